@@ -1,0 +1,284 @@
+//! `RoomChecker`: is this presenter live?
+//!
+//! It keeps what the room server said for a while (live and not-live apart, bounded, least recently used goes), asks once for
+//! however many want to know of one presenter, has a limit on lookups at once and a time limit on each, and knows what to
+//! do without an answer (`room.on_error`, rule 9). The verdict goes to the registry as a message.
+//!
+//! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    num::NonZeroUsize,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::prelude::*;
+use lru::LruCache;
+use tokio::time::timeout;
+
+use crate::{
+    gate::{Gate, Permit},
+    mailbox::Mailbox,
+    metrics::Metrics,
+    registry::RegistryHandle,
+    seams::{Liveness, RoomApi, RoomApiError},
+    supervise::Present,
+    types::PresenterIdx,
+};
+
+/// What operators set for the checker. `settings.toml` documents each.
+#[derive(Clone, Debug)]
+pub struct CheckerConfig {
+    /// `room.timeout_ms`
+    pub timeout: Duration,
+    /// `room.live_ttl_ms`
+    pub live_ttl: Duration,
+    /// `room.not_live_ttl_ms`
+    pub not_live_ttl: Duration,
+    /// `room.cache_max`
+    pub cache_max: usize,
+    /// `room.max_lookups`
+    pub max_lookups: usize,
+    /// `room.stale_seconds` when `room.on_error` is `last_known`, else `None`
+    pub stale: Option<Duration>,
+}
+
+/// The most requests to make a presenter reconnect that are under way at once; what is over is left out.
+pub const MAX_RECONNECTS: usize = 16;
+
+enum Ask {
+    Check(Check),
+    Reconnect(PresenterIdx, Permit),
+}
+
+struct Check {
+    presenter: PresenterIdx,
+    /// Ask the room server although the cache still has an answer.
+    refresh: bool,
+    permit: Permit,
+}
+
+/// The one way to the checker.
+#[derive(Clone)]
+pub struct CheckerHandle {
+    mailbox: Mailbox<Ask>,
+    gate: Arc<Gate>,
+}
+
+impl CheckerHandle {
+    /// A handle for a checker that is about to start; `mailbox` is the number of permits.
+    pub fn new(mailbox: usize) -> Self {
+        Self {
+            mailbox: Mailbox::default(),
+            gate: Gate::new("checker", mailbox),
+        }
+    }
+
+    /// The permits of `actors.checker.mailbox`.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Asks; the registry gets the verdict as a message. `false`: there is no permit, and no verdict will come.
+    pub(crate) fn check(&self, presenter: PresenterIdx, refresh: bool) -> bool {
+        let Some(permit) = self.gate.try_acquire(1) else {
+            return false;
+        };
+        self.mailbox.push(Ask::Check(Check {
+            presenter,
+            refresh,
+            permit,
+        }));
+        true
+    }
+
+    /// Has the room server asked to make the presenter connect again (rule 12). Nobody waits for what comes of it, so
+    /// without a permit it is left out.
+    pub(crate) fn request_reconnect(&self, presenter: PresenterIdx) {
+        if let Some(permit) = self.gate.try_acquire(1) {
+            self.mailbox.push(Ask::Reconnect(presenter, permit));
+        }
+    }
+}
+
+struct Known {
+    liveness: Liveness,
+    at: Instant,
+}
+
+/// See the module's text.
+pub struct RoomChecker {
+    config: CheckerConfig,
+    handle: CheckerHandle,
+    registry: RegistryHandle,
+    api: Rc<dyn RoomApi>,
+    metrics: Metrics,
+    cache: LruCache<PresenterIdx, Known>,
+    under_way: HashSet<PresenterIdx>,
+    queue: VecDeque<Check>,
+    /// Requests to make a presenter reconnect that are under way.
+    reconnects: usize,
+    _present: Present,
+}
+
+impl RoomChecker {
+    /// A checker over a room server.
+    pub fn new(
+        config: CheckerConfig,
+        handle: CheckerHandle,
+        registry: RegistryHandle,
+        api: Rc<dyn RoomApi>,
+        metrics: Metrics,
+        present: Present,
+    ) -> Self {
+        let room_for = NonZeroUsize::new(config.cache_max).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            config,
+            handle,
+            registry,
+            api,
+            metrics,
+            cache: LruCache::new(room_for),
+            under_way: HashSet::new(),
+            queue: VecDeque::new(),
+            reconnects: 0,
+            _present: present,
+        }
+    }
+
+    fn ttl(&self, liveness: Liveness) -> Duration {
+        if liveness.live {
+            self.config.live_ttl
+        } else {
+            self.config.not_live_ttl
+        }
+    }
+
+    fn check(&mut self, check: Check, ctx: &mut Context<Self>) {
+        if !check.refresh
+            && let Some(known) = self.cache.get(&check.presenter)
+        {
+            let (liveness, age) = (known.liveness, known.at.elapsed());
+            if let Some(left) = self.ttl(liveness).checked_sub(age).filter(|left| !left.is_zero()) {
+                self.count("cached");
+                return self.registry.verdict(check.presenter, Some((liveness, left)));
+            }
+        }
+        if self.under_way.contains(&check.presenter) {
+            // The answer under way goes to the registry, which has one room for this presenter.
+            return;
+        }
+        if self.under_way.len() >= self.config.max_lookups {
+            self.queue.push_back(check);
+            return;
+        }
+        self.look_up(check, ctx);
+    }
+
+    fn look_up(&mut self, check: Check, ctx: &mut Context<Self>) {
+        let presenter = check.presenter;
+        self.under_way.insert(presenter);
+        let asked = timeout(self.config.timeout, self.api.check(presenter));
+        let began = Instant::now();
+        let permit = check.permit;
+        ctx.spawn(asked.into_actor(self).map(move |answer, this, ctx| {
+            drop(permit);
+            this.under_way.remove(&presenter);
+            this.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
+            this.answered(presenter, answer.unwrap_or(Err(RoomApiError::Timeout)));
+            this.next(ctx);
+        }));
+    }
+
+    fn answered(&mut self, presenter: PresenterIdx, answer: Result<Liveness, RoomApiError>) {
+        match answer {
+            Ok(liveness) => {
+                self.count(if liveness.live { "live" } else { "not_live" });
+                let at = Instant::now();
+                self.cache.put(presenter, Known { liveness, at });
+                self.registry.verdict(presenter, Some((liveness, self.ttl(liveness))));
+            }
+            Err(error) => {
+                self.count(if error == RoomApiError::Timeout {
+                    "timeout"
+                } else {
+                    "error"
+                });
+                log::warn!("room server: no answer for presenter {presenter}: {error}");
+                let last = self.last_known(presenter);
+                self.registry.verdict(presenter, last);
+            }
+        }
+    }
+
+    /// Rule 9: `last_known` goes on with the last real answer, for at most `room.stale_seconds` after its time.
+    fn last_known(&mut self, presenter: PresenterIdx) -> Option<(Liveness, Duration)> {
+        let stale = self.config.stale?;
+        let known = self.cache.get(&presenter)?;
+        let (liveness, age) = (known.liveness, known.at.elapsed());
+        let ttl = self.ttl(liveness);
+        let left = (ttl + stale).checked_sub(age).filter(|left| !left.is_zero())?;
+        self.count("stale");
+        Some((liveness, left.min(ttl)))
+    }
+
+    /// Begins the lookups that waited for a place.
+    fn next(&mut self, ctx: &mut Context<Self>) {
+        while self.under_way.len() < self.config.max_lookups
+            && let Some(check) = self.queue.pop_front()
+        {
+            self.check(check, ctx);
+        }
+    }
+
+    fn reconnect(&mut self, presenter: PresenterIdx, permit: Permit, ctx: &mut Context<Self>) {
+        if self.reconnects >= MAX_RECONNECTS {
+            // A room server that hangs on these must not cost the checks their connections.
+            return;
+        }
+        self.reconnects += 1;
+        let asked = timeout(self.config.timeout, self.api.request_reconnect(presenter));
+        ctx.spawn(asked.into_actor(self).map(move |answer, this, _| {
+            drop(permit);
+            this.reconnects -= 1;
+            let outcome = match answer.unwrap_or(Err(RoomApiError::Timeout)) {
+                Ok(()) => "ok",
+                Err(error) => {
+                    log::debug!("room server: presenter {presenter} was not asked to reconnect: {error}");
+                    "error"
+                }
+            };
+            this.metrics
+                .reconnect_requests
+                .get_or_create(&[("outcome", outcome)])
+                .inc();
+        }));
+    }
+
+    fn count(&self, outcome: &'static str) {
+        self.metrics.room_checks.get_or_create(&[("outcome", outcome)]).inc();
+    }
+}
+
+impl Actor for RoomChecker {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.add_stream(self.handle.mailbox.batches());
+        // Whatever the one before was asked and did not answer will be asked again.
+        self.registry.checker_started();
+    }
+}
+
+impl StreamHandler<Vec<Ask>> for RoomChecker {
+    fn handle(&mut self, batch: Vec<Ask>, ctx: &mut Self::Context) {
+        for ask in batch {
+            match ask {
+                Ask::Check(check) => self.check(check, ctx),
+                Ask::Reconnect(presenter, permit) => self.reconnect(presenter, permit, ctx),
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The time and the ids of events (rule 5): from max(now, last persisted), so a clock set back changes nothing.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use uuid::Uuid;
+
+/// Stamps events. Owned by the one actor that numbers.
+#[derive(Debug)]
+pub struct EventClock {
+    last_ms: i64,
+    within_ms: u16,
+    random: SmallRng,
+}
+
+impl EventClock {
+    /// Goes on after `last_ms`, the newest time that is in the spool (milliseconds since 1970, UTC).
+    pub fn after(last_ms: i64) -> Self {
+        Self {
+            last_ms,
+            within_ms: 0,
+            random: SmallRng::from_os_rng(),
+        }
+    }
+
+    /// The time of the event stamped last, or where the clock went on from.
+    pub fn last_ms(&self) -> i64 {
+        self.last_ms
+    }
+
+    /// The time and the id of the next event: never before those of the one stamped last.
+    pub fn stamp(&mut self) -> (i64, Uuid) {
+        self.stamp_at(system_ms())
+    }
+
+    fn stamp_at(&mut self, now_ms: i64) -> (i64, Uuid) {
+        if now_ms > self.last_ms {
+            self.last_ms = now_ms;
+            self.within_ms = 0;
+        } else {
+            self.within_ms += 1;
+            if self.within_ms > 0x0fff {
+                // 4,096 ids in one millisecond: borrow from the next one rather than go back.
+                self.last_ms += 1;
+                self.within_ms = 0;
+            }
+        }
+        (self.last_ms, self.id())
+    }
+
+    /// RFC 9562 UUIDv7: 48 bits of milliseconds, 12 bits that count within one, 62 random bits.
+    fn id(&mut self) -> Uuid {
+        let ms = u64::try_from(self.last_ms).unwrap_or(0);
+        let high = (ms << 16) | 0x7000 | u64::from(self.within_ms);
+        let low = (self.random.random::<u64>() >> 2) | (0b10 << 62);
+        Uuid::from_u64_pair(high, low)
+    }
+}
+
+/// Milliseconds since 1970-01-01T00:00:00Z by the system's clock.
+pub fn system_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_05_a_clock_set_back_changes_neither_times_nor_the_order_of_ids() {
+        let mut clock = EventClock::after(1_000_000);
+        let mut last = clock.stamp_at(999_000);
+        assert!(last.0 >= 1_000_000);
+        for now in [1_000_001, 5, 1_000_000, 1_000_001, 1_000_001, 0, 1_000_002] {
+            let next = clock.stamp_at(now);
+            assert!(next.0 >= last.0 && next.1 > last.1, "{last:?} then {next:?}");
+            last = next;
+        }
+    }
+
+    #[test]
+    fn ids_are_version_7_of_their_time_and_stay_in_order_within_a_millisecond() {
+        let mut clock = EventClock::after(0);
+        let mut last = clock.stamp_at(1_700_000_000_000);
+        assert_eq!(last.1.get_version_num(), 7);
+        assert_eq!(last.1.get_variant(), uuid::Variant::RFC4122);
+        for _ in 0..10_000 {
+            let next = clock.stamp_at(1_700_000_000_000);
+            assert!(next.1 > last.1);
+            assert_eq!(next.1.get_timestamp().unwrap().to_unix().0, next.0 as u64 / 1000);
+            last = next;
+        }
+    }
+}

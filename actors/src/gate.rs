@@ -1,0 +1,109 @@
+//! Admission by permits: what really bounds a queue.
+//!
+//! actix's own mailbox capacity does not bound (each clone of an `Addr` owns a slot, `do_send` ignores it), so
+//! whatever goes towards an actor takes a [`Permit`] first and carries it until it is answered. When there is none
+//! left, the caller is refused at once; nothing waits here. `actors.<name>.mailbox` is [`Gate::capacity`].
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
+
+/// Counts the permits of one queue and what was refused for want of one.
+#[derive(Debug)]
+pub struct Gate {
+    name: &'static str,
+    capacity: usize,
+    used: AtomicUsize,
+    refused: AtomicU64,
+}
+
+impl Gate {
+    /// A gate with `capacity` permits (at least 1); `name` labels its metrics.
+    pub fn new(name: &'static str, capacity: usize) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            capacity: capacity.max(1),
+            used: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+        })
+    }
+
+    /// Takes `n` permits, or none at all: `None` counts as one refusal.
+    pub fn try_acquire(self: &Arc<Self>, n: usize) -> Option<Permit> {
+        let taken = self
+            .used
+            .fetch_update(Relaxed, Relaxed, |used| {
+                used.checked_add(n).filter(|sum| *sum <= self.capacity)
+            })
+            .is_ok();
+        if !taken {
+            self.refused.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(Permit {
+            gate: Arc::clone(self),
+            n,
+        })
+    }
+
+    /// The label of this queue in the metrics.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// How many permits there are.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many permits are out now.
+    pub fn depth(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+
+    /// How often nothing was left to take.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+}
+
+/// Some of a gate's permits; given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    gate: Arc<Gate>,
+    n: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.used.fetch_sub(self.n, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_hands_out_what_it_has_and_counts_what_it_refuses() {
+        let gate = Gate::new("test", 3);
+        let one = gate.try_acquire(1).unwrap();
+        let two = gate.try_acquire(2).unwrap();
+        assert!(gate.try_acquire(1).is_none());
+        assert_eq!((gate.depth(), gate.refused()), (3, 1));
+        drop(two);
+        assert_eq!(gate.depth(), 1);
+        assert!(gate.try_acquire(2).is_some());
+        drop(one);
+        assert_eq!(gate.depth(), 0);
+    }
+
+    #[test]
+    fn an_absurd_demand_is_refused_without_overflow() {
+        let gate = Gate::new("test", 3);
+        let _one = gate.try_acquire(1).unwrap();
+        assert!(gate.try_acquire(usize::MAX).is_none());
+        assert_eq!(gate.depth(), 1);
+    }
+}

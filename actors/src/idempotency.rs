@@ -1,0 +1,303 @@
+//! Idempotency (rule 17, draft-ietf-httpapi-idempotency-key-header): a request that is sent again gets the first answer.
+//!
+//! A hash in memory, filled again at a start from the spool's time-ordered rows, because an index on random keys costs
+//! more than the message itself. Only acceptances are kept; none is evicted within the window. When full, in all or for
+//! one sender, keyed requests are refused and unkeyed ones go on.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    outcome::Accepted,
+    types::{PresenterIdx, UserIdx},
+};
+
+/// A request's key in its scope, and what it was used for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyed {
+    /// The key as the sender gave it.
+    pub key: Box<str>,
+    /// Names (user_idx, presenter_idx, key).
+    id: [u8; 16],
+    /// Tells one text from another.
+    fingerprint: [u8; 16],
+}
+
+impl Keyed {
+    /// The key of a message: scope (user_idx, presenter_idx, key), for this text.
+    pub fn new(user: UserIdx, presenter: PresenterIdx, key: &str, text: &str) -> Arc<Self> {
+        let mut scope = Sha256::new();
+        scope.update(user.get().to_le_bytes());
+        scope.update(presenter.get().to_le_bytes());
+        scope.update(key.as_bytes());
+        Arc::new(Self {
+            key: key.into(),
+            id: half(&scope.finalize()),
+            fingerprint: half(&Sha256::digest(text.as_bytes())),
+        })
+    }
+}
+
+impl Keyed {
+    /// The key of a message whose text is known by its fingerprint only.
+    pub fn restored(user: UserIdx, presenter: PresenterIdx, key: &str, fingerprint: [u8; 16]) -> Arc<Self> {
+        let mut keyed = Arc::unwrap_or_clone(Self::new(user, presenter, key, ""));
+        keyed.fingerprint = fingerprint;
+        Arc::new(keyed)
+    }
+
+    /// Tells one text from another.
+    pub fn fingerprint(&self) -> &[u8; 16] {
+        &self.fingerprint
+    }
+}
+
+fn half(digest: &[u8]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&digest[..16]);
+    half
+}
+
+/// What operators set for the table. `settings.toml` documents each.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyConfig {
+    /// `idempotency.window_seconds`, in milliseconds
+    pub window_ms: i64,
+    /// `idempotency.max`
+    pub max: usize,
+    /// `idempotency.sender_max`
+    pub sender_max: usize,
+}
+
+/// An acceptance as the spool kept it.
+#[derive(Clone, Debug)]
+pub struct KeyRow {
+    /// Whose it is.
+    pub user_idx: UserIdx,
+    /// The key.
+    pub keyed: Arc<Keyed>,
+    /// The first answer.
+    pub accepted: Accepted,
+}
+
+/// What a key means to a request that brings it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing yet: the request goes on, and is in progress from now.
+    New,
+    /// The first request with this key has no answer yet.
+    InProgress,
+    /// The key was used for another text.
+    Conflict,
+    /// It was accepted before: this is the first answer.
+    Accepted(Accepted),
+    /// There is no room for another key, in all or for this sender.
+    Full,
+}
+
+struct Entry {
+    user_idx: UserIdx,
+    fingerprint: [u8; 16],
+    /// `None` while in progress.
+    accepted: Option<Accepted>,
+}
+
+/// The keys within the window.
+pub struct KeyTable {
+    config: KeyConfig,
+    entries: HashMap<[u8; 16], Entry>,
+    by_age: VecDeque<(i64, [u8; 16])>,
+    of_sender: HashMap<UserIdx, usize>,
+}
+
+impl KeyTable {
+    /// A table with what the spool kept, oldest first.
+    pub fn new(config: KeyConfig, rows: Vec<KeyRow>) -> Self {
+        let mut table = Self {
+            config,
+            entries: HashMap::new(),
+            by_age: VecDeque::new(),
+            of_sender: HashMap::new(),
+        };
+        for row in rows {
+            table.insert(row.user_idx, &row.keyed);
+            table.accept(&row.keyed, row.accepted);
+        }
+        table
+    }
+
+    /// How many keys it holds.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// A request brings this key at `now_ms`, milliseconds since 1970.
+    pub fn begin(&mut self, user: UserIdx, keyed: &Keyed, now_ms: i64) -> Found {
+        self.expire(now_ms);
+        if let Some(entry) = self.entries.get(&keyed.id) {
+            return match &entry.accepted {
+                _ if entry.fingerprint != keyed.fingerprint => Found::Conflict,
+                Some(accepted) => Found::Accepted(accepted.clone()),
+                None => Found::InProgress,
+            };
+        }
+        let of_sender = self.of_sender.get(&user).copied().unwrap_or(0);
+        if self.entries.len() >= self.config.max || of_sender >= self.config.sender_max {
+            return Found::Full;
+        }
+        self.insert(user, keyed);
+        Found::New
+    }
+
+    /// Marks a key as in progress whatever the bounds: its message is under way already.
+    pub fn insert(&mut self, user_idx: UserIdx, keyed: &Keyed) {
+        let entry = Entry {
+            user_idx,
+            fingerprint: keyed.fingerprint,
+            accepted: None,
+        };
+        if self.entries.insert(keyed.id, entry).is_none() {
+            *self.of_sender.entry(user_idx).or_default() += 1;
+        }
+    }
+
+    /// The key's message was accepted: the answer is kept for the window, counted from the message's time.
+    pub fn accept(&mut self, keyed: &Keyed, accepted: Accepted) {
+        if let Some(entry) = self.entries.get_mut(&keyed.id) {
+            self.by_age.push_back((accepted.sent_at_ms, keyed.id));
+            entry.accepted = Some(accepted);
+        }
+    }
+
+    /// The key's message was refused: nothing is kept.
+    pub fn abandon(&mut self, keyed: &Keyed) {
+        if self
+            .entries
+            .get(&keyed.id)
+            .is_some_and(|entry| entry.accepted.is_none())
+        {
+            self.remove(keyed.id);
+        }
+    }
+
+    fn expire(&mut self, now_ms: i64) {
+        while let Some((at, id)) = self.by_age.front().copied()
+            && at.saturating_add(self.config.window_ms) < now_ms
+        {
+            self.by_age.pop_front();
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: [u8; 16]) {
+        let Some(entry) = self.entries.remove(&id) else {
+            return;
+        };
+        if let Some(count) = self.of_sender.get_mut(&entry.user_idx) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_sender.remove(&entry.user_idx);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        outcome::Delivery,
+        types::{Epoch, Seq},
+    };
+
+    fn user(n: i64) -> UserIdx {
+        UserIdx::new(n).unwrap()
+    }
+
+    fn keyed(sender: i64, room: i64, key: &str, text: &str) -> Arc<Keyed> {
+        Keyed::new(user(sender), PresenterIdx::new(room).unwrap(), key, text)
+    }
+
+    fn answer(at: i64) -> Accepted {
+        Accepted {
+            id: Uuid::from_u128(at.cast_unsigned().into()),
+            seq: Seq(at.cast_unsigned()),
+            epoch: Epoch("e".into()),
+            sent_at_ms: at,
+            delivery: Delivery::Delivered,
+        }
+    }
+
+    fn table(max: usize, sender_max: usize) -> KeyTable {
+        let config = KeyConfig {
+            window_ms: 100,
+            max,
+            sender_max,
+        };
+        KeyTable::new(config, Vec::new())
+    }
+
+    #[test]
+    fn rule_17_the_same_key_and_text_gets_the_first_answer_within_the_window() {
+        let mut table = table(10, 10);
+        let first = keyed(1, 2, "k", "hi");
+        assert_eq!(table.begin(user(1), &first, 0), Found::New);
+        assert_eq!(table.begin(user(1), &first, 0), Found::InProgress);
+        table.accept(&first, answer(5));
+        assert_eq!(table.begin(user(1), &first, 105), Found::Accepted(answer(5)));
+        assert_eq!(table.begin(user(1), &keyed(1, 2, "k", "other"), 50), Found::Conflict);
+        assert_eq!(table.begin(user(1), &first, 106), Found::New);
+    }
+
+    #[test]
+    fn rule_17_a_keys_scope_is_its_sender_and_its_room() {
+        let mut table = table(10, 10);
+        for one in [
+            keyed(1, 2, "k", "a"),
+            keyed(1, 3, "k", "b"),
+            keyed(2, 2, "k", "c"),
+            keyed(1, 2, "l", "d"),
+        ] {
+            assert_eq!(table.begin(user(1), &one, 0), Found::New);
+        }
+    }
+
+    #[test]
+    fn rule_17_a_refusal_is_not_kept() {
+        let mut table = table(10, 10);
+        let first = keyed(1, 2, "k", "hi");
+        assert_eq!(table.begin(user(1), &first, 0), Found::New);
+        table.abandon(&first);
+        assert!(table.is_empty());
+        assert_eq!(table.begin(user(1), &keyed(1, 2, "k", "other"), 0), Found::New);
+    }
+
+    #[test]
+    fn rule_17_a_full_table_or_a_senders_cap_refuses_and_evicts_nothing() {
+        let mut table = table(3, 2);
+        let keys: Vec<_> = (0..3).map(|n| keyed(1, 2, &n.to_string(), "x")).collect();
+        for one in &keys[..2] {
+            assert_eq!(table.begin(user(1), one, 0), Found::New);
+            table.accept(one, answer(1));
+        }
+        assert_eq!(table.begin(user(1), &keys[2], 0), Found::Full);
+        let other = keyed(2, 2, "k", "x");
+        assert_eq!(table.begin(user(2), &other, 0), Found::New);
+        assert_eq!(table.begin(user(3), &keyed(3, 2, "k", "x"), 0), Found::Full);
+        assert_eq!(table.begin(user(1), &keys[0], 0), Found::Accepted(answer(1)));
+        // The window is over: there is room again.
+        assert_eq!(table.begin(user(1), &keys[2], 200), Found::New);
+        assert_eq!(table.len(), 2);
+    }
+}

@@ -1,0 +1,141 @@
+//! The mailbox of an actor that must not lose what it was sent, however the actor ends.
+//!
+//! A [`Mailbox`] outlives its actor: a rebuilt actor reads on where the one before it stopped. The actor adds
+//! [`Mailbox::batches`] to its context as a stream and gets everything that has come since in one turn, so that a
+//! busy actor is woken once for many messages. It holds no bound of its own: whoever pushes holds a permit of a
+//! [`Gate`](crate::gate::Gate), or is bounded by something that does (an answer to a permitted question).
+
+use std::{
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use futures_util::{Stream, task::AtomicWaker};
+
+/// The sending side; clones share one queue.
+#[derive(Debug)]
+pub struct Mailbox<T> {
+    shared: Arc<Shared<T>>,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    queue: Mutex<Vec<T>>,
+    waker: AtomicWaker,
+}
+
+impl<T> Shared<T> {
+    fn queue(&self) -> MutexGuard<'_, Vec<T>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Clone for Mailbox<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<T> Default for Mailbox<T> {
+    fn default() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                queue: Mutex::new(Vec::new()),
+                waker: AtomicWaker::new(),
+            }),
+        }
+    }
+}
+
+impl<T> Mailbox<T> {
+    /// Queues one message. Wakes the actor only when nothing was queued already.
+    pub fn push(&self, message: T) {
+        let was_empty = {
+            let mut queue = self.shared.queue();
+            queue.push(message);
+            queue.len() == 1
+        };
+        if was_empty {
+            self.shared.waker.wake();
+        }
+    }
+
+    /// Gives back what was taken and not dealt with: it comes before everything else again.
+    pub fn give_back(&self, messages: impl Iterator<Item = T>) {
+        {
+            let mut queue = self.shared.queue();
+            let newer = mem::take(&mut *queue);
+            queue.extend(messages);
+            queue.extend(newer);
+        }
+        self.shared.waker.wake();
+    }
+
+    /// The receiving side. One actor at a time reads it; a second reader would steal from the first.
+    pub fn batches(&self) -> Batches<T> {
+        Batches {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+/// Yields everything that was queued since the last turn, never an empty batch. It never ends.
+#[derive(Debug)]
+pub struct Batches<T> {
+    shared: Arc<Shared<T>>,
+}
+
+impl<T> Stream for Batches<T> {
+    type Item = Vec<T>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut queue = self.shared.queue();
+        if queue.is_empty() {
+            self.shared.waker.register(cx.waker());
+            return Poll::Pending;
+        }
+        let room = queue.len().min(1024);
+        Poll::Ready(Some(mem::replace(&mut *queue, Vec::with_capacity(room))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reader_gets_in_one_turn_all_that_came_in_order() {
+        let mailbox = Mailbox::default();
+        for n in 0..5 {
+            mailbox.push(n);
+        }
+        assert_eq!(mailbox.batches().next().await.unwrap(), [0, 1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_second_reader_goes_on_where_the_first_was_dropped() {
+        let mailbox = Mailbox::default();
+        let mut first = mailbox.batches();
+        mailbox.push(1);
+        assert_eq!(first.next().await.unwrap(), [1]);
+        drop(first);
+        mailbox.push(2);
+        assert_eq!(mailbox.batches().next().await.unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_reader_is_woken_by_a_push_from_another_thread() {
+        let mailbox = Mailbox::default();
+        let sender = mailbox.clone();
+        let mut batches = mailbox.batches();
+        let reader = tokio::spawn(async move { batches.next().await });
+        std::thread::spawn(move || sender.push(7)).join().unwrap();
+        assert_eq!(reader.await.unwrap().unwrap(), [7]);
+    }
+}

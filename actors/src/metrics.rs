@@ -1,0 +1,221 @@
+//! What the actors count, in one place. Names follow Prometheus: base units, `_total`, `_seconds`; never a label by
+//! presenter or user.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::gate::Gate;
+
+/// One label with one of a fixed set of values.
+pub type Label = [(&'static str, &'static str); 1];
+
+/// Every number that the actors keep. Cheap to clone: the numbers are shared.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Events committed and answered 200 or 201.
+    pub accepted: Counter,
+    /// Events that were queued to a session with credit when they were committed.
+    pub delivered: Counter,
+    /// Events that were committed with no such session: they wait in the ring.
+    pub held: Counter,
+    /// Refusals, by `code` of the error table.
+    pub refused: Family<Label, Counter>,
+    /// Frames handed to presenters' sockets.
+    pub frames: Counter,
+    /// Presenter sockets open now.
+    pub sessions: Gauge,
+    /// Sessions ended, by `reason`.
+    pub sessions_ended: Family<Label, Counter>,
+    /// Rooms in the registry now.
+    pub rooms: Gauge,
+    /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout.
+    pub room_checks: Family<Label, Counter>,
+    /// Requests to make a presenter reconnect, by `outcome`: ok, error.
+    pub reconnect_requests: Family<Label, Counter>,
+    /// How long the room server took, in seconds.
+    pub room_check_seconds: Histogram,
+    /// Events a spool commit.
+    pub commit_events: Histogram,
+    /// How long a spool commit took, in seconds, its fsync included.
+    pub commit_seconds: Histogram,
+    /// Spool commits that failed.
+    pub commit_failures: Counter,
+    /// Events a batch to the store.
+    pub store_batch_events: Histogram,
+    /// How long the store took to acknowledge a batch, in seconds.
+    pub store_batch_seconds: Histogram,
+    /// Batches that the store did not take and that were tried again.
+    pub store_retries: Counter,
+    /// Events that the store will never take, set aside in the spool (rule 4).
+    pub parked: Counter,
+    /// Events in the spool that the store does not have yet.
+    pub spool_events: Gauge,
+    /// Size of the spool in bytes.
+    pub spool_bytes: Gauge,
+    /// x-forward headers from peers that are not trusted to set them.
+    pub forward_refused: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            accepted: Counter::default(),
+            delivered: Counter::default(),
+            held: Counter::default(),
+            refused: Family::default(),
+            frames: Counter::default(),
+            sessions: Gauge::default(),
+            sessions_ended: Family::default(),
+            rooms: Gauge::default(),
+            room_checks: Family::default(),
+            reconnect_requests: Family::default(),
+            room_check_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
+            commit_events: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
+            commit_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 15)),
+            commit_failures: Counter::default(),
+            store_batch_events: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
+            store_batch_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 15)),
+            store_retries: Counter::default(),
+            parked: Counter::default(),
+            spool_events: Gauge::default(),
+            spool_bytes: Gauge::default(),
+            forward_refused: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts one refusal under its code.
+    pub fn refuse(&self, code: &'static str) {
+        self.refused.get_or_create(&[("code", code)]).inc();
+    }
+
+    /// Gives every number its name and help text.
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry;
+        r.register(
+            "chat_accepted",
+            "Messages committed and accepted",
+            self.accepted.clone(),
+        );
+        r.register(
+            "chat_delivered",
+            "Messages queued to a presenter at commit",
+            self.delivered.clone(),
+        );
+        r.register("chat_held", "Messages held at commit", self.held.clone());
+        r.register("chat_refused", "Messages refused, by code", self.refused.clone());
+        r.register("chat_frames", "Chat frames handed to sockets", self.frames.clone());
+        r.register("chat_sessions", "Open presenter sockets", self.sessions.clone());
+        r.register(
+            "chat_sessions_ended",
+            "Presenter sockets ended, by reason",
+            self.sessions_ended.clone(),
+        );
+        r.register("chat_rooms", "Rooms in memory", self.rooms.clone());
+        r.register(
+            "chat_room_checks",
+            "Liveness verdicts, by outcome",
+            self.room_checks.clone(),
+        );
+        r.register(
+            "chat_reconnect_requests",
+            "Requests to make a presenter reconnect, by outcome",
+            self.reconnect_requests.clone(),
+        );
+        r.register(
+            "chat_room_check_seconds",
+            "Room server latency",
+            self.room_check_seconds.clone(),
+        );
+        r.register(
+            "chat_commit_events",
+            "Events a spool commit",
+            self.commit_events.clone(),
+        );
+        r.register(
+            "chat_commit_seconds",
+            "Spool commit latency",
+            self.commit_seconds.clone(),
+        );
+        r.register(
+            "chat_commit_failures",
+            "Spool commits that failed",
+            self.commit_failures.clone(),
+        );
+        r.register(
+            "chat_store_batch_events",
+            "Events a batch to the store",
+            self.store_batch_events.clone(),
+        );
+        r.register(
+            "chat_store_batch_seconds",
+            "Store batch latency",
+            self.store_batch_seconds.clone(),
+        );
+        r.register("chat_store_retries", "Batches tried again", self.store_retries.clone());
+        r.register("chat_parked", "Events the store will never take", self.parked.clone());
+        r.register(
+            "chat_spool_events",
+            "Events the store does not have yet",
+            self.spool_events.clone(),
+        );
+        r.register("chat_spool_bytes", "Size of the spool", self.spool_bytes.clone());
+        r.register(
+            "chat_forward_refused",
+            "x-forward headers from untrusted peers",
+            self.forward_refused.clone(),
+        );
+    }
+}
+
+/// The depth, capacity and refusals of every queue, by `queue`; read from the gates when scraped.
+#[derive(Debug, Default)]
+pub struct QueueMetrics {
+    gates: Vec<Arc<Gate>>,
+    depth: Family<Label, Gauge>,
+    capacity: Family<Label, Gauge>,
+    refused: Family<Label, Counter>,
+}
+
+impl QueueMetrics {
+    /// Registers the three families for these gates.
+    pub fn register(registry: &mut Registry, gates: Vec<Arc<Gate>>) -> Self {
+        let this = Self {
+            gates,
+            ..Self::default()
+        };
+        registry.register("chat_queue_depth", "Permits in use, by queue", this.depth.clone());
+        registry.register("chat_queue_capacity", "Permits in all, by queue", this.capacity.clone());
+        registry.register(
+            "chat_queue_refused",
+            "Refused for want of a permit, by queue",
+            this.refused.clone(),
+        );
+        this
+    }
+
+    /// Copies the gates' present numbers into the metrics; called before each scrape.
+    pub fn refresh(&self) {
+        for gate in &self.gates {
+            let label = [("queue", gate.name())];
+            self.depth.get_or_create(&label).set(to_i64(gate.depth()));
+            self.capacity.get_or_create(&label).set(to_i64(gate.capacity()));
+            let counted = self.refused.get_or_create(&label);
+            counted.inc_by(gate.refused().saturating_sub(counted.get()));
+        }
+    }
+}
+
+fn to_i64(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

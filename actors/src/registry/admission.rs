@@ -1,0 +1,202 @@
+//! Submits on their way in: what their key means, what they lack, and the one synchronous step that decides.
+
+use super::*;
+
+impl SessionRegistry {
+    pub(super) fn submit(&mut self, waiting: Waiting, now: Instant) {
+        // Before anything else: who was accepted once is answered so again, whatever has changed since.
+        match self.answer_by_key(&waiting.submit) {
+            None => {}
+            Some(Outcome::Refused(refusal)) => return self.answer_refusal(waiting.reply, refusal),
+            Some(accepted) => {
+                let _ = waiting.reply.send(accepted);
+                return;
+            }
+        }
+        if self.draining.is_some() {
+            return self.refuse(waiting, Refusal::Draining);
+        }
+        let presenter = waiting.submit.presenter_idx;
+        let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
+        if room.in_flight + room.waiting.len() >= self.config.room_share {
+            return self.refuse(waiting, Refusal::Overloaded("room_share"));
+        }
+        let verdict = room.verdict(now);
+        let known = matches!(room.numbering, Numbering::Known { .. });
+        match verdict {
+            Some(verdict) if room.waiting.is_empty() && (known || !verdict.live) => {
+                if room.refresh_due(now, self.config.refresh_percent) {
+                    room.checking = self.checker.check(presenter, true);
+                }
+                self.decide(waiting, now);
+            }
+            _ => {
+                if room.waiting.len() >= self.config.pending_max {
+                    return self.refuse(waiting, Refusal::Overloaded("room_pending"));
+                }
+                room.waiting.push_back(waiting);
+                self.pursue(presenter, now);
+            }
+        }
+    }
+
+    /// Asks for whatever the room's waiting submits lack, and settles them when they lack nothing.
+    pub(super) fn pursue(&mut self, presenter: PresenterIdx, now: Instant) {
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        match (room.verdict(now), room.numbering) {
+            (None, _) => {
+                if !room.checking {
+                    room.checking = self.checker.check(presenter, false);
+                    if !room.checking {
+                        self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
+                        self.forget_if_idle(presenter, now);
+                    }
+                }
+            }
+            (Some(verdict), Numbering::Unknown) if verdict.live => {
+                // Only a live room is worth asking for: a flood of unknown rooms never reaches the spool.
+                room.numbering = Numbering::Asked;
+                self.writer.ask_last_seq(presenter);
+            }
+            (Some(verdict), Numbering::Asked) if verdict.live => {}
+            (Some(_), _) => {
+                let waiting = std::mem::take(&mut room.waiting);
+                for one in waiting {
+                    self.decide(one, now);
+                }
+                self.forget_if_idle(presenter, now);
+            }
+        }
+    }
+
+    /// The verdict is there and the numbering known where it is needed: refuse, or number and append.
+    pub(super) fn decide(&mut self, waiting: Waiting, now: Instant) {
+        let presenter_idx = waiting.submit.presenter_idx;
+        let Some(room) = self.rooms.get_mut(&presenter_idx) else {
+            return self.refuse(waiting, Refusal::NotLive);
+        };
+        let Some(verdict) = room.verdict(now) else {
+            return self.refuse(waiting, Refusal::RoomServerUnavailable);
+        };
+        if !verdict.live {
+            return self.refuse(waiting, Refusal::NotLive);
+        }
+        if room.reconnect_due(now, &self.config) {
+            self.checker.request_reconnect(presenter_idx);
+        }
+        let bytes = waiting.submit.chat.cost();
+        if let Err(refusal) = room.admit(bytes, &self.config, now) {
+            return self.refuse(waiting, refusal);
+        }
+        if room.in_flight >= self.config.writer_room_share {
+            return self.refuse(waiting, Refusal::Overloaded("writer_room_share"));
+        }
+        if !self.writer.writable() {
+            return self.refuse(waiting, Refusal::LogUnavailable);
+        }
+        let permit = match self.writer.reserve(bytes) {
+            Ok(permit) => permit,
+            Err(refusal) => return self.refuse(waiting, refusal),
+        };
+        let Some(seq) = room.number(bytes) else {
+            return self.refuse(waiting, Refusal::LogUnavailable);
+        };
+        let (sent_at_ms, id) = self.clock.stamp();
+        let event = Arc::new(Event {
+            id,
+            presenter_idx,
+            epoch: self.epoch.clone(),
+            seq,
+            sent_at_ms,
+            room_idx: verdict.room_idx,
+            chat: waiting.submit.chat,
+            keyed: waiting.submit.keyed,
+        });
+        self.outbox.push(Arc::clone(&event));
+        self.in_flight.push_back(Slot {
+            term: self.term,
+            event,
+            reply: waiting.reply,
+            _permits: (waiting.permit, permit),
+        });
+    }
+
+    /// Refuses a submit that was not numbered: its key, if it has one, may be used again.
+    pub(super) fn refuse(&mut self, waiting: Waiting, refusal: Refusal) {
+        if let (Some(keys), Some(keyed)) = (&mut self.keys, &waiting.submit.keyed) {
+            keys.abandon(keyed);
+        }
+        self.answer_refusal(waiting.reply, refusal);
+    }
+
+    pub(super) fn answer_refusal(&self, reply: oneshot::Sender<Outcome>, refusal: Refusal) {
+        self.metrics.refuse(refusal.code());
+        let _ = reply.send(Outcome::Refused(refusal));
+    }
+
+    /// Rule 17: what the request's key means. `Some` is the answer that it gets at once.
+    pub(super) fn answer_by_key(&mut self, submit: &Submit) -> Option<Outcome> {
+        let keyed = submit.keyed.as_ref()?;
+        let Some(keys) = &mut self.keys else {
+            return Some(Outcome::Refused(Refusal::Overloaded("idempotency")));
+        };
+        Some(match keys.begin(submit.chat.user_idx, keyed, system_ms()) {
+            Found::New => return None,
+            Found::Accepted(accepted) => Outcome::Accepted(accepted),
+            Found::InProgress => Outcome::Refused(Refusal::IdempotencyInProgress),
+            Found::Conflict => Outcome::Refused(Refusal::IdempotencyConflict),
+            Found::Full => Outcome::Refused(Refusal::Overloaded("idempotency")),
+        })
+    }
+
+    /// The spool told of the acceptances with keys. Those under way meanwhile are in progress again.
+    pub(super) fn keys(&mut self, rows: Result<Vec<KeyRow>, ()>) {
+        let Ok(rows) = rows else {
+            self.keys_asked = false;
+            return;
+        };
+        let mut keys = KeyTable::new(self.config.keys, rows);
+        for slot in &self.in_flight {
+            if let Some(keyed) = &slot.event.keyed {
+                keys.insert(slot.event.chat.user_idx, keyed);
+            }
+        }
+        for waiting in self.rooms.values().flat_map(|room| &room.waiting) {
+            if let Some(keyed) = &waiting.submit.keyed {
+                keys.insert(waiting.submit.chat.user_idx, keyed);
+            }
+        }
+        self.keys = Some(keys);
+        for done in self.ready.drain(..) {
+            let _ = done.send(());
+        }
+    }
+
+    pub(super) fn when_ready(&mut self, done: oneshot::Sender<()>) {
+        match self.keys {
+            Some(_) => {
+                let _ = done.send(());
+            }
+            None => self.ready.push(done),
+        }
+    }
+
+    pub(super) fn ask_keys(&mut self) {
+        if self.keys.is_none() && !self.keys_asked {
+            self.keys_asked = true;
+            self.writer
+                .ask_keys(system_ms().saturating_sub(self.config.keys.window_ms));
+        }
+    }
+
+    pub(super) fn refuse_waiting(&mut self, presenter: PresenterIdx, refusal: Refusal) {
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        for waiting in std::mem::take(&mut room.waiting) {
+            self.refuse(waiting, refusal);
+        }
+    }
+}

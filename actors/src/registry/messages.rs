@@ -1,0 +1,242 @@
+//! What the registry is told, and the handle that tells it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::subscriber::{End, Subscriber};
+use crate::{
+    gate::{Gate, Permit},
+    idempotency::KeyRow,
+    mailbox::Mailbox,
+    metrics::Metrics,
+    outcome::{Outcome, Refusal, Submit},
+    seams::{LastSeq, Liveness},
+    session::Flow,
+    types::{PresenterIdx, Seq},
+};
+
+/// Names one socket for as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId(u64);
+
+/// A submit with what it holds while it is under way.
+pub(crate) struct Waiting {
+    pub submit: Submit,
+    pub permit: Permit,
+    pub reply: oneshot::Sender<Outcome>,
+}
+
+/// What the room server's word on a presenter is, as the checker has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verdict {
+    pub presenter: PresenterIdx,
+    /// `None`: no answer that counts, and nothing else to go by.
+    pub answer: Option<(Liveness, Instant)>,
+}
+
+/// How many of the events appended first came to what end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// They are durable.
+    Yes,
+    /// They are not in the spool and never will be.
+    No,
+    /// Whether they are cannot be known now.
+    Unknown,
+}
+
+/// What one room looks like from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomView {
+    /// The verdict, where one is valid.
+    pub live: Option<bool>,
+    /// Whether a session is attached.
+    pub session: bool,
+    /// The last committed seq, where it is known.
+    pub last_seq: Option<Seq>,
+    /// Numbered and not yet committed.
+    pub in_flight: usize,
+    /// Waiting for a verdict.
+    pub waiting: usize,
+}
+
+pub(crate) enum RegistryMsg {
+    Submit(Waiting),
+    Connect {
+        session: SessionId,
+        subscriber: Arc<dyn Subscriber>,
+    },
+    Attach {
+        session: SessionId,
+        presenter: PresenterIdx,
+        flow: Arc<Flow>,
+    },
+    Flushed {
+        session: SessionId,
+        events: u64,
+    },
+    Gone {
+        session: SessionId,
+    },
+    MakeRoom,
+    Verdict(Verdict),
+    Keys {
+        rows: Result<Vec<KeyRow>, ()>,
+    },
+    CheckerStarted,
+    WhenReady {
+        done: oneshot::Sender<()>,
+    },
+    Panic,
+    LastSeq {
+        presenter: PresenterIdx,
+        last: Result<Seq, ()>,
+    },
+    Settled {
+        term: u64,
+        count: usize,
+        committed: Committed,
+    },
+    View {
+        presenter: PresenterIdx,
+        reply: oneshot::Sender<Option<RoomView>>,
+    },
+    RefuseSubmits {
+        done: oneshot::Sender<()>,
+    },
+    EndSessions {
+        end: End,
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// The one way to the registry. Everything about a room names its presenter, so that it can be sharded later.
+#[derive(Clone)]
+pub struct RegistryHandle {
+    pub(crate) mailbox: Mailbox<RegistryMsg>,
+    gate: Arc<Gate>,
+    sessions: Arc<AtomicU64>,
+    metrics: Metrics,
+}
+
+impl RegistryHandle {
+    /// A handle for a registry that is about to start; `mailbox` is the number of permits.
+    pub fn new(mailbox: usize, metrics: Metrics) -> Self {
+        Self {
+            mailbox: Mailbox::default(),
+            gate: Gate::new("registry", mailbox),
+            sessions: Arc::new(AtomicU64::new(0)),
+            metrics,
+        }
+    }
+
+    /// The permits of `actors.registry.mailbox`.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Hands in a message. The outcome comes when the log has it, or when it is refused; dropping the receiver
+    /// changes nothing. A closed channel means that the registry panicked: the outcome is unknown.
+    pub fn submit(&self, submit: Submit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+        let Some(permit) = self.gate.try_acquire(1) else {
+            let refusal = Refusal::Overloaded("registry");
+            self.metrics.refuse(refusal.code());
+            return Err(refusal);
+        };
+        let (reply, outcome) = oneshot::channel();
+        self.mailbox
+            .push(RegistryMsg::Submit(Waiting { submit, permit, reply }));
+        Ok(outcome)
+    }
+
+    /// Makes a new socket known before its presenter is.
+    pub fn connect(&self, subscriber: Arc<dyn Subscriber>) -> SessionId {
+        let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
+        self.mailbox.push(RegistryMsg::Connect { session, subscriber });
+        session
+    }
+
+    /// The socket's presenter is known: it becomes the room's session.
+    pub fn attach(&self, session: SessionId, presenter: PresenterIdx, flow: Arc<Flow>) {
+        self.mailbox.push(RegistryMsg::Attach {
+            session,
+            presenter,
+            flow,
+        });
+    }
+
+    /// The socket took so many more events.
+    pub fn flushed(&self, session: SessionId, events: u64) {
+        self.mailbox.push(RegistryMsg::Flushed { session, events });
+    }
+
+    /// The socket is gone.
+    pub fn gone(&self, session: SessionId) {
+        self.mailbox.push(RegistryMsg::Gone { session });
+    }
+
+    /// There is no place for another socket: one whose room is not live is to go (rule 10).
+    pub fn make_room(&self) {
+        self.mailbox.push(RegistryMsg::MakeRoom);
+    }
+
+    /// A checker begins: questions that the one before it left open must be asked again.
+    pub(crate) fn checker_started(&self) {
+        self.mailbox.push(RegistryMsg::CheckerStarted);
+    }
+
+    /// A planned failure point, for tests of supervision: the registry panics when it reads this.
+    #[doc(hidden)]
+    pub fn panic_now(&self) {
+        self.mailbox.push(RegistryMsg::Panic);
+    }
+
+    /// The checker's word.
+    pub(crate) fn verdict(&self, presenter: PresenterIdx, answer: Option<(Liveness, Duration)>) {
+        let answer = answer.map(|(liveness, ttl)| (liveness, Instant::now() + ttl));
+        self.mailbox.push(RegistryMsg::Verdict(Verdict { presenter, answer }));
+    }
+
+    /// What a room looks like now; `None` when nothing is kept of it.
+    pub async fn view(&self, presenter: PresenterIdx) -> Option<RoomView> {
+        let (reply, view) = oneshot::channel();
+        self.mailbox.push(RegistryMsg::View { presenter, reply });
+        view.await.ok().flatten()
+    }
+
+    /// Returns when messages with an `Idempotency-Key` can be taken too: the spool has told which keys it knows.
+    pub async fn ready(&self) {
+        let (done, wait) = oneshot::channel();
+        self.mailbox.push(RegistryMsg::WhenReady { done });
+        let _ = wait.await;
+    }
+
+    /// From now on every submit is refused; returns when everything numbered has been answered.
+    pub async fn refuse_submits(&self) {
+        let (done, wait) = oneshot::channel();
+        self.mailbox.push(RegistryMsg::RefuseSubmits { done });
+        let _ = wait.await;
+    }
+
+    /// Ends every session; returns when the last socket is gone.
+    pub async fn end_sessions(&self, end: End) {
+        let (done, wait) = oneshot::channel();
+        self.mailbox.push(RegistryMsg::EndSessions { end, done });
+        let _ = wait.await;
+    }
+}
+
+/// `LastSeq` as the registry needs it.
+pub(crate) fn known(last: LastSeq) -> Option<Seq> {
+    match last {
+        LastSeq::Known(seq) => Some(seq),
+        LastSeq::AskStore => None,
+    }
+}

@@ -1,0 +1,293 @@
+//! `SessionRegistry`: owns every room; admits, numbers, publishes, answers.
+//!
+//! It never awaits (rule 8). Whatever it needs from elsewhere it asks for and goes on; the answer is another message.
+//! A submit without a verdict waits in its room's queue, unnumbered. With one it is decided in one synchronous step:
+//! admitted, given the writer's permit, numbered, appended. The writer answers in the order of appends, so the
+//! registry keeps its numbered events in one queue and an answer is no more than a count.
+//!
+//! When full: `actors.registry.mailbox` permits in all, `room_share` of them a room, `room.pending_max` waiting for one
+//! room's verdict; what is over is refused with `overloaded` before it is numbered.
+
+mod admission;
+mod messages;
+mod room;
+mod sessions;
+mod settling;
+mod subscriber;
+
+use std::{
+    cell::Cell,
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+
+pub(crate) use self::messages::{Committed, RegistryMsg, known};
+use self::messages::{Verdict, Waiting};
+use self::room::{Numbering, Room};
+pub use self::{
+    messages::{RegistryHandle, RoomView, SessionId},
+    subscriber::{Delivery, End, Subscriber},
+};
+use crate::{
+    checker::CheckerHandle,
+    clock::{EventClock, system_ms},
+    gate::Permit,
+    idempotency::{Found, KeyConfig, KeyRow, KeyTable},
+    mailbox::Mailbox,
+    metrics::Metrics,
+    outcome::{Accepted, Delivery as Delivered, Outcome, Refusal, Submit},
+    ring::Entry,
+    session::Flow,
+    supervise::Present,
+    types::{Epoch, Event, PresenterIdx, Seq},
+    writer::{WriterHandle, WriterPermit},
+};
+
+/// What operators set for the registry, its rooms and their sessions. `settings.toml` documents each.
+#[derive(Clone, Debug)]
+pub struct RegistryConfig {
+    /// `actors.registry.room_share`
+    pub room_share: usize,
+    /// `actors.writer.room_share`
+    pub writer_room_share: usize,
+    /// `[idempotency]`
+    pub keys: KeyConfig,
+    /// `room.pending_max`
+    pub pending_max: usize,
+    /// `room.refresh_percent`
+    pub refresh_percent: u32,
+    /// `room.ring_events`
+    pub ring_events: usize,
+    /// `room.ring_bytes`
+    pub ring_bytes: usize,
+    /// `room.sweep_ms`
+    pub sweep: Duration,
+    /// `session.credit_events`
+    pub credit_events: usize,
+    /// `session.credit_bytes`
+    pub credit_bytes: usize,
+    /// `session.stall_seconds`
+    pub stall: Duration,
+    /// `session.detached_seconds`
+    pub detached: Duration,
+    /// `session.not_live_seconds`
+    pub not_live: Duration,
+    /// `session.grace_seconds`
+    pub grace: Duration,
+    /// `session.reconnect_request_seconds`
+    pub reconnect_interval: Duration,
+}
+
+/// A numbered event on its way through the writer, with what it owes its sender.
+struct Slot {
+    term: u64,
+    event: Arc<Event>,
+    reply: oneshot::Sender<Outcome>,
+    /// Given back when the sender is answered.
+    _permits: (Permit, WriterPermit),
+}
+
+struct Session {
+    subscriber: Arc<dyn Subscriber>,
+    presenter: Option<PresenterIdx>,
+    /// When a newer session took its room over.
+    detached_at: Option<Instant>,
+    /// When it was told to close.
+    ended_at: Cell<Option<Instant>>,
+}
+
+/// How long a session that was told to close may take, before its socket is shut.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a registry is made of; see the module's text.
+pub struct SessionRegistry {
+    config: RegistryConfig,
+    handle: RegistryHandle,
+    checker: CheckerHandle,
+    writer: WriterHandle,
+    metrics: Metrics,
+    clock: EventClock,
+    epoch: Epoch,
+    rooms: HashMap<PresenterIdx, Room>,
+    sessions: HashMap<SessionId, Session>,
+    in_flight: VecDeque<Slot>,
+    /// Appends of this turn, handed to the writer at its end.
+    outbox: Vec<Arc<Event>>,
+    /// Appends of an earlier term are fenced off (rule 1).
+    term: u64,
+    /// The first term of this registry: answers for earlier ones are for a registry that failed.
+    first_term: u64,
+    /// `None` until the spool has told, at a start and after an unknown outcome.
+    keys: Option<KeyTable>,
+    keys_asked: bool,
+    ready: Vec<oneshot::Sender<()>>,
+    draining: Option<Vec<oneshot::Sender<()>>>,
+    ending: Vec<oneshot::Sender<()>>,
+    ended: Option<End>,
+    _present: Present,
+}
+
+impl SessionRegistry {
+    /// A registry that goes on where the spool stands. It knows no room: each room's numbering is asked for anew, behind
+    /// everything that a registry before it appended, so that no seq is used twice and none is left out (rule 2).
+    pub fn new(
+        config: RegistryConfig,
+        handle: RegistryHandle,
+        checker: CheckerHandle,
+        writer: WriterHandle,
+        metrics: Metrics,
+        present: Present,
+    ) -> Self {
+        let (epoch, last_ms, term) = (writer.epoch().clone(), writer.last_ms(), writer.next_term());
+        metrics.sessions.set(0);
+        Self {
+            config,
+            handle,
+            checker,
+            writer,
+            metrics,
+            clock: EventClock::after(last_ms),
+            epoch,
+            rooms: HashMap::new(),
+            sessions: HashMap::new(),
+            in_flight: VecDeque::new(),
+            outbox: Vec::new(),
+            term,
+            first_term: term,
+            keys: None,
+            keys_asked: false,
+            ready: Vec::new(),
+            draining: None,
+            ending: Vec::new(),
+            ended: None,
+            _present: present,
+        }
+    }
+
+    fn turn(&mut self, batch: Vec<RegistryMsg>) {
+        let now = Instant::now();
+        let mut turn = Turn {
+            messages: batch.into_iter(),
+            mailbox: self.handle.mailbox.clone(),
+        };
+        for message in turn.messages.by_ref() {
+            match message {
+                RegistryMsg::Submit(waiting) => self.submit(waiting, now),
+                RegistryMsg::Settled { term, count, committed } => self.settled(term, count, committed, now),
+                RegistryMsg::Flushed { session, events } => self.flushed(session, events, now),
+                RegistryMsg::Verdict(verdict) => self.verdict(verdict, now),
+                RegistryMsg::LastSeq { presenter, last } => self.last_seq(presenter, last, now),
+                RegistryMsg::Connect { session, subscriber } => {
+                    self.connect(session, subscriber);
+                    if let (Some(end), Some(session)) = (self.ended, self.sessions.get(&session)) {
+                        self.end(session, end);
+                    }
+                }
+                RegistryMsg::Attach {
+                    session,
+                    presenter,
+                    flow,
+                } => self.attach(session, presenter, flow, now),
+                RegistryMsg::Gone { session } => self.gone(session),
+                RegistryMsg::MakeRoom => self.make_room(now),
+                RegistryMsg::View { presenter, reply } => {
+                    let _ = reply.send(self.view(presenter, now));
+                }
+                RegistryMsg::Keys { rows } => self.keys(rows),
+                RegistryMsg::WhenReady { done } => self.when_ready(done),
+                RegistryMsg::CheckerStarted => self.checker_started(now),
+                #[expect(clippy::panic, reason = "the planned failure point")]
+                RegistryMsg::Panic => panic!("planned"),
+                RegistryMsg::RefuseSubmits { done } => self.refuse_submits(done),
+                RegistryMsg::EndSessions { end, done } => self.end_sessions(end, done),
+            }
+        }
+        if !self.outbox.is_empty() {
+            self.writer.note_ms(self.clock.last_ms());
+            self.writer.append(self.term, std::mem::take(&mut self.outbox));
+        }
+    }
+
+    pub(super) fn view(&self, presenter: PresenterIdx, now: Instant) -> Option<RoomView> {
+        let room = self.rooms.get(&presenter)?;
+        Some(RoomView {
+            live: room.verdict(now).map(|verdict| verdict.live),
+            session: room.cursor.is_some(),
+            last_seq: match room.numbering {
+                Numbering::Known { committed, .. } => Some(committed),
+                Numbering::Unknown | Numbering::Asked => None,
+            },
+            in_flight: room.in_flight,
+            waiting: room.waiting.len(),
+        })
+    }
+
+    pub(super) fn refuse_submits(&mut self, done: oneshot::Sender<()>) {
+        let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
+        for presenter in rooms {
+            self.refuse_waiting(presenter, Refusal::Draining);
+        }
+        if self.in_flight.is_empty() {
+            let _ = done.send(());
+            self.draining.get_or_insert_default();
+        } else {
+            self.draining.get_or_insert_default().push(done);
+        }
+    }
+
+    pub(super) fn end_sessions(&mut self, end: End, done: oneshot::Sender<()>) {
+        // Whoever connects from now on is told at once.
+        self.ended = Some(end);
+        for session in self.sessions.values() {
+            self.end(session, end);
+        }
+        if self.sessions.is_empty() {
+            let _ = done.send(());
+        } else {
+            self.ending.push(done);
+        }
+    }
+}
+
+/// A registry that is gone knows its sessions no more: they close, and their clients connect to the next one (rule 2).
+impl Drop for SessionRegistry {
+    fn drop(&mut self) {
+        for session in self.sessions.values() {
+            self.end(session, End::Restarted);
+        }
+    }
+}
+
+/// One turn's messages. What a panic leaves of them goes back into the mailbox, for the next registry.
+struct Turn {
+    messages: std::vec::IntoIter<RegistryMsg>,
+    mailbox: Mailbox<RegistryMsg>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.messages.len() > 0 {
+            self.mailbox.give_back(self.messages.by_ref());
+        }
+    }
+}
+
+impl Actor for SessionRegistry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.ask_keys();
+        ctx.add_stream(self.handle.mailbox.batches());
+        ctx.run_interval(self.config.sweep, |this, _| this.sweep());
+    }
+}
+
+impl StreamHandler<Vec<RegistryMsg>> for SessionRegistry {
+    fn handle(&mut self, batch: Vec<RegistryMsg>, _ctx: &mut Self::Context) {
+        self.turn(batch);
+    }
+}

@@ -1,0 +1,155 @@
+//! What the writer and the checker answer: events take their place or give it back, verdicts settle who waits.
+
+use super::*;
+
+impl SessionRegistry {
+    pub(super) fn settled(&mut self, term: u64, count: usize, committed: Committed, now: Instant) {
+        if term < self.first_term {
+            // Appended by a registry that failed: its senders were told that the outcome is unknown (rule 2).
+            return;
+        }
+        let count = count.min(self.in_flight.len());
+        let slots: Vec<Slot> = self.in_flight.drain(..count).collect();
+        debug_assert!(slots.iter().all(|slot| slot.term == term));
+        match committed {
+            Committed::Yes => self.publish(slots, now),
+            Committed::No | Committed::Unknown => self.take_back(term, slots, committed == Committed::Unknown),
+        }
+        if self.in_flight.is_empty() {
+            for done in self.draining.iter_mut().flat_map(std::mem::take) {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    pub(super) fn publish(&mut self, slots: Vec<Slot>, now: Instant) {
+        let mut touched: Vec<PresenterIdx> = Vec::new();
+        for slot in &slots {
+            let presenter = slot.event.presenter_idx;
+            if let Some(room) = self.rooms.get_mut(&presenter) {
+                room.publish(Arc::new(Entry::new(Arc::clone(&slot.event))));
+                if touched.last() != Some(&presenter) {
+                    touched.push(presenter);
+                }
+            }
+        }
+        for presenter in touched {
+            self.pump(presenter, now);
+        }
+        self.metrics.accepted.inc_by(slots.len() as u64);
+        for slot in slots {
+            let event = slot.event;
+            let sent = self
+                .rooms
+                .get(&event.presenter_idx)
+                .is_some_and(|room| room.was_sent(event.seq));
+            let delivery = if sent { Delivered::Delivered } else { Delivered::Held };
+            match delivery {
+                Delivered::Delivered => self.metrics.delivered.inc(),
+                Delivered::Held => self.metrics.held.inc(),
+            };
+            let accepted = Accepted {
+                id: event.id,
+                seq: event.seq,
+                epoch: event.epoch.clone(),
+                sent_at_ms: event.sent_at_ms,
+                delivery,
+            };
+            if let (Some(keys), Some(keyed)) = (&mut self.keys, &event.keyed) {
+                keys.accept(keyed, accepted.clone());
+            }
+            let _ = slot.reply.send(Outcome::Accepted(accepted));
+        }
+    }
+
+    /// Rule 1: the numbers go back, and what was appended behind the failure comes back fenced.
+    pub(super) fn take_back(&mut self, term: u64, slots: Vec<Slot>, unknown: bool) {
+        if term == self.term {
+            // What is still in the outbox was numbered in this turn, before this failure was heard of: the writer
+            // must fence it too, so it goes out under the old term.
+            if !self.outbox.is_empty() {
+                self.writer.append(self.term, std::mem::take(&mut self.outbox));
+            }
+            self.term = self.writer.next_term();
+            for room in self.rooms.values_mut() {
+                room.rewind();
+            }
+        }
+        if unknown {
+            // The spool may hold them: only it can tell what their keys mean now.
+            self.keys = None;
+            self.keys_asked = false;
+            self.ask_keys();
+        }
+        let refusal = if unknown {
+            Refusal::OutcomeUnknown
+        } else {
+            Refusal::LogUnavailable
+        };
+        for slot in slots {
+            let event = slot.event;
+            if let Some(room) = self.rooms.get_mut(&event.presenter_idx) {
+                let bytes = event.chat.cost();
+                room.take_back(bytes, unknown);
+            }
+            if let (Some(keys), Some(keyed)) = (&mut self.keys, &event.keyed) {
+                keys.abandon(keyed);
+            }
+            self.answer_refusal(slot.reply, refusal);
+        }
+    }
+
+    pub(super) fn last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>, now: Instant) {
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        match last {
+            Ok(last) => {
+                room.numbering_known(last);
+                self.pursue(presenter, now);
+            }
+            Err(()) => {
+                room.numbering = Numbering::Unknown;
+                self.refuse_waiting(presenter, Refusal::LogUnavailable);
+            }
+        }
+    }
+
+    pub(super) fn verdict(&mut self, verdict: Verdict, now: Instant) {
+        let presenter = verdict.presenter;
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        room.checking = false;
+        match verdict.answer {
+            Some((liveness, expires_at)) => {
+                room.renew(liveness, now, expires_at);
+                self.pursue(presenter, now);
+            }
+            None if room.verdict(now).is_some() => self.pursue(presenter, now),
+            None => self.refuse_waiting(presenter, Refusal::RoomServerUnavailable),
+        }
+        self.forget_if_idle(presenter, now);
+    }
+
+    /// Whatever the checker before this one was asked must be asked again.
+    pub(super) fn checker_started(&mut self, now: Instant) {
+        let open: Vec<PresenterIdx> = self
+            .rooms
+            .iter_mut()
+            .filter_map(|(presenter, room)| room.checker_started().then_some(*presenter))
+            .collect();
+        for presenter in open {
+            self.pursue(presenter, now);
+        }
+    }
+
+    pub(super) fn forget_if_idle(&mut self, presenter: PresenterIdx, now: Instant) {
+        if let Some(room) = self.rooms.get_mut(&presenter) {
+            room.let_go_when_ended(now);
+            if room.idle(now, &self.config) {
+                self.rooms.remove(&presenter);
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The newest committed events of one room, bounded in count and bytes. What a session's cursor reads from.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+};
+
+use bytestring::ByteString;
+
+use crate::types::{Event, Seq};
+
+/// A committed event with its frames, each encoded at most once however many sessions read it.
+#[derive(Debug)]
+pub struct Entry {
+    /// The event.
+    pub event: Arc<Event>,
+    legacy: OnceLock<ByteString>,
+}
+
+impl Entry {
+    /// An entry with nothing encoded yet.
+    pub fn new(event: Arc<Event>) -> Self {
+        Self {
+            event,
+            legacy: OnceLock::new(),
+        }
+    }
+
+    /// The legacy frame; the first caller encodes it, on its own thread rather than the registry's.
+    pub fn legacy(&self, encode: impl FnOnce(&Event) -> ByteString) -> ByteString {
+        self.legacy.get_or_init(|| encode(&self.event)).clone()
+    }
+
+    /// What it costs in memory and on the wire, in bytes, near enough for limits.
+    pub fn bytes(&self) -> usize {
+        self.event.chat.cost()
+    }
+}
+
+/// A room's ring, in the order of seqs.
+#[derive(Debug)]
+pub struct Ring {
+    entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+    max_events: usize,
+    max_bytes: usize,
+}
+
+impl Ring {
+    /// An empty ring that keeps at most so many events and bytes (but always the newest one).
+    pub fn new(max_events: usize, max_bytes: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            bytes: 0,
+            max_events: max_events.max(1),
+            max_bytes,
+        }
+    }
+
+    /// Adds the next event and lets the oldest go where the bounds ask for it.
+    pub fn push(&mut self, entry: Arc<Entry>) {
+        self.bytes += entry.bytes();
+        self.entries.push_back(entry);
+        while self.entries.len() > self.max_events || (self.bytes > self.max_bytes && self.entries.len() > 1) {
+            if let Some(old) = self.entries.pop_front() {
+                self.bytes -= old.bytes();
+            }
+        }
+    }
+
+    /// Seq of the oldest event that is still here.
+    pub fn first(&self) -> Option<Seq> {
+        self.entries.front().map(|entry| entry.event.seq)
+    }
+
+    /// Events after `seq` in order, from the first that is still here.
+    pub fn after(&self, seq: Seq) -> impl Iterator<Item = &Arc<Entry>> {
+        // A search rather than arithmetic: an event whose outcome could not be known may be in the log and not here.
+        let skip = self.entries.partition_point(|entry| entry.event.seq <= seq);
+        self.entries.range(skip..)
+    }
+
+    /// Lets everything up to and including `seq` go; a session has it.
+    pub fn forget_through(&mut self, seq: Seq) {
+        while self.entries.front().is_some_and(|entry| entry.event.seq <= seq) {
+            if let Some(old) = self.entries.pop_front() {
+                self.bytes -= old.bytes();
+            }
+        }
+    }
+
+    /// How many events are here.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is here.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}

@@ -1,0 +1,174 @@
+//! What the actors need from the world outside, as traits: the room server, the spool, the store, tokens, sockets.
+//!
+//! The server implements them over HTTP, SQLite, MongoDB and JWT; tests may script them.
+
+use std::{fmt, sync::Arc};
+
+use futures_util::future::{BoxFuture, LocalBoxFuture};
+
+use crate::idempotency::KeyRow;
+use crate::types::{Event, PresenterIdx, Seq};
+
+/// What a room server said of one presenter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Liveness {
+    /// Whether the presenter is live.
+    pub live: bool,
+    /// The room server's own number of the room, where it names one.
+    pub room_idx: Option<i64>,
+}
+
+/// Why a room server's answer does not count (rule 9).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RoomApiError {
+    /// No answer came within the time allowed.
+    Timeout,
+    /// The connection failed, or the answer was not a 200 with a boolean `alive`.
+    Unusable(String),
+}
+
+impl fmt::Display for RoomApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("no answer in time"),
+            Self::Unusable(why) => f.write_str(why),
+        }
+    }
+}
+
+/// The room server. Lives on the checker's arbiter, so it need not be `Send`.
+pub trait RoomApi {
+    /// Is this presenter live? Only a 200 with a boolean `alive` is an answer. The checker bounds the time.
+    fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>>;
+
+    /// Asks the room server to make the presenter's client connect again.
+    fn request_reconnect(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<(), RoomApiError>>;
+}
+
+/// A place in the spool: 1, 2, 3 … in the order of commits.
+pub type Pos = i64;
+
+/// Why the spool did not do what it was asked.
+#[derive(Clone, Debug)]
+pub struct SpoolError {
+    /// What went wrong, for the log.
+    pub why: String,
+    /// True when there is no room left, on the disk or by `log.spool_max_bytes`.
+    pub full: bool,
+}
+
+impl fmt::Display for SpoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// What a room's numbering goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastSeq {
+    /// The spool knows it; `Seq(0)` for a room that never had an event.
+    Known(Seq),
+    /// Only the store can tell: this spool is younger than the log (rule 3).
+    AskStore,
+}
+
+/// The local file where an accepted event becomes durable. Lives on the spool's own thread; every call may block.
+pub trait Spool: Send {
+    /// Appends all events in one transaction and makes them as durable as the settings say. All or nothing.
+    /// Returns the place of the first.
+    fn commit(&mut self, events: &[Arc<Event>]) -> Result<Pos, SpoolError>;
+
+    /// Opens the file again after an I/O error, and finds this event in it. An error: it cannot tell now.
+    fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError>;
+
+    /// Forgets the rows up to and including `through`: the store has them. Their rooms' last seqs are kept (rule 3), and
+    /// those in `parked` are set aside with the reason why the store will never take them (rule 4); one transaction. Keys
+    /// older than `keys_before_ms` go too.
+    fn free(
+        &mut self,
+        through: Pos,
+        parked: &[(Pos, Arc<Event>, String)],
+        keys_before_ms: i64,
+    ) -> Result<(), SpoolError>;
+
+    /// At most `limit` rows after `after`, in order.
+    fn read(&mut self, after: Pos, limit: usize) -> Result<Vec<(Pos, Arc<Event>)>, SpoolError>;
+
+    /// The last seq of a room that is in the spool or was.
+    fn last_seq(&mut self, presenter: PresenterIdx) -> Result<LastSeq, SpoolError>;
+
+    /// Remembers what the store told of a room that this spool had never seen; returns what counts, which is more where the
+    /// spool holds events that the store does not have yet.
+    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq) -> Result<Seq, SpoolError>;
+
+    /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17).
+    fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError>;
+
+    /// After a failure: whether a write would succeed again. Writes something and takes it away.
+    fn probe(&mut self) -> Result<(), SpoolError>;
+
+    /// Bytes on disk.
+    fn bytes(&self) -> u64;
+
+    /// The last call: marks a clean stop.
+    fn close(&mut self);
+}
+
+/// Why the store did not take a batch or answer a question. Asking again later may help.
+#[derive(Clone, Debug)]
+pub struct StoreError(pub String);
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An event of a batch that the store will never take, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poison {
+    /// Its index in the batch.
+    pub index: usize,
+    /// Why the store refuses it.
+    pub reason: String,
+}
+
+/// The batch that [`LogStore::append`] takes.
+pub type StoreBatch = Arc<Vec<Arc<Event>>>;
+
+/// Where events are kept for good. Every implementation passes the conformance suite.
+pub trait LogStore: Send + Sync {
+    /// Creates what is missing: collections, tables, indexes. A no-op when all is there.
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Writes a batch durably. An event whose id is stored already is a no-op, so a batch may be given again in
+    /// whole. Events that can never be stored come back as poison and the others are stored. After an error
+    /// nothing is known: give the whole batch again.
+    fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>>;
+
+    /// The greatest seq of a room over all epochs; `Seq(0)` when it has none.
+    fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>>;
+
+    /// All events of a room, in order; for tests and small rooms, at most `limit`, after `after`.
+    fn read_room(
+        &self,
+        presenter: PresenterIdx,
+        after: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
+
+    /// Whether it holds any numbered event at all.
+    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
+}
+
+/// Says whose a token is. Must be quick: it runs on the worker that serves the socket.
+pub trait Authenticate {
+    /// The presenter that this token speaks for; `None` refuses it (legacy: `tokenException`).
+    fn presenter(&self, token: &str) -> Option<PresenterIdx>;
+}
+
+/// A handle on a connection's socket that works while the session's own actor cannot run.
+pub trait Socket: Send + Sync {
+    /// Shuts both directions down. A no-op when it is closed already.
+    fn shut(&self);
+}

@@ -1,0 +1,3 @@
+//! What goes over the wire, as bytes: no sockets, no actors.
+
+pub mod legacy;

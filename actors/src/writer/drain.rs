@@ -1,0 +1,444 @@
+//! The actor half of the writer: from the spool to the store, in order, one batch under way.
+//!
+//! What was committed comes here straight from memory; what does not fit there (`log.backlog_max`), or was left by an
+//! earlier run, is read back from the spool. A batch that fails is given again, after a backoff, until the store takes it:
+//! giving it twice is harmless, because an event's id is its key in the store.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+
+use super::{SpoolCommand, SpoolThread, WriterHandle, handle::Rows, spool_thread::SpoolThreadSettings};
+use crate::{
+    clock::system_ms,
+    mailbox::Mailbox,
+    metrics::Metrics,
+    registry::{RegistryHandle, RegistryMsg},
+    seams::{LogStore, Poison, Pos, Spool, StoreBatch, StoreError},
+    supervise::{Present, Watch},
+    types::{Event, PresenterIdx, Seq},
+};
+
+/// What operators set for the writer. `settings.toml` documents each.
+#[derive(Clone, Debug)]
+pub struct WriterConfig {
+    /// `log.commit_max`
+    pub commit_max: usize,
+    /// `log.batch_max`
+    pub batch_max: usize,
+    /// `log.linger_ms`
+    pub linger: Duration,
+    /// `log.retry_min_ms`
+    pub retry_min: Duration,
+    /// `log.retry_max_ms`
+    pub retry_max: Duration,
+    /// `log.backlog_max`
+    pub backlog_max: usize,
+    /// `log.durability` is `memory`: events are answered before they are written.
+    pub answer_first: bool,
+    /// `idempotency.window_seconds`, in milliseconds
+    pub key_window_ms: i64,
+}
+
+/// Events that the spool made durable.
+pub(crate) struct Stored {
+    pub first: Pos,
+    pub events: Vec<Arc<Event>>,
+}
+
+pub(crate) enum DrainMsg {
+    Stored(Stored),
+    AskStore { presenter: PresenterIdx },
+    Flush { done: oneshot::Sender<()> },
+}
+
+/// How the store is, for `/readyz`.
+#[derive(Clone, Debug, Default)]
+pub struct StoreState {
+    error: Arc<Mutex<Option<String>>>,
+}
+
+impl StoreState {
+    /// Why the store does not take events now; `None` when it does.
+    pub fn error(&self) -> Option<String> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, error: Option<String>) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+}
+
+/// What [`LogWriter`] has under way.
+enum Step {
+    /// Nothing; the next thing may begin.
+    Idle,
+    /// A batch that is not full waits for more, and goes at once when it is.
+    Lingering(SpawnHandle),
+    /// A batch, a read or a pause.
+    Busy,
+}
+
+/// What a writer is made of, and made again of.
+#[derive(Clone)]
+pub struct WriterParts {
+    /// Settings.
+    pub config: WriterConfig,
+    /// The one way to the writer.
+    pub handle: WriterHandle,
+    /// Who is answered.
+    pub registry: RegistryHandle,
+    /// Where events are kept for good.
+    pub store: Arc<dyn LogStore>,
+    /// How the store is.
+    pub state: StoreState,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Whether the actor is there.
+    pub watch: Watch,
+    mailbox: Mailbox<DrainMsg>,
+}
+
+impl WriterParts {
+    /// The parts of a writer over a spool that was opened and told of itself through `handle`.
+    pub fn new(
+        config: WriterConfig,
+        handle: WriterHandle,
+        registry: RegistryHandle,
+        store: Arc<dyn LogStore>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            config,
+            handle,
+            registry,
+            store,
+            state: StoreState::default(),
+            metrics,
+            watch: Watch::default(),
+            mailbox: Mailbox::default(),
+        }
+    }
+
+    /// Starts the spool's thread. Events are answered from now on; the actor takes them to the store.
+    pub fn start_spool(&self, spool: Box<dyn Spool>) -> std::io::Result<SpoolThread> {
+        let settings = SpoolThreadSettings {
+            commit_max: self.config.commit_max,
+            probe_every: self.config.retry_min,
+            answer_first: self.config.answer_first,
+        };
+        SpoolThread::start(
+            spool,
+            settings,
+            self.handle.clone(),
+            self.registry.clone(),
+            self.mailbox.clone(),
+            self.metrics.clone(),
+        )
+    }
+
+    /// Returns when the store has everything that the spool holds. Bound it by a timeout.
+    pub async fn flush(&self) {
+        let (done, wait) = oneshot::channel();
+        self.mailbox.push(DrainMsg::Flush { done });
+        let _ = wait.await;
+    }
+}
+
+/// See the module's text.
+pub struct LogWriter {
+    parts: WriterParts,
+    /// Everything up to here is in the store and freed.
+    done: Pos,
+    /// The last row that the spool is known to hold.
+    head: Pos,
+    backlog: VecDeque<(Pos, Arc<Event>)>,
+    /// When the oldest event of the backlog came.
+    oldest: Instant,
+    step: Step,
+    prepared: bool,
+    pause: Duration,
+    flushing: Vec<oneshot::Sender<()>>,
+    _present: Present,
+}
+
+impl LogWriter {
+    /// A writer that goes on where the spool, or the writer before it, stands. It is for the writer's own arbiter.
+    pub fn new(parts: WriterParts) -> Self {
+        Self {
+            done: parts.handle.done.load(Ordering::Acquire),
+            head: parts.handle.head.load(Ordering::Acquire),
+            backlog: VecDeque::new(),
+            oldest: Instant::now(),
+            step: Step::Idle,
+            prepared: false,
+            pause: parts.config.retry_min,
+            flushing: Vec::new(),
+            _present: parts.watch.enter(),
+            parts,
+        }
+    }
+
+    fn stored(&mut self, stored: Stored) {
+        let count = stored.events.len();
+        // Only what follows on without a gap is kept in memory; the rest is in the spool and read back in its turn.
+        let next = self.backlog.back().map_or(self.done, |(pos, _)| *pos) + 1;
+        if stored.first == next && self.backlog.len() + count <= self.parts.config.backlog_max {
+            if self.backlog.is_empty() {
+                self.oldest = Instant::now();
+            }
+            let rows = stored.events.into_iter().enumerate();
+            self.backlog
+                .extend(rows.map(|(n, event)| (stored.first + n as Pos, event)));
+        }
+        self.head = self.head.max(stored.first + count as Pos - 1);
+    }
+
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        self.parts.metrics.spool_events.set(self.head - self.done);
+        match self.step {
+            Step::Busy => return,
+            Step::Lingering(timer) => {
+                ctx.cancel_future(timer);
+                self.step = Step::Idle;
+            }
+            Step::Idle => {}
+        }
+        if !self.prepared {
+            return self.prepare(ctx);
+        }
+        if self.done >= self.head {
+            for done in self.flushing.drain(..) {
+                let _ = done.send(());
+            }
+            return;
+        }
+        match self.backlog.front() {
+            Some((pos, _)) if *pos == self.done + 1 => {
+                let waited = self.oldest.elapsed();
+                let full = self.backlog.len() >= self.parts.config.batch_max;
+                if full || waited >= self.parts.config.linger || !self.flushing.is_empty() {
+                    self.send(ctx);
+                } else {
+                    self.step = Step::Lingering(self.wake_after(self.parts.config.linger - waited, ctx));
+                }
+            }
+            _ => self.read_back(ctx),
+        }
+    }
+
+    fn wake_after(&self, time: Duration, ctx: &mut Context<Self>) -> SpawnHandle {
+        ctx.run_later(time, |this, ctx| {
+            this.step = Step::Idle;
+            this.advance(ctx);
+        })
+    }
+
+    /// Waits longer after each failure; a success sets the pause back.
+    fn back_off(&mut self, ctx: &mut Context<Self>) {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(self.parts.config.retry_max);
+        self.step = Step::Busy;
+        self.wake_after(pause, ctx);
+    }
+
+    fn prepare(&mut self, ctx: &mut Context<Self>) {
+        self.step = Step::Busy;
+        let store = Arc::clone(&self.parts.store);
+        let asked = async move { store.prepare().await }.into_actor(self);
+        ctx.spawn(asked.map(|result, this, ctx| {
+            this.step = Step::Idle;
+            match result {
+                Ok(()) => {
+                    this.prepared = true;
+                    this.recovered();
+                    this.advance(ctx);
+                }
+                Err(error) => {
+                    this.failed("prepared", &error);
+                    this.back_off(ctx);
+                }
+            }
+        }));
+    }
+
+    fn send(&mut self, ctx: &mut Context<Self>) {
+        self.step = Step::Busy;
+        let count = self.backlog.len().min(self.parts.config.batch_max);
+        let rows: Rows = self.backlog.iter().take(count).cloned().collect();
+        let batch: StoreBatch = Arc::new(rows.iter().map(|(_, event)| Arc::clone(event)).collect());
+        let began = Instant::now();
+        let store = Arc::clone(&self.parts.store);
+        let written = async move { store.append(batch).await }.into_actor(self);
+        ctx.spawn(written.map(move |result, this, ctx| match result {
+            Ok(poison) => {
+                this.parts.metrics.store_batch_events.observe(rows.len() as f64);
+                this.parts
+                    .metrics
+                    .store_batch_seconds
+                    .observe(began.elapsed().as_secs_f64());
+                this.recovered();
+                this.free(&rows, poison, ctx);
+            }
+            Err(error) => {
+                this.parts.metrics.store_retries.inc();
+                this.failed("written", &error);
+                this.step = Step::Idle;
+                this.back_off(ctx);
+            }
+        }));
+    }
+
+    /// The store has them: the spool's rows go, and what the store will never take is set aside.
+    fn free(&mut self, rows: &Rows, poison: Vec<Poison>, ctx: &mut Context<Self>) {
+        let Some((through, _)) = rows.last().cloned() else {
+            self.step = Step::Idle;
+            return;
+        };
+        let parked: Vec<_> = poison
+            .into_iter()
+            .filter_map(|poison| {
+                let (pos, event) = rows.get(poison.index)?.clone();
+                log::error!(
+                    "store: event {} will never be stored, parked: {}",
+                    event.id,
+                    poison.reason
+                );
+                Some((pos, event, poison.reason))
+            })
+            .collect();
+        let (count, parked_count) = (rows.len(), parked.len() as u64);
+        let (reply, freed) = oneshot::channel();
+        let keys_before_ms = system_ms().saturating_sub(self.parts.config.key_window_ms);
+        let command = SpoolCommand::Free {
+            through,
+            parked,
+            keys_before_ms,
+            reply,
+        };
+        self.parts.handle.queue.push(command);
+        ctx.spawn(freed.into_actor(self).map(move |result, this, ctx| {
+            this.step = Step::Idle;
+            match result {
+                Ok(Ok(())) => {
+                    this.parts.metrics.parked.inc_by(parked_count);
+                    this.done = through;
+                    this.backlog.drain(..count.min(this.backlog.len()));
+                    this.oldest = Instant::now();
+                    this.advance(ctx);
+                }
+                Ok(Err(error)) => {
+                    // The store has the batch; giving it again is harmless, and the rows stay until they can go.
+                    log::error!("spool: stored rows cannot be freed: {error}");
+                    this.back_off(ctx);
+                }
+                Err(_) => {}
+            }
+        }));
+    }
+
+    fn read_back(&mut self, ctx: &mut Context<Self>) {
+        self.step = Step::Busy;
+        let (reply, rows) = oneshot::channel();
+        let (after, limit, asked) = (self.done, self.parts.config.batch_max, self.head);
+        self.parts.handle.queue.push(SpoolCommand::Read { after, limit, reply });
+        ctx.spawn(rows.into_actor(self).map(move |result, this, ctx| {
+            this.step = Step::Idle;
+            match result {
+                Ok(Ok(rows)) => this.take_back(rows, asked, ctx),
+                Ok(Err(error)) => {
+                    log::error!("spool: rows cannot be read back: {error}");
+                    this.back_off(ctx);
+                }
+                Err(_) => {}
+            }
+        }));
+    }
+
+    fn take_back(&mut self, rows: Rows, asked: Pos, ctx: &mut Context<Self>) {
+        let in_memory = self.backlog.front().map(|(pos, _)| *pos);
+        let Some((first, _)) = rows.first() else {
+            // Nothing was there when it was asked: what memory has comes next, or what came since.
+            self.done = in_memory.map_or(asked, |pos| pos - 1);
+            return self.advance(ctx);
+        };
+        self.done = first - 1;
+        match in_memory {
+            Some(pos) => {
+                let before = rows.into_iter().take_while(|(row, _)| *row < pos);
+                for row in before.collect::<Vec<_>>().into_iter().rev() {
+                    self.backlog.push_front(row);
+                }
+            }
+            None => self.backlog.extend(rows),
+        }
+        // They are old already: no linger.
+        self.oldest = Instant::now()
+            .checked_sub(self.parts.config.linger)
+            .unwrap_or_else(Instant::now);
+        self.advance(ctx);
+    }
+
+    fn recovered(&mut self) {
+        if self.parts.state.error().is_some() {
+            log::info!("store: it takes events again; {} to go", self.head - self.done);
+        }
+        self.parts.state.set(None);
+        self.pause = self.parts.config.retry_min;
+    }
+
+    fn failed(&self, what: &str, error: &StoreError) {
+        if self.parts.state.error().is_none() {
+            log::warn!("store: events cannot be {what}, they stay in the spool: {error}");
+        }
+        self.parts.state.set(Some(error.0.clone()));
+    }
+
+    fn ask_store(&self, presenter: PresenterIdx, ctx: &mut Context<Self>) {
+        let store = Arc::clone(&self.parts.store);
+        let asked = async move { store.last_seq(presenter).await }.into_actor(self);
+        ctx.spawn(asked.map(move |last: Result<Seq, StoreError>, this, _| {
+            match last {
+                Ok(last) => this
+                    .parts
+                    .handle
+                    .queue
+                    .push(SpoolCommand::LearnLastSeq { presenter, last }),
+                Err(error) => {
+                    log::warn!("store: the last seq of a room is not known yet: {error}");
+                    this.parts.registry.mailbox.push(RegistryMsg::LastSeq {
+                        presenter,
+                        last: Err(()),
+                    });
+                }
+            }
+        }));
+    }
+}
+
+impl Actor for LogWriter {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.add_stream(self.parts.mailbox.batches());
+        self.advance(ctx);
+    }
+}
+
+impl StreamHandler<Vec<DrainMsg>> for LogWriter {
+    fn handle(&mut self, batch: Vec<DrainMsg>, ctx: &mut Self::Context) {
+        for message in batch {
+            match message {
+                DrainMsg::Stored(stored) => self.stored(stored),
+                DrainMsg::AskStore { presenter } => self.ask_store(presenter, ctx),
+                DrainMsg::Flush { done } => self.flushing.push(done),
+            }
+        }
+        self.advance(ctx);
+    }
+}

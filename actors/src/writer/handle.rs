@@ -1,0 +1,203 @@
+//! The registry's side of the writer: permits, appends, questions.
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    gate::{Gate, Permit},
+    outcome::Refusal,
+    seams::{Pos, SpoolError},
+    types::{Epoch, Event, PresenterIdx, Seq},
+};
+
+/// What a spool that was opened tells of itself.
+#[derive(Clone, Debug)]
+pub struct SpoolInfo {
+    /// The numbering that new events belong to.
+    pub epoch: Epoch,
+    /// The newest time that it ever stamped, milliseconds since 1970 (rule 5).
+    pub last_ms: i64,
+    /// The first row that the store may not have; one after `last` when there is none.
+    pub first: Pos,
+    /// The last row.
+    pub last: Pos,
+}
+
+/// Rows read back from the spool.
+pub(crate) type Rows = Vec<(Pos, Arc<Event>)>;
+
+/// What the spool's thread is asked to do, in this order.
+pub(crate) enum SpoolCommand {
+    Append {
+        term: u64,
+        events: Vec<Arc<Event>>,
+    },
+    LastSeq {
+        presenter: PresenterIdx,
+    },
+    LearnLastSeq {
+        presenter: PresenterIdx,
+        last: Seq,
+    },
+    Read {
+        after: Pos,
+        limit: usize,
+        reply: oneshot::Sender<Result<Rows, SpoolError>>,
+    },
+    ReadKeys {
+        since_ms: i64,
+    },
+    Free {
+        through: Pos,
+        parked: Vec<(Pos, Arc<Event>, String)>,
+        keys_before_ms: i64,
+        reply: oneshot::Sender<Result<(), SpoolError>>,
+    },
+    Stop,
+}
+
+/// The spool thread's queue. Appends are bounded by the writer's permits, questions by rooms and by the one reader.
+#[derive(Default)]
+pub(crate) struct SpoolQueue {
+    commands: Mutex<Vec<SpoolCommand>>,
+    filled: Condvar,
+}
+
+impl SpoolQueue {
+    fn commands(&self) -> MutexGuard<'_, Vec<SpoolCommand>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn push(&self, command: SpoolCommand) {
+        self.commands().push(command);
+        self.filled.notify_one();
+    }
+
+    /// Blocks until there is something to do, at most for `limit`, and takes all of it.
+    pub fn take_all(&self, limit: Option<Duration>) -> Vec<SpoolCommand> {
+        let mut commands = self.commands();
+        while commands.is_empty() {
+            match limit {
+                None => commands = self.filled.wait(commands).unwrap_or_else(PoisonError::into_inner),
+                Some(limit) => {
+                    let waited = self.filled.wait_timeout(commands, limit);
+                    let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                    commands = guard;
+                    if timeout.timed_out() {
+                        break;
+                    }
+                }
+            }
+        }
+        std::mem::take(&mut *commands)
+    }
+}
+
+/// Count and bytes that one numbered event holds until the writer has answered for it.
+pub struct WriterPermit {
+    _event: Permit,
+    _bytes: Permit,
+}
+
+/// The one way to the writer.
+#[derive(Clone)]
+pub struct WriterHandle {
+    pub(crate) queue: Arc<SpoolQueue>,
+    events: Arc<Gate>,
+    bytes: Arc<Gate>,
+    info: SpoolInfo,
+    /// Cleared while the spool cannot take anything, so that refusals cost no commit.
+    pub(crate) writable: Arc<AtomicBool>,
+    terms: Arc<AtomicU64>,
+    last_ms: Arc<AtomicI64>,
+    /// The last row that was committed, and the last that the store has: where a drain that is made anew goes on.
+    pub(crate) head: Arc<AtomicI64>,
+    pub(crate) done: Arc<AtomicI64>,
+}
+
+impl WriterHandle {
+    /// A handle for a writer that is about to start, over a spool that was opened.
+    pub fn new(mailbox: usize, mailbox_bytes: usize, info: SpoolInfo) -> Self {
+        Self {
+            queue: Arc::default(),
+            events: Gate::new("writer", mailbox),
+            bytes: Gate::new("writer_bytes", mailbox_bytes),
+            writable: Arc::new(AtomicBool::new(true)),
+            terms: Arc::new(AtomicU64::new(0)),
+            last_ms: Arc::new(AtomicI64::new(info.last_ms)),
+            head: Arc::new(AtomicI64::new(info.last)),
+            done: Arc::new(AtomicI64::new(info.first - 1)),
+            info,
+        }
+    }
+
+    /// The permits of `actors.writer.mailbox` and `actors.writer.mailbox_bytes`.
+    pub fn gates(&self) -> [&Arc<Gate>; 2] {
+        [&self.events, &self.bytes]
+    }
+
+    /// The numbering that new events belong to.
+    pub fn epoch(&self) -> &Epoch {
+        &self.info.epoch
+    }
+
+    /// The newest time that was stamped, in the spool when it was opened or since.
+    pub fn last_ms(&self) -> i64 {
+        self.last_ms.load(Ordering::Acquire)
+    }
+
+    /// Remembers the newest time, for a registry that is made anew (rule 5).
+    pub(crate) fn note_ms(&self, ms: i64) {
+        self.last_ms.fetch_max(ms, Ordering::AcqRel);
+    }
+
+    /// Whether the spool takes events now.
+    pub fn writable(&self) -> bool {
+        self.writable.load(Ordering::Acquire)
+    }
+
+    /// Takes the permit for one event of so many bytes, before it is numbered.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<WriterPermit, Refusal> {
+        let event = self.events.try_acquire(1).ok_or(Refusal::Overloaded("writer"))?;
+        let bytes = self
+            .bytes
+            .try_acquire(bytes)
+            .ok_or(Refusal::Overloaded("writer_bytes"))?;
+        Ok(WriterPermit {
+            _event: event,
+            _bytes: bytes,
+        })
+    }
+
+    /// Hands numbered events over, in order. The registry's mailbox gets the answer, in the same order.
+    pub(crate) fn append(&self, term: u64, events: Vec<Arc<Event>>) {
+        self.queue.push(SpoolCommand::Append { term, events });
+    }
+
+    /// A term that is greater than all before it: what was appended under those can be told apart (rules 1 and 2).
+    pub(crate) fn next_term(&self) -> u64 {
+        self.terms.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Asks for the acceptances with a key; the registry's mailbox gets them.
+    pub(crate) fn ask_keys(&self, since_ms: i64) {
+        self.queue.push(SpoolCommand::ReadKeys { since_ms });
+    }
+
+    /// Asks what a room's numbering goes on from; the registry's mailbox gets the answer.
+    pub(crate) fn ask_last_seq(&self, presenter: PresenterIdx) {
+        self.queue.push(SpoolCommand::LastSeq { presenter });
+    }
+
+    /// Commits what was appended, closes the spool and ends its thread.
+    pub fn stop(&self) {
+        self.queue.push(SpoolCommand::Stop);
+    }
+}

@@ -1,0 +1,24 @@
+//! `LogWriter`: what is accepted becomes durable here, and reaches the store from here.
+//!
+//! Two halves, so that neither waits for the other. The spool's own thread (`spool_thread.rs`) commits everything that
+//! came meanwhile in one transaction and answers the registry. The actor, on its own arbiter, takes what was
+//! committed to the store in batches, in order, one batch under way, and has the spool's rows freed behind it. Commits follow
+//! each other without linger; batches to the store wait at most `log.linger_ms` to fill.
+//!
+//! When full: `actors.writer.mailbox` events (and `mailbox_bytes`) numbered and not yet committed; the registry takes a
+//! permit before it numbers and refuses with `overloaded` where there is none. When the store is away the spool
+//! grows up to `log.spool_max_bytes`, then commits fail with `log_unavailable`.
+
+mod drain;
+mod handle;
+mod spool_thread;
+
+pub(crate) use self::{
+    drain::{DrainMsg, Stored},
+    handle::SpoolCommand,
+};
+pub use self::{
+    drain::{LogWriter, StoreState, WriterConfig, WriterParts},
+    handle::{SpoolInfo, WriterHandle, WriterPermit},
+    spool_thread::SpoolThread,
+};

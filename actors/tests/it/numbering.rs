@@ -1,0 +1,264 @@
+//! Rules 1, 3, 4 and 11 among the actors: numbers are tentative until committed, and come back when they were not.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use chatting_actors::{
+    outcome::{Delivery, Outcome, Refusal},
+    types::Seq,
+};
+
+use crate::stage::{Commit, ScriptedSpool, ScriptedStore, Stage, registry_config, room, writer_config};
+
+fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
+    texts.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect()
+}
+
+#[actix::test]
+async fn messages_are_numbered_delivered_and_stored_in_one_order() {
+    let stage = Stage::set();
+    let reader = stage.reader(1);
+    for (n, text) in ["a", "b", "c"].into_iter().enumerate() {
+        let accepted = stage.accepted(1, text).await;
+        assert_eq!(
+            (accepted.seq, accepted.delivery),
+            (Seq(n as u64 + 1), Delivery::Delivered)
+        );
+    }
+    assert_eq!(reader.seen(), numbered(&[(1, "a"), (2, "b"), (3, "c")]));
+    assert_eq!(stage.stored(1).await, reader.seen());
+    assert!(stage.spool.script().rows.is_empty(), "stored rows are freed");
+}
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
+)]
+async fn rule_01_a_failed_commit_fails_everything_queued_behind_it_and_numbers_go_back() {
+    for how in [Commit::Full, Commit::FailsWithout] {
+        let stage = Stage::set();
+        let reader = stage.reader(1);
+        let other = stage.reader(2);
+        assert_eq!(stage.accepted(1, "first").await.seq, Seq(1));
+        assert_eq!(stage.accepted(2, "first").await.seq, Seq(1));
+        let gate = Arc::clone(&stage.spool.script().gate);
+        let held = gate.lock().unwrap();
+        stage.spool.script().commits.push_back(how);
+        // The first of these is in the commit that will fail, the others are numbered behind it.
+        let mut doomed = vec![stage.submit(1, "in the commit")];
+        while stage.registry.view(room(1)).await.unwrap().in_flight < 1 {}
+        for n in 0..20 {
+            doomed.push(stage.submit(1 + n % 2, "behind"));
+        }
+        while stage.registry.view(room(2)).await.unwrap().in_flight < 10 {}
+        drop(held);
+        for one in doomed {
+            assert_eq!(one.await.unwrap(), Outcome::Refused(Refusal::LogUnavailable), "{how:?}");
+        }
+        assert_eq!(stage.accepted_again(1, "second").await.seq, Seq(2), "{how:?}");
+        assert_eq!(stage.accepted_again(2, "second").await.seq, Seq(2), "{how:?}");
+        assert_eq!(reader.seen(), numbered(&[(1, "first"), (2, "second")]));
+        assert_eq!(other.seen(), reader.seen());
+        assert_eq!(stage.stored(1).await, reader.seen());
+        assert_eq!(stage.stored(2).await, reader.seen());
+    }
+}
+
+#[actix::test]
+async fn rule_01_after_an_io_error_the_answer_is_what_the_reopened_spool_holds() {
+    let stage = Stage::set();
+    let reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    stage.spool.script().commits.push_back(Commit::FailsWith);
+    assert_eq!(stage.accepted(1, "written after all").await.seq, Seq(2));
+    stage.spool.script().commits.push_back(Commit::FailsWithout);
+    assert_eq!(stage.refused(1, "not written").await, Refusal::LogUnavailable);
+    assert_eq!(stage.accepted_again(1, "third").await.seq, Seq(3));
+    assert_eq!(
+        reader.seen(),
+        numbered(&[(1, "first"), (2, "written after all"), (3, "third")])
+    );
+    assert_eq!(stage.stored(1).await, reader.seen());
+}
+
+#[actix::test]
+async fn rule_01_what_cannot_be_known_is_answered_so_and_its_number_is_asked_for_again() {
+    let stage = Stage::set();
+    let reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    stage.spool.script().commits.push_back(Commit::FailsUnknown);
+    assert_eq!(stage.refused(1, "lost").await, Refusal::OutcomeUnknown);
+    assert_eq!(stage.accepted_again(1, "second").await.seq, Seq(2));
+    stage.spool.script().commits.push_back(Commit::FailsUnknownWith);
+    assert_eq!(stage.refused(1, "there").await, Refusal::OutcomeUnknown);
+    // The spool holds it, so its number is taken, and the store gets it.
+    assert_eq!(stage.accepted_again(1, "fourth").await.seq, Seq(4));
+    assert_eq!(
+        stage.stored(1).await,
+        numbered(&[(1, "first"), (2, "second"), (3, "there"), (4, "fourth")])
+    );
+    assert_eq!(reader.seqs().first(), Some(&1));
+    assert_eq!(reader.seqs().last(), Some(&4));
+}
+
+#[actix::test]
+async fn rule_03_a_start_goes_on_after_the_spool_and_asks_the_store_only_where_the_spool_is_new() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    store.script().away = true;
+    for n in 1..=5 {
+        assert_eq!(stage.accepted(1, "x").await.seq, Seq(n));
+    }
+    drop(stage);
+    // Again, and the store still away: the numbers come from the spool's rows.
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    assert_eq!(stage.accepted(1, "x").await.seq, Seq(6));
+    store.script().away = false;
+    assert_eq!(stage.stored(1).await.len(), 6);
+    drop(stage);
+    // Again, with no rows left: from its `rooms`.
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    assert_eq!(stage.accepted(1, "x").await.seq, Seq(7));
+    drop(stage);
+    // A new spool: nothing is numbered until the store has told.
+    let spool = ScriptedSpool::default();
+    spool.script().asks_store = true;
+    store.script().last_seqs.insert(1, Seq(7));
+    store.script().away = true;
+    let stage = Stage::with(spool, store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    assert_eq!(stage.refused(1, "too early").await, Refusal::LogUnavailable);
+    store.script().away = false;
+    assert_eq!(stage.accepted_again(1, "x").await.seq, Seq(8));
+}
+
+#[actix::test]
+async fn rule_04_poison_is_parked_and_blocks_nothing_behind_it() {
+    let stage = Stage::set();
+    let _reader = stage.reader(1);
+    stage.store.script().poison.push("bad".into());
+    for text in ["a", "bad", "b"] {
+        stage.accepted(1, text).await;
+    }
+    assert_eq!(stage.stored(1).await, numbered(&[(1, "a"), (3, "b")]));
+    let parked: Vec<_> = stage
+        .spool
+        .script()
+        .parked
+        .iter()
+        .map(|(event, _)| event.seq.0)
+        .collect();
+    assert_eq!(parked, [2]);
+    assert_eq!(stage.metrics.parked.get(), 1);
+    assert_eq!(stage.accepted(1, "c").await.seq, Seq(4));
+}
+
+#[actix::test]
+async fn a_store_that_is_away_delays_no_one_and_gets_everything_in_order_when_it_is_back() {
+    let stage = Stage::set();
+    let reader = stage.reader(1);
+    stage.store.script().away = true;
+    // More than the backlog in memory holds, so that the rest comes back from the spool.
+    for n in 0..2500 {
+        stage.accepted(1, &n.to_string()).await;
+    }
+    assert_eq!(stage.spool.script().rows.len(), 2500);
+    stage.store.script().away = false;
+    assert_eq!(stage.stored(1).await, reader.seen());
+    let script = stage.store.script();
+    assert!(script.batches.iter().sum::<usize>() >= 2500);
+    drop(script);
+    assert!(stage.spool.script().rows.is_empty());
+}
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
+)]
+async fn commits_are_shared_by_all_that_came_meanwhile() {
+    let stage = Stage::set();
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    let gate = Arc::clone(&stage.spool.script().gate);
+    let held = gate.lock().unwrap();
+    let waiting: Vec<_> = (0..200).map(|_| stage.submit(1, "x")).collect();
+    while stage.registry.view(room(1)).await.unwrap().in_flight < 200 {}
+    drop(held);
+    for one in waiting {
+        assert!(matches!(one.await.unwrap(), Outcome::Accepted(_)));
+    }
+    assert!(
+        stage.spool.script().sizes.len() <= 4,
+        "{:?}",
+        stage.spool.script().sizes
+    );
+}
+
+#[actix::test]
+async fn rule_11_a_session_that_takes_nothing_gets_what_waits_when_it_goes_on() {
+    let stage = Stage::set();
+    let reader = stage.reader(1);
+    reader.stalled.store(true, Ordering::Release);
+    let mut delivered = 0;
+    for n in 0..100 {
+        let accepted = stage.accepted(1, &n.to_string()).await;
+        delivered += u64::from(accepted.delivery == Delivery::Delivered);
+    }
+    assert_eq!(delivered, 64, "credit is session.credit_events");
+    // The next session goes on after what the stalled one's socket took: nothing.
+    let next = stage.reader(1);
+    stage.accepted(1, "end").await;
+    assert_eq!(next.seqs(), (1..=101).collect::<Vec<_>>());
+    assert_eq!(reader.seqs(), Vec::<u64>::new());
+}
+
+#[actix::test]
+async fn a_full_ring_refuses_rather_than_forget_what_was_not_sent() {
+    let mut config = registry_config();
+    config.ring_events = 10;
+    config.credit_events = 4;
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        config,
+        writer_config(),
+    );
+    let reader = stage.reader(1);
+    reader.stalled.store(true, Ordering::Release);
+    for n in 0..14 {
+        stage.accepted(1, &n.to_string()).await;
+    }
+    assert_eq!(stage.refused(1, "one too many").await, Refusal::Overloaded("ring"));
+    let next = stage.reader(1);
+    // What was sent to the stalled one and not taken is still there as far as the ring reaches.
+    assert!(next.seqs().is_empty() || next.seqs().windows(2).all(|pair| pair[0] + 1 == pair[1]));
+}
+
+#[actix::test]
+async fn a_spool_that_failed_is_tried_again_although_questions_keep_it_busy() {
+    let mut config = writer_config();
+    config.retry_min = std::time::Duration::from_millis(50);
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool, store, registry_config(), config);
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    stage.spool.script().commits.push_back(Commit::Full);
+    assert_eq!(stage.refused(1, "full").await, Refusal::LogUnavailable);
+    // Each new room asks the spool for its last seq, more often than it is tried again.
+    let began = std::time::Instant::now();
+    let mut room = 100;
+    while !stage.writer.writable() {
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(20),
+            "it was never tried again"
+        );
+        room += 1;
+        let _reader = stage.reader(room);
+        drop(stage.submit(room, "x").await);
+    }
+    assert_eq!(stage.accepted(1, "second").await.seq, Seq(2));
+}
