@@ -1,0 +1,453 @@
+//! The server as a whole: built from settings, run until told to stop, stopped in order.
+//!
+//! Starting: spool (the lock, the numbering) → store → actors, each on its arbiter → HTTP. Stopping, with one deadline over all:
+//! not ready, no new sessions → submits refused → everything numbered answered → sessions told → HTTP closed →
+//! spool committed and closed → arbiters joined. MongoDB is given a moment to take what is left, never waited for.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actix::prelude::*;
+use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use chatting_actors::{
+    checker::{CheckerHandle, RoomChecker},
+    gate::Gate,
+    metrics::{Metrics, QueueMetrics},
+    registry::{End, RegistryHandle, SessionRegistry},
+    seams::{LogStore, RoomApi},
+    supervise::{Watch, supervise},
+    wire::legacy::Clock,
+    writer::{LogWriter, SpoolThread, WriterHandle, WriterParts},
+};
+use prometheus_client::registry::Registry as MetricNames;
+
+use crate::{
+    auth::{Gateway, TokenVerifier},
+    http::{
+        self,
+        cors::cors,
+        socket,
+        state::{Health, Limits, State},
+    },
+    room::{EmbeddedRooms, HttpRooms},
+    settings::{AuthMode, LogBackend, RoomMode, Settings},
+    startup::{self, StartError},
+    store::{History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
+};
+
+/// What only `demo` asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// The demo's page; served at `/demo`.
+    pub demo_page: Option<String>,
+}
+
+/// A server that listens and has not yet been told to stop.
+pub struct App {
+    server: actix_web::dev::Server,
+    addr: SocketAddr,
+    ops: Option<Listening>,
+    state: web::Data<State>,
+    writer: WriterParts,
+    beating: Option<(ServerBeat, actix_web::rt::task::JoinHandle<()>)>,
+    spool_thread: SpoolThread,
+    arbiters: Vec<(&'static str, Arbiter)>,
+    deadline: Duration,
+}
+
+/// How a stop went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything was answered, committed and closed in time.
+    InOrder,
+    /// The deadline was over first; everything answered is committed all the same.
+    AtDeadline,
+}
+
+impl App {
+    /// Opens everything and begins to listen. Needs an actix system around it.
+    pub async fn build(settings: &Settings) -> Result<Self, StartError> {
+        Self::build_with(settings, Extras::default()).await
+    }
+
+    /// As [`App::build`], with what only `demo` asks for.
+    pub async fn build_with(settings: &Settings, extras: Extras) -> Result<Self, StartError> {
+        let metrics = Metrics::default();
+        let tokens = Arc::new(TokenVerifier::new(startup::token_settings(settings)?).map_err(StartError::Config)?);
+        let gateway = match settings.auth.mode {
+            AuthMode::Token => None,
+            AuthMode::Gateway => Some(Gateway::new(startup::gateway_settings(settings)?)),
+        };
+        let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
+        let (spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
+        log::info!(
+            "spool: {} (epoch {}, {} events to go)",
+            settings.log.path,
+            info.epoch,
+            info.last - info.first + 1
+        );
+        let Opened { spool, store, beat } = open_store(settings, spool).await?;
+        let history = History::new(
+            settings.log.path.clone().into(),
+            Arc::clone(&store),
+            settings.log.readers,
+        );
+        let rooms = match settings.room.mode {
+            RoomMode::Http => None,
+            RoomMode::Embedded => {
+                let path = std::path::Path::new(&settings.log.path).with_extension("rooms.json");
+                Some(EmbeddedRooms::open(&path).map_err(StartError::Unavailable)?)
+            }
+        };
+
+        let registry = RegistryHandle::new(settings.actors.registry.mailbox, metrics.clone());
+        let checker = CheckerHandle::new(settings.actors.checker.mailbox);
+        let writer = WriterHandle::new(
+            settings.actors.writer.mailbox,
+            settings.actors.writer.mailbox_bytes,
+            info,
+        );
+        let sessions = Gate::new("sessions", settings.session.max);
+        let parts = WriterParts::new(
+            startup::writer_config(settings),
+            writer.clone(),
+            registry.clone(),
+            store,
+            metrics.clone(),
+        );
+        let spool_thread = parts
+            .start_spool(Box::new(spool))
+            .map_err(|error| StartError::Unavailable(format!("the spool's thread cannot start: {error}")))?;
+        let writer_arbiter = Arbiter::new();
+        let made_of = parts.clone();
+        supervise("writer", &writer_arbiter.handle(), parts.watch.clone(), move || {
+            LogWriter::new(made_of.clone())
+        });
+
+        let checker_arbiter = Arbiter::new();
+        let checker_watch = start_checker(settings, &checker_arbiter, &checker, &registry, rooms.clone(), &metrics);
+
+        let registry_arbiter = Arbiter::new();
+        let registry_watch = start_registry(settings, &registry_arbiter, &registry, &checker, &writer, &metrics);
+
+        let ready = tokio::time::timeout(startup::READY_PATIENCE, registry.ready());
+        ready
+            .await
+            .map_err(|_| StartError::Unavailable("the spool does not tell its idempotency keys".into()))?;
+        let mut metric_names = MetricNames::default();
+        metrics.register(&mut metric_names);
+        let [writer_events, writer_bytes] = writer.gates();
+        let gates = vec![
+            Arc::clone(registry.gate()),
+            Arc::clone(checker.gate()),
+            Arc::clone(writer_events),
+            Arc::clone(writer_bytes),
+            Arc::clone(&sessions),
+            Arc::clone(history.gate()),
+        ];
+        let queues = QueueMetrics::register(&mut metric_names, gates);
+        let state = web::Data::new(State {
+            registry,
+            session: startup::session_config(settings),
+            sessions,
+            clock,
+            tokens,
+            gateway,
+            limits: Limits {
+                body_bytes: settings.server.max_body_bytes,
+                text_chars: settings.message.max_chars,
+                nickname_chars: settings.message.nickname_max_chars,
+            },
+            origins: settings.cors.origins.clone(),
+            legacy: settings.legacy.enabled,
+            rooms,
+            history,
+            metrics,
+            metric_names,
+            queues,
+            health: Health {
+                draining: AtomicBool::new(false),
+                actors: vec![
+                    ("registry", registry_watch),
+                    ("checker", checker_watch),
+                    ("writer", parts.watch.clone()),
+                ],
+                writer,
+                store: parts.state.clone(),
+            },
+            demo: extras.demo_page,
+        });
+        let (server, addr) = listen(settings, &state)?;
+        let ops = listen_ops(settings, &state)?;
+        Ok(Self {
+            server,
+            addr,
+            ops,
+            state,
+            writer: parts,
+            beating: beat
+                .clone()
+                .map(|beat| (beat.clone(), actix_web::rt::spawn(beat.keep_beating()))),
+            spool_thread,
+            arbiters: vec![
+                ("registry", registry_arbiter),
+                ("checker", checker_arbiter),
+                ("writer", writer_arbiter),
+            ],
+            deadline: Duration::from_secs(settings.shutdown.deadline_seconds),
+        })
+    }
+
+    /// Where the server listens; the real port where the setting was 0.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where operations listen, when `ops.bind` is set.
+    pub fn ops_addr(&self) -> Option<SocketAddr> {
+        self.ops.as_ref().map(|(_, addr)| *addr)
+    }
+
+    /// The shared state, for tests that look inside.
+    pub fn state(&self) -> web::Data<State> {
+        self.state.clone()
+    }
+
+    /// Serves until `shutdown` is done, then stops in order.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> std::io::Result<Stopped> {
+        let handle = self.server.handle();
+        let server = actix_web::rt::spawn(self.server);
+        let ops = self
+            .ops
+            .map(|(server, _)| (server.handle(), actix_web::rt::spawn(server)));
+        shutdown.await;
+        log::info!("stopping: at most {:?}", self.deadline);
+        let until = Instant::now() + self.deadline;
+        self.state.health.draining.store(true, Ordering::Release);
+        let in_order = stop_in_order(&self.state, &handle, &self.writer, until).await;
+        if !in_order {
+            handle.stop(false).await;
+        }
+        let served = server.await;
+        self.state.health.writer.stop();
+        join_blocking(move || self.spool_thread.join()).await;
+        if let Some((beat, task)) = self.beating {
+            task.abort();
+            let _ = tokio::time::timeout(startup::STORE_COURTESY, beat.leave()).await;
+        }
+        for (name, arbiter) in self.arbiters {
+            arbiter.stop();
+            join_blocking(move || {
+                if arbiter.join().is_err() {
+                    log::error!("the arbiter of {name} panicked");
+                }
+            })
+            .await;
+        }
+        if let Some((handle, server)) = ops {
+            // Last, so that operators can watch the stop.
+            handle.stop(false).await;
+            let _ = server.await;
+        }
+        if let Ok(Err(error)) = served {
+            return Err(error);
+        }
+        log::info!("stopped {}", if in_order { "in order" } else { "at the deadline" });
+        Ok(if in_order {
+            Stopped::InOrder
+        } else {
+            Stopped::AtDeadline
+        })
+    }
+}
+
+/// The store behind the spool, and this server's place in it.
+struct Opened {
+    spool: SqliteSpool,
+    store: Arc<dyn LogStore>,
+    beat: Option<ServerBeat>,
+}
+
+/// Opens the store behind the spool. MongoDB need not be there: what is accepted stays in the spool until it is.
+async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opened, StartError> {
+    let mut beat = None;
+    let store: Arc<dyn LogStore> = match settings.log.backend {
+        LogBackend::Sqlite => {
+            let store = SqliteStore::new(spool.connection());
+            store
+                .prepare()
+                .await
+                .map_err(|error| StartError::Unavailable(error.to_string()))?;
+            Arc::new(store)
+        }
+        LogBackend::Mongodb => {
+            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
+            let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
+            let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
+            beat = Some(ServerBeat::new(&store, spool.server(), interval));
+            Arc::new(store)
+        }
+    };
+    if let Some(beat) = &beat {
+        match beat.other().await {
+            Ok(None) => {}
+            Ok(Some(other)) => return Err(StartError::Unavailable(other)),
+            Err(error) => log::warn!("store: not there yet, so other servers on this log are not seen: {error}"),
+        }
+    }
+    if spool.asks_store() {
+        match store.is_empty().await {
+            Ok(true) => spool
+                .store_is_empty()
+                .map_err(|error| StartError::Unavailable(error.to_string()))?,
+            Ok(false) => log::info!("store: it is older than the spool; rooms ask it for their last seq"),
+            Err(error) => log::warn!("store: not there yet, rooms will ask it for their last seq: {error}"),
+        }
+    }
+    Ok(Opened { spool, store, beat })
+}
+
+fn start_checker(
+    settings: &Settings,
+    arbiter: &Arbiter,
+    checker: &CheckerHandle,
+    registry: &RegistryHandle,
+    rooms: Option<EmbeddedRooms>,
+    metrics: &Metrics,
+) -> Watch {
+    let watch = Watch::default();
+    let (config, http) = (startup::checker_config(settings), startup::http_room_settings(settings));
+    let (checker, registry, metrics) = (checker.clone(), registry.clone(), metrics.clone());
+    let present = watch.clone();
+    supervise("checker", &arbiter.handle(), watch.clone(), move || {
+        // awc's client is not `Send`: it is made where it is used.
+        let api: Rc<dyn RoomApi> = match &rooms {
+            Some(rooms) => Rc::new(rooms.clone()),
+            None => Rc::new(HttpRooms::new(http.clone())),
+        };
+        let (checker, registry, metrics) = (checker.clone(), registry.clone(), metrics.clone());
+        RoomChecker::new(config.clone(), checker, registry, api, metrics, present.enter())
+    });
+    watch
+}
+
+fn start_registry(
+    settings: &Settings,
+    arbiter: &Arbiter,
+    registry: &RegistryHandle,
+    checker: &CheckerHandle,
+    writer: &WriterHandle,
+    metrics: &Metrics,
+) -> Watch {
+    let watch = Watch::default();
+    let config = startup::registry_config(settings);
+    let (registry, checker, writer, metrics) = (registry.clone(), checker.clone(), writer.clone(), metrics.clone());
+    let present = watch.clone();
+    supervise("registry", &arbiter.handle(), watch.clone(), move || {
+        let (registry, checker) = (registry.clone(), checker.clone());
+        SessionRegistry::new(
+            config.clone(),
+            registry,
+            checker,
+            writer.clone(),
+            metrics.clone(),
+            present.enter(),
+        )
+    });
+    watch
+}
+
+type Listening = (actix_web::dev::Server, SocketAddr);
+
+fn listen(settings: &Settings, state: &web::Data<State>) -> Result<Listening, StartError> {
+    let ops_apart = !settings.ops.bind.is_empty();
+    let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
+    let shared = state.clone();
+    let server = HttpServer::new(move || {
+        WebApp::new()
+            .app_data(shared.clone())
+            .app_data(web::PayloadConfig::new(shared.limits.body_bytes))
+            .wrap(from_fn(cors))
+            .configure(|config| http::routes(config, &shared, ops_apart))
+    })
+    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout))
+    .disable_signals()
+    .backlog(settings.server.backlog)
+    .max_connections(settings.server.max_connections)
+    .keep_alive(Duration::from_secs(settings.server.keep_alive_seconds))
+    .client_request_timeout(Duration::from_secs(settings.server.client_request_seconds))
+    .shutdown_timeout(settings.shutdown.deadline_seconds);
+    let server = match settings.server.workers {
+        0 => server,
+        workers => server.workers(workers),
+    };
+    let address = settings.server.bind.as_str();
+    let server = server
+        .bind(address)
+        .map_err(|error| unbound("server.bind", address, &error))?;
+    let addr = server.addrs().first().copied();
+    let addr = addr.ok_or_else(|| StartError::Unavailable(format!("server.bind {address}: nothing is bound")))?;
+    Ok((server.run(), addr))
+}
+
+/// Operations on an address of their own: one worker is plenty.
+fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Result<Option<Listening>, StartError> {
+    let address = settings.ops.bind.as_str();
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let shared = state.clone();
+    let server = HttpServer::new(move || WebApp::new().app_data(shared.clone()).configure(http::ops::routes))
+        .disable_signals()
+        .workers(1)
+        .shutdown_timeout(1)
+        .bind(address)
+        .map_err(|error| unbound("ops.bind", address, &error))?;
+    let addr = server.addrs().first().copied();
+    let addr = addr.ok_or_else(|| StartError::Unavailable(format!("ops.bind {address}: nothing is bound")))?;
+    Ok(Some((server.run(), addr)))
+}
+
+fn unbound(key: &str, address: &str, error: &std::io::Error) -> StartError {
+    StartError::Unavailable(format!("{key} {address}: {error}"))
+}
+
+async fn stop_in_order(state: &State, handle: &ServerHandle, writer: &WriterParts, until: Instant) -> bool {
+    let left = || until.saturating_duration_since(Instant::now());
+    let ordered = async {
+        state.registry.refuse_submits().await;
+        state.registry.end_sessions(End::GoingAway).await;
+        handle.stop(true).await;
+    };
+    if tokio::time::timeout(left(), ordered).await.is_err() {
+        log::error!(
+            "stopping: the deadline is over; {} submits, {} sessions left",
+            state.registry.gate().depth(),
+            state.sessions.depth()
+        );
+        return false;
+    }
+    // The spool has everything; the store gets a moment if it is well, so that little is left for the next start.
+    if state.health.store.error().is_none() {
+        let _ = tokio::time::timeout(left().min(startup::STORE_COURTESY), writer.flush()).await;
+    }
+    true
+}
+
+async fn join_blocking(work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = tokio::sync::oneshot::channel();
+    let spawned = std::thread::Builder::new().name("join".into()).spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    if spawned.is_ok() {
+        let _ = wait.await;
+    }
+}

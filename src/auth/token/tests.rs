@@ -1,0 +1,248 @@
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chatting_actors::clock::system_ms;
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::json;
+
+use super::*;
+
+const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+fn settings() -> TokenSettings {
+    TokenSettings {
+        key: KEY.to_vec(),
+        leeway_seconds: 5,
+        issuer: None,
+        audience: None,
+        claim_user: "user_idx".into(),
+        claim_nickname: "nickname".into(),
+        claim_role: "role".into(),
+        claim_rooms: "rooms".into(),
+        max_token_bytes: 8192,
+    }
+}
+
+fn verifier() -> TokenVerifier {
+    TokenVerifier::new(settings()).unwrap()
+}
+
+fn now() -> i64 {
+    system_ms() / 1000
+}
+
+/// Signs any payload text, valid JSON or not.
+fn signed(header: &str, payload: &str) -> String {
+    let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
+    let key = EncodingKey::from_secret(KEY);
+    let signature = jsonwebtoken::crypto::sign(text.as_bytes(), &key, Algorithm::HS256).unwrap();
+    format!("{text}.{signature}")
+}
+
+fn token(claims: Value) -> String {
+    signed(r#"{"alg":"HS256","typ":"JWT"}"#, &claims.to_string())
+}
+
+fn good() -> Value {
+    json!({ "user_idx": 7, "nickname": "kim", "sub": "kim@example.com", "iat": now(), "exp": now() + 60 })
+}
+
+fn with(name: &str, value: Value) -> String {
+    let mut claims = good();
+    claims[name] = value;
+    token(claims)
+}
+
+#[test]
+fn a_good_token_is_read() {
+    let claims = verifier().verify(&token(good())).unwrap();
+    assert_eq!((claims.user_idx.get(), claims.nickname.as_deref()), (7, Some("kim")));
+    assert_eq!((claims.role, claims.rooms), (Role::Viewer, Rooms::None));
+}
+
+#[test]
+fn every_bad_token_is_refused_with_its_own_error() {
+    let hs512 = encode(&Header::new(Algorithm::HS512), &good(), &EncodingKey::from_secret(KEY)).unwrap();
+    let forged = encode(
+        &Header::default(),
+        &good(),
+        &EncodingKey::from_secret(b"another key of at least 32 bytes"),
+    )
+    .unwrap();
+    let payload = URL_SAFE_NO_PAD.encode(good().to_string());
+    let none = |header: &str| format!("{}.{payload}.", URL_SAFE_NO_PAD.encode(header));
+    let whole = token(good());
+    let rows = [
+        (String::new(), TokenError::Missing),
+        ("x".repeat(1 << 20), TokenError::TooLong),
+        ("x".into(), TokenError::Malformed),
+        ("..".into(), TokenError::Malformed),
+        ("a.b.c.d".into(), TokenError::Malformed),
+        ("토큰".into(), TokenError::Malformed),
+        (format!("{whole}.x"), TokenError::Malformed),
+        (whole[..whole.rfind('.').unwrap()].into(), TokenError::Malformed),
+        (whole[..whole.len() - 3].into(), TokenError::BadSignature),
+        (forged, TokenError::BadSignature),
+        (hs512, TokenError::WrongAlgorithm),
+        (none(r#"{"alg":"none"}"#), TokenError::WrongAlgorithm),
+        (none(r#"{"alg":"NONE","typ":"JWT"}"#), TokenError::WrongAlgorithm),
+        (none(r#"{"alg":"RS256","typ":"JWT"}"#), TokenError::WrongAlgorithm),
+        (none(r#"{"typ":"JWT"}"#), TokenError::Malformed),
+        (
+            signed(r#"{"alg":"HS256","typ":"JWE"}"#, &good().to_string()),
+            TokenError::WrongAlgorithm,
+        ),
+        (with("exp", json!(now() - 60)), TokenError::Expired),
+        (with("nbf", json!(now() + 60)), TokenError::NotYetValid),
+        (with("exp", json!("soon")), TokenError::BadClaim("exp")),
+        (with("exp", json!(null)), TokenError::BadClaim("exp")),
+        (with("user_idx", json!(null)), TokenError::BadClaim("user")),
+        (with("user_idx", json!("7")), TokenError::BadClaim("user")),
+        (with("user_idx", json!(true)), TokenError::BadClaim("user")),
+        (with("user_idx", json!(7.5)), TokenError::BadClaim("user")),
+        (with("user_idx", json!(-1)), TokenError::BadClaim("user")),
+        (with("user_idx", json!(1_u64 << 63)), TokenError::BadClaim("user")),
+        (with("user_idx", json!({ "id": 7 })), TokenError::BadClaim("user")),
+        (with("nickname", json!(5)), TokenError::BadClaim("nickname")),
+        (with("role", json!(["operator"])), TokenError::BadClaim("role")),
+        (with("rooms", json!(["x"])), TokenError::BadClaim("rooms")),
+        (with("iat", json!("now")), TokenError::BadClaim("iat")),
+        (signed(r#"{"alg":"HS256"}"#, "not json"), TokenError::Malformed),
+        (signed(r#"{"alg":"HS256"}"#, "[1]"), TokenError::Malformed),
+        (
+            signed(
+                r#"{"alg":"HS256"}"#,
+                &format!(r#"{{"user_idx":1,"user_idx":7,"exp":{}}}"#, now() + 60),
+            ),
+            TokenError::Malformed,
+        ),
+    ];
+    for (token, error) in rows {
+        let shown: String = token.chars().take(60).collect();
+        assert_eq!(verifier().verify(&token), Err(error), "{shown}");
+    }
+}
+
+#[test]
+fn a_missing_exp_is_refused() {
+    let mut claims = good();
+    claims.as_object_mut().unwrap().remove("exp");
+    assert_eq!(verifier().verify(&token(claims)), Err(TokenError::BadClaim("exp")));
+}
+
+#[test]
+fn issuer_and_audience_are_checked_when_they_are_set() {
+    let strict = TokenVerifier::new(TokenSettings {
+        issuer: Some("us".into()),
+        audience: Some("chat".into()),
+        ..settings()
+    })
+    .unwrap();
+    let mut claims = good();
+    assert_eq!(
+        strict.verify(&token(claims.clone())).unwrap_err().code(),
+        Code::Unauthenticated
+    );
+    claims["iss"] = json!("us");
+    claims["aud"] = json!("chat");
+    assert!(strict.verify(&token(claims.clone())).is_ok());
+    assert!(verifier().verify(&token(claims.clone())).is_ok());
+    claims["aud"] = json!("mail");
+    assert_eq!(strict.verify(&token(claims)), Err(TokenError::BadClaim("aud")));
+}
+
+#[test]
+fn rule_18_the_role_comes_from_the_number_and_the_token() {
+    let room = PresenterIdx::new(12).unwrap();
+    let role = |claims: &[(&str, Value)]| {
+        let mut all = good();
+        for (name, value) in claims {
+            all[*name] = value.clone();
+        }
+        verifier().verify(&token(all)).unwrap().role_in(room)
+    };
+    assert_eq!(role(&[]), Role::Viewer);
+    assert_eq!(role(&[("user_idx", json!(12))]), Role::Presenter);
+    assert_eq!(role(&[("role", json!("presenter"))]), Role::Viewer);
+    assert_eq!(role(&[("role", json!("emperor"))]), Role::Viewer);
+    assert_eq!(role(&[("role", json!("operator"))]), Role::Operator);
+    assert_eq!(role(&[("role", json!("moderator"))]), Role::Viewer);
+    assert_eq!(
+        role(&[("role", json!("moderator")), ("rooms", json!([11, "12"]))]),
+        Role::Moderator
+    );
+    assert_eq!(
+        role(&[("role", json!("moderator")), ("rooms", json!([11]))]),
+        Role::Viewer
+    );
+    assert_eq!(
+        role(&[("role", json!("moderator")), ("rooms", json!("*"))]),
+        Role::Moderator
+    );
+    assert_eq!(
+        role(&[("role", json!("operator")), ("user_idx", json!(12))]),
+        Role::Presenter
+    );
+}
+
+#[test]
+fn no_error_and_no_debug_shows_the_key_or_the_token() {
+    let token = with("exp", json!(1));
+    let error = verifier().verify(&token).unwrap_err();
+    let shown = format!("{:?} {} {:?}", error, error.detail(), verifier());
+    assert!(
+        !shown.contains("0123456789abcdef") && !shown.contains(&token[..20]),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_token_with_any_character_of_its_signature_changed_is_forged() {
+    let whole = token(good());
+    let (text, signature) = whole.rsplit_once('.').unwrap();
+    for at in [0, 20, signature.len() - 1] {
+        // The last character has two bits that no signature uses: base64 refuses three of four changes to it.
+        for other in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_!=".chars() {
+            if signature.as_bytes()[at] == other as u8 {
+                continue;
+            }
+            let changed = format!("{text}.{}{other}{}", &signature[..at], &signature[at + 1..]);
+            assert_eq!(
+                verifier().verify(&changed),
+                Err(TokenError::BadSignature),
+                "{at} {other}"
+            );
+        }
+    }
+    for changed in [format!("{text}."), format!("{whole}="), format!("{whole} ")] {
+        assert_eq!(verifier().verify(&changed), Err(TokenError::BadSignature), "{changed}");
+    }
+    // Signed well, so that it is the payload that cannot be read.
+    let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256"}"#);
+    let key = EncodingKey::from_secret(KEY);
+    for payload in ["!", "=", ""] {
+        let text = format!("{header}.{payload}");
+        let signature = jsonwebtoken::crypto::sign(text.as_bytes(), &key, Algorithm::HS256).unwrap();
+        let token = format!("{text}.{signature}");
+        assert_eq!(verifier().verify(&token), Err(TokenError::Malformed), "{payload}");
+    }
+}
+
+#[test]
+fn a_header_with_the_right_algorithm_that_cannot_be_read_is_malformed() {
+    let rows = [
+        (r#"{"alg":"HS256","kid":5}"#, TokenError::Malformed),
+        (r#"{"alg":"HS256","typ":5}"#, TokenError::Malformed),
+        (r#"{"alg":"HS256","typ":"JWT","typ":"JWT"}"#, TokenError::Malformed),
+        // RFC 7515, 4.1.11: an extension that must be understood, and is not.
+        (
+            r#"{"alg":"HS256","crit":["b64"],"b64":false}"#,
+            TokenError::WrongAlgorithm,
+        ),
+    ];
+    for (header, error) in rows {
+        assert_eq!(
+            verifier().verify(&signed(header, &good().to_string())),
+            Err(error),
+            "{header}"
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! `load`: sends chat at a server and says what it held.
+
+use std::{net::ToSocketAddrs, process::ExitCode, time::Duration};
+
+use chatting_actors::{clock::system_ms, types::Role};
+use clap::Args;
+
+use super::{Failure, SettingsArgs, print};
+use crate::{
+    auth::{Mint, mint},
+    load::{Plan, run as run_plan},
+    startup::signing_key,
+};
+
+#[derive(Args)]
+pub(super) struct LoadArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// The server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    addr: String,
+    /// Rooms; presenters 1000000, 1000001, … must be live, or see --start-rooms
+    #[arg(long, default_value_t = 100)]
+    rooms: u64,
+    /// Connections that send
+    #[arg(long, default_value_t = 32)]
+    senders: u64,
+    /// Messages a second in all; without it each sender sends as soon as it was answered
+    #[arg(long)]
+    rate: Option<u64>,
+    /// Seconds of sending
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Bytes of a message's text
+    #[arg(long, default_value_t = 60)]
+    text_bytes: usize,
+    /// Make the rooms live in the server's embedded room server first
+    #[arg(long)]
+    start_rooms: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Far from numbers that people have.
+const FIRST_ROOM: u64 = 1_000_000;
+
+pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
+    let settings = args.settings.load()?.settings;
+    let key = signing_key(&settings)?;
+    let mut found = args
+        .addr
+        .to_socket_addrs()
+        .map_err(|error| format!("{}: {error}", args.addr))?;
+    let addr = found.next().ok_or_else(|| format!("{}: no such address", args.addr))?;
+    let token = |user: u64, role| {
+        mint(
+            &key,
+            &Mint {
+                user_idx: i64::try_from(user).unwrap_or(i64::MAX),
+                nickname: "load",
+                role,
+                rooms: &[],
+                issued_at: system_ms() / 1000,
+                ttl_seconds: 86_400,
+                auth: &settings.auth,
+            },
+        )
+    };
+    let tokens = |first: u64, count: u64| {
+        (first..first + count)
+            .map(|user| token(user, None))
+            .collect::<Result<_, _>>()
+    };
+    let plan = Plan {
+        addr,
+        rooms: args.rooms,
+        first_room: FIRST_ROOM,
+        senders: args.senders,
+        rate: args.rate,
+        duration: Duration::from_secs(args.seconds),
+        text_bytes: args.text_bytes,
+        presenter_tokens: tokens(FIRST_ROOM, args.rooms)?,
+        sender_tokens: tokens(1, args.senders)?,
+        progress: !args.json,
+    };
+    let operator = token(0, Some(Role::Operator))?;
+    actix_web::rt::System::new().block_on(async {
+        if args.start_rooms {
+            start_rooms(&args.addr, args.rooms, &operator).await?;
+        }
+        let report = run_plan(plan).await?;
+        if args.json {
+            let json = serde_json::to_string(&report).map_err(|error| error.to_string())?;
+            print(&format!("{json}\n"));
+        } else {
+            print(&report.table());
+        }
+        let well = report.lost == 0 && report.misplaced == 0;
+        Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    })
+}
+
+async fn start_rooms(addr: &str, rooms: u64, operator: &str) -> Result<(), String> {
+    let client = awc::Client::default();
+    for room in FIRST_ROOM..FIRST_ROOM + rooms {
+        let body = serde_json::json!({ "presenterIdx": room.to_string() });
+        let request = client
+            .post(format!("http://{addr}/room/live/start"))
+            .insert_header(("token", operator));
+        let answer = request.send_json(&body).await.map_err(|error| error.to_string())?;
+        if !answer.status().is_success() {
+            return Err(format!("room {room} cannot be started: {}", answer.status()));
+        }
+    }
+    Ok(())
+}

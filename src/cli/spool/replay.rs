@@ -1,0 +1,353 @@
+//! `spool replay`: takes what a stopped server left in its spool to the store, and frees it.
+//!
+//! It does what the running server does, and no more: a batch to the store, then one transaction that frees its rows. It may end
+//! between any two steps, however it ends; what the store has already is not written twice.
+
+use std::{
+    io::IsTerminal,
+    path::Path,
+    pin::pin,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chatting_actors::{
+    clock::system_ms,
+    seams::{LogStore, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
+    types::Event,
+};
+use clap::Args;
+use futures_util::{FutureExt, future::LocalBoxFuture};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{
+    super::{eprint, serve::stop_signal},
+    Failure, counted, print,
+};
+use crate::{
+    settings::{LogBackend, Settings},
+    startup::{self, StartError},
+    store::{LockError, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, spool::OpenError},
+    telemetry,
+};
+
+/// A batch that the store does not take is tried so many times in all, with the pauses of log.retry_min_ms and retry_max_ms.
+const TRIES: u32 = 5;
+
+#[derive(Args)]
+pub(super) struct ReplayArgs {
+    /// Try parked events again too: those that the store takes now leave the spool, the others stay with their new reason
+    #[arg(long)]
+    parked: bool,
+}
+
+pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    telemetry::init(settings);
+    let path = Path::new(&settings.log.path);
+    // Opening makes a spool where there is none, which is not what was asked.
+    if let Err(error) = std::fs::metadata(path) {
+        return Err(unavailable(format!(
+            "the spool {} cannot be opened: {error}",
+            path.display()
+        )));
+    }
+    actix_web::rt::System::new().block_on(async {
+        let (spool, info) = SqliteSpool::open(SpoolSettings {
+            // A full spool must be able to free its rows.
+            max_bytes: None,
+            ..startup::spool_settings(settings)
+        })
+        .map_err(refused)?;
+        let store = open_store(settings, &spool).await?;
+        let mut replay = Replay {
+            settings,
+            spool,
+            store,
+            stop: stop_signal()?.boxed_local(),
+            stopped: false,
+        };
+        let total = (info.last - info.first + 1).cast_unsigned();
+        let done = replay.run(info.first - 1, total, args.parked).await;
+        replay.spool.close();
+        done
+    })
+}
+
+fn refused(error: OpenError) -> Failure {
+    let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
+    let mut failure = Failure::from(StartError::from(error));
+    if held {
+        failure
+            .text
+            .push_str("\nstop that server first; while it runs it takes its spool to the store itself");
+    }
+    failure
+}
+
+fn unavailable(text: String) -> Failure {
+    Failure { code: 69, text }
+}
+
+async fn open_store(settings: &Settings, spool: &SqliteSpool) -> Result<Arc<dyn LogStore>, StartError> {
+    Ok(match settings.log.backend {
+        LogBackend::Sqlite => Arc::new(SqliteStore::new(spool.connection())),
+        LogBackend::Mongodb => {
+            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
+            Arc::new(store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?)
+        }
+    })
+}
+
+/// Why it ended before the end.
+enum Ended {
+    Interrupted,
+    Store(StoreError),
+    Spool(SpoolError),
+}
+
+impl From<SpoolError> for Ended {
+    fn from(error: SpoolError) -> Self {
+        Self::Spool(error)
+    }
+}
+
+#[derive(Default)]
+struct Totals {
+    /// Events that the store has, and batches that they went in.
+    stored: u64,
+    batches: u64,
+    /// Events that the store refused and that were parked.
+    parked: u64,
+    /// Parked events that were tried again, and of them those that the store has now.
+    tried: u64,
+    unparked: u64,
+    /// Parked events that cannot be read.
+    unreadable: u64,
+}
+
+struct Replay<'a> {
+    settings: &'a Settings,
+    spool: SqliteSpool,
+    store: Arc<dyn LogStore>,
+    stop: LocalBoxFuture<'static, ()>,
+    stopped: bool,
+}
+
+impl Replay<'_> {
+    async fn run(&mut self, after: Pos, total: u64, parked_too: bool) -> Result<ExitCode, Failure> {
+        let began = Instant::now();
+        let mut totals = Totals::default();
+        let mut ended = self.events(after, total, &mut totals).await;
+        if ended.is_ok() && parked_too {
+            ended = self.parked(&mut totals).await;
+        }
+        let parked = self
+            .spool
+            .count_parked()
+            .map_err(|error| unavailable(error.to_string()))?;
+        print(&format!(
+            "replayed: {} in {} batches to {}, {:.1} s; {} to go\n",
+            counted(totals.stored, "event"),
+            totals.batches,
+            self.settings.log.backend,
+            began.elapsed().as_secs_f64(),
+            total - totals.stored - totals.parked
+        ));
+        if parked_too {
+            print(&format!(
+                "parked: {} tried again, {} of them are in the store now, {parked} are parked\n",
+                totals.tried, totals.unparked
+            ));
+        } else if parked > 0 {
+            print(&format!(
+                "parked: {} more, {parked} in all; `spool status` tells why, `spool replay --parked` tries them again\n",
+                totals.parked
+            ));
+        }
+        match ended {
+            Ok(()) if totals.parked > 0 || totals.unreadable > 0 || (parked_too && parked > 0) => Ok(ExitCode::from(1)),
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            Err(Ended::Interrupted) => Err(Failure {
+                code: 75,
+                text: "interrupted; run it again to go on".into(),
+            }),
+            Err(Ended::Store(error)) => Err(unavailable(format!(
+                "the store does not take events, they stay in the spool: {error}"
+            ))),
+            Err(Ended::Spool(error)) => Err(unavailable(format!(
+                "the spool: {error}; `spool verify` tells what is wrong with it"
+            ))),
+        }
+    }
+
+    async fn events(&mut self, mut after: Pos, total: u64, totals: &mut Totals) -> Result<(), Ended> {
+        if total == 0 {
+            return Ok(());
+        }
+        let progress = Progress::new("events", total);
+        self.prepare(&progress).await?;
+        loop {
+            self.go_on()?;
+            let rows = self.spool.read(after, self.settings.log.batch_max)?;
+            let Some((through, _)) = rows.last() else {
+                return Ok(());
+            };
+            let batch = Arc::new(rows.iter().map(|(_, event)| Arc::clone(event)).collect());
+            let poison = self.append(&batch, &progress).await?;
+            let parked: Vec<_> = poison
+                .into_iter()
+                .filter_map(|poison| {
+                    let (pos, event) = rows.get(poison.index)?.clone();
+                    progress.say(&format!("parked {}", refusal(&event, &poison.reason)));
+                    Some((pos, event, poison.reason))
+                })
+                .collect();
+            let keys_before_ms = system_ms().saturating_sub(startup::key_window_ms(self.settings));
+            self.spool.free(*through, &parked, keys_before_ms)?;
+            after = *through;
+            totals.batches += 1;
+            totals.parked += parked.len() as u64;
+            totals.stored += (rows.len() - parked.len()) as u64;
+            progress.advance(rows.len() as u64);
+        }
+    }
+
+    async fn parked(&mut self, totals: &mut Totals) -> Result<(), Ended> {
+        let total = self.spool.count_parked()?;
+        if total == 0 {
+            return Ok(());
+        }
+        let progress = Progress::new("parked events", total);
+        self.prepare(&progress).await?;
+        let mut after = Vec::new();
+        loop {
+            self.go_on()?;
+            let rows = self.spool.read_parked(&after, self.settings.log.batch_max)?;
+            let Some(last) = rows.last() else {
+                return Ok(());
+            };
+            after.clone_from(&last.id);
+            let mut batch = Vec::new();
+            for row in &rows {
+                match &row.event {
+                    Ok(event) => batch.push(Arc::clone(event)),
+                    Err(error) => {
+                        totals.unreadable += 1;
+                        progress.say(&format!("a parked event cannot be read, it stays: {error}"));
+                    }
+                }
+            }
+            let batch = Arc::new(batch);
+            let mut refused = Vec::new();
+            let mut stored: Vec<_> = batch.iter().map(|event| event.id).collect();
+            for poison in self.append(&batch, &progress).await? {
+                if let Some(event) = batch.get(poison.index) {
+                    progress.say(&format!("still parked: {}", refusal(event, &poison.reason)));
+                    stored.retain(|id| *id != event.id);
+                    refused.push((event.id, poison.reason));
+                }
+            }
+            self.spool.unpark(&stored, &refused)?;
+            totals.tried += batch.len() as u64;
+            totals.unparked += stored.len() as u64;
+            progress.advance(rows.len() as u64);
+        }
+    }
+
+    /// Between two steps: whether to take the next one.
+    fn go_on(&mut self) -> Result<(), Ended> {
+        self.stopped = self.stopped || self.stop.as_mut().now_or_never().is_some();
+        if self.stopped { Err(Ended::Interrupted) } else { Ok(()) }
+    }
+
+    async fn prepare(&mut self, progress: &Progress) -> Result<(), Ended> {
+        let store = Arc::clone(&self.store);
+        self.tried(progress, || store.prepare()).await
+    }
+
+    async fn append(&mut self, batch: &StoreBatch, progress: &Progress) -> Result<Vec<Poison>, Ended> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let store = Arc::clone(&self.store);
+        self.tried(progress, || store.append(Arc::clone(batch))).await
+    }
+
+    async fn tried<T, F>(&mut self, progress: &Progress, mut work: impl FnMut() -> F) -> Result<T, Ended>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut pause = Duration::from_millis(self.settings.log.retry_min_ms);
+        for left in (0..TRIES).rev() {
+            match work().await {
+                Ok(done) => return Ok(done),
+                Err(error) if left == 0 => return Err(Ended::Store(error)),
+                Err(error) => progress.say(&format!("the store does not take events, {left} more tries: {error}")),
+            }
+            let over = pin!(tokio::time::sleep(pause));
+            tokio::select! {
+                () = &mut self.stop => self.stopped = true,
+                () = over => {}
+            }
+            self.go_on()?;
+            pause = (pause * 2).min(Duration::from_millis(self.settings.log.retry_max_ms));
+        }
+        Err(Ended::Interrupted)
+    }
+}
+
+fn refusal(event: &Event, reason: &str) -> String {
+    format!(
+        "{}, room {}, seq {}: {reason}",
+        event.id, event.presenter_idx, event.seq
+    )
+}
+
+/// How far it is: a bar on a terminal, elsewhere a line a second.
+struct Progress {
+    bar: ProgressBar,
+    lines: bool,
+    what: &'static str,
+    total: u64,
+    told: std::cell::Cell<Instant>,
+}
+
+impl Progress {
+    fn new(what: &'static str, total: u64) -> Self {
+        let lines = !std::io::stderr().is_terminal();
+        // A bar draws nothing where standard error is no terminal, and counts all the same.
+        let bar = ProgressBar::new(total).with_message(what);
+        let template = "{msg} [{wide_bar}] {human_pos} of {human_len}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self {
+            bar,
+            lines,
+            what,
+            total,
+            told: std::cell::Cell::new(Instant::now()),
+        }
+    }
+
+    fn advance(&self, count: u64) {
+        self.bar.inc(count);
+        let done = self.bar.position();
+        if self.lines && (done >= self.total || self.told.get().elapsed() >= Duration::from_secs(1)) {
+            self.told.set(Instant::now());
+            eprint(&format!("chatting-server: {done} of {} {}", self.total, self.what));
+        }
+    }
+
+    /// A line above the bar.
+    fn say(&self, line: &str) {
+        self.bar.suspend(|| eprint(&format!("chatting-server: {line}")));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.abandon();
+    }
+}

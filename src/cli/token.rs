@@ -1,0 +1,59 @@
+//! `token`: mints a token for trying things.
+
+use std::process::ExitCode;
+
+use chatting_actors::{clock::system_ms, types::Role};
+use clap::Args;
+
+use super::{Failure, SettingsArgs, print};
+use crate::{
+    auth::{Mint, mint},
+    startup::signing_key,
+};
+
+#[derive(Args)]
+pub(super) struct TokenArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// The user's number; a presenter's token is the one of its own number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
+    user: i64,
+    /// The name shown beside messages
+    #[arg(long, default_value = "tester")]
+    nickname: String,
+    /// moderator or operator
+    #[arg(long, value_parser = role)]
+    role: Option<Role>,
+    /// A room (presenter number) that a moderator is staff of, or * for all; may be given again
+    #[arg(long = "room", value_name = "N")]
+    rooms: Vec<String>,
+    /// Seconds until it expires
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    ttl: i64,
+}
+
+fn role(name: &str) -> Result<Role, String> {
+    match Role::parse(name) {
+        Some(role @ (Role::Moderator | Role::Operator)) => Ok(role),
+        _ => Err("allowed: moderator, operator (a presenter is known by the number, everyone else is a viewer)".into()),
+    }
+}
+
+pub(super) fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
+    let settings = args.settings.load()?.settings;
+    let key = signing_key(&settings)?;
+    let token = mint(
+        &key,
+        &Mint {
+            user_idx: args.user,
+            nickname: &args.nickname,
+            role: args.role,
+            rooms: &args.rooms,
+            issued_at: system_ms() / 1000,
+            ttl_seconds: args.ttl,
+            auth: &settings.auth,
+        },
+    )?;
+    print(&format!("{token}\n"));
+    Ok(ExitCode::SUCCESS)
+}

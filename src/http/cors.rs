@@ -1,0 +1,125 @@
+//! CORS: `*` on legacy routes, as the old server had it; `cors.origins` on v1; nothing on operations.
+//!
+//! A preflight on a legacy route gets what it asked for, except the headers that a gateway sets: a page must never be told
+//! that it may send those.
+
+use actix_web::{
+    Error, HttpResponse,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::{
+        Method,
+        header::{self, HeaderMap, HeaderName, HeaderValue},
+    },
+    middleware::Next,
+    web,
+};
+
+use super::state::State;
+
+/// What a path's CORS follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    Legacy,
+    V1,
+    None,
+}
+
+fn rule(path: &str) -> Rule {
+    match path {
+        "/livez" | "/readyz" | "/metrics" => Rule::None,
+        _ if path.starts_with("/v1/") || path.starts_with("/room/") || path.starts_with("/demo") => Rule::V1,
+        _ => Rule::Legacy,
+    }
+}
+
+/// The middleware.
+pub async fn cors<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
+        return Ok(next.call(request).await?.map_into_left_body());
+    };
+    let rule = rule(request.path());
+    let allowed = match (rule, request.app_data::<web::Data<State>>()) {
+        (Rule::Legacy, Some(state)) if state.legacy => Some(HeaderValue::from_static("*")),
+        (Rule::V1, Some(state)) => allowed(&state.origins, &origin),
+        _ => None,
+    };
+    let preflight = request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        && rule != Rule::None;
+    let mut response = if preflight {
+        let mut response = HttpResponse::Ok().finish();
+        if allowed.is_some() {
+            answer_preflight(request.headers(), response.headers_mut());
+        }
+        request.into_response(response).map_into_right_body()
+    } else {
+        next.call(request).await?.map_into_left_body()
+    };
+    if rule != Rule::None {
+        response
+            .headers_mut()
+            .append(header::VARY, HeaderValue::from_static("Origin"));
+    }
+    if let Some(allowed) = allowed {
+        response
+            .headers_mut()
+            .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+    }
+    Ok(response)
+}
+
+fn allowed(origins: &[String], origin: &HeaderValue) -> Option<HeaderValue> {
+    if origins.iter().any(|allowed| allowed == "*") {
+        return Some(HeaderValue::from_static("*"));
+    }
+    let known = origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes());
+    known.then(|| origin.clone())
+}
+
+fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap) {
+    if let Some(method) = asked.get(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, method.clone());
+    }
+    let headers: Vec<&str> = asked
+        .get_all(header::ACCESS_CONTROL_REQUEST_HEADERS)
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|name| may_be_asked_for(name))
+        .collect();
+    if let Ok(value) = HeaderValue::from_str(&headers.join(", "))
+        && !headers.is_empty()
+    {
+        answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, value);
+    }
+    answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("1800"));
+}
+
+/// A real header name that is not the gateway's to set.
+fn may_be_asked_for(name: &str) -> bool {
+    HeaderName::try_from(name).is_ok_and(|name| !name.as_str().starts_with("x-forward") && name != "x-gateway-secret")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateways_headers_are_never_offered() {
+        for name in [
+            "x-forward-userIdx",
+            "X-Forward-Nickname",
+            "x-gateway-secret",
+            "x-forwarded-for",
+            "",
+            "a b",
+        ] {
+            assert!(!may_be_asked_for(name), "{name}");
+        }
+        assert!(may_be_asked_for("token") && may_be_asked_for("Content-Type"));
+    }
+}

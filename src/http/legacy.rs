@@ -1,0 +1,244 @@
+//! The legacy dialect's routes, to the byte (legacy-protocol.md): `/`, `/token`, `/send/message`, `/chatting`.
+
+use std::{rc::Rc, sync::Arc};
+
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, http::Method, web};
+use actix_web_actors::ws::{self, HandshakeError};
+use chatting_actors::{
+    idempotency::Keyed,
+    outcome::{Outcome, Refusal, Submit},
+    seams::Authenticate,
+    types::{ChatMessage, MessageText, PresenterIdx, Role},
+};
+
+use super::{
+    identify::{Sender, Unknown, sender},
+    socket,
+    state::State,
+    v1::{idempotency_key, outcome, read_body, refused},
+};
+use crate::{
+    auth::{ForwardedError, TokenError, TokenVerifier},
+    error::{ApiError, Code},
+    legacy::{
+        body::{BodyError, UserType, parse_send},
+        error::{self as texts, FrameworkError, LegacyError},
+    },
+};
+
+/// Adds the routes.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource("/")
+                .route(web::get().to(home))
+                .default_service(web::to(method_not_allowed)),
+        )
+        .service(
+            web::resource("/token")
+                .route(web::get().to(token))
+                .default_service(web::to(method_not_allowed)),
+        )
+        .service(
+            web::resource("/chatting")
+                .route(web::get().to(chatting))
+                .default_service(web::to(method_not_allowed)),
+        )
+        .service(
+            web::resource(["/send/message", "/send/message/"])
+                .route(web::post().to(send))
+                .default_service(web::to(method_not_allowed)),
+        );
+}
+
+async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
+    let allow = if request.path().starts_with("/send") {
+        Method::POST
+    } else {
+        Method::GET
+    };
+    FrameworkError::MethodNotAllowed(allow).response(request.path())
+}
+
+async fn home() -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/plain;charset=UTF-8")
+        .body("Chatting Server is Running")
+}
+
+fn now() -> i64 {
+    chatting_actors::clock::system_ms()
+}
+
+fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResponse {
+    state.last_answer(error.response(&state.clock.timestamp(now()), request.path()))
+}
+
+async fn token(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+    let Some(token) = request.headers().get("token") else {
+        return answer(&LegacyError::missing_header("token"), &request, &state);
+    };
+    match state.tokens.verify(token.to_str().unwrap_or("?")) {
+        Ok(claims) => HttpResponse::Ok()
+            .content_type("application/json")
+            .body(claims.user_idx.to_string()),
+        Err(error) => answer(&LegacyError::from_token(error), &request, &state),
+    }
+}
+
+// ---- sending -----------------------------------------------------------------------------------------------------
+
+/// Why a legacy message was not delivered, in either of the old server's two shapes.
+enum Failed {
+    Ours(LegacyError),
+    Framework(FrameworkError),
+}
+
+impl Failed {
+    /// The row of the error table that comes nearest, for the metrics.
+    fn code(&self) -> Code {
+        match self {
+            Self::Ours(error) => error.code(),
+            Self::Framework(FrameworkError::UnsupportedMediaType) => Code::UnsupportedMediaType,
+            Self::Framework(FrameworkError::NotFound) => Code::NotFound,
+            Self::Framework(FrameworkError::MethodNotAllowed(_)) => Code::MethodNotAllowed,
+            Self::Framework(FrameworkError::BadRequest) => Code::BadRequest,
+        }
+    }
+}
+
+impl From<LegacyError> for Failed {
+    fn from(error: LegacyError) -> Self {
+        Self::Ours(error)
+    }
+}
+
+impl From<Unknown> for Failed {
+    fn from(unknown: Unknown) -> Self {
+        Self::Ours(match unknown {
+            Unknown::Token(error) => LegacyError::from_token(error),
+            Unknown::Forwarded(ForwardedError::Missing(header)) => LegacyError::missing_header(header),
+            Unknown::Forwarded(error) => LegacyError::bad_request(error.to_string()),
+            other => from_api(&other.into()),
+        })
+    }
+}
+
+fn from_api(error: &ApiError) -> LegacyError {
+    LegacyError::from_code(error.code, error.retry_after())
+}
+
+async fn send(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    match deliver(&request, payload, &state).await {
+        Ok(()) => HttpResponse::Ok().finish(),
+        Err(Failed::Ours(error)) => answer(&error, &request, &state),
+        Err(Failed::Framework(error)) => error.response(request.path()),
+    }
+}
+
+async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<(), Failed> {
+    let submit = read_submit(request, payload, state).await;
+    // What the registry refuses it counts itself.
+    let submit = submit.inspect_err(|failed| state.metrics.refuse(failed.code().as_str()))?;
+    let role = submit.chat.role;
+    match outcome(submit, state).await {
+        Outcome::Accepted(_) => Ok(()),
+        Outcome::Refused(refusal) => Err(legacy_refusal(refusal, role).into()),
+    }
+}
+
+/// Parses at the edge: who is asking, which room, what is to be said.
+async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
+    let caller = sender(request, state)?;
+    if !request.content_type().eq_ignore_ascii_case("application/json") {
+        return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));
+    }
+    let body = read_body(request, payload, state.limits.body_bytes)
+        .await
+        .map_err(|error| from_api(&error))?;
+    let body = parse_send(&body).map_err(|error| match error {
+        BodyError::Unreadable => Failed::Framework(FrameworkError::BadRequest),
+        other => Failed::Ours(LegacyError::bad_request(other.to_string())),
+    })?;
+    let presenter_idx = match (body.presenter_idx, body.user_type) {
+        (Some(idx), _) => idx,
+        (None, UserType::Presenter) => caller.user_idx.get(),
+        (None, UserType::Viewer) => return Err(LegacyError::bad_request(texts::PRESENTER_IDX_NULL).into()),
+    };
+    // A negative number is nobody's room, so nobody is live there.
+    let presenter_idx = PresenterIdx::new(presenter_idx).ok_or_else(|| LegacyError::bad_request(texts::NOT_LIVE))?;
+    let text = MessageText::maybe_empty(body.text, state.limits.text_chars)
+        .map_err(|_| LegacyError::from_code(Code::InvalidMessage, None))?;
+    let role = caller.role_in(presenter_idx);
+    let Sender { user_idx, nickname, .. } = caller;
+    let key = idempotency_key(request).map_err(|error| from_api(&error))?;
+    let keyed = key.map(|key| Keyed::new(user_idx, presenter_idx, &key, text.as_str()));
+    Ok(Submit {
+        presenter_idx,
+        keyed,
+        chat: ChatMessage {
+            user_idx,
+            nickname,
+            text,
+            role,
+        },
+    })
+}
+
+fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
+    match (refusal, role) {
+        (Refusal::NotLive, _) => LegacyError::bad_request(texts::NOT_LIVE),
+        (Refusal::PresenterDisconnected, Role::Presenter) => LegacyError::presenter_without_session(),
+        (Refusal::PresenterDisconnected, _) => LegacyError::bad_request(texts::NO_SESSION),
+        (other, _) => from_api(&refused(other)),
+    }
+}
+
+// ---- the presenter's WebSocket -----------------------------------------------------------------------------------
+
+/// Reads the token of `start`: its `user_idx` is the presenter.
+struct Tokens(Arc<TokenVerifier>);
+
+impl Authenticate for Tokens {
+    fn presenter(&self, token: &str) -> Option<PresenterIdx> {
+        let claims = self
+            .0
+            .verify(token)
+            .inspect_err(|error: &TokenError| log::debug!("start refused: {error:?}"))
+            .ok()?;
+        PresenterIdx::new(claims.user_idx.get())
+    }
+}
+
+async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    // First, so that a request which cannot be upgraded never costs a session its place.
+    let response = match ws::handshake(&request) {
+        Ok(response) => response,
+        Err(HandshakeError::UnsupportedVersion) => {
+            let mut response = HttpResponse::build(actix_web::http::StatusCode::UPGRADE_REQUIRED);
+            return response.insert_header(("Sec-WebSocket-Version", "13")).finish();
+        }
+        Err(_) => {
+            return HttpResponse::BadRequest()
+                .content_type("text/plain;charset=UTF-8")
+                .body("Can \"Upgrade\" only to \"WebSocket\".");
+        }
+    };
+    let busy = |detail| {
+        answer(
+            &from_api(&ApiError::new(Code::Overloaded).with_detail(detail)),
+            &request,
+            &state,
+        )
+    };
+    if state.health.is_draining() {
+        return busy("the server is about to stop");
+    }
+    let Some(permit) = state.sessions.try_acquire(1) else {
+        // The client tries again, and finds the place of one whose room is not live.
+        state.registry.make_room();
+        return busy("session.max");
+    };
+    let tokens = Rc::new(Tokens(Arc::clone(&state.tokens)));
+    socket::upgrade(response, &request, payload, &state, tokens, permit)
+}

@@ -1,0 +1,50 @@
+//! The routes. Which dialect a path speaks decides the shape of its errors: problem+json on v1, the old server's bodies
+//! elsewhere.
+
+pub mod cors;
+pub mod demo;
+mod guard;
+mod identify;
+mod legacy;
+pub mod ops;
+mod rooms;
+pub mod socket;
+pub mod state;
+mod v1;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use self::state::State;
+use crate::{
+    error::{ApiError, Code, Lang},
+    legacy::error::FrameworkError,
+};
+
+/// Adds every route. `ops_apart`: operations listen on an address of their own.
+pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
+    if !ops_apart {
+        config.configure(ops::routes);
+    }
+    if state.demo.is_some() {
+        config.configure(demo::routes);
+    }
+    if state.rooms.is_some() {
+        config.configure(rooms::routes);
+    }
+    config.configure(v1::routes);
+    if state.legacy {
+        config.configure(legacy::routes);
+    }
+    config.default_service(web::to(|request: HttpRequest, state: web::Data<State>| async move {
+        not_found(&request, &state)
+    }));
+}
+
+/// Nothing is at this path, in the words of its dialect.
+pub(crate) fn not_found(request: &HttpRequest, state: &State) -> HttpResponse {
+    if request.path().starts_with("/v1/") || !state.legacy {
+        ApiError::new(Code::NotFound).response(Lang::from_headers(request.headers()))
+    } else {
+        FrameworkError::NotFound.response(request.path())
+    }
+}

@@ -1,0 +1,121 @@
+//! The embedded room server's routes, as the legacy room server has them: `/room/live/check` and `search-all` for
+//! anyone, as there; `start` and `stop` for an operator's token.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use chatting_actors::{
+    clock::system_ms,
+    types::{PresenterIdx, Role},
+};
+use serde_json::{Value, json};
+
+use super::{identify::claims, state::State};
+use crate::{
+    error::{ApiError, Code, Lang},
+    room::embedded::{EmbeddedRooms, LiveRoom},
+};
+
+/// Adds the routes; they answer 404 unless `room.mode` is `embedded`.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(
+        web::scope("/room/live")
+            .route("/check", web::post().to(check))
+            .route("/search-all", web::post().to(search_all))
+            .route("/start", web::post().to(start))
+            .route("/stop", web::post().to(stop)),
+    );
+}
+
+fn answer(message: &str, data: Value) -> HttpResponse {
+    let timestamp = timestamp(system_ms());
+    HttpResponse::Ok().json(json!({ "timestamp": timestamp, "message": message, "data": data }))
+}
+
+fn timestamp(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}
+
+fn room(presenter: PresenterIdx, room: LiveRoom) -> Value {
+    json!({
+        "presenterIdx": presenter.get(),
+        "roomIdx": room.room_idx,
+        "startedAt": timestamp(room.started_at_ms),
+        "alive": true,
+    })
+}
+
+fn embedded(state: &State) -> Result<&EmbeddedRooms, ApiError> {
+    let why = "room.mode is \"http\": the room server is elsewhere";
+    state
+        .rooms
+        .as_ref()
+        .ok_or_else(|| ApiError::new(Code::NotFound).with_detail(why))
+}
+
+fn presenter(body: &[u8]) -> Result<PresenterIdx, ApiError> {
+    let bad = || ApiError::new(Code::BadRequest).with_detail("the body is {\"presenterIdx\":\"12\"}");
+    let body: Value = serde_json::from_slice(body).map_err(|_| bad())?;
+    let number = match body.get("presenterIdx") {
+        Some(Value::String(text)) => text.trim().parse().ok(),
+        Some(other) => other.as_i64(),
+        None => None,
+    };
+    number.and_then(PresenterIdx::new).ok_or_else(bad)
+}
+
+fn operator(request: &HttpRequest, state: &State) -> Result<(), ApiError> {
+    let claims = claims(request, state)?;
+    match claims.role {
+        Role::Operator => Ok(()),
+        _ => Err(ApiError::new(Code::Forbidden).with_detail("an operator's token is needed")),
+    }
+}
+
+fn respond(request: &HttpRequest, result: Result<HttpResponse, ApiError>) -> HttpResponse {
+    result.unwrap_or_else(|error| error.response(Lang::from_headers(request.headers())))
+}
+
+fn unsaved(error: &std::io::Error) -> ApiError {
+    log::error!("embedded rooms cannot be saved: {error}");
+    ApiError::new(Code::Internal)
+}
+
+async fn check(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+    let result = || {
+        let presenter = presenter(&body)?;
+        Ok(match embedded(&state)?.get(presenter) {
+            Some(live) => answer("check", room(presenter, live)),
+            None => answer("check", json!({ "alive": false })),
+        })
+    };
+    respond(&request, result())
+}
+
+async fn search_all(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+    let result = || {
+        let all = embedded(&state)?.all();
+        let rooms: Vec<Value> = all.into_iter().map(|(presenter, live)| room(presenter, live)).collect();
+        Ok(answer("search-all", json!(rooms)))
+    };
+    respond(&request, result())
+}
+
+async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+    let result = || {
+        let rooms = embedded(&state)?;
+        operator(&request, &state)?;
+        let presenter = presenter(&body)?;
+        let live = rooms.start(presenter).map_err(|error| unsaved(&error))?;
+        Ok(answer("start", room(presenter, live)))
+    };
+    respond(&request, result())
+}
+
+async fn stop(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+    let result = || {
+        let rooms = embedded(&state)?;
+        operator(&request, &state)?;
+        let stopped = rooms.stop(presenter(&body)?).map_err(|error| unsaved(&error))?;
+        Ok(answer("stop", json!({ "alive": false, "stopped": stopped.is_some() })))
+    };
+    respond(&request, result())
+}

@@ -1,0 +1,101 @@
+//! From an HTTP request to a presenter's session: the upgrade, the guard before the codec, and the flow after it.
+
+use std::{
+    any::Any,
+    cell::Cell,
+    net::Shutdown,
+    pin::Pin,
+    rc::Rc,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use actix_http::ws::Codec;
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, dev::Extensions, rt::net::TcpStream, web};
+use actix_web_actors::ws::WebsocketContext;
+use bytes::Bytes;
+use chatting_actors::{
+    gate::Permit,
+    seams::{Authenticate, Socket},
+    session::{PresenterSession, Progress},
+};
+use futures_util::Stream;
+
+use super::{guard::Guarded, state::State};
+
+/// A second handle on an accepted connection. It lives as long as the connection does, so that closing still closes.
+pub struct Connection(Arc<dyn Socket>);
+
+struct SecondHandle(socket2::Socket);
+
+impl Socket for SecondHandle {
+    fn shut(&self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// For `HttpServer::on_connect`: sets how long a peer may acknowledge nothing, and keeps a handle on the socket, because a
+/// stalled peer's actor does not run.
+pub fn on_connect(io: &dyn Any, extensions: &mut Extensions, user_timeout: Duration) {
+    let Some(stream) = io.downcast_ref::<TcpStream>() else {
+        return;
+    };
+    let _ = stream.set_nodelay(true);
+    let socket = socket2::SockRef::from(stream);
+    if let Err(error) = socket.set_tcp_user_timeout(Some(user_timeout)) {
+        log::debug!("a socket takes no user timeout: {error}");
+    }
+    if let Ok(second) = socket.try_clone() {
+        extensions.insert(Connection(Arc::new(SecondHandle(second))));
+    }
+}
+
+/// Starts the session's actor inside the response to a good handshake.
+pub fn upgrade(
+    mut response: HttpResponseBuilder,
+    request: &HttpRequest,
+    payload: web::Payload,
+    state: &State,
+    tokens: Rc<dyn Authenticate>,
+    permit: Permit,
+) -> HttpResponse {
+    let socket: Weak<dyn Socket> = match request.conn_data::<Connection>() {
+        Some(Connection(socket)) => Arc::downgrade(socket),
+        None => Weak::<SecondHandle>::new(),
+    };
+    let (progress, violation) = (Rc::<Progress>::default(), Rc::<Cell<_>>::default());
+    let session = PresenterSession::new(
+        state.session.clone(),
+        state.registry.clone(),
+        tokens,
+        Arc::clone(&state.clock),
+        socket,
+        Rc::clone(&progress),
+        Rc::clone(&violation),
+        permit,
+    );
+    let max = state.session.max_frame_bytes;
+    let guarded = Guarded::new(payload, max, violation);
+    let frames = WebsocketContext::with_codec(session, guarded, Codec::new().max_size(max));
+    response.streaming(Flowing {
+        frames: Box::pin(frames),
+        progress,
+    })
+}
+
+/// The session's frames on their way to the connection. It is polled only while the connection's write buffer has room, so
+/// being polled means that what was given before has been taken.
+struct Flowing<S> {
+    frames: Pin<Box<S>>,
+    progress: Rc<Progress>,
+}
+
+impl<S: Stream<Item = Result<Bytes, actix_web::Error>>> Stream for Flowing<S> {
+    type Item = Result<Bytes, actix_web::Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.progress.flushed();
+        self.frames.as_mut().poll_next(cx)
+    }
+}

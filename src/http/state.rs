@@ -1,0 +1,141 @@
+//! What every handler shares: handles on the actors, and the settings that a request needs.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use actix_web::{HttpResponse, http::ConnectionType};
+use chatting_actors::{
+    gate::Gate,
+    metrics::{Metrics, QueueMetrics},
+    registry::RegistryHandle,
+    session::SessionConfig,
+    supervise::Watch,
+    wire::legacy::Clock,
+    writer::{StoreState, WriterHandle},
+};
+use prometheus_client::registry::Registry as MetricNames;
+
+use crate::{
+    auth::{Gateway, TokenVerifier},
+    room::EmbeddedRooms,
+    store::History,
+};
+
+/// Limits on what comes in (rule 20).
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `server.max_body_bytes`
+    pub body_bytes: usize,
+    /// `message.max_chars`
+    pub text_chars: usize,
+    /// `message.nickname_max_chars`
+    pub nickname_chars: usize,
+}
+
+/// See the module's text. One a process, shared by all workers.
+pub struct State {
+    /// The registry.
+    pub registry: RegistryHandle,
+    /// Settings of new sessions.
+    pub session: SessionConfig,
+    /// `session.max`
+    pub sessions: Arc<Gate>,
+    /// The legacy dialect's wall clock.
+    pub clock: Arc<Clock>,
+    /// Reads tokens.
+    pub tokens: Arc<TokenVerifier>,
+    /// `auth.mode = "gateway"`: believes x-forward headers of these peers.
+    pub gateway: Option<Gateway>,
+    /// Limits on what comes in.
+    pub limits: Limits,
+    /// `cors.origins`
+    pub origins: Vec<String>,
+    /// `legacy.enabled`
+    pub legacy: bool,
+    /// `room.mode = "embedded"`
+    pub rooms: Option<EmbeddedRooms>,
+    /// Reads what was said.
+    pub history: History,
+    /// What the actors count.
+    pub metrics: Metrics,
+    /// The names and the queues of what is counted.
+    pub metric_names: MetricNames,
+    /// Depths of the queues.
+    pub queues: QueueMetrics,
+    /// Whether all is well.
+    pub health: Health,
+    /// The page of `demo`, with its tokens; `None` otherwise.
+    pub demo: Option<String>,
+}
+
+impl State {
+    /// While the server stops, a refusal ends its connection too, so that pools of connections look elsewhere.
+    pub fn last_answer(&self, mut response: HttpResponse) -> HttpResponse {
+        if self.health.is_draining() {
+            response.head_mut().set_connection_type(ConnectionType::Close);
+        }
+        response
+    }
+}
+
+/// What `/readyz` looks at.
+pub struct Health {
+    /// Set when the server is about to stop.
+    pub draining: AtomicBool,
+    /// Each actor by name; false when it is gone.
+    pub actors: Vec<(&'static str, Watch)>,
+    /// Knows whether the spool takes events.
+    pub writer: WriterHandle,
+    /// Knows whether the store does.
+    pub store: StoreState,
+}
+
+/// What `/readyz` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// Whether messages can be accepted.
+    pub ready: bool,
+    /// `ready`, `degraded` or `not_ready`.
+    pub status: &'static str,
+    /// Why not, or why only just.
+    pub reasons: Vec<String>,
+}
+
+impl Health {
+    /// Whether the server is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// 503 only when an actor is gone, the server drains, or no message can be accepted; a store that is away while the
+    /// spool has room is no more than degraded.
+    pub fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if self.is_draining() {
+            reasons.push("the server is about to stop".to_owned());
+        }
+        for (name, alive) in &self.actors {
+            if !alive.alive() {
+                reasons.push(format!("the actor {name} is gone"));
+            }
+        }
+        if !self.writer.writable() {
+            reasons.push("the spool takes no events".to_owned());
+        }
+        let ready = reasons.is_empty();
+        if let Some(error) = self.store.error() {
+            reasons.push(format!("the store takes no events, they stay in the spool: {error}"));
+        }
+        Readiness {
+            ready,
+            status: match (ready, reasons.is_empty()) {
+                (true, true) => "ready",
+                (true, false) => "degraded",
+                (false, _) => "not_ready",
+            },
+            reasons,
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! v1 routes: problem+json errors, JSON bodies, nothing lenient.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    error::PayloadError,
+    http::{Method, header},
+    web,
+};
+use chatting_actors::{
+    idempotency::Keyed,
+    outcome::{Accepted, Outcome, Refusal, Submit},
+    types::{ChatMessage, MessageText, PresenterIdx, TextError},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{identify::sender, state::State};
+use crate::error::{ApiError, Code, Lang};
+
+/// Adds the routes.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(
+        web::resource("/v1/rooms/{presenter_idx}/messages")
+            .route(web::post().to(post_message))
+            .default_service(web::to(only_post)),
+    );
+}
+
+async fn only_post(request: HttpRequest) -> HttpResponse {
+    let mut response = ApiError::new(Code::MethodNotAllowed).response(Lang::from_headers(request.headers()));
+    response
+        .headers_mut()
+        .insert(header::ALLOW, header::HeaderValue::from_static(Method::POST.as_str()));
+    response
+}
+
+#[derive(Deserialize)]
+struct NewMessage {
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Created<'a> {
+    id: uuid::Uuid,
+    seq: u64,
+    epoch: &'a str,
+    sent_at: String,
+    delivery: &'static str,
+}
+
+async fn post_message(
+    request: HttpRequest,
+    path: web::Path<String>,
+    payload: web::Payload,
+    state: web::Data<State>,
+) -> HttpResponse {
+    match accept(&request, &path, payload, &state).await {
+        Ok(accepted) => HttpResponse::Created().json(Created {
+            id: accepted.id,
+            seq: accepted.seq.0,
+            epoch: &accepted.epoch.0,
+            sent_at: timestamp(accepted.sent_at_ms),
+            delivery: accepted.delivery.as_str(),
+        }),
+        Err(error) => state.last_answer(error.response(Lang::from_headers(request.headers()))),
+    }
+}
+
+async fn accept(request: &HttpRequest, path: &str, payload: web::Payload, state: &State) -> Result<Accepted, ApiError> {
+    let submit = read_submit(request, path, payload, state).await;
+    // What the registry refuses it counts itself.
+    let submit = submit.inspect_err(|error| state.metrics.refuse(error.code.as_str()))?;
+    match outcome(submit, state).await {
+        Outcome::Accepted(accepted) => Ok(accepted),
+        Outcome::Refused(refusal) => Err(refused(refusal)),
+    }
+}
+
+/// Parses at the edge: who is asking, which room, what is to be said.
+async fn read_submit(
+    request: &HttpRequest,
+    path: &str,
+    payload: web::Payload,
+    state: &State,
+) -> Result<Submit, ApiError> {
+    let caller = sender(request, state)?;
+    let presenter_idx = path.parse().ok().and_then(PresenterIdx::new).ok_or_else(|| {
+        ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
+    })?;
+    if !is_json(request) {
+        return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
+    }
+    let body = read_body(request, payload, state.limits.body_bytes).await?;
+    let message: NewMessage = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::new(Code::InvalidMessage).with_detail(format!("the body is not valid: {error}")))?;
+    let key = idempotency_key(request)?;
+    let text = MessageText::new(message.text, state.limits.text_chars).map_err(|error| {
+        ApiError::new(Code::InvalidMessage).with_detail(match error {
+            TextError::Empty => "text: it is empty".to_owned(),
+            TextError::TooLong(max) => format!("text: it is longer than {max} characters"),
+        })
+    })?;
+    let keyed = key.map(|key| Keyed::new(caller.user_idx, presenter_idx, &key, text.as_str()));
+    Ok(Submit {
+        presenter_idx,
+        keyed,
+        chat: ChatMessage {
+            role: caller.role_in(presenter_idx),
+            user_idx: caller.user_idx,
+            nickname: caller.nickname,
+            text,
+        },
+    })
+}
+
+/// Hands a message to the registry and waits for what comes of it.
+pub(super) async fn outcome(submit: Submit, state: &State) -> Outcome {
+    match state.registry.submit(submit) {
+        // A closed channel: the registry panicked with the message in hand.
+        Ok(answer) => answer.await.unwrap_or(Outcome::Refused(Refusal::OutcomeUnknown)),
+        Err(refusal) => Outcome::Refused(refusal),
+    }
+}
+
+/// A refusal in the words of the error table.
+pub(super) fn refused(refusal: Refusal) -> ApiError {
+    let code = match refusal {
+        Refusal::NotLive => Code::BroadcastEnded,
+        Refusal::PresenterDisconnected => Code::PresenterDisconnected,
+        Refusal::Overloaded(_) | Refusal::Draining => Code::Overloaded,
+        Refusal::RoomServerUnavailable => Code::RoomServerUnavailable,
+        Refusal::LogUnavailable => Code::LogUnavailable,
+        Refusal::OutcomeUnknown => Code::OutcomeUnknown,
+        Refusal::IdempotencyInProgress => Code::IdempotencyInProgress,
+        Refusal::IdempotencyConflict => Code::IdempotencyConflict,
+    };
+    match refusal {
+        Refusal::Overloaded(queue) => ApiError::new(code).with_detail(format!("the queue {queue} is full")),
+        Refusal::Draining => ApiError::new(code).with_detail("the server is about to stop"),
+        _ => ApiError::new(code),
+    }
+}
+
+/// The `Idempotency-Key` of a request: 1 to 255 visible ASCII characters, quoted as the draft has it or bare as many send it.
+pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
+    let Some(value) = request.headers().get("idempotency-key") else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    let bare = text
+        .strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'))
+        .unwrap_or(text);
+    if bare.is_empty() || bare.len() > 255 || bare.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        let detail = "Idempotency-Key: 1 to 255 visible ASCII characters, in quotes or bare";
+        return Err(ApiError::new(Code::BadRequest).with_detail(detail));
+    }
+    Ok(Some(bare.to_owned()))
+}
+
+fn is_json(request: &HttpRequest) -> bool {
+    use actix_web::HttpMessage;
+    let content_type = request.content_type();
+    content_type.eq_ignore_ascii_case("application/json")
+        || (content_type.starts_with("application/") && content_type.ends_with("+json"))
+}
+
+/// Reads a body up to a limit; one that announces more is refused before it is read.
+pub(super) async fn read_body(
+    request: &HttpRequest,
+    payload: web::Payload,
+    limit: usize,
+) -> Result<web::Bytes, ApiError> {
+    let too_large = || ApiError::new(Code::TooLarge).with_detail(format!("the body is over {limit} bytes"));
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    match payload.to_bytes_limited(limit).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => Err(match error.as_error::<PayloadError>() {
+            Some(PayloadError::Overflow) => too_large(),
+            _ => ApiError::new(Code::BadRequest).with_detail("the body did not arrive whole"),
+        }),
+        Err(_) => Err(too_large()),
+    }
+}
+
+/// RFC 3339, UTC, with milliseconds.
+fn timestamp(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}

@@ -1,0 +1,17 @@
+//! A chat server for live broadcasts: HTTP in, one WebSocket out a presenter, a log that loses nothing.
+//!
+//! [`app::App`] is the whole server; [`settings`] is what operators turn; the actors live in `chatting_actors`.
+//! docs/ARCHITECTURE.md has the map and walks one message through.
+
+pub mod app;
+pub mod auth;
+pub mod cli;
+pub mod error;
+pub mod http;
+pub mod legacy;
+pub mod load;
+pub mod room;
+pub mod settings;
+pub mod startup;
+pub mod store;
+pub mod telemetry;

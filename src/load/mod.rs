@@ -1,0 +1,135 @@
+//! The load tool: what does this box hold?
+//!
+//! Plain sockets and hand-made requests, so that it costs little beside the server that it measures. Senders post v1 messages
+//! in a closed loop, or at a rate (open loop: latency counts from the time a message was due, so that a server that stalls is
+//! not spared the messages that would have come meanwhile). Every presenter's WebSocket counts what it gets.
+
+mod presenter;
+mod report;
+mod sender;
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+
+pub use self::report::Report;
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The server.
+    pub addr: SocketAddr,
+    /// Rooms, of presenters `first_room`, `first_room + 1`, …
+    pub rooms: u64,
+    /// The first presenter's number.
+    pub first_room: u64,
+    /// Connections that send.
+    pub senders: u64,
+    /// Messages a second over all senders; `None`: each sends as soon as it was answered.
+    pub rate: Option<u64>,
+    /// How long messages are sent.
+    pub duration: Duration,
+    /// Bytes of a message's text, at least as much as its stamp needs.
+    pub text_bytes: usize,
+    /// A presenter's token for each room, then one of each sender.
+    pub presenter_tokens: Vec<String>,
+    /// See `presenter_tokens`.
+    pub sender_tokens: Vec<String>,
+    /// Print a line a second.
+    pub progress: bool,
+}
+
+/// What was counted so far.
+pub(crate) struct Counts {
+    pub began: Instant,
+    pub sent: u64,
+    pub accepted: u64,
+    pub refused: u64,
+    pub failed: u64,
+    pub delivered: u64,
+    pub misplaced: u64,
+    pub sender_us: Histogram<u64>,
+    pub delivery_us: Histogram<u64>,
+}
+
+pub(crate) type Shared = Rc<RefCell<Counts>>;
+
+/// The longest latency that is told apart: a minute.
+const MAX_US: u64 = 60_000_000;
+
+/// Runs the plan on this thread. The error says what could not be reached.
+pub async fn run(plan: Plan) -> Result<Report, String> {
+    let histogram = || Histogram::new_with_max(MAX_US, 3).map_err(|error| error.to_string());
+    let counts: Shared = Rc::new(RefCell::new(Counts {
+        began: Instant::now(),
+        sent: 0,
+        accepted: 0,
+        refused: 0,
+        failed: 0,
+        delivered: 0,
+        misplaced: 0,
+        sender_us: histogram()?,
+        delivery_us: histogram()?,
+    }));
+    let plan = Rc::new(plan);
+    let mut presenters = Vec::new();
+    for token in &plan.presenter_tokens {
+        let socket = presenter::connect(plan.addr, token).await?;
+        presenters.push(actix_web::rt::spawn(presenter::count(socket, Rc::clone(&counts))));
+    }
+    counts.borrow_mut().began = Instant::now();
+    let senders: Vec<_> = (0..plan.senders)
+        .map(|n| actix_web::rt::spawn(sender::send(n, Rc::clone(&plan), Rc::clone(&counts))))
+        .collect();
+    let progress = plan
+        .progress
+        .then(|| actix_web::rt::spawn(report::progress(Rc::clone(&counts))));
+    let mut trouble = None;
+    for sender in senders {
+        if let Ok(Err(error)) = sender.await {
+            trouble = Some(error);
+        }
+    }
+    let sending = counts.borrow().began.elapsed();
+    wait_for_the_last(&counts).await;
+    if let Some(progress) = progress {
+        progress.abort();
+    }
+    for presenter in presenters {
+        presenter.abort();
+    }
+    let report = Report::new(&plan, &counts.borrow(), sending);
+    match trouble {
+        Some(error) if report.accepted == 0 => Err(error),
+        _ => Ok(report),
+    }
+}
+
+/// Waits until everything accepted was delivered, or nothing has come for two seconds.
+async fn wait_for_the_last(counts: &Shared) {
+    let (mut last, mut since) = (0, Instant::now());
+    loop {
+        let (accepted, delivered) = {
+            let counts = counts.borrow();
+            (counts.accepted, counts.delivered)
+        };
+        if delivered >= accepted || since.elapsed() > Duration::from_secs(2) {
+            return;
+        }
+        if delivered != last {
+            (last, since) = (delivered, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Counts {
+    fn us(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,160 @@
+//! What a load run found, as a table and as JSON.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::{Counts, Plan, Shared};
+
+/// Latencies in microseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latency {
+    /// Half were at most so long.
+    pub p50_us: u64,
+    /// 99 of 100.
+    pub p99_us: u64,
+    /// 999 of 1000.
+    pub p999_us: u64,
+    /// The longest.
+    pub max_us: u64,
+}
+
+impl Latency {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        Self {
+            p50_us: histogram.value_at_quantile(0.5),
+            p99_us: histogram.value_at_quantile(0.99),
+            p999_us: histogram.value_at_quantile(0.999),
+            max_us: histogram.max(),
+        }
+    }
+}
+
+/// What a run found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Rooms and senders of the plan.
+    pub rooms: u64,
+    /// See `rooms`.
+    pub senders: u64,
+    /// The rate that was asked for; `None` for a closed loop.
+    pub rate: Option<u64>,
+    /// How long was sent.
+    pub seconds: f64,
+    /// Messages sent.
+    pub sent: u64,
+    /// Answered 201.
+    pub accepted: u64,
+    /// Answered otherwise.
+    pub refused: u64,
+    /// Not answered.
+    pub failed: u64,
+    /// Seen by presenters.
+    pub delivered: u64,
+    /// Accepted and not seen.
+    pub lost: u64,
+    /// Doubled or out of order.
+    pub misplaced: u64,
+    /// Accepted a second.
+    pub accepted_per_second: f64,
+    /// From due to answered.
+    pub sender: Latency,
+    /// From due to the presenter's socket.
+    pub delivery: Latency,
+    /// This tool's own CPU, in microseconds a message.
+    pub tool_cpu_us: f64,
+}
+
+impl Report {
+    pub(super) fn new(plan: &Plan, counts: &Counts, sending: Duration) -> Self {
+        let seconds = sending.as_secs_f64();
+        Self {
+            rooms: plan.rooms,
+            senders: plan.senders,
+            rate: plan.rate,
+            seconds,
+            sent: counts.sent,
+            accepted: counts.accepted,
+            refused: counts.refused,
+            failed: counts.failed,
+            delivered: counts.delivered,
+            lost: counts.accepted.saturating_sub(counts.delivered),
+            misplaced: counts.misplaced,
+            accepted_per_second: counts.accepted as f64 / seconds,
+            sender: Latency::of(&counts.sender_us),
+            delivery: Latency::of(&counts.delivery_us),
+            tool_cpu_us: own_cpu_us() / counts.sent.max(1) as f64,
+        }
+    }
+
+    /// The report for people.
+    pub fn table(&self) -> String {
+        let rate = self
+            .rate
+            .map_or_else(|| "closed loop".to_owned(), |rate| format!("{rate}/s"));
+        let line = |name: &str, latency: &Latency| {
+            format!(
+                "{name:<10} p50 {:>8.2} ms   p99 {:>8.2} ms   p99.9 {:>8.2} ms   max {:>8.2} ms\n",
+                latency.p50_us as f64 / 1000.0,
+                latency.p99_us as f64 / 1000.0,
+                latency.p999_us as f64 / 1000.0,
+                latency.max_us as f64 / 1000.0,
+            )
+        };
+        format!(
+            "{} rooms, {} senders, {rate}, {:.1} s\n\
+             sent {}  accepted {}  refused {}  failed {}  delivered {}  lost {}  misplaced {}\n\
+             {:.0} accepted/s; this tool used {:.1} µs of CPU a message\n{}{}",
+            self.rooms,
+            self.senders,
+            self.seconds,
+            self.sent,
+            self.accepted,
+            self.refused,
+            self.failed,
+            self.delivered,
+            self.lost,
+            self.misplaced,
+            self.accepted_per_second,
+            self.tool_cpu_us,
+            line("sender", &self.sender),
+            line("delivery", &self.delivery),
+        )
+    }
+}
+
+/// User and system time of this process (Linux: /proc/self/stat, in ticks of 10 ms).
+fn own_cpu_us() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 = after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<u64>().ok())
+        .sum();
+    ticks as f64 * 10_000.0
+}
+
+/// A line a second until it is aborted.
+pub(super) async fn progress(counts: Shared) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    let mut before = 0;
+    loop {
+        ticks.tick().await;
+        let line = {
+            let counts = counts.borrow();
+            let new = counts.accepted - before;
+            before = counts.accepted;
+            format!(
+                "{:>5.0} s  {new:>7}/s accepted  {:>9} in all  {:>6} refused  {:>6} on their way",
+                counts.began.elapsed().as_secs_f64(),
+                counts.accepted,
+                counts.refused,
+                counts.accepted.saturating_sub(counts.delivered),
+            )
+        };
+        crate::cli::eprint(&line);
+    }
+}

@@ -1,0 +1,153 @@
+//! The embedded room server: which presenters are live, kept by this server itself (`room.mode = "embedded"`).
+//!
+//! Operators start and stop broadcasts over HTTP. What is live survives a restart in a small file beside the spool.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use chatting_actors::{
+    clock::system_ms,
+    seams::{Liveness, RoomApi, RoomApiError},
+    types::PresenterIdx,
+};
+use futures_util::future::{FutureExt, LocalBoxFuture, ready};
+use serde::{Deserialize, Serialize};
+
+/// One live broadcast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveRoom {
+    /// The number of the broadcast's room: counts up with every start.
+    pub room_idx: i64,
+    /// When it went live, milliseconds since 1970, UTC.
+    pub started_at_ms: i64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Rooms {
+    last_room_idx: i64,
+    live: BTreeMap<PresenterIdx, LiveRoom>,
+}
+
+/// See the module's text; clones share one state.
+#[derive(Clone, Debug)]
+pub struct EmbeddedRooms {
+    rooms: Arc<Mutex<Rooms>>,
+    path: Arc<PathBuf>,
+}
+
+impl EmbeddedRooms {
+    /// Reads what was live when the server stopped. A file that cannot be read is named in the error.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let rooms = match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| format!("{}: {error}", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Rooms::default(),
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        };
+        Ok(Self {
+            rooms: Arc::new(Mutex::new(rooms)),
+            path: Arc::new(path.to_owned()),
+        })
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, Rooms> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes live; a second start goes on with the first.
+    pub fn start(&self, presenter: PresenterIdx) -> std::io::Result<LiveRoom> {
+        let mut rooms = self.rooms();
+        if let Some(room) = rooms.live.get(&presenter) {
+            return Ok(*room);
+        }
+        rooms.last_room_idx += 1;
+        let room = LiveRoom {
+            room_idx: rooms.last_room_idx,
+            started_at_ms: system_ms(),
+        };
+        rooms.live.insert(presenter, room);
+        self.save(&rooms)?;
+        Ok(room)
+    }
+
+    /// Ends the broadcast; `None` when there was none.
+    pub fn stop(&self, presenter: PresenterIdx) -> std::io::Result<Option<LiveRoom>> {
+        let mut rooms = self.rooms();
+        let stopped = rooms.live.remove(&presenter);
+        if stopped.is_some() {
+            self.save(&rooms)?;
+        }
+        Ok(stopped)
+    }
+
+    /// The broadcast of this presenter.
+    pub fn get(&self, presenter: PresenterIdx) -> Option<LiveRoom> {
+        self.rooms().live.get(&presenter).copied()
+    }
+
+    /// All live broadcasts, by presenter.
+    pub fn all(&self) -> Vec<(PresenterIdx, LiveRoom)> {
+        self.rooms()
+            .live
+            .iter()
+            .map(|(presenter, room)| (*presenter, *room))
+            .collect()
+    }
+
+    /// Written beside and renamed, so that a crash leaves the old file or the new one.
+    fn save(&self, rooms: &Rooms) -> std::io::Result<()> {
+        let beside = self.path.with_extension("new");
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
+        file.write_all(&serde_json::to_vec(rooms)?)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &*self.path)
+    }
+}
+
+impl RoomApi for EmbeddedRooms {
+    fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
+        let room = self.get(presenter);
+        let liveness = Liveness {
+            live: room.is_some(),
+            room_idx: room.map(|room| room.room_idx),
+        };
+        ready(Ok(liveness)).boxed_local()
+    }
+
+    /// Nobody to ask: an embedded room server knows no other way to reach the presenter.
+    fn request_reconnect(&self, _: PresenterIdx) -> LocalBoxFuture<'static, Result<(), RoomApiError>> {
+        ready(Ok(())).boxed_local()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_live_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rooms.json");
+        let presenter = PresenterIdx::new(12).unwrap();
+        let rooms = EmbeddedRooms::open(&path).unwrap();
+        let room = rooms.start(presenter).unwrap();
+        assert_eq!(rooms.start(presenter).unwrap(), room);
+        let again = EmbeddedRooms::open(&path).unwrap();
+        assert_eq!(again.get(presenter), Some(room));
+        assert_eq!(again.stop(presenter).unwrap(), Some(room));
+        assert_eq!(EmbeddedRooms::open(&path).unwrap().all(), []);
+        let next = again.start(presenter).unwrap();
+        assert!(next.room_idx > room.room_idx);
+    }
+}

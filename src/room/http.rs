@@ -1,0 +1,146 @@
+//! A room server asked over HTTP with awc (legacy-protocol.md, "Room server it asks").
+//!
+//! Only a 200 with a boolean `data.alive` is an answer (rule 9). No redirect is followed and no more than
+//! `room.max_answer_bytes` are read, so that a room server gone wrong costs no more than its own answer.
+
+use std::time::Duration;
+
+use actix_web::http::{StatusCode, header};
+use awc::{Client, Connector};
+use chatting_actors::{
+    checker::MAX_RECONNECTS,
+    seams::{Liveness, RoomApi, RoomApiError},
+    types::PresenterIdx,
+};
+use futures_util::future::{FutureExt, LocalBoxFuture};
+use serde_json::{Value, json};
+
+/// How the room server is reached.
+#[derive(Clone, Debug)]
+pub struct HttpRoomSettings {
+    /// `room.base_url`; ends in `/room/live`.
+    pub base_url: String,
+    /// `room.reconnect_url`; empty for `base_url` + `/reconnect`.
+    pub reconnect_url: String,
+    /// `room.content_type`
+    pub content_type: String,
+    /// `room.timeout_ms`
+    pub timeout: Duration,
+    /// `room.max_answer_bytes`
+    pub max_answer_bytes: usize,
+    /// `room.max_lookups`
+    pub max_lookups: usize,
+}
+
+/// See the module's text. Not `Send`: it lives on the checker's arbiter.
+pub struct HttpRooms {
+    client: Client,
+    check_url: String,
+    reconnect_url: String,
+    content_type: String,
+    max_answer_bytes: usize,
+}
+
+impl HttpRooms {
+    /// A client; connects when it is first used, and keeps connections open between questions.
+    pub fn new(settings: HttpRoomSettings) -> Self {
+        let base = settings.base_url.trim_end_matches('/');
+        Self {
+            check_url: format!("{base}/check"),
+            reconnect_url: match settings.reconnect_url.as_str() {
+                "" => format!("{base}/reconnect"),
+                url => url.to_owned(),
+            },
+            // Room for every lookup and for the requests to reconnect beside them.
+            client: Client::builder()
+                .connector(Connector::new().limit(settings.max_lookups + MAX_RECONNECTS))
+                .disable_redirects()
+                .timeout(settings.timeout)
+                .finish(),
+            content_type: settings.content_type,
+            max_answer_bytes: settings.max_answer_bytes,
+        }
+    }
+
+    fn post(&self, url: &str, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Vec<u8>, RoomApiError>> {
+        let body = json!({ "presenterIdx": presenter.to_string() }).to_string();
+        let request = self
+            .client
+            .post(url)
+            .insert_header((header::CONTENT_TYPE, self.content_type.as_str()))
+            .send_body(body);
+        let limit = self.max_answer_bytes;
+        async move {
+            let mut answer = request.await.map_err(|error| match error {
+                awc::error::SendRequestError::Timeout => RoomApiError::Timeout,
+                other => RoomApiError::Unusable(other.to_string()),
+            })?;
+            if answer.status() != StatusCode::OK {
+                return Err(RoomApiError::Unusable(format!("status {}", answer.status().as_u16())));
+            }
+            let body = answer.body().limit(limit).await;
+            body.map(|body| body.to_vec())
+                .map_err(|error| RoomApiError::Unusable(error.to_string()))
+        }
+        .boxed_local()
+    }
+}
+
+impl RoomApi for HttpRooms {
+    fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
+        let answer = self.post(&self.check_url, presenter);
+        async move { parse(&answer.await?) }.boxed_local()
+    }
+
+    fn request_reconnect(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<(), RoomApiError>> {
+        let answer = self.post(&self.reconnect_url, presenter);
+        async move { answer.await.map(|_| ()) }.boxed_local()
+    }
+}
+
+/// Reads `{"data":{"alive":true,"roomIdx":7}}`. The number may come as text; without one the log has none.
+fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
+    let unusable = |why: &str| RoomApiError::Unusable(why.to_owned());
+    let answer: Value = serde_json::from_slice(body).map_err(|_| unusable("the answer is not JSON"))?;
+    let data = answer.get("data").ok_or_else(|| unusable("the answer has no data"))?;
+    let live = data
+        .get("alive")
+        .and_then(Value::as_bool)
+        .ok_or_else(|| unusable("data.alive is not a boolean"))?;
+    let room_idx = data.get("roomIdx").and_then(|value| match value {
+        Value::String(text) => text.parse().ok(),
+        other => other.as_i64(),
+    });
+    Ok(Liveness { live, room_idx })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_09_only_a_boolean_alive_is_an_answer() {
+        let live = |text: &str| parse(text.as_bytes()).map(|answer| (answer.live, answer.room_idx)).ok();
+        assert_eq!(
+            live(r#"{"timestamp":"t","message":"m","data":{"alive":true}}"#),
+            Some((true, None))
+        );
+        assert_eq!(live(r#"{"data":{"alive":false,"roomIdx":7}}"#), Some((false, Some(7))));
+        assert_eq!(live(r#"{"data":{"alive":true,"roomIdx":"9"}}"#), Some((true, Some(9))));
+        assert_eq!(live(r#"{"data":{"alive":true,"roomIdx":"x"}}"#), Some((true, None)));
+        for bad in [
+            "",
+            "true",
+            "[]",
+            "{}",
+            r#"{"data":{}}"#,
+            r#"{"data":null}"#,
+            r#"{"alive":true}"#,
+            r#"{"data":{"alive":"true"}}"#,
+            r#"{"data":{"alive":1}}"#,
+            r#"{"data":{"alive":null}}"#,
+        ] {
+            assert_eq!(live(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The sections of what faces the outside: sockets, callers and their messages, and the server's own output.
+
+use super::rule::{HEADER_NAME_OR_EMPTY, IP_OR_CIDR, Items, NOT_EMPTY, ORIGIN, SOCKET_ADDR, SOCKET_ADDR_OR_EMPTY};
+use super::secret::Secret;
+use super::section::{choice, section};
+
+section! {
+    /// Where the server listens and what it takes from a connection.
+    /// 서버가 수신하는 주소와 연결별 한도.
+    pub struct Server {
+        /// Address and port for HTTP and WebSocket. Port 0 takes a free one.
+        /// HTTP와 WebSocket을 받을 주소와 포트. 포트 0은 빈 포트를 고른다.
+        bind: String = "0.0.0.0:8080", SOCKET_ADDR;
+        /// Worker threads for connections; 0 is one a CPU core.
+        /// 연결을 처리하는 워커 스레드 수. 0이면 CPU 코어마다 하나.
+        workers: usize = 0, 0..=1024;
+        /// Connections that may wait for the server to take them; the kernel refuses what is over.
+        /// 수락을 기다릴 수 있는 연결 수. 넘치면 커널이 거절한다.
+        backlog: u32 = 1024, 1..=65_535;
+        /// Open connections of one worker, WebSockets included; more wait in the backlog.
+        /// 워커 하나가 여는 최대 연결 수(WebSocket 포함). 넘치면 backlog에서 기다린다.
+        max_connections: usize = 25_000, 1..=1_000_000;
+        /// Seconds an idle HTTP connection stays open for a next request; 0 closes it after each answer.
+        /// 다음 요청을 기다리며 유휴 HTTP 연결을 유지하는 초. 0이면 응답마다 닫는다.
+        keep_alive_seconds: u64 = 75, 0..=3600;
+        /// Seconds a client has to send the head of a request.
+        /// 클라이언트가 요청 헤더를 다 보내야 하는 초.
+        client_request_seconds: u64 = 5, 1..=300;
+        /// Seconds after which a peer that acknowledges nothing sent to it is cut (TCP_USER_TIMEOUT).
+        /// 보낸 것에 아무 확인(ACK)이 없는 상대를 끊기까지의 초(TCP_USER_TIMEOUT).
+        tcp_user_timeout_seconds: u64 = 20, 1..=600;
+        /// Bytes of a request's body; longer ones are answered 413.
+        /// 요청 본문의 최대 바이트. 넘으면 413으로 응답한다.
+        max_body_bytes: usize = 65_536, 1024..=16_777_216;
+    }
+}
+
+section! {
+    /// What operators ask: /livez, /readyz and /metrics.
+    /// 운영용 경로: /livez, /readyz, /metrics.
+    pub struct Ops {
+        /// Own address and port for them; empty serves them on server.bind.
+        /// 운영용 경로의 별도 주소와 포트. 비우면 server.bind에서 함께 제공한다.
+        bind: String = "", SOCKET_ADDR_OR_EMPTY;
+    }
+}
+
+section! {
+    /// How the server stops.
+    /// 서버 종료 방식.
+    pub struct Shutdown {
+        /// Seconds that stopping may take in all; what is not done by then is cut.
+        /// 종료 전체에 허용하는 초. 그때까지 끝나지 않은 일은 끊는다.
+        deadline_seconds: u64 = 20, 1..=600;
+    }
+}
+
+choice! {
+    /// How a caller is known.
+    pub enum AuthMode {
+        /// By the JWT it sends; `x-forward-*` headers are ignored.
+        Token = "token",
+        /// By the `x-forward-*` headers of a trusted gateway.
+        Gateway = "gateway",
+    }
+}
+
+section! {
+    /// Who a caller is.
+    /// 호출자 인증.
+    pub struct Auth {
+        /// "token": by its JWT; "gateway": by the x-forward headers of a trusted proxy.
+        /// "token": JWT로 확인. "gateway": 신뢰하는 프록시의 x-forward 헤더로 확인.
+        mode: AuthMode = AuthMode::Token;
+        /// Key of HS256 tokens as plain text, at least 32 bytes (RFC 7518, 3.2). Set this or the base64 one.
+        /// HS256 토큰의 평문 키, 32바이트 이상(RFC 7518, 3.2). 이것과 base64 중 하나만 설정한다.
+        hs256_secret: Secret = "";
+        /// Key of HS256 tokens in base64, at least 32 bytes once decoded.
+        /// HS256 토큰의 base64 키, 디코딩 후 32바이트 이상.
+        hs256_secret_base64: Secret = "";
+        /// Seconds that clocks may differ when a token's times are checked.
+        /// 토큰의 시각을 검사할 때 허용하는 시계 오차(초).
+        leeway_seconds: u64 = 5, 0..=300;
+        /// The `iss` that a token must have; empty is not checked.
+        /// 토큰에 있어야 하는 `iss`. 비우면 검사하지 않는다.
+        issuer: String = "";
+        /// The `aud` that a token must have; empty is not checked.
+        /// 토큰에 있어야 하는 `aud`. 비우면 검사하지 않는다.
+        audience: String = "";
+        /// Claim with the user's number.
+        /// 사용자 번호가 담긴 클레임.
+        claim_user: String = "user_idx", NOT_EMPTY;
+        /// Claim with the nickname.
+        /// 닉네임이 담긴 클레임.
+        claim_nickname: String = "nickname", NOT_EMPTY;
+        /// Claim with the role: viewer, moderator or operator.
+        /// 역할(viewer, moderator, operator)이 담긴 클레임.
+        claim_role: String = "role", NOT_EMPTY;
+        /// Claim with the rooms a moderator is one in; "*" is all.
+        /// 모더레이터가 맡은 방이 담긴 클레임. "*"는 모든 방.
+        claim_rooms: String = "rooms", NOT_EMPTY;
+        /// Bytes of a token; longer ones are refused unread.
+        /// 토큰의 최대 바이트. 넘으면 읽지 않고 거절한다.
+        max_token_bytes: usize = 8192, 256..=65_536;
+        /// Addresses whose x-forward headers and forwarded client addresses are believed; empty believes none.
+        /// x-forward 헤더와 전달된 클라이언트 주소를 믿을 상대 주소. 비우면 아무도 믿지 않는다.
+        trusted_proxies: Vec<String> = &[], Items(IP_OR_CIDR);
+        /// What a gateway must send as `x-gateway-secret`; empty is not checked.
+        /// 게이트웨이가 `x-gateway-secret`으로 보내야 하는 값. 비우면 검사하지 않는다.
+        gateway_secret: Secret = "";
+        /// Header in which a gateway tells the caller's role; empty makes its callers viewers.
+        /// 게이트웨이가 호출자의 역할을 알리는 헤더. 비우면 호출자는 모두 viewer.
+        gateway_role_header: String = "", HEADER_NAME_OR_EMPTY;
+    }
+}
+
+section! {
+    /// What a chat message may be.
+    /// 채팅 메시지의 한도.
+    pub struct Message {
+        /// Characters (Unicode scalar values) of a message.
+        /// 메시지의 최대 글자 수(유니코드 스칼라 값).
+        max_chars: usize = 2000, 1..=10_000;
+        /// Characters (Unicode scalar values) of a nickname.
+        /// 닉네임의 최대 글자 수(유니코드 스칼라 값).
+        nickname_max_chars: usize = 64, 1..=256;
+    }
+}
+
+section! {
+    /// The original server's routes and frames, for clients that speak them.
+    /// 기존 서버의 경로와 프레임(기존 클라이언트용).
+    pub struct Legacy {
+        /// Whether they are served.
+        /// 기존 프로토콜의 제공 여부.
+        enabled: bool = true;
+        /// IANA time zone of the times that they show.
+        /// 기존 프로토콜이 보여 주는 시각의 IANA 시간대.
+        zone: String = "Asia/Seoul", NOT_EMPTY;
+    }
+}
+
+section! {
+    /// Which web pages may call the v1 routes; the legacy ones are open to all as they always were.
+    /// v1 경로를 호출할 수 있는 웹 페이지. 기존 경로는 원래대로 모두에게 열려 있다.
+    pub struct Cors {
+        /// Origins that may, or "*" for all; empty is none.
+        /// 허용하는 오리진. "*"는 모두, 비우면 없음.
+        origins: Vec<String> = &[], Items(ORIGIN);
+    }
+}
+
+choice! {
+    /// From which severity on lines are written.
+    pub enum LogLevel {
+        /// Something is lost or refused that should not be.
+        Error = "error",
+        /// Something is wrong and the server copes.
+        Warn = "warn",
+        /// What an operator wants to know of a healthy server.
+        Info = "info",
+        /// What explains one request or session.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+choice! {
+    /// How a line is written.
+    pub enum LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+section! {
+    /// What the server tells of itself on standard error (not the chat: that is `[log]`).
+    /// 서버 자신의 동작 기록(stderr). 채팅 기록은 `[log]`.
+    pub struct Logging {
+        /// Least severity that is written.
+        /// 기록할 최소 심각도.
+        level: LogLevel = LogLevel::Info;
+        /// "text" for people, "json" for one object a line.
+        /// "text"는 사람용, "json"은 줄마다 객체 하나.
+        format: LogFormat = LogFormat::Text;
+    }
+}

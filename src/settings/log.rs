@@ -1,0 +1,105 @@
+//! The sections of where events are kept for good.
+
+use super::rule::{DATABASE_NAME, MONGODB_URI, NOT_EMPTY};
+use super::secret::Secret;
+use super::section::{choice, section};
+
+choice! {
+    /// Where the log is.
+    pub enum LogBackend {
+        /// In the local SQLite file alone.
+        Sqlite = "sqlite",
+        /// In MongoDB, through the local file.
+        Mongodb = "mongodb",
+    }
+}
+
+choice! {
+    /// What an accepted event has survived by the time its sender is answered.
+    pub enum Durability {
+        /// Fsynced: a crash of the machine loses nothing that was accepted.
+        Disk = "disk",
+        /// Written, not fsynced: survives a crash of the server but not of the machine.
+        Os = "os",
+        /// Queued: a crash of the server loses what was not yet written.
+        Memory = "memory",
+    }
+}
+
+section! {
+    /// The log of all events, and the local file (spool) where an event is made durable first.
+    /// 모든 이벤트의 로그와, 이벤트를 먼저 확정하는 로컬 파일(스풀).
+    pub struct Log {
+        /// "sqlite": the local file is the log; "mongodb": events go on from it to MongoDB.
+        /// "sqlite": 로컬 파일이 곧 로그. "mongodb": 로컬 파일을 거쳐 MongoDB에 저장한다.
+        backend: LogBackend = LogBackend::Sqlite;
+        /// The local file; one server a file.
+        /// 로컬 파일의 경로. 파일 하나는 서버 하나만 쓴다.
+        path: String = "data/chat.db", NOT_EMPTY;
+        /// Answered once "disk": fsynced, "os": written (a machine crash loses it), "memory": queued (any crash does).
+        /// 응답 시점: "disk" fsync 후, "os" 쓰기 후(장비가 죽으면 유실), "memory" 큐에 넣은 뒤(서버만 죽어도 유실).
+        durability: Durability = Durability::Disk;
+        /// Events in one commit to the local file.
+        /// 로컬 파일 커밋 하나의 최대 이벤트 수.
+        commit_max: usize = 1024, 1..=100_000;
+        /// Events in one batch to the store.
+        /// 저장소로 보내는 배치 하나의 최대 이벤트 수.
+        batch_max: usize = 1000, 1..=100_000;
+        /// Milliseconds to wait at most for a batch to the store to fill; 0 sends what is there.
+        /// 저장소 배치가 차기를 기다리는 최대 밀리초. 0이면 있는 만큼 바로 보낸다.
+        linger_ms: u64 = 20, 0..=10_000;
+        /// Milliseconds before the first new try after a failed write to the store; grows from try to try.
+        /// 저장소 쓰기 실패 후 첫 재시도까지의 밀리초. 시도할수록 늘어난다.
+        retry_min_ms: u64 = 100, 1..=600_000;
+        /// Milliseconds between two tries at most.
+        /// 재시도 사이의 최대 밀리초.
+        retry_max_ms: u64 = 10_000, 1..=600_000;
+        /// Bytes of the local file at which messages are refused with log_unavailable.
+        /// 로컬 파일이 이 바이트에 이르면 메시지를 log_unavailable로 거절한다.
+        spool_max_bytes: u64 = 8_589_934_592, 1_048_576..;
+        /// Events kept in memory for the store; what is over is read back from the local file.
+        /// 저장소로 보낼 이벤트를 메모리에 두는 최대 수. 넘치면 로컬 파일에서 다시 읽는다.
+        backlog_max: usize = 100_000, 1..=10_000_000;
+        /// Reads of history at once; more are refused.
+        /// 기록을 동시에 읽는 최대 수. 넘치면 거절한다.
+        readers: usize = 8, 1..=1024;
+    }
+}
+
+section! {
+    /// Idempotency-Key: a message that is sent again with its key gets the first answer.
+    /// Idempotency-Key: 같은 키로 다시 보낸 메시지는 첫 응답을 그대로 받는다.
+    pub struct Idempotency {
+        /// Seconds that a key is remembered, restarts included.
+        /// 키를 기억하는 시간(초). 재시작해도 이어진다.
+        window_seconds: u64 = 600, 1..=604_800;
+        /// Keys remembered at once; when full, messages with a key are refused and others go on.
+        /// 동시에 기억하는 키의 최대 수. 넘치면 키가 있는 메시지만 거절한다.
+        max: usize = 1_000_000, 1..=100_000_000;
+        /// Of them, at most so many of one sender.
+        /// 그중 한 사용자가 쓸 수 있는 최대 수.
+        sender_max: usize = 2000, 1..=100_000_000;
+    }
+}
+
+section! {
+    /// MongoDB, with log.backend = "mongodb".
+    /// MongoDB(log.backend = "mongodb"일 때).
+    pub struct Mongodb {
+        /// Connection string. It may hold a password and is never shown: better set it in CHAT__MONGODB__URI.
+        /// 연결 문자열. 비밀번호가 들어갈 수 있어 절대 표시하지 않으며, CHAT__MONGODB__URI로 설정하는 것이 좋다.
+        uri: Secret = "mongodb://127.0.0.1:27017", MONGODB_URI;
+        /// Name of the database.
+        /// 데이터베이스 이름.
+        database: String = "chatting", DATABASE_NAME;
+        /// Milliseconds to wait for a connection.
+        /// 연결을 기다리는 밀리초.
+        connect_timeout_ms: u64 = 5000, 1..=600_000;
+        /// Milliseconds to wait for a write to be answered.
+        /// 쓰기 응답을 기다리는 밀리초.
+        write_timeout_ms: u64 = 10_000, 1..=600_000;
+        /// Seconds between two signs of life of this server in the collection `servers`.
+        /// 이 서버가 `servers` 컬렉션에 살아 있음을 알리는 간격(초).
+        heartbeat_seconds: u64 = 10, 1..=3600;
+    }
+}

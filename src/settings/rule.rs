@@ -1,0 +1,259 @@
+//! [`Rule`]: which values of its type a key allows, and the words for it.
+//!
+//! A range (`1..=100`, `1..`) is the rule of a number, a [`Text`] that of a text, [`Items`] that of a list.
+
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::{RangeFrom, RangeInclusive};
+
+use super::secret::Secret;
+use super::value::SettingValue;
+
+/// Decides over values of one key.
+pub trait Rule<T> {
+    /// What is allowed, in words that stand after "allowed:".
+    fn words(&self) -> String;
+
+    /// Whether `value` is allowed.
+    fn holds(&self, value: &T) -> bool;
+}
+
+/// Every value of the type.
+pub struct Any;
+
+impl<T: SettingValue> Rule<T> for Any {
+    fn words(&self) -> String {
+        T::kind()
+    }
+
+    fn holds(&self, _: &T) -> bool {
+        true
+    }
+}
+
+impl<T: PartialOrd + Display> Rule<T> for RangeInclusive<T> {
+    fn words(&self) -> String {
+        format!("a whole number from {} to {}", self.start(), self.end())
+    }
+
+    fn holds(&self, value: &T) -> bool {
+        self.contains(value)
+    }
+}
+
+impl<T: PartialOrd + Display> Rule<T> for RangeFrom<T> {
+    fn words(&self) -> String {
+        format!("a whole number from {} up", self.start)
+    }
+
+    fn holds(&self, value: &T) -> bool {
+        self.contains(value)
+    }
+}
+
+/// The texts for which `holds` is true; `words` tells which those are.
+pub struct Text {
+    words: &'static str,
+    holds: fn(&str) -> bool,
+}
+
+impl Rule<String> for Text {
+    fn words(&self) -> String {
+        self.words.to_owned()
+    }
+
+    fn holds(&self, value: &String) -> bool {
+        (self.holds)(value)
+    }
+}
+
+impl Rule<Secret> for Text {
+    fn words(&self) -> String {
+        self.words.to_owned()
+    }
+
+    fn holds(&self, value: &Secret) -> bool {
+        (self.holds)(value.expose())
+    }
+}
+
+/// Lists of which every item is allowed by the rule.
+pub struct Items(pub Text);
+
+impl Rule<Vec<String>> for Items {
+    fn words(&self) -> String {
+        format!("a list, each item {}", self.0.words)
+    }
+
+    fn holds(&self, value: &Vec<String>) -> bool {
+        value.iter().all(|item| (self.0.holds)(item))
+    }
+}
+
+/// Any text but the empty one.
+pub const NOT_EMPTY: Text = Text {
+    words: "a text that is not empty",
+    holds: |text| !text.trim().is_empty(),
+};
+
+/// Address and port to listen on.
+pub const SOCKET_ADDR: Text = Text {
+    words: "IP:port, as in 127.0.0.1:8080 or [::1]:8080",
+    holds: |text| text.parse::<SocketAddr>().is_ok(),
+};
+
+/// As [`SOCKET_ADDR`], or nothing.
+pub const SOCKET_ADDR_OR_EMPTY: Text = Text {
+    words: "empty, or IP:port, as in 127.0.0.1:9090 or [::1]:9090",
+    holds: |text| text.is_empty() || (SOCKET_ADDR.holds)(text),
+};
+
+/// An address to ask over HTTP.
+pub const HTTP_URL: Text = Text {
+    words: "a URL that starts with http://; no https",
+    holds: is_plain_http_url,
+};
+
+/// As [`HTTP_URL`], or nothing.
+pub const HTTP_URL_OR_EMPTY: Text = Text {
+    words: "empty, or a URL that starts with http://; no https",
+    holds: |text| text.is_empty() || is_plain_http_url(text),
+};
+
+/// An address or a network of addresses.
+pub const IP_OR_CIDR: Text = Text {
+    words: "an IP address or a CIDR network, as in 10.0.0.0/8",
+    holds: is_ip_or_cidr,
+};
+
+/// The name of an HTTP header (RFC 9110, token), or nothing.
+pub const HEADER_NAME_OR_EMPTY: Text = Text {
+    words: "empty, or the name of an HTTP header",
+    holds: |text| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    },
+};
+
+/// What may stand in a `Content-Type` header.
+pub const CONTENT_TYPE: Text = Text {
+    words: "a media type, as in application/json",
+    holds: |text| text.contains('/') && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+};
+
+/// What CORS compares an `Origin` header with.
+pub const ORIGIN: Text = Text {
+    words: r#""*" or an origin, as in https://example.com, without a path"#,
+    holds: is_origin,
+};
+
+/// How a MongoDB connection string starts.
+pub const MONGODB_URI: Text = Text {
+    words: "a URI that starts with mongodb:// or mongodb+srv://",
+    holds: |text| text.starts_with("mongodb://") || text.starts_with("mongodb+srv://"),
+};
+
+/// What MongoDB takes as the name of a database.
+pub const DATABASE_NAME: Text = Text {
+    words: r#"1 to 63 bytes without a space and any of / \ . " $ * < > : | ?"#,
+    holds: |text| {
+        (1..=63).contains(&text.len())
+            && !text.contains(['/', '\\', '.', '"', '$', '*', '<', '>', ':', '|', '?', ' ', '\0'])
+    },
+};
+
+fn is_http_url(text: &str) -> bool {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !text.contains(char::is_whitespace))
+}
+
+/// The HTTP client that asks the room server is built without TLS.
+fn is_plain_http_url(text: &str) -> bool {
+    text.starts_with("http://") && is_http_url(text)
+}
+
+fn is_origin(text: &str) -> bool {
+    text == "*" || (is_http_url(text) && text.matches('/').count() == 2)
+}
+
+fn is_ip_or_cidr(text: &str) -> bool {
+    let Some((address, prefix)) = text.split_once('/') else {
+        return text.parse::<IpAddr>().is_ok();
+    };
+    let digits = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
+    match (address.parse::<IpAddr>(), prefix.parse::<u8>()) {
+        (Ok(IpAddr::V4(_)), Ok(bits)) => digits && bits <= 32,
+        (Ok(IpAddr::V6(_)), Ok(bits)) => digits && bits <= 128,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(rule: &Text, good: &[&str], bad: &[&str]) {
+        for text in good {
+            assert!((rule.holds)(text), "{text:?} should be {}", rule.words);
+        }
+        for text in bad {
+            assert!(!(rule.holds)(text), "{text:?} should not be {}", rule.words);
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        check(
+            &SOCKET_ADDR,
+            &["0.0.0.0:0", "[::1]:80"],
+            &["", "localhost:80", "1.2.3.4", ":80", "1.2.3.4:99999"],
+        );
+        check(&SOCKET_ADDR_OR_EMPTY, &["", "127.0.0.1:9090"], &[" ", "9090"]);
+        check(
+            &IP_OR_CIDR,
+            &["10.0.0.1", "10.0.0.0/8", "0.0.0.0/0", "::1", "fd00::/8", "::/128"],
+            &[
+                "",
+                "10.0.0",
+                "10.0.0.0/33",
+                "::/129",
+                "10.0.0.0/",
+                "10.0.0.0/+8",
+                "10.0.0.0/8/8",
+                "localhost",
+            ],
+        );
+    }
+
+    #[test]
+    fn urls_and_origins() {
+        check(
+            &HTTP_URL,
+            &["http://a", "http://a:1/b"],
+            &["", "a", "https://a", "ftp://a", "http://", "http:///x", "http://a b"],
+        );
+        check(&HTTP_URL_OR_EMPTY, &["", "http://a"], &["a"]);
+        check(
+            &ORIGIN,
+            &["*", "https://a.b", "http://a:3000"],
+            &["", "a.b", "https://a.b/", "https://a.b/c"],
+        );
+        check(&MONGODB_URI, &["mongodb://a", "mongodb+srv://a"], &["", "http://a"]);
+    }
+
+    #[test]
+    fn names() {
+        check(&NOT_EMPTY, &["a"], &["", "  "]);
+        check(&HEADER_NAME_OR_EMPTY, &["", "x-role"], &["x role", "x:role", "역할"]);
+        check(
+            &CONTENT_TYPE,
+            &["text/plain; charset=ISO-8859-1"],
+            &["", "json", "a/b\r\nx: y"],
+        );
+        check(
+            &DATABASE_NAME,
+            &["chatting"],
+            &["", "a.b", "a b", "a$", &"a".repeat(64)],
+        );
+    }
+}

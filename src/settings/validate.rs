@@ -1,0 +1,197 @@
+//! What keys demand of each other, beyond what each allows by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::error::Problem;
+use super::layers::Layer;
+use super::value::one_line;
+use super::{AuthMode, Settings, join};
+
+/// The least length of an HS256 key in bytes (RFC 7518, 3.2).
+const HS256_MIN_BYTES: usize = 32;
+
+/// Every value that its key does not allow, and every rule between keys that does not hold.
+///
+/// `origins`, when known, are named in the messages. Rules about a key in `skip` are left out: what is wrong with
+/// that key has been said.
+pub fn problems(
+    settings: &Settings,
+    origins: Option<&BTreeMap<String, Layer>>,
+    skip: &BTreeSet<String>,
+) -> Vec<Problem> {
+    let mut check = Check {
+        settings,
+        origins,
+        skip: skip.clone(),
+        problems: Vec::new(),
+    };
+    check.values();
+    check.at_most("actors.registry.room_share", "actors.registry.mailbox");
+    check.at_most("actors.writer.room_share", "actors.writer.mailbox");
+    check.at_most("room.pending_max", "actors.registry.room_share");
+    check.at_most("log.retry_min_ms", "log.retry_max_ms");
+    check.hs256_secret();
+    check.gateway();
+    check.problems
+}
+
+struct Check<'a> {
+    settings: &'a Settings,
+    origins: Option<&'a BTreeMap<String, Layer>>,
+    skip: BTreeSet<String>,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn values(&mut self) {
+        for (name, section) in self.settings.sections() {
+            for (key, message) in section.refused() {
+                let key = join(name, key);
+                self.rule(&[&key], false, || format!("{key} = {message}"));
+                self.skip.insert(key);
+            }
+        }
+    }
+
+    fn at_most(&mut self, key: &str, limit: &str) {
+        let number = |key| self.settings.get(key).and_then(|value| value.as_integer());
+        let holds = number(key) <= number(limit);
+        let message = format!("{} must be at most {}", self.shown(key), self.shown(limit));
+        self.rule(&[key, limit], holds, || message);
+    }
+
+    fn hs256_secret(&mut self) {
+        let auth = &self.settings.auth;
+        let (plain, base64) = ("auth.hs256_secret", "auth.hs256_secret_base64");
+        let message = format!(
+            "{} and {} are both set; allowed: one of them",
+            self.shown(plain),
+            self.shown(base64)
+        );
+        self.rule(
+            &[plain, base64],
+            !(auth.hs256_secret.is_set() && auth.hs256_secret_base64.is_set()),
+            || message,
+        );
+
+        // How long the base64 one is comes out where it is decoded.
+        let long_enough = !auth.hs256_secret.is_set() || auth.hs256_secret.expose().len() >= HS256_MIN_BYTES;
+        let message = format!(
+            "{} is too short; allowed: at least {HS256_MIN_BYTES} bytes",
+            self.shown(plain)
+        );
+        self.rule(&[plain], long_enough, || message);
+    }
+
+    fn gateway(&mut self) {
+        let auth = &self.settings.auth;
+        let (mode, proxies) = ("auth.mode", "auth.trusted_proxies");
+        let holds = auth.mode != AuthMode::Gateway || !auth.trusted_proxies.is_empty();
+        let message = format!(
+            "{} needs the gateway's addresses in {proxies}: with none trusted, every caller would be refused",
+            self.shown(mode)
+        );
+        self.rule(&[mode, proxies], holds, || message);
+    }
+
+    /// Notes a problem, under the first of `keys`, unless the rule holds or is about a key to be skipped.
+    fn rule(&mut self, keys: &[&str], holds: bool, message: impl FnOnce() -> String) {
+        if holds || keys.iter().any(|&key| self.skip.contains(key)) {
+            return;
+        }
+        let key = keys.first().copied().unwrap_or_default().to_owned();
+        self.problems.push(Problem {
+            key,
+            place: String::new(),
+            message: message(),
+        });
+    }
+
+    /// `key = value (layer)`, a secret as `***`.
+    fn shown(&self, key: &str) -> String {
+        let value = self.settings.get(key).map(|value| one_line(&value)).unwrap_or_default();
+        match self.origins.and_then(|origins| origins.get(key)) {
+            Some(layer) => format!("{key} = {value} ({layer})"),
+            None => format!("{key} = {value}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Secret;
+    use super::*;
+
+    fn wrong(change: impl FnOnce(&mut Settings)) -> Vec<String> {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        match settings.validate() {
+            Ok(()) => Vec::new(),
+            Err(error) => error.problems.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_right() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn values_set_by_hand_are_checked_too() {
+        assert_eq!(
+            wrong(|settings| settings.room.refresh_percent = 0),
+            ["room.refresh_percent = 0 is not allowed; allowed: a whole number from 1 to 100"]
+        );
+        assert_eq!(wrong(|settings| settings.session.credit_bytes = 65_535).len(), 1);
+        assert_eq!(wrong(|settings| settings.room.base_url = "room:80".to_owned()).len(), 1);
+        assert_eq!(
+            wrong(|settings| settings.auth.trusted_proxies = vec!["10.0.0.0/40".to_owned()]).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn shares_fit_into_their_whole() {
+        assert_eq!(
+            wrong(|settings| settings.actors.registry.mailbox = 2047),
+            ["actors.registry.room_share = 2048 must be at most actors.registry.mailbox = 2047"]
+        );
+        assert_eq!(wrong(|settings| settings.actors.registry.mailbox = 2048), [""; 0]);
+        assert_eq!(wrong(|settings| settings.actors.writer.room_share = 8193).len(), 1);
+        assert_eq!(wrong(|settings| settings.room.pending_max = 2049).len(), 1);
+        assert_eq!(wrong(|settings| settings.log.retry_min_ms = 10_001).len(), 1);
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_told_once() {
+        assert_eq!(wrong(|settings| settings.room.pending_max = 100_001).len(), 1);
+    }
+
+    #[test]
+    fn one_hs256_secret_and_long_enough() {
+        let set = |plain: usize, base64: usize| {
+            wrong(|settings| {
+                settings.auth.hs256_secret = Secret::new("s".repeat(plain));
+                settings.auth.hs256_secret_base64 = Secret::new("c".repeat(base64));
+            })
+        };
+        assert_eq!(
+            set(31, 0),
+            ["auth.hs256_secret = \"***\" is too short; allowed: at least 32 bytes"]
+        );
+        assert_eq!(set(32, 0), [""; 0]);
+        assert_eq!(set(0, 44), [""; 0]);
+        assert_eq!(set(32, 44).len(), 1);
+    }
+
+    #[test]
+    fn a_gateway_has_an_address() {
+        let refused = wrong(|settings| settings.auth.mode = AuthMode::Gateway);
+        assert!(refused[0].starts_with("auth.mode = \"gateway\" needs"), "{refused:?}");
+        let with_proxy = wrong(|settings| {
+            settings.auth.mode = AuthMode::Gateway;
+            settings.auth.trusted_proxies = vec!["10.0.0.0/8".to_owned()];
+        });
+        assert_eq!(with_proxy, [""; 0]);
+    }
+}

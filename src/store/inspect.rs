@@ -1,0 +1,569 @@
+//! A look into a spool without taking it: `spool status` and `spool verify`, also while a server has it.
+//!
+//! Nothing is written and no lock is needed. Each look is one snapshot, so what a running server does meanwhile does not
+//! show as damage; while it lasts SQLite cannot shorten the file's WAL.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use chatting_actors::types::{Epoch, Event, PresenterIdx};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    lock, row,
+    salvage::beside,
+    spool::{FORMAT, meta},
+};
+
+/// Rooms that a status names.
+const ROOMS_NAMED: i64 = 5;
+/// Parked events that a status names one by one.
+const PARKED_NAMED: i64 = 1000;
+
+/// A spool that is looked into.
+pub struct SpoolFile {
+    path: PathBuf,
+    connection: Connection,
+}
+
+/// Why a spool cannot be looked into.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// There is none, or it may not be read.
+    #[error("the spool {path} cannot be opened: {error}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// SQLite says no.
+    #[error("the spool {path} cannot be read: {error}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: rusqlite::Error,
+    },
+    /// It is something else.
+    #[error("{path} is no spool: it has no table `meta` with a format")]
+    NotASpool {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A later version wrote it.
+    #[error("the spool {path} has format {found}; this version reads format {FORMAT}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it says of itself.
+        found: i64,
+    },
+}
+
+/// What a spool holds. Times are milliseconds since 1970.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size on disk.
+    pub file_bytes: u64,
+    /// The size of its WAL, which is part of it.
+    pub wal_bytes: u64,
+    /// Bytes of the file that hold something; the rest is used again before the file grows.
+    pub used_bytes: u64,
+    /// The format of its tables.
+    pub format: i64,
+    /// The numbering that new events belong to.
+    pub epoch: Option<String>,
+    /// `log.durability` of the run that had it last.
+    pub durability: Option<String>,
+    /// Whether that run ended in order; false while it goes on.
+    pub stopped_cleanly: bool,
+    /// Who has it now.
+    pub held_by: Option<String>,
+    /// Whether a room that it does not know is asked for at the store.
+    pub asks_store: bool,
+    /// Whether its rows were carried over from a damaged spool.
+    pub salvaged: bool,
+    /// Events that the store may not have yet.
+    pub events: Waiting,
+    /// Rooms that have such events.
+    pub rooms_waiting: u64,
+    /// Those with the most.
+    pub rooms: Vec<RoomRows>,
+    /// Idempotency keys remembered.
+    pub keys: u64,
+    /// Events that the store refused for good.
+    pub parked: Parked,
+}
+
+/// Events on their way to the store.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Waiting {
+    /// How many.
+    pub count: u64,
+    /// When the first of them was accepted.
+    pub oldest_ms: Option<i64>,
+    /// When the last of them was.
+    pub newest_ms: Option<i64>,
+}
+
+/// One room's events on their way to the store.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RoomRows {
+    /// The room.
+    pub presenter_idx: i64,
+    /// How many.
+    pub count: u64,
+    /// The least seq among them.
+    pub first_seq: i64,
+    /// The greatest.
+    pub last_seq: i64,
+}
+
+/// Events that the store refused for good.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Parked {
+    /// How many.
+    pub count: u64,
+    /// Why, the most frequent first.
+    pub reasons: Vec<Reason>,
+    /// The first thousand, oldest first.
+    pub events: Vec<ParkedEvent>,
+}
+
+/// Why events were parked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reason {
+    /// What they have in common.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// A parked event, without its text.
+#[derive(Clone, Debug, Serialize)]
+pub struct ParkedEvent {
+    /// Its id.
+    pub id: Option<Uuid>,
+    /// Its room.
+    pub presenter_idx: i64,
+    /// Its numbering.
+    pub epoch: Option<String>,
+    /// Its place there.
+    pub seq: i64,
+    /// When it was accepted.
+    pub sent_at_ms: i64,
+    /// When it was parked.
+    pub parked_at_ms: i64,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a verification looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Verified {
+    /// Events on their way to the store.
+    pub events: u64,
+    /// Parked events.
+    pub parked: u64,
+    /// Idempotency keys.
+    pub keys: u64,
+    /// Rooms with a last seq.
+    pub rooms: u64,
+    /// What was wrong.
+    pub problems: u64,
+}
+
+impl SpoolFile {
+    /// Opens a spool for reading.
+    pub fn open(path: &Path) -> Result<Self, LookError> {
+        let owned = || path.to_owned();
+        let sqlite = |error| LookError::Sqlite { path: owned(), error };
+        // SQLite would only say that it is "unable to open database file".
+        std::fs::File::open(path).map_err(|error| LookError::File { path: owned(), error })?;
+        let connection = open_reading(path).map_err(sqlite)?;
+        if !has_table(&connection, "meta").map_err(sqlite)? {
+            return Err(LookError::NotASpool { path: owned() });
+        }
+        match meta(&connection, "format").map_err(sqlite)? {
+            Some(FORMAT) => Ok(Self {
+                path: owned(),
+                connection,
+            }),
+            Some(found) => Err(LookError::Format { path: owned(), found }),
+            None => Err(LookError::NotASpool { path: owned() }),
+        }
+    }
+
+    /// What the spool holds.
+    pub fn status(&self) -> Result<Status, LookError> {
+        self.read_status().map_err(|error| LookError::Sqlite {
+            path: self.path.clone(),
+            error,
+        })
+    }
+
+    fn read_status(&self) -> rusqlite::Result<Status> {
+        let connection = self.connection.unchecked_transaction()?;
+        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let used = (pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?;
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        let epochs = epochs(&connection)?;
+        let flag = |key| Ok::<_, rusqlite::Error>(meta::<i64>(&connection, key)?.unwrap_or(0) != 0);
+        Ok(Status {
+            path: self.path.clone(),
+            file_bytes: size(&self.path),
+            wal_bytes: size(&beside(&self.path, "-wal")),
+            used_bytes: u64::try_from(used).unwrap_or(0),
+            format: FORMAT,
+            epoch: meta::<i64>(&connection, "epoch")?
+                .and_then(|n| epochs.get(&n))
+                .map(ToString::to_string),
+            durability: meta(&connection, "durability")?,
+            stopped_cleanly: flag("clean")?,
+            held_by: lock::holder(&self.path),
+            asks_store: flag("ask_store")?,
+            salvaged: flag("salvaged")?,
+            events: waiting(&connection)?,
+            rooms_waiting: count(&connection, "SELECT COUNT(DISTINCT presenter_idx) FROM spool")?,
+            rooms: most_rows(&connection)?,
+            keys: count(&connection, "SELECT COUNT(*) FROM keys")?,
+            parked: parked(&connection, &epochs)?,
+        })
+    }
+
+    /// Checks what can be checked, and hands each problem to `found` in words. SQLite keeps no checksums, so a letter that
+    /// was changed inside a text is not found.
+    pub fn verify(&self, found: &mut dyn FnMut(&str)) -> Verified {
+        let mut check = Check {
+            connection: &self.connection,
+            verified: Verified::default(),
+            found,
+        };
+        check.structure();
+        if let Err(error) = check.contents() {
+            check.problem(&format!("the check cannot go on: {error}"));
+        }
+        check.verified
+    }
+}
+
+/// A file on a disk that became read-only has no room for what SQLite keeps beside it; without a WAL nobody is writing to
+/// it and it can be read as it is.
+fn open_reading(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    let error = match connection.pragma_query_value(None, "schema_version", |_| Ok(())) {
+        Ok(()) => return Ok(connection),
+        Err(error) => error,
+    };
+    let refused = matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)
+    );
+    let wal = std::fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
+    let Some(text) = path.to_str().filter(|_| refused && !wal) else {
+        return Err(error);
+    };
+    let text = text.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    Connection::open_with_flags(format!("file:{text}?immutable=1"), flags | OpenFlags::SQLITE_OPEN_URI)
+}
+
+fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1";
+    let found = connection.query_row(sql, [name], |_| Ok(())).optional()?;
+    Ok(found.is_some())
+}
+
+fn count(connection: &Connection, sql: &str) -> rusqlite::Result<u64> {
+    let count: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+    Ok(count.cast_unsigned())
+}
+
+fn epochs(connection: &Connection) -> rusqlite::Result<HashMap<i64, Epoch>> {
+    let mut statement = connection.prepare("SELECT n, epoch FROM epochs")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, Epoch(row.get::<_, String>(1)?.into()))))?;
+    rows.collect()
+}
+
+fn waiting(connection: &Connection) -> rusqlite::Result<Waiting> {
+    let at = |sql| connection.query_row(sql, [], |row| row.get(0)).optional();
+    Ok(Waiting {
+        count: count(connection, "SELECT COUNT(*) FROM spool")?,
+        oldest_ms: at("SELECT sent_at FROM spool ORDER BY pos LIMIT 1")?,
+        newest_ms: at("SELECT sent_at FROM spool ORDER BY pos DESC LIMIT 1")?,
+    })
+}
+
+fn most_rows(connection: &Connection) -> rusqlite::Result<Vec<RoomRows>> {
+    let mut statement = connection.prepare(
+        "SELECT presenter_idx, COUNT(*), MIN(seq), MAX(seq) FROM spool
+         GROUP BY presenter_idx ORDER BY COUNT(*) DESC, presenter_idx LIMIT ?1",
+    )?;
+    let rows = statement.query_map([ROOMS_NAMED], |row| {
+        Ok(RoomRows {
+            presenter_idx: row.get(0)?,
+            count: row.get::<_, i64>(1)?.cast_unsigned(),
+            first_seq: row.get(2)?,
+            last_seq: row.get(3)?,
+        })
+    })?;
+    rows.collect()
+}
+
+fn parked(connection: &Connection, epochs: &HashMap<i64, Epoch>) -> rusqlite::Result<Parked> {
+    let mut parked = Parked::default();
+    let mut reasons: HashMap<String, u64> = HashMap::new();
+    let mut statement = connection.prepare("SELECT reason FROM parked")?;
+    for reason in statement.query_map([], |row| row.get::<_, String>(0))? {
+        *reasons.entry(kind(&reason?)).or_default() += 1;
+        parked.count += 1;
+    }
+    parked.reasons = reasons
+        .into_iter()
+        .map(|(reason, count)| Reason { reason, count })
+        .collect();
+    parked
+        .reasons
+        .sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.reason.cmp(&b.reason)));
+    let mut statement = connection
+        .prepare("SELECT id, presenter_idx, epoch, seq, sent_at, parked_at, reason FROM parked ORDER BY id LIMIT ?1")?;
+    let rows = statement.query_map([PARKED_NAMED], |row| {
+        Ok(ParkedEvent {
+            id: Uuid::from_slice(&row.get::<_, Vec<u8>>(0)?).ok(),
+            presenter_idx: row.get(1)?,
+            epoch: epochs.get(&row.get(2)?).map(ToString::to_string),
+            seq: row.get(3)?,
+            sent_at_ms: row.get(4)?,
+            parked_at_ms: row.get(5)?,
+            reason: row.get(6)?,
+        })
+    })?;
+    parked.events = rows.collect::<rusqlite::Result<_>>()?;
+    Ok(parked)
+}
+
+/// What reasons have in common: a conflict's names its place, so each is another text.
+fn kind(reason: &str) -> String {
+    match reason.split_once(':') {
+        Some((kind @ "numbering conflict", _)) => kind.to_owned(),
+        _ => reason.chars().take(200).collect(),
+    }
+}
+
+struct Check<'a> {
+    connection: &'a Connection,
+    verified: Verified,
+    found: &'a mut dyn FnMut(&str),
+}
+
+impl Check<'_> {
+    fn problem(&mut self, what: &str) {
+        self.verified.problems += 1;
+        (self.found)(what);
+    }
+
+    /// The file as SQLite sees it.
+    fn structure(&mut self) {
+        let lines: rusqlite::Result<Vec<String>> = self
+            .connection
+            .prepare("PRAGMA quick_check")
+            .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect());
+        match lines {
+            Ok(lines) => {
+                for line in lines.iter().filter(|line| *line != "ok") {
+                    self.problem(&format!("the file is damaged: {line}"));
+                }
+            }
+            Err(error) => self.problem(&format!("the file is damaged: {error}")),
+        }
+    }
+
+    /// What the tables say, in one snapshot.
+    fn contents(&mut self) -> rusqlite::Result<()> {
+        let connection = self.connection.unchecked_transaction()?;
+        let epochs = epochs(&connection)?;
+        let epoch = meta::<i64>(&connection, "epoch")?.unwrap_or(0);
+        if !epochs.contains_key(&epoch) {
+            self.problem(&format!("the epoch in use ({epoch}) is not among those known"));
+        }
+        let rooms = self.rooms(&connection)?;
+        // A salvaged spool learns the last seq of a room that still has rows of the epoch before.
+        let salvaged = meta::<i64>(&connection, "salvaged")?.is_some();
+        self.events(&connection, &epochs, &rooms, salvaged.then_some(epoch));
+        self.parked(&connection, &epochs);
+        self.keys(&connection, &epochs);
+        Ok(())
+    }
+
+    fn rooms(&mut self, connection: &Connection) -> rusqlite::Result<HashMap<i64, i64>> {
+        let mut rooms = HashMap::new();
+        let mut statement = connection.prepare("SELECT presenter_idx, last_seq FROM rooms")?;
+        for row in statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))? {
+            let (room, last) = match row {
+                Ok(row) => row,
+                Err(error) => {
+                    self.problem(&format!("the last seq of a room cannot be read: {error}"));
+                    continue;
+                }
+            };
+            if room < 0 || last < 0 {
+                self.problem(&format!("room {room}: its last seq is {last}"));
+            }
+            self.verified.rooms += 1;
+            rooms.insert(room, last);
+        }
+        Ok(rooms)
+    }
+
+    fn events(
+        &mut self,
+        connection: &Connection,
+        epochs: &HashMap<i64, Epoch>,
+        rooms: &HashMap<i64, i64>,
+        only_epoch: Option<i64>,
+    ) {
+        let sql = format!("SELECT pos, epoch, {} FROM spool ORDER BY pos", row::COLUMNS);
+        let mut last: HashMap<(PresenterIdx, i64), u64> = HashMap::new();
+        let mut greatest = Uuid::nil();
+        let mut in_order = true;
+        let done = each(connection, &sql, |found| {
+            self.verified.events += 1;
+            let Some((pos, epoch, event)) = self.event("row", found, epochs) else {
+                return;
+            };
+            let (room, seq) = (event.presenter_idx, event.seq.0);
+            if let Some(before) = last.insert((room, epoch), seq)
+                && seq != before + 1
+            {
+                self.problem(&format!("row {pos}: room {room} has seq {seq} after {before}"));
+            }
+            let freed = rooms
+                .get(&room.get())
+                .filter(|_| only_epoch.is_none_or(|only| only == epoch));
+            if let Some(freed) = freed.filter(|freed| seq <= freed.cast_unsigned()) {
+                self.problem(&format!(
+                    "row {pos}: room {room} has seq {seq}, and the table of rooms says that {freed} was freed already"
+                ));
+            }
+            in_order &= event.id > greatest;
+            greatest = greatest.max(event.id);
+        });
+        if let Err(error) = done {
+            let read = self.verified.events;
+            self.problem(&format!("rows cannot be read beyond the first {read}: {error}"));
+        }
+        // Ids grow with time, so that rows in the order of their ids have no two alike.
+        if !in_order {
+            self.twice(connection);
+        }
+    }
+
+    fn twice(&mut self, connection: &Connection) {
+        let sql = "SELECT id, COUNT(*), MIN(pos), MAX(pos) FROM spool GROUP BY id HAVING COUNT(*) > 1";
+        let done = each(connection, sql, |found| {
+            let id = found.get::<_, Vec<u8>>(0).ok();
+            let id = id.and_then(|id| Uuid::from_slice(&id).ok()).unwrap_or_default();
+            let numbers = [1, 2, 3].map(|column| found.get::<_, i64>(column).unwrap_or(0));
+            let [count, first, last] = numbers;
+            self.problem(&format!("rows {first} to {last}: the id {id} is there {count} times"));
+        });
+        if let Err(error) = done {
+            self.problem(&format!("ids that are there twice cannot be looked for: {error}"));
+        }
+    }
+
+    fn parked(&mut self, connection: &Connection, epochs: &HashMap<i64, Epoch>) {
+        let sql = format!("SELECT pos, epoch, {}, reason FROM parked", row::COLUMNS);
+        let done = each(connection, &sql, |found| {
+            self.verified.parked += 1;
+            if self.event("parked row", found, epochs).is_some()
+                && let Err(error) = found.get::<_, String>("reason")
+            {
+                self.problem(&format!("a parked row has no reason that can be read: {error}"));
+            }
+        });
+        if let Err(error) = done {
+            self.problem(&format!("parked rows cannot be read: {error}"));
+        }
+    }
+
+    fn keys(&mut self, connection: &Connection, epochs: &HashMap<i64, Epoch>) {
+        let sql = "SELECT pos, epoch, id, fingerprint, key, presenter_idx, user_idx, seq, sent_at FROM keys";
+        let done = each(connection, sql, |found| {
+            self.verified.keys += 1;
+            let read = || -> rusqlite::Result<(i64, i64)> {
+                found.get::<_, [u8; 16]>(2)?;
+                found.get::<_, [u8; 16]>(3)?;
+                found.get::<_, String>(4)?;
+                for number in 5..9 {
+                    found.get::<_, i64>(number)?;
+                }
+                Ok((found.get(0)?, found.get(1)?))
+            };
+            match read() {
+                Ok((pos, epoch)) if !epochs.contains_key(&epoch) => {
+                    self.problem(&format!("key {pos}: its epoch ({epoch}) is not known"));
+                }
+                Ok(_) => {}
+                Err(error) => self.problem(&format!("an idempotency key cannot be read: {error}")),
+            }
+        });
+        if let Err(error) = done {
+            self.problem(&format!("idempotency keys cannot be read: {error}"));
+        }
+    }
+
+    /// Reads one event whose columns follow `pos` and `epoch`; problems of its own are told.
+    fn event(&mut self, what: &str, found: &Row<'_>, epochs: &HashMap<i64, Epoch>) -> Option<(i64, i64, Event)> {
+        let pos = found.get::<_, i64>(0).unwrap_or(0);
+        let epoch = match found.get::<_, i64>(1) {
+            Ok(epoch) => epoch,
+            Err(error) => {
+                self.problem(&format!("{what} {pos}: its epoch cannot be read: {error}"));
+                return None;
+            }
+        };
+        let name = epochs.get(&epoch).cloned();
+        if name.is_none() {
+            self.problem(&format!("{what} {pos}: its epoch ({epoch}) is not known"));
+        }
+        let name = name.unwrap_or_else(|| Epoch("".into()));
+        let event = match row::read(found, 2, name) {
+            Ok(event) => event,
+            Err(error) => {
+                self.problem(&format!("{what} {pos} cannot be read: {error}"));
+                return None;
+            }
+        };
+        if event.seq.0 == 0 || event.seq.0 > i64::MAX.cast_unsigned() {
+            self.problem(&format!("{what} {pos}: its seq is {}", event.seq.0.cast_signed()));
+        }
+        let stamped = event.id.as_u64_pair().0 >> 16;
+        if event.id.get_version_num() != 7 {
+            self.problem(&format!("{what} {pos}: its id {} is no UUIDv7", event.id));
+        } else if i64::try_from(stamped) != Ok(event.sent_at_ms) {
+            self.problem(&format!(
+                "{what} {pos}: its id {} is not of the time it was sent",
+                event.id
+            ));
+        }
+        Some((pos, epoch, event))
+    }
+}
+
+fn each(connection: &Connection, sql: &str, mut look: impl FnMut(&Row<'_>)) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        look(row);
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! One process a spool (rule 7): an exclusive lock beside the file, which names its holder.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// Held for as long as the spool is open; the system lets it go when the process dies, however it dies.
+#[derive(Debug)]
+pub struct SpoolLock {
+    server: String,
+    known: bool,
+    _file: File,
+}
+
+/// Why the spool is not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error("the spool {path} is in use by {holder}; one server a spool (log.path)")]
+    Held {
+        /// The spool.
+        path: PathBuf,
+        /// What the other process wrote of itself.
+        holder: String,
+    },
+    /// The lock file cannot be used.
+    #[error("the lock {path} cannot be taken: {error}")]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+}
+
+impl SpoolLock {
+    /// Takes the lock of a spool, or says who has it.
+    pub fn take(spool: &Path) -> Result<Self, LockError> {
+        let path = lock_of(spool);
+        let io = |error| LockError::Io {
+            path: path.clone(),
+            error,
+        };
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            std::fs::create_dir_all(parent).map_err(io)?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(&path).map_err(io)?;
+        match try_exclusive(&file) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(LockError::Held {
+                    path: spool.to_owned(),
+                    holder: told_by(&mut file),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
+        let mut before = String::new();
+        let _ = file.read_to_string(&mut before);
+        let known = before
+            .lines()
+            .find_map(|line| line.strip_prefix("server "))
+            .filter(|name| !name.is_empty());
+        let server = known.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
+        file.set_len(0).map_err(io)?;
+        file.rewind().map_err(io)?;
+        write!(file, "process {}\nserver {server}\n", std::process::id()).map_err(io)?;
+        Ok(Self {
+            known: known.is_some(),
+            server,
+            _file: file,
+        })
+    }
+
+    /// Whether this spool was ours before.
+    pub fn known(&self) -> bool {
+        self.known
+    }
+
+    /// The name of the server whose spool this is: the same at every start, also when the spool itself is a new one.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+}
+
+/// Who has a spool now, for those who only want to know; `None` when nobody has it, or none can tell.
+pub(super) fn holder(spool: &Path) -> Option<String> {
+    let mut file = File::open(lock_of(spool)).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(told_by(&mut file)),
+        // Let go when the file is closed.
+        Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
+}
+
+fn lock_of(spool: &Path) -> PathBuf {
+    let mut path = spool.as_os_str().to_owned();
+    path.push(".lock");
+    PathBuf::from(path)
+}
+
+fn told_by(file: &mut File) -> String {
+    let mut text = String::new();
+    let _ = file.read_to_string(&mut text);
+    match text.lines().next().unwrap_or_default() {
+        "" => "another process".to_owned(),
+        known => known.to_owned(),
+    }
+}
+
+/// Takes the lock for ourselves. Someone who asks for the holder has a shared lock for a moment, which is no reason to refuse.
+fn try_exclusive(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..1000 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if file.try_lock_shared().is_ok() => {
+                file.unlock().map_err(TryLockError::Error)?;
+                std::thread::yield_now();
+            }
+            other => return other,
+        }
+    }
+    Err(TryLockError::WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_07_a_second_taker_is_told_who_has_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join("chat.db");
+        let first = SpoolLock::take(&spool).unwrap();
+        let refused = SpoolLock::take(&spool).unwrap_err().to_string();
+        assert!(
+            refused.contains(&format!("process {}", std::process::id())),
+            "{refused}"
+        );
+        drop(first);
+        SpoolLock::take(&spool).unwrap();
+    }
+
+    #[test]
+    fn asking_for_the_holder_keeps_nobody_from_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join("chat.db");
+        assert_eq!(holder(&spool), None);
+        let lock = SpoolLock::take(&spool).unwrap();
+        assert_eq!(holder(&spool), Some(format!("process {}", std::process::id())));
+        drop(lock);
+        assert_eq!(holder(&spool), None);
+        std::thread::scope(|threads| {
+            threads.spawn(|| (0..4_000).for_each(|_| drop(holder(&spool))));
+            for _ in 0..400 {
+                SpoolLock::take(&spool).unwrap();
+            }
+        });
+    }
+}

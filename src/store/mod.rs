@@ -1,0 +1,100 @@
+//! Where events are kept: the spool on this machine, and the log behind it in MongoDB or, embedded, in SQLite.
+
+pub mod history;
+pub mod inspect;
+mod lock;
+pub mod mongo;
+mod row;
+mod salvage;
+pub mod servers;
+pub mod spool;
+pub mod sqlite;
+
+pub use self::{
+    history::History,
+    lock::{LockError, SpoolLock},
+    mongo::MongoStore,
+    servers::ServerBeat,
+    spool::{SpoolSettings, SqliteSpool},
+    sqlite::SqliteStore,
+};
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rusqlite::Connection;
+
+/// How durable an accepted event is when its sender is answered (`log.durability`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// fsynced on this machine.
+    Disk,
+    /// Written, not fsynced: survives a crash of the server, not of the machine.
+    Os,
+    /// Queued: a crash loses what was not written yet.
+    Memory,
+}
+
+impl Durability {
+    fn synchronous(self) -> &'static str {
+        match self {
+            Self::Disk => "FULL",
+            Self::Os | Self::Memory => "NORMAL",
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Os => "os",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// The one writing connection to a SQLite file: SQLite has one writer at a time, so spool and store take turns here rather
+/// than in busy loops. `None` while the file cannot be opened.
+#[derive(Clone)]
+pub struct SharedConnection(Arc<Mutex<Option<Connection>>>);
+
+impl SharedConnection {
+    fn new(connection: Connection) -> Self {
+        Self(Arc::new(Mutex::new(Some(connection))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens or creates a SQLite file of mode 0600 in WAL mode.
+fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
+    create_private(path).map_err(|error| {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        rusqlite::Error::SqliteFailure(code, Some(format!("{}: {error}", path.display())))
+    })?;
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", durability.synchronous())?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Chat is personal data: nobody but the server's user reads the file, from its first byte on. SQLite gives its WAL the
+/// same mode.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)?;
+    }
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(())
+}

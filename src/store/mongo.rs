@@ -1,0 +1,292 @@
+//! The log in MongoDB: collection `chatting_log`, one document an event, `_id` the event's UUIDv7.
+//!
+//! Batches are unordered, with write concern majority and journal. The old server's documents in the same collection
+//! have no `seq` and stay untouched: the unique index on `(presenter_idx, epoch, seq)` is partial on `seq` existing.
+
+use std::time::Duration;
+
+use chatting_actors::{
+    idempotency::Keyed,
+    seams::{LogStore, Poison, StoreBatch, StoreError},
+    types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+};
+use futures_util::{
+    TryStreamExt,
+    future::{BoxFuture, FutureExt},
+};
+use mongodb::{
+    Client, Collection, Database, IndexModel,
+    bson::{Binary, DateTime, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype},
+    error::{Error, ErrorKind},
+    options::{Acknowledgment, ClientOptions, Hint, IndexOptions, WriteConcern},
+};
+use uuid::Uuid;
+
+const SEQ_INDEX: &str = "presenter_epoch_seq";
+const DUPLICATE_KEY: i32 = 11000;
+/// The codes of errors that a document earns for what it is: no retry changes them.
+const DOCUMENT_FAULTS: [i32; 6] = [
+    2,     // BadValue
+    22,    // InvalidBSON
+    52,    // DollarPrefixedFieldName
+    121,   // DocumentValidationFailure
+    10334, // BSONObjectTooLarge
+    17280, // KeyTooLong
+];
+
+/// How MongoDB is reached.
+#[derive(Clone)]
+pub struct MongoSettings {
+    /// `mongodb.uri`; may hold a password.
+    pub uri: String,
+    /// `mongodb.database`
+    pub database: String,
+    /// `mongodb.connect_timeout_ms`
+    pub connect_timeout: Duration,
+    /// `mongodb.write_timeout_ms`
+    pub write_timeout: Duration,
+}
+
+/// See the module's text.
+#[derive(Clone)]
+pub struct MongoStore {
+    database: Database,
+    log: Collection<RawDocumentBuf>,
+    write_timeout: Duration,
+}
+
+impl MongoStore {
+    /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI.
+    pub async fn new(settings: &MongoSettings) -> Result<Self, StoreError> {
+        let mut options = ClientOptions::parse(&settings.uri).await.map_err(failed)?;
+        options.app_name.get_or_insert_with(|| "chatting-server".into());
+        options.connect_timeout = Some(settings.connect_timeout);
+        options.server_selection_timeout = Some(settings.connect_timeout);
+        let durable = WriteConcern::builder()
+            .w(Acknowledgment::Majority)
+            .journal(true)
+            .build();
+        options.write_concern = Some(durable);
+        let database = Client::with_options(options)
+            .map_err(failed)?
+            .database(&settings.database);
+        Ok(Self {
+            log: database.collection("chatting_log"),
+            database,
+            write_timeout: settings.write_timeout,
+        })
+    }
+
+    /// The database, for what else is kept there.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    async fn timed<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match tokio::time::timeout(self.write_timeout, work).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::custom(format!("no answer within {:?}", self.write_timeout))),
+        }
+    }
+
+    async fn append(&self, batch: StoreBatch) -> Result<Vec<Poison>, StoreError> {
+        let documents: Vec<RawDocumentBuf> = batch.iter().map(|event| document(event)).collect();
+        let error = match self
+            .timed(self.log.insert_many(documents).ordered(false).into_future())
+            .await
+        {
+            Ok(_) => return Ok(Vec::new()),
+            Err(error) => error,
+        };
+        let ErrorKind::InsertMany(many) = error.kind.as_ref() else {
+            return Err(failed(error));
+        };
+        if many.write_concern_error.is_some() {
+            return Err(failed(error));
+        }
+        let mut poison = Vec::new();
+        for fault in many.write_errors.iter().flatten() {
+            let Some(event) = batch.get(fault.index) else {
+                return Err(failed(error));
+            };
+            if fault.code == DUPLICATE_KEY {
+                // On `_id`: stored already. On our index: another event in its place, unless it is this very one.
+                if fault.message.contains("index: _id_") || self.holds(event).await? {
+                    continue;
+                }
+                let reason = format!("numbering conflict: {}", fault.message);
+                poison.push(Poison {
+                    index: fault.index,
+                    reason,
+                });
+            } else if DOCUMENT_FAULTS.contains(&fault.code) {
+                let reason = format!("{}: {}", fault.code, fault.message);
+                poison.push(Poison {
+                    index: fault.index,
+                    reason,
+                });
+            } else {
+                return Err(failed(error));
+            }
+        }
+        Ok(poison)
+    }
+
+    async fn holds(&self, event: &Event) -> Result<bool, StoreError> {
+        let one = self.timed(self.log.find_one(doc! { "_id": bson_uuid(event.id) }).into_future());
+        Ok(one.await.map_err(failed)?.is_some())
+    }
+
+    async fn last_seq(&self, presenter: PresenterIdx) -> Result<Seq, StoreError> {
+        // One step of the index an epoch, however long the log is.
+        let room = doc! { "presenter_idx": presenter.get(), "seq": { "$gte": 0 } };
+        let epochs = self
+            .timed(self.log.distinct("epoch", room).into_future())
+            .await
+            .map_err(failed)?;
+        let mut last = Seq(0);
+        for epoch in epochs {
+            let of_epoch = doc! { "presenter_idx": presenter.get(), "epoch": epoch, "seq": { "$gte": 0 } };
+            let newest = self.log.find_one(of_epoch).sort(doc! { "seq": -1 });
+            if let Some(found) = self.timed(newest.into_future()).await.map_err(failed)? {
+                last = last.max(Seq(found.get_i64("seq").map_err(unreadable)?.cast_unsigned()));
+            }
+        }
+        Ok(last)
+    }
+
+    async fn read_room(&self, presenter: PresenterIdx, after: Seq, limit: usize) -> Result<Vec<Event>, StoreError> {
+        let filter = doc! { "presenter_idx": presenter.get(), "seq": { "$gt": after.0.cast_signed() } };
+        let found = self
+            .log
+            .find(filter)
+            .sort(doc! { "seq": 1, "_id": 1 })
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        let documents: Vec<RawDocumentBuf> = self
+            .timed(async { found.await?.try_collect().await })
+            .await
+            .map_err(failed)?;
+        documents
+            .iter()
+            .map(|document| event(document).map_err(StoreError))
+            .collect()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        let unique = IndexOptions::builder()
+            .name(SEQ_INDEX.to_owned())
+            .unique(true)
+            .partial_filter_expression(doc! { "seq": { "$exists": true } })
+            .build();
+        let keys = doc! { "presenter_idx": 1, "epoch": 1, "seq": 1 };
+        let model = IndexModel::builder().keys(keys).options(unique).build();
+        self.timed(self.log.create_index(model).into_future())
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn is_empty(&self) -> Result<bool, StoreError> {
+        self.prepare().await?;
+        let any = self
+            .log
+            .find_one(doc! { "seq": { "$exists": true } })
+            .hint(Hint::Name(SEQ_INDEX.into()));
+        Ok(self.timed(any.into_future()).await.map_err(failed)?.is_none())
+    }
+}
+
+impl LogStore for MongoStore {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.prepare().boxed()
+    }
+
+    fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
+        self.append(batch).boxed()
+    }
+
+    fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>> {
+        self.last_seq(presenter).boxed()
+    }
+
+    fn read_room(
+        &self,
+        presenter: PresenterIdx,
+        after: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        self.read_room(presenter, after, limit).boxed()
+    }
+
+    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.is_empty().boxed()
+    }
+}
+
+fn failed(error: Error) -> StoreError {
+    StoreError(error.to_string())
+}
+
+fn unreadable(error: impl std::fmt::Display) -> StoreError {
+    StoreError(format!("a document of the log cannot be read: {error}"))
+}
+
+fn bson_uuid(id: Uuid) -> BsonUuid {
+    BsonUuid::from_bytes(id.into_bytes())
+}
+
+/// An event as it is stored (design.md, "Storage").
+fn document(event: &Event) -> RawDocumentBuf {
+    let id = Binary {
+        subtype: BinarySubtype::Uuid,
+        bytes: event.id.as_bytes().to_vec(),
+    };
+    let mut document = rawdoc! {
+        "_id": id,
+        "kind": "chat",
+        "presenter_idx": event.presenter_idx.get(),
+        "epoch": &*event.epoch.0,
+        "seq": event.seq.0.cast_signed(),
+        "user_idx": event.chat.user_idx.get(),
+        "nickname": event.chat.nickname.as_str(),
+        "message": event.chat.text.as_str(),
+        "role": event.chat.role.as_str(),
+        "sent_at": DateTime::from_millis(event.sent_at_ms),
+    };
+    if let Some(room_idx) = event.room_idx {
+        document.append("room_idx", room_idx);
+    }
+    if let Some(keyed) = &event.keyed {
+        document.append("idempotency_key", &*keyed.key);
+    }
+    document
+}
+
+fn event(document: &RawDocumentBuf) -> Result<Event, String> {
+    let bad = |what: &str| format!("a document of the log has a bad {what}");
+    let number = |key: &str| document.get_i64(key).map_err(|_| bad(key));
+    let text = |key: &str| document.get_str(key).map_err(|_| bad(key));
+    let id = document.get_binary("_id").map_err(|_| bad("_id"))?;
+    let presenter_idx = PresenterIdx::new(number("presenter_idx")?).ok_or_else(|| bad("presenter_idx"))?;
+    let user_idx = UserIdx::new(number("user_idx")?).ok_or_else(|| bad("user_idx"))?;
+    let message = text("message")?;
+    let key = document.get_str("idempotency_key").ok();
+    Ok(Event {
+        id: Uuid::from_slice(id.bytes).map_err(|_| bad("_id"))?,
+        presenter_idx,
+        epoch: Epoch(text("epoch")?.into()),
+        seq: Seq(number("seq")?.cast_unsigned()),
+        sent_at_ms: document
+            .get_datetime("sent_at")
+            .map_err(|_| bad("sent_at"))?
+            .timestamp_millis(),
+        room_idx: document.get_i64("room_idx").ok(),
+        keyed: key.map(|key| Keyed::new(user_idx, presenter_idx, key, message)),
+        chat: ChatMessage {
+            user_idx,
+            nickname: Nickname::new(text("nickname")?, usize::MAX).map_err(|_| bad("nickname"))?,
+            text: MessageText::maybe_empty(message.to_owned(), usize::MAX).map_err(|_| bad("message"))?,
+            role: Role::parse(text("role")?).ok_or_else(|| bad("role"))?,
+        },
+    })
+}

@@ -1,0 +1,56 @@
+//! An event as a row of SQLite, the same in the spool and in the embedded log.
+
+use chatting_actors::{
+    idempotency::Keyed,
+    types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+};
+use rusqlite::{Row, types::Type};
+use uuid::Uuid;
+
+/// The columns of an event in the order that [`bind`] and [`read`] use, without the epoch, which each table keeps its own way.
+pub const COLUMNS: &str =
+    "presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role, idempotency_key";
+
+/// Binds an event's columns from parameter `from` (1-based) on.
+pub fn bind(statement: &mut rusqlite::Statement<'_>, from: usize, event: &Event) -> rusqlite::Result<()> {
+    statement.raw_bind_parameter(from, event.presenter_idx.get())?;
+    statement.raw_bind_parameter(from + 1, event.seq.0.cast_signed())?;
+    statement.raw_bind_parameter(from + 2, &event.id.as_bytes()[..])?;
+    statement.raw_bind_parameter(from + 3, event.sent_at_ms)?;
+    statement.raw_bind_parameter(from + 4, event.room_idx)?;
+    statement.raw_bind_parameter(from + 5, event.chat.user_idx.get())?;
+    statement.raw_bind_parameter(from + 6, event.chat.nickname.as_str())?;
+    statement.raw_bind_parameter(from + 7, event.chat.text.as_str())?;
+    statement.raw_bind_parameter(from + 8, event.chat.role.as_str())?;
+    statement.raw_bind_parameter(from + 9, event.keyed.as_ref().map(|keyed| &*keyed.key))
+}
+
+/// Reads an event whose columns begin at `from` (0-based).
+pub fn read(row: &Row<'_>, from: usize, epoch: Epoch) -> rusqlite::Result<Event> {
+    let bad = |column: usize, kind: Type, what: &'static str| {
+        rusqlite::Error::FromSqlConversionFailure(from + column, kind, what.into())
+    };
+    let id: [u8; 16] = row.get(from + 2)?;
+    let role: String = row.get(from + 8)?;
+    let nickname: String = row.get(from + 6)?;
+    let text: String = row.get(from + 7)?;
+    let key: Option<String> = row.get(from + 9)?;
+    let presenter_idx =
+        PresenterIdx::new(row.get(from)?).ok_or_else(|| bad(0, Type::Integer, "a negative presenter"))?;
+    let user_idx = UserIdx::new(row.get(from + 5)?).ok_or_else(|| bad(5, Type::Integer, "a negative user"))?;
+    Ok(Event {
+        id: Uuid::from_bytes(id),
+        presenter_idx,
+        epoch,
+        seq: Seq(row.get::<_, i64>(from + 1)?.cast_unsigned()),
+        sent_at_ms: row.get(from + 3)?,
+        room_idx: row.get(from + 4)?,
+        keyed: key.map(|key| Keyed::new(user_idx, presenter_idx, &key, &text)),
+        chat: ChatMessage {
+            user_idx,
+            nickname: Nickname::new(&nickname, usize::MAX).map_err(|_| bad(6, Type::Text, "nickname"))?,
+            text: MessageText::maybe_empty(text, usize::MAX).map_err(|_| bad(7, Type::Text, "message"))?,
+            role: Role::parse(&role).ok_or_else(|| bad(8, Type::Text, "an unknown role"))?,
+        },
+    })
+}

@@ -1,0 +1,102 @@
+//! Which server writes to this log (rule 7): two servers on one log would number the same rooms twice.
+//!
+//! Each server says in `servers` that it lives, under the name of its spool. A start is refused while another spool's server
+//! has said so lately. Times are the database's own, so clocks of machines need not agree. A database that is not there refuses
+//! nothing: what is accepted meanwhile is in the spool.
+
+use std::time::Duration;
+
+use chatting_actors::seams::StoreError;
+use mongodb::{
+    Collection,
+    bson::{Document, doc},
+};
+
+use super::MongoStore;
+
+/// A heartbeat so many times its interval old is not fresh any more.
+const FRESH_INTERVALS: u32 = 3;
+
+/// This server's place in `servers`.
+#[derive(Clone)]
+pub struct ServerBeat {
+    servers: Collection<Document>,
+    id: String,
+    interval: Duration,
+}
+
+impl ServerBeat {
+    /// The place of the server whose spool has this name; `interval` is `mongodb.heartbeat_seconds`.
+    pub fn new(store: &MongoStore, id: &str, interval: Duration) -> Self {
+        Self {
+            servers: store.database().collection("servers"),
+            id: id.to_owned(),
+            interval,
+        }
+    }
+
+    /// Another server that said lately that it lives, in words for the operator.
+    pub async fn other(&self) -> Result<Option<String>, StoreError> {
+        let fresh = i64::try_from((self.interval * FRESH_INTERVALS).as_millis()).unwrap_or(i64::MAX);
+        let filter = doc! {
+            "_id": { "$ne": &self.id },
+            "$expr": { "$gt": ["$heartbeat", { "$subtract": ["$$NOW", fresh] }] },
+        };
+        let found = self.servers.find_one(filter).await.map_err(failed)?;
+        Ok(found.map(|other| {
+            format!(
+                "another server writes to this log: spool {}, process {} on {}; it counts as gone {} s after its last heartbeat",
+                other.get_str("_id").unwrap_or("?"),
+                other.get_i64("pid").unwrap_or_default(),
+                other.get_str("host").unwrap_or("?"),
+                (self.interval * FRESH_INTERVALS).as_secs(),
+            )
+        }))
+    }
+
+    /// Says that this server lives.
+    pub async fn beat(&self) -> Result<(), StoreError> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let set = doc! {
+            "$currentDate": { "heartbeat": true },
+            "$set": { "pid": i64::from(std::process::id()), "host": host.trim(), "version": env!("CARGO_PKG_VERSION") },
+        };
+        self.servers
+            .update_one(doc! { "_id": &self.id }, set)
+            .upsert(true)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Says so again and again, until it is dropped. Another server that turns up is an error in the log, no more: both hold
+    /// accepted messages by then.
+    pub async fn keep_beating(self) {
+        let mut ticks = tokio::time::interval(self.interval);
+        let mut warned = false;
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.beat().await {
+                log::debug!("servers: no heartbeat: {error}");
+                continue;
+            }
+            match self.other().await {
+                Ok(Some(other)) if !warned => {
+                    log::error!("{other}");
+                    warned = true;
+                }
+                Ok(other) => warned = other.is_some(),
+                Err(error) => log::debug!("servers: they cannot be read: {error}"),
+            }
+        }
+    }
+
+    /// Says that this server is gone, so that another may start at once.
+    pub async fn leave(&self) {
+        let _ = self.servers.delete_one(doc! { "_id": &self.id }).await;
+    }
+}
+
+fn failed(error: mongodb::error::Error) -> StoreError {
+    StoreError(error.to_string())
+}
