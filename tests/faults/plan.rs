@@ -1,0 +1,333 @@
+//! What a round does and when: all of it drawn from the round's seed, so that a seed repeats the schedule.
+
+use std::{
+    fmt::{self, Display},
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use rand::{
+    Rng, SeedableRng,
+    rngs::StdRng,
+    seq::{IndexedRandom, SliceRandom},
+};
+
+/// OutOfDiskSpace, Unauthorized, ExceededTimeLimit, ShutdownInProgress, WriteConflict, and one that nobody knows.
+const REFUSALS: [i32; 6] = [14031, 13, 262, 91, 112, 99_999];
+
+/// What a round is about. As many seeds in a row as there are [`TURNS`] cover each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    ServerKilled,
+    MongodKilled,
+    MongodFrozen,
+    LinkBroken,
+    StoreRefuses,
+    PrimaryLost,
+    DiskFull,
+    SpoolFull,
+    Embedded,
+    TwoAtOnce,
+}
+
+/// A seed's kind is the one at its remainder.
+pub const TURNS: [Kind; 12] = [
+    Kind::ServerKilled,
+    Kind::MongodKilled,
+    Kind::MongodFrozen,
+    Kind::LinkBroken,
+    Kind::StoreRefuses,
+    Kind::PrimaryLost,
+    Kind::DiskFull,
+    Kind::SpoolFull,
+    Kind::Embedded,
+    Kind::TwoAtOnce,
+    Kind::TwoAtOnce,
+    Kind::TwoAtOnce,
+];
+
+/// One thing that breaks. All of them are made good again before a round is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL, and after a pause a start on the same directory.
+    KillServer,
+    /// SIGKILL, a start, SIGKILL so much later, perhaps before it listens, and a start.
+    KillStartingServer,
+    /// SIGTERM, its orderly end, and after a pause a start.
+    StopServer,
+    /// Every presenter's socket is cut at its own end.
+    CutSessions,
+    KillMongod,
+    FreezeMongod,
+    CutLink,
+    StallLink,
+    HalfOpenLink,
+    /// Every insert fails as a whole with this code.
+    RefuseInserts(i32),
+    /// Every insert takes effect, and is answered with an error of its write concern.
+    DoubtInserts,
+    StepDown,
+    KillPrimary,
+    FreezePrimary,
+    FillDisk,
+}
+
+/// Where the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// One mongod behind a proxy.
+    Single,
+    /// Three, spoken to directly: members tell their own addresses.
+    ReplicaSet,
+    /// No MongoDB: the spool's file is the log.
+    Embedded,
+}
+
+/// A fault at its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    pub fault: Fault,
+    /// From the begin of the load.
+    pub at: Duration,
+    /// How long it lasts; with `until_refused`, from the first `log_unavailable` on.
+    pub lasts: Duration,
+    /// It goes on until the server has refused a message for want of room.
+    pub until_refused: bool,
+}
+
+/// One round.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub kind: Kind,
+    pub store: StoreKind,
+    /// Bytes of a file system for the spool alone.
+    pub disk: Option<u64>,
+    /// The server starts for the first time with its link to MongoDB cut, which is mended so long after the begin of the load.
+    pub cold_start: Option<Duration>,
+    pub faults: Vec<Planned>,
+    /// The load goes on at least so long, and beyond the end of the last fault.
+    pub load: Duration,
+    /// How long the texts are, in characters.
+    pub texts: RangeInclusive<usize>,
+    /// Settings of the server as `key=value`.
+    pub settings: Vec<String>,
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let kind = TURNS[usize::try_from(seed % TURNS.len() as u64).unwrap()];
+        let mut plan = Self {
+            seed,
+            kind,
+            store: StoreKind::Single,
+            disk: None,
+            cold_start: None,
+            faults: Vec::new(),
+            load: millis(&mut rng, 1800..=2400),
+            texts: 10..=60,
+            settings: [
+                ("log.batch_max", &["7", "100", "1000"]),
+                ("log.commit_max", &["5", "64", "1024"]),
+                ("log.backlog_max", &["20", "500", "100000"]),
+            ]
+            .map(|(key, values)| format!("{key}={}", values.choose(&mut rng).unwrap()))
+            .into(),
+        };
+        match kind {
+            Kind::ServerKilled => {
+                let faults = [Fault::KillServer, Fault::KillServer, Fault::KillStartingServer];
+                plan.several(&mut rng, &faults, 3, 0..=300);
+            }
+            Kind::MongodKilled => plan.several(&mut rng, &[Fault::KillMongod], 2, 0..=800),
+            Kind::MongodFrozen => plan.several(&mut rng, &[Fault::FreezeMongod], 2, 50..=1800),
+            Kind::LinkBroken => {
+                let faults = [Fault::CutLink, Fault::StallLink, Fault::HalfOpenLink];
+                plan.several(&mut rng, &faults, 3, 20..=900);
+                plan.cold_start = rng.random_ratio(1, 2).then(|| millis(&mut rng, 0..=1500));
+            }
+            Kind::StoreRefuses => {
+                let refuse = REFUSALS.map(Fault::RefuseInserts);
+                plan.add_one_of(&mut rng, &refuse, 200..=2000, 50..=1000);
+                plan.add(&mut rng, Fault::DoubtInserts, 200..=2000, 50..=1000);
+            }
+            Kind::PrimaryLost => {
+                plan.store = StoreKind::ReplicaSet;
+                plan.add(&mut rng, Fault::StepDown, 200..=1200, 50..=500);
+                let faults = [Fault::StepDown, Fault::KillPrimary, Fault::FreezePrimary];
+                plan.several(&mut rng, &faults, 1, 50..=1500);
+            }
+            Kind::DiskFull => plan.fill_disk(&mut rng),
+            Kind::SpoolFull => {
+                let faults = [Fault::KillMongod, Fault::FreezeMongod, Fault::CutLink];
+                plan.add_one_of(&mut rng, &faults, 100..=600, 50..=600);
+                plan.faults[0].until_refused = true;
+                plan.texts = 1200..=1900;
+                plan.settings.push("log.spool_max_bytes=2097152".into());
+            }
+            Kind::Embedded => {
+                plan.store = StoreKind::Embedded;
+                if rng.random_ratio(1, 2) {
+                    plan.fill_disk(&mut rng);
+                }
+                plan.several(&mut rng, &[Fault::KillServer, Fault::KillStartingServer], 2, 0..=300);
+            }
+            Kind::TwoAtOnce => plan.two_at_once(&mut rng),
+        }
+        if rng.random_ratio(1, 3) {
+            plan.add(&mut rng, Fault::CutSessions, 100..=2000, 0..=0);
+        }
+        plan.faults.sort_by_key(|planned| planned.at);
+        plan
+    }
+
+    /// Whether what a presenter was sent can have been lost on the way.
+    pub fn cuts_sessions(&self) -> bool {
+        let cuts = [
+            Fault::KillServer,
+            Fault::KillStartingServer,
+            Fault::StopServer,
+            Fault::CutSessions,
+        ];
+        self.faults.iter().any(|planned| cuts.contains(&planned.fault))
+    }
+
+    /// Whether the server must have refused a message with `log_unavailable`.
+    pub fn must_refuse(&self) -> bool {
+        matches!(self.kind, Kind::DiskFull | Kind::SpoolFull)
+    }
+
+    /// Whether the server must not refuse one so: MongoDB alone is away, and the spool has room.
+    pub fn must_not_refuse(&self) -> bool {
+        let kinds = [
+            Kind::MongodKilled,
+            Kind::MongodFrozen,
+            Kind::LinkBroken,
+            Kind::StoreRefuses,
+            Kind::PrimaryLost,
+        ];
+        kinds.contains(&self.kind) && self.cold_start.is_none()
+    }
+
+    fn add(&mut self, rng: &mut StdRng, fault: Fault, at: RangeInclusive<u64>, lasts: RangeInclusive<u64>) {
+        self.faults.push(Planned {
+            fault,
+            at: millis(rng, at),
+            lasts: millis(rng, lasts),
+            until_refused: false,
+        });
+    }
+
+    fn add_one_of(&mut self, rng: &mut StdRng, of: &[Fault], at: RangeInclusive<u64>, lasts: RangeInclusive<u64>) {
+        let fault = *of.choose(rng).unwrap();
+        self.add(rng, fault, at, lasts);
+    }
+
+    fn several(&mut self, rng: &mut StdRng, of: &[Fault], max: usize, lasts: RangeInclusive<u64>) {
+        for _ in 0..rng.random_range(1..=max) {
+            self.add_one_of(rng, of, 200..=2000, lasts.clone());
+        }
+    }
+
+    fn fill_disk(&mut self, rng: &mut StdRng) {
+        self.disk = Some(16 << 20);
+        self.texts = 800..=1900;
+        self.add(rng, Fault::FillDisk, 200..=800, 50..=600);
+        self.faults[0].until_refused = true;
+    }
+
+    /// The second begins while the first lasts.
+    fn two_at_once(&mut self, rng: &mut StdRng) {
+        let mut single = [
+            Fault::KillServer,
+            Fault::StopServer,
+            Fault::KillMongod,
+            Fault::FreezeMongod,
+            Fault::CutLink,
+            Fault::StallLink,
+            Fault::HalfOpenLink,
+            Fault::DoubtInserts,
+        ];
+        let mut set = [
+            Fault::KillServer,
+            Fault::StepDown,
+            Fault::KillPrimary,
+            Fault::FreezePrimary,
+        ];
+        let two: &[Fault] = match rng.random_range(0..4) {
+            0 => {
+                self.store = StoreKind::ReplicaSet;
+                set.partial_shuffle(rng, 2).0
+            }
+            1 => {
+                self.fill_disk(rng);
+                single.partial_shuffle(rng, 1).0
+            }
+            _ => single.partial_shuffle(rng, 2).0,
+        };
+        for &fault in two {
+            let during = match self.faults.first() {
+                None => 200..=900,
+                Some(first) => {
+                    let begin = u64::try_from(first.at.as_millis()).unwrap();
+                    let length = u64::try_from(first.lasts.as_millis()).unwrap();
+                    begin..=begin + length
+                }
+            };
+            self.add(rng, fault, during, 100..=1200);
+        }
+    }
+}
+
+fn millis(rng: &mut StdRng, range: RangeInclusive<u64>) -> Duration {
+    Duration::from_millis(rng.random_range(range))
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::ServerKilled => "server killed",
+            Self::MongodKilled => "mongod killed",
+            Self::MongodFrozen => "mongod frozen",
+            Self::LinkBroken => "link broken",
+            Self::StoreRefuses => "store refuses",
+            Self::PrimaryLost => "primary lost",
+            Self::DiskFull => "disk full",
+            Self::SpoolFull => "spool full",
+            Self::Embedded => "embedded log",
+            Self::TwoAtOnce => "two at once",
+        })
+    }
+}
+
+impl Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KillServer => "kill server",
+            Self::KillStartingServer => "kill server twice",
+            Self::StopServer => "stop server",
+            Self::CutSessions => "cut sessions",
+            Self::KillMongod => "kill mongod",
+            Self::FreezeMongod => "freeze mongod",
+            Self::CutLink => "cut link",
+            Self::StallLink => "stall link",
+            Self::HalfOpenLink => "half-open link",
+            Self::RefuseInserts(code) => return write!(f, "refuse inserts ({code})"),
+            Self::DoubtInserts => "doubt inserts",
+            Self::StepDown => "step down",
+            Self::KillPrimary => "kill primary",
+            Self::FreezePrimary => "freeze primary",
+            Self::FillDisk => "fill disk",
+        })
+    }
+}
+
+/// `kill server 512+120`: at 512 ms, for 120 ms; `+…120` means from the first refusal on.
+impl Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let until = if self.until_refused { "…" } else { "" };
+        let (at, lasts) = (self.at.as_millis(), self.lasts.as_millis());
+        write!(f, "{} {at}+{until}{lasts}", self.fault)
+    }
+}

@@ -1,0 +1,385 @@
+//! One round: start everything, load it, break it by plan, mend it, and judge.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fs,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mongodb::bson::doc;
+use tokio::sync::{Mutex, watch};
+
+use crate::{
+    disk::Disk,
+    load::{Load, ROOMS, SENDERS, Sender, Sent},
+    plan::{Fault, Plan, Planned, StoreKind},
+    presenters::{END, Presenter, Seen},
+    server::Server,
+    store::Store,
+    support::{
+        eventually,
+        mongod::{Mongod, fresh_database_name},
+        process::ScratchDir,
+        room_server::RoomServer,
+        within,
+    },
+    verdict::{Verdict, judge},
+};
+
+/// What outlives a round: its start takes longer than the round itself.
+pub struct Fixtures {
+    rooms: RoomServer,
+    single: Option<Rc<Store>>,
+    set: Option<Rc<Store>>,
+    embedded: Option<Rc<Store>>,
+}
+
+impl Fixtures {
+    pub async fn start() -> Self {
+        let rooms = RoomServer::start().await;
+        for room in 1..=ROOMS {
+            rooms.live(room).await;
+        }
+        Self {
+            rooms,
+            single: None,
+            set: None,
+            embedded: None,
+        }
+    }
+
+    async fn store(&mut self, kind: StoreKind) -> Rc<Store> {
+        let kept = match kind {
+            StoreKind::Single => &mut self.single,
+            StoreKind::ReplicaSet => &mut self.set,
+            StoreKind::Embedded => &mut self.embedded,
+        };
+        let store = match kept {
+            Some(store) => Rc::clone(store),
+            None => Rc::clone(kept.insert(Rc::new(Store::start(kind).await))),
+        };
+        store.healthy().await;
+        store
+    }
+
+    /// What a round that failed left behind is not for the next one.
+    pub fn forget(&mut self) {
+        (self.single, self.set) = (None, None);
+    }
+
+    /// Readies everything that a round needs.
+    pub async fn stage(&mut self, plan: &Plan, dir: &Arc<ScratchDir>) -> Stage {
+        let store = self.store(plan.store).await;
+        let disk = match plan.disk {
+            Some(bytes) => Some(Rc::new(Disk::mount(dir, bytes).await)),
+            None => None,
+        };
+        let database = fresh_database_name();
+        let mut settings: Vec<String> = [
+            "server.bind=127.0.0.1:0",
+            "server.workers=2",
+            "room.mode=http",
+            // Soon over, so that a round is short; what is tested does not depend on how long one waits.
+            "mongodb.connect_timeout_ms=500",
+            "mongodb.write_timeout_ms=700",
+            "log.retry_min_ms=20",
+            "log.retry_max_ms=200",
+            "idempotency.sender_max=1000000",
+        ]
+        .map(str::to_owned)
+        .into();
+        settings.push(format!("room.base_url={}", self.rooms.base_url()));
+        settings.extend(store.settings(&database).await);
+        settings.extend(plan.settings.iter().cloned());
+        Stage {
+            plan: plan.clone(),
+            server: Mutex::new(Server::new(dir, disk.clone(), settings)),
+            store,
+            disk,
+            database,
+            load: Rc::default(),
+            cut: watch::Sender::new(0),
+            dir: Arc::clone(dir),
+        }
+    }
+}
+
+/// A round's parts. The server is dropped, and so killed, before its disk.
+pub struct Stage {
+    plan: Plan,
+    server: Mutex<Server>,
+    store: Rc<Store>,
+    disk: Option<Rc<Disk>>,
+    database: String,
+    load: Rc<Load>,
+    cut: watch::Sender<u32>,
+    dir: Arc<ScratchDir>,
+}
+
+/// What a round came to, and what it went through.
+pub struct Report {
+    pub verdict: Verdict,
+    /// Tries without an answer.
+    pub unanswered: u64,
+    /// Messages sent again after their 201, and answered as at first.
+    pub repeated: u64,
+    pub refusals: BTreeMap<String, u64>,
+}
+
+/// Runs a round to its end. Panics when something does not come about that must; what is wrong with the outcome is in the report.
+pub async fn run(stage: Rc<Stage>) -> Report {
+    if let (Some(_), Store::Single { link, .. }) = (stage.plan.cold_start, &*stage.store) {
+        link.cut();
+    }
+    stage.server.lock().await.start().await;
+    let presenters = stage.presenters().await;
+    let (senders, faults) = (stage.senders().await, stage.faults());
+
+    let begin = Instant::now();
+    for fault in faults {
+        fault.done().await;
+    }
+    // The load's length is part of the schedule.
+    tokio::time::sleep(stage.plan.load.saturating_sub(begin.elapsed())).await;
+    stage.load.over.set(true);
+    let mut sent = Vec::new();
+    for sender in senders {
+        sent.extend(sender.done().await);
+    }
+    sent.extend(stage.say_the_end().await);
+    let mut seen = BTreeMap::new();
+    for (room, presenter) in presenters {
+        let frames = within(format_args!("the last frame of room {room}"), presenter.done()).await;
+        seen.insert(room, frames);
+    }
+    stage.judge(&sent, &seen).await
+}
+
+/// Something under way beside the round; a round that fails takes it along.
+struct Task<T>(actix_web::rt::task::JoinHandle<T>);
+
+impl<T: 'static> Task<T> {
+    fn spawn(work: impl Future<Output = T> + 'static) -> Self {
+        Self(actix_web::rt::spawn(work))
+    }
+
+    async fn done(mut self) -> T {
+        (&mut self.0).await.unwrap()
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Stage {
+    async fn presenters(&self) -> Vec<(i64, Task<Vec<Seen>>)> {
+        let address = self.server.lock().await.address();
+        let attached = Rc::new(Cell::new(0));
+        let presenters = (1..=ROOMS)
+            .map(|room| {
+                let presenter = Presenter {
+                    room,
+                    address: Rc::clone(&address),
+                    cut: self.cut.subscribe(),
+                    attached: Rc::clone(&attached),
+                };
+                (room, Task::spawn(presenter.run()))
+            })
+            .collect();
+        eventually("all presenters", async || {
+            (i64::from(attached.get()) >= ROOMS).then_some(())
+        })
+        .await;
+        presenters
+    }
+
+    async fn senders(&self) -> Vec<Task<Vec<Sent>>> {
+        let address = self.server.lock().await.address();
+        (0..SENDERS)
+            .map(|number| {
+                let sender = Sender::new(number, self.plan.seed, &address, &self.load);
+                Task::spawn(sender.run(self.plan.texts.clone()))
+            })
+            .collect()
+    }
+
+    /// Each fault waits for its time in a task of its own, and mends what it broke.
+    fn faults(self: &Rc<Self>) -> Vec<Task<()>> {
+        let begin = tokio::time::Instant::now();
+        let warm = self.plan.cold_start.map(|after| {
+            let stage = Rc::clone(self);
+            Task::spawn(async move {
+                tokio::time::sleep_until(begin + after).await;
+                if let Store::Single { link, .. } = &*stage.store {
+                    link.restore();
+                }
+            })
+        });
+        let faults = self.plan.faults.iter().copied();
+        faults
+            .map(|planned| {
+                let stage = Rc::clone(self);
+                Task::spawn(async move {
+                    // The schedule comes from the seed: the times are what is tested.
+                    tokio::time::sleep_until(begin + planned.at).await;
+                    stage.strike(planned).await;
+                })
+            })
+            .chain(warm)
+            .collect()
+    }
+
+    async fn strike(&self, planned: Planned) {
+        match (planned.fault, &*self.store) {
+            (Fault::KillServer, _) => {
+                let mut server = self.server.lock().await;
+                server.kill().await;
+                self.last(planned).await;
+                server.start().await;
+            }
+            (Fault::KillStartingServer, _) => {
+                let mut server = self.server.lock().await;
+                server.kill().await;
+                server.start_in_vain(planned.lasts).await;
+                server.start().await;
+            }
+            (Fault::StopServer, _) => {
+                let mut server = self.server.lock().await;
+                server.stop().await;
+                self.last(planned).await;
+                server.start().await;
+            }
+            (Fault::CutSessions, _) => self.cut.send_modify(|count| *count += 1),
+            (Fault::FillDisk, _) => {
+                let disk = self.disk.as_ref().unwrap();
+                disk.fill();
+                self.last(planned).await;
+                disk.relieve();
+            }
+            (Fault::CutLink | Fault::StallLink | Fault::HalfOpenLink, Store::Single { link, .. }) => {
+                match planned.fault {
+                    Fault::CutLink => link.cut(),
+                    Fault::StallLink => link.stall(),
+                    _ => link.half_open(),
+                }
+                self.last(planned).await;
+                link.restore();
+            }
+            (Fault::KillMongod, Store::Single { mongod, .. }) => self.kill(mongod, planned).await,
+            (Fault::FreezeMongod, Store::Single { mongod, .. }) => self.freeze(mongod, planned).await,
+            (Fault::RefuseInserts(code), Store::Single { .. }) => {
+                self.store.fail_inserts(Some(doc! { "errorCode": code })).await;
+                self.last(planned).await;
+                self.store.fail_inserts(None).await;
+            }
+            (Fault::DoubtInserts, Store::Single { .. }) => {
+                // As when the primary has them and the majority does not, yet.
+                let doubt = doc! { "code": 64, "errmsg": "waiting for replication timed out" };
+                self.store.fail_inserts(Some(doc! { "writeConcernError": doubt })).await;
+                self.last(planned).await;
+                self.store.fail_inserts(None).await;
+            }
+            (Fault::KillPrimary, Store::Set(_)) => self.kill(&self.store.primary().await.mongod, planned).await,
+            (Fault::FreezePrimary, Store::Set(_)) => self.freeze(&self.store.primary().await.mongod, planned).await,
+            (Fault::StepDown, Store::Set(_)) => {
+                // At once, without waiting for the others: what only the old primary has may be rolled back.
+                let order = doc! { "replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 0, "force": true };
+                self.store.primary().await.command(order).await;
+                self.last(planned).await;
+            }
+            (fault, _) => panic!("{fault} is for another store"),
+        }
+    }
+
+    async fn kill(&self, mongod: &Mutex<Mongod>, planned: Planned) {
+        mongod.lock().await.kill().await;
+        self.last(planned).await;
+        mongod.lock().await.restart().await;
+    }
+
+    async fn freeze(&self, mongod: &Mutex<Mongod>, planned: Planned) {
+        mongod.lock().await.freeze();
+        self.last(planned).await;
+        mongod.lock().await.thaw();
+    }
+
+    /// The fault's time.
+    async fn last(&self, planned: Planned) {
+        if planned.until_refused {
+            let refused = || self.load.refused("log_unavailable") > 0;
+            let enough = Instant::now() + Duration::from_secs(20);
+            eventually("a refusal for want of room", async || {
+                (refused() || Instant::now() > enough).then_some(())
+            })
+            .await;
+        }
+        tokio::time::sleep(planned.lasts).await;
+    }
+
+    /// The last message of each room, so that presenters know that they have seen all.
+    async fn say_the_end(&self) -> Vec<Sent> {
+        self.store.healthy().await;
+        let address = self.server.lock().await.address();
+        let mut last = Sender::new(SENDERS, self.plan.seed, &address, &self.load);
+        let mut sent = Vec::new();
+        for room in 1..=ROOMS {
+            sent.push(last.send_last(END, room).await);
+        }
+        sent
+    }
+
+    async fn judge(&self, sent: &[Sent], seen: &BTreeMap<i64, Vec<Seen>>) -> Report {
+        let mut server = self.server.lock().await;
+        eventually("the spool to be drained", async || {
+            (server.metric("chat_spool_events").await == Some(0.0)).then_some(())
+        })
+        .await;
+        eventually("the server to be ready", async || {
+            server.status().await.filter(|status| status == "ready")
+        })
+        .await;
+        let parked = server.metric("chat_parked_total").await;
+        server.stop().await;
+
+        let spool = rusqlite::Connection::open(server.spool()).unwrap();
+        let log = self.store.log(&self.database, &spool).await;
+        let mut verdict = judge(sent, seen, &log, !self.plan.cuts_sessions());
+        let violations = &mut verdict.violations;
+        violations.extend(self.load.violations.borrow().iter().cloned());
+        if parked != Some(0.0) {
+            violations.push(format!("chat_parked_total is {parked:?}"));
+        }
+        for table in ["spool", "parked"] {
+            let count = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+            let rows = spool.query_row(&format!("SELECT COUNT(*) FROM {table}"), [], count);
+            if rows != Ok(0) {
+                violations.push(format!("the spool's table {table} has {rows:?} rows"));
+            }
+        }
+        let refused = self.load.refused("log_unavailable");
+        if self.plan.must_refuse() && refused == 0 {
+            violations.push("nothing was refused as log_unavailable: the fault was none".to_owned());
+        }
+        if self.plan.must_not_refuse() && refused > 0 {
+            violations.push(format!("{refused} times log_unavailable, though the spool had room"));
+        }
+        if violations.is_empty() {
+            self.store.forget(&self.database).await;
+        } else {
+            let all = serde_json::json!({ "sent": sent, "seen": seen, "log": log });
+            fs::write(self.dir.path().join("round.json"), all.to_string()).unwrap();
+        }
+        Report {
+            verdict,
+            unanswered: self.load.unanswered.get(),
+            repeated: self.load.repeated.get(),
+            refusals: self.load.refusals.borrow().clone(),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Rule 12: a presenter who was there a moment ago is held for, and the room server asked to bring them back.
+
+use crate::support::{
+    app::{TestApp, spawn_with_rooms},
+    eventually,
+    room_server::RoomServer,
+};
+
+async fn leave(app: &TestApp, socket: crate::support::ws::WsClient) {
+    drop(socket);
+    eventually("the session to be gone", async || {
+        (!app.room(12).await.is_some_and(|room| room.session)).then_some(())
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn rule_12_messages_are_held_for_a_session_that_ended_a_moment_ago_and_come_in_order() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |_| {}).await;
+    assert_eq!(
+        app.post(12, 7, "before the first").await.json()["code"],
+        "presenter_disconnected"
+    );
+    let mut presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "there").await.json()["delivery"], "delivered");
+    assert_eq!(presenter.next_json().await["message"], "there");
+    leave(&app, presenter).await;
+    for n in 0..20 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.json()["delivery"], "held");
+    }
+    let mut presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "back").await.json()["delivery"], "delivered");
+    for n in 0..20 {
+        assert_eq!(presenter.next_json().await["message"], n.to_string());
+    }
+    assert_eq!(presenter.next_json().await["message"], "back");
+    eventually("the room server to be asked", async || {
+        rooms.stats().await.reconnects.get("12").copied()
+    })
+    .await;
+    assert_eq!(
+        rooms.stats().await.reconnects.get("12"),
+        Some(&1),
+        "once an interval a room"
+    );
+}
+
+#[actix_web::test]
+async fn rule_12_what_the_ring_cannot_hold_is_refused() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.ring_events = 5;
+        settings.session.credit_events = 2;
+    })
+    .await;
+    let presenter = app.presenter(12).await;
+    leave(&app, presenter).await;
+    for n in 0..5 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
+    }
+    assert_eq!(app.post(12, 7, "one too many").await.json()["code"], "overloaded");
+    let mut presenter = app.presenter(12).await;
+    for n in 0..5 {
+        assert_eq!(presenter.next_json().await["message"], n.to_string());
+    }
+}
+
+#[actix_web::test]
+async fn rule_13_the_end_of_a_broadcast_stops_holds_and_a_later_one_does_not_get_them() {
+    let rooms = RoomServer::start().await;
+    rooms.live_with(12, r#"{"roomIdx":1}"#).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.live_ttl_ms = 20;
+        settings.room.not_live_ttl_ms = 20;
+    })
+    .await;
+    let presenter = app.presenter(12).await;
+    leave(&app, presenter).await;
+    assert_eq!(app.post(12, 7, "held").await.json()["delivery"], "held");
+    rooms.ended(12).await;
+    eventually("the end", async || {
+        (app.post(12, 7, "late").await.json()["code"] == "broadcast_ended").then_some(())
+    })
+    .await;
+    rooms.live_with(12, r#"{"roomIdx":2}"#).await;
+    let mut presenter = app.presenter(12).await;
+    eventually("the next broadcast", async || {
+        (app.post(12, 7, "new").await.status == 201).then_some(())
+    })
+    .await;
+    assert_eq!(presenter.next_json().await["message"], "new");
+    let log = app.sqlite_log(12).await;
+    assert!(
+        log.iter().any(|(_, text)| text == "held"),
+        "the log has what was accepted: {log:?}"
+    );
+}

@@ -1,0 +1,224 @@
+//! The room server: what counts as its answer, how often it is asked, and what happens without one (rules 8 and 9).
+
+use std::time::{Duration, Instant};
+
+use chatting_server::settings::OnError;
+
+use crate::support::{
+    app::spawn_with_rooms,
+    eventually,
+    room_server::{Mode, RoomServer},
+};
+
+#[actix_web::test]
+async fn rule_09_only_a_200_with_a_boolean_alive_is_an_answer() {
+    let rooms = RoomServer::start().await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.room.timeout_ms = 500).await;
+    let modes = [
+        Mode::Hang,
+        Mode::Status(500),
+        Mode::Status(404),
+        Mode::Status(204),
+        Mode::Garbage,
+        Mode::NoData,
+        Mode::NotBoolean,
+        Mode::Redirect,
+        Mode::Huge,
+        Mode::Cut,
+        Mode::NotHttp,
+    ];
+    for (presenter, mode) in (100..).zip(modes) {
+        rooms.live(presenter).await;
+        rooms.mode_of(presenter, mode).await;
+        let began = Instant::now();
+        let answer = app.post(presenter, 7, "hi").await;
+        assert_eq!(answer.status, 503, "{mode}: {answer:?}");
+        assert_eq!(answer.json()["code"], "room_server_unavailable", "{mode}");
+        assert_eq!(answer.header("retry-after"), Some("1"), "{mode}");
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{mode} took {:?}",
+            began.elapsed()
+        );
+        let body = format!(r#"{{"presenterIdx":{presenter},"userType":"viewer","textMessage":"hi"}}"#);
+        let legacy = app.send(7, &body).await;
+        assert_eq!(
+            (legacy.status, legacy.json()["status"].as_u64()),
+            (503, Some(503)),
+            "{mode}"
+        );
+    }
+    assert_eq!(rooms.stats().await.redirects_followed, 0);
+    rooms.live(12).await;
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "the others go on").await.status, 201);
+}
+
+#[actix_web::test]
+async fn rule_08_one_lookup_is_under_way_a_presenter_and_all_that_wait_are_settled_in_their_order() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    rooms.mode(Mode::Slow { milliseconds: 300 }).await;
+    let app = spawn_with_rooms(&rooms, |_| {}).await;
+    let mut presenter = app.connect().await;
+    let start = serde_json::json!({ "id": "start", "token": app.token(12) });
+    presenter.send_text(&start.to_string()).await;
+    // Each is sent when the one before it waits for the verdict.
+    let mut waiting = Vec::new();
+    for n in 0..10_usize {
+        let (addr, token) = (app.addr, app.token(7));
+        waiting.push(actix_web::rt::spawn(async move {
+            let mut client = crate::support::http::HttpClient::connect(addr).await;
+            crate::support::app::post_v1(&mut client, 12, &token, &n.to_string()).await
+        }));
+        eventually("it to wait or to be answered", async || {
+            let room = app.room(12).await?;
+            (room.waiting > n || room.last_seq.is_some()).then_some(())
+        })
+        .await;
+    }
+    for (n, one) in waiting.into_iter().enumerate() {
+        let answer = one.await.unwrap();
+        assert_eq!(
+            (answer.status, answer.json()["seq"].as_u64()),
+            (201, Some(n as u64 + 1)),
+            "{answer:?}"
+        );
+    }
+    for n in 0..10 {
+        assert_eq!(presenter.next_json().await["message"], n.to_string());
+    }
+    assert_eq!(rooms.stats().await.checks_of(12), 1);
+}
+
+#[actix_web::test]
+async fn rule_08_more_than_pending_max_waiting_for_one_verdict_are_refused_and_other_rooms_go_on() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    rooms.mode_of(13, Mode::Hang).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.pending_max = 4;
+        settings.room.timeout_ms = 60_000;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    for n in 0..4_usize {
+        let (addr, token) = (app.addr, app.token(7));
+        drop(actix_web::rt::spawn(async move {
+            let mut client = crate::support::http::HttpClient::connect(addr).await;
+            crate::support::app::post_v1(&mut client, 13, &token, "waits").await
+        }));
+        eventually("it to wait", async || {
+            app.room(13).await.filter(|room| room.waiting > n)
+        })
+        .await;
+    }
+    let refused = app.post(13, 7, "one too many").await;
+    assert_eq!(
+        (refused.status, refused.json()["code"].as_str()),
+        (503, Some("overloaded"))
+    );
+    assert!(
+        refused.json()["detail"].as_str().unwrap().contains("room_pending"),
+        "{refused:?}"
+    );
+    assert_eq!(app.post(12, 7, "elsewhere").await.status, 201);
+}
+
+#[actix_web::test]
+async fn verdicts_are_cached_for_their_own_times() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.live_ttl_ms = 60_000;
+        settings.room.not_live_ttl_ms = 60_000;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    for n in 0..5 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
+        assert_eq!(app.post(13, 7, &n.to_string()).await.status, 409);
+    }
+    let stats = rooms.stats().await;
+    assert_eq!((stats.checks_of(12), stats.checks_of(13)), (1, 1));
+}
+
+#[actix_web::test]
+async fn rule_08_a_lease_in_use_is_refreshed_before_it_ends_so_that_no_sender_waits() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.live_ttl_ms = 60_000;
+        settings.room.refresh_percent = 1;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "first").await.status, 201);
+    // The room server hangs from now on: had a sender to wait for it, it would be refused.
+    rooms.mode(Mode::Hang).await;
+    eventually("a refresh to be under way", async || {
+        assert_eq!(app.post(12, 7, "more").await.status, 201);
+        (rooms.stats().await.concurrent > 0).then_some(())
+    })
+    .await;
+    assert_eq!(app.post(12, 7, "still").await.status, 201);
+}
+
+#[actix_web::test]
+async fn rule_09_last_known_goes_on_with_the_last_answer_while_it_is_not_stale() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.on_error = OnError::LastKnown;
+        settings.room.live_ttl_ms = 20;
+        settings.room.stale_seconds = 3600;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "known").await.status, 201);
+    rooms.mode(Mode::Status(500)).await;
+    eventually("a stale verdict to be used", async || {
+        assert_eq!(app.post(12, 7, "stale").await.status, 201);
+        (app.metric("chat_room_checks_total{outcome=\"stale\"}").await? >= 1.0).then_some(())
+    })
+    .await;
+    // One that was never known has nothing to go on with.
+    assert_eq!(
+        app.post(13, 7, "unknown").await.json()["code"],
+        "room_server_unavailable"
+    );
+}
+
+#[actix_web::test]
+async fn no_more_than_max_lookups_are_under_way_at_once() {
+    let rooms = RoomServer::start().await;
+    rooms.mode(Mode::Slow { milliseconds: 100 }).await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.room.max_lookups = 3).await;
+    let asked: Vec<_> = (0..30)
+        .map(|presenter| {
+            let (addr, token) = (app.addr, app.token(7));
+            actix_web::rt::spawn(async move {
+                let mut client = crate::support::http::HttpClient::connect(addr).await;
+                crate::support::app::post_v1(&mut client, presenter, &token, "hi")
+                    .await
+                    .status
+            })
+        })
+        .collect();
+    for one in asked {
+        assert_eq!(one.await.unwrap(), 409);
+    }
+    assert!(rooms.stats().await.max_concurrent <= 3);
+}
+
+#[actix_web::test]
+async fn rule_10_rooms_that_are_not_live_are_not_kept() {
+    let rooms = RoomServer::start().await;
+    let app = spawn_with_rooms(&rooms, |_| {}).await;
+    for presenter in 0..50 {
+        assert_eq!(app.post(presenter, 7, "hi").await.status, 409);
+    }
+    for presenter in 0..50 {
+        assert_eq!(app.room(presenter).await, None);
+    }
+}

@@ -1,0 +1,209 @@
+//! The conformance suite of the log: MongoDB and SQLite keep the same promises.
+
+use std::{sync::Arc, time::Duration};
+
+use chatting_actors::{
+    clock::EventClock,
+    seams::{LogStore, StoreBatch},
+    types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+};
+use chatting_server::store::{Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, mongo::MongoSettings};
+use mongodb::bson::{Bson, Document, doc};
+
+use crate::support::{
+    mongod::{Mongod, fresh_database_name},
+    process::ScratchDir,
+};
+
+/// Both stores, each with what keeps it alive.
+async fn stores() -> Vec<(&'static str, Arc<dyn LogStore>, Option<Arc<ScratchDir>>)> {
+    let dir = ScratchDir::new("store");
+    let (spool, _) = SqliteSpool::open(SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: true,
+    })
+    .unwrap();
+    let sqlite = SqliteStore::new(spool.connection());
+    let stores: Vec<(_, Arc<dyn LogStore>, _)> = vec![
+        ("sqlite", Arc::new(sqlite), Some(dir)),
+        ("mongodb", Arc::new(mongo().await), None),
+    ];
+    for (_, store, _) in &stores {
+        store.prepare().await.unwrap();
+        store.prepare().await.unwrap();
+    }
+    stores
+}
+
+async fn mongo() -> MongoStore {
+    let settings = MongoSettings {
+        uri: Mongod::shared().uri(),
+        database: fresh_database_name(),
+        connect_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(30),
+    };
+    MongoStore::new(&settings).await.unwrap()
+}
+
+fn room(n: i64) -> PresenterIdx {
+    PresenterIdx::new(n).unwrap()
+}
+
+fn event(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, text: &str) -> Arc<Event> {
+    let (sent_at_ms, id) = clock.stamp();
+    Arc::new(Event {
+        id,
+        presenter_idx: room(presenter),
+        epoch: Epoch(epoch.into()),
+        seq: Seq(seq),
+        sent_at_ms,
+        room_idx: seq.is_multiple_of(2).then_some(77),
+        chat: ChatMessage {
+            user_idx: UserIdx::new(9).unwrap(),
+            nickname: Nickname::new("김🙂", 64).unwrap(),
+            text: MessageText::maybe_empty(text.to_owned(), 2000).unwrap(),
+            role: Role::Moderator,
+        },
+        keyed: None,
+    })
+}
+
+fn batch(events: &[Arc<Event>]) -> StoreBatch {
+    Arc::new(events.to_vec())
+}
+
+async fn all(store: &dyn LogStore, presenter: i64) -> Vec<Event> {
+    store.read_room(room(presenter), Seq(0), 10_000).await.unwrap()
+}
+
+#[actix_web::test]
+async fn what_is_appended_is_read_back_as_it_was_and_in_order() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let texts = [
+            "",
+            "plain",
+            "한글 \u{2028} \u{0} \"quoted\" 🙂",
+            "$set",
+            &"x".repeat(2000),
+        ];
+        let events: Vec<_> = (1..)
+            .zip(texts)
+            .map(|(seq, text)| event(&mut clock, 1, "e", seq, text))
+            .collect();
+        let reversed: Vec<_> = events.iter().rev().cloned().collect();
+        assert_eq!(store.append(batch(&reversed)).await.unwrap(), [], "{name}");
+        let read = all(&*store, 1).await;
+        assert_eq!(
+            read,
+            events.iter().map(|event| (**event).clone()).collect::<Vec<_>>(),
+            "{name}"
+        );
+        assert_eq!(store.read_room(room(1), Seq(2), 2).await.unwrap().len(), 2, "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn rule_04_a_batch_given_again_is_stored_once() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let events: Vec<_> = (1..=50).map(|seq| event(&mut clock, 1, "e", seq, "x")).collect();
+        assert_eq!(store.append(batch(&events[..30])).await.unwrap(), [], "{name}");
+        assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
+        assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
+        assert_eq!(all(&*store, 1).await.len(), 50, "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn rule_04_another_event_in_a_taken_place_is_poison_and_the_rest_is_stored() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let first = event(&mut clock, 1, "e", 2, "first");
+        store.append(batch(std::slice::from_ref(&first))).await.unwrap();
+        let events: Vec<_> = (1..=3).map(|seq| event(&mut clock, 1, "e", seq, "second")).collect();
+        let poison = store.append(batch(&events)).await.unwrap();
+        assert_eq!(poison.len(), 1, "{name}: {poison:?}");
+        assert_eq!(poison[0].index, 1, "{name}");
+        assert!(
+            poison[0].reason.contains("numbering conflict"),
+            "{name}: {}",
+            poison[0].reason
+        );
+        let texts: Vec<_> = all(&*store, 1)
+            .await
+            .into_iter()
+            .map(|event| event.chat.text.as_str().to_owned())
+            .collect();
+        assert_eq!(texts, ["second", "first", "second"], "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn the_last_seq_of_a_room_is_over_all_epochs_and_of_no_other_room() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        assert!(store.is_empty().await.unwrap(), "{name}");
+        assert_eq!(store.last_seq(room(1)).await.unwrap(), Seq(0), "{name}");
+        let events =
+            [(1, "b", 4), (1, "a", 9), (1, "c", 5), (2, "a", 30)].map(|(p, e, s)| event(&mut clock, p, e, s, "x"));
+        store.append(batch(&events)).await.unwrap();
+        assert_eq!(store.last_seq(room(1)).await.unwrap(), Seq(9), "{name}");
+        assert_eq!(store.last_seq(room(2)).await.unwrap(), Seq(30), "{name}");
+        assert_eq!(store.last_seq(room(3)).await.unwrap(), Seq(0), "{name}");
+        assert!(!store.is_empty().await.unwrap(), "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn the_old_servers_documents_stay_untouched_and_count_for_nothing() {
+    let store = mongo().await;
+    let collection = store.database().collection::<Document>("chatting_log");
+    let old = doc! { "_id": 0, "roomIdx": 1, "presenterIdx": 1, "userIdx": 2, "nickname": "n", "sendMessage": "m", "sendTime": "2021-01-01 00:00:00" };
+    collection.insert_one(&old).await.unwrap();
+    store.prepare().await.unwrap();
+    assert!(store.is_empty().await.unwrap());
+    let mut clock = EventClock::after(0);
+    LogStore::append(&store, batch(&[event(&mut clock, 1, "e", 1, "new")]))
+        .await
+        .unwrap();
+    assert_eq!(LogStore::last_seq(&store, room(1)).await.unwrap(), Seq(1));
+    assert_eq!(collection.find_one(doc! { "_id": 0 }).await.unwrap(), Some(old));
+}
+
+#[actix_web::test]
+async fn a_document_has_the_fields_that_the_design_names() {
+    let store = mongo().await;
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let one = event(&mut clock, 12, "e", 2, "hi");
+    LogStore::append(&store, batch(std::slice::from_ref(&one)))
+        .await
+        .unwrap();
+    let collection = store.database().collection::<Document>("chatting_log");
+    let found = collection.find_one(doc! {}).await.unwrap().unwrap();
+    assert!(
+        matches!(found.get("_id"), Some(Bson::Binary(id)) if id.bytes == one.id.as_bytes()),
+        "{found}"
+    );
+    assert!(matches!(found.get("sent_at"), Some(Bson::DateTime(at)) if at.timestamp_millis() == one.sent_at_ms));
+    let mut names: Vec<_> = found.keys().cloned().collect();
+    names.sort();
+    let expected = [
+        "_id",
+        "epoch",
+        "kind",
+        "message",
+        "nickname",
+        "presenter_idx",
+        "role",
+        "room_idx",
+        "sent_at",
+        "seq",
+        "user_idx",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(found.get_str("kind"), Ok("chat"));
+}

@@ -1,0 +1,21 @@
+//! Promises of the server, a file a topic, each test named as the sentence it holds. Faults are real: processes are killed,
+//! links are cut. Needs a mongod: see `support::mongod`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod hold;
+mod idempotency;
+mod legacy_http;
+mod legacy_ws;
+mod liveness;
+mod load;
+mod log_store;
+mod old_faults;
+mod operations;
+mod queues;
+mod reading;
+mod recovery;
+mod spool_commands;
+#[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
+mod support;
+mod support_works;
+mod v1;

@@ -1,0 +1,341 @@
+//! What operators see: liveness, readiness, metrics, their own port; and the embedded room server that they steer.
+
+use std::process::Command;
+
+use chatting_actors::{clock::system_ms, types::Role};
+use chatting_server::auth::{Mint, mint};
+use serde_json::json;
+
+use crate::support::{
+    app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
+    eventually,
+    http::get,
+    mongod::{Mongod, fresh_database_name},
+    process::{Process, ScratchDir},
+    ws::WsClient,
+};
+
+#[actix_web::test]
+async fn livez_readyz_and_metrics_answer() {
+    let app = spawn_app(|_| {}).await;
+    assert_eq!(get(app.addr, "/livez").await.status, 200);
+    let ready = get(app.addr, "/readyz").await;
+    assert_eq!(
+        (ready.status, ready.json()),
+        (200, json!({ "status": "ready", "reasons": [] }))
+    );
+    let metrics = get(app.addr, "/metrics").await;
+    assert!(
+        metrics
+            .header("content-type")
+            .unwrap()
+            .starts_with("application/openmetrics-text")
+    );
+    for name in [
+        "chat_accepted_total",
+        "chat_delivered_total",
+        "chat_queue_depth{queue=\"registry\"}",
+        "chat_queue_depth{queue=\"checker\"}",
+        "chat_queue_depth{queue=\"writer\"}",
+        "chat_queue_capacity{queue=\"sessions\"}",
+        "chat_room_check_seconds_count",
+        "chat_commit_events_count",
+        "chat_commit_seconds_count",
+        "chat_store_batch_events_count",
+        "chat_store_batch_seconds_count",
+        "chat_sessions",
+        "chat_rooms",
+    ] {
+        assert!(
+            metrics.text().contains(&format!("\n{name} ")),
+            "{name} is missing:\n{}",
+            metrics.text()
+        );
+    }
+}
+
+#[actix_web::test]
+async fn ops_bind_takes_operations_off_the_public_port() {
+    let app = spawn_app(|settings| settings.ops.bind = "127.0.0.1:0".into()).await;
+    let ops = app.ops.unwrap();
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(get(ops, path).await.status, 200, "{path}");
+        assert_eq!(get(app.addr, path).await.status, 404, "{path}");
+    }
+    assert_eq!(get(ops, "/").await.status, 404);
+}
+
+#[actix_web::test]
+async fn a_store_that_is_away_is_degraded_and_messages_go_on() {
+    let mongod = Mongod::start_own().await;
+    let app = spawn_app(|settings| {
+        use_mongodb(settings);
+        settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
+        settings.mongodb.database = fresh_database_name();
+        settings.mongodb.connect_timeout_ms = 200;
+        settings.mongodb.write_timeout_ms = 500;
+    })
+    .await;
+    app.go_live(12);
+    let mut presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "stored").await.status, 201);
+    mongod.kill().await;
+    for n in 0..20 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
+    }
+    let ready = eventually("the store to be missed", async || {
+        let ready = get(app.addr, "/readyz").await;
+        (ready.json()["status"] == "degraded").then_some(ready)
+    })
+    .await;
+    assert_eq!(ready.status, 200);
+    assert!(
+        ready.json()["reasons"][0].as_str().unwrap().contains("spool"),
+        "{ready:?}"
+    );
+    for _ in 0..21 {
+        presenter.next_json().await;
+    }
+    let mut mongod = mongod;
+    mongod.restart().await;
+    eventually("the spool to be drained", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+    assert_eq!(get(app.addr, "/readyz").await.json()["status"], "ready");
+}
+
+#[actix_web::test]
+async fn the_embedded_room_server_is_steered_by_operators_only() {
+    let app = spawn_app(|_| {}).await;
+    let operator = mint(
+        KEY.as_bytes(),
+        &Mint {
+            user_idx: 1,
+            nickname: "op",
+            role: Some(Role::Operator),
+            rooms: &[],
+            issued_at: system_ms() / 1000,
+            ttl_seconds: 60,
+            auth: &app.settings.auth,
+        },
+    )
+    .unwrap();
+    let viewer = app.token(12);
+    let ask = async |path: &str, token: &str, body: &str| {
+        app.client()
+            .await
+            .post_json(&format!("/room/live/{path}"), &[("token", token)], body)
+            .await
+    };
+    let twelve = r#"{"presenterIdx":"12"}"#;
+    assert_eq!(ask("start", "", twelve).await.status, 401);
+    assert_eq!(ask("start", &viewer, twelve).await.status, 403);
+    assert_eq!(ask("start", &operator, "{}").await.status, 400);
+    assert_eq!(ask("check", "", twelve).await.json()["data"], json!({ "alive": false }));
+    assert_eq!(ask("start", &operator, twelve).await.json()["data"]["alive"], true);
+    assert_eq!(ask("check", "", twelve).await.json()["data"]["alive"], true);
+    assert_eq!(ask("search-all", "", "").await.json()["data"][0]["presenterIdx"], 12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "hi").await.status, 201);
+    // Live rooms survive a restart, and the numbers go on.
+    let (_, dir, settings) = app.stop().await;
+    let app = spawn_in(dir, settings).await;
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "again").await.json()["seq"], 2);
+    let ask = async |path: &str, token: &str| {
+        app.client()
+            .await
+            .post_json(&format!("/room/live/{path}"), &[("token", token)], twelve)
+            .await
+    };
+    assert_eq!(ask("stop", &viewer).await.status, 403);
+    assert_eq!(
+        ask("stop", &operator).await.json()["data"],
+        json!({ "alive": false, "stopped": true })
+    );
+}
+
+#[actix_web::test]
+async fn while_it_stops_it_is_not_ready_and_takes_no_new_sessions() {
+    let app = spawn_app(|settings| settings.ops.bind = "127.0.0.1:0".into()).await;
+    app.state
+        .health
+        .draining
+        .store(true, std::sync::atomic::Ordering::Release);
+    let ready = get(app.ops.unwrap(), "/readyz").await;
+    assert_eq!(
+        (ready.status, ready.json()["status"].as_str()),
+        (503, Some("not_ready"))
+    );
+    let refused = WsClient::connect_with(app.addr, "/chatting", &[], None)
+        .await
+        .err()
+        .unwrap();
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+}
+
+// ---- the command -------------------------------------------------------------------------------------------------
+
+fn command(dir: &ScratchDir, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
+    command.args(args).current_dir(dir.path()).env_remove("RUST_LOG");
+    // Whoever runs the tests may have settings of their own in the environment.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CHAT__")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(dir: &ScratchDir, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let output = command(dir, args).envs(env.iter().copied()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[actix_web::test]
+async fn serve_refuses_to_start_without_a_key_and_says_how_to_set_one() {
+    let dir = ScratchDir::new("nokey");
+    let (code, _, error) = run(&dir, &["serve"], &[]);
+    assert_eq!(code, 64);
+    assert!(
+        error.contains("auth.hs256_secret") && error.contains("CHAT__AUTH__HS256_SECRET"),
+        "{error}"
+    );
+}
+
+#[actix_web::test]
+async fn bad_settings_stop_the_start_naming_each_key_and_what_is_allowed() {
+    let dir = ScratchDir::new("badkeys");
+    std::fs::write(
+        dir.path().join("settings.toml"),
+        "[log]\nbackend = \"mysql\"\n[room]\ntimout_ms = 5\n",
+    )
+    .unwrap();
+    let env = [
+        ("CHAT__LOG__BATCH_MAX", "many"),
+        ("CHAT__AUTH__HS256_SECRET", "tiny-5ecret"),
+    ];
+    let (code, _, error) = run(&dir, &["serve", "--set", "message.max_chars=-1"], &env);
+    assert_eq!(code, 64);
+    for part in [
+        "log.backend",
+        "mysql",
+        "sqlite",
+        "timout_ms",
+        "timeout_ms",
+        "log.batch_max",
+        "message.max_chars",
+        "auth.hs256_secret",
+    ] {
+        assert!(error.contains(part), "{part} is not named in:\n{error}");
+    }
+    assert!(!error.contains("tiny-5ecret"), "a secret is shown:\n{error}");
+    let (code, _, error) = run(&dir, &["check-config"], &env);
+    assert_eq!(code, 64, "{error}");
+}
+
+#[actix_web::test]
+async fn a_missing_settings_file_is_an_error_and_check_config_shows_where_values_come_from() {
+    let dir = ScratchDir::new("layers");
+    assert_eq!(run(&dir, &["check-config", "--config", "nowhere.toml"], &[]).0, 64);
+    std::fs::write(
+        dir.path().join("settings.toml"),
+        "[log]\nbatch_max = 7\nlinger_ms = 3\n",
+    )
+    .unwrap();
+    let env = [("CHAT__LOG__LINGER_MS", "4"), ("CHAT__AUTH__HS256_SECRET", KEY)];
+    let (code, out, error) = run(&dir, &["check-config", "--set", "log.commit_max=9"], &env);
+    assert_eq!(code, 0, "{error}");
+    for line in [
+        "log.batch_max = 7  # file",
+        "log.linger_ms = 4  # environment",
+        "log.commit_max = 9  # flag",
+    ] {
+        assert!(out.contains(line), "{line} is not in:\n{out}");
+    }
+    assert!(!out.contains(KEY), "a secret is shown:\n{out}");
+}
+
+#[actix_web::test]
+async fn a_minted_token_is_read_by_the_server() {
+    let dir = ScratchDir::new("mint");
+    let (code, token, error) = run(
+        &dir,
+        &["token", "--user", "12", "--nickname", "하루"],
+        &[("CHAT__AUTH__HS256_SECRET", KEY)],
+    );
+    assert_eq!(code, 0, "{error}");
+    let app = spawn_in(ScratchDir::new("reader"), settings(&dir)).await;
+    let answer = app
+        .client()
+        .await
+        .request("GET", "/token", &[("token", token.trim())], "")
+        .await;
+    assert_eq!((answer.status, answer.text()), (200, "12"));
+}
+
+#[actix_web::test]
+async fn rule_07_a_second_server_on_one_spool_is_refused_naming_the_first() {
+    let dir = ScratchDir::new("second");
+    let args = [
+        "serve",
+        "--port-file",
+        "port",
+        "--set",
+        "server.bind=127.0.0.1:0",
+        "--set",
+        "room.mode=embedded",
+    ];
+    let key = [("CHAT__AUTH__HS256_SECRET", KEY)];
+    let first = Process::start(&dir, command(&dir, &args).envs(key));
+    first.address(&dir.path().join("port")).await;
+    let (code, _, error) = run(&dir, &args, &key);
+    assert_eq!(code, 69);
+    assert!(error.contains("in use by process "), "{error}");
+    first.signal("TERM");
+    assert!(first.exited().await.success());
+}
+
+#[actix_web::test]
+async fn json_logs_are_one_object_a_line_and_show_no_secret_no_token_and_no_text() {
+    let dir = ScratchDir::new("json");
+    let args = [
+        "serve",
+        "--port-file",
+        "port",
+        "--set",
+        "server.bind=127.0.0.1:0",
+        "--set",
+        "room.mode=embedded",
+        "--set",
+        "logging.format=json",
+    ];
+    let server = Process::start(&dir, command(&dir, &args).env("CHAT__AUTH__HS256_SECRET", KEY));
+    let addr = server.address(&dir.path().join("port")).await;
+    let token = crate::support::app::token_of(&settings(&dir), 12, "kim");
+    let mut presenter = WsClient::connect(addr, "/chatting").await;
+    presenter
+        .send_text(&json!({ "id": "start", "token": token }).to_string())
+        .await;
+    presenter
+        .send_text(&json!({ "id": "start", "token": format!("{token}x") }).to_string())
+        .await;
+    presenter.next_json().await;
+    let body = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"a secret text"}"#;
+    crate::support::http::post_json(addr, "/send/message", &[("token", &token)], body).await;
+    server.signal("TERM");
+    assert!(server.exited().await.success());
+    let output = server.output();
+    assert!(output.lines().count() >= 4, "{output}");
+    for line in output.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(
+            entry["time"].is_string() && entry["level"].is_string() && entry["message"].is_string(),
+            "{line}"
+        );
+    }
+    for hidden in [KEY, &token[..40], "a secret text"] {
+        assert!(!output.contains(hidden), "{hidden} is shown in:\n{output}");
+    }
+}

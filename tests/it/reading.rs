@@ -1,0 +1,128 @@
+//! Rules 6 and 7: reading while events move from the spool to the store, and one server a log.
+
+use std::{process::Command, sync::Arc};
+
+use chatting_actors::types::{PresenterIdx, Seq};
+
+use crate::support::{
+    app::{KEY, post_v1, spawn_app, use_mongodb},
+    http::HttpClient,
+    mongod::{Mongod, fresh_database_name},
+    process::{Process, ScratchDir},
+};
+
+#[actix_web::test]
+async fn rule_06_a_read_misses_nothing_that_moves_from_the_spool_to_the_store_and_doubles_nothing() {
+    for mongodb in [false, true] {
+        let app = spawn_app(|settings| {
+            if mongodb {
+                use_mongodb(settings);
+            }
+            // Small batches at once, so that events move all the time.
+            settings.log.batch_max = 7;
+            settings.log.linger_ms = 0;
+        })
+        .await;
+        app.go_live(12);
+        let _presenter = app.presenter(12).await;
+        let writers: Vec<_> = (0..4)
+            .map(|user| {
+                let (addr, token) = (app.addr, app.token(user));
+                actix_web::rt::spawn(async move {
+                    let mut client = HttpClient::connect(addr).await;
+                    for n in 0..150 {
+                        assert_eq!(post_v1(&mut client, 12, &token, &n.to_string()).await.status, 201);
+                    }
+                })
+            })
+            .collect();
+        let room = PresenterIdx::new(12).unwrap();
+        let mut reads = 0;
+        loop {
+            let accepted = app.room(12).await.and_then(|room| room.last_seq).unwrap_or_default();
+            let read = app.state.history.read_room(room, Seq(0), 10_000).await.unwrap();
+            let seqs: Vec<_> = read.iter().map(|event| event.seq.0).collect();
+            assert_eq!(
+                seqs,
+                (1..=seqs.len() as u64).collect::<Vec<_>>(),
+                "without a hole, each once"
+            );
+            assert!(
+                seqs.len() as u64 >= accepted.0,
+                "{} of {accepted} accepted were read",
+                seqs.len()
+            );
+            reads += 1;
+            if seqs.len() == 600 {
+                break;
+            }
+        }
+        assert!(reads > 3);
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let page = app.state.history.read_room(room, Seq(100), 50).await.unwrap();
+        assert_eq!(
+            page.iter().map(|event| event.seq.0).collect::<Vec<_>>(),
+            (101..=150).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[actix_web::test]
+async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let serve = |dir: &Arc<ScratchDir>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
+        command
+            .args(["serve", "--port-file", "port"])
+            .current_dir(dir.path())
+            .env("CHAT__AUTH__HS256_SECRET", KEY);
+        for set in [
+            "server.bind=127.0.0.1:0",
+            "room.mode=embedded",
+            "log.backend=mongodb",
+            "mongodb.heartbeat_seconds=600",
+        ] {
+            command.args(["--set", set]);
+        }
+        command.args([
+            "--set",
+            &format!("mongodb.uri={uri}"),
+            "--set",
+            &format!("mongodb.database={database}"),
+        ]);
+        command
+    };
+    let (one, two) = (ScratchDir::new("one"), ScratchDir::new("two"));
+    let first = Process::start(&one, &mut serve(&one));
+    first.address(&one.path().join("port")).await;
+    crate::support::eventually("its first heartbeat", async || {
+        let client = mongodb::Client::with_uri_str(&uri).await.unwrap();
+        let servers = client
+            .database(&database)
+            .collection::<mongodb::bson::Document>("servers");
+        servers.find_one(mongodb::bson::doc! {}).await.unwrap()
+    })
+    .await;
+    let refused = serve(&two).output().unwrap();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(69), "{error}");
+    assert!(
+        error.contains("another server writes to this log") && error.contains(&first.pid().to_string()),
+        "{error}"
+    );
+    // Killed, not stopped: its own spool may start again at once, another may not.
+    first.kill().await;
+    assert_eq!(serve(&two).output().unwrap().status.code(), Some(69));
+    std::fs::remove_file(one.path().join("port")).unwrap();
+    let again = Process::start(&one, &mut serve(&one));
+    again.address(&one.path().join("port")).await;
+    again.signal("TERM");
+    assert!(again.exited().await.success(), "{}", again.output());
+    // Stopped in order, it has left: another may start.
+    let second = Process::start(&two, &mut serve(&two));
+    second.address(&two.path().join("port")).await;
+    second.signal("TERM");
+    assert!(second.exited().await.success());
+}

@@ -1,0 +1,476 @@
+//! Starts after a crash, with a damaged spool, with a full disk: what was accepted is there, in order, once.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc};
+
+use chatting_actors::{
+    clock::EventClock,
+    seams::{LastSeq, Spool},
+    types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+    writer::SpoolInfo,
+};
+use chatting_server::store::{Durability, SpoolSettings, SqliteSpool};
+
+use crate::support::{
+    app::{TestApp, settings, spawn_in, use_mongodb},
+    eventually,
+    http::get,
+    process::ScratchDir,
+};
+
+fn room(n: i64) -> PresenterIdx {
+    PresenterIdx::new(n).unwrap()
+}
+
+fn open(path: &Path, durability: Durability, max_bytes: Option<u64>) -> (SqliteSpool, SpoolInfo) {
+    SqliteSpool::open(SpoolSettings {
+        path: path.to_owned(),
+        durability,
+        max_bytes,
+        embedded: false,
+    })
+    .unwrap()
+}
+
+fn events(info: &SpoolInfo, presenter: i64, seqs: std::ops::RangeInclusive<u64>) -> Vec<Arc<Event>> {
+    let mut clock = EventClock::after(info.last_ms);
+    seqs.map(|seq| {
+        let (sent_at_ms, id) = clock.stamp();
+        Arc::new(Event {
+            id,
+            presenter_idx: room(presenter),
+            epoch: info.epoch.clone(),
+            seq: Seq(seq),
+            sent_at_ms,
+            room_idx: None,
+            chat: ChatMessage {
+                user_idx: UserIdx::new(7).unwrap(),
+                nickname: Nickname::new("kim", 64).unwrap(),
+                text: MessageText::maybe_empty(format!("message {seq} {}", "x".repeat(100)), 2000).unwrap(),
+                role: Role::Viewer,
+            },
+            keyed: None,
+        })
+    })
+    .collect()
+}
+
+#[test]
+fn rule_03_a_spool_opened_again_goes_on_where_it_stood_also_after_a_crash() {
+    let dir = ScratchDir::new("spool");
+    let path = dir.path().join("chat.db");
+    let (mut spool, first) = open(&path, Durability::Disk, None);
+    assert_eq!(
+        spool.last_seq(room(1)).unwrap(),
+        LastSeq::AskStore,
+        "a new spool does not know"
+    );
+    spool.store_is_empty().unwrap();
+    assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(0)));
+    let written = events(&first, 1, 1..=5);
+    let pos = spool.commit(&written).unwrap();
+    assert_eq!((first.first, first.last, pos), (1, 0, 1));
+    drop(spool); // no `close`: as a crash leaves it
+    let (mut spool, again) = open(&path, Durability::Disk, None);
+    assert_eq!(
+        again.epoch, first.epoch,
+        "with `disk` nothing that was told is lost, so the epoch goes on"
+    );
+    assert_eq!((again.first, again.last), (1, 5));
+    assert_eq!(again.last_ms, written[4].sent_at_ms, "rule 5: times go on from there");
+    assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(5)));
+    assert_eq!(
+        spool
+            .read(0, 10)
+            .unwrap()
+            .iter()
+            .map(|(_, event)| Arc::clone(event))
+            .collect::<Vec<_>>(),
+        written
+    );
+    spool.free(5, &[], 0).unwrap();
+    drop(spool);
+    let (mut spool, empty) = open(&path, Durability::Disk, None);
+    assert!(empty.first > empty.last);
+    assert_eq!(empty.last_ms, written[4].sent_at_ms);
+    assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(5)), "from `rooms`");
+}
+
+#[test]
+fn the_epoch_changes_after_an_unclean_stop_under_os_or_memory_and_only_then() {
+    for durability in [Durability::Os, Durability::Memory] {
+        let dir = ScratchDir::new("epoch");
+        let path = dir.path().join("chat.db");
+        let (mut spool, first) = open(&path, durability, None);
+        spool.close();
+        drop(spool);
+        let (spool, clean) = open(&path, durability, None);
+        assert_eq!(clean.epoch, first.epoch);
+        drop(spool);
+        let (_, unclean) = open(&path, durability, None);
+        assert_ne!(unclean.epoch, first.epoch);
+    }
+}
+
+#[test]
+fn a_spool_at_its_limit_refuses_and_takes_events_again_when_rows_were_freed() {
+    let dir = ScratchDir::new("limit");
+    let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));
+    let all = events(&info, 1, 1..=20_000);
+    let mut last = 0;
+    let error = all.chunks(100).find_map(|batch| match spool.commit(batch) {
+        Ok(first) => {
+            last = first + 99;
+            None
+        }
+        Err(error) => Some(error),
+    });
+    assert!(error.unwrap().full);
+    assert!(last > 1000, "only {last} fitted");
+    assert!(spool.bytes() <= 1 << 20);
+    spool.free(last, &[], 0).unwrap();
+    spool.probe().unwrap();
+    assert_eq!(spool.commit(&all[..100]).unwrap(), last + 1);
+}
+
+#[test]
+fn a_full_spool_of_many_rooms_can_free_its_rows_too() {
+    let dir = ScratchDir::new("limit-rooms");
+    let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));
+    // Every event ends its room's rows, so that freeing them writes as many rows of `rooms`.
+    let mut last = 0;
+    for room in 1.. {
+        match spool.commit(&events(&info, room, 1..=1)) {
+            Ok(pos) => last = pos,
+            Err(error) => {
+                assert!(error.full);
+                break;
+            }
+        }
+    }
+    assert!(last > 1000, "only {last} fitted");
+    spool.free(last, &[], 0).unwrap();
+    assert_eq!(spool.commit(&events(&info, 1, 2..=2)).unwrap(), last + 1);
+}
+
+#[test]
+fn rule_01_a_spool_that_could_not_be_opened_again_goes_on_behind_what_it_holds() {
+    let dir = ScratchDir::new("reopen");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    let all = events(&info, 1, 1..=9);
+    assert_eq!(spool.commit(&all[..3]).unwrap(), 1);
+    // As after a commit that took effect and failed: the rows are there, and the spool was not told.
+    let copy = "INSERT INTO spool SELECT pos + 1, epoch, presenter_idx, seq + 1, ?1, sent_at, room_idx, user_idx,
+                nickname, message, role, idempotency_key FROM spool WHERE pos = 3";
+    let written = rusqlite::Connection::open(&path).unwrap();
+    written.execute(copy, [&all[3].id.as_bytes()[..]]).unwrap();
+    drop(written);
+    let aside = path.with_extension("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(spool.reopen_and_find(&all[3]).is_err());
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(4)));
+    assert_eq!(spool.commit(&all[4..]).unwrap(), 5);
+    // And when what is looked for is not there, although something else is.
+    assert_eq!(spool.reopen_and_find(&events(&info, 1, 99..=99)[0]).unwrap(), None);
+    assert_eq!(spool.read(0, 100).unwrap().len(), 9);
+}
+
+/// Writes over some pages in the middle of the file.
+fn damage(path: &Path, pages: std::ops::Range<u64>) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    for page in pages {
+        file.write_all_at(&[0xa5; 4096], page * 4096).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_spool_is_set_aside_whole_and_what_can_be_read_is_carried_over() {
+    let dir = ScratchDir::new("damage");
+    let path = dir.path().join("chat.db");
+    let (mut spool, first) = open(&path, Durability::Disk, None);
+    spool.store_is_empty().unwrap();
+    let written = events(&first, 1, 1..=5000);
+    spool.commit(&written).unwrap();
+    spool.close();
+    drop(spool);
+    // As after a crash: the tables are checked only then.
+    rusqlite::Connection::open(&path)
+        .unwrap()
+        .execute("UPDATE meta SET value = 0 WHERE key = 'clean'", [])
+        .unwrap();
+    let size = std::fs::metadata(&path).unwrap().len() / 4096;
+    damage(&path, size / 2..size / 2 + 3);
+    let (mut spool, again) = open(&path, Durability::Disk, None);
+    assert_ne!(again.epoch, first.epoch, "a new numbering begins");
+    let salvaged: Vec<_> = spool
+        .read(0, 10_000)
+        .unwrap()
+        .into_iter()
+        .map(|(_, event)| event)
+        .collect();
+    let whole: BTreeSet<_> = written.iter().map(|event| event.id).collect();
+    assert!(
+        salvaged
+            .iter()
+            .all(|event| whole.contains(&event.id) && event.epoch == first.epoch)
+    );
+    assert!(salvaged.len() > 4800, "only {} of 5000 were salvaged", salvaged.len());
+    assert_eq!(salvaged.last().unwrap().seq, Seq(5000));
+    assert_eq!(
+        spool.last_seq(room(1)).unwrap(),
+        LastSeq::AskStore,
+        "rows of a damaged spool may not be the last"
+    );
+    assert_eq!(
+        spool.learn_last_seq(room(1), Seq(3)).unwrap(),
+        Seq(5000),
+        "nor may the store's"
+    );
+    assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(5000)));
+    let aside: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("chat.db.damaged-"))
+        .collect();
+    assert!(
+        !aside.is_empty() && aside.iter().all(|name| !name.ends_with(".reading")),
+        "{aside:?}"
+    );
+}
+
+#[actix_web::test]
+async fn a_file_that_is_no_database_is_set_aside_and_the_store_tells_where_rooms_go_on() {
+    let dir = ScratchDir::new("nodb");
+    let mut settings = settings(&dir);
+    use_mongodb(&mut settings);
+    let app = spawn_in(Arc::clone(&dir), settings).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    for n in 1..=3_u64 {
+        assert_eq!(app.post(12, 7, "x").await.json()["seq"], n);
+    }
+    eventually("the store to have them", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+    let before = app.post(12, 7, "x").await.json()["epoch"].clone();
+    let (_, dir, settings) = app.stop().await;
+    std::fs::write(
+        dir.path().join("chat.db"),
+        "this is no database, and longer than a header of one hundred bytes ".repeat(9),
+    )
+    .unwrap();
+    let app = spawn_in(dir, settings).await;
+    let _presenter = app.presenter(12).await;
+    let next = app.post(12, 7, "x").await;
+    assert_eq!((next.status, next.json()["seq"].as_u64()), (201, Some(5)), "{next:?}");
+    assert_ne!(next.json()["epoch"], before);
+}
+
+/// A small file system of our own; `None` where we may not mount one.
+struct SmallDisk(Arc<ScratchDir>);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = ScratchDir::new("disk");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(dir.path());
+        mount
+            .output()
+            .is_ok_and(|done| done.status.success())
+            .then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .output();
+    }
+}
+
+async fn refused_as_log_unavailable(app: &TestApp) {
+    let refused = eventually("the disk to be full", async || {
+        let answer = app.post(12, 7, &"x".repeat(2000)).await;
+        (answer.status != 201).then_some(answer)
+    })
+    .await;
+    assert_eq!(
+        (refused.status, refused.json()["code"].as_str()),
+        (503, Some("log_unavailable")),
+        "{refused:?}"
+    );
+    assert!(refused.header("retry-after").is_some());
+}
+
+#[actix_web::test]
+async fn a_full_disk_is_log_unavailable_without_a_crash_and_goes_on_when_there_is_room() {
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("skipped: no right to mount a small file system here");
+        return;
+    };
+    let dir = ScratchDir::new("full");
+    let mut settings = settings(&dir);
+    settings.log.path = disk.0.path().join("chat.db").display().to_string();
+    let app = spawn_in(dir, settings).await;
+    app.go_live(12);
+    let mut presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "fits").await.status, 201);
+    let ballast = disk.0.path().join("ballast");
+    let mut filling = std::fs::File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut filling, &[0; 65536]).is_ok() {}
+    let reader = actix_web::rt::spawn(async move {
+        let mut seen = 0;
+        while presenter.next_json().await["message"] != "end" {
+            seen += 1;
+        }
+        seen
+    });
+    refused_as_log_unavailable(&app).await;
+    assert_eq!(get(app.addr, "/livez").await.status, 200);
+    eventually("not ready", async || {
+        (get(app.addr, "/readyz").await.status == 503).then_some(())
+    })
+    .await;
+    drop(filling);
+    std::fs::remove_file(ballast).unwrap();
+    eventually("room again", async || {
+        (get(app.addr, "/readyz").await.status == 200).then_some(())
+    })
+    .await;
+    let answer = eventually("it to go on", async || {
+        let answer = app.post(12, 7, "end").await;
+        (answer.status == 201).then_some(answer)
+    })
+    .await;
+    let accepted = answer.json()["seq"].as_u64().unwrap();
+    assert_eq!(
+        reader.await.unwrap() + 1,
+        accepted,
+        "the presenter saw exactly what has a number"
+    );
+    let log = app.sqlite_log(12).await;
+    assert_eq!(
+        log.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(),
+        (1..=accepted).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn the_spool_and_what_is_set_aside_are_readable_by_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = ScratchDir::new("mode");
+    let path = dir.path().join("sub/chat.db");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.commit(&events(&info, 1, 1..=3)).unwrap();
+    for entry in std::fs::read_dir(path.parent().unwrap()).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(
+            entry.metadata().unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{entry:?}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_is_not_ours_is_named_and_not_touched() {
+    let dir = ScratchDir::new("notours");
+    let path = dir.path().join("notes.txt");
+    let notes = "somebody's precious notes, not a database at all\n".repeat(20);
+    std::fs::write(&path, &notes).unwrap();
+    let refused = SqliteSpool::open(SpoolSettings {
+        path: path.clone(),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    });
+    let error = refused.err().unwrap().to_string();
+    assert!(error.contains("notes.txt"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), notes);
+}
+
+#[test]
+fn a_salvage_that_fails_leaves_everything_as_it_was_for_the_next_start() {
+    let dir = ScratchDir::new("again");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.store_is_empty().unwrap();
+    let written = events(&info, 1, 1..=3000);
+    spool.commit(&written).unwrap();
+    spool.close();
+    drop(spool);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection
+        .execute("UPDATE meta SET value = 0 WHERE key = 'clean'", [])
+        .unwrap();
+    let page: i64 = connection
+        .query_row("SELECT rootpage FROM sqlite_master WHERE name = 'rooms'", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    drop(connection);
+    let page = u64::try_from(page).unwrap() - 1;
+    damage(&path, page..page + 1);
+    // No room for what is to be carried over.
+    let settings = |max_bytes| SpoolSettings {
+        path: path.clone(),
+        durability: Durability::Disk,
+        max_bytes: Some(max_bytes),
+        embedded: false,
+    };
+    assert!(SqliteSpool::open(settings(100_000)).is_err());
+    let (mut spool, _) = SqliteSpool::open(settings(64 << 20)).unwrap();
+    assert_eq!(spool.read(0, 10_000).unwrap().len(), 3000);
+}
+
+#[test]
+fn a_commit_that_landed_although_it_failed_does_not_block_the_next() {
+    let dir = ScratchDir::new("landed");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.store_is_empty().unwrap();
+    let all = events(&info, 1, 1..=4);
+    assert_eq!(spool.commit(&all[..1]).unwrap(), 1);
+    // What a commit leaves whose fsync failed but whose frames are in the file: a row that the process knows nothing of.
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other
+        .execute(
+            "INSERT INTO spool SELECT 2, epoch, presenter_idx, 2, ?1, sent_at, room_idx, user_idx, nickname, message, role,
+             idempotency_key FROM spool WHERE pos = 1",
+            [&all[1].id.as_bytes()[..]],
+        )
+        .unwrap();
+    drop(other);
+    assert_eq!(spool.reopen_and_find(&all[1]).unwrap(), Some(2));
+    assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(2)));
+    assert_eq!(spool.commit(&all[2..]).unwrap(), 3);
+}
+
+#[test]
+fn a_full_spool_whose_rooms_all_end_can_be_freed_and_can_park() {
+    let dir = ScratchDir::new("fullrooms");
+    let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));
+    let mut last = 0;
+    for n in 0.. {
+        // A room each: freeing them writes as many rows of `rooms`.
+        match spool.commit(&events(&info, n * 7919, 1..=1)) {
+            Ok(pos) => last = pos,
+            Err(error) => {
+                assert!(error.full);
+                break;
+            }
+        }
+    }
+    let (pos, event) = spool.read(0, 1).unwrap().remove(0);
+    spool.free(last / 2, &[(pos, event, "poison".into())], 0).unwrap();
+    spool.free(last, &[], 0).unwrap();
+    assert_eq!(spool.commit(&events(&info, 1, 1..=100)).unwrap(), last + 1);
+}

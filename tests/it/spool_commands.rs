@@ -1,0 +1,605 @@
+//! `spool status`, `verify` and `replay`, as an operator runs them: the real program on real files and a real MongoDB.
+
+use std::{path::Path, process::Command, sync::Arc};
+
+use chatting_actors::{
+    clock::EventClock,
+    idempotency::Keyed,
+    seams::Spool,
+    types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+};
+use chatting_server::store::{Durability, SpoolSettings, SqliteSpool};
+use mongodb::{
+    Client, Collection,
+    bson::{Bson, Document, doc},
+};
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::support::{
+    app::{KEY, spawn_app, use_mongodb},
+    eventually,
+    mongod::{Mongod, fresh_database_name},
+    process::{Process, ScratchDir},
+};
+
+/// A stopped server's directory: a spool, and the settings that name it.
+struct Site {
+    dir: Arc<ScratchDir>,
+    events: Vec<Arc<Event>>,
+}
+
+impl Site {
+    /// A spool with these rooms' events (room, how many), in turns; every fifth has a key. The log is in this MongoDB, or
+    /// embedded.
+    fn new(rooms: &[(i64, u64)], mongodb: Option<(&str, &str)>) -> Self {
+        let dir = ScratchDir::new("spool");
+        let store = match mongodb {
+            Some((uri, database)) => format!(
+                "backend = \"mongodb\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\n\
+                 connect_timeout_ms = 300\nwrite_timeout_ms = 1000\n"
+            ),
+            None => "backend = \"sqlite\"\n".to_owned(),
+        };
+        let settings = format!(
+            "[log]\npath = \"chat.db\"\nbatch_max = 10\nretry_min_ms = 10\nretry_max_ms = 20\n{store}\
+             [server]\nbind = \"127.0.0.1:0\"\n[room]\nmode = \"embedded\"\n"
+        );
+        std::fs::write(dir.path().join("settings.toml"), settings).unwrap();
+        let events = fill(&dir.path().join("chat.db"), rooms, mongodb.is_none());
+        Self { dir, events }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("chat.db")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env_remove("RUST_LOG")
+            .env("CHAT__AUTH__HS256_SECRET", KEY);
+        command
+    }
+
+    /// Runs the command; exit code, standard output, standard error.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.command(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    fn status(&self) -> Value {
+        self.status_of("chat.db")
+    }
+
+    fn status_of(&self, path: &str) -> Value {
+        let (code, out, error) = self.run(&["spool", "status", "--json", "--path", path]);
+        assert_eq!(code, 0, "{error}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// Changes the spool behind everybody's back.
+    fn sql(&self, sql: &str) {
+        let connection = Connection::open(self.path()).unwrap();
+        connection.execute_batch(sql).unwrap();
+    }
+
+    /// A copy of the spool with this byte flipped.
+    fn flipped(&self, at: usize) -> String {
+        let mut bytes = std::fs::read(self.path()).unwrap();
+        bytes[at] ^= 0xff;
+        std::fs::write(self.dir.path().join("flipped.db"), bytes).unwrap();
+        "flipped.db".to_owned()
+    }
+
+    /// What is in the order of the spool.
+    fn ids(&self) -> Vec<Vec<u8>> {
+        self.events.iter().map(|event| event.id.as_bytes().to_vec()).collect()
+    }
+}
+
+fn fill(path: &Path, rooms: &[(i64, u64)], embedded: bool) -> Vec<Arc<Event>> {
+    let (mut spool, info) = SqliteSpool::open(SpoolSettings {
+        path: path.to_owned(),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded,
+    })
+    .unwrap();
+    let mut clock = EventClock::after(0);
+    let mut events = Vec::new();
+    let most = rooms.iter().map(|(_, count)| *count).max().unwrap_or(0);
+    for seq in 1..=most {
+        for (room, _) in rooms.iter().filter(|(_, count)| seq <= *count) {
+            let (sent_at_ms, id) = clock.stamp();
+            let (user_idx, presenter_idx) = (UserIdx::new(9).unwrap(), PresenterIdx::new(*room).unwrap());
+            let text = format!("message {seq} of {room}");
+            events.push(Arc::new(Event {
+                id,
+                presenter_idx,
+                epoch: info.epoch.clone(),
+                seq: Seq(seq),
+                sent_at_ms,
+                room_idx: None,
+                keyed: (seq % 5 == 0).then(|| Keyed::new(user_idx, presenter_idx, &format!("key {seq}"), &text)),
+                chat: ChatMessage {
+                    user_idx,
+                    nickname: Nickname::new("kim", 64).unwrap(),
+                    text: MessageText::new(text, 2000).unwrap(),
+                    role: Role::Viewer,
+                },
+            }));
+        }
+    }
+    if !events.is_empty() {
+        spool.commit(&events).unwrap();
+    }
+    spool.close();
+    events
+}
+
+async fn log_of(uri: &str, database: &str) -> Collection<Document> {
+    let client = Client::with_uri_str(uri).await.unwrap();
+    client.database(database).collection("chatting_log")
+}
+
+/// The ids that the log holds, in the order they were written.
+async fn written(log: &Collection<Document>) -> Vec<Vec<u8>> {
+    use futures_util::TryStreamExt;
+    let found: Vec<Document> = log
+        .find(doc! {})
+        .sort(doc! { "$natural": 1 })
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    found
+        .iter()
+        .map(|document| match document.get("_id") {
+            Some(Bson::Binary(id)) => id.bytes.clone(),
+            other => panic!("_id is {other:?}"),
+        })
+        .collect()
+}
+
+// ---- status ------------------------------------------------------------------------------------------------------
+
+#[actix_web::test]
+async fn status_tells_what_a_stopped_server_left() {
+    let site = Site::new(&[(12, 30), (7, 12), (1, 1), (2, 1), (3, 1), (4, 1)], None);
+    let status = site.status();
+    assert_eq!(status["format"], 1);
+    assert_eq!(status["epoch"], &*site.events[0].epoch.0);
+    assert_eq!(status["durability"], "disk");
+    assert_eq!(status["stopped_cleanly"], true);
+    assert_eq!(status["held_by"], Value::Null);
+    assert_eq!(status["asks_store"], false);
+    assert_eq!(status["events"]["count"], 46);
+    assert_eq!(status["events"]["oldest_ms"], site.events[0].sent_at_ms);
+    assert_eq!(status["events"]["newest_ms"], site.events[45].sent_at_ms);
+    assert_eq!(status["rooms_waiting"], 6);
+    assert_eq!(status["rooms"].as_array().unwrap().len(), 5);
+    assert_eq!(
+        (
+            &status["rooms"][0]["presenter_idx"],
+            &status["rooms"][1]["presenter_idx"]
+        ),
+        (&12.into(), &7.into())
+    );
+    assert_eq!(status["keys"], 8);
+    assert_eq!(status["parked"]["count"], 0);
+    let (code, text, error) = site.run(&["spool", "status"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    for part in [
+        "46 events of 6 rooms",
+        "12: 30 events, seq 1 to 30",
+        "stopped cleanly",
+        "8 remembered",
+        " ago",
+    ] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+}
+
+#[actix_web::test]
+async fn status_and_verify_read_the_spool_of_a_running_server_and_do_not_disturb_it() {
+    let mongod = Mongod::start_own().await;
+    let app = spawn_app(|settings| {
+        use_mongodb(settings);
+        settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
+        settings.mongodb.connect_timeout_ms = 200;
+        settings.mongodb.write_timeout_ms = 500;
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "stored").await.status, 201);
+    eventually("the spool to be drained", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+    mongod.kill().await;
+    let site = Site {
+        dir: Arc::clone(&app.dir),
+        events: Vec::new(),
+    };
+    for n in 1..=20 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
+        let status = site.status_of("chat.db");
+        assert_eq!(status["events"]["count"], n);
+        assert_eq!(status["held_by"], format!("process {}", std::process::id()));
+        assert_eq!(status["stopped_cleanly"], false);
+        let (code, out, error) = site.run(&["spool", "verify", "--path", "chat.db"]);
+        assert_eq!(code, 0, "{out}{error}");
+    }
+    let (code, _, error) = site.run(&["spool", "replay", "--path", "chat.db"]);
+    assert_eq!(code, 69, "{error}");
+    assert_eq!(site.status_of("chat.db")["events"]["count"], 20);
+}
+
+#[actix_web::test]
+async fn status_says_that_the_last_run_was_killed() {
+    let site = Site::new(&[(12, 3)], None);
+    let args = ["serve", "--port-file", "port"];
+    let server = Process::start(&site.dir, &mut site.command(&args));
+    server.address(&site.dir.path().join("port")).await;
+    assert_eq!(site.status()["held_by"], format!("process {}", server.pid()));
+    server.kill().await;
+    let status = site.status();
+    assert_eq!(
+        (&status["held_by"], &status["stopped_cleanly"]),
+        (&Value::Null, &false.into())
+    );
+    let (_, text, _) = site.run(&["spool", "status"]);
+    assert!(
+        text.contains("not stopped cleanly") && text.contains("nothing accepted is missing"),
+        "{text}"
+    );
+}
+
+#[actix_web::test]
+async fn what_is_no_spool_cannot_be_opened_and_is_left_alone() {
+    let site = Site::new(&[(12, 3)], None);
+    let file = |name: &str, bytes: &[u8]| std::fs::write(site.dir.path().join(name), bytes).unwrap();
+    file("empty.db", b"");
+    file(
+        "text.db",
+        &b"this is no database, but long enough to be one. ".repeat(200),
+    );
+    std::fs::copy(site.path(), site.dir.path().join("later.db")).unwrap();
+    Connection::open(site.dir.path().join("later.db"))
+        .unwrap()
+        .execute_batch("UPDATE meta SET value = 2 WHERE key = 'format'")
+        .unwrap();
+    for (name, why) in [
+        ("missing.db", "No such file"),
+        ("empty.db", "no spool"),
+        ("text.db", "not a database"),
+        ("later.db", "format 2"),
+    ] {
+        for command in ["status", "verify"] {
+            let (code, out, error) = site.run(&["spool", command, "--path", name]);
+            assert_eq!((code, out.as_str()), (69, ""), "{name}: {error}");
+            assert!(error.contains(name) && error.contains(why), "{name}: {error}");
+        }
+    }
+    let (code, _, error) = site.run(&["spool", "replay", "--path", "missing.db"]);
+    assert_eq!(code, 69, "{error}");
+    assert!(!site.dir.path().join("missing.db").exists());
+    assert_eq!(std::fs::read(site.dir.path().join("empty.db")).unwrap(), b"");
+}
+
+// ---- verify ------------------------------------------------------------------------------------------------------
+
+#[actix_web::test]
+async fn verify_names_each_thing_that_is_wrong_with_the_rows() {
+    let cases = [
+        ("DELETE FROM spool WHERE pos = 5", "row 6: room 12 has seq 6 after 4"),
+        (
+            "UPDATE spool SET seq = 4 WHERE pos = 5",
+            "row 5: room 12 has seq 4 after 4",
+        ),
+        ("UPDATE spool SET seq = 0 WHERE pos = 1", "row 1: its seq is 0"),
+        (
+            "UPDATE spool SET epoch = 9 WHERE pos = 5",
+            "row 5: its epoch (9) is not known",
+        ),
+        (
+            "UPDATE spool SET id = (SELECT id FROM spool WHERE pos = 3) WHERE pos = 5",
+            "is there 2 times",
+        ),
+        (
+            "UPDATE spool SET id = zeroblob(16) WHERE pos = 5",
+            "row 5: its id 00000000-0000-0000-0000-000000000000 is no UUIDv7",
+        ),
+        ("UPDATE spool SET id = x'01' WHERE pos = 5", "row 5 cannot be read"),
+        (
+            "UPDATE spool SET sent_at = sent_at + 1 WHERE pos = 5",
+            "is not of the time it was sent",
+        ),
+        ("UPDATE spool SET role = 'king' WHERE pos = 5", "row 5 cannot be read"),
+        ("UPDATE spool SET message = x'ff' WHERE pos = 5", "row 5 cannot be read"),
+        ("UPDATE spool SET user_idx = -1 WHERE pos = 5", "row 5 cannot be read"),
+        (
+            "INSERT INTO rooms VALUES (12, 3)",
+            "row 3: room 12 has seq 3, and the table of rooms says that 3 was freed already",
+        ),
+        (
+            "UPDATE meta SET value = 9 WHERE key = 'epoch'",
+            "the epoch in use (9) is not among those known",
+        ),
+        (
+            "UPDATE keys SET fingerprint = x'01'",
+            "an idempotency key cannot be read",
+        ),
+        (
+            "INSERT INTO parked SELECT *, 'why', 1 FROM spool WHERE pos = 5; UPDATE parked SET nickname = x'ff'",
+            "parked row 5 cannot be read",
+        ),
+    ];
+    for (damage, problem) in cases {
+        let site = Site::new(&[(12, 10)], None);
+        assert_eq!(site.run(&["spool", "verify"]).0, 0);
+        site.sql(damage);
+        let (code, out, error) = site.run(&["spool", "verify"]);
+        assert_eq!(code, 1, "{damage}: {out}{error}");
+        assert!(out.contains(problem), "{damage}: {problem} is not in:\n{out}");
+    }
+    let site = Site::new(&[(12, 10)], None);
+    site.sql("INSERT INTO rooms VALUES (7, 99), (11, 3)");
+    assert_eq!(site.run(&["spool", "verify"]).0, 0, "rooms without rows are no problem");
+}
+
+#[actix_web::test]
+async fn verify_finds_bytes_that_were_flipped_in_the_file() {
+    let site = Site::new(&[(12, 500)], None);
+    let bytes = std::fs::read(site.path()).unwrap();
+    // In an id, in the kind of a page, in the pointers of a page: each where it is in the file.
+    let id = site.events[100].id.as_bytes();
+    let in_id = bytes.windows(16).position(|window| window == id).unwrap();
+    let page = in_id / 4096 * 4096;
+    for (at, problem) in [
+        (in_id + 6, "is no UUIDv7"),
+        (in_id, "is not of the time it was sent"),
+        (page, "the file is damaged"),
+        (page + 3, "the file is damaged"),
+        (page + 8, "the file is damaged"),
+    ] {
+        let copy = site.flipped(at);
+        let (code, out, error) = site.run(&["spool", "verify", "--path", &copy]);
+        assert_eq!(code, 1, "byte {at}: {out}{error}");
+        assert!(out.contains(problem), "byte {at}: {problem} is not in:\n{out}");
+    }
+    // Whatever is flipped, it says something and ends.
+    for at in (0..bytes.len()).step_by(bytes.len() / 60) {
+        let copy = site.flipped(at);
+        let (code, out, error) = site.run(&["spool", "verify", "--path", &copy]);
+        assert!([0, 1, 69].contains(&code), "byte {at}: {code}\n{out}{error}");
+        assert!(code == 0 || !format!("{out}{error}").is_empty());
+        let (code, out, error) = site.run(&["spool", "status", "--path", &copy]);
+        assert!([0, 69].contains(&code), "byte {at}: {code}\n{out}{error}");
+    }
+    assert_eq!(
+        std::fs::read(site.path()).unwrap(),
+        bytes,
+        "the spool itself was changed"
+    );
+}
+
+#[actix_web::test]
+async fn verify_tells_a_file_that_was_cut_off() {
+    let site = Site::new(&[(12, 500)], None);
+    let bytes = std::fs::read(site.path()).unwrap();
+    std::fs::write(site.dir.path().join("cut.db"), &bytes[..bytes.len() / 2]).unwrap();
+    let (code, out, error) = site.run(&["spool", "verify", "--path", "cut.db"]);
+    assert!(code == 1 || code == 69, "{out}{error}");
+}
+
+// ---- replay ------------------------------------------------------------------------------------------------------
+
+#[actix_web::test]
+async fn replay_takes_everything_to_mongodb_in_order_and_frees_it_and_twice_is_once() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let site = Site::new(&[(12, 60), (7, 25)], Some((&uri, &database)));
+    let copy = site.dir.path().join("copy.db");
+    std::fs::copy(site.path(), &copy).unwrap();
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("replayed: 85 events in 9 batches to mongodb"), "{out}");
+    assert!(error.contains("85 of 85 events"), "{error}");
+    let log = log_of(&uri, &database).await;
+    assert_eq!(written(&log).await, site.ids());
+    let status = site.status();
+    assert_eq!(
+        (&status["events"]["count"], &status["stopped_cleanly"]),
+        (&0.into(), &true.into())
+    );
+    assert_eq!(status["keys"], 17, "keys outlive the rows");
+    assert_eq!(site.run(&["spool", "verify"]).0, 0);
+    let (code, out, _) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("replayed: 0 events"), "{out}");
+    // An old copy of the spool brings nothing new.
+    assert_eq!(site.run(&["spool", "replay", "--path", "copy.db"]).0, 0);
+    assert_eq!(written(&log).await, site.ids());
+}
+
+#[actix_web::test]
+async fn replay_takes_everything_to_the_embedded_log() {
+    let site = Site::new(&[(12, 60)], None);
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("replayed: 60 events in 6 batches to sqlite"), "{out}");
+    let connection = Connection::open(site.path()).unwrap();
+    let mut rows = connection.prepare("SELECT id FROM chatting_log ORDER BY seq").unwrap();
+    let ids: Vec<Vec<u8>> = rows
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(ids, site.ids());
+}
+
+#[actix_web::test]
+async fn rule_07_replay_is_refused_while_a_server_has_the_spool_and_names_it() {
+    let site = Site::new(&[(12, 3)], None);
+    let server = Process::start(&site.dir, &mut site.command(&["serve", "--port-file", "port"]));
+    server.address(&site.dir.path().join("port")).await;
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!((code, out.as_str()), (69, ""));
+    assert!(
+        error.contains(&format!("in use by process {}", server.pid())),
+        "{error}"
+    );
+    server.signal("TERM");
+    assert!(server.exited().await.success());
+    assert_eq!(site.run(&["spool", "replay"]).0, 0);
+}
+
+#[actix_web::test]
+async fn replay_without_its_store_keeps_everything_and_says_why() {
+    let site = Site::new(&[(12, 30)], Some(("mongodb://127.0.0.1:1", "nowhere")));
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 69, "{error}");
+    assert!(out.contains("30 to go"), "{out}");
+    assert!(
+        error.contains("the store does not take events, they stay in the spool"),
+        "{error}"
+    );
+    assert_eq!(site.status()["events"]["count"], 30);
+    assert_eq!(site.run(&["spool", "verify"]).0, 0);
+}
+
+#[actix_web::test]
+async fn replay_that_is_interrupted_or_killed_goes_on_where_it_was() {
+    let mongod = Mongod::start_own().await;
+    let database = fresh_database_name();
+    let site = Site::new(&[(12, 400)], Some((&mongod.uri(), &database)));
+    let one_by_one = ["spool", "replay", "--set", "log.batch_max=1"];
+    // Ctrl-C while the store hangs.
+    mongod.freeze();
+    let replay = Process::start(&site.dir, &mut site.command(&one_by_one));
+    replay.line("more tries").await;
+    replay.signal("INT");
+    assert_eq!(replay.exited().await.code(), Some(75), "{}", replay.output());
+    assert!(
+        replay.output().contains("interrupted; run it again"),
+        "{}",
+        replay.output()
+    );
+    assert_eq!(site.status()["stopped_cleanly"], true);
+    mongod.thaw();
+    let log = log_of(&mongod.uri(), &database).await;
+    // Ctrl-C, and then SIGKILL, in the midst of it.
+    for signal in ["INT", "KILL"] {
+        let before = log.count_documents(doc! {}).await.unwrap();
+        let replay = Process::start(&site.dir, &mut site.command(&one_by_one));
+        eventually("some batches", async || {
+            (log.count_documents(doc! {}).await.unwrap() > before + 5).then_some(())
+        })
+        .await;
+        replay.signal(signal);
+        let ended = replay.exited().await.code();
+        assert!(
+            [Some(75), None, Some(0)].contains(&ended),
+            "{ended:?}: {}",
+            replay.output()
+        );
+        let (code, out, _) = site.run(&["spool", "verify"]);
+        assert_eq!(code, 0, "{out}");
+        let (stored, left) = (
+            written(&log).await.len() as u64,
+            site.status()["events"]["count"].as_u64().unwrap(),
+        );
+        assert!(
+            stored + left == 400 || stored + left == 401,
+            "{stored} stored and {left} left of 400"
+        );
+    }
+    assert_eq!(site.run(&["spool", "replay"]).0, 0);
+    assert_eq!(written(&log).await, site.ids());
+}
+
+#[actix_web::test]
+async fn what_was_parked_is_taken_by_replay_parked_once_the_conflict_is_gone_and_no_sooner() {
+    let app = spawn_app(use_mongodb).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let epoch = app.post(12, 7, "1").await.json()["epoch"].as_str().unwrap().to_owned();
+    let (uri, database) = (Mongod::shared().uri(), app.settings.mongodb.database.clone());
+    let log = log_of(&uri, &database).await;
+    let in_the_way =
+        |seq: i64| doc! { "_id": format!("in the way {seq}"), "presenter_idx": 12_i64, "epoch": &epoch, "seq": seq };
+    log.insert_many([in_the_way(2), in_the_way(4)]).await.unwrap();
+    for n in 2..=5 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
+    }
+    eventually("two events to be parked", async || {
+        (app.metric("chat_parked_total").await == Some(2.0)).then_some(())
+    })
+    .await;
+    let (_, dir, _) = app.stop().await;
+    let settings = format!(
+        "[log]\nbackend = \"mongodb\"\npath = \"chat.db\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\n"
+    );
+    std::fs::write(dir.path().join("settings.toml"), settings).unwrap();
+    let site = Site {
+        dir,
+        events: Vec::new(),
+    };
+    let status = site.status();
+    assert_eq!(status["parked"]["count"], 2);
+    assert_eq!(status["parked"]["reasons"][0]["reason"], "numbering conflict");
+    assert_eq!(status["parked"]["events"][0]["seq"], 2);
+    let (_, text, _) = site.run(&["spool", "status"]);
+    assert!(
+        text.contains("2 x numbering conflict") && text.contains("room 12, seq 4"),
+        "{text}"
+    );
+    assert_eq!(site.run(&["spool", "verify"]).0, 0);
+
+    let (code, out, _) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "replay alone leaves what is parked: {out}");
+    assert!(out.contains("2 in all"), "{out}");
+    let (code, out, _) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 1, "{out}");
+    assert!(
+        out.contains("2 tried again, 0 of them are in the store now, 2 are parked"),
+        "{out}"
+    );
+
+    log.delete_one(doc! { "_id": "in the way 2" }).await.unwrap();
+    site.sql("UPDATE parked SET reason = 'an old reason'");
+    let (code, out, error) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 1, "{out}");
+    assert!(
+        out.contains("2 tried again, 1 of them are in the store now, 1 are parked"),
+        "{out}"
+    );
+    assert!(error.contains("still parked") && error.contains("seq 4"), "{error}");
+    assert!(
+        site.status()["parked"]["events"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("E11000")
+    );
+
+    log.delete_one(doc! { "_id": "in the way 4" }).await.unwrap();
+    let (code, out, error) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 0, "{out}{error}");
+    assert_eq!(site.status()["parked"]["count"], 0);
+    let mut texts = Vec::new();
+    for seq in 1..=5_i64 {
+        let found = log
+            .find_one(doc! { "presenter_idx": 12_i64, "seq": seq })
+            .await
+            .unwrap()
+            .unwrap();
+        texts.push(found.get_str("message").unwrap().to_owned());
+    }
+    assert_eq!(texts, ["1", "2", "3", "4", "5"]);
+}

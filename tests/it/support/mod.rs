@@ -1,0 +1,50 @@
+//! What the tests stand on: real processes, real sockets, a link that can be broken.
+//!
+//! | module | gives |
+//! |---|---|
+//! | [`process`] | a process of ours: signals, exit, output; it never outlives the test run |
+//! | [`mongod`] | one MongoDB for all tests, or one of your own to kill and restart |
+//! | [`room_server`] | the stand-in room server as a process, told whom to call live and how to misbehave |
+//! | [`proxy`] | a TCP link to cut, stall, delay and restore |
+//! | [`http`] | an HTTP client that shows every byte of an answer's head |
+//! | [`ws`] | a WebSocket client that can also do everything a client must not |
+//! | [`tokens`] | tokens that are wrong in one way each |
+//!
+//! Whatever should happen is waited for by [`within`]: with a deadline far above what it takes, and without sleeping.
+
+pub mod app;
+pub mod http;
+pub mod mongod;
+pub mod process;
+pub mod proxy;
+pub mod room_server;
+pub mod tokens;
+pub mod ws;
+
+use std::fmt::Display;
+use std::time::Duration;
+
+/// How long a test waits for what should happen at once. Long, so that a busy machine fails no test.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The outcome of `future`; panics naming `what` when it is not there within [`PATIENCE`].
+pub async fn within<T>(what: impl Display, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {PATIENCE:?} in vain for {what}"),
+    }
+}
+
+/// Asks again every few milliseconds until `probe` gives something; panics naming `what` after [`PATIENCE`].
+/// For what gives no event to wait for: a file, a metric, another process's state.
+pub async fn eventually<T>(what: impl Display, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    within(what, async {
+        loop {
+            if let Some(value) = probe().await {
+                return value;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+}

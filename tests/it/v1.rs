@@ -1,0 +1,308 @@
+//! `POST /v1/rooms/{presenter_idx}/messages`: its answer, its errors, who may send.
+
+use serde_json::json;
+
+use crate::support::{
+    app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms, token_of},
+    http::Response,
+    room_server::RoomServer,
+};
+
+async fn app() -> TestApp {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    app
+}
+
+async fn raw(app: &TestApp, headers: &[(&str, &str)], path: &str, body: &str) -> Response {
+    app.client().await.request("POST", path, headers, body).await
+}
+
+fn problem<'a>(answer: &'a Response, status: u16, code: &str) -> &'a Response {
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/problem+json"),
+        "{answer:?}"
+    );
+    let problem = answer.json();
+    assert_eq!(problem["code"], code, "{problem}");
+    assert_eq!(problem["status"], status);
+    assert_eq!(problem["type"], format!("urn:chatting-server:problem:{code}"));
+    assert!(!problem["title"].as_str().unwrap().is_empty());
+    answer
+}
+
+#[actix_web::test]
+async fn an_accepted_message_is_answered_201_with_its_place() {
+    let app = app().await;
+    let mut presenter = app.presenter(12).await;
+    for seq in 1..=3_u64 {
+        let answer = app.post(12, 7, "안녕").await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        let body = answer.json();
+        let mut keys: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["delivery", "epoch", "id", "sent_at", "seq"]);
+        assert_eq!(
+            (body["seq"].as_u64(), body["delivery"].as_str()),
+            (Some(seq), Some("delivered"))
+        );
+        let id = uuid::Uuid::parse_str(body["id"].as_str().unwrap()).unwrap();
+        assert_eq!(id.get_version_num(), 7);
+        let sent_at: jiff::Timestamp = body["sent_at"].as_str().unwrap().parse().unwrap();
+        assert_eq!(
+            sent_at.as_millisecond() / 1000,
+            i64::try_from(id.get_timestamp().unwrap().to_unix().0).unwrap()
+        );
+        assert_eq!(
+            body["sent_at"].as_str().unwrap().len(),
+            "2026-01-01T00:00:00.000Z".len()
+        );
+        assert_eq!(presenter.next_json().await["message"], "안녕");
+    }
+}
+
+#[actix_web::test]
+async fn bad_input_is_named() {
+    let app = app().await;
+    let _presenter = app.presenter(12).await;
+    let bearer = format!("Bearer {}", app.token(7));
+    let json_type = ("Content-Type", "application/json");
+    let path = "/v1/rooms/12/messages";
+    let auth = ("Authorization", bearer.as_str());
+    let long = json!({ "text": "가".repeat(2001) }).to_string();
+    let fits = json!({ "text": "🙂".repeat(2000) }).to_string();
+    assert_eq!(raw(&app, &[auth, json_type], path, &fits).await.status, 201);
+    for (body, part) in [
+        ("", "EOF"),
+        ("{}", "text"),
+        ("[]", "struct"),
+        ("nonsense", "line 1"),
+        (r#"{"text":5}"#, "string"),
+        (r#"{"text":null}"#, "string"),
+        (r#"{"text":""}"#, "empty"),
+        (r#"{"text":"a","text":"b"}"#, "duplicate"),
+        (r#"{"text":"a"} more"#, "trailing"),
+        (long.as_str(), "2000"),
+    ] {
+        let answer = raw(&app, &[auth, json_type], path, body).await;
+        let answer = problem(&answer, 422, "invalid_message");
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(part), "{body}: {detail}");
+    }
+    problem(
+        &raw(&app, &[auth], path, r#"{"text":"a"}"#).await,
+        415,
+        "unsupported_media_type",
+    );
+    problem(
+        &raw(&app, &[auth, ("Content-Type", "text/plain")], path, r#"{"text":"a"}"#).await,
+        415,
+        "unsupported_media_type",
+    );
+    let charset = ("Content-Type", "application/json; charset=utf-8");
+    assert_eq!(
+        raw(&app, &[auth, charset], path, r#"{"text":"a","userType":"presenter"}"#)
+            .await
+            .status,
+        201
+    );
+    let huge = json!({ "text": "x".repeat(70_000) }).to_string();
+    problem(&raw(&app, &[auth, json_type], path, &huge).await, 413, "too_large");
+    for path in [
+        "/v1/rooms/x/messages",
+        "/v1/rooms/-1/messages",
+        "/v1/rooms/9223372036854775808/messages",
+        "/v1/nothing",
+    ] {
+        problem(
+            &raw(&app, &[auth, json_type], path, r#"{"text":"a"}"#).await,
+            404,
+            "not_found",
+        );
+    }
+    let get = app.client().await.request("GET", path, &[auth], "").await;
+    assert_eq!(problem(&get, 405, "method_not_allowed").header("allow"), Some("POST"));
+    assert_eq!(
+        app.room(12).await.unwrap().last_seq.unwrap().0,
+        2,
+        "what was refused was not numbered"
+    );
+}
+
+#[actix_web::test]
+async fn who_is_not_known_is_refused_with_a_challenge() {
+    let app = app().await;
+    let path = "/v1/rooms/12/messages";
+    let json_type = ("Content-Type", "application/json");
+    let none = raw(&app, &[json_type], path, r#"{"text":"a"}"#).await;
+    assert_eq!(
+        problem(&none, 401, "unauthenticated").header("www-authenticate"),
+        Some("Bearer")
+    );
+    let bad = raw(
+        &app,
+        &[json_type, ("Authorization", "Bearer x")],
+        path,
+        r#"{"text":"a"}"#,
+    )
+    .await;
+    let challenge = problem(&bad, 401, "unauthenticated").header("www-authenticate");
+    assert_eq!(challenge, Some("Bearer error=\"invalid_token\""));
+    let expired = chatting_server::auth::mint(
+        KEY.as_bytes(),
+        &chatting_server::auth::Mint {
+            user_idx: 7,
+            nickname: "kim",
+            role: None,
+            rooms: &[],
+            issued_at: chatting_actors::clock::system_ms() / 1000 - 1000,
+            ttl_seconds: 10,
+            auth: &app.settings.auth,
+        },
+    )
+    .unwrap();
+    let token = [json_type, ("token", expired.as_str())];
+    problem(&raw(&app, &token, path, r#"{"text":"a"}"#).await, 401, "token_expired");
+    // x-forward headers mean nothing in token mode.
+    let spoofed = [
+        json_type,
+        ("x-forward-userIdx", "7"),
+        ("x-forward-email", "e"),
+        ("x-forward-nickname", "n"),
+    ];
+    problem(
+        &raw(&app, &spoofed, path, r#"{"text":"a"}"#).await,
+        401,
+        "unauthenticated",
+    );
+}
+
+#[actix_web::test]
+async fn refusals_have_their_codes() {
+    let app = app().await;
+    problem(&app.post(13, 7, "hi").await, 409, "broadcast_ended");
+    let away = app.post(12, 7, "hi").await;
+    assert_eq!(
+        problem(&away, 503, "presenter_disconnected").header("retry-after"),
+        Some("1")
+    );
+}
+
+#[actix_web::test]
+async fn titles_come_in_korean_and_english() {
+    let app = app().await;
+    let bearer = format!("Bearer {}", app.token(7));
+    let ask = async |language: Option<&str>| {
+        let mut headers = vec![("Content-Type", "application/json"), ("Authorization", bearer.as_str())];
+        headers.extend(language.map(|language| ("Accept-Language", language)));
+        let answer = raw(&app, &headers, "/v1/rooms/13/messages", r#"{"text":"a"}"#).await;
+        (
+            answer.header("content-language").map(str::to_owned),
+            answer.json()["title"].as_str().unwrap().to_owned(),
+        )
+    };
+    let korean = (Some("ko".to_owned()), "방송 종료되었습니다".to_owned());
+    let english = (Some("en".to_owned()), "The broadcast has ended".to_owned());
+    assert_eq!(ask(Some("ko-KR,ko;q=0.9,en;q=0.8")).await, korean);
+    assert_eq!(ask(Some("en;q=0.5, ko;q=0.9")).await, korean);
+    assert_eq!(ask(Some("en-US,en;q=0.9,ko;q=0.1")).await, english);
+    assert_eq!(ask(Some("fr")).await, english);
+    assert_eq!(ask(None).await, english);
+}
+
+#[actix_web::test]
+async fn rule_18_a_presenters_own_message_comes_back_on_the_socket_and_the_body_gives_no_role() {
+    let app = app().await;
+    let mut presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 12, "mine").await.status, 201);
+    let body = r#"{"presenterIdx":12,"userType":"presenter","textMessage":"pretender"}"#;
+    assert_eq!(app.send(7, body).await.status, 200);
+    assert_eq!(presenter.next_json().await["message"], "mine");
+    assert_eq!(presenter.next_json().await["message"], "pretender");
+    app.sqlite_log(12).await;
+    let connection = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+    let mut rows = connection
+        .prepare("SELECT role FROM chatting_log ORDER BY seq")
+        .unwrap();
+    let roles: Vec<String> = rows
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(roles, ["presenter", "viewer"]);
+}
+
+#[actix_web::test]
+async fn cors_on_v1_follows_the_setting() {
+    let rooms = RoomServer::start().await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.cors.origins = vec!["https://chat.example".into()];
+    })
+    .await;
+    let ask = async |method: &str, origin: &str| {
+        let headers = [
+            ("Origin", origin),
+            ("Access-Control-Request-Method", "POST"),
+            ("Access-Control-Request-Headers", "authorization"),
+        ];
+        app.client()
+            .await
+            .request(method, "/v1/rooms/1/messages", &headers, "")
+            .await
+    };
+    let known = ask("OPTIONS", "https://chat.example").await;
+    assert_eq!(known.status, 200);
+    assert_eq!(
+        known.header("access-control-allow-origin"),
+        Some("https://chat.example")
+    );
+    assert_eq!(known.header("access-control-allow-headers"), Some("authorization"));
+    let unknown = ask("OPTIONS", "https://evil.example").await;
+    assert_eq!(unknown.header("access-control-allow-origin"), None);
+    assert_eq!(unknown.header("access-control-allow-headers"), None);
+    assert_eq!(
+        ask("GET", "https://chat.example")
+            .await
+            .header("access-control-allow-origin"),
+        Some("https://chat.example")
+    );
+}
+
+#[actix_web::test]
+async fn many_messages_on_one_connection_keep_their_order() {
+    let app = app().await;
+    let mut presenter = app.presenter(12).await;
+    let (mut client, token) = (app.client().await, app.token(7));
+    for n in 0..200_u64 {
+        assert_eq!(
+            post_v1(&mut client, 12, &token, &n.to_string()).await.json()["seq"],
+            n + 1
+        );
+    }
+    for n in 0..200 {
+        assert_eq!(presenter.next_json().await["message"], n.to_string());
+    }
+}
+
+#[actix_web::test]
+async fn rule_20_a_text_has_1_to_2000_characters_in_v1_may_be_empty_in_legacy_and_a_nickname_up_to_64() {
+    let app = app().await;
+    let _presenter = app.presenter(12).await;
+    for (length, status) in [(0, 422), (1, 201), (2000, 201), (2001, 422)] {
+        assert_eq!(
+            app.post(12, 7, &"글".repeat(length)).await.status,
+            status,
+            "{length} characters"
+        );
+    }
+    let empty = r#"{"presenterIdx":12,"userType":"viewer","textMessage":""}"#;
+    assert_eq!(app.send(7, empty).await.status, 200);
+    for (length, status) in [(0, 201), (64, 201), (65, 422)] {
+        let token = token_of(&app.settings, 7, &"이".repeat(length));
+        let answer = post_v1(&mut app.client().await, 12, &token, "hi").await;
+        assert_eq!(answer.status, status, "a nickname of {length}: {answer:?}");
+    }
+}
