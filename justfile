@@ -1,0 +1,38 @@
+# Everyday commands; `just` lists them. Each is plain enough to type by hand.
+
+[private]
+default:
+    @just --list
+
+# A chat server to try, with nothing else needed; prints what to do next.
+demo *args:
+    cargo run --release -- demo {{args}}
+
+# Run the server with settings.toml.
+serve *args:
+    cargo run --release -- serve {{args}}
+
+# Everything that must hold before a change goes in.
+test *args:
+    scripts/test {{args}}
+
+# The Rust tests only; `just t order` runs those whose name has "order".
+t *args:
+    MONGOD="$(scripts/get-mongod)" cargo test --workspace {{args}}
+
+# Format, then lint.
+lint:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# curl → server → room server → WebSocket → MongoDB, as separate processes.
+end-to-end:
+    scripts/end-to-end
+
+# The demo page in a headless browser; leaves a screenshot in target/demo.png.
+browser:
+    scripts/test --only browser
+
+# The documentation of both crates.
+doc:
+    cargo doc --no-deps --workspace --open

@@ -1,0 +1,40 @@
+# What the scripts here share; sourced, not run. Goes to the repository's root and names the places:
+#   $target  cargo's target directory, absolute
+#   $tools   what get-tools and get-mongod keep: below the target directory, so never in git
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+target=${CARGO_TARGET_DIR:-target}
+[[ $target == /* ]] || target=$PWD/$target
+tools=$target/tools
+mkdir -p "$tools"
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$(basename "$0"): $*"; exit 1; }
+
+# as_root COMMAND…: runs it as root, or fails saying what to run.
+as_root() {
+  if [[ $(id -u) == 0 ]]; then "$@"
+  elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo -n "$@"
+  else die "needs root for this; run it yourself: $*"
+  fi
+}
+
+# apt_install PACKAGE…: Debian's packages, without questions.
+apt_install() {
+  command -v apt-get >/dev/null || die "missing here: $* (no apt-get to install it with)"
+  say "installing $* with apt-get"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 </dev/null \
+    || say "apt-get update failed; trying with the lists that are here"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "$@" >&2 </dev/null
+}
+
+# need_pip: python3 with pip, installed when missing.
+need_pip() {
+  python3 -m pip --version >/dev/null 2>&1 || apt_install python3 python3-pip
+}
+
+# once NAME: the rest of this script runs in one process at a time. The lock goes with the process.
+once() {
+  exec {lock}>"$tools/.$1.lock"
+  flock -n "$lock" || { say "waiting for another $1 to finish"; flock "$lock"; }
+}
