@@ -1,4 +1,4 @@
-//! A disk of a few MiB to fill: a tmpfs in a mount namespace of its own, which ends with the process that holds it. So nothing
+//! A small disk to fill: a tmpfs in a mount namespace of its own, which ends with the process that holds it. So nothing
 //! stays mounted, however a round ends.
 
 use std::{
@@ -77,7 +77,7 @@ impl Disk {
     /// Leaves not a byte.
     pub fn fill(&self) {
         let mut ballast = File::create(self.outside().join(BALLAST)).unwrap();
-        for size in [64 << 10, 4 << 10, 1] {
+        for size in [1 << 20, 64 << 10, 4 << 10, 1] {
             while ballast.write_all(&vec![0; size]).is_ok() {}
         }
     }

@@ -15,6 +15,10 @@ use rand::{
 /// OutOfDiskSpace, Unauthorized, ExceededTimeLimit, ShutdownInProgress, WriteConflict, and one that nobody knows.
 const REFUSALS: [i32; 6] = [14031, 13, 262, 91, 112, 99_999];
 
+/// Many times what a round's load can write, so that only the ballast fills the disk: the embedded log frees nothing, and a
+/// disk that it had filled by itself would stay full.
+const DISK_BYTES: u64 = 128 << 20;
+
 /// What a round is about. As many seeds in a row as there are [`TURNS`] cover each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -231,7 +235,7 @@ impl Plan {
     }
 
     fn fill_disk(&mut self, rng: &mut StdRng) {
-        self.disk = Some(16 << 20);
+        self.disk = Some(DISK_BYTES);
         self.texts = 800..=1900;
         self.add(rng, Fault::FillDisk, 200..=800, 50..=600);
         self.faults[0].until_refused = true;

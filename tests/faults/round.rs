@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::{
     disk::Disk,
-    load::{Load, ROOMS, SENDERS, Sender, Sent},
+    load::{Load, Outcome, ROOMS, SENDERS, Sender, Sent},
     plan::{Fault, Plan, Planned, StoreKind},
     presenters::{END, Presenter, Seen},
     server::Server,
@@ -329,7 +329,13 @@ impl Stage {
         let mut last = Sender::new(SENDERS, self.plan.seed, &address, &self.load);
         let mut sent = Vec::new();
         for room in 1..=ROOMS {
-            sent.push(last.send_last(END, room).await);
+            let told = last.send_last(END, room).await;
+            assert!(
+                matches!(told.outcome, Outcome::Accepted(_)),
+                "all is mended and room {room} takes nothing: {:?}",
+                self.load.refusals.borrow()
+            );
+            sent.push(told);
         }
         sent
     }
