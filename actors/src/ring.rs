@@ -73,6 +73,11 @@ impl Ring {
         self.entries.front().map(|entry| entry.event.seq)
     }
 
+    /// Seq of the newest event.
+    pub fn last(&self) -> Option<Seq> {
+        self.entries.back().map(|entry| entry.event.seq)
+    }
+
     /// Events after `seq` in order, from the first that is still here.
     pub fn after(&self, seq: Seq) -> impl Iterator<Item = &Arc<Entry>> {
         // A search rather than arithmetic: an event whose outcome could not be known may be in the log and not here.

@@ -1,16 +1,18 @@
 //! The log to break: in one mongod behind a link, in a replica set of three, or in the server's own file.
 
+use std::time::Duration;
+
 use mongodb::{
     Client,
     bson::{Document, doc},
     options::{ClientOptions, ReadConcern},
 };
 use rusqlite::Connection;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
     plan::StoreKind,
-    support::{eventually, mongod::Mongod, proxy::Proxy},
+    support::{PATIENCE, eventually, mongod::Mongod, proxy::Proxy},
     verdict::Logged,
 };
 
@@ -82,19 +84,24 @@ impl Store {
                 self.fail_inserts(None).await;
             }
             Self::Set(members) => {
-                eventually("a primary and two secondaries", async || {
-                    let mut states = Vec::new();
-                    for member in members {
-                        let hello = member.command(doc! { "hello": 1 }).await?;
-                        states.push((
-                            hello.get_bool("isWritablePrimary").ok()?,
-                            hello.get_bool("secondary").ok()?,
-                        ));
+                let mut states = Vec::new();
+                let formed = async {
+                    loop {
+                        states.clear();
+                        for member in members {
+                            states.push(member.state().await);
+                        }
+                        let count = |state: &str| states.iter().filter(|known| *known == state).count();
+                        if (count("primary"), count("secondary")) == (1, 2) {
+                            return;
+                        }
+                        tokio::time::sleep(Duration::from_millis(20)).await;
                     }
-                    states.sort_unstable();
-                    (states == [(false, true), (false, true), (true, false)]).then_some(())
-                })
-                .await;
+                };
+                // What a member missed while it was down it has to catch up with, on a busy machine too.
+                if timeout(4 * PATIENCE, formed).await.is_err() {
+                    panic!("the replica set does not form again: {states:?}");
+                }
             }
         }
     }
@@ -189,6 +196,20 @@ impl Store {
 }
 
 impl Member {
+    /// What it is in the set now, or why that is not known.
+    async fn state(&self) -> String {
+        if let Some(status) = self.mongod.lock().await.process().exit() {
+            return format!("ended ({status})");
+        }
+        let hello = self.client.database("admin").run_command(doc! { "hello": 1 }).await;
+        match hello {
+            Ok(hello) if hello.get_bool("isWritablePrimary") == Ok(true) => "primary".into(),
+            Ok(hello) if hello.get_bool("secondary") == Ok(true) => "secondary".into(),
+            Ok(_) => "neither primary nor secondary".into(),
+            Err(error) => error.to_string(),
+        }
+    }
+
     /// Runs a command of the database `admin` here; `None` when it fails, or this member is gone.
     pub async fn command(&self, command: Document) -> Option<Document> {
         self.client.database("admin").run_command(command).await.ok()
@@ -197,7 +218,7 @@ impl Member {
 
 async fn client(uri: &str) -> Client {
     let mut options = ClientOptions::parse(uri).await.unwrap();
-    let patience = std::time::Duration::from_secs(2);
+    let patience = Duration::from_secs(2);
     options.server_selection_timeout = Some(patience);
     options.connect_timeout = Some(patience);
     Client::with_options(options).unwrap()

@@ -97,6 +97,8 @@ pub(super) struct Room {
     pub cursor: Option<Cursor>,
     /// Everything up to here was taken by a legacy session's socket.
     taken: Seq,
+    /// Everything up to here belongs to a broadcast that is over: no later session gets it (rule 13).
+    over: Seq,
     /// Bytes of numbered events that no session was sent.
     unsent_bytes: usize,
     /// When the last session of this broadcast ended, while none has come since (rule 12).
@@ -118,6 +120,7 @@ impl Room {
             ring: Ring::new(config.ring_events, config.ring_bytes),
             cursor: None,
             taken: Seq(0),
+            over: Seq(0),
             unsent_bytes: 0,
             session_ended: None,
             reconnect_asked: None,
@@ -146,8 +149,9 @@ impl Room {
             // Only a session of this very broadcast is held for.
             self.session_ended = None;
         }
-        if another {
+        if !liveness.live || another {
             // What was held belongs to the broadcast before: the log has it, the next one does not get it (rule 13).
+            self.over = self.last_numbered();
             self.let_go();
         }
         self.lease = Some(Lease {
@@ -170,7 +174,7 @@ impl Room {
     pub fn admit(&self, bytes: usize, config: &RegistryConfig, now: Instant) -> Result<(), Refusal> {
         let sent = match &self.cursor {
             Some(cursor) => cursor.sent,
-            None if self.held_for(now, config) => self.taken,
+            None if self.held_for(now, config) => self.taken.max(self.over),
             None => return Err(Refusal::PresenterDisconnected),
         };
         // Nothing that was not sent may ever fall out of the ring, so the ring's room is the limit.
@@ -241,6 +245,7 @@ impl Room {
             *committed = entry.event.seq;
         }
         self.ring.push(entry);
+        self.let_go();
     }
 
     /// One numbered event was not committed: its number is taken back (rule 1).
@@ -250,12 +255,22 @@ impl Room {
         if unknown {
             self.numbering = Numbering::Unknown;
         }
+        self.let_go();
     }
 
     /// The next number is that after the last committed one again (rule 1).
     pub fn rewind(&mut self) {
         if let Numbering::Known { committed, next } = &mut self.numbering {
             *next = committed.next();
+            self.over = self.over.min(*committed);
+        }
+    }
+
+    /// The last number that was given, as far as is known.
+    fn last_numbered(&self) -> Seq {
+        match self.numbering {
+            Numbering::Known { next, .. } => Seq(next.0 - 1),
+            Numbering::Unknown | Numbering::Asked => self.ring.last().unwrap_or_default().max(self.over),
         }
     }
 
@@ -269,12 +284,13 @@ impl Room {
     ) -> Option<Cursor> {
         let old = self.detach(now);
         self.session_ended = None;
+        let start = self.taken.max(self.over);
         self.cursor = Some(Cursor {
             session,
             subscriber,
             flow,
-            start: self.taken,
-            sent: self.taken,
+            start,
+            sent: start,
             outstanding: VecDeque::new(),
             outstanding_bytes: 0,
             progress_at: now,
@@ -295,6 +311,7 @@ impl Room {
             .map(|entry| entry.bytes())
             .sum::<usize>();
         self.taken = taken;
+        self.let_go();
         Some(cursor)
     }
 
@@ -348,21 +365,13 @@ impl Room {
         !self.checking && self.verdict(now).is_none() && (self.cursor.is_some() || self.unsent_bytes > 0)
     }
 
-    /// A broadcast that has ended stops delivery of what no session took; the log has it (rule 13).
-    pub fn let_go_when_ended(&mut self, now: Instant) {
-        if self.verdict(now).is_some_and(|verdict| !verdict.live) {
-            self.let_go();
-        }
-    }
-
+    /// Lets go of what no session took of a broadcast that is over; the log has it (rule 13). What is still on its way
+    /// through the writer is let go when it has come back.
     fn let_go(&mut self) {
-        if self.cursor.is_none()
-            && self.in_flight == 0
-            && let Numbering::Known { committed, .. } = self.numbering
-        {
-            self.ring.forget_through(committed);
-            self.taken = committed;
-            self.unsent_bytes = 0;
+        if self.cursor.is_none() && self.in_flight == 0 && self.taken < self.over {
+            self.ring.forget_through(self.over);
+            self.taken = self.over;
+            self.unsent_bytes = self.ring.after(self.taken).map(|entry| entry.bytes()).sum();
         }
     }
 

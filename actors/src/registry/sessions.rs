@@ -123,7 +123,6 @@ impl SessionRegistry {
         self.ask_keys();
         let mut stalled = Vec::new();
         for (presenter, room) in &mut self.rooms {
-            room.let_go_when_ended(now);
             if room.wants_verdict(now) {
                 room.checking = self.checker.check(*presenter, false);
             }

@@ -145,11 +145,12 @@ impl SessionRegistry {
     }
 
     pub(super) fn forget_if_idle(&mut self, presenter: PresenterIdx, now: Instant) {
-        if let Some(room) = self.rooms.get_mut(&presenter) {
-            room.let_go_when_ended(now);
-            if room.idle(now, &self.config) {
-                self.rooms.remove(&presenter);
-            }
+        if self
+            .rooms
+            .get(&presenter)
+            .is_some_and(|room| room.idle(now, &self.config))
+        {
+            self.rooms.remove(&presenter);
         }
     }
 }

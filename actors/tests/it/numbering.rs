@@ -7,7 +7,7 @@ use chatting_actors::{
     types::Seq,
 };
 
-use crate::stage::{Commit, ScriptedSpool, ScriptedStore, Stage, registry_config, room, writer_config};
+use crate::stage::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore, Stage, registry_config, room, writer_config};
 
 fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
     texts.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect()
@@ -261,4 +261,46 @@ async fn a_spool_that_failed_is_tried_again_although_questions_keep_it_busy() {
         drop(stage.submit(room, "x").await);
     }
     assert_eq!(stage.accepted(1, "second").await.seq, Seq(2));
+}
+
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the spool's own thread waits for it, and no task"
+)]
+#[actix::test]
+async fn rule_13_what_is_being_committed_when_its_broadcast_ends_is_not_for_the_next_one() {
+    let rooms = ScriptedRooms::default();
+    rooms.script().ttl = std::time::Duration::from_millis(10);
+    let mut config = registry_config();
+    // Nothing but the messages themselves asks and tidies here.
+    config.sweep = std::time::Duration::from_secs(60);
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms, spool, store, config, writer_config());
+    let reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    reader.leave();
+    let gate = Arc::clone(&stage.spool.script().gate);
+    let committing = gate.lock().unwrap();
+    let held = stage.submit(1, "held");
+    while stage
+        .registry
+        .view(room(1))
+        .await
+        .is_none_or(|room| room.in_flight == 0)
+    {}
+    stage.rooms.script().not_live.insert(1);
+    let mut ended = false;
+    while !ended {
+        // One that comes before the verdict's time is over is numbered and waits too.
+        let late = stage.submit(1, "late");
+        ended = tokio::time::timeout(std::time::Duration::from_millis(20), late)
+            .await
+            .is_ok_and(|outcome| outcome == Ok(Outcome::Refused(Refusal::NotLive)));
+    }
+    drop(committing);
+    assert!(matches!(held.await.unwrap(), Outcome::Accepted(_)));
+    stage.rooms.script().not_live.clear();
+    let next = stage.reader(1);
+    let new = stage.accepted_again(1, "new").await;
+    assert_eq!(next.seqs(), [new.seq.0]);
 }

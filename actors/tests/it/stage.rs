@@ -378,13 +378,36 @@ impl LogStore for ScriptedStore {
     }
 }
 
-/// Everyone is live.
-struct Live;
+/// What the room server says: everyone is live but these.
+pub struct RoomScript {
+    pub not_live: BTreeSet<i64>,
+    /// How long a verdict holds.
+    pub ttl: Duration,
+}
 
-impl RoomApi for Live {
-    fn check(&self, _: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
+impl Default for RoomScript {
+    fn default() -> Self {
+        Self {
+            not_live: BTreeSet::new(),
+            ttl: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A room server in memory.
+#[derive(Clone, Default)]
+pub struct ScriptedRooms(pub Arc<Mutex<RoomScript>>);
+
+impl ScriptedRooms {
+    pub fn script(&self) -> MutexGuard<'_, RoomScript> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl RoomApi for ScriptedRooms {
+    fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
         ready(Ok(Liveness {
-            live: true,
+            live: !self.script().not_live.contains(&presenter.get()),
             room_idx: None,
         }))
         .boxed_local()
@@ -462,6 +485,7 @@ pub struct Stage {
     pub writer: WriterHandle,
     pub spool: ScriptedSpool,
     pub store: ScriptedStore,
+    pub rooms: ScriptedRooms,
     pub parts: WriterParts,
     pub registry_watch: Watch,
     pub metrics: Metrics,
@@ -522,6 +546,17 @@ impl Stage {
 
     /// Starts all actors over this spool and store, as a process does that finds them.
     pub fn with(spool: ScriptedSpool, store: ScriptedStore, registry: RegistryConfig, writer: WriterConfig) -> Self {
+        Self::among(ScriptedRooms::default(), spool, store, registry, writer)
+    }
+
+    /// As [`Self::with`], with this room server.
+    pub fn among(
+        rooms: ScriptedRooms,
+        spool: ScriptedSpool,
+        store: ScriptedStore,
+        registry: RegistryConfig,
+        writer: WriterConfig,
+    ) -> Self {
         let metrics = Metrics::default();
         let handle = RegistryHandle::new(4096, metrics.clone());
         let checker = CheckerHandle::new(1024);
@@ -559,18 +594,26 @@ impl Stage {
         });
         let (to_checker, to_registry, counted) = (checker.clone(), handle.clone(), metrics.clone());
         let watch = Watch::default();
-        let present = watch.clone();
+        let (present, asked) = (watch.clone(), rooms.clone());
         supervise("checker", &arbiters[1].handle(), watch, move || {
+            let ttl = asked.script().ttl;
             let config = CheckerConfig {
                 timeout: Duration::from_secs(5),
-                live_ttl: Duration::from_secs(60),
-                not_live_ttl: Duration::from_secs(60),
+                live_ttl: ttl,
+                not_live_ttl: ttl,
                 cache_max: 1000,
                 max_lookups: 64,
                 stale: None,
             };
             let (checker, registry, metrics) = (to_checker.clone(), to_registry.clone(), counted.clone());
-            RoomChecker::new(config, checker, registry, Rc::new(Live), metrics, present.enter())
+            RoomChecker::new(
+                config,
+                checker,
+                registry,
+                Rc::new(asked.clone()),
+                metrics,
+                present.enter(),
+            )
         });
         let registry_watch = Watch::default();
         let (present, to_registry, to_writer, counted) =
@@ -591,6 +634,7 @@ impl Stage {
             writer: writing,
             spool,
             store,
+            rooms,
             parts,
             registry_watch,
             metrics,
