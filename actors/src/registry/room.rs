@@ -244,6 +244,11 @@ impl Room {
         if let Numbering::Known { committed, .. } = &mut self.numbering {
             *committed = entry.event.seq;
         }
+        let read = self.cursor.as_ref().map_or(self.taken, |cursor| cursor.sent);
+        if entry.event.seq <= read {
+            // Of a broadcast that ended while it was on its way: the session began behind it, so nothing waits for it.
+            self.unsent_bytes = self.unsent_bytes.saturating_sub(entry.bytes());
+        }
         self.ring.push(entry);
         self.let_go();
     }

@@ -267,8 +267,7 @@ async fn a_spool_that_failed_is_tried_again_although_questions_keep_it_busy() {
     clippy::await_holding_lock,
     reason = "the spool's own thread waits for it, and no task"
 )]
-#[actix::test]
-async fn rule_13_what_is_being_committed_when_its_broadcast_ends_is_not_for_the_next_one() {
+async fn end_while_committing(next_comes_first: bool) {
     let rooms = ScriptedRooms::default();
     rooms.script().ttl = std::time::Duration::from_millis(10);
     let mut config = registry_config();
@@ -297,10 +296,32 @@ async fn rule_13_what_is_being_committed_when_its_broadcast_ends_is_not_for_the_
             .await
             .is_ok_and(|outcome| outcome == Ok(Outcome::Refused(Refusal::NotLive)));
     }
+    let early = next_comes_first.then(|| stage.reader(1));
     drop(committing);
     assert!(matches!(held.await.unwrap(), Outcome::Accepted(_)));
     stage.rooms.script().not_live.clear();
-    let next = stage.reader(1);
+    let next = early.unwrap_or_else(|| stage.reader(1));
     let new = stage.accepted_again(1, "new").await;
     assert_eq!(next.seqs(), [new.seq.0]);
+    // Nothing is left over that would keep the room when it is over too (rule 10).
+    next.leave();
+    stage.rooms.script().not_live.insert(1);
+    while stage
+        .registry
+        .view(room(1))
+        .await
+        .is_some_and(|room| room.live == Some(true))
+    {}
+    assert_eq!(stage.refused(1, "after").await, Refusal::NotLive);
+    assert_eq!(stage.registry.view(room(1)).await, None, "the room is kept for nothing");
+}
+
+#[actix::test]
+async fn rule_13_what_is_being_committed_when_its_broadcast_ends_is_not_for_the_next_one() {
+    end_while_committing(false).await;
+}
+
+#[actix::test]
+async fn rule_13_nor_for_a_session_that_comes_before_the_commit() {
+    end_while_committing(true).await;
 }
