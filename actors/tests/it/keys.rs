@@ -7,7 +7,10 @@ use chatting_actors::{
     types::Seq,
 };
 
-use crate::stage::{Commit, ScriptedSpool, ScriptedStore, Stage, registry_config, room, writer_config};
+use crate::{
+    script::{Commit, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, room, writer_config},
+};
 
 /// The outcome once the table of keys is there: until the spool has told, keyed messages are refused.
 async fn outcome(stage: &Stage, text: &str, key: &str) -> Outcome {

@@ -4,5 +4,6 @@
 mod keys;
 mod model;
 mod numbering;
+mod script;
 mod stage;
 mod supervision;

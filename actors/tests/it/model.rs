@@ -29,7 +29,10 @@ use proptest::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::stage::{Call, Commit, Reader, ScriptedSpool, ScriptedStore, Stage, registry_config, writer_config};
+use crate::{
+    script::{Call, Commit, ScriptedSpool, ScriptedStore},
+    stage::{Reader, Stage, registry_config, writer_config},
+};
 
 /// Cases without `PROPTEST_CASES`.
 const CASES: u32 = 48;

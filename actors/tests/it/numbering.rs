@@ -7,7 +7,10 @@ use chatting_actors::{
     types::Seq,
 };
 
-use crate::stage::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore, Stage, registry_config, room, writer_config};
+use crate::{
+    script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, room, writer_config},
+};
 
 fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
     texts.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect()

@@ -1,0 +1,407 @@
+//! The world outside the actors, in memory: a spool, a store and a room server that follow a script.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use chatting_actors::{
+    idempotency::KeyRow,
+    outcome::{Accepted, Delivery},
+    seams::{
+        LastSeq, Liveness, LogStore, Poison, Pos, RoomApi, RoomApiError, Spool, SpoolError, StoreBatch, StoreError,
+    },
+    types::{Event, PresenterIdx, Seq},
+};
+use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
+
+/// What the spool does with its next commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    Works,
+    /// No room: nothing is written.
+    Full,
+    /// An error, and nothing was written.
+    FailsWithout,
+    /// An error, and everything was written.
+    FailsWith,
+    /// An error, nothing was written, and the file cannot be opened again.
+    FailsUnknown,
+    /// An error, everything was written, and the file cannot be opened again.
+    FailsUnknownWith,
+}
+
+/// What the store does with its next call, whichever that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Works,
+    /// Works, after so many milliseconds.
+    Slow(u64),
+    /// An error, and nothing was done.
+    FailsBefore,
+    /// An error, and everything was done.
+    FailsAfter,
+    /// An error, and of a batch those documents were written whose bit is set: a batch is not ordered.
+    FailsMidway(u8),
+}
+
+#[derive(Default)]
+pub struct SpoolScript {
+    pub rows: BTreeMap<Pos, Arc<Event>>,
+    pub rooms: BTreeMap<i64, Seq>,
+    pub commits: VecDeque<Commit>,
+    pub sizes: Vec<usize>,
+    pub parked: Vec<(Arc<Event>, String)>,
+    pub asks_store: bool,
+    /// So many of the next calls that are not commits fail and do nothing.
+    pub failing: usize,
+    /// There is no room, for as long as this is set.
+    pub full: bool,
+    /// From here on nothing happens any more, as after a kill -9 of the process.
+    pub killed: bool,
+    /// What was freed, for its keys.
+    pub keys: Vec<Arc<Event>>,
+    pub next: Pos,
+    /// While it is taken, commits wait: so that a test can let more queue up behind one.
+    pub gate: Arc<Mutex<()>>,
+}
+
+/// A spool in memory that follows a script.
+#[derive(Clone, Default)]
+pub struct ScriptedSpool(pub Arc<Mutex<SpoolScript>>);
+
+fn error(full: bool) -> SpoolError {
+    SpoolError {
+        why: "scripted".into(),
+        full,
+    }
+}
+
+impl ScriptedSpool {
+    pub fn script(&self) -> MutexGuard<'_, SpoolScript> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl SpoolScript {
+    /// Whether a call that is not a commit fails now.
+    fn fails(&mut self) -> Result<(), SpoolError> {
+        if self.killed || self.failing > 0 {
+            self.failing = self.failing.saturating_sub(1);
+            return Err(error(false));
+        }
+        Ok(())
+    }
+
+    /// Events that were written although they had been already.
+    pub fn written_twice(&self) -> Vec<&Event> {
+        let mut ids = BTreeSet::new();
+        let all = self.keys.iter().chain(self.rows.values()).map(Arc::as_ref);
+        all.filter(|event| !ids.insert(event.id)).collect()
+    }
+
+    fn write(&mut self, events: &[Arc<Event>]) -> Pos {
+        let first = self.next + 1;
+        for event in events {
+            self.next += 1;
+            self.rows.insert(self.next, Arc::clone(event));
+        }
+        first
+    }
+}
+
+impl Spool for ScriptedSpool {
+    fn commit(&mut self, events: &[Arc<Event>]) -> Result<Pos, SpoolError> {
+        let gate = Arc::clone(&self.script().gate);
+        drop(gate.lock().unwrap());
+        let mut script = self.script();
+        if script.killed {
+            return Err(error(false));
+        }
+        if script.full {
+            return Err(error(true));
+        }
+        script.sizes.push(events.len());
+        match script.commits.front().copied().unwrap_or(Commit::Works) {
+            Commit::Works => {
+                script.commits.pop_front();
+                Ok(script.write(events))
+            }
+            Commit::Full => {
+                script.commits.pop_front();
+                Err(error(true))
+            }
+            Commit::FailsWithout | Commit::FailsUnknown => Err(error(false)),
+            Commit::FailsWith | Commit::FailsUnknownWith => {
+                script.write(events);
+                Err(error(false))
+            }
+        }
+    }
+
+    fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError> {
+        let mut script = self.script();
+        if script.killed {
+            return Err(error(false));
+        }
+        match script.commits.pop_front() {
+            Some(Commit::FailsUnknown | Commit::FailsUnknownWith) => Err(error(false)),
+            _ => Ok(script
+                .rows
+                .iter()
+                .find(|(_, row)| row.id == event.id)
+                .map(|(pos, _)| *pos)),
+        }
+    }
+
+    fn free(&mut self, through: Pos, parked: &[(Pos, Arc<Event>, String)], _: i64) -> Result<(), SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        for (_, event, reason) in parked {
+            if script.parked.iter().all(|(there, _)| there.id != event.id) {
+                script.parked.push((Arc::clone(event), reason.clone()));
+            }
+        }
+        let rest = script.rows.split_off(&(through + 1));
+        for event in std::mem::replace(&mut script.rows, rest).into_values() {
+            script.keys.push(Arc::clone(&event));
+            let last = script.rooms.entry(event.presenter_idx.get()).or_default();
+            *last = (*last).max(event.seq);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, after: Pos, limit: usize) -> Result<Vec<(Pos, Arc<Event>)>, SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        Ok(script
+            .rows
+            .range(after + 1..)
+            .take(limit)
+            .map(|(pos, event)| (*pos, Arc::clone(event)))
+            .collect())
+    }
+
+    fn last_seq(&mut self, presenter: PresenterIdx) -> Result<LastSeq, SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        let rows = script
+            .rows
+            .values()
+            .filter(|event| event.presenter_idx == presenter)
+            .map(|event| event.seq)
+            .max();
+        let known = rows.max(script.rooms.get(&presenter.get()).copied());
+        Ok(match known {
+            Some(seq) => LastSeq::Known(seq),
+            None if script.asks_store => LastSeq::AskStore,
+            None => LastSeq::Known(Seq(0)),
+        })
+    }
+
+    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq) -> Result<Seq, SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        let of_room = script.rows.values().filter(|event| event.presenter_idx == presenter);
+        let last = of_room.map(|event| event.seq).max().unwrap_or_default().max(last);
+        // What is known already stays.
+        script.rooms.entry(presenter.get()).or_insert(last);
+        Ok(last)
+    }
+
+    fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        let all = script.keys.iter().chain(script.rows.values());
+        let rows = all.filter(|event| event.sent_at_ms >= since_ms).filter_map(|event| {
+            Some(KeyRow {
+                user_idx: event.chat.user_idx,
+                keyed: event.keyed.clone()?,
+                accepted: Accepted {
+                    id: event.id,
+                    seq: event.seq,
+                    epoch: event.epoch.clone(),
+                    sent_at_ms: event.sent_at_ms,
+                    delivery: Delivery::Held,
+                },
+            })
+        });
+        Ok(rows.collect())
+    }
+
+    fn probe(&mut self) -> Result<(), SpoolError> {
+        let mut script = self.script();
+        if script.full {
+            return Err(error(true));
+        }
+        script.fails()
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+
+    fn close(&mut self) {}
+}
+
+#[derive(Default)]
+pub struct StoreScript {
+    pub events: BTreeMap<(i64, u64), Arc<Event>>,
+    pub away: bool,
+    pub poison: Vec<String>,
+    pub last_seqs: BTreeMap<i64, Seq>,
+    pub batches: Vec<usize>,
+    pub calls: VecDeque<Call>,
+}
+
+impl StoreScript {
+    /// Takes one event as a store does (rule 4): what is there already is a no-op, another one in its place is a conflict.
+    fn take(&mut self, event: &Arc<Event>) -> Result<(), String> {
+        if self.poison.iter().any(|text| text == event.chat.text.as_str()) {
+            return Err("scripted".into());
+        }
+        let place = (event.presenter_idx.get(), event.seq.0);
+        match self.events.get(&place) {
+            Some(there) if there.id != event.id => Err(format!("numbering conflict with {}", there.id)),
+            Some(_) => Ok(()),
+            None => {
+                self.events.insert(place, Arc::clone(event));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A store in memory that follows a script.
+#[derive(Clone, Default)]
+pub struct ScriptedStore(pub Arc<Mutex<StoreScript>>);
+
+impl ScriptedStore {
+    pub fn script(&self) -> MutexGuard<'_, StoreScript> {
+        self.0.lock().unwrap()
+    }
+
+    /// Does the next call as the script says. `part` does as much of it as an error midway leaves done.
+    fn answer<T: Send + 'static>(
+        &self,
+        give: impl FnOnce(&mut StoreScript) -> T + Send + 'static,
+        part: impl FnOnce(&mut StoreScript, u8),
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let mut script = self.script();
+        let call = script.calls.pop_front().unwrap_or(Call::Works);
+        let error = Err(StoreError("scripted".into()));
+        let answer = match call {
+            _ if script.away => Err(StoreError("away".into())),
+            Call::Works => Ok(give(&mut script)),
+            Call::Slow(ms) => {
+                drop(script);
+                let store = self.clone();
+                return async move {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    Ok(give(&mut store.script()))
+                }
+                .boxed();
+            }
+            Call::FailsBefore => error,
+            Call::FailsAfter => {
+                give(&mut script);
+                error
+            }
+            Call::FailsMidway(which) => {
+                part(&mut script, which);
+                error
+            }
+        };
+        ready(answer).boxed()
+    }
+}
+
+impl LogStore for ScriptedStore {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.answer(|_| (), |_, _| ())
+    }
+
+    fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
+        let same = Arc::clone(&batch);
+        self.answer(
+            move |script| {
+                script.batches.push(batch.len());
+                let taken = batch.iter().map(|event| script.take(event));
+                let poison = taken.enumerate().filter_map(|(index, taken)| {
+                    let reason = taken.err()?;
+                    Some(Poison { index, reason })
+                });
+                poison.collect()
+            },
+            |script, which| {
+                for (index, event) in same.iter().enumerate() {
+                    if which >> (index % 8) & 1 == 1 {
+                        let _ = script.take(event);
+                    }
+                }
+            },
+        )
+    }
+
+    fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>> {
+        self.answer(
+            move |script| {
+                let presenter = presenter.get();
+                let told = script.last_seqs.get(&presenter).copied();
+                let mut events = script.events.range((presenter, 0)..=(presenter, u64::MAX));
+                let last = events.next_back().map(|((_, seq), _)| Seq(*seq));
+                told.max(last).unwrap_or_default()
+            },
+            |_, _| (),
+        )
+    }
+
+    fn read_room(&self, _: PresenterIdx, _: Seq, _: usize) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        self.answer(|_| Vec::new(), |_, _| ())
+    }
+
+    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.answer(|script| script.events.is_empty(), |_, _| ())
+    }
+}
+
+/// What the room server says: everyone is live but these.
+pub struct RoomScript {
+    pub not_live: BTreeSet<i64>,
+    /// How long a verdict holds.
+    pub ttl: Duration,
+}
+
+impl Default for RoomScript {
+    fn default() -> Self {
+        Self {
+            not_live: BTreeSet::new(),
+            ttl: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A room server in memory.
+#[derive(Clone, Default)]
+pub struct ScriptedRooms(pub Arc<Mutex<RoomScript>>);
+
+impl ScriptedRooms {
+    pub fn script(&self) -> MutexGuard<'_, RoomScript> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl RoomApi for ScriptedRooms {
+    fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
+        ready(Ok(Liveness {
+            live: !self.script().not_live.contains(&presenter.get()),
+            room_idx: None,
+        }))
+        .boxed_local()
+    }
+
+    fn request_reconnect(&self, _: PresenterIdx) -> LocalBoxFuture<'static, Result<(), RoomApiError>> {
+        ready(Ok(())).boxed_local()
+    }
+}
