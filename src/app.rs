@@ -1,7 +1,8 @@
 //! The server as a whole: built from settings, run until told to stop, stopped in order.
 //!
 //! Starting: spool (the lock, the numbering) → store → actors, each on its arbiter → HTTP. Stopping, with one deadline over all:
-//! not ready, no new sessions → submits refused → everything numbered answered → sessions told → HTTP closed →
+//! not ready, no new sessions → v1 sessions told to connect again → submits refused → everything numbered answered → sessions
+//! closed → HTTP closed →
 //! spool committed and closed → arbiters joined. MongoDB is given a moment to take what is left, never waited for.
 
 use std::{
@@ -20,7 +21,7 @@ use chatting_actors::{
     checker::{CheckerHandle, RoomChecker},
     gate::Gate,
     metrics::{Metrics, QueueMetrics},
-    registry::{End, RegistryHandle, SessionRegistry},
+    registry::{End, ReadLog, RegistryHandle, SessionRegistry},
     seams::{LogStore, RoomApi},
     supervise::{Watch, supervise},
     wire::legacy::Clock,
@@ -33,11 +34,12 @@ use crate::{
     http::{
         self,
         cors::cors,
+        damper::Damper,
         socket,
         state::{Health, Limits, State},
     },
     room::{EmbeddedRooms, HttpRooms},
-    settings::{AuthMode, LogBackend, RoomMode, Settings},
+    settings::{AuthMode, LogBackend, RoomMode, Settings, Shutdown},
     startup::{self, StartError},
     store::{History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
 };
@@ -60,6 +62,7 @@ pub struct App {
     spool_thread: SpoolThread,
     arbiters: Vec<(&'static str, Arbiter)>,
     deadline: Duration,
+    drain: Drain,
 }
 
 /// How a stop went.
@@ -115,6 +118,8 @@ impl App {
             info,
         );
         let sessions = Gate::new("sessions", settings.session.max);
+        let session = &settings.session;
+        let damper = Damper::new(session.reconnect_burst, session.reconnect_per_minute, session.max);
         let parts = WriterParts::new(
             startup::writer_config(settings),
             writer.clone(),
@@ -135,7 +140,12 @@ impl App {
         let checker_watch = start_checker(settings, &checker_arbiter, &checker, &registry, rooms.clone(), &metrics);
 
         let registry_arbiter = Arbiter::new();
-        let registry_watch = start_registry(settings, &registry_arbiter, &registry, &checker, &writer, &metrics);
+        let reader_arbiter = Arbiter::new();
+        let log = ReadLog {
+            reader: Arc::new(history.clone()),
+            arbiter: reader_arbiter.handle(),
+        };
+        let registry_watch = start_registry(settings, &registry_arbiter, &registry, &checker, &writer, log, &metrics);
 
         let ready = tokio::time::timeout(startup::READY_PATIENCE, registry.ready());
         ready
@@ -157,6 +167,7 @@ impl App {
             registry,
             session: startup::session_config(settings),
             sessions,
+            damper: Arc::new(damper),
             clock,
             tokens,
             gateway,
@@ -198,10 +209,12 @@ impl App {
             spool_thread,
             arbiters: vec![
                 ("registry", registry_arbiter),
+                ("reader", reader_arbiter),
                 ("checker", checker_arbiter),
                 ("writer", writer_arbiter),
             ],
             deadline: Duration::from_secs(settings.shutdown.deadline_seconds),
+            drain: Drain::new(&settings.shutdown),
         })
     }
 
@@ -231,7 +244,7 @@ impl App {
         log::info!("stopping: at most {:?}", self.deadline);
         let until = Instant::now() + self.deadline;
         self.state.health.draining.store(true, Ordering::Release);
-        let in_order = stop_in_order(&self.state, &handle, &self.writer, until).await;
+        let in_order = stop_in_order(&self.state, &handle, &self.writer, &self.drain, until).await;
         if !in_order {
             handle.stop(false).await;
         }
@@ -344,6 +357,7 @@ fn start_registry(
     registry: &RegistryHandle,
     checker: &CheckerHandle,
     writer: &WriterHandle,
+    log: ReadLog,
     metrics: &Metrics,
 ) -> Watch {
     let watch = Watch::default();
@@ -357,6 +371,7 @@ fn start_registry(
             registry,
             checker,
             writer.clone(),
+            log.clone(),
             metrics.clone(),
             present.enter(),
         )
@@ -419,9 +434,55 @@ fn unbound(key: &str, address: &str, error: &std::io::Error) -> StartError {
     StartError::Unavailable(format!("{key} {address}: {error}"))
 }
 
-async fn stop_in_order(state: &State, handle: &ServerHandle, writer: &WriterParts, until: Instant) -> bool {
+/// How v1 sessions are told of a stop, before anything is refused: they are to connect again when the next server is there.
+struct Drain {
+    /// `shutdown.drain_seconds`
+    over: Duration,
+    /// `shutdown.reconnect_after_ms`
+    after: Duration,
+    /// `shutdown.reconnect_spread_ms`
+    spread: Duration,
+}
+
+/// How often some more sessions are told.
+const DRAIN_STEP: Duration = Duration::from_millis(100);
+
+impl Drain {
+    fn new(shutdown: &Shutdown) -> Self {
+        Self {
+            over: Duration::from_secs(shutdown.drain_seconds),
+            after: Duration::from_millis(shutdown.reconnect_after_ms),
+            spread: Duration::from_millis(shutdown.reconnect_spread_ms),
+        }
+    }
+
+    /// Tells them all, evenly over the time there is. Chat goes on meanwhile. With no v1 session it takes no time.
+    async fn tell(&self, registry: &RegistryHandle) {
+        let mut left = registry.tell_reconnect(0, Duration::ZERO, Duration::ZERO).await;
+        let mut steps = usize::try_from(self.over.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(0);
+        // Few sessions need no more steps than one each.
+        steps = steps.clamp(1, left.max(1));
+        while left > 0 {
+            let most = if steps == 1 { usize::MAX } else { left.div_ceil(steps) };
+            let rest = DRAIN_STEP * u32::try_from(steps).unwrap_or(u32::MAX);
+            left = registry.tell_reconnect(most, rest + self.after, self.spread).await;
+            steps = steps.saturating_sub(1).max(1);
+            // After the last ones too: what was told must reach them before the connection ends.
+            tokio::time::sleep(DRAIN_STEP).await;
+        }
+    }
+}
+
+async fn stop_in_order(
+    state: &State,
+    handle: &ServerHandle,
+    writer: &WriterParts,
+    drain: &Drain,
+    until: Instant,
+) -> bool {
     let left = || until.saturating_duration_since(Instant::now());
     let ordered = async {
+        drain.tell(&state.registry).await;
         state.registry.refuse_submits().await;
         state.registry.end_sessions(End::GoingAway).await;
         handle.stop(true).await;

@@ -59,11 +59,11 @@ macro_rules! codes {
 
 // code = name, HTTP status, WebSocket close code, Retry-After, English title, Korean title
 codes! {
-    /// A chat message or a frame breaks a rule about its content.
-    InvalidMessage = "invalid_message", UNPROCESSABLE_ENTITY, Some(4004), false,
+    /// A chat message breaks a rule about its content.
+    InvalidMessage = "invalid_message", UNPROCESSABLE_ENTITY, None, false,
         "The message is not valid", "메시지가 올바르지 않습니다";
     /// A request that cannot be read: broken JSON, a query parameter that is no number.
-    BadRequest = "bad_request", BAD_REQUEST, Some(4004), false,
+    BadRequest = "bad_request", BAD_REQUEST, None, false,
         "The request is not valid", "요청이 올바르지 않습니다";
     /// No token, or one that is not valid.
     Unauthenticated = "unauthenticated", UNAUTHORIZED, Some(4001), false,
@@ -78,22 +78,22 @@ codes! {
     Banned = "banned", FORBIDDEN, None, false,
         "You are banned from this chat", "채팅이 금지되었습니다";
     /// The presenter is not live.
-    BroadcastEnded = "broadcast_ended", CONFLICT, None, false,
+    BroadcastEnded = "broadcast_ended", CONFLICT, Some(1000), false,
         "The broadcast has ended", "방송 종료되었습니다";
     /// The room is live, but its presenter has no session that could take the message.
     PresenterDisconnected = "presenter_disconnected", SERVICE_UNAVAILABLE, None, true,
         "The presenter is not connected", "방송 진행자와 연결되어 있지 않습니다";
     /// A queue on the way is full, or the server is about to stop.
-    Overloaded = "overloaded", SERVICE_UNAVAILABLE, None, true,
+    Overloaded = "overloaded", SERVICE_UNAVAILABLE, Some(1013), true,
         "The server is too busy", "서버가 혼잡합니다";
     /// The room server gave no answer that counts (rule 9).
     RoomServerUnavailable = "room_server_unavailable", SERVICE_UNAVAILABLE, None, true,
         "Whether the presenter is live cannot be checked now", "방송 상태를 확인할 수 없습니다";
     /// The message cannot be logged now, so it is not accepted.
-    LogUnavailable = "log_unavailable", SERVICE_UNAVAILABLE, None, true,
+    LogUnavailable = "log_unavailable", SERVICE_UNAVAILABLE, Some(1013), true,
         "The chat log cannot take the message now", "채팅을 저장할 수 없습니다";
     /// The sender, or the room, is over its limit.
-    RateLimited = "rate_limited", TOO_MANY_REQUESTS, None, true,
+    RateLimited = "rate_limited", TOO_MANY_REQUESTS, Some(1008), true,
         "Too many requests", "요청이 너무 많습니다";
     /// The key was used before for something else.
     IdempotencyConflict = "idempotency_conflict", UNPROCESSABLE_ENTITY, None, false,
@@ -115,9 +115,27 @@ codes! {
     /// The path exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, None, false,
         "The method is not allowed here", "허용되지 않은 메서드입니다";
+    /// The path is a WebSocket's.
+    UpgradeRequired = "upgrade_required", UPGRADE_REQUIRED, None, false,
+        "A WebSocket is needed here", "WebSocket 연결이 필요합니다";
     /// The body is of a type that is not read here.
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, None, false,
         "The media type is not supported", "지원하지 않는 미디어 타입입니다";
+    /// A v1 session's frame cannot be read, or says what cannot be.
+    BadFrame = "bad_frame", BAD_REQUEST, Some(4004), false,
+        "The frame is not valid", "프레임이 올바르지 않습니다";
+    /// A newer session of the same presenter is there.
+    Replaced = "replaced", CONFLICT, Some(4003), false,
+        "A newer session has taken over", "새로운 연결로 대체되었습니다";
+    /// A session took nothing for `session.stall_seconds`.
+    TooSlow = "too_slow", REQUEST_TIMEOUT, Some(4005), false,
+        "The connection is too slow", "연결이 너무 느립니다";
+    /// A v1 session sent no `hello` in time.
+    NoHello = "no_hello", REQUEST_TIMEOUT, Some(4006), false,
+        "No hello came in time", "제시간에 hello를 받지 못했습니다";
+    /// A session answered no keepalive.
+    KeepaliveMissed = "keepalive_missed", REQUEST_TIMEOUT, Some(4007), false,
+        "The keepalive was not answered", "연결 확인에 응답이 없습니다";
     /// A fault of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, None, false,
         "The server made a mistake", "서버 오류가 발생했습니다";
@@ -168,6 +186,8 @@ impl fmt::Display for Code {
 mod tests {
     use std::collections::HashSet;
 
+    use chatting_actors::session::Close;
+
     use super::*;
 
     #[test]
@@ -184,7 +204,8 @@ mod tests {
             assert!(korean.chars().any(|c| ('가'..='힣').contains(&c)), "{name}");
             assert!(titles.insert(english) && titles.insert(korean), "{name}: a title twice");
             if let Some(close) = code.close_code() {
-                assert!(close == 1009 || (4001..=4007).contains(&close), "{name}");
+                let standard = [1000, 1008, 1009, 1013].contains(&close);
+                assert!(standard || (4001..=4007).contains(&close), "{name}");
             }
         }
         assert_eq!(Code::parse("no_such_code"), None);
@@ -210,8 +231,14 @@ mod tests {
             ("too_large", 413, false),
             ("not_found", 404, false),
             ("method_not_allowed", 405, false),
+            ("upgrade_required", 426, false),
             ("unsupported_media_type", 415, false),
             ("internal", 500, false),
+            ("bad_frame", 400, false),
+            ("replaced", 409, false),
+            ("too_slow", 408, false),
+            ("no_hello", 408, false),
+            ("keepalive_missed", 408, false),
         ];
         for (name, status, retry_after) in rows {
             let code = Code::parse(name).unwrap();
@@ -221,6 +248,16 @@ mod tests {
         assert_eq!(Code::BroadcastEnded.title(Lang::Korean), "방송 종료되었습니다");
         assert_eq!(Code::Unauthenticated.close_code(), Some(4001));
         assert_eq!(Code::TokenExpired.close_code(), Some(4002));
-        assert_eq!(Code::InvalidMessage.close_code(), Some(4004));
+        assert_eq!(Code::BadFrame.close_code(), Some(4004));
+    }
+
+    #[test]
+    fn a_session_is_closed_as_the_table_says() {
+        for close in Close::ALL {
+            if let Some(problem) = close.problem() {
+                let code = Code::parse(problem).unwrap_or_else(|| panic!("{problem} has no row"));
+                assert_eq!(code.close_code(), Some(close.code()), "{problem}");
+            }
+        }
     }
 }

@@ -191,17 +191,25 @@ pub(crate) fn registry_config(settings: &Settings) -> RegistryConfig {
         not_live: Duration::from_secs(session.not_live_seconds),
         grace: Duration::from_secs(session.grace_seconds),
         reconnect_interval: Duration::from_secs(session.reconnect_request_seconds),
+        resume_max: session.resume_max,
+        resume_reads: session.resume_reads,
+        resume_wait: Duration::from_secs(session.resume_wait_seconds),
+        checkpoint: Duration::from_millis(session.checkpoint_ms),
+        broadcast_resume: Duration::from_secs(settings.broadcast.resume_seconds),
     }
 }
 
 pub(crate) fn session_config(settings: &Settings) -> SessionConfig {
     let session = &settings.session;
     SessionConfig {
-        // Credit fills it with deliveries at most; a request to close must find a place beside them.
-        mailbox: settings.actors.session.mailbox + 4,
+        // Credit fills it with deliveries at most; what else the registry says must find a place beside them.
+        mailbox: settings.actors.session.mailbox + 8,
         keepalive: Duration::from_secs(session.keepalive_seconds),
         keepalive_missed: session.keepalive_missed,
         max_frame_bytes: session.max_frame_bytes,
+        hello: Duration::from_secs(session.hello_seconds),
+        close_on_expiry: session.close_on_expiry,
+        client_frames_per_second: session.client_frames_per_second,
         close_linger: CLOSE_LINGER,
     }
 }

@@ -35,6 +35,14 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Sessions ended, by `reason`.
     pub sessions_ended: Family<Label, Counter>,
+    /// v1 sessions that began, by `outcome`: up_to_date, resumed, gap.
+    pub resumes: Family<Label, Counter>,
+    /// Reads of the log for sessions that lack what memory no longer has, by `outcome`: ok, error, hole.
+    pub log_reads: Family<Label, Counter>,
+    /// Sessions that wait for such a read.
+    pub resumes_waiting: Gauge,
+    /// Presenter sockets refused before or at their beginning, by `reason`.
+    pub sessions_refused: Family<Label, Counter>,
     /// Rooms in the registry now.
     pub rooms: Gauge,
     /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout.
@@ -75,6 +83,10 @@ impl Default for Metrics {
             frames: Counter::default(),
             sessions: Gauge::default(),
             sessions_ended: Family::default(),
+            resumes: Family::default(),
+            log_reads: Family::default(),
+            resumes_waiting: Gauge::default(),
+            sessions_refused: Family::default(),
             rooms: Gauge::default(),
             room_checks: Family::default(),
             reconnect_requests: Family::default(),
@@ -120,6 +132,26 @@ impl Metrics {
             "chat_sessions_ended",
             "Presenter sockets ended, by reason",
             self.sessions_ended.clone(),
+        );
+        r.register(
+            "chat_resumes",
+            "v1 sessions that began, by outcome",
+            self.resumes.clone(),
+        );
+        r.register(
+            "chat_log_reads",
+            "Reads of the log for sessions that are behind, by outcome",
+            self.log_reads.clone(),
+        );
+        r.register(
+            "chat_resumes_waiting",
+            "Sessions that wait for a read of the log",
+            self.resumes_waiting.clone(),
+        );
+        r.register(
+            "chat_sessions_refused",
+            "Presenter sockets refused, by reason",
+            self.sessions_refused.clone(),
         );
         r.register("chat_rooms", "Rooms in memory", self.rooms.clone());
         r.register(

@@ -7,7 +7,10 @@ use std::{
 
 use bytestring::ByteString;
 
-use crate::types::{Event, Seq};
+use crate::{
+    types::{Event, Seq},
+    wire,
+};
 
 /// A committed event with its frames, each encoded at most once however many sessions read it.
 #[derive(Debug)]
@@ -15,6 +18,7 @@ pub struct Entry {
     /// The event.
     pub event: Arc<Event>,
     legacy: OnceLock<ByteString>,
+    v1: OnceLock<ByteString>,
 }
 
 impl Entry {
@@ -23,12 +27,18 @@ impl Entry {
         Self {
             event,
             legacy: OnceLock::new(),
+            v1: OnceLock::new(),
         }
     }
 
     /// The legacy frame; the first caller encodes it, on its own thread rather than the registry's.
     pub fn legacy(&self, encode: impl FnOnce(&Event) -> ByteString) -> ByteString {
         self.legacy.get_or_init(|| encode(&self.event)).clone()
+    }
+
+    /// The v1 frame, likewise.
+    pub fn v1(&self) -> ByteString {
+        self.v1.get_or_init(|| wire::v1::encode_chat(&self.event)).clone()
     }
 
     /// What it costs in memory and on the wire, in bytes, near enough for limits.
@@ -83,6 +93,13 @@ impl Ring {
         // A search rather than arithmetic: an event whose outcome could not be known may be in the log and not here.
         let skip = self.entries.partition_point(|entry| entry.event.seq <= seq);
         self.entries.range(skip..)
+    }
+
+    /// Whether the event with this seq is here.
+    pub fn has(&self, seq: Seq) -> bool {
+        self.after(Seq(seq.0.saturating_sub(1)))
+            .next()
+            .is_some_and(|entry| entry.event.seq == seq)
     }
 
     /// Lets everything up to and including `seq` go; a session has it.

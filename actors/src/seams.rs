@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 
 use crate::idempotency::KeyRow;
-use crate::types::{Event, PresenterIdx, Seq};
+use crate::types::{Epoch, Event, PresenterIdx, Seq};
 
 /// What a room server said of one presenter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +104,12 @@ pub trait Spool: Send {
     /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17).
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError>;
 
+    /// Remembers how far these rooms got in the present epoch. One transaction; loses nothing but a place when it fails.
+    fn keep_places(&mut self, places: &[Place]) -> Result<(), SpoolError>;
+
+    /// How far a room got in the present epoch, where that is known.
+    fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError>;
+
     /// After a failure: whether a write would succeed again. Writes something and takes it away.
     fn probe(&mut self) -> Result<(), SpoolError>;
 
@@ -112,6 +118,25 @@ pub trait Spool: Send {
 
     /// The last call: marks a clean stop.
     fn close(&mut self);
+}
+
+/// How far a room got: what survives a restart so that its sessions go on where they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The room.
+    pub presenter: PresenterIdx,
+    /// Everything up to here is of a broadcast that is over.
+    pub over: Seq,
+    /// Everything up to here was acknowledged (v1) or taken by the socket (legacy).
+    pub position: Seq,
+    /// Whether nothing was sent beyond `position`; a legacy session may only go on from an exact place (rule 11).
+    pub exact: bool,
+    /// The room server's own number of the broadcast's room.
+    pub room_idx: Option<i64>,
+    /// When there was last a session of this broadcast, in milliseconds since 1970.
+    pub session_at_ms: Option<i64>,
+    /// When this was written, in milliseconds since 1970.
+    pub saved_at_ms: i64,
 }
 
 /// Why the store did not take a batch or answer a question. Asking again later may help.
@@ -157,14 +182,84 @@ pub trait LogStore: Send + Sync {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
 
+    /// Events of one numbering of a room, in order, at most `limit`, after `after` and up to `through`. Costs what it returns,
+    /// however long the log is.
+    fn read_epoch(
+        &self,
+        presenter: PresenterIdx,
+        epoch: Epoch,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
+
     /// Whether it holds any numbered event at all.
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
 }
 
-/// Says whose a token is. Must be quick: it runs on the worker that serves the socket.
+/// What a good token grants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The presenter that it speaks for.
+    pub presenter: PresenterIdx,
+    /// When its time is over, in milliseconds since 1970.
+    pub expires_at_ms: i64,
+}
+
+/// Why a token grants nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// It is not valid.
+    Bad,
+    /// It was valid once.
+    Expired,
+}
+
+/// Says whose a token is, and whether its presenter may come in. Must be quick: it runs on the worker that serves the socket.
 pub trait Authenticate {
-    /// The presenter that this token speaks for; `None` refuses it (legacy: `tokenException`).
-    fn presenter(&self, token: &str) -> Option<PresenterIdx>;
+    /// What this token grants; an error refuses it (legacy: `tokenException`).
+    fn grant(&self, token: &str) -> Result<Grant, Denied>;
+
+    /// Counts one more session of this presenter; `false`: it connects too often.
+    fn admit(&self, presenter: PresenterIdx) -> bool;
+}
+
+/// The words for a refusal in the reader's language.
+pub trait Wording {
+    /// The title of a row of the error table, by its name.
+    fn title(&self, problem: &'static str) -> &'static str;
+}
+
+/// Some of a room's events from the log.
+#[derive(Clone, Debug, Default)]
+pub struct LogPage {
+    /// In the order of seqs, each once; may have holes where the log has.
+    pub events: Vec<Event>,
+    /// Where in the spool the next page may begin to look.
+    pub spool_from: Pos,
+}
+
+/// Which events a [`LogReader`] is asked for.
+#[derive(Clone, Debug)]
+pub struct LogRange {
+    /// The room.
+    pub presenter: PresenterIdx,
+    /// The numbering.
+    pub epoch: Epoch,
+    /// Events after this one,
+    pub after: Seq,
+    /// up to and including this one,
+    pub through: Seq,
+    /// at most so many.
+    pub limit: usize,
+    /// [`LogPage::spool_from`] of the page before; 0 for the first.
+    pub spool_from: Pos,
+}
+
+/// Reads events back, from wherever they are (rule 6). Runs apart from the registry and the sessions.
+pub trait LogReader: Send + Sync {
+    /// The events of a range.
+    fn read(&self, range: LogRange) -> BoxFuture<'static, Result<LogPage, StoreError>>;
 }
 
 /// A handle on a connection's socket that works while the session's own actor cannot run.

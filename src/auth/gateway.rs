@@ -109,6 +109,7 @@ impl Gateway {
                 } else {
                     Rooms::None
                 },
+                expires_at_ms: i64::MAX,
             },
         })
     }

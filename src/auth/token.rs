@@ -58,6 +58,8 @@ pub struct Claims {
     pub role: Role,
     /// What a moderator is staff of.
     pub rooms: Rooms,
+    /// When its time is over, in milliseconds since 1970; what a gateway vouches for has no end of its own.
+    pub expires_at_ms: i64,
 }
 
 impl Claims {
@@ -238,7 +240,17 @@ impl TokenVerifier {
             nickname,
             role,
             rooms: rooms(claims.get(&settings.claim_rooms))?,
+            expires_at_ms: claims.get("exp").map_or(i64::MAX, expiry_ms),
         })
+    }
+}
+
+/// `exp` in milliseconds; it may have a fraction, and may be so far off that milliseconds cannot tell (RFC 7519, 2).
+fn expiry_ms(exp: &Value) -> i64 {
+    match exp.as_i64() {
+        Some(seconds) => seconds.saturating_mul(1000),
+        // A float saturates.
+        None => exp.as_f64().map_or(i64::MAX, |seconds| (seconds * 1000.0) as i64),
     }
 }
 

@@ -25,6 +25,8 @@ pub struct ApiError {
     pub detail: Option<String>,
     /// When to try again; [`DEFAULT_RETRY_AFTER_SECONDS`] where the code asks for one and this is `None`.
     pub retry_after_seconds: Option<u32>,
+    /// How many may come at once, where the refusal is that more did.
+    pub limit: Option<u32>,
     /// Whether there was a token, and it was bad: RFC 6750 tells that apart from none at all.
     pub token_rejected: bool,
 }
@@ -36,6 +38,7 @@ impl ApiError {
             code,
             detail: None,
             retry_after_seconds: None,
+            limit: None,
             token_rejected: code == Code::TokenExpired,
         }
     }
@@ -51,6 +54,14 @@ impl ApiError {
     #[must_use]
     pub fn with_retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// Says how many may come at once, and in how many seconds the next one may.
+    #[must_use]
+    pub fn with_rate_limit(mut self, limit: u32, reset_seconds: u32) -> Self {
+        self.limit = Some(limit);
+        self.retry_after_seconds = Some(reset_seconds);
         self
     }
 
@@ -84,6 +95,12 @@ impl ApiError {
             .insert_header((header::VARY, "Accept-Language"));
         if let Some(seconds) = self.retry_after() {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        }
+        if let (Some(limit), Some(reset)) = (self.limit, self.retry_after()) {
+            response
+                .insert_header(("RateLimit-Limit", limit.to_string()))
+                .insert_header(("RateLimit-Remaining", "0"))
+                .insert_header(("RateLimit-Reset", reset.to_string()));
         }
         if status == StatusCode::UNAUTHORIZED {
             let challenge = if self.token_rejected {

@@ -1,24 +1,25 @@
 //! The legacy dialect's routes, to the byte (legacy-protocol.md): `/`, `/token`, `/send/message`, `/chatting`.
 
-use std::{rc::Rc, sync::Arc};
+use std::sync::Arc;
 
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, http::Method, web};
 use actix_web_actors::ws::{self, HandshakeError};
 use chatting_actors::{
     idempotency::Keyed,
     outcome::{Outcome, Refusal, Submit},
-    seams::Authenticate,
+    session::Dialect,
     types::{ChatMessage, MessageText, PresenterIdx, Role},
 };
 
 use super::{
-    identify::{Sender, Unknown, sender},
+    identify::{Sender, Unknown, sender, token},
+    presenter::{Tokens, damp},
     socket,
     state::State,
     v1::{idempotency_key, outcome, read_body, refused},
 };
 use crate::{
-    auth::{ForwardedError, TokenError, TokenVerifier},
+    auth::ForwardedError,
     error::{ApiError, Code},
     legacy::{
         body::{BodyError, UserType, parse_send},
@@ -36,7 +37,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         )
         .service(
             web::resource("/token")
-                .route(web::get().to(token))
+                .route(web::get().to(who))
                 .default_service(web::to(method_not_allowed)),
         )
         .service(
@@ -74,7 +75,7 @@ fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResp
     state.last_answer(error.response(&state.clock.timestamp(now()), request.path()))
 }
 
-async fn token(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+async fn who(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
     let Some(token) = request.headers().get("token") else {
         return answer(&LegacyError::missing_header("token"), &request, &state);
     };
@@ -196,20 +197,6 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
 
 // ---- the presenter's WebSocket -----------------------------------------------------------------------------------
 
-/// Reads the token of `start`: its `user_idx` is the presenter.
-struct Tokens(Arc<TokenVerifier>);
-
-impl Authenticate for Tokens {
-    fn presenter(&self, token: &str) -> Option<PresenterIdx> {
-        let claims = self
-            .0
-            .verify(token)
-            .inspect_err(|error: &TokenError| log::debug!("start refused: {error:?}"))
-            .ok()?;
-        PresenterIdx::new(claims.user_idx.get())
-    }
-}
-
 async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
     // First, so that a request which cannot be upgraded never costs a session its place.
     let response = match ws::handshake(&request) {
@@ -234,11 +221,26 @@ async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<
     if state.health.is_draining() {
         return busy("the server is about to stop");
     }
+    // The old clients log in with a frame; one that says beforehand who it is can be damped beforehand.
+    let presenter = token(&request)
+        .and_then(|token| state.tokens.verify(token).ok())
+        .and_then(|claims| PresenterIdx::new(claims.user_idx.get()));
+    if let Some(presenter) = presenter
+        && let Err(error) = damp(&state, presenter)
+    {
+        state
+            .metrics
+            .sessions_refused
+            .get_or_create(&[("reason", error.code.as_str())])
+            .inc();
+        return answer(&from_api(&error), &request, &state);
+    }
     let Some(permit) = state.sessions.try_acquire(1) else {
         // The client tries again, and finds the place of one whose room is not live.
         state.registry.make_room();
         return busy("session.max");
     };
-    let tokens = Rc::new(Tokens(Arc::clone(&state.tokens)));
-    socket::upgrade(response, &request, payload, &state, tokens, permit)
+    let dialect = Dialect::Legacy(Arc::clone(&state.clock));
+    let tokens = Tokens::new(&state, presenter);
+    socket::upgrade(response, &request, payload, &state, dialect, tokens, permit)
 }

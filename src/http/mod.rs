@@ -2,11 +2,13 @@
 //! elsewhere.
 
 pub mod cors;
+pub mod damper;
 pub mod demo;
 mod guard;
 mod identify;
 mod legacy;
 pub mod ops;
+mod presenter;
 mod rooms;
 pub mod socket;
 pub mod state;
@@ -31,7 +33,7 @@ pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
     if state.rooms.is_some() {
         config.configure(rooms::routes);
     }
-    config.configure(v1::routes);
+    config.configure(v1::routes).configure(presenter::routes);
     if state.legacy {
         config.configure(legacy::routes);
     }

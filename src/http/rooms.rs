@@ -5,6 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chatting_actors::{
     clock::system_ms,
     types::{PresenterIdx, Role},
+    wire::v1::timestamp,
 };
 use serde_json::{Value, json};
 
@@ -28,10 +29,6 @@ pub fn routes(config: &mut web::ServiceConfig) {
 fn answer(message: &str, data: Value) -> HttpResponse {
     let timestamp = timestamp(system_ms());
     HttpResponse::Ok().json(json!({ "timestamp": timestamp, "message": message, "data": data }))
-}
-
-fn timestamp(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
 }
 
 fn room(presenter: PresenterIdx, room: LiveRoom) -> Value {

@@ -17,12 +17,17 @@ use actix_web_actors::ws::WebsocketContext;
 use bytes::Bytes;
 use chatting_actors::{
     gate::Permit,
-    seams::{Authenticate, Socket},
-    session::{PresenterSession, Progress},
+    seams::Socket,
+    session::{Dialect, PresenterSession, Progress, SessionParts},
 };
 use futures_util::Stream;
 
-use super::{guard::Guarded, state::State};
+use super::{
+    guard::Guarded,
+    presenter::{Titles, Tokens},
+    state::State,
+};
+use crate::error::Lang;
 
 /// A second handle on an accepted connection. It lives as long as the connection does, so that closing still closes.
 pub struct Connection(Arc<dyn Socket>);
@@ -52,12 +57,13 @@ pub fn on_connect(io: &dyn Any, extensions: &mut Extensions, user_timeout: Durat
 }
 
 /// Starts the session's actor inside the response to a good handshake.
-pub fn upgrade(
+pub(super) fn upgrade(
     mut response: HttpResponseBuilder,
     request: &HttpRequest,
     payload: web::Payload,
     state: &State,
-    tokens: Rc<dyn Authenticate>,
+    dialect: Dialect,
+    tokens: Tokens,
     permit: Permit,
 ) -> HttpResponse {
     let socket: Weak<dyn Socket> = match request.conn_data::<Connection>() {
@@ -65,16 +71,17 @@ pub fn upgrade(
         None => Weak::<SecondHandle>::new(),
     };
     let (progress, violation) = (Rc::<Progress>::default(), Rc::<Cell<_>>::default());
-    let session = PresenterSession::new(
-        state.session.clone(),
-        state.registry.clone(),
-        tokens,
-        Arc::clone(&state.clock),
+    let session = PresenterSession::new(SessionParts {
+        config: state.session.clone(),
+        dialect,
+        registry: state.registry.clone(),
+        tokens: Rc::new(tokens),
+        words: Rc::new(Titles(Lang::from_headers(request.headers()))),
         socket,
-        Rc::clone(&progress),
-        Rc::clone(&violation),
+        progress: Rc::clone(&progress),
+        violation: Rc::clone(&violation),
         permit,
-    );
+    });
     let max = state.session.max_frame_bytes;
     let guarded = Guarded::new(payload, max, violation);
     let frames = WebsocketContext::with_codec(session, guarded, Codec::new().max_size(max));

@@ -17,6 +17,7 @@ use chatting_actors::{
 };
 use prometheus_client::registry::Registry as MetricNames;
 
+use super::damper::Damper;
 use crate::{
     auth::{Gateway, TokenVerifier},
     room::EmbeddedRooms,
@@ -42,6 +43,8 @@ pub struct State {
     pub session: SessionConfig,
     /// `session.max`
     pub sessions: Arc<Gate>,
+    /// How often one presenter's sessions may begin.
+    pub damper: Arc<Damper>,
     /// The legacy dialect's wall clock.
     pub clock: Arc<Clock>,
     /// Reads tokens.

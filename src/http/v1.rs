@@ -1,15 +1,11 @@
 //! v1 routes: problem+json errors, JSON bodies, nothing lenient.
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    error::PayloadError,
-    http::{Method, header},
-    web,
-};
+use actix_web::{HttpRequest, HttpResponse, error::PayloadError, http::header, web};
 use chatting_actors::{
     idempotency::Keyed,
     outcome::{Accepted, Outcome, Refusal, Submit},
     types::{ChatMessage, MessageText, PresenterIdx, TextError},
+    wire::v1::timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,14 +19,83 @@ pub fn routes(config: &mut web::ServiceConfig) {
             .route(web::post().to(post_message))
             .default_service(web::to(only_post)),
     );
+    config.service(
+        web::resource("/v1/rooms/{presenter_idx}")
+            .route(web::get().to(get_room))
+            .default_service(web::to(only_get)),
+    );
 }
 
 async fn only_post(request: HttpRequest) -> HttpResponse {
+    only(&request, "POST")
+}
+
+pub(super) async fn only_get(request: HttpRequest) -> HttpResponse {
+    only(&request, "GET")
+}
+
+fn only(request: &HttpRequest, method: &'static str) -> HttpResponse {
     let mut response = ApiError::new(Code::MethodNotAllowed).response(Lang::from_headers(request.headers()));
     response
         .headers_mut()
-        .insert(header::ALLOW, header::HeaderValue::from_static(Method::POST.as_str()));
+        .insert(header::ALLOW, header::HeaderValue::from_static(method));
     response
+}
+
+/// The room that a path names.
+fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
+    path.parse().ok().and_then(PresenterIdx::new).ok_or_else(|| {
+        ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
+    })
+}
+
+#[derive(Serialize)]
+struct Room {
+    presenter_idx: i64,
+    /// Whether the room server says so.
+    live: bool,
+    /// Whether the presenter is connected.
+    session: bool,
+    /// `null` where the room is not live and nothing is kept of it.
+    last_seq: Option<u64>,
+    /// How many viewers the presenter's client says it passes messages on to.
+    fanned_out: Option<u64>,
+    rules: Rules,
+}
+
+/// What a message may be.
+#[derive(Serialize)]
+struct Rules {
+    max_chars: usize,
+    max_body_bytes: usize,
+    nickname_max_chars: usize,
+}
+
+async fn get_room(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
+    match look(&request, &path, &state).await {
+        Ok(room) => HttpResponse::Ok()
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .json(room),
+        Err(error) => state.last_answer(error.response(Lang::from_headers(request.headers()))),
+    }
+}
+
+async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, ApiError> {
+    sender(request, state)?;
+    let presenter = room_of(path)?;
+    let look = state.registry.look(presenter).await.map_err(refused)?;
+    Ok(Room {
+        presenter_idx: presenter.get(),
+        live: look.live,
+        session: look.session,
+        last_seq: look.last_seq.map(|seq| seq.0),
+        fanned_out: look.fanned_out,
+        rules: Rules {
+            max_chars: state.limits.text_chars,
+            max_body_bytes: state.limits.body_bytes,
+            nickname_max_chars: state.limits.nickname_chars,
+        },
+    })
 }
 
 #[derive(Deserialize)]
@@ -83,9 +148,7 @@ async fn read_submit(
     state: &State,
 ) -> Result<Submit, ApiError> {
     let caller = sender(request, state)?;
-    let presenter_idx = path.parse().ok().and_then(PresenterIdx::new).ok_or_else(|| {
-        ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
-    })?;
+    let presenter_idx = room_of(path)?;
     if !is_json(request) {
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
     }
@@ -184,9 +247,4 @@ pub(super) async fn read_body(
         }),
         Err(_) => Err(too_large()),
     }
-}
-
-/// RFC 3339, UTC, with milliseconds.
-fn timestamp(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
 }

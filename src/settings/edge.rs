@@ -52,6 +52,15 @@ section! {
         /// Seconds that stopping may take in all; what is not done by then is cut.
         /// 종료 전체에 허용하는 초. 그때까지 끝나지 않은 일은 끊는다.
         deadline_seconds: u64 = 20, 1..=600;
+        /// Seconds over which v1 sessions are told to connect again, before anything is refused; 0 tells all at once.
+        /// 거절을 시작하기 전에 v1 세션에 재연결을 알리는 데 쓰는 초. 0이면 한꺼번에 알린다.
+        drain_seconds: u64 = 5, 0..=300;
+        /// Milliseconds after the planned end at which they are to connect again.
+        /// 예정된 종료 후 다시 연결하기까지의 밀리초.
+        reconnect_after_ms: u64 = 1000, 0..=600_000;
+        /// Milliseconds over which they are spread beyond that.
+        /// 그 이후 재연결을 분산하는 밀리초.
+        reconnect_spread_ms: u64 = 2000, 0..=600_000;
     }
 }
 

@@ -120,6 +120,43 @@ section! {
         /// Bytes of a message that a presenter sends; longer ones close the session with 1009.
         /// 방송자가 보내는 메시지의 최대 바이트. 넘으면 1009로 닫는다.
         max_frame_bytes: usize = 32_768, 1024..=1_048_576;
+        /// Frames a second from a client, new acks aside, and twice as many at once; more close it with 1008.
+        /// 클라이언트가 초당 보낼 수 있는 프레임 수(새로운 ack 제외). 한꺼번에는 두 배까지, 넘으면 1008로 닫는다.
+        client_frames_per_second: u32 = 200, 1..=100_000;
+        /// Seconds a v1 client has for its first hello.
+        /// v1 클라이언트가 첫 hello를 보내야 하는 초.
+        hello_seconds: u64 = 5, 1..=300;
+        /// Whether a v1 session is closed when its token expires and no hello has refreshed it.
+        /// 토큰이 만료되고 hello로 갱신되지 않은 v1 세션을 닫을지 여부.
+        close_on_expiry: bool = true;
+        /// Events sent again to a session that resumes; what is before them is told as a gap (v1).
+        /// 재개하는 세션에 다시 보내는 최대 이벤트 수. 그 이전은 gap으로 알린다(v1).
+        resume_max: u64 = 100_000, 1..=100_000_000;
+        /// Reads of the log under way at once for sessions that are behind; the others wait.
+        /// 밀린 세션을 위해 동시에 진행하는 로그 읽기 수. 나머지는 기다린다.
+        resume_reads: usize = 8, 1..=1024;
+        /// Seconds to wait for the log when it cannot be read, before what is missing is told as a gap.
+        /// 로그를 읽을 수 없을 때 빠진 것을 gap으로 알리기까지 기다리는 초.
+        resume_wait_seconds: u64 = 10, 1..=300;
+        /// Milliseconds between two savings of how far a room got; a restart goes on from there.
+        /// 방의 진행 위치를 저장하는 간격(밀리초). 재시작하면 거기서 이어진다.
+        checkpoint_ms: u64 = 1000, 10..=60_000;
+        /// Sessions of one presenter that may begin at once; more are refused with 429.
+        /// 방송자 한 명이 한꺼번에 시작할 수 있는 세션 수. 넘치면 429로 거절한다.
+        reconnect_burst: u32 = 20, 1..=10_000;
+        /// Sessions of one presenter a minute beyond that.
+        /// 그 이상으로 방송자 한 명이 분당 시작할 수 있는 세션 수.
+        reconnect_per_minute: u32 = 60, 1..=100_000;
+    }
+}
+
+section! {
+    /// Broadcasts: one stretch of a room being live each.
+    /// 방송: 방이 이어서 진행 중인 한 구간.
+    pub struct Broadcast {
+        /// Seconds within which a room that is live again goes on with the same broadcast, across a restart too.
+        /// 이 시간(초) 안에 다시 시작하면 같은 방송으로 본다. 서버 재시작을 사이에 두어도 같다.
+        resume_seconds: u64 = 300, 1..=86_400;
     }
 }
 

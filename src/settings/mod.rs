@@ -28,7 +28,7 @@ pub use self::edge::{Auth, AuthMode, Cors, Legacy, LogFormat, LogLevel, Logging,
 pub use self::error::{Problem, SettingsError};
 pub use self::layers::{Layer, Load, Loaded, environment};
 pub use self::live::{
-    Actors, CheckerActor, OnError, RegistryActor, Room, RoomMode, Session, SessionActor, WriterActor,
+    Actors, Broadcast, CheckerActor, OnError, RegistryActor, Room, RoomMode, Session, SessionActor, WriterActor,
 };
 pub use self::log::{Durability, Idempotency, Log, LogBackend, Mongodb};
 pub use self::secret::Secret;
@@ -50,6 +50,8 @@ pub struct Settings {
     pub room: Room,
     /// `[session]`
     pub session: Session,
+    /// `[broadcast]`
+    pub broadcast: Broadcast,
     /// `[actors.*]`
     pub actors: Actors,
     /// `[log]`
@@ -91,7 +93,7 @@ macro_rules! sections {
 }
 
 sections! {
-    server, ops, shutdown, auth, room, session,
+    server, ops, shutdown, auth, room, session, broadcast,
     actors.registry, actors.checker, actors.session, actors.writer,
     log, idempotency, mongodb, message, legacy, cors, logging,
 }

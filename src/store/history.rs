@@ -4,16 +4,21 @@
 //! reads, this way round finds them twice. Reads have connections of their own and a bound on how many run at once; the
 //! registry and the sessions never wait for one.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use chatting_actors::{
     gate::Gate,
-    seams::{LogStore, StoreError},
+    seams::{LogPage, LogRange, LogReader, LogStore, Pos, StoreError},
     types::{Epoch, Event, PresenterIdx, Seq},
 };
-use rusqlite::{Connection, OpenFlags, params};
+use futures_util::future::{BoxFuture, FutureExt};
+use rusqlite::params;
 
-use super::row;
+use super::{open_to_read, row};
 
 /// See the module's text.
 #[derive(Clone)]
@@ -84,9 +89,8 @@ impl History {
     }
 }
 
-fn read_spool(path: &PathBuf, presenter: PresenterIdx, after: Seq, limit: usize) -> rusqlite::Result<Vec<Event>> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+fn read_spool(path: &Path, presenter: PresenterIdx, after: Seq, limit: usize) -> rusqlite::Result<Vec<Event>> {
+    let connection = open_to_read(path)?;
     let sql = format!(
         "SELECT (SELECT epoch FROM epochs WHERE n = spool.epoch), {} FROM spool
          WHERE presenter_idx = ?1 AND seq > ?2 ORDER BY pos LIMIT ?3",
@@ -98,4 +102,87 @@ fn read_spool(path: &PathBuf, presenter: PresenterIdx, after: Seq, limit: usize)
         row::read(found, 1, Epoch(found.get::<_, String>(0)?.into()))
     })?;
     rows.collect()
+}
+
+impl LogReader for History {
+    /// Rule 6 for a session that goes on: bounded by `session.resume_reads`, so it needs no permit of `log.readers`.
+    fn read(&self, range: LogRange) -> BoxFuture<'static, Result<LogPage, StoreError>> {
+        let this = self.clone();
+        async move {
+            let (path, asked) = (Arc::clone(&this.spool), range.clone());
+            #[expect(clippy::disallowed_methods, reason = "session.resume_reads bounds how many run")]
+            let spooled = tokio::task::spawn_blocking(move || read_range(&path, &asked));
+            let unreadable = |error: &dyn std::fmt::Display| StoreError(format!("the spool cannot be read: {error}"));
+            let Spooled { mut rows, scanned } = spooled
+                .await
+                .map_err(|error| unreadable(&error))?
+                .map_err(|error| unreadable(&error))?;
+            let LogRange {
+                presenter,
+                epoch,
+                after,
+                through,
+                limit,
+                ..
+            } = range;
+            let first = rows.first().map(|(_, event)| event.seq);
+            let mut page = LogPage::default();
+            if first != Some(after.next()) {
+                let before = first.map_or(through, |first| Seq(first.0 - 1));
+                page.events = this.store.read_epoch(presenter, epoch, after, before, limit).await?;
+            }
+            let room = limit.saturating_sub(page.events.len()).min(rows.len());
+            // The next page begins to look at the first row that this one has no room for.
+            page.spool_from = rows.get(room).map_or(scanned, |(pos, _)| *pos);
+            page.events.extend(rows.drain(..room).map(|(_, event)| event));
+            Ok(page)
+        }
+        .boxed()
+    }
+}
+
+struct Spooled {
+    /// In the order of seqs.
+    rows: Vec<(Pos, Event)>,
+    /// No row before this place is of any use to the pages that follow.
+    scanned: Pos,
+}
+
+/// What the spool has of a range, and of what was set aside from it.
+fn read_range(path: &Path, range: &LogRange) -> rusqlite::Result<Spooled> {
+    let mut connection = open_to_read(path)?;
+    // One snapshot for all three questions.
+    let snapshot = connection.transaction()?;
+    let newest: Pos = snapshot.query_row("SELECT IFNULL(MAX(pos), 0) FROM spool", [], |row| row.get(0))?;
+    let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
+    let read = |table: &str, from: Pos| {
+        let sql = format!(
+            "SELECT pos, {} FROM {table} WHERE pos >= ?1 AND presenter_idx = ?2 AND seq > ?3 AND seq <= ?4
+             AND epoch = (SELECT n FROM epochs WHERE epoch = ?5) ORDER BY pos LIMIT ?6",
+            row::COLUMNS
+        );
+        let mut statement = snapshot.prepare(&sql)?;
+        let asked = params![
+            from,
+            range.presenter.get(),
+            range.after.0.cast_signed(),
+            range.through.0.cast_signed(),
+            &*range.epoch.0,
+            limit,
+        ];
+        let rows = statement.query_map(asked, |found| {
+            Ok((found.get(0)?, row::read(found, 1, range.epoch.clone())?))
+        })?;
+        rows.collect::<rusqlite::Result<Vec<(Pos, Event)>>>()
+    };
+    let mut rows = read("spool", range.spool_from)?;
+    let whole = rows.len() < range.limit;
+    let scanned = match rows.last() {
+        Some((last, _)) if !whole => last + 1,
+        _ => newest + 1,
+    };
+    rows.extend(read("parked", 0)?);
+    rows.sort_by_key(|(_, event)| event.seq);
+    rows.dedup_by_key(|(_, event)| event.seq);
+    Ok(Spooled { rows, scanned })
 }

@@ -16,7 +16,8 @@ use futures_util::{
 };
 use mongodb::{
     Client, Collection, Database, IndexModel,
-    bson::{Binary, DateTime, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype},
+    action::Find,
+    bson::{Binary, DateTime, Document, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype},
     error::{Error, ErrorKind},
     options::{Acknowledgment, ClientOptions, Hint, IndexOptions, WriteConcern},
 };
@@ -162,6 +163,19 @@ impl MongoStore {
             .find(filter)
             .sort(doc! { "seq": 1, "_id": 1 })
             .limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.events(found).await
+    }
+
+    async fn read_epoch(&self, range: Document, limit: usize) -> Result<Vec<Event>, StoreError> {
+        let found = self
+            .log
+            .find(range)
+            .sort(doc! { "seq": 1 })
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.events(found).await
+    }
+
+    async fn events(&self, found: Find<'_, RawDocumentBuf>) -> Result<Vec<Event>, StoreError> {
         let documents: Vec<RawDocumentBuf> = self
             .timed(async { found.await?.try_collect().await })
             .await
@@ -216,6 +230,22 @@ impl LogStore for MongoStore {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
         self.read_room(presenter, after, limit).boxed()
+    }
+
+    fn read_epoch(
+        &self,
+        presenter: PresenterIdx,
+        epoch: Epoch,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        let range = doc! {
+            "presenter_idx": presenter.get(),
+            "epoch": &*epoch.0,
+            "seq": { "$gt": after.0.cast_signed(), "$lte": through.0.cast_signed() },
+        };
+        self.read_epoch(range, limit).boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

@@ -6,7 +6,7 @@
 //!
 //! Format 1. `spool(pos, epoch, <event columns>)` · `rooms(presenter_idx, last_seq)` · `epochs(n, epoch)` · `keys(pos, epoch,
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,
-//! reason, parked_at)` · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`,
+//! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`,
 //! `last_ms`, `ask_store`.
 
 use std::{
@@ -20,7 +20,7 @@ use chatting_actors::{
     clock::system_ms,
     idempotency::{KeyRow, Keyed},
     outcome::{Accepted, Delivery},
-    seams::{LastSeq, Pos, Spool, SpoolError},
+    seams::{LastSeq, Place, Pos, Spool, SpoolError},
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
     writer::SpoolInfo,
 };
@@ -56,7 +56,14 @@ CREATE TABLE IF NOT EXISTS parked(
   presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL PRIMARY KEY, sent_at INTEGER NOT NULL,
   room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
   idempotency_key TEXT, reason TEXT NOT NULL, parked_at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS places(
+  presenter_idx INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, over INTEGER NOT NULL, position INTEGER NOT NULL,
+  exact INTEGER NOT NULL, room_idx INTEGER, session_at INTEGER, saved_at INTEGER NOT NULL);
 ";
+
+const KEEP_PLACE: &str = "
+INSERT OR REPLACE INTO places(presenter_idx, epoch, over, position, exact, room_idx, session_at, saved_at)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 const INSERT: &str = "
 INSERT INTO spool(pos, epoch, presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role,
@@ -614,6 +621,51 @@ impl Spool for SqliteSpool {
             Ok(rows
                 .filter_map(|row| row.inspect_err(|error| log::error!("spool: a key: {error}")).ok())
                 .collect())
+        })
+    }
+
+    fn keep_places(&mut self, places: &[Place]) -> Result<(), SpoolError> {
+        let epoch = self.epoch.0;
+        self.with(|_, connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut statement = transaction.prepare_cached(KEEP_PLACE)?;
+                for place in places {
+                    statement.execute(params![
+                        place.presenter.get(),
+                        epoch,
+                        place.over.0.cast_signed(),
+                        place.position.0.cast_signed(),
+                        place.exact,
+                        place.room_idx,
+                        place.session_at_ms,
+                        place.saved_at_ms,
+                    ])?;
+                }
+            }
+            transaction.commit()
+        })
+    }
+
+    fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError> {
+        let epoch = self.epoch.0;
+        self.with(|_, connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT over, position, exact, room_idx, session_at, saved_at FROM places
+                 WHERE presenter_idx = ?1 AND epoch = ?2",
+            )?;
+            let place = statement.query_row([presenter.get(), epoch], |row| {
+                Ok(Place {
+                    presenter,
+                    over: Seq(row.get::<_, i64>(0)?.cast_unsigned()),
+                    position: Seq(row.get::<_, i64>(1)?.cast_unsigned()),
+                    exact: row.get(2)?,
+                    room_idx: row.get(3)?,
+                    session_at_ms: row.get(4)?,
+                    saved_at_ms: row.get(5)?,
+                })
+            });
+            place.optional()
         })
     }
 

@@ -3,6 +3,8 @@
 //! `chatting_log` is clustered by room and seq, so that a replay reads neighbours. It shares the spool's writing connection:
 //! while a batch is moved here, commits wait for it, so `log.batch_max` bounds that wait.
 
+use std::{path::PathBuf, sync::Arc};
+
 use chatting_actors::{
     seams::{LogStore, Poison, StoreBatch, StoreError},
     types::{Epoch, Event, PresenterIdx, Seq},
@@ -10,7 +12,7 @@ use chatting_actors::{
 use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, ffi, params};
 
-use super::{SharedConnection, row};
+use super::{SharedConnection, open_to_read, row};
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS chatting_log(
@@ -30,12 +32,21 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
 #[derive(Clone)]
 pub struct SqliteStore {
     connection: SharedConnection,
+    /// For connections that only read.
+    path: Arc<PathBuf>,
 }
 
 impl SqliteStore {
     /// A log in the file of this connection.
     pub fn new(connection: SharedConnection) -> Self {
-        Self { connection }
+        let path = connection
+            .lock()
+            .as_ref()
+            .and_then(|open| open.path().map(PathBuf::from));
+        Self {
+            connection,
+            path: Arc::new(path.unwrap_or_default()),
+        }
     }
 
     /// Runs blocking work off the arbiter. At most one batch and a few questions are under way at once.
@@ -125,6 +136,43 @@ impl LogStore for SqliteStore {
             })?;
             rows.collect()
         })
+    }
+
+    fn read_epoch(
+        &self,
+        presenter: PresenterIdx,
+        epoch: Epoch,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        let path = Arc::clone(&self.path);
+        async move {
+            #[expect(clippy::disallowed_methods, reason = "session.resume_reads bounds how many run")]
+            let read = tokio::task::spawn_blocking(move || {
+                let connection = open_to_read(&path)?;
+                let sql = format!(
+                    "SELECT {} FROM chatting_log
+                     WHERE presenter_idx = ?1 AND epoch = ?2 AND seq > ?3 AND seq <= ?4 ORDER BY seq LIMIT ?5",
+                    row::COLUMNS
+                );
+                let mut statement = connection.prepare(&sql)?;
+                let asked = params![
+                    presenter.get(),
+                    &*epoch.0,
+                    after.0.cast_signed(),
+                    through.0.cast_signed(),
+                    i64::try_from(limit).unwrap_or(i64::MAX),
+                ];
+                let rows = statement.query_map(asked, |found| row::read(found, 0, epoch.clone()))?;
+                rows.collect::<rusqlite::Result<Vec<Event>>>()
+            });
+            match read.await {
+                Ok(read) => read.map_err(|error| StoreError(error.to_string())),
+                Err(error) => Err(StoreError(error.to_string())),
+            }
+        }
+        .boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

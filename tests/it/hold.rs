@@ -61,7 +61,10 @@ async fn rule_12_what_the_ring_cannot_hold_is_refused() {
     for n in 0..5 {
         assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
     }
-    assert_eq!(app.post(12, 7, "one too many").await.json()["code"], "overloaded");
+    assert_eq!(
+        app.post(12, 7, "one too many").await.json()["code"],
+        "presenter_disconnected"
+    );
     let mut presenter = app.presenter(12).await;
     for n in 0..5 {
         assert_eq!(presenter.next_json().await["message"], n.to_string());

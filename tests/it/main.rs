@@ -11,6 +11,7 @@ mod load;
 mod log_store;
 mod old_faults;
 mod operations;
+mod presenter;
 mod queues;
 mod reading;
 mod recovery;

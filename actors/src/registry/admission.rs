@@ -31,7 +31,7 @@ impl SessionRegistry {
                 self.decide(waiting, now);
             }
             _ => {
-                if room.waiting.len() >= self.config.pending_max {
+                if room.waiting.len() + room.looking.len() >= self.config.pending_max {
                     return self.refuse(waiting, Refusal::Overloaded("room_pending"));
                 }
                 room.waiting.push_back(waiting);
@@ -61,8 +61,12 @@ impl SessionRegistry {
                 self.writer.ask_last_seq(presenter);
             }
             (Some(verdict), Numbering::Asked) if verdict.live => {}
-            (Some(_), _) => {
+            (Some(verdict), _) => {
                 let waiting = std::mem::take(&mut room.waiting);
+                let look = room.look(verdict.live);
+                for looking in std::mem::take(&mut room.looking) {
+                    let _ = looking.reply.send(Ok(look));
+                }
                 for one in waiting {
                     self.decide(one, now);
                 }
@@ -195,8 +199,26 @@ impl SessionRegistry {
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
-        for waiting in std::mem::take(&mut room.waiting) {
-            self.refuse(waiting, refusal);
+        let waiting = std::mem::take(&mut room.waiting);
+        for looking in std::mem::take(&mut room.looking) {
+            self.metrics.refuse(refusal.code());
+            let _ = looking.reply.send(Err(refusal));
         }
+        for one in waiting {
+            self.refuse(one, refusal);
+        }
+    }
+
+    /// Someone asks what a room looks like: it waits for the verdict in the same place as messages do.
+    pub(super) fn look(&mut self, presenter: PresenterIdx, looking: Looking, now: Instant) {
+        let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
+        if room.waiting.len() + room.looking.len() >= self.config.pending_max {
+            let refusal = Refusal::Overloaded("room_pending");
+            self.metrics.refuse(refusal.code());
+            let _ = looking.reply.send(Err(refusal));
+            return;
+        }
+        room.looking.push(looking);
+        self.pursue(presenter, now);
     }
 }

@@ -10,14 +10,14 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::subscriber::{End, Subscriber};
+use super::subscriber::{End, Reading, Subscriber};
 use crate::{
     gate::{Gate, Permit},
     idempotency::KeyRow,
     mailbox::Mailbox,
     metrics::Metrics,
     outcome::{Outcome, Refusal, Submit},
-    seams::{LastSeq, Liveness},
+    seams::{LastSeq, Liveness, LogPage, Place},
     session::Flow,
     types::{PresenterIdx, Seq},
 };
@@ -31,6 +31,26 @@ pub(crate) struct Waiting {
     pub submit: Submit,
     pub permit: Permit,
     pub reply: oneshot::Sender<Outcome>,
+}
+
+/// What a reader of `GET /v1/rooms/{presenter_idx}` is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoomLook {
+    /// Whether the room server says that the presenter is live.
+    pub live: bool,
+    /// Whether a session is attached.
+    pub session: bool,
+    /// The last committed seq; `None` where the room is not live and nothing is kept of it.
+    pub last_seq: Option<Seq>,
+    /// How many viewers the presenter's client says it passes events on to.
+    pub fanned_out: Option<u64>,
+}
+
+/// Someone who asked for a [`RoomLook`], with what it holds while it waits.
+pub(crate) struct Looking {
+    /// Given back when it is answered.
+    pub _permit: Permit,
+    pub reply: oneshot::Sender<Result<RoomLook, Refusal>>,
 }
 
 /// What the room server's word on a presenter is, as the checker has it.
@@ -77,6 +97,30 @@ pub(crate) enum RegistryMsg {
         session: SessionId,
         presenter: PresenterIdx,
         flow: Arc<Flow>,
+        reading: Reading,
+    },
+    Ack {
+        session: SessionId,
+        seq: Seq,
+        fanned_out: Option<u64>,
+    },
+    /// What the log has after `after`, up to `through`, for this session.
+    Page {
+        session: SessionId,
+        presenter: PresenterIdx,
+        after: Seq,
+        through: Seq,
+        page: Result<LogPage, ()>,
+    },
+    Look {
+        presenter: PresenterIdx,
+        looking: Looking,
+    },
+    TellReconnect {
+        most: usize,
+        after: Duration,
+        spread: Duration,
+        reply: oneshot::Sender<usize>,
     },
     Flushed {
         session: SessionId,
@@ -98,6 +142,12 @@ pub(crate) enum RegistryMsg {
     LastSeq {
         presenter: PresenterIdx,
         last: Result<Seq, ()>,
+        place: Option<Place>,
+    },
+    /// Whether the spool remembers that a legacy session has begun to read.
+    Marked {
+        presenter: PresenterIdx,
+        kept: bool,
     },
     Settled {
         term: u64,
@@ -164,12 +214,44 @@ impl RegistryHandle {
     }
 
     /// The socket's presenter is known: it becomes the room's session.
-    pub fn attach(&self, session: SessionId, presenter: PresenterIdx, flow: Arc<Flow>) {
+    pub fn attach(&self, session: SessionId, presenter: PresenterIdx, flow: Arc<Flow>, reading: Reading) {
         self.mailbox.push(RegistryMsg::Attach {
             session,
             presenter,
             flow,
+            reading,
         });
+    }
+
+    /// The client has everything up to `seq`, and passed it on to so many viewers (v1, rule 14).
+    pub fn ack(&self, session: SessionId, seq: Seq, fanned_out: Option<u64>) {
+        self.mailbox.push(RegistryMsg::Ack {
+            session,
+            seq,
+            fanned_out,
+        });
+    }
+
+    /// What the room server and the registry say of a room. Waits for the verdict as a message does, and is refused as one.
+    pub async fn look(&self, presenter: PresenterIdx) -> Result<RoomLook, Refusal> {
+        let permit = self.gate.try_acquire(1).ok_or(Refusal::Overloaded("registry"))?;
+        let (reply, look) = oneshot::channel();
+        let looking = Looking { _permit: permit, reply };
+        self.mailbox.push(RegistryMsg::Look { presenter, looking });
+        look.await.unwrap_or(Err(Refusal::Overloaded("registry")))
+    }
+
+    /// Tells at most `most` more v1 sessions to connect again, not before `after` and spread over `spread` beyond it. Returns
+    /// how many have not been told yet.
+    pub async fn tell_reconnect(&self, most: usize, after: Duration, spread: Duration) -> usize {
+        let (reply, left) = oneshot::channel();
+        self.mailbox.push(RegistryMsg::TellReconnect {
+            most,
+            after,
+            spread,
+            reply,
+        });
+        left.await.unwrap_or(0)
     }
 
     /// The socket took so many more events.

@@ -9,7 +9,10 @@
 //! room's verdict; what is over is refused with `overloaded` before it is numbered.
 
 mod admission;
+mod cursor;
 mod messages;
+mod places;
+mod resume;
 mod room;
 mod sessions;
 mod settling;
@@ -25,12 +28,15 @@ use std::{
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
+use self::cursor::Phase;
 pub(crate) use self::messages::{Committed, RegistryMsg, known};
-use self::messages::{Verdict, Waiting};
-use self::room::{Numbering, Room};
+use self::messages::{Looking, Verdict, Waiting};
+use self::resume::Reads;
+use self::room::{Numbering, Opened, Room};
 pub use self::{
-    messages::{RegistryHandle, RoomView, SessionId},
-    subscriber::{Delivery, End, Subscriber},
+    messages::{RegistryHandle, RoomLook, RoomView, SessionId},
+    resume::ReadLog,
+    subscriber::{Delivery, End, Reading, Resume, Subscriber, Welcome},
 };
 use crate::{
     checker::CheckerHandle,
@@ -80,6 +86,16 @@ pub struct RegistryConfig {
     pub grace: Duration,
     /// `session.reconnect_request_seconds`
     pub reconnect_interval: Duration,
+    /// `session.resume_max`
+    pub resume_max: u64,
+    /// `session.resume_reads`
+    pub resume_reads: usize,
+    /// `session.resume_wait_seconds`
+    pub resume_wait: Duration,
+    /// `session.checkpoint_ms`
+    pub checkpoint: Duration,
+    /// `broadcast.resume_seconds`
+    pub broadcast_resume: Duration,
 }
 
 /// A numbered event on its way through the writer, with what it owes its sender.
@@ -94,14 +110,21 @@ struct Slot {
 struct Session {
     subscriber: Arc<dyn Subscriber>,
     presenter: Option<PresenterIdx>,
+    /// It speaks v1.
+    v1: bool,
+    /// It was told to connect again.
+    told: bool,
     /// When a newer session took its room over.
     detached_at: Option<Instant>,
-    /// When it was told to close.
-    ended_at: Cell<Option<Instant>>,
+    /// When it was told to close, and how long that may take before its socket is shut.
+    ended: Cell<Option<(Instant, Duration)>>,
 }
 
 /// How long a session that was told to close may take, before its socket is shut.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The same for one that takes nothing: its peer will hardly read why.
+const STALLED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a registry is made of; see the module's text.
 pub struct SessionRegistry {
@@ -124,6 +147,7 @@ pub struct SessionRegistry {
     /// `None` until the spool has told, at a start and after an unknown outcome.
     keys: Option<KeyTable>,
     keys_asked: bool,
+    reads: Reads,
     ready: Vec<oneshot::Sender<()>>,
     draining: Option<Vec<oneshot::Sender<()>>>,
     ending: Vec<oneshot::Sender<()>>,
@@ -139,6 +163,7 @@ impl SessionRegistry {
         handle: RegistryHandle,
         checker: CheckerHandle,
         writer: WriterHandle,
+        log: ReadLog,
         metrics: Metrics,
         present: Present,
     ) -> Self {
@@ -160,6 +185,7 @@ impl SessionRegistry {
             first_term: term,
             keys: None,
             keys_asked: false,
+            reads: Reads::new(log),
             ready: Vec::new(),
             draining: None,
             ending: Vec::new(),
@@ -180,7 +206,7 @@ impl SessionRegistry {
                 RegistryMsg::Settled { term, count, committed } => self.settled(term, count, committed, now),
                 RegistryMsg::Flushed { session, events } => self.flushed(session, events, now),
                 RegistryMsg::Verdict(verdict) => self.verdict(verdict, now),
-                RegistryMsg::LastSeq { presenter, last } => self.last_seq(presenter, last, now),
+                RegistryMsg::LastSeq { presenter, last, place } => self.last_seq(presenter, last, place, now),
                 RegistryMsg::Connect { session, subscriber } => {
                     self.connect(session, subscriber);
                     if let (Some(end), Some(session)) = (self.ended, self.sessions.get(&session)) {
@@ -191,7 +217,30 @@ impl SessionRegistry {
                     session,
                     presenter,
                     flow,
-                } => self.attach(session, presenter, flow, now),
+                    reading,
+                } => self.attach(session, presenter, flow, reading, now),
+                RegistryMsg::Ack {
+                    session,
+                    seq,
+                    fanned_out,
+                } => self.ack(session, seq, fanned_out, now),
+                RegistryMsg::Page {
+                    session,
+                    presenter,
+                    after,
+                    through,
+                    page,
+                } => self.page(session, presenter, (after, through), page, now),
+                RegistryMsg::Marked { presenter, kept } => self.marked(presenter, kept, now),
+                RegistryMsg::Look { presenter, looking } => self.look(presenter, looking, now),
+                RegistryMsg::TellReconnect {
+                    most,
+                    after,
+                    spread,
+                    reply,
+                } => {
+                    let _ = reply.send(self.tell_reconnect(most, after, spread));
+                }
                 RegistryMsg::Gone { session } => self.gone(session),
                 RegistryMsg::MakeRoom => self.make_room(now),
                 RegistryMsg::View { presenter, reply } => {
@@ -217,10 +266,7 @@ impl SessionRegistry {
         Some(RoomView {
             live: room.verdict(now).map(|verdict| verdict.live),
             session: room.cursor.is_some(),
-            last_seq: match room.numbering {
-                Numbering::Known { committed, .. } => Some(committed),
-                Numbering::Unknown | Numbering::Asked => None,
-            },
+            last_seq: room.committed(),
             in_flight: room.in_flight,
             waiting: room.waiting.len(),
         })
@@ -245,10 +291,17 @@ impl SessionRegistry {
         for session in self.sessions.values() {
             self.end(session, end);
         }
-        if self.sessions.is_empty() {
-            let _ = done.send(());
-        } else {
-            self.ending.push(done);
+        self.ending.push(done);
+        self.ended_if_all_are_gone();
+    }
+
+    /// Nothing is left to end: where the rooms stand is saved behind everything that was appended.
+    pub(super) fn ended_if_all_are_gone(&mut self) {
+        if self.sessions.is_empty() && !self.ending.is_empty() {
+            self.save_all_places();
+            for done in self.ending.drain(..) {
+                let _ = done.send(());
+            }
         }
     }
 }

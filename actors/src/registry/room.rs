@@ -8,15 +8,17 @@ use std::{
 
 use super::{
     RegistryConfig,
-    messages::{SessionId, Waiting},
-    subscriber::{Delivery, Subscriber},
+    cursor::{Cursor, Paged, Phase},
+    messages::{Looking, RoomLook, SessionId, Waiting},
+    subscriber::{Reading, Subscriber},
 };
 use crate::{
     outcome::Refusal,
     ring::{Entry, Ring},
-    seams::Liveness,
+    seams::{Liveness, LogPage, Place},
     session::Flow,
-    types::Seq,
+    types::{Epoch, PresenterIdx, Seq},
+    wire::v1::Gap,
 };
 
 /// The room's liveness verdict, with its expiry.
@@ -50,37 +52,17 @@ pub(super) enum Numbering {
     Known { committed: Seq, next: Seq },
 }
 
-/// A session's place in the room. Credit is what was sent and not yet flushed.
-pub(super) struct Cursor {
-    pub session: SessionId,
-    pub subscriber: Arc<dyn Subscriber>,
-    pub flow: Arc<Flow>,
-    /// Where the flow began.
-    start: Seq,
-    /// The last event queued to the session.
-    pub sent: Seq,
-    /// Sizes of what was sent and not yet flushed, oldest first.
-    outstanding: VecDeque<usize>,
-    outstanding_bytes: usize,
-    /// When the socket last took something, or had nothing to take.
-    progress_at: Instant,
-}
-
-impl Cursor {
-    /// The session told that its socket took `events` more.
-    pub fn flushed(&mut self, events: u64, now: Instant) {
-        for _ in 0..events {
-            if let Some(bytes) = self.outstanding.pop_front() {
-                self.outstanding_bytes -= bytes;
-            }
-        }
-        self.progress_at = now;
-    }
-
-    /// Whether the socket has taken nothing for so long although there was something to take.
-    pub fn stalled(&self, now: Instant, limit: Duration) -> bool {
-        !self.outstanding.is_empty() && now.saturating_duration_since(self.progress_at) >= limit
-    }
+/// What came of a session's wish to begin.
+pub(super) enum Opened {
+    /// The numbering is not known yet.
+    NotYet,
+    /// It asks for what cannot be; why, in English.
+    Refused(&'static str),
+    /// The place on disk is one that a legacy session may go on from. From now on it is not, and that must be on disk before
+    /// anything is sent: a frame is never doubled there (rule 11).
+    Mark,
+    /// It reads, or seeks what it wants in the log.
+    Begun,
 }
 
 /// Everything the registry keeps for one presenter.
@@ -93,20 +75,42 @@ pub(super) struct Room {
     pub waiting: VecDeque<Waiting>,
     /// Numbered and not yet answered by the writer.
     pub in_flight: usize,
+    /// The same in bytes.
+    in_flight_bytes: usize,
     pub ring: Ring,
     pub cursor: Option<Cursor>,
-    /// Everything up to here was taken by a legacy session's socket.
-    taken: Seq,
-    /// Everything up to here belongs to a broadcast that is over: no later session gets it (rule 13).
+    /// Who asked what the room looks like, and waits for the verdict.
+    pub looking: Vec<Looking>,
+    /// Everything up to here was acknowledged (v1) or taken by the socket (legacy).
+    position: Seq,
+    /// Where a legacy session goes on: `position`, unless more may have been sent beyond it than is known.
+    legacy_from: Seq,
+    /// Everything up to here belongs to a broadcast that is over: a later session gets it only if it asks (rule 13).
     over: Seq,
-    /// Bytes of numbered events that no session was sent.
-    unsent_bytes: usize,
+    /// Everything up to here waits for nobody: it was sent, or the log has it for whoever comes.
+    settled: Seq,
+    /// Bytes of committed events that wait.
+    held_bytes: usize,
     /// When the last session of this broadcast ended, while none has come since (rule 12).
     session_ended: Option<Instant>,
     /// When the room server was last asked to make the presenter reconnect.
     reconnect_asked: Option<Instant>,
     /// Since when the room has not been live while it has a session.
     not_live_since: Option<Instant>,
+    /// The room server's own number of the broadcast's room, as far as it was ever named.
+    broadcast: Option<i64>,
+    /// Whether where the room stood before was asked for.
+    restored: bool,
+    /// Whether its place is another than what was last saved.
+    moved: bool,
+    /// When its place was last saved.
+    saved_at: Option<Instant>,
+    /// The place on disk is exact.
+    exact_on_disk: bool,
+    /// That it no longer is is on its way there.
+    marking: bool,
+    /// How many viewers the presenter's client said it passes events on to.
+    pub fanned_out: Option<u64>,
 }
 
 impl Room {
@@ -117,14 +121,25 @@ impl Room {
             numbering: Numbering::Unknown,
             waiting: VecDeque::new(),
             in_flight: 0,
+            in_flight_bytes: 0,
             ring: Ring::new(config.ring_events, config.ring_bytes),
             cursor: None,
-            taken: Seq(0),
+            looking: Vec::new(),
+            position: Seq(0),
+            legacy_from: Seq(0),
             over: Seq(0),
-            unsent_bytes: 0,
+            settled: Seq(0),
+            held_bytes: 0,
             session_ended: None,
             reconnect_asked: None,
             not_live_since: None,
+            broadcast: None,
+            restored: false,
+            moved: false,
+            saved_at: None,
+            exact_on_disk: false,
+            marking: false,
+            fanned_out: None,
         }
     }
 
@@ -140,19 +155,22 @@ impl Room {
 
     /// Takes a new verdict.
     pub fn renew(&mut self, liveness: Liveness, now: Instant, expires_at: Instant) {
-        let before = self.lease.and_then(|lease| lease.liveness.room_idx);
-        let another = before
+        let another = self
+            .broadcast
             .zip(liveness.room_idx)
             .is_some_and(|(before, after)| before != after);
         let begins = self.lease.is_some_and(|lease| !lease.liveness.live);
+        if liveness.room_idx.is_some() && liveness.room_idx != self.broadcast {
+            self.broadcast = liveness.room_idx;
+            self.moved = true;
+        }
         if !liveness.live || begins || another {
             // Only a session of this very broadcast is held for.
             self.session_ended = None;
         }
         if !liveness.live || another {
             // What was held belongs to the broadcast before: the log has it, the next one does not get it (rule 13).
-            self.over = self.last_numbered();
-            self.let_go();
+            self.broadcast_ends();
         }
         self.lease = Some(Lease {
             liveness,
@@ -165,6 +183,20 @@ impl Room {
         };
     }
 
+    fn broadcast_ends(&mut self) {
+        // Before the numbering is known: whatever there is.
+        let last = if self.restored {
+            self.last_numbered()
+        } else {
+            Seq(u64::MAX)
+        };
+        if last != self.over {
+            self.over = last;
+            self.moved = true;
+        }
+        self.let_go();
+    }
+
     /// How long the room has been known not to be live.
     pub fn not_live_for(&self, now: Instant) -> Option<Duration> {
         self.not_live_since.map(|since| now.saturating_duration_since(since))
@@ -172,20 +204,34 @@ impl Room {
 
     /// Admission: one synchronous step after liveness and before numbering.
     pub fn admit(&self, bytes: usize, config: &RegistryConfig, now: Instant) -> Result<(), Refusal> {
-        let sent = match &self.cursor {
-            Some(cursor) => cursor.sent,
-            None if self.held_for(now, config) => self.taken.max(self.over),
-            None => return Err(Refusal::PresenterDisconnected),
+        let full = match &self.cursor {
+            Some(_) => Refusal::Overloaded("ring"),
+            // Rule 12: held for so long, and no more than the ring holds.
+            None => Refusal::PresenterDisconnected,
         };
-        // Nothing that was not sent may ever fall out of the ring, so the ring's room is the limit.
-        let unsent = match self.numbering {
-            Numbering::Known { next, .. } => next.0.saturating_sub(sent.0 + 1),
+        if self.cursor.is_none() && !self.held_for(now, config) {
+            return Err(full);
+        }
+        // The ring's room is the limit on what waits: what waits is read from memory, as long as it is not resumed from before.
+        let waiting = match self.numbering {
+            Numbering::Known { next, .. } => next.0.saturating_sub(self.settled.0 + 1),
             Numbering::Unknown | Numbering::Asked => 0,
         };
-        if unsent >= config.ring_events as u64 || self.unsent_bytes + bytes > config.ring_bytes {
-            return Err(Refusal::Overloaded("ring"));
+        if waiting >= config.ring_events as u64 || self.waiting_bytes() + bytes > config.ring_bytes {
+            return Err(full);
         }
         Ok(())
+    }
+
+    /// Bytes of numbered events that wait for a session.
+    fn waiting_bytes(&self) -> usize {
+        self.in_flight_bytes + self.held_bytes
+    }
+
+    /// What waits is counted anew from here on.
+    fn settle(&mut self, through: Seq) {
+        self.settled = through;
+        self.held_bytes = self.ring.after(through).map(|entry| entry.bytes()).sum();
     }
 
     /// Rule 12: the session of this broadcast ended a moment ago, so messages wait in the ring for the next.
@@ -214,12 +260,20 @@ impl Room {
         let seq = *next;
         *next = seq.next();
         self.in_flight += 1;
-        self.unsent_bytes += bytes;
+        self.in_flight_bytes += bytes;
         Some(seq)
     }
 
-    /// The writer told what the room's last number is.
-    pub fn numbering_known(&mut self, last: Seq) {
+    /// The writer told what the room's last number is, and how far the room had got when that was last saved; `now_ms` is
+    /// milliseconds since 1970.
+    pub fn numbering_known(
+        &mut self,
+        last: Seq,
+        place: Option<Place>,
+        config: &RegistryConfig,
+        now: Instant,
+        now_ms: i64,
+    ) {
         if self.numbering != Numbering::Asked {
             return;
         }
@@ -227,27 +281,41 @@ impl Room {
             committed: last,
             next: last.next(),
         };
-        if self.ring.is_empty() {
-            self.taken = self.taken.max(last);
+        if std::mem::replace(&mut self.restored, true) {
+            return;
         }
-        if let Some(cursor) = &mut self.cursor
-            && self.ring.is_empty()
-        {
-            cursor.sent = cursor.sent.max(last);
-            cursor.start = cursor.sent;
+        self.exact_on_disk = place.is_some_and(|place| place.exact);
+        let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
+        let place = place.filter(|place| age(place.saved_at_ms) < config.broadcast_resume);
+        let same = place.filter(|place| self.broadcast.zip(place.room_idx).is_none_or(|(now, then)| now == then));
+        match same {
+            None => (self.position, self.legacy_from, self.over) = (last, last, last),
+            Some(place) => {
+                self.position = place.position.min(last);
+                self.legacy_from = if place.exact { self.position } else { last };
+                // A verdict that was heard first may have ended a broadcast without knowing its numbers.
+                let ended = self.over == Seq(u64::MAX);
+                self.over = place.over.max(self.over).min(last);
+                self.broadcast = self.broadcast.or(place.room_idx);
+                // A restart is short: whoever was there before it is held for as if nothing had been.
+                self.session_ended = place
+                    .session_at_ms
+                    .and_then(|at_ms| now.checked_sub(age(at_ms)))
+                    .filter(|_| self.cursor.is_none() && !ended);
+            }
         }
+        self.settle(self.legacy_from.max(self.over));
     }
 
     /// One numbered event was committed: it takes its place in the ring.
     pub fn publish(&mut self, entry: Arc<Entry>) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(entry.bytes());
         if let Numbering::Known { committed, .. } = &mut self.numbering {
             *committed = entry.event.seq;
         }
-        let read = self.cursor.as_ref().map_or(self.taken, |cursor| cursor.sent);
-        if entry.event.seq <= read {
-            // Of a broadcast that ended while it was on its way: the session began behind it, so nothing waits for it.
-            self.unsent_bytes = self.unsent_bytes.saturating_sub(entry.bytes());
+        if entry.event.seq > self.settled {
+            self.held_bytes += entry.bytes();
         }
         self.ring.push(entry);
         self.let_go();
@@ -256,7 +324,7 @@ impl Room {
     /// One numbered event was not committed: its number is taken back (rule 1).
     pub fn take_back(&mut self, bytes: usize, unknown: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.unsent_bytes = self.unsent_bytes.saturating_sub(bytes);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
         if unknown {
             self.numbering = Numbering::Unknown;
         }
@@ -268,6 +336,19 @@ impl Room {
         if let Numbering::Known { committed, next } = &mut self.numbering {
             *next = committed.next();
             self.over = self.over.min(*committed);
+            self.settled = self.settled.min(*committed);
+            if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > *committed) {
+                // It began behind what was on its way and is now taken back; nothing was sent to it yet.
+                cursor.begin(*committed);
+            }
+        }
+    }
+
+    /// The last number that was committed, where that is known.
+    pub fn committed(&self) -> Option<Seq> {
+        match self.numbering {
+            Numbering::Known { committed, .. } => Some(committed),
+            Numbering::Unknown | Numbering::Asked => None,
         }
     }
 
@@ -279,85 +360,223 @@ impl Room {
         }
     }
 
-    /// Lets a session read from where the last one's socket got to. Returns the session that it takes over from.
+    /// Why a session that would read like this cannot be, as far as is known; in English.
+    pub fn refuses(&self, reading: &Reading, epoch: &Epoch) -> Option<&'static str> {
+        let Reading::V1(resume) = reading else {
+            return None;
+        };
+        let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
+        let beyond = ours
+            && resume
+                .after
+                .zip(self.committed())
+                .is_some_and(|(after, last)| after > last);
+        beyond.then_some("resume_after is above last_seq")
+    }
+
+    /// Makes a session the room's. Returns the session that it takes over from. [`Self::open`] lets it read.
     pub fn attach(
         &mut self,
         session: SessionId,
         subscriber: Arc<dyn Subscriber>,
         flow: Arc<Flow>,
+        reading: Reading,
         now: Instant,
     ) -> Option<Cursor> {
         let old = self.detach(now);
         self.session_ended = None;
-        let start = self.taken.max(self.over);
-        self.cursor = Some(Cursor {
-            session,
-            subscriber,
-            flow,
-            start,
-            sent: start,
-            outstanding: VecDeque::new(),
-            outstanding_bytes: 0,
-            progress_at: now,
-        });
+        self.fanned_out = None;
+        self.cursor = Some(Cursor::new(session, subscriber, flow, reading, now));
         old
     }
 
-    /// Ends the reading of the attached session, and remembers how far its socket got.
+    /// Finds the attached session's place, once the numbering is known (rule 16).
+    pub fn open(&mut self, epoch: &Epoch, config: &RegistryConfig) -> Opened {
+        let (Some(cursor), Some(committed)) = (&self.cursor, self.committed()) else {
+            return Opened::NotYet;
+        };
+        if cursor.phase != Phase::Opening {
+            return Opened::NotYet;
+        }
+        if let Some(why) = self.refuses(&cursor.reading, epoch) {
+            return Opened::Refused(why);
+        }
+        if cursor.reading == Reading::Legacy && self.exact_on_disk {
+            return if std::mem::replace(&mut self.marking, true) {
+                Opened::NotYet
+            } else {
+                Opened::Mark
+            };
+        }
+        let wanted = match &cursor.reading {
+            Reading::Legacy => self.legacy_from.max(self.over),
+            Reading::V1(resume) => {
+                let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
+                match resume.after.filter(|_| ours) {
+                    Some(Seq(0)) => self.over,
+                    Some(after) => after,
+                    None => self.position.max(self.over),
+                }
+            }
+        };
+        let start = wanted.max(Seq(committed.0.saturating_sub(config.resume_max)));
+        let in_memory = start >= committed || self.ring.has(start.next());
+        if let Some(cursor) = &mut self.cursor {
+            cursor.wanted = wanted;
+            cursor.begin(start);
+            cursor.phase = match cursor.reading {
+                Reading::V1(_) if !in_memory => Phase::Seeking,
+                _ => Phase::Live,
+            };
+        }
+        // What was committed before it came is in the log, however long it takes to read it.
+        self.settle(self.settled.max(committed).max(start));
+        self.moved = true;
+        Opened::Begun
+    }
+
+    /// Ends the reading of the attached session, and remembers how far it got.
     pub fn detach(&mut self, now: Instant) -> Option<Cursor> {
         let cursor = self.cursor.take()?;
         self.session_ended = Some(now);
-        let taken = cursor.flow.end().unwrap_or(cursor.start);
-        // What was queued and not taken counts as unsent again.
-        self.unsent_bytes += self
-            .ring
-            .after(taken)
-            .take_while(|entry| entry.event.seq <= cursor.sent)
-            .map(|entry| entry.bytes())
-            .sum::<usize>();
-        self.taken = taken;
+        let taken = cursor.flow.end();
+        if cursor.phase == Phase::Live {
+            let got = match cursor.reading {
+                Reading::Legacy => taken.unwrap_or(cursor.start),
+                Reading::V1(_) => cursor.acked,
+            };
+            self.position = self.position.max(got);
+            self.legacy_from = self.position;
+        }
+        // What was sent and not taken waits again.
+        self.settle(self.legacy_from.max(self.position));
+        self.moved = true;
         self.let_go();
         Some(cursor)
     }
 
-    /// Sends what the ring has and credit allows. Returns how many events were sent.
+    /// Sends what the ring, and the page of the log that is here, have and credit allows. Returns how many events were sent.
     pub fn pump(&mut self, config: &RegistryConfig, now: Instant) -> usize {
-        let Some(cursor) = &mut self.cursor else {
+        let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.phase == Phase::Live) else {
             return 0;
         };
+        cursor.rest(now);
         let mut entries = Vec::new();
-        if cursor.outstanding.is_empty() {
-            cursor.progress_at = now;
-        }
-        let mut sent = cursor.sent;
-        for entry in self.ring.after(cursor.sent) {
-            let bytes = entry.bytes();
-            let first = cursor.outstanding.is_empty();
-            if cursor.outstanding.len() >= config.credit_events
-                || (!first && cursor.outstanding_bytes + bytes > config.credit_bytes)
-            {
+        let mut full = false;
+        while let Some(entry) = cursor.buffered() {
+            if !cursor.spend(&entry, config) {
+                full = true;
                 break;
             }
-            cursor.outstanding.push_back(bytes);
-            cursor.outstanding_bytes += bytes;
-            self.unsent_bytes = self.unsent_bytes.saturating_sub(bytes);
-            sent = entry.event.seq;
-            entries.push(Arc::clone(entry));
+            cursor.unbuffer();
+            entries.push(entry);
+        }
+        if !full {
+            for entry in self.ring.after(cursor.sent) {
+                // Where the ring begins later, or has a hole, the log has what is between.
+                if entry.event.seq != cursor.sent.next() || !cursor.spend(entry, config) {
+                    break;
+                }
+                entries.push(Arc::clone(entry));
+            }
+        }
+        for entry in &entries {
+            if entry.event.seq > self.settled {
+                self.settled = entry.event.seq;
+                self.held_bytes = self.held_bytes.saturating_sub(entry.bytes());
+            }
         }
         let count = entries.len();
-        if count > 0 {
-            cursor.sent = sent;
-            cursor.subscriber.deliver(Delivery {
-                flow: Arc::clone(&cursor.flow),
-                entries,
-            });
-        }
+        cursor.deliver(entries);
         count
+    }
+
+    /// Which events of the log the attached session waits for: those after the first of these, up to the second.
+    pub fn wants_page(&self, config: &RegistryConfig) -> Option<(Seq, Seq)> {
+        let (cursor, committed) = (self.cursor.as_ref()?, self.committed()?);
+        let sent = cursor.sent;
+        let idle = !cursor.page.under_way && !cursor.page.resting && cursor.buffered().is_none();
+        let behind = sent < committed && cursor.credit(config) > 0 && !self.ring.has(sent.next());
+        if !idle || !behind || cursor.phase == Phase::Opening {
+            return None;
+        }
+        let here = self.ring.after(sent).next().map(|entry| entry.event.seq);
+        Some((sent, here.map_or(committed, |here| Seq(here.0 - 1))))
+    }
+
+    /// Takes a page of the log for the attached session. `Some` tells how far its log has a hole.
+    pub fn take_page(
+        &mut self,
+        through: Seq,
+        page: Result<LogPage, ()>,
+        config: &RegistryConfig,
+        now: Instant,
+    ) -> Option<Seq> {
+        let cursor = self.cursor.as_mut()?;
+        match cursor.take_page(through, page, now, config) {
+            Paged::OnIt => {
+                cursor.phase = Phase::Live;
+                None
+            }
+            Paged::Later => None,
+            Paged::Hole(through) => {
+                let live = cursor.phase == Phase::Live;
+                if !live || !cursor.reading.is_v1() {
+                    cursor.skip(through);
+                }
+                if !live
+                    && (through >= self.committed().unwrap_or_default() || self.ring.has(through.next()))
+                    && let Some(cursor) = &mut self.cursor
+                {
+                    cursor.phase = Phase::Live;
+                }
+                Some(through)
+            }
+        }
+    }
+
+    /// What the attached session is told in `welcome`: the first seq that comes, and what was wanted and does not come.
+    pub fn beginning(&self) -> Option<(Seq, Option<Gap>)> {
+        let cursor = self.cursor.as_ref()?;
+        let gap = (cursor.start > cursor.wanted).then(|| Gap {
+            from: cursor.wanted.next(),
+            to: cursor.start,
+        });
+        Some((cursor.start.next(), gap))
+    }
+
+    /// The session has everything up to `seq`. `false`: it was never sent so much (rule 14).
+    pub fn acknowledge(&mut self, seq: Seq, fanned_out: Option<u64>, now: Instant) -> bool {
+        let Some(moves) = self.cursor.as_mut().map(|cursor| cursor.acknowledge(seq, now)) else {
+            return true;
+        };
+        if fanned_out.is_some() {
+            self.fanned_out = fanned_out;
+        }
+        self.moved |= moves == Some(true);
+        moves.is_some()
+    }
+
+    /// What the room looks like from outside.
+    pub fn look(&self, live: bool) -> RoomLook {
+        RoomLook {
+            live,
+            session: self.cursor.is_some(),
+            last_seq: self.committed(),
+            fanned_out: self.fanned_out,
+        }
+    }
+
+    /// Whether this session is the room's.
+    pub fn is_read_by(&self, session: SessionId) -> bool {
+        self.cursor.as_ref().is_some_and(|cursor| cursor.session == session)
     }
 
     /// Whether the event was sent to a session (rule 11).
     pub fn was_sent(&self, seq: Seq) -> bool {
-        self.cursor.as_ref().is_some_and(|cursor| cursor.sent >= seq)
+        self.cursor
+            .as_ref()
+            .is_some_and(|cursor| cursor.phase == Phase::Live && cursor.sent >= seq)
     }
 
     /// The checker is another one now: it was asked nothing.
@@ -367,16 +586,78 @@ impl Room {
 
     /// Whether the sweep should ask for a verdict: a session or something held waits for one (rule 13).
     pub fn wants_verdict(&self, now: Instant) -> bool {
-        !self.checking && self.verdict(now).is_none() && (self.cursor.is_some() || self.unsent_bytes > 0)
+        !self.checking && self.verdict(now).is_none() && (self.cursor.is_some() || self.waiting_bytes() > 0)
     }
 
     /// Lets go of what no session took of a broadcast that is over; the log has it (rule 13). What is still on its way
     /// through the writer is let go when it has come back.
     fn let_go(&mut self) {
-        if self.cursor.is_none() && self.in_flight == 0 && self.taken < self.over {
+        if self.cursor.is_none() && self.in_flight == 0 && self.settled < self.over {
             self.ring.forget_through(self.over);
-            self.taken = self.over;
-            self.unsent_bytes = self.ring.after(self.taken).map(|entry| entry.bytes()).sum();
+            self.settle(self.over);
+        }
+    }
+
+    /// What is to be saved of it, if anything is.
+    pub fn place(
+        &mut self,
+        presenter: PresenterIdx,
+        config: &RegistryConfig,
+        now: Instant,
+        now_ms: i64,
+    ) -> Option<Place> {
+        let saved = self.saved_at.map(|at| now.saturating_duration_since(at));
+        let due = match saved {
+            None => self.moved,
+            Some(ago) if ago < config.checkpoint => false,
+            // A place tells when there was last a session, so it is saved anew while there is one.
+            Some(ago) => self.moved || (self.cursor.is_some() && ago >= config.broadcast_resume / 10),
+        };
+        if !due || !self.restored {
+            return None;
+        }
+        self.saved_at = Some(now);
+        self.moved = false;
+        let place = self.place_now(presenter, now, now_ms);
+        self.exact_on_disk |= place.exact;
+        Some(place)
+    }
+
+    /// The spool remembers that the place it has is not exact any more, or it does not.
+    pub fn marked(&mut self, kept: bool) {
+        self.marking = false;
+        self.exact_on_disk &= !kept;
+    }
+
+    /// How far the room got.
+    pub fn place_now(&self, presenter: PresenterIdx, now: Instant, now_ms: i64) -> Place {
+        let acked = self
+            .cursor
+            .as_ref()
+            .filter(|cursor| cursor.phase == Phase::Live && cursor.reading.is_v1())
+            .map_or(Seq(0), |cursor| cursor.acked);
+        let ended_ms = |ended: Instant| {
+            let ago = now.saturating_duration_since(ended).as_millis();
+            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
+        };
+        Place {
+            presenter,
+            over: self.over,
+            position: self.position.max(acked),
+            exact: self.cursor.is_none(),
+            room_idx: self.broadcast,
+            session_at_ms: match self.cursor {
+                Some(_) => Some(now_ms),
+                None => self.session_ended.map(ended_ms),
+            },
+            saved_at_ms: now_ms,
+        }
+    }
+
+    /// Its place is to be saved now, whenever it was saved last.
+    pub fn hurry(&mut self) {
+        if self.moved {
+            self.saved_at = None;
         }
     }
 
@@ -385,9 +666,10 @@ impl Room {
         self.cursor.is_none()
             && !self.held_for(now, config)
             && self.waiting.is_empty()
+            && self.looking.is_empty()
             && self.in_flight == 0
             && !self.checking
-            && self.unsent_bytes == 0
+            && self.waiting_bytes() == 0
             && self.numbering != Numbering::Asked
             && !self.verdict(now).is_some_and(|verdict| verdict.live)
     }

@@ -10,36 +10,72 @@ impl SessionRegistry {
             Session {
                 subscriber,
                 presenter: None,
+                v1: false,
+                told: false,
                 detached_at: None,
-                ended_at: Cell::new(None),
+                ended: Cell::new(None),
             },
         );
     }
 
-    pub(super) fn attach(&mut self, session: SessionId, presenter: PresenterIdx, flow: Arc<Flow>, now: Instant) {
+    pub(super) fn attach(
+        &mut self,
+        session: SessionId,
+        presenter: PresenterIdx,
+        flow: Arc<Flow>,
+        reading: Reading,
+        now: Instant,
+    ) {
         let Some(this) = self.sessions.get_mut(&session) else {
             flow.end();
             return;
         };
         let subscriber = Arc::clone(&this.subscriber);
         this.detached_at = None;
+        this.v1 = reading.is_v1();
         if let Some(before) = this.presenter.replace(presenter)
             && before != presenter
         {
             self.detach(session, before, now);
         }
         let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
-        let old = room.attach(session, subscriber, flow, now);
+        if let Some(why) = room.refuses(&reading, &self.epoch) {
+            // It takes nothing over.
+            flow.end();
+            return self.end_by_id(session, End::BadFrame(why));
+        }
+        let old = room.attach(session, subscriber, flow, reading, now);
         if room.verdict(now).is_none() && !room.checking {
             room.checking = self.checker.check(presenter, false);
         }
         if let Some(old) = old.filter(|old| old.session != session)
             && let Some(other) = self.sessions.get_mut(&old.session)
         {
-            // Rule 15, legacy: the old one is left open and gets nothing more.
-            other.detached_at = Some(now);
+            if other.v1 {
+                self.end_by_id(old.session, End::Replaced);
+            } else {
+                // Rule 15, legacy: the old one is left open and gets nothing more.
+                other.detached_at = Some(now);
+            }
         }
-        self.pump(presenter, now);
+        self.open(presenter, now);
+    }
+
+    /// The client has everything up to `seq` (rule 14).
+    pub(super) fn ack(&mut self, session: SessionId, seq: Seq, fanned_out: Option<u64>, now: Instant) {
+        let Some(presenter) = self.sessions.get(&session).and_then(|session| session.presenter) else {
+            return;
+        };
+        let room = self.rooms.get_mut(&presenter);
+        let Some(room) = room.filter(|room| room.is_read_by(session)) else {
+            return;
+        };
+        if room.acknowledge(seq, fanned_out, now) {
+            self.pump(presenter, now);
+        } else {
+            self.detach(session, presenter, now);
+            self.end_by_id(session, End::BadFrame("ack is above the last seq that was sent"));
+        }
     }
 
     pub(super) fn flushed(&mut self, session: SessionId, events: u64, now: Instant) {
@@ -58,12 +94,13 @@ impl SessionRegistry {
         if let Some(room) = self.rooms.get_mut(&presenter) {
             let sent = room.pump(&self.config, now);
             self.metrics.frames.inc_by(sent as u64);
+            self.read_on(presenter);
         }
     }
 
     pub(super) fn detach(&mut self, session: SessionId, presenter: PresenterIdx, now: Instant) {
         if let Some(room) = self.rooms.get_mut(&presenter)
-            && room.cursor.as_ref().is_some_and(|cursor| cursor.session == session)
+            && room.is_read_by(session)
         {
             room.detach(now);
         }
@@ -79,27 +116,50 @@ impl SessionRegistry {
             self.detach(session, presenter, now);
             self.forget_if_idle(presenter, now);
         }
-        if self.sessions.is_empty() {
-            for done in self.ending.drain(..) {
-                let _ = done.send(());
-            }
-        }
+        self.ended_if_all_are_gone();
     }
 
     /// Ends a session, once: one that was told to close is not told again.
     pub(super) fn end(&self, session: &Session, end: End) {
-        if session.ended_at.get().is_some() {
+        if session.ended.get().is_some() {
             return;
         }
-        session.ended_at.set(Some(Instant::now()));
+        let patience = match end {
+            End::TooSlow => STALLED_PATIENCE,
+            _ => CLOSE_PATIENCE,
+        };
+        session.ended.set(Some((Instant::now(), patience)));
         self.metrics
             .sessions_ended
             .get_or_create(&[("reason", end.as_str())])
             .inc();
         session.subscriber.close(end);
-        if end == End::TooSlow {
+        if end == End::TooSlow && !session.v1 {
+            // Legacy has no word for it.
             session.subscriber.shut();
         }
+    }
+
+    pub(super) fn end_by_id(&self, session: SessionId, end: End) {
+        if let Some(session) = self.sessions.get(&session) {
+            self.end(session, end);
+        }
+    }
+
+    /// Tells so many more v1 sessions to connect again; returns how many are left to tell.
+    pub(super) fn tell_reconnect(&mut self, most: usize, after: Duration, spread: Duration) -> usize {
+        let mut left = 0;
+        let v1 = self.sessions.values_mut().filter(|session| session.v1 && !session.told);
+        for (n, session) in v1.filter(|session| session.ended.get().is_none()).enumerate() {
+            if n < most {
+                session.told = true;
+                // Spread, so that they do not all come at the same moment.
+                session.subscriber.reconnect(after + spread.mul_f64(rand::random()));
+            } else {
+                left += 1;
+            }
+        }
+        left
     }
 
     /// Rule 10: when sessions are full, one whose room is not live goes first; then one that never said whose it is.
@@ -111,10 +171,11 @@ impl SessionRegistry {
         let victim = self
             .sessions
             .values()
-            .filter(|session| session.ended_at.get().is_none())
+            .filter(|session| session.ended.get().is_none())
             .filter_map(|session| Some((idle_for(session)?, session)));
         if let Some((_, session)) = victim.max_by_key(|(idle, _)| *idle) {
-            self.end(session, End::NotLive);
+            let known = session.presenter.is_some();
+            self.end(session, if known { End::NotLive } else { End::Crowded });
         }
     }
 
@@ -134,13 +195,12 @@ impl SessionRegistry {
         }
         for (presenter, session) in stalled {
             self.detach(session, presenter, now);
-            if let Some(session) = self.sessions.get(&session) {
-                self.end(session, End::TooSlow);
-            }
+            self.end_by_id(session, End::TooSlow);
         }
+        self.sweep_readers(now);
         for session in self.sessions.values() {
             let due = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
-            if session.ended_at.get().is_some_and(|at| due(at, CLOSE_PATIENCE)) {
+            if session.ended.get().is_some_and(|(at, patience)| due(at, patience)) {
                 // It was asked to close and its actor does not run: its peer does not read.
                 session.subscriber.shut();
             } else if session.detached_at.is_some_and(|at| due(at, self.config.detached)) {
@@ -154,6 +214,7 @@ impl SessionRegistry {
                 self.end(session, End::NotLive);
             }
         }
+        self.save_places(now);
         self.rooms.retain(|_, room| !room.idle(now, &self.config));
         self.metrics
             .rooms

@@ -1,6 +1,7 @@
 //! What the writer and the checker answer: events take their place or give it back, verdicts settle who waits.
 
 use super::*;
+use crate::seams::Place;
 
 impl SessionRegistry {
     pub(super) fn settled(&mut self, term: u64, count: usize, committed: Committed, now: Instant) {
@@ -99,16 +100,25 @@ impl SessionRegistry {
         }
     }
 
-    pub(super) fn last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>, now: Instant) {
+    pub(super) fn last_seq(
+        &mut self,
+        presenter: PresenterIdx,
+        last: Result<Seq, ()>,
+        place: Option<Place>,
+        now: Instant,
+    ) {
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
         match last {
             Ok(last) => {
-                room.numbering_known(last);
+                room.numbering_known(last, place, &self.config, now, system_ms());
+                self.open(presenter, now);
+                self.pump(presenter, now);
                 self.pursue(presenter, now);
             }
             Err(()) => {
+                // A session that waits for it is seen to by the sweep.
                 room.numbering = Numbering::Unknown;
                 self.refuse_waiting(presenter, Refusal::LogUnavailable);
             }
@@ -145,12 +155,15 @@ impl SessionRegistry {
     }
 
     pub(super) fn forget_if_idle(&mut self, presenter: PresenterIdx, now: Instant) {
-        if self
-            .rooms
-            .get(&presenter)
-            .is_some_and(|room| room.idle(now, &self.config))
+        if let Some(room) = self.rooms.get_mut(&presenter)
+            && room.idle(now, &self.config)
         {
+            room.hurry();
+            let place = room.place(presenter, &self.config, now, system_ms());
             self.rooms.remove(&presenter);
+            if let Some(place) = place {
+                self.writer.keep_places(vec![place]);
+            }
         }
     }
 }

@@ -2,33 +2,50 @@
 //!
 //! It moves frames in and out, beats, and never waits on anything remote. It runs only while its socket takes
 //! what is written (actix polls it from the response body), so whatever must work on a stalled peer is the registry's to
-//! do: see [`Flow`] and [`SessionHandle::shut`](crate::registry::Subscriber::shut).
+//! do: see [`Flow`] and [`SessionHandle::shut`](crate::registry::Subscriber::shut). What frames mean is its dialect's to
+//! say ([`legacy`](super::legacy), [`v1`](super::v1)), which knows no socket.
 //!
-//! When full: the registry sends no more than the session's credit, so the actor's mailbox never binds.
+//! When full: the registry sends no more than the session's credit, so the actor's mailbox never binds. A client that sends
+//! more frames than `session.client_frames_per_second`, acks that say something new aside, is closed with 1008.
 
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix::prelude::*;
 use actix_http::ws::Item;
 use actix_web_actors::ws::{CloseCode, CloseReason, Message as Frame, ProtocolError, WebsocketContext};
 use bytestring::ByteString;
+use uuid::Uuid;
 
 use super::{
+    action::Action,
+    close::Close,
+    flood::FrameBucket,
     flow::Flow,
-    legacy::{Action, Close, Fragments, on_text},
+    fragments::Fragments,
+    handle::{Deliver, Finish, Greet, Reconnect, SessionHandle},
+    legacy,
+    v1::Machine,
 };
 use crate::{
+    clock::system_ms,
     gate::Permit,
-    registry::{Delivery, End, RegistryHandle, SessionId, Subscriber},
-    seams::{Authenticate, Socket},
+    registry::{End, Reading, RegistryHandle, SessionId},
+    ring::Entry,
+    seams::{Authenticate, Socket, Wording},
     types::PresenterIdx,
-    wire::legacy::{Clock, encode_chat},
+    wire::{
+        legacy::{Clock, encode_chat},
+        v1::ServerFrame,
+    },
 };
+
+/// How far ahead a timer is set at most; a token that is good for longer is looked at again then.
+const LONGEST_TIMER: Duration = Duration::from_secs(24 * 3600);
 
 /// What operators set for sessions. `settings.toml` documents each.
 #[derive(Clone, Debug)]
@@ -41,6 +58,12 @@ pub struct SessionConfig {
     pub keepalive_missed: u32,
     /// `session.max_frame_bytes`
     pub max_frame_bytes: usize,
+    /// `session.hello_seconds`
+    pub hello: Duration,
+    /// `session.close_on_expiry`
+    pub close_on_expiry: bool,
+    /// `session.client_frames_per_second`
+    pub client_frames_per_second: u32,
     /// How long a closing socket may take to say goodbye.
     pub close_linger: Duration,
 }
@@ -73,94 +96,147 @@ impl Progress {
     }
 }
 
+/// What a session speaks.
+pub enum Dialect {
+    /// legacy-protocol.md, to the byte; times are of this clock.
+    Legacy(Arc<Clock>),
+    /// design.md, "Presenter sessions, dialect v1".
+    V1(Machine),
+}
+
+/// What a session is made of.
+pub struct SessionParts {
+    /// Settings.
+    pub config: SessionConfig,
+    /// What it speaks.
+    pub dialect: Dialect,
+    /// Where its room is.
+    pub registry: RegistryHandle,
+    /// Reads tokens.
+    pub tokens: Rc<dyn Authenticate>,
+    /// Words for refusals.
+    pub words: Rc<dyn Wording>,
+    /// The connection's socket.
+    pub socket: Weak<dyn Socket>,
+    /// Shared with the transport.
+    pub progress: Rc<Progress>,
+    /// Shared with the transport.
+    pub violation: Rc<Cell<Option<Violation>>>,
+    /// Its place among `session.max`.
+    pub permit: Permit,
+}
+
 /// See the module's text.
 pub struct PresenterSession {
-    config: SessionConfig,
-    registry: RegistryHandle,
-    tokens: Rc<dyn Authenticate>,
-    clock: Arc<Clock>,
-    socket: Weak<dyn Socket>,
-    progress: Rc<Progress>,
-    violation: Rc<Cell<Option<Violation>>>,
+    parts: SessionParts,
+    /// Names it in the server's log and in `welcome`.
+    name: Uuid,
     fragments: Fragments,
+    frames: FrameBucket,
     session: Option<SessionId>,
     flow: Option<(PresenterIdx, Arc<Flow>)>,
+    expiry: Option<SpawnHandle>,
     unanswered: u32,
     closing: bool,
-    /// Its place among `session.max`.
-    _permit: Permit,
 }
 
 impl PresenterSession {
     /// A session over a socket that was just upgraded.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        config: SessionConfig,
-        registry: RegistryHandle,
-        tokens: Rc<dyn Authenticate>,
-        clock: Arc<Clock>,
-        socket: Weak<dyn Socket>,
-        progress: Rc<Progress>,
-        violation: Rc<Cell<Option<Violation>>>,
-        permit: Permit,
-    ) -> Self {
+    pub fn new(parts: SessionParts) -> Self {
         Self {
-            config,
-            registry,
-            tokens,
-            clock,
-            socket,
-            progress,
-            violation,
+            frames: FrameBucket::new(parts.config.client_frames_per_second, Instant::now()),
+            parts,
+            name: Uuid::now_v7(),
             fragments: Fragments::default(),
             session: None,
             flow: None,
+            expiry: None,
             unanswered: 0,
             closing: false,
-            _permit: permit,
         }
     }
 
     fn act(&mut self, action: Action, ctx: &mut WebsocketContext<Self>) {
+        if !matches!(action, Action::Ack { moves: true, .. }) && !self.frames.take(Instant::now()) {
+            return self.close(Close::Flood, ctx);
+        }
         match action {
             Action::Reply(text) => ctx.text(text),
             Action::ReplyAndClose(text, close) => {
                 ctx.text(text);
                 self.close(close, ctx);
             }
-            Action::Attach(presenter) => self.attach(presenter),
-            Action::Close(close) => self.close(close, ctx),
+            Action::Attach { presenter, reading } => {
+                self.attach(presenter, reading);
+                self.watch_expiry(ctx);
+            }
+            Action::Refreshed => self.watch_expiry(ctx),
+            Action::Ack { seq, fanned_out, .. } => {
+                if let Some(session) = self.session {
+                    self.parts.registry.ack(session, seq, fanned_out);
+                }
+            }
+            Action::Close(close, why) => self.close_because(close, why.as_deref(), ctx),
         }
     }
 
-    fn attach(&mut self, presenter: PresenterIdx) {
+    fn attach(&mut self, presenter: PresenterIdx, reading: Reading) {
         let Some(session) = self.session else {
             return;
         };
+        log::debug!("session {}: presenter {presenter}, {reading:?}", self.name);
         // A second `start` takes over from the first, even on one socket: the flow begins anew.
         let flow = Arc::new(Flow::default());
         self.flow = Some((presenter, Arc::clone(&flow)));
-        self.registry.attach(session, presenter, flow);
+        self.parts.registry.attach(session, presenter, flow, reading);
+    }
+
+    /// Closes at the token's end, unless a later `hello` moves it.
+    fn watch_expiry(&mut self, ctx: &mut WebsocketContext<Self>) {
+        let Dialect::V1(machine) = &self.parts.dialect else {
+            return;
+        };
+        let Some(expires_at_ms) = machine.expires_at_ms().filter(|_| self.parts.config.close_on_expiry) else {
+            return;
+        };
+        if let Some(timer) = self.expiry.take() {
+            ctx.cancel_future(timer);
+        }
+        let left = u64::try_from(expires_at_ms.saturating_sub(system_ms())).unwrap_or(0);
+        if left == 0 {
+            return self.close(Close::TokenExpired, ctx);
+        }
+        let timer = Duration::from_millis(left).min(LONGEST_TIMER);
+        self.expiry = Some(ctx.run_later(timer, Self::watch_expiry));
+    }
+
+    fn close(&mut self, close: Close, ctx: &mut WebsocketContext<Self>) {
+        self.close_because(close, None, ctx);
     }
 
     /// Says goodbye, and gives the peer a moment to read it before the socket goes.
-    fn close(&mut self, close: Close, ctx: &mut WebsocketContext<Self>) {
+    fn close_because(&mut self, close: Close, why: Option<&str>, ctx: &mut WebsocketContext<Self>) {
         if self.closing {
             return;
         }
         self.closing = true;
         self.end_flow();
-        let code = match close {
-            Close::Normal => CloseCode::Normal,
-            Close::Away => CloseCode::Away,
-            Close::Protocol => CloseCode::Protocol,
-            Close::Unsupported => CloseCode::Unsupported,
-            Close::NotUtf8 => CloseCode::Invalid,
-            Close::TooBig => CloseCode::Size,
-            Close::Unreadable => CloseCode::Error,
-        };
-        ctx.close(Some(CloseReason::from(code)));
-        ctx.run_later(self.config.close_linger, |_, ctx| ctx.stop());
+        log::debug!("session {}: closing, {close:?} {}", self.name, why.unwrap_or_default());
+        let mut reason = CloseReason::from(CloseCode::from(close.code()));
+        if matches!(self.parts.dialect, Dialect::V1(_))
+            && let Some(problem) = close.problem()
+        {
+            let title = self.parts.words.title(problem);
+            let message = why.map_or_else(|| title.to_owned(), |why| format!("{title}: {why}"));
+            let error = ServerFrame::Error {
+                code: problem,
+                message: &message,
+            };
+            ctx.text(error.encode());
+            reason.description = Some(problem.to_owned());
+        }
+        ctx.close(Some(reason));
+        ctx.run_later(self.parts.config.close_linger, |_, ctx| ctx.stop());
     }
 
     fn end_flow(&mut self) {
@@ -173,26 +249,45 @@ impl PresenterSession {
         if self.closing {
             return;
         }
-        if self.unanswered >= self.config.keepalive_missed {
-            // The peer is gone: there is nobody to say goodbye to.
-            return ctx.stop();
+        if self.unanswered >= self.parts.config.keepalive_missed {
+            return match self.parts.dialect {
+                // The peer is gone: there is nobody to say goodbye to.
+                Dialect::Legacy(_) => ctx.stop(),
+                Dialect::V1(_) => self.close(Close::KeepaliveMissed, ctx),
+            };
         }
         self.unanswered += 1;
         ctx.ping(b"");
     }
 
     fn text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
-        let action = on_text(text, &*self.tokens);
+        let tokens = &*self.parts.tokens;
+        let action = match &mut self.parts.dialect {
+            Dialect::Legacy(_) => legacy::on_text(text, tokens),
+            Dialect::V1(machine) => machine.on_text(text, tokens),
+        };
         self.act(action, ctx);
     }
 
+    /// A binary frame, which no dialect has.
+    fn binary(&self) -> Close {
+        match self.parts.dialect {
+            Dialect::Legacy(_) => Close::Unsupported,
+            Dialect::V1(_) => Close::BadFrame,
+        }
+    }
+
     fn part(&mut self, item: Item, ctx: &mut WebsocketContext<Self>) {
-        let limit = self.config.max_frame_bytes;
+        let limit = self.parts.config.max_frame_bytes;
+        let (Item::FirstText(bytes) | Item::FirstBinary(bytes) | Item::Continue(bytes) | Item::Last(bytes)) = &item;
+        if !self.frames.take_part(bytes.len(), Instant::now()) {
+            return self.close(Close::Flood, ctx);
+        }
         let whole = match item {
             Item::FirstText(part) => self.fragments.first(&part, limit).map(|()| None),
             Item::Continue(part) => self.fragments.more(&part, limit).map(|()| None),
             Item::Last(part) => self.fragments.last(&part, limit).map(Some),
-            Item::FirstBinary(_) => Err(Close::Unsupported),
+            Item::FirstBinary(_) => Err(self.binary()),
         };
         match whole {
             Ok(Some(text)) => self.text(&text, ctx),
@@ -202,7 +297,7 @@ impl PresenterSession {
     }
 
     fn failed(&mut self, error: &ProtocolError, ctx: &mut WebsocketContext<Self>) {
-        let close = match (self.violation.get(), error) {
+        let close = match (self.parts.violation.get(), error) {
             (Some(Violation::TooBig), _) | (None, ProtocolError::Overflow) => Close::TooBig,
             (Some(Violation::Protocol), _) => Close::Protocol,
             // actix reports text that is not UTF-8 as an I/O error; a peer that is gone reads no close code anyway.
@@ -217,15 +312,26 @@ impl Actor for PresenterSession {
     type Context = WebsocketContext<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(self.config.mailbox);
+        let config = &self.parts.config;
+        ctx.set_mailbox_capacity(config.mailbox);
+        ctx.run_interval(config.keepalive, Self::beat);
+        if let Dialect::V1(_) = self.parts.dialect {
+            ctx.run_later(config.hello, |this, ctx| {
+                if let Dialect::V1(machine) = &this.parts.dialect
+                    && !machine.open()
+                {
+                    this.close(Close::NoHello, ctx);
+                }
+            });
+        }
         let handle = SessionHandle {
             actor: ctx.address(),
-            socket: self.socket.clone(),
+            socket: self.parts.socket.clone(),
         };
-        let session = self.registry.connect(Arc::new(handle));
+        let session = self.parts.registry.connect(Arc::new(handle));
         self.session = Some(session);
-        self.progress.told.replace(Some((self.registry.clone(), session)));
-        ctx.run_interval(self.config.keepalive, Self::beat);
+        let told = (self.parts.registry.clone(), session);
+        self.parts.progress.told.replace(Some(told));
     }
 }
 
@@ -234,7 +340,7 @@ impl Drop for PresenterSession {
     fn drop(&mut self) {
         self.end_flow();
         if let Some(session) = self.session.take() {
-            self.registry.gone(session);
+            self.parts.registry.gone(session);
         }
     }
 }
@@ -246,7 +352,7 @@ impl StreamHandler<Result<Frame, ProtocolError>> for PresenterSession {
             Ok(Frame::Close(reason)) => {
                 if !self.closing {
                     ctx.close(reason);
-                } else if let Some(socket) = self.socket.upgrade() {
+                } else if let Some(socket) = self.parts.socket.upgrade() {
                     // The answer to our close: both sides are done, so the connection ends now (RFC 6455, 5.5.1).
                     socket.shut();
                 }
@@ -259,17 +365,26 @@ impl StreamHandler<Result<Frame, ProtocolError>> for PresenterSession {
         match frame {
             Frame::Text(text) => self.text(&text, ctx),
             Frame::Continuation(item) => self.part(item, ctx),
+            Frame::Binary(_) => self.close(self.binary(), ctx),
+            Frame::Ping(_) | Frame::Pong(_) if !self.frames.take(Instant::now()) => self.close(Close::Flood, ctx),
             Frame::Ping(payload) => ctx.pong(&payload),
-            Frame::Binary(_) => self.close(Close::Unsupported, ctx),
             Frame::Pong(_) | Frame::Nop | Frame::Close(_) => {}
         }
     }
 }
 
-/// Events from the registry.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Deliver(Delivery);
+impl PresenterSession {
+    fn encoded(&self, entry: &Entry) -> ByteString {
+        match &self.parts.dialect {
+            Dialect::Legacy(clock) => entry.legacy(|event| {
+                let time = clock.hhmm(event.sent_at_ms);
+                let chat = &event.chat;
+                ByteString::from(encode_chat(chat.nickname.as_str(), chat.text.as_str(), &time))
+            }),
+            Dialect::V1(_) => entry.v1(),
+        }
+    }
+}
 
 impl Handler<Deliver> for PresenterSession {
     type Result = ();
@@ -279,64 +394,64 @@ impl Handler<Deliver> for PresenterSession {
             return;
         }
         for entry in &delivery.entries {
-            ctx.text(entry.legacy(|event| {
-                let time = self.clock.hhmm(event.sent_at_ms);
-                ByteString::from(encode_chat(
-                    event.chat.nickname.as_str(),
-                    event.chat.text.as_str(),
-                    &time,
-                ))
-            }));
+            ctx.text(self.encoded(entry));
         }
-        self.progress
-            .taken
-            .set(self.progress.taken.get() + delivery.entries.len() as u64);
+        if let Dialect::Legacy(_) = self.parts.dialect {
+            // Of v1 the client itself tells, by its acks.
+            let taken = &self.parts.progress.taken;
+            taken.set(taken.get() + delivery.entries.len() as u64);
+        }
     }
 }
 
-/// The registry wants the session closed.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Finish(End);
+impl Handler<Greet> for PresenterSession {
+    type Result = ();
+
+    fn handle(&mut self, Greet(welcome): Greet, ctx: &mut Self::Context) {
+        if self.closing {
+            return;
+        }
+        let frame = ServerFrame::Welcome {
+            session_id: self.name,
+            presenter_idx: welcome.presenter,
+            epoch: &welcome.epoch.0,
+            last_seq: welcome.last_seq,
+            resumed_from: welcome.resumed_from,
+            gap: welcome.gap,
+            keepalive_seconds: self.parts.config.keepalive.as_secs(),
+        };
+        ctx.text(frame.encode());
+    }
+}
+
+impl Handler<Reconnect> for PresenterSession {
+    type Result = ();
+
+    fn handle(&mut self, Reconnect(after): Reconnect, ctx: &mut Self::Context) {
+        if !self.closing {
+            let frame = ServerFrame::Reconnect {
+                after_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+                reason: "drain",
+            };
+            ctx.text(frame.encode());
+        }
+    }
+}
 
 impl Handler<Finish> for PresenterSession {
     type Result = ();
 
     fn handle(&mut self, Finish(end): Finish, ctx: &mut Self::Context) {
-        self.close(
-            match end {
-                End::GoingAway | End::Restarted => Close::Away,
-                End::Replaced | End::NotLive | End::TooSlow => Close::Normal,
-            },
-            ctx,
-        );
-    }
-}
-
-/// What the registry holds of a session.
-pub struct SessionHandle {
-    actor: Addr<PresenterSession>,
-    socket: Weak<dyn Socket>,
-}
-
-impl Subscriber for SessionHandle {
-    fn deliver(&self, delivery: Delivery) {
-        // Credit is at most the mailbox, so a full one means that the session is beyond help; a closed one that it is gone.
-        // Either way the flow tells how far the socket got.
-        if self.actor.try_send(Deliver(delivery)).is_err() {
-            self.shut();
-        }
-    }
-
-    fn close(&self, end: End) {
-        if self.actor.try_send(Finish(end)).is_err() {
-            self.shut();
-        }
-    }
-
-    fn shut(&self) {
-        if let Some(socket) = self.socket.upgrade() {
-            socket.shut();
-        }
+        let close = match (&self.parts.dialect, end) {
+            (_, End::GoingAway | End::Restarted) => Close::Away,
+            (Dialect::Legacy(_), _) => Close::Normal,
+            (Dialect::V1(_), End::Replaced) => Close::Replaced,
+            (Dialect::V1(_), End::NotLive) => Close::NotLive,
+            (Dialect::V1(_), End::Crowded) => Close::Overloaded,
+            (Dialect::V1(_), End::TooSlow) => Close::TooSlow,
+            (Dialect::V1(_), End::LogUnavailable) => Close::LogUnavailable,
+            (Dialect::V1(_), End::BadFrame(why)) => return self.close_because(Close::BadFrame, Some(why), ctx),
+        };
+        self.close(close, ctx);
     }
 }

@@ -5,101 +5,56 @@
 
 use bytestring::ByteString;
 
+use super::{action::Action, close::Close};
 use crate::{
+    registry::Reading,
     seams::Authenticate,
-    types::PresenterIdx,
     wire::legacy::{ClientFrame, PONG, START_WITHOUT_TOKEN, TOKEN_EXCEPTION, error_unknown_id, parse_client},
 };
-
-/// WebSocket close codes that a legacy client may see (RFC 6455, 7.4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Close {
-    /// 1000: after `tokenException` and a missing token, and when the server has no more use for the socket.
-    Normal,
-    /// 1001: the server is about to stop.
-    Away,
-    /// 1002: the peer does not speak WebSocket properly.
-    Protocol,
-    /// 1003: a binary frame.
-    Unsupported,
-    /// 1007: text that is not UTF-8.
-    NotUtf8,
-    /// 1009: a message longer than `session.max_frame_bytes`.
-    TooBig,
-    /// 1011: neither the bare `ping` nor a JSON object with an `id`.
-    Unreadable,
-}
-
-/// What a frame asks the session to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send this text.
-    Reply(ByteString),
-    /// Send this text, then close.
-    ReplyAndClose(ByteString, Close),
-    /// Become this presenter's session. Nothing is sent.
-    Attach(PresenterIdx),
-    /// Close.
-    Close(Close),
-}
 
 /// What one text message means.
 pub fn on_text(text: &str, tokens: &dyn Authenticate) -> Action {
     match parse_client(text) {
         ClientFrame::Ping => Action::Reply(ByteString::from_static(PONG)),
-        ClientFrame::Start { token } => match tokens.presenter(&token) {
-            Some(presenter) => Action::Attach(presenter),
-            None => Action::ReplyAndClose(ByteString::from_static(TOKEN_EXCEPTION), Close::Normal),
+        ClientFrame::Start { token } => match tokens.grant(&token) {
+            // A legacy session is not closed when its token expires: it cannot refresh it (rule 15).
+            Ok(grant) if tokens.admit(grant.presenter) => Action::Attach {
+                presenter: grant.presenter,
+                reading: Reading::Legacy,
+            },
+            // The protocol has no word for a presenter that connects too often.
+            Ok(_) => Action::Close(Close::Normal, None),
+            Err(_) => Action::ReplyAndClose(ByteString::from_static(TOKEN_EXCEPTION), Close::Normal),
         },
         ClientFrame::StartWithoutToken => {
             Action::ReplyAndClose(ByteString::from_static(START_WITHOUT_TOKEN), Close::Normal)
         }
         ClientFrame::UnknownId(id) => Action::Reply(error_unknown_id(&id).into()),
-        ClientFrame::Unreadable => Action::Close(Close::Unreadable),
-    }
-}
-
-/// Puts the fragments of one message together, up to a limit on their sum.
-#[derive(Debug, Default)]
-pub struct Fragments {
-    parts: Option<Vec<u8>>,
-}
-
-impl Fragments {
-    /// The first fragment of a text message.
-    pub fn first(&mut self, part: &[u8], limit: usize) -> Result<(), Close> {
-        self.parts = Some(Vec::with_capacity(part.len()));
-        self.more(part, limit)
-    }
-
-    /// A further fragment.
-    pub fn more(&mut self, part: &[u8], limit: usize) -> Result<(), Close> {
-        let parts = self.parts.as_mut().ok_or(Close::Protocol)?;
-        if parts.len() + part.len() > limit {
-            self.parts = None;
-            return Err(Close::TooBig);
-        }
-        parts.extend_from_slice(part);
-        Ok(())
-    }
-
-    /// The last fragment: the whole text.
-    pub fn last(&mut self, part: &[u8], limit: usize) -> Result<String, Close> {
-        self.more(part, limit)?;
-        let whole = self.parts.take().ok_or(Close::Protocol)?;
-        String::from_utf8(whole).map_err(|_| Close::NotUtf8)
+        ClientFrame::Unreadable => Action::Close(Close::Unreadable, None),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        seams::{Denied, Grant},
+        types::PresenterIdx,
+    };
 
     struct Tokens;
 
     impl Authenticate for Tokens {
-        fn presenter(&self, token: &str) -> Option<PresenterIdx> {
-            PresenterIdx::new(token.parse().ok()?)
+        fn grant(&self, token: &str) -> Result<Grant, Denied> {
+            let presenter = token.parse().ok().and_then(PresenterIdx::new).ok_or(Denied::Bad)?;
+            Ok(Grant {
+                presenter,
+                expires_at_ms: i64::MAX,
+            })
+        }
+
+        fn admit(&self, presenter: PresenterIdx) -> bool {
+            presenter.get() != 13
         }
     }
 
@@ -108,7 +63,14 @@ mod tests {
         let presenter = PresenterIdx::new(12).unwrap();
         let rows = [
             ("ping", Action::Reply("pong".into())),
-            (r#"{"id":"start","token":"12"}"#, Action::Attach(presenter)),
+            (
+                r#"{"id":"start","token":"12"}"#,
+                Action::Attach {
+                    presenter,
+                    reading: Reading::Legacy,
+                },
+            ),
+            (r#"{"id":"start","token":"13"}"#, Action::Close(Close::Normal, None)),
             (
                 r#"{"id":"start","token":"forged"}"#,
                 Action::ReplyAndClose(
@@ -131,28 +93,15 @@ mod tests {
                 r#"{"id":5}"#,
                 Action::Reply(r#"{"id":"error","message":"Invalid message with id 5"}"#.into()),
             ),
-            ("PING", Action::Close(Close::Unreadable)),
-            ("{}", Action::Close(Close::Unreadable)),
-            (r#""""#, Action::Close(Close::Unreadable)),
-            ("", Action::Close(Close::Unreadable)),
-            (r#"{"id":null}"#, Action::Close(Close::Unreadable)),
-            ("{bad", Action::Close(Close::Unreadable)),
+            ("PING", Action::Close(Close::Unreadable, None)),
+            ("{}", Action::Close(Close::Unreadable, None)),
+            (r#""""#, Action::Close(Close::Unreadable, None)),
+            ("", Action::Close(Close::Unreadable, None)),
+            (r#"{"id":null}"#, Action::Close(Close::Unreadable, None)),
+            ("{bad", Action::Close(Close::Unreadable, None)),
         ];
         for (frame, action) in rows {
             assert_eq!(on_text(frame, &Tokens), action, "{frame}");
         }
-    }
-
-    #[test]
-    fn fragments_are_put_together_up_to_the_limit() {
-        let mut fragments = Fragments::default();
-        fragments.first(b"pi", 4).unwrap();
-        fragments.more(b"n", 4).unwrap();
-        assert_eq!(fragments.last(b"g", 4).unwrap(), "ping");
-        fragments.first(b"pi", 4).unwrap();
-        assert_eq!(fragments.last(b"ngs", 4), Err(Close::TooBig));
-        assert_eq!(fragments.more(b"x", 4), Err(Close::Protocol));
-        fragments.first(&[0xff], 4).unwrap();
-        assert_eq!(fragments.last(b"", 4), Err(Close::NotUtf8));
     }
 }

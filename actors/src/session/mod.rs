@@ -1,10 +1,18 @@
 //! A presenter's session: its protocol, its actor, and where it meets the registry.
 
+pub mod action;
 mod actor;
+pub mod close;
+mod flood;
 mod flow;
+mod fragments;
+mod handle;
 pub mod legacy;
+pub mod v1;
 
 pub use self::{
-    actor::{PresenterSession, Progress, SessionConfig, SessionHandle, Violation},
+    actor::{Dialect, PresenterSession, Progress, SessionConfig, SessionParts, Violation},
+    close::Close,
     flow::Flow,
+    handle::SessionHandle,
 };

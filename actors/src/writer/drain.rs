@@ -414,6 +414,7 @@ impl LogWriter {
                     this.parts.registry.mailbox.push(RegistryMsg::LastSeq {
                         presenter,
                         last: Err(()),
+                        place: None,
                     });
                 }
             }

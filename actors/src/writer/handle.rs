@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::{
     gate::{Gate, Permit},
     outcome::Refusal,
-    seams::{Pos, SpoolError},
+    seams::{Place, Pos, SpoolError},
     types::{Epoch, Event, PresenterIdx, Seq},
 };
 
@@ -53,6 +53,13 @@ pub(crate) enum SpoolCommand {
     },
     ReadKeys {
         since_ms: i64,
+    },
+    KeepPlaces {
+        places: Vec<Place>,
+    },
+    /// As one of those, and the registry waits for it.
+    MarkPlace {
+        place: Place,
     },
     Free {
         through: Pos,
@@ -194,6 +201,16 @@ impl WriterHandle {
     /// Asks what a room's numbering goes on from; the registry's mailbox gets the answer.
     pub(crate) fn ask_last_seq(&self, presenter: PresenterIdx) {
         self.queue.push(SpoolCommand::LastSeq { presenter });
+    }
+
+    /// Has the spool remember how far rooms got; no answer.
+    pub(crate) fn keep_places(&self, places: Vec<Place>) {
+        self.queue.push(SpoolCommand::KeepPlaces { places });
+    }
+
+    /// The same for one room; the registry's mailbox is told whether it is kept.
+    pub(crate) fn mark_place(&self, place: Place) {
+        self.queue.push(SpoolCommand::MarkPlace { place });
     }
 
     /// Commits what was appended, closes the spool and ends its thread.

@@ -17,7 +17,7 @@ use crate::{
     metrics::Metrics,
     registry::{Committed, RegistryHandle, RegistryMsg, known},
     seams::{LastSeq, Pos, Spool, SpoolError},
-    types::Event,
+    types::{Event, PresenterIdx, Seq},
 };
 
 /// What the thread is told of settings.
@@ -292,6 +292,17 @@ impl Run {
         Ok(())
     }
 
+    /// What a room's numbering goes on from, and how far the room had got when that was last kept.
+    fn tell_last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>) {
+        let place = self.spool.place(presenter).unwrap_or_else(|error| {
+            log::warn!("spool: how far a room got cannot be read: {error}");
+            None
+        });
+        self.registry
+            .mailbox
+            .push(RegistryMsg::LastSeq { presenter, last, place });
+    }
+
     fn settle(&self, term: u64, count: usize, committed: Committed) {
         self.registry
             .mailbox
@@ -307,22 +318,17 @@ impl Run {
         let behind = !self.unwritten.is_empty();
         match command {
             SpoolCommand::LastSeq { presenter } if behind => {
-                let last = Err(());
-                self.registry.mailbox.push(RegistryMsg::LastSeq { presenter, last });
+                self.tell_last_seq(presenter, Err(()));
             }
             SpoolCommand::ReadKeys { .. } if behind => {
                 self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) });
             }
             SpoolCommand::LastSeq { presenter } => match self.spool.last_seq(presenter).map(known) {
-                Ok(Some(last)) => {
-                    let last = Ok(last);
-                    self.registry.mailbox.push(RegistryMsg::LastSeq { presenter, last });
-                }
+                Ok(Some(last)) => self.tell_last_seq(presenter, Ok(last)),
                 Ok(None) => self.drain.push(DrainMsg::AskStore { presenter }),
                 Err(error) => {
                     log::error!("spool: the last seq of a room cannot be read: {error}");
-                    let last = Err(());
-                    self.registry.mailbox.push(RegistryMsg::LastSeq { presenter, last });
+                    self.tell_last_seq(presenter, Err(()));
                 }
             },
             SpoolCommand::LearnLastSeq { presenter, last } => {
@@ -335,7 +341,20 @@ impl Run {
                 let last = known.map_err(|error| {
                     log::error!("spool: the last seq of a room cannot be kept: {error}");
                 });
-                self.registry.mailbox.push(RegistryMsg::LastSeq { presenter, last });
+                self.tell_last_seq(presenter, last);
+            }
+            SpoolCommand::KeepPlaces { places } => {
+                if let Err(error) = self.spool.keep_places(&places) {
+                    log::warn!("spool: how far {} rooms got is not kept: {error}", places.len());
+                }
+            }
+            SpoolCommand::MarkPlace { place } => {
+                let kept = self.spool.keep_places(&[place]);
+                let kept = kept.inspect_err(|error| log::warn!("spool: how far a room got is not kept: {error}"));
+                self.registry.mailbox.push(RegistryMsg::Marked {
+                    presenter: place.presenter,
+                    kept: kept.is_ok(),
+                });
             }
             SpoolCommand::ReadKeys { since_ms } => {
                 let rows = self.spool.read_keys(since_ms).map_err(|error| {

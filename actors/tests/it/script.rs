@@ -10,9 +10,10 @@ use chatting_actors::{
     idempotency::KeyRow,
     outcome::{Accepted, Delivery},
     seams::{
-        LastSeq, Liveness, LogStore, Poison, Pos, RoomApi, RoomApiError, Spool, SpoolError, StoreBatch, StoreError,
+        LastSeq, Liveness, LogPage, LogRange, LogReader, LogStore, Place, Poison, Pos, RoomApi, RoomApiError, Spool,
+        SpoolError, StoreBatch, StoreError,
     },
-    types::{Event, PresenterIdx, Seq},
+    types::{Epoch, Event, PresenterIdx, Seq},
 };
 use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
 
@@ -60,6 +61,8 @@ pub struct SpoolScript {
     pub full: bool,
     /// From here on nothing happens any more, as after a kill -9 of the process.
     pub killed: bool,
+    /// How far rooms got.
+    pub places: BTreeMap<i64, Place>,
     /// What was freed, for its keys.
     pub keys: Vec<Arc<Event>>,
     pub next: Pos,
@@ -230,6 +233,19 @@ impl Spool for ScriptedSpool {
         Ok(rows.collect())
     }
 
+    fn keep_places(&mut self, places: &[Place]) -> Result<(), SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        script
+            .places
+            .extend(places.iter().map(|place| (place.presenter.get(), *place)));
+        Ok(())
+    }
+
+    fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError> {
+        Ok(self.script().places.get(&presenter.get()).copied())
+    }
+
     fn probe(&mut self) -> Result<(), SpoolError> {
         let mut script = self.script();
         if script.full {
@@ -361,8 +377,67 @@ impl LogStore for ScriptedStore {
         self.answer(|_| Vec::new(), |_, _| ())
     }
 
+    fn read_epoch(
+        &self,
+        presenter: PresenterIdx,
+        _: Epoch,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        let range = (presenter.get(), after.0 + 1)..=(presenter.get(), through.0);
+        self.answer(
+            move |script| {
+                let events = script.events.range(range).take(limit);
+                events.map(|(_, event)| Event::clone(event)).collect()
+            },
+            |_, _| (),
+        )
+    }
+
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.answer(|script| script.events.is_empty(), |_, _| ())
+    }
+}
+
+/// Reads the log as the server does: the spool, then the store (rule 6).
+#[derive(Clone)]
+pub struct ScriptedLog {
+    pub spool: ScriptedSpool,
+    pub store: ScriptedStore,
+}
+
+impl LogReader for ScriptedLog {
+    fn read(&self, range: LogRange) -> BoxFuture<'static, Result<LogPage, StoreError>> {
+        let this = self.clone();
+        async move {
+            let within = |event: &Event| {
+                event.presenter_idx == range.presenter && event.seq > range.after && event.seq <= range.through
+            };
+            let mut events: BTreeMap<Seq, Event> = {
+                let script = this.spool.script();
+                let parked = script.parked.iter().map(|(event, _)| event);
+                let all = script.rows.values().chain(parked).filter(|event| within(event));
+                all.map(|event| (event.seq, Event::clone(event))).collect()
+            };
+            let LogRange {
+                presenter,
+                epoch,
+                after,
+                through,
+                limit,
+                ..
+            } = range;
+            if !events.contains_key(&after.next()) {
+                let stored = this.store.read_epoch(presenter, epoch, after, through, limit).await?;
+                events.extend(stored.into_iter().map(|event| (event.seq, event)));
+            }
+            Ok(LogPage {
+                events: events.into_values().take(limit).collect(),
+                spool_from: 0,
+            })
+        }
+        .boxed()
     }
 }
 

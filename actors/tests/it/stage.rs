@@ -15,7 +15,9 @@ use chatting_actors::{
     idempotency::{KeyConfig, Keyed},
     metrics::Metrics,
     outcome::{Accepted, Outcome, Refusal, Submit},
-    registry::{Delivery, End, RegistryConfig, RegistryHandle, SessionId, SessionRegistry, Subscriber},
+    registry::{
+        Delivery, End, ReadLog, Reading, RegistryConfig, RegistryHandle, SessionId, SessionRegistry, Subscriber,
+    },
     session::Flow,
     supervise::{Watch, supervise},
     types::{ChatMessage, Epoch, MessageText, Nickname, PresenterIdx, Role, UserIdx},
@@ -23,7 +25,7 @@ use chatting_actors::{
 };
 use tokio::sync::oneshot;
 
-use crate::script::{ScriptedRooms, ScriptedSpool, ScriptedStore};
+use crate::script::{ScriptedLog, ScriptedRooms, ScriptedSpool, ScriptedStore};
 
 /// A session without a socket: takes all that it is given and remembers it.
 pub struct Reader {
@@ -43,6 +45,17 @@ impl Reader {
 
     pub fn seqs(&self) -> Vec<u64> {
         self.seen().into_iter().map(|(seq, _)| seq).collect()
+    }
+
+    /// Returns when it has seen so many events.
+    pub async fn has_seen(&self, count: usize) {
+        for _ in 0..10_000 {
+            if self.seqs().len() >= count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("waited in vain for {count} events; saw {:?}", self.seqs());
     }
 
     /// Reads again, and first what came while it did not.
@@ -125,6 +138,11 @@ pub fn registry_config() -> RegistryConfig {
         not_live: Duration::from_secs(60),
         grace: Duration::from_secs(60),
         reconnect_interval: Duration::from_secs(60),
+        resume_max: 100_000,
+        resume_reads: 2,
+        resume_wait: Duration::from_millis(200),
+        checkpoint: Duration::from_millis(20),
+        broadcast_resume: Duration::from_secs(60),
     }
 }
 
@@ -194,7 +212,14 @@ impl Stage {
             metrics.clone(),
         );
         let thread = parts.start_spool(Box::new(spool.clone())).unwrap();
-        let arbiters = vec![Arbiter::new(), Arbiter::new(), Arbiter::new()];
+        let arbiters = vec![Arbiter::new(), Arbiter::new(), Arbiter::new(), Arbiter::new()];
+        let log = ReadLog {
+            reader: Arc::new(ScriptedLog {
+                spool: spool.clone(),
+                store: store.clone(),
+            }),
+            arbiter: arbiters[3].handle(),
+        };
         let made_of = parts.clone();
         supervise("writer", &arbiters[0].handle(), parts.watch.clone(), move || {
             LogWriter::new(made_of.clone())
@@ -232,6 +257,7 @@ impl Stage {
                 handle,
                 checker,
                 writer,
+                log.clone(),
                 counted.clone(),
                 present.enter(),
             )
@@ -263,7 +289,8 @@ impl Stage {
         let id = self.registry.connect(Arc::clone(&reader) as Arc<dyn Subscriber>);
         *session = Some(id);
         drop(session);
-        self.registry.attach(id, room(presenter), Arc::new(Flow::default()));
+        let flow = Arc::new(Flow::default());
+        self.registry.attach(id, room(presenter), flow, Reading::Legacy);
         reader
     }
 

@@ -15,6 +15,7 @@
 pub mod app;
 pub mod http;
 pub mod mongod;
+pub mod presenter;
 pub mod process;
 pub mod proxy;
 pub mod room_server;

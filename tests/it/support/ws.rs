@@ -249,12 +249,16 @@ impl WsClient {
     }
 
     async fn next_but_pings(&mut self) -> Incoming {
-        loop {
-            match self.next().await {
-                Incoming::Ping(payload) => self.send_bytes_regardless(&Frame::new(PONG, payload).encode()).await,
-                other => return other,
+        // One patience for all of it: pings go on for as long as the connection does.
+        within("a frame other than a ping", async {
+            loop {
+                match self.receive().await {
+                    Incoming::Ping(payload) => self.send_bytes_regardless(&Frame::new(PONG, payload).encode()).await,
+                    other => return other,
+                }
             }
-        }
+        })
+        .await
     }
 
     /// One message or control frame. Safe to drop half way: what was read stays in `unread`.

@@ -1,0 +1,257 @@
+//! A session's place in its room: what it was sent, what it owes, and what it still lacks.
+//!
+//! Holding, stalling, resuming and taking over are one thing: a cursor that is behind, and reads on from the ring, or from
+//! the log where the ring no longer has it.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    RegistryConfig,
+    messages::SessionId,
+    subscriber::{Delivery, Reading, Subscriber},
+};
+use crate::{
+    ring::Entry,
+    seams::{LogPage, Pos},
+    session::Flow,
+    types::Seq,
+};
+
+/// How far a session has got in beginning to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Where the room's numbering stands is not known yet.
+    Opening,
+    /// v1: whether the log has the first event that is wanted is not known yet, so `welcome` cannot be told.
+    Seeking,
+    /// Events flow.
+    Live,
+}
+
+/// A reading of the log on a cursor's behalf.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Paging {
+    /// It is under way, or waits for its turn.
+    pub under_way: bool,
+    /// The last one brought nothing; the next sweep tries again.
+    pub resting: bool,
+    /// Where in the spool the next page begins to look.
+    pub spool_from: Pos,
+    /// Pages in a row in which the next event was missing.
+    misses: u32,
+    /// Since when the log cannot be read.
+    failing_since: Option<Instant>,
+}
+
+/// What a page of the log did for a cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Paged {
+    /// It goes on.
+    OnIt,
+    /// Nothing yet: try again at the next sweep.
+    Later,
+    /// The log lacks everything up to and including this.
+    Hole(Seq),
+}
+
+/// See the module's text.
+pub(super) struct Cursor {
+    pub session: SessionId,
+    pub subscriber: Arc<dyn Subscriber>,
+    pub flow: Arc<Flow>,
+    pub reading: Reading,
+    pub phase: Phase,
+    /// When the session began to read, for the patience of its opening.
+    pub began: Instant,
+    /// The last event that the session said, or is believed, to have when it came.
+    pub wanted: Seq,
+    /// Where the flow began; between `wanted` and it is a gap.
+    pub start: Seq,
+    /// The last event queued to the session.
+    pub sent: Seq,
+    /// v1: the last event that the session has acknowledged.
+    pub acked: Seq,
+    /// What was sent and not yet flushed (legacy) or acknowledged (v1), oldest first, with sizes.
+    outstanding: VecDeque<(Seq, usize)>,
+    outstanding_bytes: usize,
+    /// When the session last took something, or had nothing to take.
+    progress_at: Instant,
+    /// Events of the log that come before those of the ring; bounded by credit, which is what is asked for.
+    buffer: VecDeque<Arc<Entry>>,
+    pub page: Paging,
+}
+
+impl Cursor {
+    pub fn new(
+        session: SessionId,
+        subscriber: Arc<dyn Subscriber>,
+        flow: Arc<Flow>,
+        reading: Reading,
+        now: Instant,
+    ) -> Self {
+        Self {
+            session,
+            subscriber,
+            flow,
+            reading,
+            phase: Phase::Opening,
+            began: now,
+            wanted: Seq(0),
+            start: Seq(0),
+            sent: Seq(0),
+            acked: Seq(0),
+            outstanding: VecDeque::new(),
+            outstanding_bytes: 0,
+            progress_at: now,
+            buffer: VecDeque::new(),
+            page: Paging::default(),
+        }
+    }
+
+    /// Begins behind `start`.
+    pub fn begin(&mut self, start: Seq) {
+        self.start = start;
+        self.sent = start;
+        self.acked = start;
+    }
+
+    /// The session told that its socket took `events` more (legacy).
+    pub fn flushed(&mut self, events: u64, now: Instant) {
+        for _ in 0..events {
+            self.settle_first();
+        }
+        self.progress_at = now;
+    }
+
+    /// The session has everything up to `seq` (v1). `None`: it was never sent so much (rule 14).
+    pub fn acknowledge(&mut self, seq: Seq, now: Instant) -> Option<bool> {
+        if self.phase != Phase::Live {
+            // Before its `welcome` a client can only repeat what it had before.
+            return Some(false);
+        }
+        if seq > self.sent {
+            return None;
+        }
+        let moves = seq > self.acked;
+        if moves {
+            self.acked = seq;
+            while self.outstanding.front().is_some_and(|(sent, _)| *sent <= seq) {
+                self.settle_first();
+            }
+            self.progress_at = now;
+        }
+        Some(moves)
+    }
+
+    fn settle_first(&mut self) {
+        if let Some((_, bytes)) = self.outstanding.pop_front() {
+            self.outstanding_bytes -= bytes;
+        }
+    }
+
+    /// Whether the session has taken nothing for so long although there was something to take.
+    pub fn stalled(&self, now: Instant, limit: Duration) -> bool {
+        !self.outstanding.is_empty() && now.saturating_duration_since(self.progress_at) >= limit
+    }
+
+    /// Events that credit still allows.
+    pub fn credit(&self, config: &RegistryConfig) -> usize {
+        config.credit_events.saturating_sub(self.outstanding.len())
+    }
+
+    /// Takes credit for one event. An event of any size may go when nothing is outstanding.
+    pub fn spend(&mut self, entry: &Entry, config: &RegistryConfig) -> bool {
+        let bytes = entry.bytes();
+        let first = self.outstanding.is_empty();
+        if self.credit(config) == 0 || (!first && self.outstanding_bytes + bytes > config.credit_bytes) {
+            return false;
+        }
+        self.outstanding.push_back((entry.event.seq, bytes));
+        self.outstanding_bytes += bytes;
+        self.sent = entry.event.seq;
+        true
+    }
+
+    /// Nothing is outstanding: there is nothing that the session could have made progress with.
+    pub fn rest(&mut self, now: Instant) {
+        if self.outstanding.is_empty() {
+            self.progress_at = now;
+        }
+    }
+
+    /// The next event of the log, if it is here.
+    pub fn buffered(&self) -> Option<Arc<Entry>> {
+        self.buffer.front().cloned()
+    }
+
+    /// The event that [`Self::buffered`] gave was sent.
+    pub fn unbuffer(&mut self) {
+        self.buffer.pop_front();
+    }
+
+    /// Sends events that credit was taken for.
+    pub fn deliver(&self, entries: Vec<Arc<Entry>>) {
+        if !entries.is_empty() {
+            self.subscriber.deliver(Delivery {
+                flow: Arc::clone(&self.flow),
+                entries,
+            });
+        }
+    }
+
+    /// Takes a page of the log that was asked for behind `sent`, up to `through`.
+    pub fn take_page(
+        &mut self,
+        through: Seq,
+        page: Result<LogPage, ()>,
+        now: Instant,
+        config: &RegistryConfig,
+    ) -> Paged {
+        self.page.under_way = false;
+        let Ok(page) = page else {
+            let since = *self.page.failing_since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= config.resume_wait {
+                self.page.failing_since = None;
+                return Paged::Hole(through);
+            }
+            self.page.resting = true;
+            return Paged::Later;
+        };
+        self.page.failing_since = None;
+        self.page.spool_from = page.spool_from;
+        let first = page.events.first().map(|event| event.seq);
+        if first != Some(self.sent.next()) {
+            self.page.misses += 1;
+            if self.page.misses < 2 {
+                // Once may be chance: what is answered before it is written, a store that lags.
+                self.page.resting = true;
+                return Paged::Later;
+            }
+            self.page.misses = 0;
+            return Paged::Hole(first.map_or(through, |first| Seq(first.0 - 1)));
+        }
+        self.page.misses = 0;
+        let mut next = self.sent.next();
+        for event in page.events {
+            if event.seq != next {
+                break;
+            }
+            next = next.next();
+            self.buffer.push_back(Arc::new(Entry::new(Arc::new(event))));
+        }
+        Paged::OnIt
+    }
+
+    /// Goes on behind a hole of the log.
+    pub fn skip(&mut self, through: Seq) {
+        if self.phase == Phase::Live {
+            self.sent = self.sent.max(through);
+        } else {
+            self.begin(through);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Sessions that begin, and cursors that read the log because the ring no longer has what they lack.
+//!
+//! The registry never waits for a read (rule 6): it runs elsewhere and comes back as a message. At most
+//! `session.resume_reads` are under way; the others wait in a queue with one place a session.
+
+use actix::ArbiterHandle;
+
+use super::*;
+use crate::seams::{LogPage, LogRange, LogReader};
+
+/// Where the log is read, and on whose thread.
+#[derive(Clone)]
+pub struct ReadLog {
+    /// What reads.
+    pub reader: Arc<dyn LogReader>,
+    /// Where its futures run: not where the registry does.
+    pub arbiter: ArbiterHandle,
+}
+
+/// What is being read.
+pub(super) struct Reads {
+    log: ReadLog,
+    under_way: usize,
+    waiting: VecDeque<(SessionId, PresenterIdx)>,
+}
+
+impl Reads {
+    pub fn new(log: ReadLog) -> Self {
+        Self {
+            log,
+            under_way: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl SessionRegistry {
+    /// Lets the attached session read, if the room's numbering is known; asks for it otherwise.
+    pub(super) fn open(&mut self, presenter: PresenterIdx, now: Instant) {
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        if room.numbering == Numbering::Unknown {
+            room.numbering = Numbering::Asked;
+            self.writer.ask_last_seq(presenter);
+            return;
+        }
+        match room.open(&self.epoch, &self.config) {
+            Opened::NotYet => {}
+            Opened::Mark => {
+                let place = room.place_now(presenter, now, system_ms());
+                self.writer.mark_place(place);
+            }
+            Opened::Begun => {
+                self.welcome(presenter);
+                self.pump(presenter, now);
+            }
+            Opened::Refused(why) => {
+                if let Some(refused) = room.detach(now) {
+                    self.end_by_id(refused.session, End::BadFrame(why));
+                }
+            }
+        }
+    }
+
+    /// The spool has remembered, or has not, that a legacy session reads.
+    pub(super) fn marked(&mut self, presenter: PresenterIdx, kept: bool, now: Instant) {
+        if let Some(room) = self.rooms.get_mut(&presenter) {
+            room.marked(kept);
+            if kept {
+                self.open(presenter, now);
+            }
+        }
+    }
+
+    /// Tells the session where it goes on, once that is known.
+    fn welcome(&self, presenter: PresenterIdx) {
+        let Some((room, cursor)) = self
+            .rooms
+            .get(&presenter)
+            .and_then(|room| Some((room, room.cursor.as_ref()?)))
+        else {
+            return;
+        };
+        if !cursor.reading.is_v1() || cursor.phase != Phase::Live {
+            return;
+        }
+        let Some((resumed_from, gap)) = room.beginning() else {
+            return;
+        };
+        let last_seq = room.committed().unwrap_or_default();
+        let outcome = match gap {
+            Some(_) => "gap",
+            None if resumed_from > last_seq => "up_to_date",
+            None => "resumed",
+        };
+        self.metrics.resumes.get_or_create(&[("outcome", outcome)]).inc();
+        cursor.subscriber.welcome(Welcome {
+            presenter,
+            epoch: self.epoch.clone(),
+            last_seq,
+            resumed_from,
+            gap,
+        });
+    }
+
+    /// Has the log read for a session that lacks what only the log has.
+    pub(super) fn read_on(&mut self, presenter: PresenterIdx) {
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        if room.wants_page(&self.config).is_none() {
+            return;
+        }
+        if let Some(cursor) = &mut room.cursor {
+            cursor.page.under_way = true;
+            self.reads.waiting.push_back((cursor.session, presenter));
+            self.begin_reads();
+        }
+    }
+
+    fn begin_reads(&mut self) {
+        while self.reads.under_way < self.config.resume_reads
+            && let Some((session, presenter)) = self.reads.waiting.pop_front()
+        {
+            let Some(room) = self.rooms.get_mut(&presenter).filter(|room| room.is_read_by(session)) else {
+                continue;
+            };
+            let Some(cursor) = &mut room.cursor else {
+                continue;
+            };
+            cursor.page.under_way = false;
+            let (limit, spool_from) = (cursor.credit(&self.config), cursor.page.spool_from);
+            let Some((after, through)) = room.wants_page(&self.config) else {
+                continue;
+            };
+            if let Some(cursor) = &mut room.cursor {
+                cursor.page.under_way = true;
+            }
+            let read = self.reads.log.reader.read(LogRange {
+                presenter,
+                epoch: self.epoch.clone(),
+                after,
+                through,
+                limit,
+                spool_from,
+            });
+            let (mailbox, metrics) = (self.handle.mailbox.clone(), self.metrics.clone());
+            let tell = move |page| {
+                mailbox.push(RegistryMsg::Page {
+                    session,
+                    presenter,
+                    after,
+                    through,
+                    page,
+                });
+            };
+            let lost = tell.clone();
+            let spawned = self.reads.log.arbiter.spawn(async move {
+                let page = read.await;
+                let outcome = if page.is_ok() { "ok" } else { "error" };
+                metrics.log_reads.get_or_create(&[("outcome", outcome)]).inc();
+                tell(
+                    page.map_err(|error| log::warn!("resume: presenter {presenter}: the log cannot be read: {error}")),
+                );
+            });
+            self.reads.under_way += 1;
+            if !spawned {
+                lost(Err(()));
+            }
+        }
+        let waiting = i64::try_from(self.reads.waiting.len()).unwrap_or(i64::MAX);
+        self.metrics.resumes_waiting.set(waiting);
+    }
+
+    /// A page of the log is there.
+    pub(super) fn page(
+        &mut self,
+        session: SessionId,
+        presenter: PresenterIdx,
+        (after, through): (Seq, Seq),
+        page: Result<LogPage, ()>,
+        now: Instant,
+    ) {
+        // Saturating: the first ones may have been asked for by a registry that failed.
+        self.reads.under_way = self.reads.under_way.saturating_sub(1);
+        let room = self.rooms.get_mut(&presenter);
+        if let Some(room) = room.filter(|room| room.is_read_by(session)) {
+            let seeking = room
+                .cursor
+                .as_ref()
+                .is_some_and(|cursor| cursor.phase == Phase::Seeking);
+            // What was asked for behind another place, before the cursor was set back, brings nothing.
+            let same = room.cursor.as_ref().is_some_and(|cursor| cursor.sent == after);
+            let hole = room.take_page(through, page.ok().filter(|_| same).ok_or(()), &self.config, now);
+            let v1 = room.cursor.as_ref().is_some_and(|cursor| cursor.reading.is_v1());
+            if let Some(through) = hole {
+                log::warn!(
+                    "resume: presenter {presenter}: the log has nothing of {} to {through}",
+                    after.next()
+                );
+                self.metrics.log_reads.get_or_create(&[("outcome", "hole")]).inc();
+            }
+            if hole.is_some() && v1 && !seeking {
+                // Only a `welcome` can tell of a gap, so the session begins anew.
+                self.detach(session, presenter, now);
+                self.end_by_id(session, End::Restarted);
+            } else {
+                if seeking {
+                    self.welcome(presenter);
+                }
+                self.pump(presenter, now);
+            }
+        }
+        self.begin_reads();
+    }
+
+    /// What waited for a moment is tried again; who waited too long is told.
+    pub(super) fn sweep_readers(&mut self, now: Instant) {
+        let (mut again, mut too_long, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+        for (presenter, room) in &mut self.rooms {
+            let numbering = room.numbering;
+            let Some(cursor) = &mut room.cursor else {
+                continue;
+            };
+            if cursor.phase == Phase::Opening {
+                let waited = now.saturating_duration_since(cursor.began);
+                if cursor.reading.is_v1() && waited >= self.config.resume_wait {
+                    too_long.push((*presenter, cursor.session));
+                } else if numbering != Numbering::Asked {
+                    unknown.push(*presenter);
+                }
+            } else if std::mem::take(&mut cursor.page.resting) {
+                again.push(*presenter);
+            }
+        }
+        for (presenter, session) in too_long {
+            self.detach(session, presenter, now);
+            self.end_by_id(session, End::LogUnavailable);
+        }
+        for presenter in unknown {
+            self.open(presenter, now);
+        }
+        for presenter in again {
+            self.pump(presenter, now);
+        }
+    }
+}

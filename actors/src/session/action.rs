@@ -1,0 +1,38 @@
+//! What a client's frame asks its session to do, whatever the dialect.
+
+use bytestring::ByteString;
+
+use super::close::Close;
+use crate::{
+    registry::Reading,
+    types::{PresenterIdx, Seq},
+};
+
+/// See the module's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this text.
+    Reply(ByteString),
+    /// Send this text, then close.
+    ReplyAndClose(ByteString, Close),
+    /// Become this presenter's session, and read its room like this.
+    Attach {
+        /// Whose session.
+        presenter: PresenterIdx,
+        /// From where, in which dialect.
+        reading: Reading,
+    },
+    /// The token was refreshed.
+    Refreshed,
+    /// The client has everything up to here.
+    Ack {
+        /// The last seq that it has.
+        seq: Seq,
+        /// How many viewers it passed it on to.
+        fanned_out: Option<u64>,
+        /// Whether it says more than the ack before.
+        moves: bool,
+    },
+    /// Close, for this reason in particular (English).
+    Close(Close, Option<String>),
+}

@@ -1,0 +1,113 @@
+//! Why a session is closed, and with which code.
+
+/// Every way in which the server closes a WebSocket (RFC 6455, 7.4.1; 4001 to 4007 are v1's own). A legacy session never sees
+/// a code above 1011.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// 1000: the server has no more use for the socket; in legacy also after a refused `start`.
+    Normal,
+    /// 1000: the room is not live.
+    NotLive,
+    /// 1001: the server is about to stop, or must begin the session anew.
+    Away,
+    /// 1002: the peer does not speak WebSocket properly.
+    Protocol,
+    /// 1003, legacy: a binary frame.
+    Unsupported,
+    /// 1007: text that is not UTF-8.
+    NotUtf8,
+    /// 1008: more frames than `session.client_frames_per_second`.
+    Flood,
+    /// 1008, v1: the presenter connects too often.
+    RateLimited,
+    /// 1009: a message longer than `session.max_frame_bytes`.
+    TooBig,
+    /// 1011, legacy: neither the bare `ping` nor a JSON object with an `id`.
+    Unreadable,
+    /// 1013, v1: another session needs the place.
+    Overloaded,
+    /// 1013, v1: where the room's numbering stands cannot be told now.
+    LogUnavailable,
+    /// 4001: no token, a bad one, or another presenter's.
+    Unauthenticated,
+    /// 4002: the token's time is over.
+    TokenExpired,
+    /// 4003: a newer session of the same presenter is there.
+    Replaced,
+    /// 4004: a frame that cannot be read, or says what cannot be.
+    BadFrame,
+    /// 4005: no progress for `session.stall_seconds`.
+    TooSlow,
+    /// 4006: no `hello` in time.
+    NoHello,
+    /// 4007: the keepalive was not answered.
+    KeepaliveMissed,
+}
+
+impl Close {
+    /// Every way, for tests and documents.
+    pub const ALL: &'static [Self] = &[
+        Self::Normal,
+        Self::NotLive,
+        Self::Away,
+        Self::Protocol,
+        Self::Unsupported,
+        Self::NotUtf8,
+        Self::Flood,
+        Self::RateLimited,
+        Self::TooBig,
+        Self::Unreadable,
+        Self::Overloaded,
+        Self::LogUnavailable,
+        Self::Unauthenticated,
+        Self::TokenExpired,
+        Self::Replaced,
+        Self::BadFrame,
+        Self::TooSlow,
+        Self::NoHello,
+        Self::KeepaliveMissed,
+    ];
+
+    /// The close code.
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Normal | Self::NotLive => 1000,
+            Self::Away => 1001,
+            Self::Protocol => 1002,
+            Self::Unsupported => 1003,
+            Self::NotUtf8 => 1007,
+            Self::Flood | Self::RateLimited => 1008,
+            Self::TooBig => 1009,
+            Self::Unreadable => 1011,
+            Self::Overloaded | Self::LogUnavailable => 1013,
+            Self::Unauthenticated => 4001,
+            Self::TokenExpired => 4002,
+            Self::Replaced => 4003,
+            Self::BadFrame => 4004,
+            Self::TooSlow => 4005,
+            Self::NoHello => 4006,
+            Self::KeepaliveMissed => 4007,
+        }
+    }
+
+    /// The name in the error table, of those that v1 explains in an `error` frame before it closes.
+    pub fn problem(self) -> Option<&'static str> {
+        Some(match self {
+            Self::NotLive => "broadcast_ended",
+            Self::Flood | Self::RateLimited => "rate_limited",
+            Self::TooBig => "too_large",
+            Self::Overloaded => "overloaded",
+            Self::LogUnavailable => "log_unavailable",
+            Self::Unauthenticated => "unauthenticated",
+            Self::TokenExpired => "token_expired",
+            Self::Replaced => "replaced",
+            Self::BadFrame => "bad_frame",
+            Self::TooSlow => "too_slow",
+            Self::NoHello => "no_hello",
+            Self::KeepaliveMissed => "keepalive_missed",
+            Self::Normal | Self::Away | Self::Protocol | Self::Unsupported | Self::NotUtf8 | Self::Unreadable => {
+                return None;
+            }
+        })
+    }
+}

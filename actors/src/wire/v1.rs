@@ -1,0 +1,260 @@
+//! The v1 dialect's frames (design.md, "Presenter sessions, dialect v1"): JSON text, one object a frame, named by `type`.
+//!
+//! docs/asyncapi.json describes every one of them; a test holds the two together.
+
+use bytestring::ByteString;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::types::{Event, PresenterIdx, Seq};
+
+/// The subprotocol that a client must offer.
+pub const SUBPROTOCOL: &str = "chat.v1";
+
+/// What a client may say. Fields that are not known are ignored, so that a newer client can talk to an older server.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ClientFrame {
+    /// Always the first frame; a later one refreshes the token.
+    Hello {
+        /// A JWT; not needed when the upgrade had one.
+        token: Option<String>,
+        /// The epoch of the last `welcome`; one that is not the server's voids `resume_after`.
+        epoch: Option<String>,
+        /// The last seq that the client has; absent: go on from the last ack of this broadcast; 0: from its start.
+        resume_after: Option<u64>,
+    },
+    /// Everything up to and including `seq` has arrived (rule 14).
+    Ack {
+        /// The last seq.
+        seq: u64,
+        /// How many viewers the client passed it on to.
+        fanned_out: Option<u64>,
+    },
+    /// Asks for a `pong`.
+    Ping,
+}
+
+/// Events that can no longer be replayed, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// The first that is missing.
+    pub from: Seq,
+    /// The last that is missing.
+    pub to: Seq,
+}
+
+/// What the server may say.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerFrame<'a> {
+    /// The answer to the first `hello`.
+    Welcome {
+        /// Names this connection in the server's log.
+        session_id: Uuid,
+        /// Whose session it is.
+        presenter_idx: PresenterIdx,
+        /// The numbering that every `seq` belongs to.
+        epoch: &'a str,
+        /// The last seq of the room now.
+        last_seq: Seq,
+        /// The seq of the first `chat` frame that will come.
+        resumed_from: Seq,
+        /// What was asked for and can no longer be sent.
+        gap: Option<Gap>,
+        /// A peer that is silent for longer than `session.keepalive_missed` times this is taken for gone, by either side.
+        keepalive_seconds: u64,
+    },
+    /// One chat message.
+    Chat {
+        /// Its place in the room.
+        seq: Seq,
+        /// UUIDv7.
+        id: Uuid,
+        /// Who sent it.
+        user_idx: i64,
+        /// The sender's name.
+        nickname: &'a str,
+        /// What was said.
+        text: &'a str,
+        /// RFC 3339, UTC, with milliseconds.
+        sent_at: String,
+        /// `viewer`, `presenter`, `moderator` or `operator`.
+        role: &'static str,
+    },
+    /// The connection will end soon: connect again, not before so many milliseconds.
+    Reconnect {
+        /// When.
+        after_ms: u64,
+        /// Why: `drain`.
+        reason: &'static str,
+    },
+    /// Why the connection is about to be closed.
+    Error {
+        /// A code of the error table.
+        code: &'a str,
+        /// For people, in their language.
+        message: &'a str,
+    },
+    /// The answer to `ping`.
+    Pong,
+}
+
+impl ServerFrame<'_> {
+    /// The frame's text.
+    pub fn encode(&self) -> ByteString {
+        // A struct of texts and numbers cannot fail to serialize; an empty frame would say so.
+        serde_json::to_string(self).unwrap_or_default().into()
+    }
+}
+
+/// An event's `chat` frame.
+pub fn encode_chat(event: &Event) -> ByteString {
+    ServerFrame::Chat {
+        seq: event.seq,
+        id: event.id,
+        user_idx: event.chat.user_idx.get(),
+        nickname: event.chat.nickname.as_str(),
+        text: event.chat.text.as_str(),
+        sent_at: timestamp(event.sent_at_ms),
+        role: event.chat.role.as_str(),
+    }
+    .encode()
+}
+
+/// RFC 3339, UTC, with milliseconds.
+pub fn timestamp(ms: i64) -> String {
+    Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}
+
+/// Reads one text frame; the error says what is wrong with it, in English.
+pub fn parse_client(text: &str) -> Result<ClientFrame, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::types::{ChatMessage, Epoch, MessageText, Nickname, Role, UserIdx};
+
+    #[test]
+    fn what_a_client_may_say_is_read() {
+        let rows = [
+            (
+                r#"{"type":"hello"}"#,
+                ClientFrame::Hello {
+                    token: None,
+                    epoch: None,
+                    resume_after: None,
+                },
+            ),
+            (
+                r#"{"resume_after":41,"epoch":"e","token":"t","later":[1],"type":"hello"}"#,
+                ClientFrame::Hello {
+                    token: Some("t".into()),
+                    epoch: Some("e".into()),
+                    resume_after: Some(41),
+                },
+            ),
+            (
+                r#"{"type":"hello","token":null,"epoch":null,"resume_after":null}"#,
+                ClientFrame::Hello {
+                    token: None,
+                    epoch: None,
+                    resume_after: None,
+                },
+            ),
+            (
+                r#"{"type":"ack","seq":57,"fanned_out":312}"#,
+                ClientFrame::Ack {
+                    seq: 57,
+                    fanned_out: Some(312),
+                },
+            ),
+            (
+                r#"{"type":"ack","seq":57}"#,
+                ClientFrame::Ack {
+                    seq: 57,
+                    fanned_out: None,
+                },
+            ),
+            (r#"{"type":"ping"}"#, ClientFrame::Ping),
+        ];
+        for (text, frame) in rows {
+            assert_eq!(parse_client(text), Ok(frame), "{text}");
+        }
+        for bad in [
+            "",
+            "ping",
+            "null",
+            "[]",
+            "{}",
+            r#"{"type":"dance"}"#,
+            r#"{"type":"ack"}"#,
+            r#"{"type":"ack","seq":-1}"#,
+            r#"{"type":"ack","seq":1.5}"#,
+            r#"{"type":"ack","seq":18446744073709551616}"#,
+            r#"{"type":"hello","resume_after":"41"}"#,
+            r#"{"type":"hello","token":5}"#,
+            r#"{"type":"ping"} {"type":"ping"}"#,
+        ] {
+            assert!(parse_client(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn frames_are_as_the_design_has_them() {
+        let welcome = ServerFrame::Welcome {
+            session_id: Uuid::nil(),
+            presenter_idx: PresenterIdx::new(12).unwrap(),
+            epoch: "e",
+            last_seq: Seq(57),
+            resumed_from: Seq(43),
+            gap: Some(Gap {
+                from: Seq(41),
+                to: Seq(42),
+            }),
+            keepalive_seconds: 15,
+        };
+        assert_eq!(
+            &*welcome.encode(),
+            r#"{"type":"welcome","session_id":"00000000-0000-0000-0000-000000000000","presenter_idx":12,"epoch":"e","last_seq":57,"resumed_from":43,"gap":{"from":41,"to":42},"keepalive_seconds":15}"#
+        );
+        let event = Event {
+            id: Uuid::nil(),
+            presenter_idx: PresenterIdx::new(12).unwrap(),
+            epoch: Epoch(Arc::from("e")),
+            seq: Seq(58),
+            sent_at_ms: 1_767_225_600_000,
+            room_idx: None,
+            chat: ChatMessage {
+                user_idx: UserIdx::new(7).unwrap(),
+                nickname: Nickname::new("김\"", 64).unwrap(),
+                text: MessageText::new("안녕\n<b>".into(), 64).unwrap(),
+                role: Role::Viewer,
+            },
+            keyed: None,
+        };
+        assert_eq!(
+            &*encode_chat(&event),
+            r#"{"type":"chat","seq":58,"id":"00000000-0000-0000-0000-000000000000","user_idx":7,"nickname":"김\"","text":"안녕\n<b>","sent_at":"2026-01-01T00:00:00.000Z","role":"viewer"}"#
+        );
+        let reconnect = ServerFrame::Reconnect {
+            after_ms: 1200,
+            reason: "drain",
+        };
+        assert_eq!(
+            &*reconnect.encode(),
+            r#"{"type":"reconnect","after_ms":1200,"reason":"drain"}"#
+        );
+        let error = ServerFrame::Error {
+            code: "replaced",
+            message: "m",
+        };
+        assert_eq!(&*error.encode(), r#"{"type":"error","code":"replaced","message":"m"}"#);
+        assert_eq!(&*ServerFrame::Pong.encode(), r#"{"type":"pong"}"#);
+    }
+}

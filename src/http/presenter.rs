@@ -1,0 +1,201 @@
+//! `GET /v1/presenter`: the upgrade to a session of dialect v1, and what is refused before it.
+//!
+//! In this order, so that what is refused costs as little as it can: no WebSocket, no subprotocol, another page's Origin, the
+//! server stops, a bad token, too many connects of one presenter, no place left. A token in the header is judged here, with an
+//! HTTP status; one in `hello` by the session, with a close code. Browsers cannot set the header.
+
+use std::{
+    cell::Cell,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use actix_web_actors::ws::{self, HandshakeError};
+use chatting_actors::{
+    metrics::Metrics,
+    seams::{Authenticate, Denied, Grant, Wording},
+    session::{Dialect, v1::Machine},
+    types::PresenterIdx,
+    wire::v1::SUBPROTOCOL,
+};
+
+use super::{damper::Damper, identify::token, socket, state::State};
+use crate::{
+    auth::{Claims, TokenError, TokenVerifier},
+    error::{ApiError, Code, Lang},
+};
+
+/// Adds the route.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(
+        web::resource("/v1/presenter")
+            .route(web::get().to(presenter))
+            .default_service(web::to(super::v1::only_get)),
+    );
+}
+
+async fn presenter(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    upgrade(&request, payload, &state).unwrap_or_else(|error| {
+        let refused = [("reason", error.code.as_str())];
+        state.metrics.sessions_refused.get_or_create(&refused).inc();
+        let mut response = error.response(Lang::from_headers(request.headers()));
+        if error.code == Code::UpgradeRequired {
+            let headers = response.headers_mut();
+            headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+            headers.insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
+        }
+        state.last_answer(response)
+    })
+}
+
+fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<HttpResponse, ApiError> {
+    let response = ws::handshake_with_protocols(request, &[SUBPROTOCOL]).map_err(|error| match error {
+        HandshakeError::NoWebsocketUpgrade
+        | HandshakeError::NoConnectionUpgrade
+        | HandshakeError::NoVersionHeader
+        | HandshakeError::UnsupportedVersion => {
+            ApiError::new(Code::UpgradeRequired).with_detail("upgrade to websocket, version 13")
+        }
+        other => ApiError::new(Code::BadRequest).with_detail(other.to_string()),
+    })?;
+    if !offers_subprotocol(request) {
+        let detail = format!("Sec-WebSocket-Protocol: {SUBPROTOCOL} is needed");
+        return Err(ApiError::new(Code::BadRequest).with_detail(detail));
+    }
+    if !origin_allowed(request, &state.origins) {
+        let detail = "Origin: this page is not among cors.origins";
+        return Err(ApiError::new(Code::Forbidden).with_detail(detail));
+    }
+    if state.health.is_draining() {
+        return Err(ApiError::new(Code::Overloaded).with_detail("the server is about to stop"));
+    }
+    let upgraded = match token(request) {
+        None => None,
+        Some(token) => {
+            let grant = state.tokens.verify(token).and_then(|claims| grant(&claims));
+            let grant = grant.map_err(|error| {
+                ApiError::new(error.code())
+                    .with_detail(error.detail())
+                    .with_token_rejected()
+            })?;
+            damp(state, grant.presenter)?;
+            Some(grant)
+        }
+    };
+    let permit = state.sessions.try_acquire(1).ok_or_else(|| {
+        // The client tries again, and finds the place of one whose room is not live.
+        state.registry.make_room();
+        ApiError::new(Code::Overloaded).with_detail("session.max sessions are open")
+    })?;
+    let tokens = Tokens::new(state, upgraded.map(|grant| grant.presenter));
+    let dialect = Dialect::V1(Machine::new(upgraded));
+    Ok(socket::upgrade(
+        response, request, payload, state, dialect, tokens, permit,
+    ))
+}
+
+fn offers_subprotocol(request: &HttpRequest) -> bool {
+    let offers = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
+    offers
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|offer| offer.trim() == SUBPROTOCOL)
+}
+
+/// Browsers send `Origin` with every WebSocket and let any page open one, so the allow-list is the server's to keep. Who sends
+/// none is no browser; a page of this very host is no other page.
+fn origin_allowed(request: &HttpRequest, allowed: &[String]) -> bool {
+    let Some(origin) = request.headers().get(header::ORIGIN) else {
+        return true;
+    };
+    let Ok(origin) = origin.to_str() else {
+        return false;
+    };
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let same_host = origin
+        .split_once("://")
+        .is_some_and(|(_, authority)| host.is_some_and(|host| authority.eq_ignore_ascii_case(host)));
+    same_host || allowed.iter().any(|one| one == "*" || one.eq_ignore_ascii_case(origin))
+}
+
+/// Counts one more session of this presenter; 429 when there were too many.
+pub(super) fn damp(state: &State, presenter: PresenterIdx) -> Result<(), ApiError> {
+    state.damper.admit(presenter, Instant::now()).map_err(|wait| {
+        let detail = "this presenter connects too often";
+        ApiError::new(Code::RateLimited)
+            .with_detail(detail)
+            .with_rate_limit(state.damper.burst(), seconds(wait))
+    })
+}
+
+/// Whole seconds, rounded up.
+fn seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+fn grant(claims: &Claims) -> Result<Grant, TokenError> {
+    let presenter = PresenterIdx::new(claims.user_idx.get()).ok_or(TokenError::BadClaim("user"))?;
+    Ok(Grant {
+        presenter,
+        expires_at_ms: claims.expires_at_ms,
+    })
+}
+
+/// Reads the tokens of `start` and `hello`: their `user_idx` is the presenter.
+pub(super) struct Tokens {
+    tokens: Arc<TokenVerifier>,
+    damper: Arc<Damper>,
+    metrics: Metrics,
+    /// The presenter who was counted before the upgrade, once.
+    counted: Cell<Option<PresenterIdx>>,
+}
+
+impl Tokens {
+    pub(super) fn new(state: &State, counted: Option<PresenterIdx>) -> Self {
+        Self {
+            tokens: Arc::clone(&state.tokens),
+            damper: Arc::clone(&state.damper),
+            metrics: state.metrics.clone(),
+            counted: Cell::new(counted),
+        }
+    }
+
+    fn refused(&self, reason: &'static str) {
+        self.metrics.sessions_refused.get_or_create(&[("reason", reason)]).inc();
+    }
+}
+
+impl Authenticate for Tokens {
+    fn grant(&self, token: &str) -> Result<Grant, Denied> {
+        let granted = self.tokens.verify(token).and_then(|claims| grant(&claims));
+        granted.map_err(|error| {
+            log::debug!("a session's token is refused: {error:?}");
+            self.refused(error.code().as_str());
+            match error {
+                TokenError::Expired => Denied::Expired,
+                _ => Denied::Bad,
+            }
+        })
+    }
+
+    fn admit(&self, presenter: PresenterIdx) -> bool {
+        if self.counted.take() == Some(presenter) {
+            return true;
+        }
+        let admitted = self.damper.admit(presenter, Instant::now()).is_ok();
+        if !admitted {
+            self.refused(Code::RateLimited.as_str());
+        }
+        admitted
+    }
+}
+
+/// The error table's titles in one language.
+pub(super) struct Titles(pub Lang);
+
+impl Wording for Titles {
+    fn title(&self, problem: &'static str) -> &'static str {
+        Code::parse(problem).map_or(problem, |code| code.title(self.0))
+    }
+}
