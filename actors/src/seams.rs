@@ -237,6 +237,8 @@ pub struct LogPage {
     pub events: Vec<Event>,
     /// Where in the spool the next page may begin to look.
     pub spool_from: Pos,
+    /// Why not all of the log could be asked: what is missing before these events may be there.
+    pub failed: Option<String>,
 }
 
 /// Which events a [`LogReader`] is asked for.

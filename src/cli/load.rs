@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Failure, SettingsArgs, print};
 use crate::{
     auth::{Mint, mint},
-    load::{Plan, run as run_plan},
+    load::{Plan, Speaks, Stalled, run as run_plan},
     startup::signing_key,
 };
 
@@ -34,6 +34,18 @@ pub(super) struct LoadArgs {
     /// Bytes of a message's text
     #[arg(long, default_value_t = 60)]
     text_bytes: usize,
+    /// What presenters speak
+    #[arg(long, value_enum, default_value = "legacy")]
+    speaks: Speaks,
+    /// More presenters, in rooms of their own, that log in and read nothing
+    #[arg(long, default_value_t = 0)]
+    stalled: u64,
+    /// Messages a second to their rooms
+    #[arg(long, default_value_t = 1000)]
+    stalled_rate: u64,
+    /// Bytes of those messages' texts
+    #[arg(long, default_value_t = 1000)]
+    stalled_text_bytes: usize,
     /// Make the rooms live in the server's embedded room server first
     #[arg(long)]
     start_rooms: bool,
@@ -82,12 +94,18 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         text_bytes: args.text_bytes,
         presenter_tokens: tokens(FIRST_ROOM, args.rooms)?,
         sender_tokens: tokens(1, args.senders)?,
+        speaks: args.speaks,
+        stalled: Stalled {
+            tokens: tokens(FIRST_ROOM + args.rooms, args.stalled)?,
+            rate: args.stalled_rate,
+            text_bytes: args.stalled_text_bytes,
+        },
         progress: !args.json,
     };
     let operator = token(0, Some(Role::Operator))?;
     actix_web::rt::System::new().block_on(async {
         if args.start_rooms {
-            start_rooms(&args.addr, args.rooms, &operator).await?;
+            start_rooms(&args.addr, args.rooms + args.stalled, &operator).await?;
         }
         let report = run_plan(plan).await?;
         if args.json {

@@ -19,6 +19,26 @@ use hdrhistogram::Histogram;
 
 pub use self::report::Report;
 
+/// What presenters speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Speaks {
+    /// The original server's protocol.
+    Legacy,
+    /// Dialect v1; every message is acknowledged.
+    V1,
+}
+
+/// Presenters that log in and then read nothing, each in a room of its own that is sent to as well.
+#[derive(Clone, Debug, Default)]
+pub struct Stalled {
+    /// A token for each; their rooms come behind the others.
+    pub tokens: Vec<String>,
+    /// Messages a second to their rooms, over all; they count for nothing but load.
+    pub rate: u64,
+    /// Bytes of those messages' texts.
+    pub text_bytes: usize,
+}
+
 /// What is to be measured.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -40,6 +60,10 @@ pub struct Plan {
     pub presenter_tokens: Vec<String>,
     /// See `presenter_tokens`.
     pub sender_tokens: Vec<String>,
+    /// What presenters speak.
+    pub speaks: Speaks,
+    /// Presenters that read nothing.
+    pub stalled: Stalled,
     /// Print a line a second.
     pub progress: bool,
 }
@@ -64,25 +88,24 @@ const MAX_US: u64 = 60_000_000;
 
 /// Runs the plan on this thread. The error says what could not be reached.
 pub async fn run(plan: Plan) -> Result<Report, String> {
-    let histogram = || Histogram::new_with_max(MAX_US, 3).map_err(|error| error.to_string());
-    let counts: Shared = Rc::new(RefCell::new(Counts {
-        began: Instant::now(),
-        sent: 0,
-        accepted: 0,
-        refused: 0,
-        failed: 0,
-        delivered: 0,
-        misplaced: 0,
-        sender_us: histogram()?,
-        delivery_us: histogram()?,
-    }));
+    let counts = Counts::shared()?;
     let plan = Rc::new(plan);
     let mut presenters = Vec::new();
     for token in &plan.presenter_tokens {
-        let socket = presenter::connect(plan.addr, token).await?;
-        presenters.push(actix_web::rt::spawn(presenter::count(socket, Rc::clone(&counts))));
+        let socket = presenter::connect(plan.addr, token, plan.speaks, None).await?;
+        presenters.push(actix_web::rt::spawn(presenter::count(
+            socket,
+            plan.speaks,
+            Rc::clone(&counts),
+        )));
+    }
+    let mut stalled = Vec::new();
+    for token in &plan.stalled.tokens {
+        // A small buffer, so that it is full soon.
+        stalled.push(presenter::connect(plan.addr, token, plan.speaks, Some(4096)).await?);
     }
     counts.borrow_mut().began = Instant::now();
+    let burden = burden(&plan)?;
     let senders: Vec<_> = (0..plan.senders)
         .map(|n| actix_web::rt::spawn(sender::send(n, Rc::clone(&plan), Rc::clone(&counts))))
         .collect();
@@ -97,6 +120,10 @@ pub async fn run(plan: Plan) -> Result<Report, String> {
     }
     let sending = counts.borrow().began.elapsed();
     wait_for_the_last(&counts).await;
+    for sender in burden {
+        sender.abort();
+    }
+    drop(stalled);
     if let Some(progress) = progress {
         progress.abort();
     }
@@ -108,6 +135,31 @@ pub async fn run(plan: Plan) -> Result<Report, String> {
         Some(error) if report.accepted == 0 => Err(error),
         _ => Ok(report),
     }
+}
+
+/// Who sends to the rooms of presenters that read nothing.
+fn burden(plan: &Plan) -> Result<Vec<actix_web::rt::task::JoinHandle<()>>, String> {
+    let rooms = plan.stalled.tokens.len() as u64;
+    if rooms == 0 {
+        return Ok(Vec::new());
+    }
+    let counts = Counts::shared()?;
+    let burden = Rc::new(Plan {
+        first_room: plan.first_room + plan.rooms,
+        rooms,
+        rate: Some(plan.stalled.rate),
+        text_bytes: plan.stalled.text_bytes,
+        ..plan.clone()
+    });
+    let send = |n| {
+        let (burden, counts) = (Rc::clone(&burden), Rc::clone(&counts));
+        actix_web::rt::spawn(async move {
+            if let Err(error) = sender::send(n, burden, counts).await {
+                log::debug!("load: {error}");
+            }
+        })
+    };
+    Ok((0..plan.senders).map(send).collect())
 }
 
 /// Waits until everything accepted was delivered, or nothing has come for two seconds.
@@ -129,6 +181,21 @@ async fn wait_for_the_last(counts: &Shared) {
 }
 
 impl Counts {
+    fn shared() -> Result<Shared, String> {
+        let histogram = || Histogram::new_with_max(MAX_US, 3).map_err(|error| error.to_string());
+        Ok(Rc::new(RefCell::new(Self {
+            began: Instant::now(),
+            sent: 0,
+            accepted: 0,
+            refused: 0,
+            failed: 0,
+            delivered: 0,
+            misplaced: 0,
+            sender_us: histogram()?,
+            delivery_us: histogram()?,
+        })))
+    }
+
     fn us(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }

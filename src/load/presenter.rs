@@ -4,17 +4,40 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
-use super::{MAX_US, Shared};
+use chatting_actors::wire::v1::SUBPROTOCOL;
 
-/// Connects, starts the session, and waits for the `pong` behind it.
-pub(super) async fn connect(addr: SocketAddr, token: &str) -> Result<Socket, String> {
+use super::{MAX_US, Shared, Speaks};
+
+/// Connects, starts the session, and waits until it has begun: for the `pong` behind a legacy `start`, for v1's `welcome`.
+pub(super) async fn connect(
+    addr: SocketAddr,
+    token: &str,
+    speaks: Speaks,
+    receive_buffer: Option<u32>,
+) -> Result<Socket, String> {
     let fail = |error: std::io::Error| format!("{addr}: {error}");
-    let mut stream = TcpStream::connect(addr).await.map_err(fail)?;
-    let upgrade = "GET /chatting HTTP/1.1\r\nHost: load\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let socket = if addr.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    };
+    let socket = socket.map_err(fail)?;
+    if let Some(bytes) = receive_buffer {
+        socket.set_recv_buffer_size(bytes).map_err(fail)?;
+    }
+    let mut stream = socket.connect(addr).await.map_err(fail)?;
+    stream.set_nodelay(true).map_err(fail)?;
+    let (path, more) = match speaks {
+        Speaks::Legacy => ("/chatting", String::new()),
+        Speaks::V1 => ("/v1/presenter", format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n")),
+    };
+    let upgrade = format!(
+        "GET {path} HTTP/1.1\r\nHost: load\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{more}\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
     stream.write_all(upgrade.as_bytes()).await.map_err(fail)?;
     let mut socket = Socket {
         stream,
@@ -30,12 +53,16 @@ pub(super) async fn connect(addr: SocketAddr, token: &str) -> Result<Socket, Str
         return Err(format!("{addr}: a presenter's WebSocket was refused"));
     }
     socket.unread.drain(..head + 4);
-    socket
-        .send(0x1, format!(r#"{{"id":"start","token":"{token}"}}"#).as_bytes())
-        .await?;
-    socket.send(0x1, b"ping").await?;
+    let begin = match speaks {
+        Speaks::Legacy => format!(r#"{{"id":"start","token":"{token}"}}"#),
+        Speaks::V1 => format!(r#"{{"type":"hello","token":"{token}"}}"#),
+    };
+    socket.send(0x1, begin.as_bytes()).await?;
+    if speaks == Speaks::Legacy {
+        socket.send(0x1, b"ping").await?;
+    }
     match socket.next().await? {
-        (0x1, payload) if payload == b"pong" => Ok(socket),
+        (0x1, payload) if payload == b"pong" || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
         (_, payload) => Err(format!(
             "{addr}: a presenter was refused: {}",
             String::from_utf8_lossy(&payload)
@@ -45,16 +72,20 @@ pub(super) async fn connect(addr: SocketAddr, token: &str) -> Result<Socket, Str
 
 /// Counts chat frames until the socket ends. A sender's messages to a room come in the order of their numbers, so one that
 /// is not greater than the last was doubled or misplaced.
-pub(super) async fn count(mut socket: Socket, counts: Shared) {
+pub(super) async fn count(mut socket: Socket, speaks: Speaks, counts: Shared) {
     let mut last: HashMap<u64, u64> = HashMap::new();
     while let Ok((opcode, payload)) = socket.next().await {
         if opcode == 0x9 {
             let _ = socket.send(0xa, &payload).await;
             continue;
         }
-        let Some([sender, turn, due]) = stamp(&payload) else {
+        let Some([sender, turn, due]) = stamp(&payload, speaks) else {
             continue;
         };
+        if let Some(seq) = seq(&payload).filter(|_| speaks == Speaks::V1) {
+            let ack = format!(r#"{{"type":"ack","seq":{seq}}}"#);
+            let _ = socket.send(0x1, ack.as_bytes()).await;
+        }
         let mut counts = counts.borrow_mut();
         counts.delivered += 1;
         if last.insert(sender, turn).is_some_and(|before| before >= turn) {
@@ -66,11 +97,21 @@ pub(super) async fn count(mut socket: Socket, counts: Shared) {
 }
 
 /// The three numbers at the start of a message's text.
-fn stamp(payload: &[u8]) -> Option<[u64; 3]> {
+fn stamp(payload: &[u8], speaks: Speaks) -> Option<[u64; 3]> {
     let text = std::str::from_utf8(payload).ok()?;
-    let text = text.split_once("\"message\":\"")?.1;
+    let field = match speaks {
+        Speaks::Legacy => "\"message\":\"",
+        Speaks::V1 => "\"text\":\"",
+    };
+    let text = text.split_once(field)?.1;
     let mut numbers = text.split(' ').map(|number| number.parse().ok());
     Some([numbers.next()??, numbers.next()??, numbers.next()??])
+}
+
+/// The seq of a v1 chat frame.
+fn seq(payload: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(payload).ok()?;
+    text.split_once("\"seq\":")?.1.split(',').next()?.parse().ok()
 }
 
 /// A WebSocket client with no more than this tool needs.

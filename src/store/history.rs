@@ -129,7 +129,11 @@ impl LogReader for History {
             let mut page = LogPage::default();
             if first != Some(after.next()) {
                 let before = first.map_or(through, |first| Seq(first.0 - 1));
-                page.events = this.store.read_epoch(presenter, epoch, after, before, limit).await?;
+                match this.store.read_epoch(presenter, epoch, after, before, limit).await {
+                    Ok(stored) => page.events = stored,
+                    // What the spool has is told all the same: behind a gap it may be enough.
+                    Err(error) => page.failed = Some(error.0),
+                }
             }
             let room = limit.saturating_sub(page.events.len()).min(rows.len());
             // The next page begins to look at the first row that this one has no room for.

@@ -6,11 +6,15 @@ use chatting_actors::clock::system_ms;
 use serde_json::{Value, json};
 
 use crate::support::{
-    app::{TestApp, spawn_app, spawn_in, spawn_with_rooms},
+    app::{TestApp, settings, spawn_app, spawn_in, spawn_with_rooms},
     eventually,
+    mongod::Mongod,
     presenter::{V1, connect, end_of, hello, token, upgrade},
+    process::ScratchDir,
+    proxy::Proxy,
     room_server::RoomServer,
     tokens::{bad_tokens, claims, signed},
+    within,
     ws::{BINARY, Frame, Incoming, PING, TEXT, WsClient},
 };
 
@@ -694,6 +698,174 @@ async fn a_presenter_that_stops_reading_is_closed_in_time_and_resumes() {
         assert_eq!(chat["seq"], n);
         session.ack(n).await;
     }
+}
+
+#[actix_web::test]
+async fn a_hello_that_dribbles_in_and_a_handshake_that_never_ends_are_cut_in_time() {
+    let app = spawn_app(|settings| {
+        settings.session.hello_seconds = 1;
+        settings.server.client_request_seconds = 1;
+    })
+    .await;
+    let mut socket = connect(app.addr).await;
+    let hello = Frame::new(TEXT, hello(12, json!({}))).encode();
+    let (mut sent, began) = (0, std::time::Instant::now());
+    // A byte now and then keeps no session waiting longer than its time.
+    let end = loop {
+        match tokio::time::timeout(Duration::from_millis(20), socket.next()).await {
+            Ok(incoming) => break incoming,
+            Err(_) => {
+                socket.send_bytes_regardless(&hello[sent..=sent]).await;
+                sent += 1;
+            }
+        }
+    };
+    assert!(
+        matches!(&end, Incoming::Text(text) if text.contains("no_hello")),
+        "{end:?}"
+    );
+    assert!(
+        sent < hello.len() && began.elapsed() >= Duration::from_secs(1),
+        "{sent} bytes"
+    );
+    let mut stream = tokio::net::TcpStream::connect(app.addr).await.unwrap();
+    let head = b"GET /v1/presenter HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, head).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer);
+    let _ = within("the handshake to be cut", read).await;
+    assert!(
+        answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+}
+
+#[actix_web::test]
+async fn a_peer_that_vanished_is_noticed_and_its_presenter_goes_on_elsewhere() {
+    let app = spawn_app(|settings| {
+        settings.session.keepalive_seconds = 1;
+        settings.session.keepalive_missed = 1;
+    })
+    .await;
+    app.go_live(12);
+    let link = Proxy::start(app.addr).await;
+    let mut session = V1::at(link.address(), 12, json!({})).await;
+    send(&app, 1..=1).await;
+    assert_eq!(session.chats(1).await, numbered(1..=1));
+    session.settle().await;
+    // Nothing passes any more, and nobody tells: as when a phone is out of reach.
+    link.stall();
+    eventually("the server to notice", async || {
+        (app.metric("chat_sessions").await == Some(0.0)).then_some(())
+    })
+    .await;
+    send(&app, 2..=3).await;
+    let mut elsewhere = V1::of(&app, 12, json!({})).await;
+    assert_eq!(elsewhere.chats(2).await, numbered(2..=3));
+}
+
+#[actix_web::test]
+async fn a_connection_cut_at_any_moment_is_resumed_without_a_hole() {
+    let app = app().await;
+    let link = Proxy::start(app.addr).await;
+    let mut seen: Vec<(u64, String)> = Vec::new();
+    for round in 0..6_u64 {
+        let after = seen.last().map(|(seq, _)| *seq);
+        let mut session = V1::at(link.address(), 12, json!({ "resume_after": after })).await;
+        let due = round * 10 + 10;
+        for n in due - 9..=due {
+            send(&app, n..=n).await;
+            if n == due - 4 {
+                // Some of it may be on its way.
+                if round % 2 == 0 {
+                    link.reset_connections();
+                } else {
+                    link.half_open();
+                }
+                break;
+            }
+            seen.extend(session.chats(1).await);
+        }
+        eventually("the cut to be heard of", async || {
+            (app.metric("chat_sessions").await == Some(0.0)).then_some(())
+        })
+        .await;
+        send(&app, due - 3..=due).await;
+        let after = seen.last().map(|(seq, _)| *seq);
+        let mut session = V1::at(link.address(), 12, json!({ "resume_after": after })).await;
+        let count = usize::try_from(due).unwrap() - seen.len();
+        seen.extend(session.chats(count).await);
+        assert_eq!(seen, numbered(1..=due));
+    }
+}
+
+#[actix_web::test]
+async fn rule_10_when_sessions_are_full_one_without_a_live_room_gives_way() {
+    let app = spawn_app(|settings| {
+        settings.session.max = 2;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    app.go_live(12);
+    let mut live = V1::of(&app, 12, json!({})).await;
+    let mut silent = connect(app.addr).await;
+    let refused = upgrade(app.addr, &[]).await.err().unwrap();
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("overloaded")));
+    assert_eq!(end_of(&mut silent).await, ("overloaded".into(), 1013));
+    let mut next = eventually("its place", async || upgrade(app.addr, &[]).await.ok()).await;
+    next.send_text(&hello(13, json!({}))).await;
+    assert_eq!(next.next_json().await["type"], "welcome");
+    // Presenter 13 is not live, so it is the next to go.
+    eventually("the verdict on 13", async || {
+        app.room(13).await.filter(|room| room.live == Some(false))
+    })
+    .await;
+    assert_eq!(upgrade(app.addr, &[]).await.err().unwrap().status, 503);
+    assert_eq!(end_of(&mut next).await, ("broadcast_ended".into(), 1000));
+    send(&app, 1..=1).await;
+    assert_eq!(live.chats(1).await, numbered(1..=1));
+}
+
+#[actix_web::test]
+async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches() {
+    let mongod = Mongod::start_own().await;
+    let dir = ScratchDir::new("resume");
+    let mut settings = settings(&dir);
+    settings.log.backend = chatting_server::settings::LogBackend::Mongodb;
+    settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
+    settings.mongodb.connect_timeout_ms = 500;
+    settings.mongodb.write_timeout_ms = 1000;
+    settings.room.ring_events = 4;
+    settings.room.sweep_ms = 20;
+    settings.session.resume_wait_seconds = 2;
+    let app = spawn_in(dir, settings).await;
+    app.go_live(12);
+    let mut first = V1::of(&app, 12, json!({})).await;
+    for n in 1..=10_u64 {
+        send(&app, n..=n).await;
+        assert_eq!(first.chats(1).await, numbered(n..=n));
+    }
+    eventually("the store to have it", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+    mongod.kill().await;
+    for n in 11..=20_u64 {
+        send(&app, n..=n).await;
+        assert_eq!(first.chats(1).await, numbered(n..=n));
+    }
+    let mut second = V1::of(&app, 12, json!({ "resume_after": 10 })).await;
+    assert_eq!(
+        (&second.welcome["resumed_from"], &second.welcome["gap"]),
+        (&json!(11), &Value::Null)
+    );
+    assert_eq!(second.chats(10).await, numbered(11..=20));
+    // What only the store has cannot be read: that is waited for, and then told.
+    let mut third = V1::of(&app, 12, json!({ "resume_after": 5 })).await;
+    assert_eq!(third.welcome["gap"], json!({ "from": 6, "to": 10 }));
+    assert_eq!(third.chats(10).await, numbered(11..=20));
+    let _ = app.stop().await;
 }
 
 // ---- drain -------------------------------------------------------------------------------------------------------------------

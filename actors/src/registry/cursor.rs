@@ -204,26 +204,21 @@ impl Cursor {
     }
 
     /// Takes a page of the log that was asked for behind `sent`, up to `through`.
-    pub fn take_page(
-        &mut self,
-        through: Seq,
-        page: Result<LogPage, ()>,
-        now: Instant,
-        config: &RegistryConfig,
-    ) -> Paged {
+    pub fn take_page(&mut self, through: Seq, page: LogPage, now: Instant, config: &RegistryConfig) -> Paged {
         self.page.under_way = false;
-        let Ok(page) = page else {
+        let first = page.events.first().map(|event| event.seq);
+        let hole = first.map_or(through, |first| Seq(first.0 - 1));
+        if page.failed.is_some() {
             let since = *self.page.failing_since.get_or_insert(now);
             if now.saturating_duration_since(since) >= config.resume_wait {
                 self.page.failing_since = None;
-                return Paged::Hole(through);
+                return Paged::Hole(hole);
             }
             self.page.resting = true;
             return Paged::Later;
-        };
+        }
         self.page.failing_since = None;
         self.page.spool_from = page.spool_from;
-        let first = page.events.first().map(|event| event.seq);
         if first != Some(self.sent.next()) {
             self.page.misses += 1;
             if self.page.misses < 2 {
@@ -232,7 +227,7 @@ impl Cursor {
                 return Paged::Later;
             }
             self.page.misses = 0;
-            return Paged::Hole(first.map_or(through, |first| Seq(first.0 - 1)));
+            return Paged::Hole(hole);
         }
         self.page.misses = 0;
         let mut next = self.sent.next();

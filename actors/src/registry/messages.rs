@@ -110,7 +110,7 @@ pub(crate) enum RegistryMsg {
         presenter: PresenterIdx,
         after: Seq,
         through: Seq,
-        page: Result<LogPage, ()>,
+        page: LogPage,
     },
     Look {
         presenter: PresenterIdx,

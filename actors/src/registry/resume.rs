@@ -34,6 +34,14 @@ impl Reads {
     }
 }
 
+/// A page of nothing, because nothing could be read.
+fn failed(why: String) -> LogPage {
+    LogPage {
+        failed: Some(why),
+        ..LogPage::default()
+    }
+}
+
 impl SessionRegistry {
     /// Lets the attached session read, if the room's numbering is known; asks for it otherwise.
     pub(super) fn open(&mut self, presenter: PresenterIdx, now: Instant) {
@@ -115,6 +123,12 @@ impl SessionRegistry {
         if let Some(cursor) = &mut room.cursor {
             cursor.page.under_way = true;
             self.reads.waiting.push_back((cursor.session, presenter));
+            if self.reads.waiting.len() > self.sessions.len() {
+                // One place a session: those of sessions that are gone are given back.
+                self.reads
+                    .waiting
+                    .retain(|(session, _)| self.sessions.contains_key(session));
+            }
             self.begin_reads();
         }
     }
@@ -157,16 +171,20 @@ impl SessionRegistry {
             };
             let lost = tell.clone();
             let spawned = self.reads.log.arbiter.spawn(async move {
-                let page = read.await;
-                let outcome = if page.is_ok() { "ok" } else { "error" };
+                let page = read.await.unwrap_or_else(|error| failed(error.0));
+                let outcome = match &page.failed {
+                    None => "ok",
+                    Some(error) => {
+                        log::warn!("resume: presenter {presenter}: the log cannot be read: {error}");
+                        "error"
+                    }
+                };
                 metrics.log_reads.get_or_create(&[("outcome", outcome)]).inc();
-                tell(
-                    page.map_err(|error| log::warn!("resume: presenter {presenter}: the log cannot be read: {error}")),
-                );
+                tell(page);
             });
             self.reads.under_way += 1;
             if !spawned {
-                lost(Err(()));
+                lost(failed("its reader is gone".into()));
             }
         }
         let waiting = i64::try_from(self.reads.waiting.len()).unwrap_or(i64::MAX);
@@ -179,7 +197,7 @@ impl SessionRegistry {
         session: SessionId,
         presenter: PresenterIdx,
         (after, through): (Seq, Seq),
-        page: Result<LogPage, ()>,
+        page: LogPage,
         now: Instant,
     ) {
         // Saturating: the first ones may have been asked for by a registry that failed.
@@ -190,9 +208,7 @@ impl SessionRegistry {
                 .cursor
                 .as_ref()
                 .is_some_and(|cursor| cursor.phase == Phase::Seeking);
-            // What was asked for behind another place, before the cursor was set back, brings nothing.
-            let same = room.cursor.as_ref().is_some_and(|cursor| cursor.sent == after);
-            let hole = room.take_page(through, page.ok().filter(|_| same).ok_or(()), &self.config, now);
+            let hole = room.take_page(after, through, page, &self.config, now);
             let v1 = room.cursor.as_ref().is_some_and(|cursor| cursor.reading.is_v1());
             if let Some(through) = hole {
                 log::warn!(

@@ -507,12 +507,18 @@ impl Room {
     /// Takes a page of the log for the attached session. `Some` tells how far its log has a hole.
     pub fn take_page(
         &mut self,
+        after: Seq,
         through: Seq,
-        page: Result<LogPage, ()>,
+        page: LogPage,
         config: &RegistryConfig,
         now: Instant,
     ) -> Option<Seq> {
         let cursor = self.cursor.as_mut()?;
+        if cursor.sent != after {
+            // It was set back meanwhile: what was asked for is not what it lacks.
+            cursor.page.under_way = false;
+            return None;
+        }
         match cursor.take_page(through, page, now, config) {
             Paged::OnIt => {
                 cursor.phase = Phase::Live;

@@ -12,6 +12,9 @@ use crate::{
     wire::v1::{ClientFrame, ServerFrame, parse_client},
 };
 
+/// Characters of what is said to be wrong with a frame: it may quote the frame.
+const MAX_WHY: usize = 200;
+
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Machine {
@@ -45,7 +48,7 @@ impl Machine {
     pub fn on_text(&mut self, text: &str, tokens: &dyn Authenticate) -> Action {
         let frame = match parse_client(text) {
             Ok(frame) => frame,
-            Err(why) => return Action::Close(Close::BadFrame, Some(why)),
+            Err(why) => return Action::Close(Close::BadFrame, Some(why.chars().take(MAX_WHY).collect())),
         };
         match frame {
             ClientFrame::Hello {

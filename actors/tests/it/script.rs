@@ -428,13 +428,17 @@ impl LogReader for ScriptedLog {
                 limit,
                 ..
             } = range;
+            let mut failed = None;
             if !events.contains_key(&after.next()) {
-                let stored = this.store.read_epoch(presenter, epoch, after, through, limit).await?;
-                events.extend(stored.into_iter().map(|event| (event.seq, event)));
+                match this.store.read_epoch(presenter, epoch, after, through, limit).await {
+                    Ok(stored) => events.extend(stored.into_iter().map(|event| (event.seq, event))),
+                    Err(error) => failed = Some(error.0),
+                }
             }
             Ok(LogPage {
                 events: events.into_values().take(limit).collect(),
                 spool_from: 0,
+                failed,
             })
         }
         .boxed()
