@@ -104,10 +104,10 @@ pub trait Spool: Send {
     /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17).
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError>;
 
-    /// Remembers how far these rooms got in the present epoch. One transaction; loses nothing but a place when it fails.
+    /// Remembers how far these rooms got. One transaction; loses nothing but a place when it fails.
     fn keep_places(&mut self, places: &[Place]) -> Result<(), SpoolError>;
 
-    /// How far a room got in the present epoch, where that is known.
+    /// How far a room got, where that is known; never exact when that was in an earlier epoch.
     fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError>;
 
     /// After a failure: whether a write would succeed again. Writes something and takes it away.

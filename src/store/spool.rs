@@ -650,9 +650,10 @@ impl Spool for SqliteSpool {
     fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError> {
         let epoch = self.epoch.0;
         self.with(|_, connection| {
+            // Numbers go on from one epoch to the next, so a place of an earlier one still tells what was missed.
             let mut statement = connection.prepare_cached(
-                "SELECT over, position, exact, room_idx, session_at, saved_at FROM places
-                 WHERE presenter_idx = ?1 AND epoch = ?2",
+                "SELECT over, position, exact AND epoch = ?2, room_idx, session_at, saved_at FROM places
+                 WHERE presenter_idx = ?1",
             )?;
             let place = statement.query_row([presenter.get(), epoch], |row| {
                 Ok(Place {

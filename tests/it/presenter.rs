@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chatting_actors::clock::system_ms;
+use chatting_server::settings::Durability;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -498,6 +499,39 @@ async fn a_restart_in_place_is_resumed_with_what_was_held_before_and_after_it() 
         let mut again = V1::of(&app, 12, json!({ "resume_after": 1 })).await;
         assert_eq!(again.chats(7).await, numbered(2..=8));
     }
+}
+
+#[actix_web::test]
+async fn a_crash_that_begins_a_new_epoch_is_told_as_a_gap() {
+    let app = spawn_app(|settings| {
+        settings.log.durability = Durability::Os;
+        settings.session.checkpoint_ms = 10;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    app.go_live(12);
+    let mut first = V1::of(&app, 12, json!({})).await;
+    send(&app, 1..=5).await;
+    assert_eq!(first.chats(3).await, numbered(1..=3));
+    eventually("the place to be saved", async || {
+        saved_position(&app).filter(|saved| *saved == 3)
+    })
+    .await;
+    let epoch = first.welcome["epoch"].clone();
+    let (_, dir, settings) = app.stop().await;
+    // As if it had not been stopped in order.
+    let connection = rusqlite::Connection::open(&settings.log.path).unwrap();
+    connection
+        .execute("UPDATE meta SET value = 0 WHERE key = 'clean'", [])
+        .unwrap();
+    drop(connection);
+    let app = spawn_in(dir, settings).await;
+    let second = V1::of(&app, 12, json!({ "epoch": epoch, "resume_after": 3 })).await;
+    assert_ne!(second.welcome["epoch"], epoch);
+    assert_eq!(
+        (&second.welcome["resumed_from"], &second.welcome["gap"]),
+        (&json!(6), &json!({ "from": 4, "to": 5 }))
+    );
 }
 
 fn saved_position(app: &TestApp) -> Option<i64> {
