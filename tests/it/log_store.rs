@@ -106,6 +106,35 @@ async fn what_is_appended_is_read_back_as_it_was_and_in_order() {
 }
 
 #[actix_web::test]
+async fn one_numbering_is_read_by_range_whatever_else_the_room_has() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut events = Vec::new();
+        for (presenter, epoch) in [(1, "a"), (1, "b"), (2, "b")] {
+            events.extend((1..=20).map(|seq| event(&mut clock, presenter, epoch, seq, epoch)));
+        }
+        // A hole, as retention or a parked event leaves it.
+        events.retain(|event| event.seq != Seq(7));
+        assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
+        let read = async |epoch: &str, after, through, limit| {
+            let epoch = Epoch(epoch.into());
+            let read = store.read_epoch(room(1), epoch.clone(), Seq(after), Seq(through), limit);
+            let read = read.await.unwrap();
+            assert!(
+                read.iter()
+                    .all(|event| event.epoch == epoch && event.presenter_idx == room(1)),
+                "{name}"
+            );
+            read.iter().map(|event| event.seq.0).collect::<Vec<_>>()
+        };
+        assert_eq!(read("b", 4, 9, 100).await, [5, 6, 8, 9], "{name}");
+        assert_eq!(read("a", 0, 100, 3).await, [1, 2, 3], "{name}");
+        assert_eq!(read("b", 20, 30, 3).await, [0_u64; 0], "{name}");
+        assert_eq!(read("c", 0, 100, 3).await, [0_u64; 0], "{name}");
+    }
+}
+
+#[actix_web::test]
 async fn rule_04_a_batch_given_again_is_stored_once() {
     for (name, store, _dir) in stores().await {
         let mut clock = EventClock::after(0);
