@@ -384,6 +384,7 @@ type Listening = (actix_web::dev::Server, SocketAddr);
 fn listen(settings: &Settings, state: &web::Data<State>) -> Result<Listening, StartError> {
     let ops_apart = !settings.ops.bind.is_empty();
     let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
+    let send_buffer = settings.server.send_buffer_bytes;
     let shared = state.clone();
     let server = HttpServer::new(move || {
         WebApp::new()
@@ -392,7 +393,7 @@ fn listen(settings: &Settings, state: &web::Data<State>) -> Result<Listening, St
             .wrap(from_fn(cors))
             .configure(|config| http::routes(config, &shared, ops_apart))
     })
-    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout))
+    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout, send_buffer))
     .disable_signals()
     .backlog(settings.server.backlog)
     .max_connections(settings.server.max_connections)

@@ -40,9 +40,9 @@ impl Socket for SecondHandle {
     }
 }
 
-/// For `HttpServer::on_connect`: sets how long a peer may acknowledge nothing, and keeps a handle on the socket, because a
-/// stalled peer's actor does not run.
-pub fn on_connect(io: &dyn Any, extensions: &mut Extensions, user_timeout: Duration) {
+/// For `HttpServer::on_connect`: sets how long a peer may acknowledge nothing and how much is kept for one that does not read
+/// (0: as the kernel has it), and keeps a handle on the socket, because a stalled peer's actor does not run.
+pub fn on_connect(io: &dyn Any, extensions: &mut Extensions, user_timeout: Duration, send_buffer: usize) {
     let Some(stream) = io.downcast_ref::<TcpStream>() else {
         return;
     };
@@ -50,6 +50,11 @@ pub fn on_connect(io: &dyn Any, extensions: &mut Extensions, user_timeout: Durat
     let socket = socket2::SockRef::from(stream);
     if let Err(error) = socket.set_tcp_user_timeout(Some(user_timeout)) {
         log::debug!("a socket takes no user timeout: {error}");
+    }
+    if send_buffer > 0
+        && let Err(error) = socket.set_send_buffer_size(send_buffer)
+    {
+        log::debug!("a socket takes no send buffer size: {error}");
     }
     if let Ok(second) = socket.try_clone() {
         extensions.insert(Connection(Arc::new(SecondHandle(second))));

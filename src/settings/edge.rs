@@ -29,6 +29,9 @@ section! {
         /// Seconds after which a peer that acknowledges nothing sent to it is cut (TCP_USER_TIMEOUT).
         /// 보낸 것에 아무 확인(ACK)이 없는 상대를 끊기까지의 초(TCP_USER_TIMEOUT).
         tcp_user_timeout_seconds: u64 = 20, 1..=600;
+        /// Bytes that the kernel holds for a peer that does not read; 0 leaves it to the kernel (megabytes).
+        /// 읽지 않는 상대를 위해 커널이 보관하는 바이트. 0이면 커널에 맡긴다(수 MB).
+        send_buffer_bytes: usize = 262_144, 0..=16_777_216;
         /// Bytes of a request's body; longer ones are answered 413.
         /// 요청 본문의 최대 바이트. 넘으면 413으로 응답한다.
         max_body_bytes: usize = 65_536, 1024..=16_777_216;
