@@ -91,7 +91,7 @@ section! {
         max: usize = 20_000, 1..=1_000_000;
         /// Events sent to a session and not yet acknowledged (v1) or flushed (legacy); the rest wait in the room.
         /// 세션에 보냈으나 아직 확인(v1) 또는 전송 완료(legacy)되지 않은 이벤트 수. 나머지는 방에서 기다린다.
-        credit_events: usize = 64, 1..=65_536;
+        credit_events: usize = 256, 1..=65_536;
         // The least is the longest event that [message] allows: 10,000 + 256 characters of up to 6 bytes in JSON.
         /// The same in bytes.
         /// 위와 같은 한도를 바이트로.
@@ -189,7 +189,7 @@ section! {
     pub struct SessionActor {
         /// Deliveries queued to one of them; what is over waits in the room.
         /// 액터 하나에 쌓일 수 있는 전달 수. 나머지는 방에서 기다린다.
-        mailbox: usize = 64, 1..=65_536;
+        mailbox: usize = 256, 1..=65_536;
     }
 }
 
