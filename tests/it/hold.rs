@@ -8,10 +8,7 @@ use crate::support::{
 
 async fn leave(app: &TestApp, socket: crate::support::ws::WsClient) {
     drop(socket);
-    eventually("the session to be gone", async || {
-        (!app.room(12).await.is_some_and(|room| room.session)).then_some(())
-    })
-    .await;
+    app.without_session(12).await;
 }
 
 #[actix_web::test]

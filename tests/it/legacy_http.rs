@@ -473,11 +473,7 @@ async fn every_refusal_of_the_table_has_its_body_and_is_neither_numbered_nor_log
 /// Drops the socket, and waits until the room knows.
 async fn lose(app: &TestApp, presenter: i64, socket: WsClient) {
     drop(socket);
-    eventually("the session to be gone", async || {
-        let attached = app.room(presenter).await.is_some_and(|room| room.session);
-        (!attached).then_some(())
-    })
-    .await;
+    app.without_session(presenter).await;
 }
 
 #[actix_web::test]

@@ -53,14 +53,6 @@ async fn assert_nothing_came(socket: &mut WsClient) {
     assert_eq!(socket.next_text().await, "pong");
 }
 
-async fn without_session(app: &TestApp, presenter: i64) {
-    eventually(format_args!("room {presenter} to be without a session"), async || {
-        let attached = app.room(presenter).await.is_some_and(|room| room.session);
-        (!attached).then_some(())
-    })
-    .await;
-}
-
 // ---- frames ------------------------------------------------------------------------------------------------------
 
 #[actix_web::test]
@@ -167,7 +159,7 @@ async fn a_bad_start_on_a_started_socket_ends_its_session() {
         presenter.send_text(&bad).await;
         assert_eq!(presenter.next_text().await, answer);
         assert_eq!(presenter.next_close().await, Some(1000));
-        without_session(&app, 12).await;
+        app.without_session(12).await;
     }
 }
 
@@ -462,7 +454,7 @@ async fn a_ping_frame_is_answered_with_its_payload_and_a_close_with_its_code() {
             other => panic!("{other:?}"),
         }
         assert!(matches!(socket.next().await, Incoming::End | Incoming::Reset));
-        without_session(&app, 12).await;
+        app.without_session(12).await;
     }
 }
 
@@ -717,7 +709,7 @@ async fn what_one_session_took_no_later_one_gets_nor_after_a_restart() {
     }
     presenter.send_close(1000, "").await;
     assert_eq!(presenter.next_close().await, Some(1000));
-    without_session(&app, 12).await;
+    app.without_session(12).await;
     let mut presenter = app.presenter(12).await;
     assert_nothing_came(&mut presenter).await;
     let expected = post(&app, 12, "next").await;
@@ -861,7 +853,7 @@ async fn a_socket_that_starts_for_another_presenter_leaves_the_first_room() {
     app.start(&mut socket, 13).await;
     let expected = post(&app, 13, "hi").await;
     assert_eq!(socket.next_text().await, expected);
-    without_session(&app, 12).await;
+    app.without_session(12).await;
     assert_nothing_came(&mut socket).await;
 }
 
@@ -1090,8 +1082,8 @@ async fn a_session_whose_room_is_not_live_is_closed_with_1000() {
     app.go_off(14);
     assert_eq!(never_live.next_close().await, Some(1000));
     assert_eq!(ended.next_close().await, Some(1000));
-    without_session(&app, 13).await;
-    without_session(&app, 14).await;
+    app.without_session(13).await;
+    app.without_session(14).await;
     let expected = post(&app, 12, "hi").await;
     assert_eq!(live.next_text().await, expected);
 }

@@ -44,10 +44,7 @@ async fn send(app: &TestApp, range: std::ops::RangeInclusive<u64>) {
 /// Ends a session and waits until the registry has heard.
 async fn leave(app: &TestApp, session: V1) {
     drop(session);
-    eventually("the session to be gone", async || {
-        (!app.room(12).await.is_some_and(|room| room.session)).then_some(())
-    })
-    .await;
+    app.without_session(12).await;
 }
 
 // ---- hello and welcome -----------------------------------------------------------------------------------------------
@@ -552,10 +549,7 @@ async fn a_legacy_presenter_gets_what_was_held_across_a_restart_in_place() {
     assert_eq!(first.next_json().await["message"], "1");
     assert_eq!(first.next_json().await["message"], "2");
     drop(first);
-    eventually("the session to be gone", async || {
-        (!app.room(12).await.is_some_and(|room| room.session)).then_some(())
-    })
-    .await;
+    app.without_session(12).await;
     send(&app, 3..=4).await;
     let (_, dir, settings) = app.stop().await;
     let app = spawn_in(dir, settings).await;
@@ -722,10 +716,7 @@ async fn a_presenter_that_stops_reading_is_closed_in_time_and_resumes() {
         app.metric("chat_sessions_ended_total{reason=\"too_slow\"}").await
     })
     .await;
-    eventually("its socket to be gone", async || {
-        (app.metric("chat_sessions").await == Some(0.0)).then_some(())
-    })
-    .await;
+    app.without_sockets().await;
     let mut session = V1::of(&app, 12, json!({})).await;
     for n in 1..=100 {
         let chat = session.chat().await;
@@ -790,10 +781,7 @@ async fn a_peer_that_vanished_is_noticed_and_its_presenter_goes_on_elsewhere() {
     session.settle().await;
     // Nothing passes any more, and nobody tells: as when a phone is out of reach.
     link.stall();
-    eventually("the server to notice", async || {
-        (app.metric("chat_sessions").await == Some(0.0)).then_some(())
-    })
-    .await;
+    app.without_sockets().await;
     send(&app, 2..=3).await;
     let mut elsewhere = V1::of(&app, 12, json!({})).await;
     assert_eq!(elsewhere.chats(2).await, numbered(2..=3));
@@ -821,10 +809,7 @@ async fn a_connection_cut_at_any_moment_is_resumed_without_a_hole() {
             }
             seen.extend(session.chats(1).await);
         }
-        eventually("the cut to be heard of", async || {
-            (app.metric("chat_sessions").await == Some(0.0)).then_some(())
-        })
-        .await;
+        app.without_sockets().await;
         send(&app, due - 3..=due).await;
         let after = seen.last().map(|(seq, _)| *seq);
         let mut session = V1::at(link.address(), 12, json!({ "resume_after": after })).await;

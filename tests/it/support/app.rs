@@ -170,6 +170,23 @@ impl TestApp {
             .await
     }
 
+    /// Returns when this room has no session.
+    pub async fn without_session(&self, presenter: i64) {
+        eventually(format_args!("room {presenter} to be without a session"), async || {
+            let attached = self.room(presenter).await.is_some_and(|room| room.session);
+            (!attached).then_some(())
+        })
+        .await;
+    }
+
+    /// Returns when no presenter's socket is open.
+    pub async fn without_sockets(&self) {
+        eventually("every presenter's socket to be gone", async || {
+            (self.metric("chat_sessions").await == Some(0.0)).then_some(())
+        })
+        .await;
+    }
+
     /// A connection for requests.
     pub async fn client(&self) -> HttpClient {
         HttpClient::connect(self.addr).await
