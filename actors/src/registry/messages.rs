@@ -104,12 +104,11 @@ pub(crate) enum RegistryMsg {
         seq: Seq,
         fanned_out: Option<u64>,
     },
-    /// What the log has after `after`, up to `through`, for this session.
+    /// What the log has after the first of `range`, up to the second, for this session.
     Page {
         session: SessionId,
         presenter: PresenterIdx,
-        after: Seq,
-        through: Seq,
+        range: (Seq, Seq),
         page: LogPage,
     },
     Look {

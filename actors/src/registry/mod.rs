@@ -227,10 +227,9 @@ impl SessionRegistry {
                 RegistryMsg::Page {
                     session,
                     presenter,
-                    after,
-                    through,
+                    range,
                     page,
-                } => self.page(session, presenter, (after, through), page, now),
+                } => self.page(session, presenter, range, page, now),
                 RegistryMsg::Marked { presenter, kept } => self.marked(presenter, kept, now),
                 RegistryMsg::Look { presenter, looking } => self.look(presenter, looking, now),
                 RegistryMsg::TellReconnect {

@@ -42,6 +42,26 @@ fn failed(why: String) -> LogPage {
     }
 }
 
+/// Tells the registry when it is dropped, so that a read always has an end: also one that panicked, or whose thread is gone.
+struct Answer {
+    mailbox: Mailbox<RegistryMsg>,
+    session: SessionId,
+    presenter: PresenterIdx,
+    range: (Seq, Seq),
+    page: Option<LogPage>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.mailbox.push(RegistryMsg::Page {
+            session: self.session,
+            presenter: self.presenter,
+            range: self.range,
+            page: self.page.take().unwrap_or_else(|| failed("its reader is gone".into())),
+        });
+    }
+}
+
 impl SessionRegistry {
     /// Lets the attached session read, if the room's numbering is known; asks for it otherwise.
     pub(super) fn open(&mut self, presenter: PresenterIdx, now: Instant) {
@@ -159,18 +179,16 @@ impl SessionRegistry {
                 limit,
                 spool_from,
             });
-            let (mailbox, metrics) = (self.handle.mailbox.clone(), self.metrics.clone());
-            let tell = move |page| {
-                mailbox.push(RegistryMsg::Page {
-                    session,
-                    presenter,
-                    after,
-                    through,
-                    page,
-                });
+            let metrics = self.metrics.clone();
+            let mut answer = Answer {
+                mailbox: self.handle.mailbox.clone(),
+                session,
+                presenter,
+                range: (after, through),
+                page: None,
             };
-            let lost = tell.clone();
-            let spawned = self.reads.log.arbiter.spawn(async move {
+            self.reads.under_way += 1;
+            self.reads.log.arbiter.spawn(async move {
                 let page = read.await.unwrap_or_else(|error| failed(error.0));
                 let outcome = match &page.failed {
                     None => "ok",
@@ -180,12 +198,8 @@ impl SessionRegistry {
                     }
                 };
                 metrics.log_reads.get_or_create(&[("outcome", outcome)]).inc();
-                tell(page);
+                answer.page = Some(page);
             });
-            self.reads.under_way += 1;
-            if !spawned {
-                lost(failed("its reader is gone".into()));
-            }
         }
         let waiting = i64::try_from(self.reads.waiting.len()).unwrap_or(i64::MAX);
         self.metrics.resumes_waiting.set(waiting);
