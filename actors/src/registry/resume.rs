@@ -51,6 +51,12 @@ struct Answer {
     page: Option<LogPage>,
 }
 
+impl Answer {
+    fn with(mut self, page: LogPage) {
+        self.page = Some(page);
+    }
+}
+
 impl Drop for Answer {
     fn drop(&mut self) {
         self.mailbox.push(RegistryMsg::Page {
@@ -180,7 +186,7 @@ impl SessionRegistry {
                 spool_from,
             });
             let metrics = self.metrics.clone();
-            let mut answer = Answer {
+            let answer = Answer {
                 mailbox: self.handle.mailbox.clone(),
                 session,
                 presenter,
@@ -198,7 +204,7 @@ impl SessionRegistry {
                     }
                 };
                 metrics.log_reads.get_or_create(&[("outcome", outcome)]).inc();
-                answer.page = Some(page);
+                answer.with(page);
             });
         }
         let waiting = i64::try_from(self.reads.waiting.len()).unwrap_or(i64::MAX);
