@@ -33,11 +33,12 @@ use crate::{
     auth::{Gateway, TokenVerifier},
     http::{
         self,
+        client::AddressGate,
         cors::cors,
-        damper::Damper,
         socket,
         state::{Health, Limits, State},
     },
+    limits::Rates,
     room::{EmbeddedRooms, HttpRooms},
     settings::{AuthMode, LogBackend, RoomMode, Settings, Shutdown},
     startup::{self, StartError},
@@ -118,8 +119,7 @@ impl App {
             info,
         );
         let sessions = Gate::new("sessions", settings.session.max);
-        let session = &settings.session;
-        let damper = Damper::new(session.reconnect_burst, session.reconnect_per_minute, session.max);
+        let trusted = startup::trusted_proxies(settings)?;
         let parts = WriterParts::new(
             startup::writer_config(settings),
             writer.clone(),
@@ -167,7 +167,9 @@ impl App {
             registry,
             session: startup::session_config(settings),
             sessions,
-            damper: Arc::new(damper),
+            rates: Arc::new(Rates::new(settings)),
+            addresses: AddressGate::new(settings.limits.sessions_per_address),
+            trusted,
             clock,
             tokens,
             gateway,

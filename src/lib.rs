@@ -9,6 +9,7 @@ pub mod cli;
 pub mod error;
 pub mod http;
 pub mod legacy;
+pub mod limits;
 pub mod load;
 pub mod room;
 pub mod settings;

@@ -9,7 +9,7 @@ use chatting_actors::{
 };
 
 use crate::{
-    auth::{GatewaySettings, TokenSettings},
+    auth::{GatewaySettings, Net, TokenSettings},
     room::http::HttpRoomSettings,
     settings::{Durability as DurabilitySetting, LogBackend, OnError, Settings},
     store::{Durability, SpoolSettings, mongo::MongoSettings, spool::OpenError},
@@ -97,6 +97,13 @@ pub(crate) fn gateway_settings(settings: &Settings) -> Result<GatewaySettings, S
         &auth.gateway_role_header,
     )
     .map_err(StartError::Config)
+}
+
+/// The peers whose word on whom they stand for counts.
+pub(crate) fn trusted_proxies(settings: &Settings) -> Result<Vec<Net>, StartError> {
+    let nets = settings.auth.trusted_proxies.iter().map(|net| net.parse());
+    nets.collect::<Result<_, _>>()
+        .map_err(|error: String| StartError::Config(format!("auth.trusted_proxies: {error}")))
 }
 
 pub(crate) fn durability(settings: &Settings) -> Durability {

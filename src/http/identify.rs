@@ -1,5 +1,7 @@
 //! Who is asking: a token, or the headers of a trusted gateway (design.md, "Who may do what").
 
+use std::time::Instant;
+
 use actix_web::{HttpRequest, http::header};
 use chatting_actors::types::{Nickname, PresenterIdx, Role, UserIdx};
 
@@ -22,6 +24,21 @@ impl Sender {
     /// What the caller is in a room (rule 18).
     pub fn role_in(&self, room: PresenterIdx) -> Role {
         self.claims.role_in(room)
+    }
+
+    /// Counts one more message of this user (rule 19).
+    pub fn within_rate(&self, state: &State) -> Result<(), ApiError> {
+        let within = state.rates.senders.take(self.user_idx, Instant::now());
+        within.map_err(|often| often.error("this user sends too often"))
+    }
+
+    /// Counts one more message to this room (rule 19). Its staff is heard above any crowd.
+    pub fn within_rate_of(&self, room: PresenterIdx, state: &State) -> Result<(), ApiError> {
+        if self.claims.is_staff_of(room) {
+            return Ok(());
+        }
+        let within = state.rates.rooms.take(room, Instant::now());
+        within.map_err(|often| often.error("too much is sent to this room"))
     }
 }
 

@@ -13,7 +13,7 @@ use chatting_actors::{
 
 use super::{
     identify::{Sender, Unknown, sender, token},
-    presenter::{Tokens, damp},
+    presenter::{Tokens, damp, place},
     socket,
     state::State,
     v1::{idempotency_key, outcome, read_body, refused},
@@ -151,6 +151,7 @@ async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) ->
 /// Parses at the edge: who is asking, which room, what is to be said.
 async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
     let caller = sender(request, state)?;
+    caller.within_rate(state).map_err(|error| from_api(&error))?;
     if !request.content_type().eq_ignore_ascii_case("application/json") {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));
     }
@@ -171,6 +172,9 @@ async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State
     let text = MessageText::maybe_empty(body.text, state.limits.text_chars)
         .map_err(|_| LegacyError::from_code(Code::InvalidMessage, None))?;
     let role = caller.role_in(presenter_idx);
+    caller
+        .within_rate_of(presenter_idx, state)
+        .map_err(|error| from_api(&error))?;
     let Sender { user_idx, nickname, .. } = caller;
     let key = idempotency_key(request).map_err(|error| from_api(&error))?;
     let keyed = key.map(|key| Keyed::new(user_idx, presenter_idx, &key, text.as_str()));
@@ -211,15 +215,13 @@ async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<
                 .body("Can \"Upgrade\" only to \"WebSocket\".");
         }
     };
-    let busy = |detail| {
-        answer(
-            &from_api(&ApiError::new(Code::Overloaded).with_detail(detail)),
-            &request,
-            &state,
-        )
+    let refuse = |error: &ApiError| {
+        let reason = [("reason", error.code.as_str())];
+        state.metrics.sessions_refused.get_or_create(&reason).inc();
+        answer(&from_api(error), &request, &state)
     };
     if state.health.is_draining() {
-        return busy("the server is about to stop");
+        return refuse(&ApiError::new(Code::Overloaded));
     }
     // The old clients log in with a frame; one that says beforehand who it is can be damped beforehand.
     let presenter = token(&request)
@@ -228,19 +230,13 @@ async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<
     if let Some(presenter) = presenter
         && let Err(error) = damp(&state, presenter)
     {
-        state
-            .metrics
-            .sessions_refused
-            .get_or_create(&[("reason", error.code.as_str())])
-            .inc();
-        return answer(&from_api(&error), &request, &state);
+        return refuse(&error);
     }
-    let Some(permit) = state.sessions.try_acquire(1) else {
-        // The client tries again, and finds the place of one whose room is not live.
-        state.registry.make_room();
-        return busy("session.max");
+    let place = match place(&request, &state) {
+        Ok(place) => place,
+        Err(error) => return refuse(&error),
     };
     let dialect = Dialect::Legacy(Arc::clone(&state.clock));
     let tokens = Tokens::new(&state, presenter);
-    socket::upgrade(response, &request, payload, &state, dialect, tokens, permit)
+    socket::upgrade(response, &request, payload, &state, dialect, tokens, place)
 }

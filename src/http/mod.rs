@@ -1,8 +1,8 @@
 //! The routes. Which dialect a path speaks decides the shape of its errors: problem+json on v1, the old server's bodies
 //! elsewhere.
 
+pub mod client;
 pub mod cors;
-pub mod damper;
 pub mod demo;
 mod guard;
 mod identify;

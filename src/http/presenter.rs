@@ -4,15 +4,12 @@
 //! server stops, a bad token, too many connects of one presenter, no place left. A token in the header is judged here, with an
 //! HTTP status; one in `hello` by the session, with a close code. Browsers cannot set the header.
 
-use std::{
-    cell::Cell,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, sync::Arc, time::Instant};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use actix_web_actors::ws::{self, HandshakeError};
 use chatting_actors::{
+    gate::Permit,
     metrics::Metrics,
     seams::{Authenticate, Denied, Grant, Wording},
     session::{Dialect, v1::Machine},
@@ -20,10 +17,16 @@ use chatting_actors::{
     wire::v1::SUBPROTOCOL,
 };
 
-use super::{damper::Damper, identify::token, socket, state::State};
+use super::{
+    client::{self, AddressPermit},
+    identify::token,
+    socket,
+    state::State,
+};
 use crate::{
     auth::{Claims, TokenError, TokenVerifier},
     error::{ApiError, Code, Lang},
+    limits::Rates,
 };
 
 /// Adds the route.
@@ -83,15 +86,11 @@ fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) -> Resul
             Some(grant)
         }
     };
-    let permit = state.sessions.try_acquire(1).ok_or_else(|| {
-        // The client tries again, and finds the place of one whose room is not live.
-        state.registry.make_room();
-        ApiError::new(Code::Overloaded).with_detail("session.max sessions are open")
-    })?;
+    let place = place(request, state)?;
     let tokens = Tokens::new(state, upgraded.map(|grant| grant.presenter));
     let dialect = Dialect::V1(Machine::new(upgraded));
     Ok(socket::upgrade(
-        response, request, payload, state, dialect, tokens, permit,
+        response, request, payload, state, dialect, tokens, place,
     ))
 }
 
@@ -121,17 +120,35 @@ fn origin_allowed(request: &HttpRequest, allowed: &[String]) -> bool {
 
 /// Counts one more session of this presenter; 429 when there were too many.
 pub(super) fn damp(state: &State, presenter: PresenterIdx) -> Result<(), ApiError> {
-    state.damper.admit(presenter, Instant::now()).map_err(|wait| {
-        let detail = "this presenter connects too often";
-        ApiError::new(Code::RateLimited)
-            .with_detail(detail)
-            .with_rate_limit(state.damper.burst(), seconds(wait))
+    let admitted = state.rates.reconnects.take(presenter, Instant::now());
+    admitted.map_err(|often| often.error("this presenter connects too often"))
+}
+
+/// A place among `session.max` and among those of the client's address.
+pub(super) fn place(request: &HttpRequest, state: &State) -> Result<Place, ApiError> {
+    let address = client::address(request, &state.trusted);
+    if let Some(address) = address {
+        let admitted = state.rates.upgrades.take(address, Instant::now());
+        admitted.map_err(|often| often.error("this address connects too often"))?;
+    }
+    let of_address = state.addresses.enter(address).ok_or_else(|| {
+        ApiError::new(Code::RateLimited).with_detail("this address has limits.sessions_per_address sessions")
+    })?;
+    let in_all = state.sessions.try_acquire(1).ok_or_else(|| {
+        // The client tries again, and finds the place of one whose room is not live.
+        state.registry.make_room();
+        ApiError::new(Code::Overloaded).with_detail("session.max sessions are open")
+    })?;
+    Ok(Place {
+        _in_all: in_all,
+        _of_address: of_address,
     })
 }
 
-/// Whole seconds, rounded up.
-fn seconds(wait: Duration) -> u32 {
-    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+/// See [`place`].
+pub(super) struct Place {
+    _in_all: Permit,
+    _of_address: AddressPermit,
 }
 
 fn grant(claims: &Claims) -> Result<Grant, TokenError> {
@@ -145,7 +162,7 @@ fn grant(claims: &Claims) -> Result<Grant, TokenError> {
 /// Reads the tokens of `start` and `hello`: their `user_idx` is the presenter.
 pub(super) struct Tokens {
     tokens: Arc<TokenVerifier>,
-    damper: Arc<Damper>,
+    rates: Arc<Rates>,
     metrics: Metrics,
     /// The presenter who was counted before the upgrade, once.
     counted: Cell<Option<PresenterIdx>>,
@@ -155,7 +172,7 @@ impl Tokens {
     pub(super) fn new(state: &State, counted: Option<PresenterIdx>) -> Self {
         Self {
             tokens: Arc::clone(&state.tokens),
-            damper: Arc::clone(&state.damper),
+            rates: Arc::clone(&state.rates),
             metrics: state.metrics.clone(),
             counted: Cell::new(counted),
         }
@@ -183,7 +200,7 @@ impl Authenticate for Tokens {
         if self.counted.take() == Some(presenter) {
             return true;
         }
-        let admitted = self.damper.admit(presenter, Instant::now()).is_ok();
+        let admitted = self.rates.reconnects.take(presenter, Instant::now()).is_ok();
         if !admitted {
             self.refused(Code::RateLimited.as_str());
         }

@@ -16,7 +16,6 @@ use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, dev::Extensions,
 use actix_web_actors::ws::WebsocketContext;
 use bytes::Bytes;
 use chatting_actors::{
-    gate::Permit,
     seams::Socket,
     session::{Dialect, PresenterSession, Progress, SessionParts},
 };
@@ -24,7 +23,7 @@ use futures_util::Stream;
 
 use super::{
     guard::Guarded,
-    presenter::{Titles, Tokens},
+    presenter::{Place, Titles, Tokens},
     state::State,
 };
 use crate::error::Lang;
@@ -69,7 +68,7 @@ pub(super) fn upgrade(
     state: &State,
     dialect: Dialect,
     tokens: Tokens,
-    permit: Permit,
+    place: Place,
 ) -> HttpResponse {
     let socket: Weak<dyn Socket> = match request.conn_data::<Connection>() {
         Some(Connection(socket)) => Arc::downgrade(socket),
@@ -85,7 +84,7 @@ pub(super) fn upgrade(
         socket,
         progress: Rc::clone(&progress),
         violation: Rc::clone(&violation),
-        permit,
+        place: Box::new(place),
     });
     let max = state.session.max_frame_bytes;
     let guarded = Guarded::new(payload, max, violation);

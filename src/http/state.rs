@@ -17,9 +17,10 @@ use chatting_actors::{
 };
 use prometheus_client::registry::Registry as MetricNames;
 
-use super::damper::Damper;
+use super::client::AddressGate;
 use crate::{
-    auth::{Gateway, TokenVerifier},
+    auth::{Gateway, Net, TokenVerifier},
+    limits::Rates,
     room::EmbeddedRooms,
     store::History,
 };
@@ -43,8 +44,12 @@ pub struct State {
     pub session: SessionConfig,
     /// `session.max`
     pub sessions: Arc<Gate>,
-    /// How often one presenter's sessions may begin.
-    pub damper: Arc<Damper>,
+    /// How often anyone may do anything.
+    pub rates: Arc<Rates>,
+    /// How many sessions an address may hold.
+    pub addresses: AddressGate,
+    /// `auth.trusted_proxies`: peers whose word on a client's address counts.
+    pub trusted: Vec<Net>,
     /// The legacy dialect's wall clock.
     pub clock: Arc<Clock>,
     /// Reads tokens.

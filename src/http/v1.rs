@@ -148,6 +148,7 @@ async fn read_submit(
     state: &State,
 ) -> Result<Submit, ApiError> {
     let caller = sender(request, state)?;
+    caller.within_rate(state)?;
     let presenter_idx = room_of(path)?;
     if !is_json(request) {
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
@@ -162,6 +163,7 @@ async fn read_submit(
             TextError::TooLong(max) => format!("text: it is longer than {max} characters"),
         })
     })?;
+    caller.within_rate_of(presenter_idx, state)?;
     let keyed = key.map(|key| Keyed::new(caller.user_idx, presenter_idx, &key, text.as_str()));
     Ok(Submit {
         presenter_idx,

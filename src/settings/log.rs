@@ -83,6 +83,38 @@ section! {
 }
 
 section! {
+    /// How often anyone may do anything; what is over is answered 429 with Retry-After.
+    /// 무엇을 얼마나 자주 할 수 있는지. 넘치면 429와 Retry-After로 응답한다.
+    pub struct Limits {
+        /// Messages a second of one sender; 0 is no limit.
+        /// 한 사용자가 초당 보낼 수 있는 메시지 수. 0이면 제한하지 않는다.
+        sender_per_second: u32 = 20, 0..=1_000_000;
+        /// Messages of one sender that may come at once.
+        /// 한 사용자가 한꺼번에 보낼 수 있는 메시지 수.
+        sender_burst: u32 = 100, 1..=1_000_000;
+        /// Messages a second to one room, its staff's aside; 0 is no limit.
+        /// 한 방에 초당 보낼 수 있는 메시지 수(스태프 제외). 0이면 제한하지 않는다.
+        room_per_second: u32 = 5000, 0..=1_000_000;
+        /// Messages to one room that may come at once.
+        /// 한 방에 한꺼번에 보낼 수 있는 메시지 수.
+        room_burst: u32 = 10_000, 1..=1_000_000;
+        // Behind a proxy that is not trusted every client has the proxy's address, so neither is limited by default.
+        /// WebSockets a minute from one client address (behind auth.trusted_proxies too); 0 is no limit.
+        /// 클라이언트 주소 하나가 분당 열 수 있는 WebSocket 수(auth.trusted_proxies 뒤에서도). 0이면 제한하지 않는다.
+        address_per_minute: u32 = 0, 0..=1_000_000;
+        /// WebSockets from one client address that may come at once.
+        /// 클라이언트 주소 하나가 한꺼번에 열 수 있는 WebSocket 수.
+        address_burst: u32 = 100, 1..=1_000_000;
+        /// Sessions open at once from one client address; 0 is no limit.
+        /// 클라이언트 주소 하나가 동시에 여는 최대 세션 수. 0이면 제한하지 않는다.
+        sessions_per_address: usize = 0, 0..=1_000_000;
+        /// Senders, rooms, presenters and addresses that are remembered, each; the one unseen for longest goes first.
+        /// 기억하는 사용자, 방, 방송자, 주소의 수(각각). 가장 오래 보지 못한 것부터 잊는다.
+        tracked: usize = 100_000, 1..=10_000_000;
+    }
+}
+
+section! {
     /// MongoDB, with log.backend = "mongodb".
     /// MongoDB(log.backend = "mongodb"일 때).
     pub struct Mongodb {

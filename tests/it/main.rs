@@ -6,6 +6,7 @@ mod hold;
 mod idempotency;
 mod legacy_http;
 mod legacy_ws;
+mod limits;
 mod liveness;
 mod load;
 mod log_store;

@@ -77,7 +77,8 @@ async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
         command
             .args(["serve", "--port-file", "port"])
             .current_dir(dir.path())
-            .env("CHAT__AUTH__HS256_SECRET", KEY);
+            .env("CHAT__AUTH__HS256_SECRET", KEY)
+            .env("CHAT__LIMITS__SENDER_PER_SECOND", "0");
         for set in [
             "server.bind=127.0.0.1:0",
             "room.mode=embedded",

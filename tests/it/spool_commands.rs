@@ -60,7 +60,8 @@ impl Site {
             .args(args)
             .current_dir(self.dir.path())
             .env_remove("RUST_LOG")
-            .env("CHAT__AUTH__HS256_SECRET", KEY);
+            .env("CHAT__AUTH__HS256_SECRET", KEY)
+            .env("CHAT__LIMITS__SENDER_PER_SECOND", "0");
         command
     }
 

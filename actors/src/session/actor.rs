@@ -9,6 +9,7 @@
 //! more frames than `session.client_frames_per_second`, acks that say something new aside, is closed with 1008.
 
 use std::{
+    any::Any,
     cell::{Cell, RefCell},
     rc::Rc,
     sync::{Arc, Weak},
@@ -33,7 +34,6 @@ use super::{
 };
 use crate::{
     clock::system_ms,
-    gate::Permit,
     registry::{End, Reading, RegistryHandle, SessionId},
     ring::Entry,
     seams::{Authenticate, Socket, Wording},
@@ -122,8 +122,8 @@ pub struct SessionParts {
     pub progress: Rc<Progress>,
     /// Shared with the transport.
     pub violation: Rc<Cell<Option<Violation>>>,
-    /// Its place among `session.max`.
-    pub permit: Permit,
+    /// Its place among those that may be open; given back when it is dropped.
+    pub place: Box<dyn Any>,
 }
 
 /// See the module's text.

@@ -1,0 +1,152 @@
+//! Where a request comes from, and how many sessions one address may hold.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use actix_web::{HttpRequest, http::header::HeaderMap};
+
+use crate::auth::Net;
+
+/// The client's address: the TCP peer's, or what trusted peers say of whom they stand for. Of `X-Forwarded-For` the last
+/// address counts that is not itself a trusted proxy's: what is before it anyone may have written.
+pub fn address(request: &HttpRequest, trusted: &[Net]) -> Option<IpAddr> {
+    let peer = request.peer_addr()?.ip().to_canonical();
+    Some(behind(peer, request.headers(), trusted))
+}
+
+fn behind(peer: IpAddr, headers: &HeaderMap, trusted: &[Net]) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(address));
+    if !is_trusted(peer) {
+        return peer;
+    }
+    let forwarded: Vec<&str> = headers
+        .get_all("x-forwarded-for")
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .collect();
+    let mut nearest = peer;
+    for hop in forwarded.into_iter().rev() {
+        let Ok(address) = hop.trim().parse::<IpAddr>() else {
+            // What is no address was not written by a proxy of ours.
+            break;
+        };
+        nearest = address.to_canonical();
+        if !is_trusted(nearest) {
+            break;
+        }
+    }
+    nearest
+}
+
+/// Counts the sessions of each address; at most `limits.sessions_per_address` of one, 0 for any number.
+#[derive(Clone, Default)]
+pub struct AddressGate {
+    most: usize,
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl AddressGate {
+    /// A gate for so many sessions an address.
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            open: Arc::default(),
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one more session of this address, given back when dropped; `None` when it has all it may.
+    pub fn enter(&self, address: Option<IpAddr>) -> Option<AddressPermit> {
+        let address = address.filter(|_| self.most > 0);
+        if let Some(address) = address {
+            let mut open = self.open();
+            let count = open.entry(address).or_insert(0);
+            if *count >= self.most {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(AddressPermit {
+            gate: self.clone(),
+            address,
+        })
+    }
+}
+
+/// See [`AddressGate::enter`].
+pub struct AddressPermit {
+    gate: AddressGate,
+    address: Option<IpAddr>,
+}
+
+impl Drop for AddressPermit {
+    fn drop(&mut self) {
+        let Some(address) = self.address else {
+            return;
+        };
+        let mut open = self.gate.open();
+        if let Some(count) = open.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn forwarded_addresses_count_only_as_far_as_trusted_proxies_wrote_them() {
+        let trusted: Vec<Net> = ["10.0.0.0/8", "::1"].map(|net| net.parse().unwrap()).into();
+        let rows = [
+            ("203.0.113.9", &["1.2.3.4"][..], "203.0.113.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6, 1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6, 1.2.3.4, 10.0.0.7"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6", "1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["1.2.3.4, unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["10.0.0.9, 10.0.0.8"], "10.0.0.9"),
+            ("::1", &["2001:db8::5"], "2001:db8::5"),
+            ("10.0.0.1", &["::ffff:1.2.3.4"], "1.2.3.4"),
+        ];
+        for (peer, forwarded, client) in rows {
+            let mut headers = HeaderMap::new();
+            for value in forwarded {
+                let name = HeaderName::from_static("x-forwarded-for");
+                headers.append(name, HeaderValue::from_str(value).unwrap());
+            }
+            assert_eq!(behind(ip(peer), &headers, &trusted), ip(client), "{peer} {forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_so_many_sessions_and_gets_their_places_back() {
+        let gate = AddressGate::new(2);
+        let one = gate.enter(Some(ip("1.2.3.4"))).unwrap();
+        let _two = gate.enter(Some(ip("1.2.3.4"))).unwrap();
+        assert!(gate.enter(Some(ip("1.2.3.4"))).is_none());
+        assert!(gate.enter(Some(ip("1.2.3.5"))).is_some());
+        drop(one);
+        assert!(gate.enter(Some(ip("1.2.3.4"))).is_some());
+        assert_eq!(gate.open().len(), 1, "addresses without a session are forgotten");
+        let any = AddressGate::new(0);
+        let many: Vec<_> = (0..100).map(|_| any.enter(Some(ip("1.2.3.4")))).collect();
+        assert!(many.iter().all(Option::is_some));
+    }
+}

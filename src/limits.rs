@@ -1,0 +1,179 @@
+//! How often someone may do something: token buckets by key (rule 19; rule 15 for reconnects).
+//!
+//! A bucket holds `burst` and fills with so many a second. Only keys that were proven are counted (a verified user, a room of a
+//! message that parses, a TCP peer), so nobody can use up another's. Bounded: `limits.tracked` keys a kind, the one unseen for longest is
+//! forgotten, which can only let it in. Sharded by key, so that the workers rarely wait for each other, and never on the registry's path.
+
+use std::{
+    hash::{BuildHasher, Hash},
+    net::IpAddr,
+    num::NonZeroUsize,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chatting_actors::types::{PresenterIdx, UserIdx};
+use lru::LruCache;
+
+use crate::{
+    error::{ApiError, Code},
+    settings::Settings,
+};
+
+/// Locks that the keys are spread over.
+const SHARDS: usize = 16;
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    left: f64,
+    filled_at: Instant,
+}
+
+/// Too often: when the next one may come, and how many may come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooOften {
+    /// After this long.
+    pub wait: Duration,
+    /// The bucket's size.
+    pub burst: u32,
+}
+
+impl TooOften {
+    /// Whole seconds to wait, rounded up.
+    pub fn seconds(self) -> u32 {
+        u32::try_from(self.wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+    }
+
+    /// The refusal, with what is too often in English.
+    pub fn error(self, what: &'static str) -> ApiError {
+        ApiError::new(Code::RateLimited)
+            .with_detail(what)
+            .with_rate_limit(self.burst, self.seconds())
+    }
+}
+
+/// Buckets of one kind. See the module's text.
+pub struct Buckets<K> {
+    burst: f64,
+    per_second: f64,
+    hasher: std::hash::RandomState,
+    shards: Vec<Mutex<LruCache<K, Bucket>>>,
+}
+
+impl<K: Hash + Eq> Buckets<K> {
+    /// Buckets for at most about `tracked` keys. `per_second` of 0 lets everything through.
+    pub fn new(burst: u32, per_second: f64, tracked: usize) -> Self {
+        let each = NonZeroUsize::new(tracked.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            burst: f64::from(burst),
+            per_second,
+            hasher: std::hash::RandomState::new(),
+            shards: (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect(),
+        }
+    }
+
+    /// Counts one more.
+    pub fn take(&self, key: K, now: Instant) -> Result<(), TooOften> {
+        if self.per_second <= 0.0 {
+            return Ok(());
+        }
+        let full = Bucket {
+            left: self.burst,
+            filled_at: now,
+        };
+        let shard = self.hasher.hash_one(&key) as usize % self.shards.len();
+        let mut buckets = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets.get_or_insert_mut(key, || full);
+        let passed = now.saturating_duration_since(bucket.filled_at).as_secs_f64();
+        bucket.left = (bucket.left + passed * self.per_second).min(self.burst);
+        bucket.filled_at = now;
+        if bucket.left < 1.0 {
+            return Err(TooOften {
+                wait: Duration::from_secs_f64((1.0 - bucket.left) / self.per_second),
+                burst: self.burst as u32,
+            });
+        }
+        bucket.left -= 1.0;
+        Ok(())
+    }
+}
+
+/// Everything that is limited by rate.
+pub struct Rates {
+    /// `limits.sender_*`: messages of one user.
+    pub senders: Buckets<UserIdx>,
+    /// `limits.room_*`: messages to one room, of those who are not its staff.
+    pub rooms: Buckets<PresenterIdx>,
+    /// `session.reconnect_*`: sessions of one presenter that begin.
+    pub reconnects: Buckets<PresenterIdx>,
+    /// `limits.address_*`: upgrades of one client address.
+    pub upgrades: Buckets<IpAddr>,
+}
+
+impl Rates {
+    /// As the settings have it.
+    pub fn new(settings: &Settings) -> Self {
+        let (limits, session) = (&settings.limits, &settings.session);
+        let tracked = limits.tracked;
+        let per_minute = |rate: u32| f64::from(rate) / 60.0;
+        Self {
+            senders: Buckets::new(limits.sender_burst, f64::from(limits.sender_per_second), tracked),
+            rooms: Buckets::new(limits.room_burst, f64::from(limits.room_per_second), tracked),
+            reconnects: Buckets::new(
+                session.reconnect_burst,
+                per_minute(session.reconnect_per_minute),
+                tracked,
+            ),
+            upgrades: Buckets::new(limits.address_burst, per_minute(limits.address_per_minute), tracked),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn presenter(n: i64) -> PresenterIdx {
+        PresenterIdx::new(n).unwrap()
+    }
+
+    fn wait(milliseconds: u64) -> Result<(), TooOften> {
+        Err(TooOften {
+            wait: Duration::from_millis(milliseconds),
+            burst: 3,
+        })
+    }
+
+    #[test]
+    fn a_burst_may_come_then_the_rate_counts_and_others_are_not_touched() {
+        let buckets = Buckets::new(3, 1.0, 10);
+        let now = Instant::now();
+        let storm: Vec<_> = (0..5).map(|_| buckets.take(presenter(1), now)).collect();
+        assert_eq!(storm[..3], [Ok(()), Ok(()), Ok(())]);
+        assert_eq!(storm[3..], [wait(1000), wait(1000)]);
+        assert_eq!(buckets.take(presenter(2), now), Ok(()));
+        let later = now + Duration::from_millis(1500);
+        assert_eq!(buckets.take(presenter(1), later), Ok(()));
+        assert_eq!(buckets.take(presenter(1), later), wait(500));
+        assert_eq!(wait(500).unwrap_err().seconds(), 1);
+    }
+
+    #[test]
+    fn it_remembers_no_more_keys_than_it_may() {
+        let buckets = Buckets::new(1, 1.0, 1);
+        let now = Instant::now();
+        for n in 0..1000 {
+            assert_eq!(buckets.take(presenter(n), now), Ok(()));
+        }
+        let kept: usize = buckets.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        assert!(kept <= SHARDS, "{kept}");
+        assert!(buckets.take(presenter(999), now).is_err());
+    }
+
+    #[test]
+    fn a_rate_of_0_limits_nothing() {
+        let buckets = Buckets::new(1, 0.0, 1);
+        let now = Instant::now();
+        assert!((0..1000).all(|_| buckets.take(presenter(1), now).is_ok()));
+    }
+}

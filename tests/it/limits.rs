@@ -1,0 +1,148 @@
+//! Rule 19: how often anyone may do anything, and what who is over is told.
+
+use serde_json::json;
+
+use crate::support::{
+    app::{TestApp, spawn_app},
+    eventually,
+    http::Response,
+    presenter::{V1, connect, upgrade},
+    ws::WsClient,
+};
+
+fn limited<'a>(answer: &'a Response, burst: &str) -> &'a Response {
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (429, &json!("rate_limited")),
+        "{answer:?}"
+    );
+    assert_eq!(answer.header("ratelimit-limit"), Some(burst));
+    assert_eq!(answer.header("ratelimit-remaining"), Some("0"));
+    let wait: u32 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert_eq!(answer.header("ratelimit-reset"), Some(wait.to_string().as_str()));
+    assert!((1..=60).contains(&wait), "{wait}");
+    answer
+}
+
+/// Statuses of `count` messages of this user, one after the other.
+async fn flood(app: &TestApp, presenter: i64, user: i64, count: usize) -> Vec<Response> {
+    let mut answers = Vec::new();
+    for n in 0..count {
+        answers.push(app.post(presenter, user, &n.to_string()).await);
+    }
+    answers
+}
+
+#[actix_web::test]
+async fn rule_19_a_sender_that_sends_too_often_is_told_when_it_may_again_and_others_go_on() {
+    let app = spawn_app(|settings| {
+        settings.limits.sender_per_second = 1;
+        settings.limits.sender_burst = 3;
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let answers = flood(&app, 12, 7, 30).await;
+    let accepted = answers.iter().filter(|answer| answer.status == 201).count();
+    // The bucket and what filled it meanwhile, on however slow a machine.
+    assert!((3..30).contains(&accepted), "{accepted} of 30");
+    assert!(answers[..3].iter().all(|answer| answer.status == 201));
+    let refused = answers.iter().find(|answer| answer.status != 201).unwrap();
+    limited(refused, "3");
+    assert_eq!(app.post(12, 8, "another user").await.status, 201);
+    eventually("the bucket to fill again", async || {
+        (app.post(12, 7, "again").await.status == 201).then_some(())
+    })
+    .await;
+    let metric = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
+    assert!(metric >= Some(1.0), "{metric:?}");
+}
+
+#[actix_web::test]
+async fn rule_19_a_legacy_sender_gets_429_in_the_old_shape() {
+    let app = spawn_app(|settings| {
+        settings.limits.sender_per_second = 1;
+        settings.limits.sender_burst = 1;
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let body = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"hi"}"#;
+    let refused = eventually("one too many", async || {
+        let answer = app.send(7, body).await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(
+        (refused.status, refused.json()["message"].as_str()),
+        (429, Some("요청이 너무 많습니다"))
+    );
+    assert_eq!(refused.header("retry-after"), Some("1"));
+}
+
+#[actix_web::test]
+async fn rule_19_a_crowd_in_one_room_is_limited_and_its_staff_and_other_rooms_are_not() {
+    let app = spawn_app(|settings| {
+        settings.limits.room_per_second = 1;
+        settings.limits.room_burst = 5;
+    })
+    .await;
+    app.go_live(12);
+    app.go_live(13);
+    let _presenters = (app.presenter(12).await, app.presenter(13).await);
+    let mut refused = None;
+    for user in 100..200 {
+        let answer = app.post(12, user, "one of a crowd").await;
+        if answer.status != 201 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    limited(&refused.unwrap(), "5");
+    for _ in 0..10 {
+        assert_eq!(app.post(12, 12, "the presenter's own").await.status, 201);
+    }
+    assert_eq!(app.post(13, 7, "elsewhere").await.status, 201);
+}
+
+#[actix_web::test]
+async fn an_address_has_so_many_sessions_and_connects_so_often() {
+    let app = spawn_app(|settings| settings.limits.sessions_per_address = 2).await;
+    let mut one = connect(app.addr).await;
+    let _legacy = app.connect().await;
+    let refused = upgrade(app.addr, &[]).await.err().unwrap();
+    assert_eq!((refused.status, &refused.json()["code"]), (429, &json!("rate_limited")));
+    let legacy = WsClient::connect_with(app.addr, "/chatting", &[], None).await;
+    assert_eq!(legacy.err().map(|answer| answer.status), Some(429));
+    one.send_close(1000, "").await;
+    drop(one);
+    let _next = eventually("its place", async || upgrade(app.addr, &[]).await.ok()).await;
+
+    let app = spawn_app(|settings| {
+        settings.limits.address_per_minute = 1;
+        settings.limits.address_burst = 2;
+    })
+    .await;
+    let _sessions = (connect(app.addr).await, connect(app.addr).await);
+    limited(&upgrade(app.addr, &[]).await.err().unwrap(), "2");
+}
+
+#[actix_web::test]
+async fn behind_a_trusted_proxy_the_address_is_the_clients() {
+    let app = spawn_app(|settings| {
+        settings.limits.sessions_per_address = 1;
+        settings.auth.trusted_proxies = vec!["127.0.0.0/8".into()];
+    })
+    .await;
+    let from = |address| [("X-Forwarded-For", address)];
+    let _one = upgrade(app.addr, &from("203.0.113.1")).await.ok().unwrap();
+    let _two = upgrade(app.addr, &from("203.0.113.2")).await.ok().unwrap();
+    // What the client itself wrote stands before what the proxy adds.
+    let spoofed = upgrade(app.addr, &from("198.51.100.7, 203.0.113.1")).await;
+    assert_eq!(spoofed.err().map(|answer| answer.status), Some(429));
+
+    let untrusting = spawn_app(|settings| settings.limits.sessions_per_address = 1).await;
+    let _session = V1::of(&untrusting, 12, json!({})).await;
+    let spoofed = upgrade(untrusting.addr, &from("203.0.113.9")).await;
+    assert_eq!(spoofed.err().map(|answer| answer.status), Some(429));
+}
