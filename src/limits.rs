@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_burst_may_come_then_the_rate_counts_and_others_are_not_touched() {
-        let buckets = Buckets::new(3, 1.0, 10);
+        let buckets = Buckets::new(3, 1.0, 10_000);
         let now = Instant::now();
         let storm: Vec<_> = (0..5).map(|_| buckets.take(presenter(1), now)).collect();
         assert_eq!(storm[..3], [Ok(()), Ok(()), Ok(())]);

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 /// Held for as long as the spool is open; the system lets it go when the process dies, however it dies.
@@ -113,18 +114,21 @@ fn told_by(file: &mut File) -> String {
     }
 }
 
+/// How long whoever asks for the holder may keep its lock: it may be a process that the machine has no time for.
+const ASKING_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Takes the lock for ourselves. Someone who asks for the holder has a shared lock for a moment, which is no reason to refuse.
 fn try_exclusive(file: &File) -> Result<(), TryLockError> {
-    for _ in 0..1000 {
+    let until = Instant::now() + ASKING_PATIENCE;
+    loop {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) if file.try_lock_shared().is_ok() => {
+            Err(TryLockError::WouldBlock) if Instant::now() < until && file.try_lock_shared().is_ok() => {
                 file.unlock().map_err(TryLockError::Error)?;
-                std::thread::yield_now();
+                std::thread::sleep(Duration::from_micros(100));
             }
             other => return other,
         }
     }
-    Err(TryLockError::WouldBlock)
 }
 
 #[cfg(test)]
