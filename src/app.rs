@@ -163,6 +163,7 @@ impl App {
             Arc::clone(history.gate()),
         ];
         let queues = QueueMetrics::register(&mut metric_names, gates);
+        let room_breaker_open = metrics.room_breaker_open.clone();
         let state = web::Data::new(State {
             registry,
             session: startup::session_config(settings),
@@ -194,6 +195,7 @@ impl App {
                 ],
                 writer,
                 store: parts.state.clone(),
+                room_breaker_open,
             },
             demo: extras.demo_page,
         });

@@ -5,14 +5,17 @@
 //! forgotten, which can only let it in. Sharded by key, so that the workers rarely wait for each other, and never on the registry's path.
 
 use std::{
-    hash::{BuildHasher, Hash},
+    hash::{BuildHasher, Hash, RandomState},
     net::IpAddr,
     num::NonZeroUsize,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use chatting_actors::types::{PresenterIdx, UserIdx};
+use chatting_actors::{
+    bucket::{Bucket, Rate},
+    types::{PresenterIdx, UserIdx},
+};
 use lru::LruCache;
 
 use crate::{
@@ -23,12 +26,6 @@ use crate::{
 /// Locks that the keys are spread over.
 const SHARDS: usize = 16;
 
-#[derive(Clone, Copy)]
-struct Bucket {
-    left: f64,
-    filled_at: Instant,
-}
-
 /// Too often: when the next one may come, and how many may come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooOften {
@@ -38,25 +35,25 @@ pub struct TooOften {
     pub burst: u32,
 }
 
-impl TooOften {
-    /// Whole seconds to wait, rounded up.
-    pub fn seconds(self) -> u32 {
-        u32::try_from(self.wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
-    }
+/// Whole seconds to wait, rounded up, as Retry-After has them.
+pub fn whole_seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
 
+impl TooOften {
     /// The refusal, with what is too often in English.
     pub fn error(self, what: &'static str) -> ApiError {
         ApiError::new(Code::RateLimited)
             .with_detail(what)
-            .with_rate_limit(self.burst, self.seconds())
+            .with_rate_limit(self.burst, whole_seconds(self.wait))
     }
 }
 
 /// Buckets of one kind. See the module's text.
 pub struct Buckets<K> {
-    burst: f64,
-    per_second: f64,
-    hasher: std::hash::RandomState,
+    /// `None` lets everything through.
+    rate: Option<Rate>,
+    hasher: RandomState,
     shards: Vec<Mutex<LruCache<K, Bucket>>>,
 }
 
@@ -64,37 +61,30 @@ impl<K: Hash + Eq> Buckets<K> {
     /// Buckets for at most about `tracked` keys. `per_second` of 0 lets everything through.
     pub fn new(burst: u32, per_second: f64, tracked: usize) -> Self {
         let each = NonZeroUsize::new(tracked.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
-        Self {
+        let rate = Rate {
             burst: f64::from(burst),
             per_second,
-            hasher: std::hash::RandomState::new(),
+        };
+        Self {
+            rate: Some(rate).filter(|rate| rate.per_second > 0.0),
+            hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| Mutex::new(LruCache::new(each))).collect(),
         }
     }
 
     /// Counts one more.
     pub fn take(&self, key: K, now: Instant) -> Result<(), TooOften> {
-        if self.per_second <= 0.0 {
+        let Some(rate) = self.rate else {
             return Ok(());
-        }
-        let full = Bucket {
-            left: self.burst,
-            filled_at: now,
         };
         let shard = self.hasher.hash_one(&key) as usize % self.shards.len();
         let mut buckets = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets.get_or_insert_mut(key, || full);
-        let passed = now.saturating_duration_since(bucket.filled_at).as_secs_f64();
-        bucket.left = (bucket.left + passed * self.per_second).min(self.burst);
-        bucket.filled_at = now;
-        if bucket.left < 1.0 {
-            return Err(TooOften {
-                wait: Duration::from_secs_f64((1.0 - bucket.left) / self.per_second),
-                burst: self.burst as u32,
-            });
-        }
-        bucket.left -= 1.0;
-        Ok(())
+        let bucket = buckets.get_or_insert_mut(key, || Bucket::full(rate, now));
+        let taken = bucket.take(1.0, rate, now);
+        taken.map_err(|wait| TooOften {
+            wait,
+            burst: rate.burst as u32,
+        })
     }
 }
 
@@ -155,7 +145,7 @@ mod tests {
         let later = now + Duration::from_millis(1500);
         assert_eq!(buckets.take(presenter(1), later), Ok(()));
         assert_eq!(buckets.take(presenter(1), later), wait(500));
-        assert_eq!(wait(500).unwrap_err().seconds(), 1);
+        assert_eq!(whole_seconds(Duration::from_millis(500)), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chatting_actors::{
-    checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
+    bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
     writer::WriterConfig,
 };
 
@@ -160,6 +160,8 @@ pub(crate) fn checker_config(settings: &Settings) -> CheckerConfig {
         not_live_ttl: Duration::from_millis(room.not_live_ttl_ms),
         cache_max: room.cache_max,
         max_lookups: room.max_lookups,
+        breaker_failures: room.breaker_failures,
+        breaker_open: Duration::from_millis(room.breaker_open_ms),
         stale: (room.on_error == OnError::LastKnown).then(|| Duration::from_secs(room.stale_seconds)),
     }
 }
@@ -177,11 +179,16 @@ pub(crate) fn http_room_settings(settings: &Settings) -> HttpRoomSettings {
 }
 
 pub(crate) fn registry_config(settings: &Settings) -> RegistryConfig {
-    let (room, session) = (&settings.room, &settings.session);
+    let (room, session, limits) = (&settings.room, &settings.session, &settings.limits);
     RegistryConfig {
         room_share: settings.actors.registry.room_share,
         writer_room_share: settings.actors.writer.room_share,
         pending_max: room.pending_max,
+        lookups: (limits.lookups_per_minute > 0).then(|| Rate {
+            burst: f64::from(limits.lookups_burst),
+            per_second: f64::from(limits.lookups_per_minute) / 60.0,
+        }),
+        tracked: limits.tracked,
         keys: KeyConfig {
             window_ms: key_window_ms(settings),
             max: settings.idempotency.max,

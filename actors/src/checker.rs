@@ -4,6 +4,10 @@
 //! however many want to know of one presenter, has a limit on lookups at once and a time limit on each, and knows what to
 //! do without an answer (`room.on_error`, rule 9). The verdict goes to the registry as a message.
 //!
+//! A room server that failed `room.breaker_failures` times in a row is left alone for `room.breaker_open_ms` (a circuit breaker): what is
+//! asked meanwhile is answered as without an answer, at once. Then one lookup tries it; its answer closes the breaker, another
+//! failure opens it again.
+//!
 //! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
 
 use std::{
@@ -43,6 +47,21 @@ pub struct CheckerConfig {
     pub max_lookups: usize,
     /// `room.stale_seconds` when `room.on_error` is `last_known`, else `None`
     pub stale: Option<Duration>,
+    /// `room.breaker_failures`; 0 never opens it.
+    pub breaker_failures: u32,
+    /// `room.breaker_open_ms`
+    pub breaker_open: Duration,
+}
+
+/// Whether the room server is asked at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Breaker {
+    /// It is; so many failures came in a row.
+    Closed { failures: u32 },
+    /// It is not, until then.
+    Open { until: Instant },
+    /// One lookup tries it.
+    HalfOpen,
 }
 
 /// The most requests to make a presenter reconnect that are under way at once; what is over is left out.
@@ -118,6 +137,7 @@ pub struct RoomChecker {
     cache: LruCache<PresenterIdx, Known>,
     under_way: HashSet<PresenterIdx>,
     queue: VecDeque<Check>,
+    breaker: Breaker,
     /// Requests to make a presenter reconnect that are under way.
     reconnects: usize,
     _present: Present,
@@ -133,6 +153,7 @@ impl RoomChecker {
         metrics: Metrics,
         present: Present,
     ) -> Self {
+        metrics.room_breaker_open.set(0);
         let room_for = NonZeroUsize::new(config.cache_max).unwrap_or(NonZeroUsize::MIN);
         Self {
             config,
@@ -143,6 +164,7 @@ impl RoomChecker {
             cache: LruCache::new(room_for),
             under_way: HashSet::new(),
             queue: VecDeque::new(),
+            breaker: Breaker::Closed { failures: 0 },
             reconnects: 0,
             _present: present,
         }
@@ -174,7 +196,56 @@ impl RoomChecker {
             self.queue.push_back(check);
             return;
         }
+        if !self.may_ask(Instant::now()) {
+            self.count("breaker_open");
+            let last = self.last_known(check.presenter);
+            return self.registry.verdict(check.presenter, last);
+        }
         self.look_up(check, ctx);
+    }
+
+    /// Whether the breaker lets a lookup through; one that tries the room server counts as let through.
+    fn may_ask(&mut self, now: Instant) -> bool {
+        match self.breaker {
+            Breaker::Closed { .. } => true,
+            Breaker::Open { until } if now >= until => {
+                self.breaker = Breaker::HalfOpen;
+                true
+            }
+            Breaker::Open { .. } | Breaker::HalfOpen => false,
+        }
+    }
+
+    /// The breaker hears of an answer, or that none came.
+    fn heard(&mut self, answered: bool, now: Instant) {
+        let opens = match (self.breaker, answered) {
+            (Breaker::Closed { .. }, true) => {
+                self.breaker = Breaker::Closed { failures: 0 };
+                return;
+            }
+            (_, true) => {
+                log::info!("room server: it answers again");
+                self.breaker = Breaker::Closed { failures: 0 };
+                self.metrics.room_breaker_open.set(0);
+                return;
+            }
+            (Breaker::Closed { failures }, false) => {
+                let failures = failures.saturating_add(1);
+                self.breaker = Breaker::Closed { failures };
+                self.config.breaker_failures > 0 && failures >= self.config.breaker_failures
+            }
+            (Breaker::HalfOpen, false) => true,
+            // Asked before it opened.
+            (Breaker::Open { .. }, false) => false,
+        };
+        if opens {
+            log::warn!("room server: left alone for {:?}", self.config.breaker_open);
+            self.breaker = Breaker::Open {
+                until: now + self.config.breaker_open,
+            };
+            self.metrics.room_breaker_open.set(1);
+            self.metrics.room_breaker_opened.inc();
+        }
     }
 
     fn look_up(&mut self, check: Check, ctx: &mut Context<Self>) {
@@ -193,6 +264,7 @@ impl RoomChecker {
     }
 
     fn answered(&mut self, presenter: PresenterIdx, answer: Result<Liveness, RoomApiError>) {
+        self.heard(answer.is_ok(), Instant::now());
         match answer {
             Ok(liveness) => {
                 self.count(if liveness.live { "live" } else { "not_live" });

@@ -4,6 +4,7 @@
 //! [`checker::RoomChecker`], admission, seq) → [`writer::LogWriter`] (group commit) → back to the registry: the room's
 //! [`ring`], the session's cursor, [`session::PresenterSession`], the socket; and the sender's answer.
 
+pub mod bucket;
 pub mod checker;
 pub mod clock;
 pub mod gate;

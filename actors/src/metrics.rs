@@ -45,7 +45,11 @@ pub struct Metrics {
     pub sessions_refused: Family<Label, Counter>,
     /// Rooms in the registry now.
     pub rooms: Gauge,
-    /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout.
+    /// 1 while the room server is left alone because it failed too often in a row.
+    pub room_breaker_open: Gauge,
+    /// How often that began.
+    pub room_breaker_opened: Counter,
+    /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout, breaker_open.
     pub room_checks: Family<Label, Counter>,
     /// Requests to make a presenter reconnect, by `outcome`: ok, error.
     pub reconnect_requests: Family<Label, Counter>,
@@ -88,6 +92,8 @@ impl Default for Metrics {
             resumes_waiting: Gauge::default(),
             sessions_refused: Family::default(),
             rooms: Gauge::default(),
+            room_breaker_open: Gauge::default(),
+            room_breaker_opened: Counter::default(),
             room_checks: Family::default(),
             reconnect_requests: Family::default(),
             room_check_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
@@ -154,6 +160,16 @@ impl Metrics {
             self.sessions_refused.clone(),
         );
         r.register("chat_rooms", "Rooms in memory", self.rooms.clone());
+        r.register(
+            "chat_room_breaker_open",
+            "1 while the room server is left alone",
+            self.room_breaker_open.clone(),
+        );
+        r.register(
+            "chat_room_breaker_opened",
+            "Times that the room server was left alone",
+            self.room_breaker_opened.clone(),
+        );
         r.register(
             "chat_room_checks",
             "Liveness verdicts, by outcome",

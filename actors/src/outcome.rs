@@ -1,6 +1,6 @@
 //! What a sender asks for and what comes of it: plain data, with permits and reply channels outside.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::idempotency::Keyed;
 use crate::types::{ChatMessage, Epoch, PresenterIdx, Seq};
@@ -69,6 +69,8 @@ pub enum Refusal {
     PresenterDisconnected,
     /// A queue on the way is full; the name of the queue.
     Overloaded(&'static str),
+    /// The sender asked for too many rooms that nobody is known to present in; when one more may come.
+    RateLimited(Duration),
     /// The room server gave no answer that counts, and `room.on_error` says to refuse.
     RoomServerUnavailable,
     /// The spool cannot take it, or the room's last number is not known yet.
@@ -90,6 +92,7 @@ impl Refusal {
             Self::NotLive => "broadcast_ended",
             Self::PresenterDisconnected => "presenter_disconnected",
             Self::Overloaded(_) | Self::Draining => "overloaded",
+            Self::RateLimited(_) => "rate_limited",
             Self::RoomServerUnavailable => "room_server_unavailable",
             Self::LogUnavailable => "log_unavailable",
             Self::OutcomeUnknown => "outcome_unknown",

@@ -15,7 +15,7 @@ use chatting_actors::{
     wire::legacy::Clock,
     writer::{StoreState, WriterHandle},
 };
-use prometheus_client::registry::Registry as MetricNames;
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry as MetricNames};
 
 use super::client::AddressGate;
 use crate::{
@@ -98,6 +98,8 @@ pub struct Health {
     pub writer: WriterHandle,
     /// Knows whether the store does.
     pub store: StoreState,
+    /// 1 while the room server is left alone.
+    pub room_breaker_open: Gauge,
 }
 
 /// What `/readyz` says.
@@ -133,6 +135,10 @@ impl Health {
             reasons.push("the spool takes no events".to_owned());
         }
         let ready = reasons.is_empty();
+        if self.room_breaker_open.get() > 0 {
+            reasons
+                .push("the room server does not answer; rooms that are known to be live go on for a while".to_owned());
+        }
         if let Some(error) = self.store.error() {
             reasons.push(format!("the store takes no events, they stay in the spool: {error}"));
         }

@@ -10,7 +10,10 @@ use chatting_actors::{
 use serde::{Deserialize, Serialize};
 
 use super::{identify::sender, state::State};
-use crate::error::{ApiError, Code, Lang};
+use crate::{
+    error::{ApiError, Code, Lang},
+    limits::whole_seconds,
+};
 
 /// Adds the routes.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -192,6 +195,7 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
         Refusal::NotLive => Code::BroadcastEnded,
         Refusal::PresenterDisconnected => Code::PresenterDisconnected,
         Refusal::Overloaded(_) | Refusal::Draining => Code::Overloaded,
+        Refusal::RateLimited(_) => Code::RateLimited,
         Refusal::RoomServerUnavailable => Code::RoomServerUnavailable,
         Refusal::LogUnavailable => Code::LogUnavailable,
         Refusal::OutcomeUnknown => Code::OutcomeUnknown,
@@ -200,6 +204,9 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
     };
     match refusal {
         Refusal::Overloaded(queue) => ApiError::new(code).with_detail(format!("the queue {queue} is full")),
+        Refusal::RateLimited(wait) => ApiError::new(code)
+            .with_detail("this user asks for too many rooms")
+            .with_retry_after(whole_seconds(wait)),
         Refusal::Draining => ApiError::new(code).with_detail("the server is about to stop"),
         _ => ApiError::new(code),
     }

@@ -66,6 +66,12 @@ section! {
         /// Seconds past its time that a last known verdict is still good, with on_error = "last_known".
         /// on_error = "last_known"일 때 만료된 판정을 더 쓰는 최대 초.
         stale_seconds: u64 = 60, 0..=86_400;
+        /// Failures in a row after which the room server is left alone; 0 never does.
+        /// 연속으로 이만큼 실패하면 룸 서버에 잠시 묻지 않는다. 0이면 항상 묻는다.
+        breaker_failures: u32 = 10, 0..=1_000_000;
+        /// Milliseconds that it is left alone, before one question tries it.
+        /// 묻지 않고 두는 밀리초. 그 뒤 질의 하나로 다시 시도한다.
+        breaker_open_ms: u64 = 2000, 1..=600_000;
         /// Messages of one room that may wait for its verdict; more are refused.
         /// 판정을 기다릴 수 있는 방 하나의 메시지 수. 넘치면 거절한다.
         pending_max: usize = 64, 1..=100_000;

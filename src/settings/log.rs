@@ -98,6 +98,12 @@ section! {
         /// Messages to one room that may come at once.
         /// 한 방에 한꺼번에 보낼 수 있는 메시지 수.
         room_burst: u32 = 10_000, 1..=1_000_000;
+        /// Questions a minute about rooms without a presenter that one sender may cause; 0 is no limit.
+        /// 한 사용자가 방송자 없는 방에 대해 분당 일으킬 수 있는 질의 수. 0이면 제한하지 않는다.
+        lookups_per_minute: u32 = 60, 0..=1_000_000;
+        /// Questions of that kind that may come at once.
+        /// 그런 질의를 한꺼번에 일으킬 수 있는 수.
+        lookups_burst: u32 = 60, 1..=1_000_000;
         // Behind a proxy that is not trusted every client has the proxy's address, so neither is limited by default.
         /// WebSockets a minute from one client address (behind auth.trusted_proxies too); 0 is no limit.
         /// 클라이언트 주소 하나가 분당 열 수 있는 WebSocket 수(auth.trusted_proxies 뒤에서도). 0이면 제한하지 않는다.

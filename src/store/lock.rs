@@ -124,7 +124,7 @@ fn try_exclusive(file: &File) -> Result<(), TryLockError> {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) if Instant::now() < until && file.try_lock_shared().is_ok() => {
                 file.unlock().map_err(TryLockError::Error)?;
-                std::thread::sleep(Duration::from_micros(100));
+                std::thread::yield_now();
             }
             other => return other,
         }

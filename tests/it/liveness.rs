@@ -223,3 +223,87 @@ async fn rule_10_rooms_that_are_not_live_are_not_kept() {
         assert_eq!(app.room(presenter).await, None);
     }
 }
+
+#[actix_web::test]
+async fn a_room_server_that_keeps_failing_is_left_alone_and_tried_again_by_one_question() {
+    let rooms = RoomServer::start().await;
+    rooms.mode(Mode::Status(500)).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.breaker_failures = 3;
+        settings.room.breaker_open_ms = 200;
+        settings.session.not_live_seconds = 3600;
+    })
+    .await;
+    for presenter in 1..=3 {
+        let answer = app.post(presenter, 7, "hi").await;
+        assert_eq!(answer.json()["code"], "room_server_unavailable");
+    }
+    assert_eq!(app.metric("chat_room_breaker_open").await, Some(1.0));
+    let ready = crate::support::http::get(app.addr, "/readyz").await;
+    assert_eq!(
+        (ready.status, &ready.json()["status"]),
+        (200, &serde_json::json!("degraded"))
+    );
+    // It stays shut away: each time that it is tried costs it one question, however many ask.
+    let (before, opened) = (
+        rooms.stats().await.all_checks(),
+        app.metric("chat_room_breaker_opened_total").await,
+    );
+    for presenter in 100..200 {
+        let answer = app.post(presenter, 7, "hi").await;
+        assert_eq!(answer.json()["code"], "room_server_unavailable");
+    }
+    let probes = rooms.stats().await.all_checks() - before;
+    let reopened = app.metric("chat_room_breaker_opened_total").await.unwrap() - opened.unwrap();
+    assert!(
+        (probes as f64 - reopened).abs() <= 1.0,
+        "{probes} probes, opened {reopened} times more"
+    );
+    assert!(probes < 100, "{probes} of 100 questions reached it");
+    assert!(app.metric("chat_room_checks_total{outcome=\"breaker_open\"}").await > Some(0.0));
+    rooms.mode(Mode::Normal).await;
+    rooms.live(12).await;
+    eventually("the breaker to close", async || {
+        let answer = app.post(12, 7, "hi").await.json();
+        (answer["code"] == "presenter_disconnected").then_some(())
+    })
+    .await;
+    assert_eq!(app.metric("chat_room_breaker_open").await, Some(0.0));
+}
+
+#[actix_web::test]
+async fn one_sender_cannot_have_the_room_server_asked_about_ever_more_rooms() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.limits.lookups_per_minute = 6;
+        settings.limits.lookups_burst = 20;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    let before = rooms.stats().await.all_checks();
+    let mut limited = 0;
+    for presenter in 1000..1300 {
+        let answer = app.post(presenter, 7, "anyone there?").await;
+        match answer.status {
+            409 => {}
+            429 => {
+                assert!(answer.header("retry-after").is_some());
+                limited += 1;
+            }
+            other => panic!("{other}: {answer:?}"),
+        }
+        // The room with a presenter is not asked about for this sender.
+        if presenter % 50 == 0 {
+            assert_eq!(app.post(12, 7, "here").await.status, 201);
+        }
+    }
+    let asked = rooms.stats().await.all_checks() - before;
+    assert!(limited >= 200, "{limited} of 300");
+    assert!(asked + limited <= 300 + 10, "{asked} asked, {limited} refused");
+    assert_eq!(app.post(2000, 8, "another sender").await.status, 409);
+    eventually("what nobody presents in to be forgotten", async || {
+        (app.metric("chat_rooms").await <= Some(5.0)).then_some(())
+    })
+    .await;
+}

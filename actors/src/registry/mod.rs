@@ -21,11 +21,13 @@ mod subscriber;
 use std::{
     cell::Cell,
     collections::{HashMap, VecDeque},
+    num::NonZeroUsize,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix::prelude::*;
+use lru::LruCache;
 use tokio::sync::oneshot;
 
 use self::cursor::Phase;
@@ -39,6 +41,7 @@ pub use self::{
     subscriber::{Delivery, End, Reading, Resume, Subscriber, Welcome},
 };
 use crate::{
+    bucket::{Bucket, Rate},
     checker::CheckerHandle,
     clock::{EventClock, system_ms},
     gate::Permit,
@@ -49,7 +52,7 @@ use crate::{
     ring::Entry,
     session::Flow,
     supervise::Present,
-    types::{Epoch, Event, PresenterIdx, Seq},
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
     writer::{WriterHandle, WriterPermit},
 };
 
@@ -64,6 +67,10 @@ pub struct RegistryConfig {
     pub keys: KeyConfig,
     /// `room.pending_max`
     pub pending_max: usize,
+    /// `limits.lookups_*`: how often one sender may have the room server asked for a room that is not known; `None`: always.
+    pub lookups: Option<Rate>,
+    /// `limits.tracked`
+    pub tracked: usize,
     /// `room.refresh_percent`
     pub refresh_percent: u32,
     /// `room.ring_events`
@@ -148,6 +155,8 @@ pub struct SessionRegistry {
     keys: Option<KeyTable>,
     keys_asked: bool,
     reads: Reads,
+    /// How many lookups each sender caused lately.
+    lookups: LruCache<UserIdx, Bucket>,
     ready: Vec<oneshot::Sender<()>>,
     draining: Option<Vec<oneshot::Sender<()>>>,
     ending: Vec<oneshot::Sender<()>>,
@@ -169,6 +178,7 @@ impl SessionRegistry {
     ) -> Self {
         let (epoch, last_ms, term) = (writer.epoch().clone(), writer.last_ms(), writer.next_term());
         metrics.sessions.set(0);
+        let lookups = LruCache::new(NonZeroUsize::new(config.tracked).unwrap_or(NonZeroUsize::MIN));
         Self {
             config,
             handle,
@@ -186,6 +196,7 @@ impl SessionRegistry {
             keys: None,
             keys_asked: false,
             reads: Reads::new(log),
+            lookups,
             ready: Vec::new(),
             draining: None,
             ending: Vec::new(),

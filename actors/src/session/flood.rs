@@ -2,48 +2,42 @@
 
 use std::time::Instant;
 
+use crate::bucket::{Bucket, Rate};
+
 /// What a part of a message costs, in frames.
 const PART: f64 = 1.0 / 128.0;
 
 /// A token bucket that fills with `session.client_frames_per_second` and holds twice that.
 #[derive(Debug)]
 pub struct FrameBucket {
-    per_second: f64,
-    left: f64,
-    filled_at: Instant,
+    rate: Rate,
+    bucket: Bucket,
 }
 
 impl FrameBucket {
     /// A full bucket.
     pub fn new(per_second: u32, now: Instant) -> Self {
         let per_second = f64::from(per_second);
-        Self {
+        let rate = Rate {
+            burst: per_second * 2.0,
             per_second,
-            left: per_second * 2.0,
-            filled_at: now,
+        };
+        Self {
+            rate,
+            bucket: Bucket::full(rate, now),
         }
     }
 
     /// Takes one frame; `false` when there is none left.
     pub fn take(&mut self, now: Instant) -> bool {
-        self.spend(1.0, now)
+        self.bucket.take(1.0, self.rate, now).is_ok()
     }
 
     /// Takes a part of a fragmented message: a little, as `session.max_frame_bytes` bounds how many one message can have, but
     /// for an empty one, of which there is no end.
     pub fn take_part(&mut self, bytes: usize, now: Instant) -> bool {
-        self.spend(if bytes == 0 { 1.0 } else { PART }, now)
-    }
-
-    fn spend(&mut self, frames: f64, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.filled_at).as_secs_f64();
-        self.left = (self.left + passed * self.per_second).min(self.per_second * 2.0);
-        self.filled_at = now;
-        if self.left < frames {
-            return false;
-        }
-        self.left -= frames;
-        true
+        let frames = if bytes == 0 { 1.0 } else { PART };
+        self.bucket.take(frames, self.rate, now).is_ok()
     }
 }
 

@@ -122,6 +122,8 @@ pub fn registry_config() -> RegistryConfig {
         room_share: 1024,
         writer_room_share: 1024,
         pending_max: 1024,
+        lookups: None,
+        tracked: 1024,
         keys: KeyConfig {
             window_ms: 60_000,
             max: 1000,
@@ -236,6 +238,8 @@ impl Stage {
                 cache_max: 1000,
                 max_lookups: 64,
                 stale: None,
+                breaker_failures: 0,
+                breaker_open: ttl,
             };
             let (checker, registry, metrics) = (to_checker.clone(), to_registry.clone(), counted.clone());
             RoomChecker::new(
