@@ -310,6 +310,18 @@ async fn a_session_may_outlive_its_token_where_the_settings_say_so() {
     assert_eq!(session.chats(1).await, numbered(1..=1));
 }
 
+#[actix_web::test]
+async fn a_token_whose_time_is_over_takes_no_room_over() {
+    let app = app().await;
+    let mut session = V1::of(&app, 12, json!({})).await;
+    // Still good where a clock may be off, and too old for a session.
+    let mut late = connect(app.addr).await;
+    late.send_text(&hello(12, json!({ "token": token_for(-2) }))).await;
+    assert_eq!(end_of(&mut late).await, ("token_expired".into(), 4002));
+    send(&app, 1..=1).await;
+    assert_eq!(session.chats(1).await, numbered(1..=1));
+}
+
 // ---- acks and credit ---------------------------------------------------------------------------------------------------
 
 #[actix_web::test]

@@ -167,8 +167,11 @@ impl PresenterSession {
                 self.close(close, ctx);
             }
             Action::Attach { presenter, reading } => {
-                self.attach(presenter, reading);
+                // First: a token whose time is over takes no room from another session.
                 self.watch_expiry(ctx);
+                if !self.closing {
+                    self.attach(presenter, reading);
+                }
             }
             Action::Refreshed => self.watch_expiry(ctx),
             Action::Ack { seq, fanned_out, .. } => {
