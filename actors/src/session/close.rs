@@ -44,29 +44,46 @@ pub enum Close {
     KeepaliveMissed,
 }
 
+/// Makes the list of all ways, and whether v1 has them, from one list: a variant without a row does not compile.
+macro_rules! every {
+    ($($close:ident: $v1:ident,)*) => {
+        /// Every way, for tests and documents.
+        pub const ALL: &'static [Self] = &[$(Self::$close),*];
+
+        /// Whether a v1 session may be closed like this.
+        pub fn in_v1(self) -> bool {
+            match self {
+                $(Self::$close => $v1,)*
+            }
+        }
+    };
+}
+
+const V1: bool = true;
+const LEGACY_ONLY: bool = false;
+
 impl Close {
-    /// Every way, for tests and documents.
-    pub const ALL: &'static [Self] = &[
-        Self::Normal,
-        Self::NotLive,
-        Self::Away,
-        Self::Protocol,
-        Self::Unsupported,
-        Self::NotUtf8,
-        Self::Flood,
-        Self::RateLimited,
-        Self::TooBig,
-        Self::Unreadable,
-        Self::Overloaded,
-        Self::LogUnavailable,
-        Self::Unauthenticated,
-        Self::TokenExpired,
-        Self::Replaced,
-        Self::BadFrame,
-        Self::TooSlow,
-        Self::NoHello,
-        Self::KeepaliveMissed,
-    ];
+    every! {
+        Normal: LEGACY_ONLY,
+        NotLive: V1,
+        Away: V1,
+        Protocol: V1,
+        Unsupported: LEGACY_ONLY,
+        NotUtf8: V1,
+        Flood: V1,
+        RateLimited: V1,
+        TooBig: V1,
+        Unreadable: LEGACY_ONLY,
+        Overloaded: V1,
+        LogUnavailable: V1,
+        Unauthenticated: V1,
+        TokenExpired: V1,
+        Replaced: V1,
+        BadFrame: V1,
+        TooSlow: V1,
+        NoHello: V1,
+        KeepaliveMissed: V1,
+    }
 
     /// The close code.
     pub fn code(self) -> u16 {

@@ -9,6 +9,21 @@ use uuid::Uuid;
 
 use crate::types::{Event, PresenterIdx, Seq};
 
+/// Gives a frame its name and the enum the list of all names, from one list: a variant without a row does not compile.
+macro_rules! names {
+    ($($variant:ident = $name:literal,)*) => {
+        /// The `type` of every frame that there is.
+        pub const TYPES: &'static [&'static str] = &[$($name),*];
+
+        /// The frame's `type`.
+        pub fn name(&self) -> &'static str {
+            match self {
+                $(Self::$variant { .. } => $name,)*
+            }
+        }
+    };
+}
+
 /// The subprotocol that a client must offer.
 pub const SUBPROTOCOL: &str = "chat.v1";
 
@@ -34,6 +49,14 @@ pub enum ClientFrame {
     },
     /// Asks for a `pong`.
     Ping,
+}
+
+impl ClientFrame {
+    names! {
+        Hello = "hello",
+        Ack = "ack",
+        Ping = "ping",
+    }
 }
 
 /// Events that can no longer be replayed, both ends included.
@@ -102,6 +125,14 @@ pub enum ServerFrame<'a> {
 }
 
 impl ServerFrame<'_> {
+    names! {
+        Welcome = "welcome",
+        Chat = "chat",
+        Reconnect = "reconnect",
+        Error = "error",
+        Pong = "pong",
+    }
+
     /// The frame's text.
     pub fn encode(&self) -> ByteString {
         // A struct of texts and numbers cannot fail to serialize; an empty frame would say so.
@@ -184,6 +215,7 @@ mod tests {
             (r#"{"type":"ping"}"#, ClientFrame::Ping),
         ];
         for (text, frame) in rows {
+            assert!(text.contains(&format!(r#""type":"{}""#, frame.name())), "{text}");
             assert_eq!(parse_client(text), Ok(frame), "{text}");
         }
         for bad in [
@@ -256,5 +288,9 @@ mod tests {
         };
         assert_eq!(&*error.encode(), r#"{"type":"error","code":"replaced","message":"m"}"#);
         assert_eq!(&*ServerFrame::Pong.encode(), r#"{"type":"pong"}"#);
+        for frame in [welcome, reconnect, error, ServerFrame::Pong] {
+            let begins = format!(r#"{{"type":"{}""#, frame.name());
+            assert!(frame.encode().starts_with(&begins), "{frame:?}");
+        }
     }
 }
