@@ -13,6 +13,7 @@ mod log_store;
 mod old_faults;
 mod operations;
 mod presenter;
+mod protocol;
 mod queues;
 mod reading;
 mod recovery;
