@@ -1,0 +1,249 @@
+// A presenter's client of dialect v1, for browsers and for Node with `ws`. Made to be copied.
+//
+//   const presenter = new Presenter({
+//     url: "wss://chat.example/v1/presenter",
+//     token: async () => (await fetch("/my/token")).text(),  // asked before each connection and before a token expires
+//     onChat: (chat) => passOnToViewers(chat),               // says how many viewers got it
+//     state: JSON.parse(sessionStorage.presenter ?? "{}"),   // where an earlier one got to
+//     WebSocket,                                             // of `ws`; a browser has its own
+//   });
+//   const why = await presenter.run();                       // for as long as the broadcast
+//
+// It keeps the numbering's epoch and the last seq that it has, and goes on from there after a cut: each message is
+// given to `onChat` once, in order, and acknowledged after that. When the server cannot send what is missing,
+// `welcome.gap` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it
+// takes a line for gone on which nothing is heard; it is over when another session has the room, the broadcast is over,
+// or its token or a frame is refused.
+
+const SUBPROTOCOL = "chat.v1";
+/** How long a connection may take until its `welcome`. */
+const WELCOME_MS = 10_000;
+const FIRST_DELAY_MS = 250;
+const LONGEST_DELAY_MS = 15_000;
+/** How late timers can be set. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+/** After these there is no coming back. 1000 is the end of the broadcast. */
+const OVER = { 1000: "broadcast_ended", 4001: "unauthenticated", 4003: "replaced", 4004: "bad_frame" };
+
+export class Presenter {
+  #url;
+  #token;
+  #onChat;
+  #onEvent;
+  #WebSocket;
+  #epoch;
+  #last;
+  #socket = null;
+  #timers = new Map();
+  #attempts = 0;
+  /** When this session will have lasted long enough for the next one to be tried without delay. */
+  #settledAt = Infinity;
+  #unheard = 0;
+  #notBefore = 0;
+  /** Milliseconds; 0 outside of a session. */
+  #keepalive = 0;
+  #over = false;
+  #finish;
+  #finished = new Promise((resolve) => (this.#finish = resolve));
+
+  /**
+   * `onEvent` hears of everything but chat: `welcome`, `moderation`, `reconnect` and `error` as the server sent them,
+   * and of our own `refreshed`, `repeat`, `hole`, and `closed` with `again_ms`, or with `over`. If `onChat` throws, the
+   * message is not acknowledged, and comes again.
+   */
+  constructor({ url, token, onChat, onEvent = () => {}, state = {}, WebSocket = globalThis.WebSocket }) {
+    this.#url = url;
+    this.#token = token;
+    this.#onChat = onChat;
+    this.#onEvent = onEvent;
+    this.#WebSocket = WebSocket;
+    this.#epoch = state.epoch;
+    this.#last = state.last;
+  }
+
+  /** What the next client needs to go on from here: to be kept where a reload of the page finds it. */
+  get state() {
+    return { epoch: this.#epoch, last: this.#last };
+  }
+
+  /** Connects, and stays connected. Gives the reason when that is over. */
+  run() {
+    this.#connect();
+    return this.#finished;
+  }
+
+  /** Ends it. */
+  stop() {
+    this.#drop();
+    this.#over = true;
+    this.#finish("stopped");
+  }
+
+  async #connect() {
+    let token;
+    try {
+      token = await this.#token();
+    } catch (error) {
+      return this.#again({ reason: `no token: ${error.message}` });
+    }
+    if (this.#over) return;
+    const socket = new this.#WebSocket(this.#url, [SUBPROTOCOL]);
+    this.#socket = socket;
+    this.#after("welcome", WELCOME_MS, () => this.#again({ reason: "no welcome" }));
+    socket.onopen = () => {
+      this.#say({ type: "hello", token, epoch: this.#epoch, resume_after: this.#last });
+      this.#refreshLater(token);
+    };
+    socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
+    socket.onclose = ({ code, reason }) => this.#closed(code, reason);
+    socket.onerror = () => {}; // `onclose` follows
+  }
+
+  #say(frame) {
+    this.#socket.send(JSON.stringify(frame));
+  }
+
+  #hear(frame) {
+    this.#unheard = 0;
+    if (this.#keepalive) this.#listen();
+    switch (frame.type) {
+      case "pong":
+        return;
+      case "welcome":
+        return this.#welcome(frame);
+      case "reconnect":
+        // The server reads and writes until it closes; should it not, we go when the time has come.
+        this.#notBefore = now() + frame.after_ms;
+        this.#after("reconnect", frame.after_ms, () => this.#again({ reason: "reconnect" }));
+        break;
+      default:
+        // What has a seq has a place in the order, also when its type is news to us.
+        if (Number.isSafeInteger(frame.seq)) return this.#take(frame);
+    }
+    this.#onEvent(frame);
+  }
+
+  #welcome(frame) {
+    this.#cancel("welcome");
+    // Another numbering, the first one, or a gap that can't be closed: on from where the server goes on.
+    if (frame.epoch !== this.#epoch || this.#last === undefined || frame.resumed_from > this.#last + 1) {
+      this.#epoch = frame.epoch;
+      this.#last = frame.resumed_from - 1;
+    }
+    this.#keepalive = frame.keepalive_seconds * 1000;
+    this.#listen();
+    this.#settledAt = now() + this.#keepalive;
+    this.#onEvent(frame);
+  }
+
+  /** Asks when nothing has been heard for a while: a page sees neither the server's pings nor that a line is dead. */
+  #listen() {
+    this.#after("listen", this.#keepalive, () => {
+      this.#unheard += 1;
+      if (this.#unheard === 2) return this.#again({ reason: "silent" });
+      this.#say({ type: "ping" });
+      this.#listen();
+    });
+  }
+
+  #take(frame) {
+    const { seq } = frame;
+    if (seq > this.#last + 1) {
+      this.#onEvent({ type: "hole", from: this.#last + 1, to: seq - 1 });
+      return this.#again({ reason: "hole" });
+    }
+    if (seq <= this.#last) {
+      this.#onEvent({ type: "repeat", seq });
+      return this.#say({ type: "ack", seq });
+    }
+    let fanned_out;
+    if (frame.type === "chat") fanned_out = this.#onChat(frame);
+    else this.#onEvent(frame);
+    this.#last = seq;
+    if (this.#socket) this.#say({ type: "ack", seq, fanned_out });
+  }
+
+  /** A later `hello` refreshes the token, at half of its life, so that a slow answer is no harm. */
+  #refreshLater(token) {
+    const left = expiry(token) - Date.now();
+    if (Number.isNaN(left)) return;
+    const socket = this.#socket;
+    this.#after("refresh", Math.max(left / 2, 1000), async () => {
+      let fresh;
+      try {
+        fresh = await this.#token();
+      } catch {
+        fresh = token; // tried again, as long as there is time
+      }
+      if (socket !== this.#socket) return;
+      if (fresh !== token) {
+        this.#say({ type: "hello", token: fresh });
+        this.#onEvent({ type: "refreshed" });
+      }
+      this.#refreshLater(fresh);
+    });
+  }
+
+  #closed(code, reason) {
+    const over = OVER[code];
+    if (!over) return this.#again({ code, reason });
+    this.#drop();
+    this.#over = true;
+    this.#onEvent({ type: "closed", code, reason, over });
+    this.#finish(over);
+  }
+
+  /** Leaves this connection and makes another, in a while. */
+  #again(why) {
+    this.#drop();
+    if (now() > this.#settledAt) this.#attempts = 0;
+    this.#settledAt = Infinity;
+    const longest = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#attempts);
+    this.#attempts += 1;
+    // Chance keeps those apart that lost the server at the same moment.
+    const delay = Math.max(longest * (0.5 + Math.random() / 2), this.#notBefore - now());
+    this.#notBefore = 0;
+    this.#after("again", delay, () => this.#connect());
+    this.#onEvent({ type: "closed", ...why, again_ms: Math.round(delay) });
+  }
+
+  /** Lets go of the socket without waiting for it: on a dead line its `onclose` would be long in coming. */
+  #drop() {
+    for (const name of [...this.#timers.keys()]) this.#cancel(name);
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#keepalive = 0;
+    this.#unheard = 0;
+    if (!socket) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+  }
+
+  #after(name, ms, then) {
+    this.#cancel(name);
+    const run = () => {
+      this.#timers.delete(name);
+      then();
+    };
+    this.#timers.set(name, setTimeout(run, Math.min(Math.ceil(ms), LONGEST_TIMER_MS)));
+  }
+
+  #cancel(name) {
+    clearTimeout(this.#timers.get(name));
+    this.#timers.delete(name);
+  }
+}
+
+/** Milliseconds on a clock that nobody sets. */
+function now() {
+  return performance.now();
+}
+
+/** When a token expires, in milliseconds since 1970; NaN where it does not say. */
+function expiry(token) {
+  try {
+    return JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/"))).exp * 1000;
+  } catch {
+    return NaN;
+  }
+}

@@ -1,0 +1,219 @@
+"""A presenter's client of dialect v1, with `websockets`. Made to be copied.
+
+    presenter = Presenter(
+        "wss://chat.example/v1/presenter",
+        token=my_token,               # async; asked before each connection and before a token expires
+        on_chat=pass_on_to_viewers,   # says how many viewers got it
+        state=saved,                  # where an earlier one got to: what `presenter.state` was
+    )
+    why = await presenter.run()       # for as long as the broadcast; cancel it to end it
+
+It keeps the numbering's epoch and the last seq that it has, and goes on from there after a cut: each message is given
+to `on_chat` once, in order, and acknowledged after that. When the server cannot send what is missing, the `gap` of
+`welcome` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it takes a
+line for gone on which nothing is heard; it is over when another session has the room, the broadcast is over, or its
+token or a frame is refused.
+"""
+
+import asyncio
+import base64
+import json
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+SUBPROTOCOL = "chat.v1"
+WELCOME_SECONDS = 10
+"""How long a connection may take until its `welcome`."""
+FIRST_DELAY_SECONDS = 0.25
+LONGEST_DELAY_SECONDS = 15
+OVER = {1000: "broadcast_ended", 4001: "unauthenticated", 4003: "replaced", 4004: "bad_frame"}
+"""After these close codes there is no coming back. 1000 is the end of the broadcast."""
+
+
+class Presenter:
+    """One presenter, over as many connections as it takes.
+
+    `on_event` hears of everything but chat: `welcome`, `moderation`, `reconnect` and `error` as the server sent them,
+    and of our own `refreshed`, `repeat`, `hole`, and `closed` with `again_ms`, or with `over`. What `on_chat` raises
+    ends `run`; the message was not acknowledged then. `options` are those of `websockets.connect`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: Callable[[], Awaitable[str]],
+        on_chat: Callable[[dict], int | None],
+        on_event: Callable[[dict], None] = lambda event: None,
+        state: dict | None = None,
+        **options,
+    ):
+        self._url = url
+        self._token = token
+        self._on_chat = on_chat
+        self._on_event = on_event
+        self._epoch: str | None = (state or {}).get("epoch")
+        self._last: int | None = (state or {}).get("last")
+        self._options = options
+        self._attempts = 0
+        # When this session will have lasted long enough for the next one to be tried without delay.
+        self._settled_at = math.inf
+        self._not_before = 0.0
+        self._goodbyes: set[asyncio.Task] = set()
+
+    @property
+    def state(self) -> dict:
+        """What the next client needs to go on from here."""
+        return {"epoch": self._epoch, "last": self._last}
+
+    async def run(self) -> str:
+        """Connects, and stays connected. Gives the reason when that is over."""
+        while True:
+            closed = await self._connection()
+            if over := OVER.get(closed.get("code")):
+                self._on_event({"type": "closed", **closed, "over": over})
+                return over
+            if time.monotonic() > self._settled_at:
+                self._attempts = 0
+            self._settled_at = math.inf
+            longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._attempts)
+            self._attempts += 1
+            # Chance keeps those apart that lost the server at the same moment.
+            delay = max(
+                longest * random.uniform(0.5, 1), self._not_before - time.monotonic(), closed.pop("retry_after", 0)
+            )
+            self._not_before = 0.0
+            self._on_event({"type": "closed", **closed, "again_ms": round(delay * 1000)})
+            await asyncio.sleep(delay)
+
+    async def _connection(self) -> dict:
+        """One connection, until it has ended; says how."""
+        try:
+            token = await self._token()
+        except OSError as error:
+            return {"reason": f"no token: {error}"}
+        try:
+            # We listen for ourselves: see `_next`.
+            socket = await connect(
+                self._url,
+                subprotocols=[SUBPROTOCOL],
+                open_timeout=WELCOME_SECONDS,
+                ping_interval=None,
+                **self._options,
+            )
+        except InvalidStatus as error:
+            response = error.response
+            wait = response.headers.get("Retry-After", "")
+            return {"reason": str(error), "retry_after": int(wait) if wait.isdecimal() else 0}
+        except (OSError, WebSocketException) as error:
+            return {"reason": f"no connection: {error}"}
+        refresher = None
+        try:
+            await self._say(socket, type="hello", token=token, epoch=self._epoch, resume_after=self._last)
+            refresher = asyncio.create_task(self._refresh(socket, token))
+            return {"reason": await self._session(socket)}
+        except ConnectionClosed:
+            return {"code": socket.close_code, "reason": socket.close_reason}
+        finally:
+            if refresher:
+                refresher.cancel()
+            # Nobody waits for it: on a dead line it would be long.
+            goodbye = asyncio.create_task(socket.close())
+            self._goodbyes.add(goodbye)
+            goodbye.add_done_callback(self._goodbyes.discard)
+
+    @staticmethod
+    async def _say(socket: ClientConnection, **frame) -> None:
+        await socket.send(json.dumps({key: value for key, value in frame.items() if value is not None}))
+
+    async def _session(self, socket: ClientConnection) -> str:
+        """Hears what the server says, until we have a reason to leave."""
+        keepalive = None
+        while True:
+            frame = await self._next(socket, keepalive)
+            if frame is None:
+                return "silent" if keepalive else "no welcome"
+            match frame["type"]:
+                case "pong":
+                    continue
+                case "welcome":
+                    # Another numbering, the first one, or a gap that can't be closed: on from where the server goes on.
+                    if frame["epoch"] != self._epoch or self._last is None or frame["resumed_from"] > self._last + 1:
+                        self._epoch = frame["epoch"]
+                        self._last = frame["resumed_from"] - 1
+                    keepalive = frame["keepalive_seconds"]
+                    self._settled_at = time.monotonic() + keepalive
+                case "reconnect":
+                    self._not_before = time.monotonic() + frame["after_ms"] / 1000
+                case "reconnect now":
+                    return "reconnect"
+                case _ if isinstance(frame.get("seq"), int):
+                    # What has a seq has a place in the order, also when its type is news to us.
+                    if not await self._take(socket, frame):
+                        return "hole"
+                    continue
+            self._on_event(frame)
+
+    async def _next(self, socket: ClientConnection, keepalive: float | None) -> dict | None:
+        """The next frame. None when there is none in time, although we asked."""
+        asked = keepalive is None
+        while True:
+            patience = keepalive or WELCOME_SECONDS
+            if self._not_before:
+                # The server reads and writes until it closes; should it not, we go when the time has come.
+                left = self._not_before - time.monotonic()
+                if left <= 0:
+                    return {"type": "reconnect now"}
+                patience = min(patience, left)
+            try:
+                async with asyncio.timeout(patience):
+                    return json.loads(await socket.recv())
+            except TimeoutError:
+                if self._not_before:
+                    continue
+                if asked:
+                    return None
+                asked = True
+                await self._say(socket, type="ping")
+
+    async def _take(self, socket: ClientConnection, frame: dict) -> bool:
+        seq = frame["seq"]
+        if seq > self._last + 1:
+            self._on_event({"type": "hole", "from": self._last + 1, "to": seq - 1})
+            return False
+        if seq <= self._last:
+            self._on_event({"type": "repeat", "seq": seq})
+            await self._say(socket, type="ack", seq=seq)
+            return True
+        fanned_out = self._on_chat(frame) if frame["type"] == "chat" else self._on_event(frame)
+        self._last = seq
+        await self._say(socket, type="ack", seq=seq, fanned_out=fanned_out)
+        return True
+
+    async def _refresh(self, socket: ClientConnection, token: str) -> None:
+        """A later `hello` refreshes the token, at half of its life, so that a slow answer is no harm."""
+        while (expires_at := expiry(token)) is not None:
+            await asyncio.sleep(max((expires_at - time.time()) / 2, 1))
+            try:
+                fresh = await self._token()
+                if fresh != token:
+                    await self._say(socket, type="hello", token=fresh)
+                    self._on_event({"type": "refreshed"})
+                    token = fresh
+            except OSError:
+                pass  # tried again, as long as there is time
+            except ConnectionClosed:
+                return
+
+
+def expiry(token: str) -> float | None:
+    """When a token expires, in seconds since 1970; None where it does not say."""
+    try:
+        payload = token.split(".")[1]
+        return float(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"])
+    except (IndexError, KeyError, ValueError, TypeError):
+        return None
