@@ -33,6 +33,10 @@ end-to-end:
 browser:
     scripts/test --only browser
 
+# Presenters with Python's websockets, Node's ws and a browser.
+clients:
+    scripts/test --only clients
+
 # The documentation of both crates.
 doc:
     cargo doc --no-deps --workspace --open

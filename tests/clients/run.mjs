@@ -1,0 +1,289 @@
+// Presenters with real client libraries against the real server: Python's `websockets`, Node's `ws` and a browser, all
+// at once, each in a room of its own with chat that never pauses. Prints a line for each promise kept; fails at the
+// first that is not, with what was seen. Run by scripts/test --only clients.
+//
+//   CHATTING_SERVER  the binary (default: target/debug/chatting-server)
+//   CHROMIUM         the browser (default: chromium from PATH)
+//
+// A client's line to the server is a link of the test, so that it can be cut; the server is stopped and started once
+// for all.
+
+import { execFileSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import { Client, Link, Sender, Server, atEnd, end, expect, fail, failed, serveFiles } from "./parts.mjs";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const root = resolve(here, "../..");
+const target = resolve(root, process.env.CARGO_TARGET_DIR ?? "target");
+const tools = join(target, "tools");
+const binary = resolve(process.env.CHATTING_SERVER ?? join(target, "debug/chatting-server"));
+
+/** So little credit that nothing flows without acknowledgements. */
+const CREDIT = 8;
+const DEADLINE_MS = 60_000;
+/** A timer of Node's or Chromium's may fire this much early. */
+const EARLY_MS = 5;
+
+const began = Date.now();
+let promises = 0;
+function kept(who, promise) {
+  promises += 1;
+  console.log(`${((Date.now() - began) / 1000).toFixed(1).padStart(5)} s  ${who.padEnd(12)} ${promise}`);
+}
+
+// ---- what each client goes through ----------------------------------------------------------------------------------
+
+const lifeOf = (token) => JSON.parse(Buffer.from(token.split(".")[1], "base64url")).exp * 1000;
+
+async function goesLive(server, room) {
+  const operator = await server.token(1, { more: ["--role", "operator"] });
+  const body = JSON.stringify({ presenterIdx: String(room) });
+  const started = await server.fetch("/room/live/start", operator, { method: "POST", body });
+  expect("POST /room/live/start", started.status, 200);
+}
+
+/** One client, from its first connection until the server is about to be stopped. */
+async function untilTheStop({ client, server, room, sender, viewer }) {
+  const lines = { a: await new Link(server).listen(), b: await new Link(server).listen() };
+  const long = () => server.token(room);
+  let tokens = long;
+  const a = await client.start("a", lines.a.url, () => tokens());
+  const told = (promise) => kept(client.name, promise);
+
+  // A message over credit would never come if those before it were not acknowledged.
+  await a.more(5 * CREDIT);
+  const [first] = a.welcomes;
+  expect("welcome", [first.presenter_idx, first.gap, a.chats[0].seq], [room, null, first.resumed_from]);
+  await a.until("3 viewers in the room's figures", poll(async () => {
+    const told = await (await server.fetch(`/v1/rooms/${room}`, viewer)).json();
+    return told.session && told.fanned_out === 3;
+  }));
+  told(`gets chat and acknowledges it: ${a.chats.length} messages through a credit of ${CREDIT}`);
+
+  for (let cut = 1; cut <= 2; cut += 1) {
+    const [welcomes, closes] = [a.welcomes.length, a.closes.length];
+    lines.a.cut();
+    await a.until("the cut", () => a.closes.length > closes);
+    const away = sender.accepted.length;
+    await a.until("chat while it is away", () => sender.accepted.length >= away + 10);
+    lines.a.mend();
+    const welcome = await a.resumed(welcomes);
+    expect("the close of a cut line", a.closes[closes].code, 1006);
+    await a.more(20);
+    const missed = welcome.last_seq - welcome.resumed_from + 1;
+    if (missed < 10) throw new Error(`only ${missed} messages came while ${a.name} was away`);
+    told(`is cut, and resumes after ${welcome.resumed_from - 1}: ${missed} messages came meanwhile`);
+  }
+
+  {
+    const [welcomes, closes] = [a.welcomes.length, a.closes.length];
+    const thaw = lines.a.freeze();
+    const welcome = await a.resumed(welcomes);
+    expect("why it left a dead line", a.closes[closes].reason, "silent");
+    thaw();
+    await a.more(20);
+    told(`leaves a line that has gone silent by itself, and resumes after ${welcome.resumed_from - 1}`);
+  }
+
+  // One session's question for a fresh token is not answered, so that it ends with the old one; the next one's is.
+  {
+    const [welcomes, closes, refreshed] = [a.welcomes.length, a.closes.length, a.refreshed];
+    let ending; // of the token that was given to connect with
+    tokens = async () => {
+      const expired = a.closes.some(({ code }) => code === 4002);
+      if (a.connected) return expired ? long() : null;
+      const token = await server.token(room, { ttl: expired ? 5 : 3 });
+      ending = lifeOf(token);
+      return token;
+    };
+    lines.a.cut();
+    await a.until("the cut", () => a.closes.length > closes);
+    lines.a.mend();
+    await a.resumed(welcomes);
+    const ended = ending;
+    await a.until("the end of its token", () => a.closes.length > closes + 1);
+    const expired = a.closes[closes + 1];
+    expect("the close", [expired.code, expired.reason, a.error?.code], [4002, "token_expired", "token_expired"]);
+    if (expired.at + EARLY_MS < ended) throw new Error(`${a.name} was closed before its token's end`);
+    const welcome = await a.resumed(welcomes + 1);
+    told(`is closed with 4002 when its token ends, and resumes after ${welcome.resumed_from - 1} with a new one`);
+    await a.until("a refresh", () => a.refreshed > refreshed);
+    if (a.chats.at(-1).at > ending) throw new Error(`${a.name} refreshed its token too late to prove anything`);
+    await a.until("chat after the first token's end", () => a.chats.at(-1).at > ending + 300);
+    expect("sessions and ends since", [a.welcomes.length, a.closes.length], [welcomes + 2, closes + 2]);
+    told("refreshes its token by a later hello, and the session outlives the first token");
+    tokens = long;
+  }
+
+  const connects = lines.a.connects.length;
+  const b = await client.start("b", lines.b.url, long);
+  await b.until("a welcome", () => b.welcomes.length);
+  await a.until("its end", () => a.over);
+  const replaced = a.closes.at(-1);
+  expect("how the first ends", [a.over, replaced.code, replaced.over], ["replaced", 4003, "replaced"]);
+  const from = b.welcomes[0].resumed_from;
+  if (from > a.last + 1 || from < a.last + 1 - CREDIT)
+    throw new Error(`${b.name} goes on from ${from}, but ${a.last} was seen and all but ${CREDIT} acknowledged`);
+  await b.more(20);
+  expect("where the second goes on", b.chats[0].seq, from);
+  told(`is taken over (4003) after ${a.last} by a second one, which goes on from ${from}`);
+
+  return { a, b, lines, connects, welcomes: b.welcomes.length, closes: b.closes.length };
+}
+
+/** The rest, while the server is stopped and started again. */
+async function overTheStop({ client, sender }, { a, b, lines, connects, welcomes, closes }, restarted) {
+  const told = (promise) => kept(client.name, promise);
+  await b.until("its end", () => b.closes.length > closes);
+  const [left, asked] = [b.closes[closes], b.reconnects[0]];
+  expect("what it was told before", [b.reconnects.length, asked?.reason], [1, "drain"]);
+  expect("the close", left.code, 1001);
+  told(`is told to come back in ${asked.after_ms} ms when the server gets SIGTERM, and is closed with 1001`);
+
+  const before = lines.b.connects.length;
+  await restarted;
+  const welcome = await b.resumed(welcomes);
+  const waited = lines.b.connects[before] - asked.at;
+  if (waited + EARLY_MS < asked.after_ms)
+    throw new Error(`${b.name} came back after ${waited} ms, not ${asked.after_ms}`);
+  await b.more(20);
+  told(`comes back after ${waited} ms, and resumes after ${welcome.resumed_from - 1} from the restarted server`);
+
+  await sender.stop();
+  const { accepted, texts } = sender;
+  await b.until("the last message", () => b.last === accepted.length);
+  expect("every message's place", accepted.map(({ seq }) => seq), accepted.map((_, index) => index + 1));
+  expect("numberings", [...new Set(accepted.map(({ epoch }) => epoch))], [welcome.epoch]);
+  const all = accepted.map(({ seq, id }, index) => `${seq} ${id} ${texts[index]}`);
+  const seen = (part) => part.chats.map(({ seq, id, text }) => `${seq} ${id} ${text}`);
+  expect("what the first saw", seen(a), all.slice(a.chats[0].seq - 1, a.last));
+  expect("what the second saw", seen(b), all.slice(b.chats[0].seq - 1));
+  expect("how often the first came back once it was replaced", lines.a.connects.length, connects);
+  if (client.shown) expect("the last line of the page", await client.shown(), `하루: ${texts.at(-1)}`);
+  await b.obey({ do: "stop" });
+  await b.until("its end", () => b.over === "stopped");
+  told(`saw ${all.length} of ${accepted.length} messages, in order, without a hole or a repeat`);
+}
+
+/** For `until`: asks again and again, one question at a time. */
+function poll(probe) {
+  let [answer, asking] = [false, false];
+  return () => {
+    if (!answer && !asking) {
+      asking = true;
+      probe().then((told) => ((answer = told), (asking = false)), fail);
+    }
+    return answer;
+  };
+}
+
+// ---- all of it ------------------------------------------------------------------------------------------------------
+
+let server;
+
+async function launch() {
+  const { chromium } = createRequire(join(tools, "web/package.json"))("playwright-core");
+  const executablePath =
+    process.env.CHROMIUM ?? execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim();
+  const browser = await chromium.launch({
+    executablePath,
+    args: [
+      "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+      "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    ],
+    timeout: 20_000,
+    handleSIGINT: false,
+    handleSIGTERM: false,
+    handleSIGHUP: false,
+  });
+  atEnd(() => browser.close());
+  return browser;
+}
+
+/** Another page's WebSocket never opens. */
+async function refusesOtherPages(browser, port, url) {
+  const page = await browser.newPage();
+  await page.goto(`http://localhost:${port}/presenter.mjs`);
+  const how = await page.evaluate(
+    (url) =>
+      new Promise((done) => {
+        const socket = new WebSocket(url, ["chat.v1"]);
+        socket.onopen = () => done("opened");
+        socket.onclose = ({ code }) => done(code);
+      }),
+    url,
+  );
+  expect("a page whose origin is not in cors.origins", how, 1006);
+  await page.close();
+  kept("browser", "lets no page connect whose origin is not in cors.origins");
+}
+
+async function scenario() {
+  const work = mkdtempSync(join(tmpdir(), "chatting-clients-"));
+  atEnd(() => rmSync(work, { recursive: true, force: true }));
+  const port = await serveFiles(here, ["presenter.html", "presenter.mjs", "puppet.mjs"]);
+  const page = `http://127.0.0.1:${port}`;
+  server = new Server(binary, work, randomBytes(32).toString("hex"), {
+    "server.bind": "127.0.0.1:0",
+    "room.mode": "embedded",
+    "log.path": join(work, "chat.db"),
+    "cors.origins": JSON.stringify([page]),
+    "session.credit_events": CREDIT,
+    "session.keepalive_seconds": 2,
+    "shutdown.drain_seconds": 1,
+    "shutdown.reconnect_after_ms": 1000,
+    "shutdown.reconnect_spread_ms": 500,
+  });
+  const [browser] = await Promise.all([launch(), server.start()]);
+  const viewer = await server.token(7, { more: ["--nickname", "하루"] });
+  const line = await new Link(server).listen();
+  await refusesOtherPages(browser, port, line.url);
+
+  const clients = [
+    Client.process("websockets", join(tools, "clients-python/bin/python"), ["-B", join(here, "puppet.py")]),
+    Client.process("ws", process.execPath, [join(here, "puppet.mjs"), join(tools, "clients/package.json")]),
+    await Client.page("browser", await browser.newPage(), `${page}/presenter.html`),
+  ];
+  const plays = [];
+  for (const [index, client] of clients.entries()) {
+    const room = 12 + index;
+    await goesLive(server, room);
+    plays.push({ client, server, room, viewer });
+  }
+  const stops = await Promise.all(
+    plays.map(async (play) => {
+      // Chat is refused before a broadcast's first session, so the sender's first message waits for it.
+      play.sender = new Sender(server, play.room, viewer);
+      return untilTheStop(play);
+    }),
+  );
+
+  const restart = (async () => {
+    expect("the server's exit code after SIGTERM", await server.stop(), 0);
+    await server.start();
+    kept("server", "ends with 0, and is started again on the same log");
+  })();
+  await Promise.all([restart, ...plays.map((play, index) => overTheStop(play, stops[index], restart))]);
+  expect("the server's exit code after SIGTERM", await server.stop(), 0);
+}
+
+const deadline = setTimeout(() => fail(new Error(`not done after ${DEADLINE_MS / 1000} s`)), DEADLINE_MS);
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => fail(new Error(signal)));
+try {
+  await Promise.race([scenario(), failed]);
+  console.log(`clients: ok, ${promises} promises kept`);
+} catch (error) {
+  fail(error);
+  process.exitCode = 1;
+  console.error(`clients: FAILED: ${error.stack ?? error}`);
+  console.error(`--- the end of what the server wrote\n${server?.log.slice(-30).join("\n") ?? ""}`);
+} finally {
+  clearTimeout(deadline);
+  await end();
+}
