@@ -66,7 +66,12 @@ export function atEnd(close) {
 }
 
 export async function end() {
-  while (closers.length) await closers.pop()();
+  while (closers.length) {
+    let timer;
+    const late = new Promise((late) => (timer = setTimeout(late, 5000))); // one that hangs must not keep the others
+    await Promise.race([Promise.resolve(closers.pop()()).catch(() => {}), late]);
+    clearTimeout(timer);
+  }
 }
 
 /** A child's lines as they come; its end when it was not asked for fails everything. */
@@ -221,6 +226,7 @@ export class Sender {
 
   constructor(server, room, token) {
     this.done = this.#send(server, room, token).catch(fail);
+    atEnd(() => this.stop());
   }
 
   async #send(server, room, token) {

@@ -2,7 +2,8 @@
 
     presenter = Presenter(
         "wss://chat.example/v1/presenter",
-        token=my_token,               # async; asked before each connection and before a token expires
+        token=my_token,               # async; asked before each connection and before a token expires; raises OSError
+                                      # when there is none just now
         on_chat=pass_on_to_viewers,   # says how many viewers got it
         state=saved,                  # where an earlier one got to: what `presenter.state` was
     )
@@ -17,6 +18,7 @@ token or a frame is refused.
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 import random
@@ -128,7 +130,9 @@ class Presenter:
 
     @staticmethod
     async def _say(socket: ClientConnection, **frame) -> None:
-        await socket.send(json.dumps({key: value for key, value in frame.items() if value is not None}))
+        # Once the server has closed there is still to be read what it said before; after that, `recv` raises this too.
+        with contextlib.suppress(ConnectionClosed):
+            await socket.send(json.dumps({key: value for key, value in frame.items() if value is not None}))
 
     async def _session(self, socket: ClientConnection) -> str:
         """Hears what the server says, until we have a reason to leave."""
@@ -206,8 +210,6 @@ class Presenter:
                     token = fresh
             except OSError:
                 pass  # tried again, as long as there is time
-            except ConnectionClosed:
-                return
 
 
 def expiry(token: str) -> float | None:

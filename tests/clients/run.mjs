@@ -274,6 +274,7 @@ async function scenario() {
 }
 
 const deadline = setTimeout(() => fail(new Error(`not done after ${DEADLINE_MS / 1000} s`)), DEADLINE_MS);
+// A second signal ends it at once.
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => fail(new Error(signal)));
 try {
   await Promise.race([scenario(), failed]);
@@ -287,3 +288,4 @@ try {
   clearTimeout(deadline);
   await end();
 }
+process.exit(); // whatever is still open
