@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chatting_actors::clock::system_ms;
-use chatting_server::settings::Durability;
+use chatting_server::settings::{Durability, LogBackend, Secret};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -248,6 +248,25 @@ async fn a_flood_of_frames_that_say_nothing_is_closed_and_acks_are_no_flood() {
         }
     };
     assert_eq!(close, Some(1008));
+}
+
+#[actix_web::test]
+async fn acks_of_what_was_never_sent_are_a_flood() {
+    // Nobody can tell the room's numbering: its spool is new, and the store that is older is not there. So nothing is sent.
+    let app = spawn_app(|settings| {
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new("mongodb://127.0.0.1:1");
+        settings.mongodb.connect_timeout_ms = 100;
+        settings.session.client_frames_per_second = 5;
+    })
+    .await;
+    let mut socket = connect(app.addr).await;
+    socket.send_text(&hello(12, json!({}))).await;
+    for seq in 1..=100 {
+        let ack = json!({ "type": "ack", "seq": seq }).to_string();
+        socket.send_bytes_regardless(&Frame::new(TEXT, ack).encode()).await;
+    }
+    assert_eq!(end_of(&mut socket).await, ("rate_limited".into(), 1008));
 }
 
 #[actix_web::test]

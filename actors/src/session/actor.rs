@@ -6,7 +6,8 @@
 //! say ([`legacy`](super::legacy), [`v1`](super::v1)), which knows no socket.
 //!
 //! When full: the registry sends no more than the session's credit, so the actor's mailbox never binds. A client that sends
-//! more frames than `session.client_frames_per_second`, acks that say something new aside, is closed with 1008.
+//! more frames than `session.client_frames_per_second` is closed with 1008; acks that say something new of what was sent do not
+//! count, for there are no more of them than events.
 
 use std::{
     any::Any,
@@ -37,7 +38,7 @@ use crate::{
     registry::{End, Reading, RegistryHandle, SessionId},
     ring::Entry,
     seams::{Authenticate, Socket, Wording},
-    types::PresenterIdx,
+    types::{PresenterIdx, Seq},
     wire::{
         legacy::{Clock, encode_chat},
         v1::ServerFrame,
@@ -137,6 +138,8 @@ pub struct PresenterSession {
     flow: Option<(PresenterIdx, Arc<Flow>)>,
     expiry: Option<SpawnHandle>,
     unanswered: u32,
+    /// The last event that was written (v1).
+    written: Seq,
     closing: bool,
 }
 
@@ -152,12 +155,14 @@ impl PresenterSession {
             flow: None,
             expiry: None,
             unanswered: 0,
+            written: Seq(0),
             closing: false,
         }
     }
 
     fn act(&mut self, action: Action, ctx: &mut WebsocketContext<Self>) {
-        if !matches!(action, Action::Ack { moves: true, .. }) && !self.frames.take(Instant::now()) {
+        let free = matches!(action, Action::Ack { seq, moves: true, .. } if seq <= self.written);
+        if !free && !self.frames.take(Instant::now()) {
             return self.close(Close::Flood, ctx);
         }
         match action {
@@ -399,10 +404,13 @@ impl Handler<Deliver> for PresenterSession {
         for entry in &delivery.entries {
             ctx.text(self.encoded(entry));
         }
-        if let Dialect::Legacy(_) = self.parts.dialect {
-            // Of v1 the client itself tells, by its acks.
-            let taken = &self.parts.progress.taken;
-            taken.set(taken.get() + delivery.entries.len() as u64);
+        match self.parts.dialect {
+            Dialect::Legacy(_) => {
+                let taken = &self.parts.progress.taken;
+                taken.set(taken.get() + delivery.entries.len() as u64);
+            }
+            // What was taken the client itself tells, by its acks.
+            Dialect::V1(_) => self.written = delivery.entries.last().map_or(self.written, |last| last.event.seq),
         }
     }
 }
