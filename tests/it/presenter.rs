@@ -882,8 +882,8 @@ async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches() {
     let mongod = Mongod::start_own().await;
     let dir = ScratchDir::new("resume");
     let mut settings = settings(&dir);
-    settings.log.backend = chatting_server::settings::LogBackend::Mongodb;
-    settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
+    settings.log.backend = LogBackend::Mongodb;
+    settings.mongodb.uri = Secret::new(mongod.uri());
     settings.mongodb.connect_timeout_ms = 500;
     settings.mongodb.write_timeout_ms = 1000;
     settings.room.ring_events = 4;

@@ -18,7 +18,7 @@ use crate::{
     metrics::Metrics,
     outcome::{Outcome, Refusal, Submit},
     seams::{LastSeq, Liveness, LogPage, Place},
-    session::Flow,
+    session::{Close, Flow},
     types::{PresenterIdx, Seq},
 };
 
@@ -261,6 +261,12 @@ impl RegistryHandle {
     /// The socket is gone.
     pub fn gone(&self, session: SessionId) {
         self.mailbox.push(RegistryMsg::Gone { session });
+    }
+
+    /// A session closes for a reason of its own.
+    pub fn closed(&self, close: Close) {
+        let reason = [("reason", close.as_str())];
+        self.metrics.sessions_ended.get_or_create(&reason).inc();
     }
 
     /// There is no place for another socket: one whose room is not live is to go (rule 10).

@@ -222,8 +222,16 @@ impl PresenterSession {
         self.close_because(close, None, ctx);
     }
 
-    /// Says goodbye, and gives the peer a moment to read it before the socket goes.
+    /// Closes for a reason that the session itself found, and counts it; the registry counts its own.
     fn close_because(&mut self, close: Close, why: Option<&str>, ctx: &mut WebsocketContext<Self>) {
+        if !self.closing {
+            self.parts.registry.closed(close);
+        }
+        self.say_goodbye(close, why, ctx);
+    }
+
+    /// Says goodbye, and gives the peer a moment to read it before the socket goes.
+    fn say_goodbye(&mut self, close: Close, why: Option<&str>, ctx: &mut WebsocketContext<Self>) {
         if self.closing {
             return;
         }
@@ -461,8 +469,8 @@ impl Handler<Finish> for PresenterSession {
             (Dialect::V1(_), End::Crowded) => Close::Overloaded,
             (Dialect::V1(_), End::TooSlow) => Close::TooSlow,
             (Dialect::V1(_), End::LogUnavailable) => Close::LogUnavailable,
-            (Dialect::V1(_), End::BadFrame(why)) => return self.close_because(Close::BadFrame, Some(why), ctx),
+            (Dialect::V1(_), End::BadFrame(why)) => return self.say_goodbye(Close::BadFrame, Some(why), ctx),
         };
-        self.close(close, ctx);
+        self.say_goodbye(close, None, ctx);
     }
 }

@@ -107,6 +107,20 @@ impl Close {
         }
     }
 
+    /// The label in the metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Away => "going_away",
+            Self::Protocol => "protocol",
+            Self::Unsupported => "unsupported",
+            Self::NotUtf8 => "not_utf8",
+            Self::Unreadable => "unreadable",
+            Self::Flood => "flood",
+            other => other.problem().unwrap_or("normal"),
+        }
+    }
+
     /// The name in the error table, of those that v1 explains in an `error` frame before it closes.
     pub fn problem(self) -> Option<&'static str> {
         Some(match self {
