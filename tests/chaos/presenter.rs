@@ -44,6 +44,13 @@ pub struct Chat {
     pub text: String,
 }
 
+/// What one presenter has, in the numbering of its epoch.
+#[derive(Debug, Default)]
+pub struct Record {
+    pub epoch: Option<String>,
+    pub chats: Vec<Chat>,
+}
+
 /// What all presenters of a run went through.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -81,9 +88,8 @@ pub struct Presenter {
     pub counts: Rc<Counts>,
     /// The room's last seq, once it is known.
     pub target: watch::Receiver<Option<u64>>,
+    record: Rc<RefCell<Record>>,
     keepalive: Duration,
-    epoch: Option<String>,
-    chats: Vec<Chat>,
     /// No new connection before this.
     not_before: Instant,
     /// Whether the last connection came as far as a `welcome`.
@@ -112,6 +118,7 @@ impl Presenter {
         address: SocketAddr,
         rng: StdRng,
         counts: &Rc<Counts>,
+        record: &Rc<RefCell<Record>>,
         target: watch::Receiver<Option<u64>>,
     ) -> Self {
         Self {
@@ -120,16 +127,15 @@ impl Presenter {
             rng,
             counts: Rc::clone(counts),
             target,
+            record: Rc::clone(record),
             keepalive: FIRST_KEEPALIVE,
-            epoch: None,
-            chats: Vec::new(),
             not_before: Instant::now(),
             welcomed: false,
         }
     }
 
-    /// Reads until it has everything up to the target; gives the epoch and what it has.
-    pub async fn run(mut self) -> (String, Vec<Chat>) {
+    /// Reads until it has everything up to the target, and writes down what it has.
+    pub async fn run(mut self) {
         let client = awc::Client::builder()
             .max_http_version(awc::http::Version::HTTP_11)
             .finish();
@@ -137,7 +143,7 @@ impl Presenter {
         loop {
             self.welcomed = false;
             if let Some(Done) = self.connection(&client).await {
-                return (self.epoch.unwrap_or_default(), self.chats);
+                return;
             }
             backoff = if self.welcomed {
                 BACKOFF.0
@@ -150,7 +156,7 @@ impl Presenter {
     }
 
     fn last(&self) -> u64 {
-        self.chats.len() as u64
+        self.record.borrow().chats.len() as u64
     }
 
     fn violation(&self, what: String) {
@@ -170,7 +176,8 @@ impl Presenter {
         };
         let mut fields = json!({});
         let mut asked_from = None;
-        if let Some(epoch) = self.epoch.as_ref().filter(|_| !self.rng.random_ratio(FORGETS, 100)) {
+        let epoch = self.record.borrow().epoch.clone();
+        if let Some(epoch) = epoch.filter(|_| !self.rng.random_ratio(FORGETS, 100)) {
             fields = json!({ "epoch": epoch, "resume_after": self.last() });
             asked_from = Some(self.last());
         }
@@ -267,7 +274,8 @@ impl Presenter {
         }
         reading.behind = welcome["last_seq"].as_u64().unwrap();
         let epoch = welcome["epoch"].as_str().unwrap();
-        match &self.epoch {
+        let ours = self.record.borrow().epoch.clone();
+        match ours {
             Some(ours) if ours != epoch => self.violation(format!("epoch {ours} became {epoch}")),
             Some(_) => {
                 count(&self.counts.resumed);
@@ -277,7 +285,7 @@ impl Presenter {
             }
             None => {
                 count(&self.counts.attached);
-                self.epoch = Some(epoch.to_owned());
+                self.record.borrow_mut().epoch = Some(epoch.to_owned());
             }
         }
         self.keepalive = Duration::from_secs(welcome["keepalive_seconds"].as_u64().unwrap());
@@ -305,15 +313,14 @@ impl Presenter {
         }
         let last = self.last();
         if seq == last + 1 {
-            self.chats.push(chat);
+            self.record.borrow_mut().chats.push(chat);
         } else if seq > last {
             self.violation(format!("a hole: {seq} after {last}"));
         } else {
             count(&self.counts.repeated);
-            let have = usize::try_from(seq)
-                .ok()
-                .and_then(|seq| self.chats.get(seq.checked_sub(1)?));
-            if have != Some(&chat) {
+            let place = usize::try_from(seq).ok().and_then(|seq| seq.checked_sub(1));
+            let have = place.and_then(|place| self.record.borrow().chats.get(place).cloned());
+            if have.as_ref() != Some(&chat) {
                 self.violation(format!("{seq} was {have:?} and came again as {chat:?}"));
             }
         }

@@ -1,6 +1,7 @@
 //! One run: start everything, load it, break it, mend it, judge it.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fmt::{self, Display},
     net::SocketAddr,
@@ -19,7 +20,7 @@ use tokio::{
 use crate::{
     link::{Faults, torment},
     plan::{Ending, Plan},
-    presenter::{self, Chat, Presenter},
+    presenter::{self, Presenter, Record},
     sender::{self, Sender, Sent},
     server::Server,
     support::{eventually, process::ScratchDir, proxy::Proxy, room_server::RoomServer},
@@ -49,10 +50,12 @@ pub struct Report {
 
 /// A presenter, and the link between it and the server.
 struct Room {
-    link: Rc<Proxy>,
-    presenter: JoinHandle<(String, Vec<Chat>)>,
+    /// For as long as the presenter reads.
+    _link: Rc<Proxy>,
+    presenter: JoinHandle<()>,
+    record: Rc<RefCell<Record>>,
     target: watch::Sender<Option<u64>>,
-    torment: JoinHandle<()>,
+    torment: Option<JoinHandle<()>>,
 }
 
 pub async fn run(plan: &Plan, dir: &Arc<ScratchDir>) -> Report {
@@ -67,27 +70,29 @@ pub async fn run(plan: &Plan, dir: &Arc<ScratchDir>) -> Report {
     for room in 1..=plan.rooms {
         let link = Rc::new(Proxy::start(server.address).await);
         let (target, known) = watch::channel(None);
+        let record = Rc::default();
         let rng = plan.rng("presenter", room.unsigned_abs());
-        let presenter = Presenter::new(room, link.address(), rng, &counts, known);
+        let presenter = Presenter::new(room, link.address(), rng, &counts, &record, known);
         let presenter = rt::spawn(presenter.run());
-        rooms.insert(room, (link, presenter, target));
+        rooms.insert(room, (link, presenter, record, target));
     }
     eventually("all presenters", async || {
         (counts.attached.get() >= plan.rooms.unsigned_abs()).then_some(())
     })
     .await;
-    let rooms: BTreeMap<i64, Room> = rooms
+    let mut rooms: BTreeMap<i64, Room> = rooms
         .into_iter()
-        .map(|(room, (link, presenter, target))| {
+        .map(|(room, (link, presenter, record, target))| {
             let rng = plan.rng("link", room.unsigned_abs());
             let torment = rt::spawn(torment(Rc::clone(&link), rng, Rc::clone(&faults), over_at.clone()));
-            let room_of = Room {
-                link,
+            let whole = Room {
+                _link: link,
                 presenter,
+                record,
                 target,
-                torment,
+                torment: Some(torment),
             };
-            (room, room_of)
+            (room, whole)
         })
         .collect();
 
@@ -101,33 +106,35 @@ pub async fn run(plan: &Plan, dir: &Arc<ScratchDir>) -> Report {
     let took = began.elapsed();
 
     over.send_replace(true);
-    let mut presenters = Vec::new();
-    for (room, one) in rooms {
-        one.torment.await.unwrap();
-        presenters.push((room, one.link, one.presenter, one.target));
+    for torment in rooms.values_mut().filter_map(|room| room.torment.take()) {
+        torment.await.unwrap();
     }
     let mended = Instant::now();
     let mut last = Sender::new(plan.senders(), plan, server.address, &sender_counts);
-    for (room, _, _, target) in &presenters {
-        let told = last.send_last(*room).await;
+    for (number, room) in &rooms {
+        let told = last.send_last(*number).await;
         let answer = told.accepted.as_ref();
-        let answer = answer.unwrap_or_else(|| panic!("all is mended and room {room} takes nothing"));
-        target.send_replace(Some(answer.seq));
+        let answer = answer.unwrap_or_else(|| panic!("all is mended and room {number} takes nothing"));
+        room.target.send_replace(Some(answer.seq));
         sent.push(told);
     }
-    let mut violations = Vec::new();
-    let mut seen = BTreeMap::new();
-    for (room, _link, presenter, _target) in presenters {
-        match timeout(CATCH_UP.saturating_sub(mended.elapsed()), presenter).await {
-            Ok(done) => _ = seen.insert(room, done.unwrap()),
+    let mut late = Vec::new();
+    for (number, room) in &mut rooms {
+        let patience = CATCH_UP.saturating_sub(mended.elapsed());
+        match timeout(patience, &mut room.presenter).await {
+            Ok(done) => done.unwrap(),
             Err(_) => {
-                violations.push(format!(
-                    "room {room}: its presenter has not everything after {CATCH_UP:?}"
+                room.presenter.abort();
+                late.push(format!(
+                    "room {number}: its presenter has not everything after {CATCH_UP:?}"
                 ));
-                _ = seen.insert(room, (String::new(), Vec::new()));
             }
         }
     }
+    let seen = rooms
+        .iter()
+        .map(|(number, room)| (*number, room.record.take()))
+        .collect();
     let caught_up = mended.elapsed();
     eventually("the spool to be drained", async || {
         (server.metric("chat_spool_events").await == Some(0.0)).then_some(())
@@ -136,10 +143,12 @@ pub async fn run(plan: &Plan, dir: &Arc<ScratchDir>) -> Report {
     server.stop().await;
     let spool = rusqlite::Connection::open(dir.path().join("chat.db")).unwrap();
     let verdict = judge(&sent, &seen, &log(&spool));
-    violations.extend(verdict.violations.iter().cloned());
-    violations.extend(counts.violations.take());
+    // What was seen to go wrong first, then what came of it.
+    let mut violations = counts.violations.take();
     let senders = std::mem::take(&mut *sender_counts.lock().unwrap());
     violations.extend(senders.violations.iter().cloned());
+    violations.extend(late);
+    violations.extend(verdict.violations.iter().cloned());
     for line in server.output().lines().filter(|line| line.contains("panicked")) {
         violations.push(line.to_owned());
     }

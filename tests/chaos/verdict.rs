@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use rusqlite::Connection;
 use uuid::Uuid;
 
-use crate::{presenter::Chat, sender::Sent};
+use crate::{presenter::Record, sender::Sent};
 
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub struct Verdict {
 }
 
 /// Judges a run, room by room.
-pub fn judge(sent: &[Sent], seen: &BTreeMap<i64, (String, Vec<Chat>)>, log: &[Logged]) -> Verdict {
+pub fn judge(sent: &[Sent], seen: &BTreeMap<i64, Record>, log: &[Logged]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut logged: HashMap<(i64, u64), &Logged> = HashMap::new();
     let mut texts = HashSet::new();
@@ -76,10 +76,12 @@ pub fn judge(sent: &[Sent], seen: &BTreeMap<i64, (String, Vec<Chat>)>, log: &[Lo
         };
         verdict.accepted += 1;
         *count.entry(one.room).or_default() += 1;
-        let (epoch, chats) = &seen[&one.room];
+        let Record { epoch, chats } = &seen[&one.room];
         let place = usize::try_from(answer.seq).ok().and_then(|seq| seq.checked_sub(1));
         let have = place.and_then(|place| chats.get(place));
-        if have.is_none_or(|have| (&have.id, &have.text) != (&answer.id, &one.text)) || *epoch != answer.epoch {
+        if have.is_none_or(|have| (&have.id, &have.text) != (&answer.id, &one.text))
+            || epoch.as_ref() != Some(&answer.epoch)
+        {
             verdict.lost += 1;
             verdict
                 .violations
@@ -100,7 +102,7 @@ pub fn judge(sent: &[Sent], seen: &BTreeMap<i64, (String, Vec<Chat>)>, log: &[Lo
                 .push(format!("not logged: {one:?}; the log has {entry:?} there"));
         }
     }
-    for (room, (_, chats)) in seen {
+    for (room, Record { chats, .. }) in seen {
         // Each that was accepted is at its place, so equal counts mean that there is nothing else.
         let expected = count.get(room).copied().unwrap_or(0);
         let entries = log.iter().filter(|entry| entry.room == *room).count() as u64;
