@@ -164,11 +164,7 @@ impl Sender {
         loop {
             match self.attempt(&sent).await {
                 Try::Accepted(answer) => {
-                    let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    let mut counts = self.counts.lock().unwrap();
-                    counts.answered_us.saturating_record(took);
-                    counts.accepted_after_doubt += u64::from(doubt);
-                    drop(counts);
+                    self.accepted(began.elapsed(), doubt);
                     sent.accepted = Some(answer);
                     if self.chance.random_ratio(REPEATED, 100) {
                         self.repeat(&sent).await;
@@ -201,6 +197,13 @@ impl Sender {
             let pause = self.chance.random_range(RETRY);
             sleep(Duration::from_millis(pause)).await;
         }
+    }
+
+    fn accepted(&self, took: Duration, doubt: bool) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let mut counts = self.counts.lock().unwrap();
+        counts.answered_us.saturating_record(took);
+        counts.accepted_after_doubt += u64::from(doubt);
     }
 
     /// Sends once more what was accepted: the answer must be what it was.
