@@ -130,7 +130,7 @@ struct Session {
 /// How long a session that was told to close may take, before its socket is shut.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The same for one that takes nothing: its peer will hardly read why.
+/// The same where a peer will hardly read why, or others wait for its end.
 const STALLED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a registry is made of; see the module's text.

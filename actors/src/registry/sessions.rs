@@ -125,7 +125,8 @@ impl SessionRegistry {
             return;
         }
         let patience = match end {
-            End::TooSlow => STALLED_PATIENCE,
+            // Everybody waits for the last of these.
+            End::TooSlow | End::GoingAway => STALLED_PATIENCE,
             _ => CLOSE_PATIENCE,
         };
         session.ended.set(Some((Instant::now(), patience)));
