@@ -141,10 +141,7 @@ impl App {
 
         let registry_arbiter = Arbiter::new();
         let reader_arbiter = Arbiter::new();
-        let log = ReadLog {
-            reader: Arc::new(history.clone()),
-            arbiter: reader_arbiter.handle(),
-        };
+        let log = ReadLog::new(Arc::new(history.clone()), reader_arbiter.handle());
         let registry_watch = start_registry(settings, &registry_arbiter, &registry, &checker, &writer, log, &metrics);
 
         let ready = tokio::time::timeout(startup::READY_PATIENCE, registry.ready());

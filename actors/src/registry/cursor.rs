@@ -127,6 +127,15 @@ impl Cursor {
         self.progress_at = now;
     }
 
+    /// Everything up to here is known to have come (v1): what the client said, not what it may never have read.
+    pub fn position(&self) -> Seq {
+        if self.acked > self.start {
+            self.acked
+        } else {
+            self.wanted.min(self.start)
+        }
+    }
+
     /// The session has everything up to `seq` (v1). `None`: it was never sent so much (rule 14).
     pub fn acknowledge(&mut self, seq: Seq, now: Instant) -> Option<bool> {
         if self.phase != Phase::Live {
@@ -218,7 +227,6 @@ impl Cursor {
             return Paged::Later;
         }
         self.page.failing_since = None;
-        self.page.spool_from = page.spool_from;
         if first != Some(self.sent.next()) {
             self.page.misses += 1;
             if self.page.misses < 2 {
@@ -233,11 +241,13 @@ impl Cursor {
         let mut next = self.sent.next();
         for event in page.events {
             if event.seq != next {
-                break;
+                // The next page begins here, so it looks where this one did.
+                return Paged::OnIt;
             }
             next = next.next();
             self.buffer.push_back(Arc::new(Entry::new(Arc::new(event))));
         }
+        self.page.spool_from = page.spool_from;
         Paged::OnIt
     }
 

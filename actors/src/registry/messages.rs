@@ -10,14 +10,17 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::subscriber::{End, Reading, Subscriber};
+use super::{
+    resume::ReadPage,
+    subscriber::{End, Reading, Subscriber},
+};
 use crate::{
     gate::{Gate, Permit},
     idempotency::KeyRow,
     mailbox::Mailbox,
     metrics::Metrics,
     outcome::{Outcome, Refusal, Submit},
-    seams::{LastSeq, Liveness, LogPage, Place},
+    seams::{LastSeq, Liveness, Place},
     session::{Close, Flow},
     types::{PresenterIdx, Seq},
 };
@@ -104,13 +107,8 @@ pub(crate) enum RegistryMsg {
         seq: Seq,
         fanned_out: Option<u64>,
     },
-    /// What the log has after the first of `range`, up to the second, for this session.
-    Page {
-        session: SessionId,
-        presenter: PresenterIdx,
-        range: (Seq, Seq),
-        page: LogPage,
-    },
+    /// What the log has for a session.
+    Page(ReadPage),
     Look {
         presenter: PresenterIdx,
         looking: Looking,

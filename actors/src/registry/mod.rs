@@ -235,12 +235,7 @@ impl SessionRegistry {
                     seq,
                     fanned_out,
                 } => self.ack(session, seq, fanned_out, now),
-                RegistryMsg::Page {
-                    session,
-                    presenter,
-                    range,
-                    page,
-                } => self.page(session, presenter, range, page, now),
+                RegistryMsg::Page(page) => self.page(page, now),
                 RegistryMsg::Marked { presenter, kept } => self.marked(presenter, kept, now),
                 RegistryMsg::Look { presenter, looking } => self.look(presenter, looking, now),
                 RegistryMsg::TellReconnect {
@@ -319,6 +314,12 @@ impl SessionRegistry {
 /// A registry that is gone knows its sessions no more: they close, and their clients connect to the next one (rule 2).
 impl Drop for SessionRegistry {
     fn drop(&mut self) {
+        // What is queued to a v1 session comes again through the next one; legacy would lose it.
+        for cursor in self.rooms.values().filter_map(|room| room.cursor.as_ref()) {
+            if cursor.reading.is_v1() {
+                cursor.flow.end();
+            }
+        }
         for session in self.sessions.values() {
             self.end(session, End::Restarted);
         }

@@ -3,24 +3,88 @@
 //! The registry never waits for a read (rule 6): it runs elsewhere and comes back as a message. At most
 //! `session.resume_reads` are under way; the others wait in a queue with one place a session.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use actix::ArbiterHandle;
 
 use super::*;
 use crate::seams::{LogPage, LogRange, LogReader};
 
-/// Where the log is read, and on whose thread.
+/// Where the log is read, and on whose thread. It outlives the registry, and so do the readings that are under way.
 #[derive(Clone)]
 pub struct ReadLog {
-    /// What reads.
-    pub reader: Arc<dyn LogReader>,
-    /// Where its futures run: not where the registry does.
-    pub arbiter: ArbiterHandle,
+    reader: Arc<dyn LogReader>,
+    arbiter: ArbiterHandle,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl ReadLog {
+    /// `reader` reads; its futures run on `arbiter`, which is not the registry's.
+    pub fn new(reader: Arc<dyn LogReader>, arbiter: ArbiterHandle) -> Self {
+        Self {
+            reader,
+            arbiter,
+            under_way: Arc::default(),
+        }
+    }
+
+    /// One of the `most` readings at once, if one is left.
+    fn turn(&self, most: usize) -> Option<ReadTurn> {
+        let taken = self
+            .under_way
+            .fetch_update(Relaxed, Relaxed, |used| (used < most).then_some(used + 1));
+        taken.ok().map(|_| ReadTurn(Arc::clone(&self.under_way)))
+    }
+}
+
+/// One of the readings at once; given back when the registry has seen its page.
+pub(crate) struct ReadTurn(Arc<AtomicUsize>);
+
+impl Drop for ReadTurn {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A page of the log, on its way to the session that lacks it.
+pub(crate) struct ReadPage {
+    pub session: SessionId,
+    pub presenter: PresenterIdx,
+    /// What was asked for: events after this one,
+    pub after: Seq,
+    /// up to and including this one.
+    pub through: Seq,
+    /// What there is, as far as the log could be read.
+    pub page: LogPage,
+    pub turn: ReadTurn,
+}
+
+/// Brings the page to the registry, however the reading ends: one that panicked, or never began, could not read the log.
+struct Bring {
+    mailbox: Mailbox<RegistryMsg>,
+    metrics: Metrics,
+    page: Option<ReadPage>,
+}
+
+impl Drop for Bring {
+    fn drop(&mut self) {
+        if let Some(page) = self.page.take() {
+            let outcome = match &page.page.failed {
+                None => "ok",
+                Some(error) => {
+                    log::warn!("resume: presenter {}: the log cannot be read: {error}", page.presenter);
+                    "error"
+                }
+            };
+            self.metrics.log_reads.get_or_create(&[("outcome", outcome)]).inc();
+            self.mailbox.push(RegistryMsg::Page(page));
+        }
+    }
 }
 
 /// What is being read.
 pub(super) struct Reads {
     log: ReadLog,
-    under_way: usize,
     waiting: VecDeque<(SessionId, PresenterIdx)>,
 }
 
@@ -28,7 +92,6 @@ impl Reads {
     pub fn new(log: ReadLog) -> Self {
         Self {
             log,
-            under_way: 0,
             waiting: VecDeque::new(),
         }
     }
@@ -39,32 +102,6 @@ fn failed(why: String) -> LogPage {
     LogPage {
         failed: Some(why),
         ..LogPage::default()
-    }
-}
-
-/// Tells the registry when it is dropped, so that a read always has an end: also one that panicked, or whose thread is gone.
-struct Answer {
-    mailbox: Mailbox<RegistryMsg>,
-    session: SessionId,
-    presenter: PresenterIdx,
-    range: (Seq, Seq),
-    page: Option<LogPage>,
-}
-
-impl Answer {
-    fn with(mut self, page: LogPage) {
-        self.page = Some(page);
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.mailbox.push(RegistryMsg::Page {
-            session: self.session,
-            presenter: self.presenter,
-            range: self.range,
-            page: self.page.take().unwrap_or_else(|| failed("its reader is gone".into())),
-        });
     }
 }
 
@@ -160,7 +197,8 @@ impl SessionRegistry {
     }
 
     fn begin_reads(&mut self) {
-        while self.reads.under_way < self.config.resume_reads
+        while !self.reads.waiting.is_empty()
+            && let Some(turn) = self.reads.log.turn(self.config.resume_reads)
             && let Some((session, presenter)) = self.reads.waiting.pop_front()
         {
             let Some(room) = self.rooms.get_mut(&presenter).filter(|room| room.is_read_by(session)) else {
@@ -185,26 +223,23 @@ impl SessionRegistry {
                 limit,
                 spool_from,
             });
-            let metrics = self.metrics.clone();
-            let answer = Answer {
+            let mut bring = Bring {
                 mailbox: self.handle.mailbox.clone(),
-                session,
-                presenter,
-                range: (after, through),
-                page: None,
+                metrics: self.metrics.clone(),
+                page: Some(ReadPage {
+                    session,
+                    presenter,
+                    after,
+                    through,
+                    page: failed("its reader is gone".into()),
+                    turn,
+                }),
             };
-            self.reads.under_way += 1;
             self.reads.log.arbiter.spawn(async move {
-                let page = read.await.unwrap_or_else(|error| failed(error.0));
-                let outcome = match &page.failed {
-                    None => "ok",
-                    Some(error) => {
-                        log::warn!("resume: presenter {presenter}: the log cannot be read: {error}");
-                        "error"
-                    }
-                };
-                metrics.log_reads.get_or_create(&[("outcome", outcome)]).inc();
-                answer.with(page);
+                let page = read.await;
+                if let Some(brought) = &mut bring.page {
+                    brought.page = page.unwrap_or_else(|error| failed(error.0));
+                }
             });
         }
         let waiting = i64::try_from(self.reads.waiting.len()).unwrap_or(i64::MAX);
@@ -212,18 +247,20 @@ impl SessionRegistry {
     }
 
     /// A page of the log is there.
-    pub(super) fn page(
-        &mut self,
-        session: SessionId,
-        presenter: PresenterIdx,
-        (after, through): (Seq, Seq),
-        page: LogPage,
-        now: Instant,
-    ) {
-        // Saturating: the first ones may have been asked for by a registry that failed.
-        self.reads.under_way = self.reads.under_way.saturating_sub(1);
+    pub(super) fn page(&mut self, read: ReadPage, now: Instant) {
+        let ReadPage {
+            session,
+            presenter,
+            after,
+            through,
+            page,
+            turn,
+        } = read;
+        drop(turn);
         let room = self.rooms.get_mut(&presenter);
-        if let Some(room) = room.filter(|room| room.is_read_by(session)) {
+        if let Some(room) = room.filter(|room| room.is_read_by(session))
+            && !room.page_is_void()
+        {
             let seeking = room
                 .cursor
                 .as_ref()
@@ -266,6 +303,9 @@ impl SessionRegistry {
                 } else if numbering != Numbering::Asked {
                     unknown.push(*presenter);
                 }
+            } else if numbering == Numbering::Unknown {
+                // A commit of unknown outcome: what it wrote is for this session too, though nobody sends anything more.
+                unknown.push(*presenter);
             } else if std::mem::take(&mut cursor.page.resting) {
                 again.push(*presenter);
             }

@@ -109,6 +109,8 @@ pub(super) struct Room {
     exact_on_disk: bool,
     /// That it no longer is is on its way there.
     marking: bool,
+    /// An exact place has been sent after that.
+    exact_behind_mark: bool,
     /// How many viewers the presenter's client said it passes events on to.
     pub fanned_out: Option<u64>,
 }
@@ -139,6 +141,7 @@ impl Room {
             saved_at: None,
             exact_on_disk: false,
             marking: false,
+            exact_behind_mark: false,
             fanned_out: None,
         }
     }
@@ -337,6 +340,9 @@ impl Room {
             *next = committed.next();
             self.over = self.over.min(*committed);
             self.settled = self.settled.min(*committed);
+            // A session may have begun behind it, and left.
+            self.position = self.position.min(*committed);
+            self.legacy_from = self.legacy_from.min(*committed);
             if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > *committed) {
                 // It began behind what was on its way and is now taken back; nothing was sent to it yet.
                 cursor.begin(*committed);
@@ -419,6 +425,10 @@ impl Room {
                 }
             }
         };
+        if cursor.reading.is_v1() && wanted > committed {
+            // It begins behind what is on its way and may yet be taken back (rule 1): no `welcome` can be told now.
+            return Opened::NotYet;
+        }
         let start = wanted.max(Seq(committed.0.saturating_sub(config.resume_max)));
         let in_memory = start >= committed || self.ring.has(start.next());
         if let Some(cursor) = &mut self.cursor {
@@ -443,10 +453,11 @@ impl Room {
         if cursor.phase == Phase::Live {
             let got = match cursor.reading {
                 Reading::Legacy => taken.unwrap_or(cursor.start),
-                Reading::V1(_) => cursor.acked,
+                Reading::V1(_) => cursor.position(),
             };
             self.position = self.position.max(got);
-            self.legacy_from = self.position;
+            // Not back to `position`: a legacy session may have had more than is known to have come.
+            self.legacy_from = self.legacy_from.max(self.position);
         }
         // What was sent and not taken waits again.
         self.settle(self.legacy_from.max(self.position));
@@ -502,6 +513,16 @@ impl Room {
         }
         let here = self.ring.after(sent).next().map(|entry| entry.event.seq);
         Some((sent, here.map_or(committed, |here| Seq(here.0 - 1))))
+    }
+
+    /// Whether a page that has come is of no use, because what is committed is not known at the moment: it is asked for
+    /// again when it is.
+    pub fn page_is_void(&mut self) -> bool {
+        let void = self.committed().is_none();
+        if let Some(cursor) = self.cursor.as_mut().filter(|_| void) {
+            cursor.page.under_way = false;
+        }
+        void
     }
 
     /// Takes a page of the log for the attached session. `Some` tells how far its log has a hole.
@@ -582,7 +603,7 @@ impl Room {
     pub fn was_sent(&self, seq: Seq) -> bool {
         self.cursor
             .as_ref()
-            .is_some_and(|cursor| cursor.phase == Phase::Live && cursor.sent >= seq)
+            .is_some_and(|cursor| cursor.phase == Phase::Live && cursor.start < seq && seq <= cursor.sent)
     }
 
     /// The checker is another one now: it was asked nothing.
@@ -626,13 +647,22 @@ impl Room {
         self.moved = false;
         let place = self.place_now(presenter, now, now_ms);
         self.exact_on_disk |= place.exact;
+        self.exact_behind_mark |= place.exact && self.marking;
         Some(place)
     }
 
     /// The spool remembers that the place it has is not exact any more, or it does not.
     pub fn marked(&mut self, kept: bool) {
         self.marking = false;
-        self.exact_on_disk &= !kept;
+        let behind = std::mem::take(&mut self.exact_behind_mark);
+        self.exact_on_disk &= !kept || behind;
+    }
+
+    /// Whether its session waits for something before it can begin.
+    pub fn opening(&self) -> bool {
+        self.cursor
+            .as_ref()
+            .is_some_and(|cursor| cursor.phase == Phase::Opening)
     }
 
     /// How far the room got.
@@ -641,7 +671,7 @@ impl Room {
             .cursor
             .as_ref()
             .filter(|cursor| cursor.phase == Phase::Live && cursor.reading.is_v1())
-            .map_or(Seq(0), |cursor| cursor.acked);
+            .map_or(Seq(0), Cursor::position);
         let ended_ms = |ended: Instant| {
             let ago = now.saturating_duration_since(ended).as_millis();
             now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
@@ -650,7 +680,7 @@ impl Room {
             presenter,
             over: self.over,
             position: self.position.max(acked),
-            exact: self.cursor.is_none(),
+            exact: self.cursor.is_none() && self.position == self.legacy_from,
             room_idx: self.broadcast,
             session_at_ms: match self.cursor {
                 Some(_) => Some(now_ms),

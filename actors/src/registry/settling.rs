@@ -35,6 +35,9 @@ impl SessionRegistry {
             }
         }
         for presenter in touched {
+            if self.rooms.get(&presenter).is_some_and(Room::opening) {
+                self.open(presenter, now);
+            }
             self.pump(presenter, now);
         }
         self.metrics.accepted.inc_by(slots.len() as u64);

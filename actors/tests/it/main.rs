@@ -4,6 +4,9 @@
 mod keys;
 mod model;
 mod numbering;
+mod peer;
+mod resume;
 mod script;
+mod sessions;
 mod stage;
 mod supervision;

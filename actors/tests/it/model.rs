@@ -573,7 +573,7 @@ async fn try_out(sizes: Sizes, ops: Vec<Op>) {
 }
 
 /// The planned panics of the registry would drown what a failing case says.
-fn hush_planned_panics() {
+pub fn hush_planned_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let usual = panic::take_hook();

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use chatting_actors::{
     types::{Epoch, Event, PresenterIdx, Seq},
 };
 use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
+use tokio::sync::watch;
 
 /// What the spool does with its next commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -400,46 +402,128 @@ impl LogStore for ScriptedStore {
     }
 }
 
+/// What happens to readings of the log, and what was seen of them.
+pub struct ReadScript {
+    /// They wait for as long as this is set.
+    pub held: watch::Sender<bool>,
+    /// So many of the next ones panic.
+    pub panics: usize,
+    /// How many are under way.
+    pub under_way: usize,
+    /// The most that ever were.
+    pub most: usize,
+    /// All that began.
+    pub ranges: Vec<LogRange>,
+}
+
+impl Default for ReadScript {
+    fn default() -> Self {
+        Self {
+            held: watch::Sender::new(false),
+            panics: 0,
+            under_way: 0,
+            most: 0,
+            ranges: Vec::new(),
+        }
+    }
+}
+
 /// Reads the log as the server does: the spool, then the store (rule 6).
 #[derive(Clone)]
 pub struct ScriptedLog {
     pub spool: ScriptedSpool,
     pub store: ScriptedStore,
+    pub reads: Arc<Mutex<ReadScript>>,
+}
+
+impl ScriptedLog {
+    pub fn new(spool: ScriptedSpool, store: ScriptedStore) -> Self {
+        Self {
+            spool,
+            store,
+            reads: Arc::default(),
+        }
+    }
+
+    pub fn script(&self) -> MutexGuard<'_, ReadScript> {
+        self.reads.lock().unwrap()
+    }
+
+    /// Makes readings wait, or lets them go on.
+    pub fn hold(&self, held: bool) {
+        self.script().held.send_replace(held);
+    }
+
+    /// What the spool has of a range and what was set aside from it, in the order of seqs, and where the next page may begin
+    /// to look.
+    fn spooled(&self, range: &LogRange) -> (Vec<(Pos, Event)>, Pos) {
+        let within = |event: &Event| {
+            event.presenter_idx == range.presenter && event.seq > range.after && event.seq <= range.through
+        };
+        let script = self.spool.script();
+        let rows = script.rows.range(range.spool_from..).filter(|(_, event)| within(event));
+        let mut found: Vec<(Pos, Event)> = rows
+            .take(range.limit)
+            .map(|(pos, event)| (*pos, Event::clone(event)))
+            .collect();
+        let scanned = match found.last() {
+            Some((last, _)) if found.len() >= range.limit => last + 1,
+            _ => script.next + 1,
+        };
+        let parked = script
+            .parked
+            .iter()
+            .map(|(event, _)| event)
+            .filter(|event| within(event));
+        found.extend(parked.map(|event| (0, Event::clone(event))));
+        found.sort_by_key(|(_, event)| event.seq);
+        found.dedup_by_key(|(_, event)| event.seq);
+        (found, scanned)
+    }
 }
 
 impl LogReader for ScriptedLog {
     fn read(&self, range: LogRange) -> BoxFuture<'static, Result<LogPage, StoreError>> {
         let this = self.clone();
+        let (mut held, panics) = {
+            let mut script = self.script();
+            script.ranges.push(range.clone());
+            script.under_way += 1;
+            script.most = script.most.max(script.under_way);
+            let panics = script.panics > 0;
+            script.panics = script.panics.saturating_sub(1);
+            (script.held.subscribe(), panics)
+        };
         async move {
-            let within = |event: &Event| {
-                event.presenter_idx == range.presenter && event.seq > range.after && event.seq <= range.through
-            };
-            let mut events: BTreeMap<Seq, Event> = {
-                let script = this.spool.script();
-                let parked = script.parked.iter().map(|(event, _)| event);
-                let all = script.rows.values().chain(parked).filter(|event| within(event));
-                all.map(|event| (event.seq, Event::clone(event))).collect()
-            };
-            let LogRange {
-                presenter,
-                epoch,
-                after,
-                through,
-                limit,
-                ..
-            } = range;
-            let mut failed = None;
-            if !events.contains_key(&after.next()) {
-                match this.store.read_epoch(presenter, epoch, after, through, limit).await {
-                    Ok(stored) => events.extend(stored.into_iter().map(|event| (event.seq, event))),
-                    Err(error) => failed = Some(error.0),
+            let _ = held.wait_for(|held| !held).await;
+            let page = async {
+                assert!(!panics, "planned");
+                let (mut rows, scanned) = this.spooled(&range);
+                let LogRange {
+                    presenter,
+                    epoch,
+                    after,
+                    through,
+                    limit,
+                    ..
+                } = range;
+                let first = rows.first().map(|(_, event)| event.seq);
+                let mut page = LogPage::default();
+                if first != Some(after.next()) {
+                    let before = first.map_or(through, |first| Seq(first.0 - 1));
+                    match this.store.read_epoch(presenter, epoch, after, before, limit).await {
+                        Ok(stored) => page.events = stored,
+                        Err(error) => page.failed = Some(error.0),
+                    }
                 }
-            }
-            Ok(LogPage {
-                events: events.into_values().take(limit).collect(),
-                spool_from: 0,
-                failed,
-            })
+                let room = limit.saturating_sub(page.events.len()).min(rows.len());
+                page.spool_from = rows.get(room).map_or(scanned, |(pos, _)| *pos);
+                page.events.extend(rows.drain(..room).map(|(_, event)| event));
+                Ok(page)
+            };
+            let page = AssertUnwindSafe(page).catch_unwind().await;
+            this.script().under_way -= 1;
+            page.unwrap_or_else(|panic| resume_unwind(panic))
         }
         .boxed()
     }

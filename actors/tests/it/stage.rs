@@ -105,12 +105,24 @@ pub struct Stage {
     pub writer: WriterHandle,
     pub spool: ScriptedSpool,
     pub store: ScriptedStore,
+    pub log: ScriptedLog,
     pub rooms: ScriptedRooms,
     pub parts: WriterParts,
     pub registry_watch: Watch,
     pub metrics: Metrics,
     thread: Option<SpoolThread>,
     arbiters: Vec<Arbiter>,
+}
+
+/// Returns when it is so; looks every millisecond.
+pub async fn until(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..20_000 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("waited in vain for {what}");
 }
 
 pub fn room(n: i64) -> PresenterIdx {
@@ -215,13 +227,8 @@ impl Stage {
         );
         let thread = parts.start_spool(Box::new(spool.clone())).unwrap();
         let arbiters = vec![Arbiter::new(), Arbiter::new(), Arbiter::new(), Arbiter::new()];
-        let log = ReadLog {
-            reader: Arc::new(ScriptedLog {
-                spool: spool.clone(),
-                store: store.clone(),
-            }),
-            arbiter: arbiters[3].handle(),
-        };
+        let scripted_log = ScriptedLog::new(spool.clone(), store.clone());
+        let log = ReadLog::new(Arc::new(scripted_log.clone()), arbiters[3].handle());
         let made_of = parts.clone();
         supervise("writer", &arbiters[0].handle(), parts.watch.clone(), move || {
             LogWriter::new(made_of.clone())
@@ -271,6 +278,7 @@ impl Stage {
             writer: writing,
             spool,
             store,
+            log: scripted_log,
             rooms,
             parts,
             registry_watch,
@@ -354,6 +362,20 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         panic!("{text} was never accepted");
+    }
+
+    /// The registry panics; returns when another one is there.
+    pub async fn registry_fails(&self) {
+        let before = self.registry_watch.restarts();
+        self.registry.panic_now();
+        let again = || self.registry_watch.restarts() > before && self.registry_watch.alive();
+        until("another registry", again).await;
+    }
+
+    /// Stops as the server does: submits are refused, what is under way is answered, sessions end, places are saved.
+    pub async fn stop_well(self) {
+        self.registry.refuse_submits().await;
+        self.registry.end_sessions(End::GoingAway).await;
     }
 
     /// What the store holds of a room.

@@ -1,0 +1,624 @@
+//! Rules 11 to 16, the sharp edges: what a session is sent, and told, when something fails or changes while it begins.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use chatting_actors::{
+    outcome::{Delivery, Outcome, Refusal},
+    registry::{End, Reading, RegistryConfig, Welcome},
+    types::Seq,
+    writer::WriterConfig,
+};
+
+use crate::{
+    model::hush_planned_panics,
+    peer::{Ack, Client, Peer, Shared, v1},
+    script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, room, until, writer_config},
+};
+
+/// Longer than a test.
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// Two events in memory, so that nearly everything is read from the log.
+fn small() -> RegistryConfig {
+    RegistryConfig {
+        ring_events: 2,
+        sweep: Duration::from_millis(3),
+        resume_wait: NEVER,
+        ..registry_config()
+    }
+}
+
+/// Events stay in the spool until somebody waits for the store.
+fn lazy() -> WriterConfig {
+    WriterConfig {
+        linger: NEVER,
+        ..writer_config()
+    }
+}
+
+fn stage(config: RegistryConfig) -> Stage {
+    Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        config,
+        writer_config(),
+    )
+}
+
+fn come_as(stage: &Stage, reading: Reading, client: Option<Arc<Mutex<Client>>>) -> Arc<Peer> {
+    Peer::come(&stage.registry, 1, reading, 64, Shared::default(), client)
+}
+
+fn come(stage: &Stage, after: Option<u64>) -> Arc<Peer> {
+    come_as(stage, v1(after), None)
+}
+
+fn legacy(stage: &Stage) -> Arc<Peer> {
+    come_as(stage, Reading::Legacy, None)
+}
+
+async fn send(stage: &Stage, count: u64) {
+    for n in 0..count {
+        stage.accepted(1, &n.to_string()).await;
+    }
+}
+
+/// A room with so many events in the store, that a session read and left.
+async fn with_events(stage: &Stage, count: u64) {
+    let peer = come(stage, None);
+    send(stage, count).await;
+    peer.has(count).await;
+    peer.leave();
+    stage.stored(1).await;
+}
+
+fn gap(welcome: &Welcome) -> Option<(u64, u64)> {
+    welcome.gap.map(|gap| (gap.from.0, gap.to.0))
+}
+
+fn fine(peers: &[&Peer]) {
+    for peer in peers {
+        assert!(peer.wrong().is_empty(), "{:?}", peer.wrong());
+    }
+}
+
+/// What a place on disk says: how far the room got, and whether a legacy session may go on from there.
+fn place(stage: &Stage) -> Option<(u64, bool)> {
+    let script = stage.spool.script();
+    script.places.get(&1).map(|place| (place.position.0, place.exact))
+}
+
+async fn reading(stage: &Stage, count: usize) {
+    until("readings", || stage.log.script().under_way == count).await;
+}
+
+#[actix::test]
+async fn rule_15_a_takeover_while_a_page_is_under_way_sends_that_page_to_nobody() {
+    let stage = stage(small());
+    with_events(&stage, 10).await;
+    stage.log.hold(true);
+    let old = come(&stage, Some(2));
+    reading(&stage, 1).await;
+    let new = come(&stage, Some(5));
+    reading(&stage, 2).await;
+    assert_eq!(old.closed().await, End::Replaced);
+    stage.log.hold(false);
+    new.has(10).await;
+    assert_eq!(new.welcome().unwrap().resumed_from, Seq(6));
+    assert_eq!(new.seqs(), [6, 7, 8, 9, 10]);
+    assert!(old.queued().is_empty() && old.welcome().is_none());
+    fine(&[&old, &new]);
+}
+
+#[actix::test]
+async fn rule_16_a_page_that_comes_back_for_a_session_that_is_gone_lets_the_next_one_read() {
+    let stage = stage(RegistryConfig {
+        resume_reads: 1,
+        ..small()
+    });
+    with_events(&stage, 10).await;
+    stage.log.hold(true);
+    let first = come(&stage, Some(2));
+    reading(&stage, 1).await;
+    first.leave();
+    // These wait for their turn, and all but the last are gone when it comes.
+    for _ in 0..5 {
+        come(&stage, Some(3)).leave();
+    }
+    let last = come(&stage, Some(4));
+    until("the last session", || stage.registry.gate().depth() == 0).await;
+    stage.log.hold(false);
+    last.has(10).await;
+    assert_eq!(last.seqs(), [5, 6, 7, 8, 9, 10]);
+    let script = stage.log.script();
+    assert_eq!(script.most, 1);
+    assert!(
+        script.ranges.iter().all(|range| range.after != Seq(3)),
+        "nothing is read for who is gone: {:?}",
+        script.ranges
+    );
+    fine(&[&first, &last]);
+}
+
+#[actix::test]
+async fn at_most_resume_reads_are_under_way_however_many_sessions_resume_and_registries_fail() {
+    hush_planned_panics();
+    let stage = stage(small());
+    for presenter in 1..=8 {
+        let peer = Peer::come(&stage.registry, presenter, v1(None), 64, Shared::default(), None);
+        for n in 0..6 {
+            stage.accepted(presenter, &n.to_string()).await;
+        }
+        peer.leave();
+    }
+    let all = |stage: &Stage| -> Vec<Arc<Peer>> {
+        let come = |presenter| Peer::come(&stage.registry, presenter, v1(Some(1)), 64, Shared::default(), None);
+        (1..=8).map(come).collect()
+    };
+    stage.log.hold(true);
+    let before = all(&stage);
+    reading(&stage, 2).await;
+    stage.registry_fails().await;
+    let after = all(&stage);
+    for peer in &before {
+        assert_eq!(peer.closed().await, End::Restarted);
+    }
+    // Everything that was asked for by now has been answered, so the sessions have asked for what they lack.
+    for presenter in 1..=8 {
+        let known = || async { stage.registry.view(room(presenter)).await?.last_seq };
+        while known().await.is_none() {}
+    }
+    stage.log.hold(false);
+    for peer in &after {
+        peer.has(6).await;
+        assert_eq!(peer.seqs(), [2, 3, 4, 5, 6]);
+        fine(&[peer]);
+    }
+    assert_eq!(stage.log.script().most, 2);
+}
+
+#[actix::test]
+async fn a_reading_that_panics_is_one_that_failed() {
+    hush_planned_panics();
+    let stage = stage(RegistryConfig {
+        resume_reads: 1,
+        ..small()
+    });
+    with_events(&stage, 10).await;
+    stage.log.script().panics = 3;
+    let peer = come(&stage, Some(2));
+    peer.has(10).await;
+    assert_eq!(gap(&peer.welcomed().await), None);
+    fine(&[&peer]);
+}
+
+#[actix::test]
+async fn rule_16_a_hole_in_the_middle_of_a_catch_up_ends_the_session_and_the_next_welcome_tells_it() {
+    let stage = stage(RegistryConfig {
+        credit_events: 3,
+        ..small()
+    });
+    with_events(&stage, 10).await;
+    stage.store.script().events.remove(&(1, 6));
+    let client = Arc::new(Mutex::new(Client::default()));
+    let peer = come_as(&stage, v1(Some(2)), Some(Arc::clone(&client)));
+    assert_eq!(peer.closed().await, End::Restarted);
+    assert_eq!(peer.seqs(), [3, 4, 5]);
+    let have = client.lock().unwrap().have;
+    assert_eq!(have, Some(5));
+    let next = come_as(&stage, v1(have), Some(client));
+    next.has(10).await;
+    assert_eq!(gap(&next.welcome().unwrap()), Some((6, 6)));
+    assert_eq!(next.seqs(), [7, 8, 9, 10]);
+    fine(&[&peer, &next]);
+}
+
+#[actix::test]
+async fn rule_16_a_gap_ends_where_the_log_goes_on_though_it_goes_on_in_the_spool() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool, store, small(), lazy());
+    with_events(&stage, 3).await;
+    let peer = come(&stage, Some(3));
+    send(&stage, 6).await;
+    peer.has(9).await;
+    peer.leave();
+    assert!(stage.spool.script().rows.len() == 6);
+    stage.store.script().events.remove(&(1, 3));
+    let peer = come(&stage, Some(1));
+    assert_eq!(peer.closed().await, End::Restarted);
+    let next = come(&stage, Some(2));
+    next.has(9).await;
+    assert_eq!(gap(&next.welcome().unwrap()), Some((3, 3)));
+    assert_eq!(next.seqs(), [4, 5, 6, 7, 8, 9]);
+    fine(&[&peer, &next]);
+}
+
+#[actix::test]
+async fn rule_16_a_store_that_is_back_in_time_leaves_no_gap() {
+    let stage = stage(small());
+    with_events(&stage, 10).await;
+    stage.store.script().away = true;
+    let peer = come(&stage, Some(2));
+    // It was asked in vain more than once.
+    until("readings", || stage.log.script().ranges.len() > 3).await;
+    assert!(peer.welcome().is_none(), "whether there is a gap is not known yet");
+    stage.store.script().away = false;
+    peer.has(10).await;
+    assert_eq!(gap(&peer.welcome().unwrap()), None);
+    assert_eq!(peer.seqs(), (3..=10).collect::<Vec<_>>());
+    fine(&[&peer]);
+}
+
+#[actix::test]
+async fn rule_16_a_store_that_is_away_for_too_long_costs_what_only_it_has() {
+    let stage = stage(RegistryConfig {
+        resume_wait: Duration::from_millis(20),
+        ..small()
+    });
+    with_events(&stage, 10).await;
+    stage.store.script().away = true;
+    let peer = come(&stage, Some(2));
+    assert_eq!(gap(&peer.welcomed().await), Some((3, 8)), "memory has the rest");
+    peer.has(10).await;
+    assert_eq!(peer.seqs(), [9, 10]);
+    fine(&[&peer]);
+}
+
+#[actix::test]
+async fn rule_16_a_gap_that_the_client_did_not_read_is_told_again() {
+    let stage = stage(RegistryConfig {
+        resume_max: 3,
+        ..small()
+    });
+    with_events(&stage, 2).await;
+    let acked = come(&stage, None);
+    acked.acks(false);
+    send(&stage, 2).await;
+    acked.has(4).await;
+    acked.leave();
+    for _ in 0..3 {
+        // What takes events and is acknowledged by nobody does not move the place.
+        let peer = come(&stage, Some(2));
+        peer.acks(false);
+        send(&stage, 2).await;
+        peer.leave();
+    }
+    for _ in 0..2 {
+        let peer = come(&stage, None);
+        peer.stall();
+        until("a welcome", || peer.began_at().is_some()).await;
+        peer.leave();
+    }
+    let peer = come(&stage, None);
+    let welcome = peer.welcomed().await;
+    assert_eq!((gap(&welcome), welcome.last_seq), (Some((3, 7)), Seq(10)));
+    fine(&[&acked, &peer]);
+}
+
+#[actix::test]
+async fn a_registry_that_fails_while_pages_are_under_way_leaves_nobody_waiting() {
+    hush_planned_panics();
+    let stage = stage(small());
+    with_events(&stage, 10).await;
+    stage.log.hold(true);
+    let before = come(&stage, Some(2));
+    reading(&stage, 1).await;
+    stage.registry_fails().await;
+    assert_eq!(before.closed().await, End::Restarted);
+    let after = come(&stage, Some(2));
+    reading(&stage, 2).await;
+    stage.log.hold(false);
+    after.has(10).await;
+    assert_eq!(after.seqs(), (3..=10).collect::<Vec<_>>());
+    assert!(before.queued().is_empty());
+    fine(&[&before, &after]);
+}
+
+#[actix::test]
+async fn rule_15_a_session_of_a_registry_that_failed_takes_nothing_beside_its_successor() {
+    hush_planned_panics();
+    let stage = stage(registry_config());
+    let old = come(&stage, None);
+    old.welcomed().await;
+    old.stall();
+    send(&stage, 3).await;
+    assert_eq!(old.queued(), [1, 2, 3]);
+    stage.registry_fails().await;
+    let new = come(&stage, Some(1));
+    new.has(3).await;
+    old.go_on();
+    assert!(old.seqs().is_empty(), "{:?}", old.seqs());
+    assert!(old.over());
+    fine(&[&old, &new]);
+}
+
+#[actix::test]
+async fn a_session_whose_rooms_numbering_is_not_known_waits_and_is_welcomed_when_it_is() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store.clone(), small(), writer_config());
+    with_events(&stage, 5).await;
+    drop(stage);
+    spool.script().failing = usize::MAX;
+    let stage = Stage::with(spool.clone(), store, small(), writer_config());
+    let peer = come(&stage, Some(2));
+    until("questions", || spool.script().failing < usize::MAX - 3).await;
+    assert!(peer.began_at().is_none());
+    spool.script().failing = 0;
+    peer.has(5).await;
+    let welcome = peer.welcome().unwrap();
+    assert_eq!((welcome.resumed_from, welcome.last_seq), (Seq(3), Seq(5)));
+    fine(&[&peer]);
+}
+
+#[actix::test]
+async fn a_session_whose_rooms_numbering_is_not_known_in_time_is_told_so() {
+    let spool = ScriptedSpool::default();
+    spool.script().failing = usize::MAX;
+    let config = RegistryConfig {
+        resume_wait: Duration::from_millis(20),
+        ..small()
+    };
+    let stage = Stage::with(spool, ScriptedStore::default(), config, writer_config());
+    let peer = come(&stage, None);
+    assert_eq!(peer.closed().await, End::LogUnavailable);
+    assert!(peer.began_at().is_none());
+    fine(&[&peer]);
+}
+
+#[actix::test]
+async fn a_page_that_comes_while_the_numbering_is_not_known_welcomes_nobody_yet() {
+    let stage = stage(small());
+    with_events(&stage, 6).await;
+    stage.log.hold(true);
+    let peer = come(&stage, Some(2));
+    reading(&stage, 1).await;
+    {
+        let mut script = stage.spool.script();
+        script.commits.push_back(Commit::FailsUnknownWith);
+        // Nor can it be asked for.
+        script.failing = usize::MAX;
+    }
+    assert_eq!(stage.refused(1, "unknown").await, Refusal::OutcomeUnknown);
+    stage.log.hold(false);
+    reading(&stage, 0).await;
+    // It has read this page when it answers.
+    assert_eq!(stage.registry.view(room(1)).await.unwrap().last_seq, None);
+    stage.spool.script().failing = 0;
+    let welcome = peer.welcomed().await;
+    assert_eq!((welcome.resumed_from, welcome.last_seq), (Seq(3), Seq(7)));
+    peer.has(7).await;
+    fine(&[&peer]);
+}
+
+/// The broadcast ends, and another one begins.
+async fn another_broadcast(stage: &Stage) {
+    for live in [false, true] {
+        match live {
+            true => stage.rooms.script().not_live.remove(&1),
+            false => stage.rooms.script().not_live.insert(1),
+        };
+        while stage.registry.look(room(1)).await.is_ok_and(|look| look.live != live) {}
+    }
+}
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
+)]
+async fn rule_01_no_session_is_welcomed_behind_what_may_yet_be_taken_back() {
+    for how in [Commit::Works, Commit::FailsWithout] {
+        let rooms = ScriptedRooms::default();
+        rooms.script().ttl = Duration::from_millis(2);
+        let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+        let stage = Stage::among(rooms, spool, store, small(), writer_config());
+        let first = come(&stage, None);
+        send(&stage, 1).await;
+        first.has(1).await;
+        let gate = Arc::clone(&stage.spool.script().gate);
+        let held = gate.lock().unwrap();
+        stage.spool.script().commits.push_back(how);
+        let under_way: Vec<_> = (0..2).map(|n| stage.submit(1, &n.to_string())).collect();
+        while stage.registry.view(room(1)).await.unwrap().in_flight < 2 {}
+        first.leave();
+        another_broadcast(&stage).await;
+        let peer = come(&stage, None);
+        while !stage.registry.view(room(1)).await.unwrap().session {}
+        drop(held);
+        for one in under_way {
+            let accepted =
+                matches!(one.await.unwrap(), Outcome::Accepted(accepted) if accepted.delivery == Delivery::Held);
+            assert_eq!(accepted, how == Commit::Works, "{how:?}");
+        }
+        let welcome = peer.welcomed().await;
+        let last = if how == Commit::Works { 3 } else { 1 };
+        assert_eq!(
+            (welcome.resumed_from, welcome.last_seq),
+            (Seq(last + 1), Seq(last)),
+            "{how:?}"
+        );
+        stage.accepted_again(1, "next").await;
+        peer.has(last + 1).await;
+        fine(&[&first, &peer]);
+    }
+}
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
+)]
+async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_after_one_that_began_behind_it() {
+    let rooms = ScriptedRooms::default();
+    rooms.script().ttl = Duration::from_millis(2);
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms, spool, store, registry_config(), writer_config());
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    let gate = Arc::clone(&stage.spool.script().gate);
+    let held = gate.lock().unwrap();
+    stage.spool.script().commits.push_back(Commit::FailsWithout);
+    let under_way: Vec<_> = (0..2).map(|n| stage.submit(1, &n.to_string())).collect();
+    while stage.registry.view(room(1)).await.unwrap().in_flight < 2 {}
+    another_broadcast(&stage).await;
+    let between = legacy(&stage);
+    between.leave();
+    while stage.registry.view(room(1)).await.unwrap().session {}
+    drop(held);
+    for one in under_way {
+        assert_eq!(one.await.unwrap(), Outcome::Refused(Refusal::LogUnavailable));
+    }
+    assert_eq!(stage.accepted_again(1, "held").await.seq, Seq(2));
+    let last = legacy(&stage);
+    last.has(2).await;
+    assert_eq!((first.seqs(), last.seqs()), (vec![1], vec![2]));
+    fine(&[&first, &between, &last]);
+}
+
+#[actix::test]
+async fn rule_14_an_ack_above_the_last_sent_ends_the_session_and_counts_for_nothing() {
+    let stage = stage(small());
+    let peer = come(&stage, None);
+    peer.acks(false);
+    send(&stage, 2).await;
+    peer.has(2).await;
+    peer.ack(Ack::Partial(0));
+    peer.ack(Ack::Above);
+    assert!(matches!(peer.closed().await, End::BadFrame(_)));
+    let next = come(&stage, None);
+    assert_eq!(
+        next.welcomed().await.resumed_from,
+        Seq(2),
+        "from the last ack that could be"
+    );
+    next.has(2).await;
+    fine(&[&peer, &next]);
+}
+
+#[actix::test]
+async fn rule_16_resume_after_above_last_seq_takes_nothing_over() {
+    let stage = stage(small());
+    for before in [v1(None), Reading::Legacy] {
+        let first = come_as(&stage, before, None);
+        send(&stage, 2).await;
+        let wrong = come(&stage, Some(1000));
+        assert!(matches!(wrong.closed().await, End::BadFrame(_)));
+        let accepted = stage.accepted(1, "next").await;
+        assert_eq!(accepted.delivery, Delivery::Delivered);
+        first.has(accepted.seq.0).await;
+        assert_eq!(first.told(), None);
+        assert!(wrong.queued().is_empty());
+        fine(&[&first, &wrong]);
+        first.leave();
+    }
+}
+
+/// A room that a legacy session read to `5`, and more than the place on disk tells, over a process that was killed.
+async fn killed(spool: &ScriptedSpool, store: &ScriptedStore, config: &RegistryConfig) {
+    let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+    let peer = legacy(&stage);
+    send(&stage, 2).await;
+    peer.has(2).await;
+    until("a place", || place(&stage).is_some()).await;
+    spool.script().failing = usize::MAX;
+    send(&stage, 3).await;
+    peer.has(5).await;
+    spool.script().killed = true;
+    drop(stage);
+    let mut script = spool.script();
+    (script.killed, script.failing) = (false, 0);
+}
+
+#[actix::test]
+async fn rule_11_a_v1_session_in_between_does_not_let_a_legacy_session_have_twice_what_one_had() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let config = registry_config();
+    killed(&spool, &store, &config).await;
+    let stage = Stage::with(spool, store, config, writer_config());
+    let between = come(&stage, Some(1));
+    between.acks(false);
+    between.has(5).await;
+    between.leave();
+    let next = legacy(&stage);
+    send(&stage, 1).await;
+    next.has(6).await;
+    assert_eq!(next.seqs(), [6]);
+    fine(&[&between, &next]);
+}
+
+#[actix::test]
+async fn rule_11_a_place_without_a_session_is_not_exact_where_more_may_have_been_sent() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let config = RegistryConfig {
+        checkpoint: Duration::from_millis(1),
+        ..registry_config()
+    };
+    killed(&spool, &store, &config).await;
+    let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+    // Something moves the room, and its place is saved, though no legacy session has come.
+    let between = come(&stage, Some(1));
+    between.acks(false);
+    between.has(5).await;
+    between.leave();
+    stage.stop_well().await;
+    let stage = Stage::with(spool, store, config, writer_config());
+    let next = legacy(&stage);
+    send(&stage, 1).await;
+    next.has(6).await;
+    assert_eq!(next.seqs(), [6]);
+    fine(&[&next]);
+}
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
+)]
+async fn rule_11_a_place_that_is_saved_behind_a_mark_must_be_marked_again() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let config = RegistryConfig {
+        checkpoint: NEVER,
+        sweep: Duration::from_millis(3),
+        ..registry_config()
+    };
+    let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    first.has(1).await;
+    first.leave();
+    stage.stop_well().await;
+    let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+    assert_eq!(place(&stage), Some((1, true)));
+    send(&stage, 1).await;
+    // A session comes and goes while the spool is busy: that it came is remembered, and behind that where it left the room.
+    let gate = Arc::clone(&spool.script().gate);
+    let held = gate.lock().unwrap();
+    let busy = stage.submit(1, "busy");
+    while stage.registry.view(room(1)).await.unwrap().in_flight < 1 {}
+    let second = legacy(&stage);
+    while !stage.registry.view(room(1)).await.unwrap().session {}
+    second.leave();
+    while stage.registry.view(room(1)).await.unwrap().session {}
+    let saved_at = spool.script().places[&1].saved_at_ms;
+    // Long enough for a sweep; where there was none the test is easier, not wrong.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    drop(held);
+    assert!(matches!(busy.await.unwrap(), Outcome::Accepted(_)));
+    until("a place", || spool.script().places[&1].saved_at_ms > saved_at).await;
+    let third = legacy(&stage);
+    third.has(3).await;
+    assert_eq!(third.seqs(), [2, 3]);
+    spool.script().killed = true;
+    drop(stage);
+    spool.script().killed = false;
+    let stage = Stage::with(spool, store, config, writer_config());
+    let fourth = legacy(&stage);
+    send(&stage, 1).await;
+    fourth.has(4).await;
+    assert_eq!(fourth.seqs(), [4]);
+    fine(&[&first, &second, &third, &fourth]);
+}
