@@ -158,11 +158,12 @@ fn read_range(path: &Path, range: &LogRange) -> rusqlite::Result<Spooled> {
     // One snapshot for all three questions.
     let snapshot = connection.transaction()?;
     let newest: Pos = snapshot.query_row("SELECT IFNULL(MAX(pos), 0) FROM spool", [], |row| row.get(0))?;
-    let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
+    // One more than is asked for, and also beyond its end: that is where the next page begins to look.
+    let limit = i64::try_from(range.limit).unwrap_or(i64::MAX).saturating_add(1);
     let read = |table: &str, from: Pos| {
         let sql = format!(
-            "SELECT pos, {} FROM {table} WHERE pos >= ?1 AND presenter_idx = ?2 AND seq > ?3 AND seq <= ?4
-             AND epoch = (SELECT n FROM epochs WHERE epoch = ?5) ORDER BY pos LIMIT ?6",
+            "SELECT pos, {} FROM {table} WHERE pos >= ?1 AND presenter_idx = ?2 AND seq > ?3
+             AND epoch = (SELECT n FROM epochs WHERE epoch = ?4) ORDER BY pos LIMIT ?5",
             row::COLUMNS
         );
         let mut statement = snapshot.prepare(&sql)?;
@@ -170,7 +171,6 @@ fn read_range(path: &Path, range: &LogRange) -> rusqlite::Result<Spooled> {
             from,
             range.presenter.get(),
             range.after.0.cast_signed(),
-            range.through.0.cast_signed(),
             &*range.epoch.0,
             limit,
         ];
@@ -180,12 +180,11 @@ fn read_range(path: &Path, range: &LogRange) -> rusqlite::Result<Spooled> {
         rows.collect::<rusqlite::Result<Vec<(Pos, Event)>>>()
     };
     let mut rows = read("spool", range.spool_from)?;
-    let whole = rows.len() < range.limit;
-    let scanned = match rows.last() {
-        Some((last, _)) if !whole => last + 1,
-        _ => newest + 1,
-    };
-    rows.extend(read("parked", 0)?);
+    let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
+    let end = rows.iter().take(range.limit).take_while(|row| within(row)).count();
+    let scanned = rows.get(end).map_or(newest + 1, |(pos, _)| *pos);
+    rows.truncate(end);
+    rows.extend(read("parked", 0)?.into_iter().filter(within));
     rows.sort_by_key(|(_, event)| event.seq);
     rows.dedup_by_key(|(_, event)| event.seq);
     Ok(Spooled { rows, scanned })

@@ -1,8 +1,12 @@
 //! Rules 6 and 7: reading while events move from the spool to the store, and one server a log.
 
-use std::{process::Command, sync::Arc};
+use std::{process::Command, sync::Arc, time::Duration};
 
-use chatting_actors::types::{PresenterIdx, Seq};
+use chatting_actors::{
+    seams::{LogRange, LogReader},
+    types::{Epoch, PresenterIdx, Seq},
+};
+use chatting_server::settings::{LogBackend, Secret};
 
 use crate::support::{
     app::{KEY, post_v1, spawn_app, use_mongodb},
@@ -126,4 +130,51 @@ async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
     second.address(&two.path().join("port")).await;
     second.signal("TERM");
     assert!(second.exited().await.success());
+}
+
+#[actix_web::test]
+async fn pages_of_the_spool_follow_each_other_without_a_hole_whatever_each_was_asked_for() {
+    let app = spawn_app(|settings| {
+        // Nobody there: everything stays in the spool.
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new("mongodb://127.0.0.1:9");
+        settings.mongodb.connect_timeout_ms = 100;
+    })
+    .await;
+    // The store cannot tell the rooms' last seqs, so they are told here.
+    let mut spool = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+    spool.busy_timeout(Duration::from_secs(10)).unwrap();
+    let rows = spool.transaction().unwrap();
+    for seq in 1..=10 {
+        for presenter in [12, 13] {
+            rows.execute(
+                "INSERT INTO spool(epoch, presenter_idx, seq, id, sent_at, user_idx, nickname, message, role)
+                 VALUES ((SELECT value FROM meta WHERE key = 'epoch'), ?1, ?2, ?3, 0, 7, 'kim', 'hi', 'viewer')",
+                rusqlite::params![presenter, seq, uuid::Uuid::now_v7().as_bytes()],
+            )
+            .unwrap();
+        }
+    }
+    let epoch: String = rows
+        .query_row("SELECT epoch FROM epochs", [], |row| row.get(0))
+        .unwrap();
+    rows.commit().unwrap();
+    let mut seen = Vec::new();
+    let mut spool_from = 0;
+    for (through, limit) in [(3, 2), (3, 100), (3, 100), (6, 100), (10, 2), (10, 1), (10, 100)] {
+        let page = app.state.history.read(LogRange {
+            presenter: PresenterIdx::new(12).unwrap(),
+            epoch: Epoch(epoch.as_str().into()),
+            after: Seq(seen.len() as u64),
+            through: Seq(through),
+            limit,
+            spool_from,
+        });
+        let page = page.await.unwrap();
+        assert!(page.events.len() <= limit);
+        assert!(page.spool_from >= spool_from, "{} after {spool_from}", page.spool_from);
+        spool_from = page.spool_from;
+        seen.extend(page.events.iter().map(|event| event.seq.0));
+    }
+    assert_eq!(seen, (1..=10).collect::<Vec<_>>());
 }

@@ -457,24 +457,27 @@ impl ScriptedLog {
     /// What the spool has of a range and what was set aside from it, in the order of seqs, and where the next page may begin
     /// to look.
     fn spooled(&self, range: &LogRange) -> (Vec<(Pos, Event)>, Pos) {
-        let within = |event: &Event| {
-            event.presenter_idx == range.presenter && event.seq > range.after && event.seq <= range.through
-        };
+        let of_room = |event: &Event| event.presenter_idx == range.presenter && event.seq > range.after;
+        let within = |event: &Event| event.seq <= range.through;
         let script = self.spool.script();
-        let rows = script.rows.range(range.spool_from..).filter(|(_, event)| within(event));
+        let rows = script.rows.range(range.spool_from..);
         let mut found: Vec<(Pos, Event)> = rows
-            .take(range.limit)
+            .filter(|(_, event)| of_room(event))
+            .take(range.limit + 1)
             .map(|(pos, event)| (*pos, Event::clone(event)))
             .collect();
-        let scanned = match found.last() {
-            Some((last, _)) if found.len() >= range.limit => last + 1,
-            _ => script.next + 1,
-        };
+        let end = found
+            .iter()
+            .take(range.limit)
+            .take_while(|(_, event)| within(event))
+            .count();
+        let scanned = found.get(end).map_or(script.next + 1, |(pos, _)| *pos);
+        found.truncate(end);
         let parked = script
             .parked
             .iter()
             .map(|(event, _)| event)
-            .filter(|event| within(event));
+            .filter(|event| of_room(event) && within(event));
         found.extend(parked.map(|event| (0, Event::clone(event))));
         found.sort_by_key(|(_, event)| event.seq);
         found.dedup_by_key(|(_, event)| event.seq);
