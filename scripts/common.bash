@@ -38,3 +38,25 @@ once() {
   exec {lock}>"$tools/.$1.lock"
   flock -n "$lock" || { say "waiting for another $1 to finish"; flock "$lock"; }
 }
+
+# unpack_debian PACKAGE BINARY: Debian's package below $tools/debian, unpacked and not installed, so that no service of it starts.
+# BINARY is its path in the package; nothing is done where that runs already. The libraries that it lacks are installed.
+unpack_debian() {
+  local package=$1 dir=$tools/debian/$1 parcel
+  [[ -x $dir/$2 ]] && return
+  command -v apt-get >/dev/null || die "missing here: $package (no apt-get to fetch it with)"
+  say "fetching Debian's $package"
+  parcel=$(mktemp -d "$tools/debian.XXXXXX")
+  fetch_debian "$parcel" "$package" || {
+    as_root apt-get -qq update >&2 </dev/null || true
+    fetch_debian "$parcel" "$package" || { rm -rf "$parcel"; die "could not fetch Debian's $package"; }
+  }
+  mkdir -p "$parcel/$package" "$tools/debian"
+  dpkg-deb --extract "$parcel"/*.deb "$parcel/$package"
+  [[ -x $parcel/$package/$2 ]] || die "Debian's $package does not hold $2"
+  rm -rf "$dir"
+  mv "$parcel/$package" "$dir" # whole or not at all: the directory is the same file system
+  rm -rf "$parcel"
+}
+
+fetch_debian() { (cd "$1" && apt-get -qq download "$2" >/dev/null 2>&1 </dev/null); }
