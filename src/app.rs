@@ -31,6 +31,7 @@ use prometheus_client::registry::Registry as MetricNames;
 
 use crate::{
     auth::{Gateway, TokenVerifier},
+    error::Code,
     http::{
         self,
         client::AddressGate,
@@ -150,6 +151,7 @@ impl App {
             .map_err(|_| StartError::Unavailable("the spool does not tell its idempotency keys".into()))?;
         let mut metric_names = MetricNames::default();
         metrics.register(&mut metric_names);
+        metrics.begin_refusals(Code::ALL.iter().map(|code| code.as_str()));
         let [writer_events, writer_bytes] = writer.gates();
         let gates = vec![
             Arc::clone(registry.gate()),

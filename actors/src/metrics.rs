@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::gate::Gate;
+use crate::{gate::Gate, registry::End};
 
 /// One label with one of a fixed set of values.
 pub type Label = [(&'static str, &'static str); 1];
@@ -117,8 +117,38 @@ impl Metrics {
         self.refused.get_or_create(&[("code", code)]).inc();
     }
 
-    /// Gives every number its name and help text.
+    /// Makes every series whose label is known beforehand, at 0. One that first appears as 1 has no increase for whoever
+    /// watches, so the first of the rare events would go unseen.
+    fn begin(&self) {
+        let outcomes: [(&Family<Label, Counter>, &[&str]); 4] = [
+            (
+                &self.room_checks,
+                &["live", "not_live", "cached", "stale", "error", "timeout"],
+            ),
+            (&self.reconnect_requests, &["ok", "error"]),
+            (&self.resumes, &["up_to_date", "resumed", "gap"]),
+            (&self.log_reads, &["ok", "error", "hole"]),
+        ];
+        for (family, values) in outcomes {
+            for value in values {
+                drop(family.get_or_create(&[("outcome", value)]));
+            }
+        }
+        for reason in End::REASONS {
+            drop(self.sessions_ended.get_or_create(&[("reason", reason)]));
+        }
+    }
+
+    /// Makes a series for each of these codes, at 0: see [`Metrics::register`].
+    pub fn begin_refusals(&self, codes: impl Iterator<Item = &'static str>) {
+        for code in codes {
+            drop(self.refused.get_or_create(&[("code", code)]));
+        }
+    }
+
+    /// Gives every number its name and help text, and begins every series whose labels are known at 0.
     pub fn register(&self, registry: &mut Registry) {
+        self.begin();
         let r = registry;
         r.register(
             "chat_accepted",

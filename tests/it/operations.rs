@@ -2,8 +2,11 @@
 
 use std::process::Command;
 
-use chatting_actors::{clock::system_ms, types::Role};
-use chatting_server::auth::{Mint, mint};
+use chatting_actors::{clock::system_ms, registry::End, types::Role};
+use chatting_server::{
+    auth::{Mint, mint},
+    error::Code,
+};
 use serde_json::json;
 
 use crate::support::{
@@ -51,6 +54,41 @@ async fn livez_readyz_and_metrics_answer() {
             "{name} is missing:\n{}",
             metrics.text()
         );
+    }
+}
+
+/// A series that begins at 1 shows no increase, so an alert would miss the first event of its kind.
+#[actix_web::test]
+async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
+    let app = spawn_app(|_| {}).await;
+    let ended = End::REASONS.map(|reason| format!("chat_sessions_ended_total{{reason=\"{reason}\"}}"));
+    let refused = Code::ALL
+        .iter()
+        .map(|code| format!("chat_refused_total{{code=\"{code}\"}}"));
+    let by_outcome = [
+        ("chat_room_checks_total", "error"),
+        ("chat_room_checks_total", "timeout"),
+        ("chat_reconnect_requests_total", "error"),
+        ("chat_resumes_total", "gap"),
+        ("chat_log_reads_total", "error"),
+        ("chat_log_reads_total", "hole"),
+    ];
+    let by_outcome = by_outcome.map(|(name, outcome)| format!("{name}{{outcome=\"{outcome}\"}}"));
+    for series in ended.into_iter().chain(refused).chain(by_outcome) {
+        assert_eq!(app.metric(&series).await, Some(0.0), "{series}");
+    }
+    // The list of reasons lacks none.
+    for end in [
+        End::Replaced,
+        End::NotLive,
+        End::Crowded,
+        End::TooSlow,
+        End::BadFrame(""),
+        End::LogUnavailable,
+        End::GoingAway,
+        End::Restarted,
+    ] {
+        assert!(End::REASONS.contains(&end.as_str()), "{end:?}");
     }
 }
 

@@ -87,7 +87,19 @@ pub enum End {
 }
 
 impl End {
-    /// The label in the metrics.
+    /// Every label in the metrics.
+    pub const REASONS: [&str; 8] = [
+        "replaced",
+        "not_live",
+        "crowded",
+        "too_slow",
+        "bad_frame",
+        "log_unavailable",
+        "going_away",
+        "restarted",
+    ];
+
+    /// The label in the metrics; one of [`End::REASONS`].
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Replaced => "replaced",
