@@ -139,10 +139,11 @@ impl Metrics {
         }
     }
 
-    /// Makes a series for each of these codes, at 0: see [`Metrics::register`].
+    /// Makes a series for each of these codes, at 0, for messages and for sockets: see [`Metrics::register`].
     pub fn begin_refusals(&self, codes: impl Iterator<Item = &'static str>) {
         for code in codes {
             drop(self.refused.get_or_create(&[("code", code)]));
+            drop(self.sessions_refused.get_or_create(&[("reason", code)]));
         }
     }
 

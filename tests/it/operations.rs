@@ -65,6 +65,9 @@ async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
     let refused = Code::ALL
         .iter()
         .map(|code| format!("chat_refused_total{{code=\"{code}\"}}"));
+    let sockets = Code::ALL
+        .iter()
+        .map(|code| format!("chat_sessions_refused_total{{reason=\"{code}\"}}"));
     let by_outcome = [
         ("chat_room_checks_total", "error"),
         ("chat_room_checks_total", "timeout"),
@@ -74,7 +77,7 @@ async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
         ("chat_log_reads_total", "hole"),
     ];
     let by_outcome = by_outcome.map(|(name, outcome)| format!("{name}{{outcome=\"{outcome}\"}}"));
-    for series in ended.into_iter().chain(refused).chain(by_outcome) {
+    for series in ended.into_iter().chain(refused).chain(sockets).chain(by_outcome) {
         assert_eq!(app.metric(&series).await, Some(0.0), "{series}");
     }
     // The list of reasons lacks none.
