@@ -29,6 +29,14 @@ lint:
 end-to-end:
     scripts/end-to-end
 
+# deploy/nginx.conf before a real server.
+gateway:
+    scripts/gateway
+
+# The rest of deploy/: the unit, the image, the alerts.
+check-deploy:
+    scripts/check-deploy
+
 # The demo page in a headless browser; leaves a screenshot in target/demo.png.
 browser:
     scripts/test --only browser
