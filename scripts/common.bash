@@ -39,8 +39,9 @@ once() {
   flock -n "$lock" || { say "waiting for another $1 to finish"; flock "$lock"; }
 }
 
-# unpack_debian PACKAGE BINARY: Debian's package below $tools/debian, unpacked and not installed, so that no service of it starts.
-# BINARY is its path in the package; nothing is done where that runs already. The libraries that it lacks are installed.
+# unpack_debian PACKAGE BINARY: Debian's package below $tools/debian, unpacked and not installed, so that no service of
+# it starts. BINARY is its path in the package; nothing is done where that runs already. The libraries that it lacks are
+# installed.
 unpack_debian() {
   local package=$1 dir=$tools/debian/$1 parcel
   [[ -x $dir/$2 ]] && return

@@ -1,8 +1,8 @@
 # Processes that a script starts, and their end; sourced after common.bash, not run. Gives:
 #   $work               a directory of the script's own, gone at its end
 #   start NAME COMMAND…, stop NAME, until_true WHAT COMMAND…, free_port
-# Whatever was started is stopped by its own pid when the script ends, however it ends; when it fails, the end of what each
-# process wrote is shown.
+# Whatever was started is stopped by its own pid when the script ends, however it ends; when it fails, the end of what
+# each process wrote is shown.
 work=$(mktemp -d)
 declare -A pids=()
 
@@ -48,9 +48,9 @@ stop() {
   unset "pids[$1]"
 }
 
-# until_true WHAT COMMAND…: asks again until it succeeds; fails when a process has ended or after 20 seconds.
+# until_true WHAT COMMAND…: asks again until it succeeds; fails when a process has ended or after 30 seconds.
 until_true() {
-  local what=$1 deadline=$((SECONDS + 20)) name
+  local what=$1 deadline=$((SECONDS + 30)) name
   shift
   until "$@"; do
     for name in "${!pids[@]}"; do
