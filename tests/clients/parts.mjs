@@ -118,7 +118,7 @@ export class Server {
     this.#dir = dir;
     // Settings of whoever runs this are not the test's.
     const own = Object.entries(process.env).filter(([key]) => !key.startsWith("CHAT__"));
-    this.#env = { ...Object.fromEntries(own), CHAT__AUTH__HS256_SECRET: secret };
+    this.#env = { ...Object.fromEntries(own), CHAT__AUTH__HS256_SECRET: secret, CHAT__LIMITS__SENDER_PER_SECOND: "0" };
     this.#sets = Object.entries(settings).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
   }
 
