@@ -4,10 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{
     clock::EventClock,
-    seams::{LogStore, StoreBatch},
+    seams::{LogRange, LogReader, LogStore, Spool, StoreBatch},
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
-use chatting_server::store::{Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, mongo::MongoSettings};
+use chatting_server::store::{
+    Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, history::History, mongo::MongoSettings,
+};
 use mongodb::bson::{Bson, Document, doc};
 
 use crate::support::{
@@ -235,4 +237,52 @@ async fn a_document_has_the_fields_that_the_design_names() {
     ];
     assert_eq!(names, expected);
     assert_eq!(found.get_str("kind"), Ok("chat"));
+}
+
+#[tokio::test]
+async fn pages_of_the_log_bring_each_event_once_wherever_their_ranges_end() {
+    let dir = ScratchDir::new("pages");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = SqliteSpool::open(SpoolSettings {
+        path: path.clone(),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: true,
+    })
+    .unwrap();
+    let mut clock = EventClock::after(0);
+    let epoch = info.epoch.clone();
+    // Two rooms in turn, so that a room's rows do not follow each other.
+    let events: Vec<_> = (1..=12)
+        .flat_map(|seq| [1, 2].map(|presenter| event(&mut clock, presenter, &epoch.0, seq, "x")))
+        .collect();
+    spool.commit(&events).unwrap();
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let history = History::new(path, Arc::new(store), 4);
+    for limit in [1, 2, 3, 100] {
+        for first in 1..=12 {
+            let (mut seqs, mut spool_from, mut through) = (Vec::new(), 0, first);
+            while seqs.len() < 12 {
+                let after = Seq(seqs.last().copied().unwrap_or(0));
+                let range = LogRange {
+                    presenter: room(1),
+                    epoch: epoch.clone(),
+                    after,
+                    through: Seq(through),
+                    limit,
+                    spool_from,
+                };
+                let page = history.read(range).await.unwrap();
+                assert!(!page.events.is_empty(), "{limit}, {first}: nothing after {after:?}");
+                seqs.extend(page.events.iter().map(|event| event.seq.0));
+                spool_from = page.spool_from;
+                if seqs.last() == Some(&through) {
+                    // Meanwhile the ring has moved on.
+                    through = (through + 4).min(12);
+                }
+            }
+            assert_eq!(seqs, (1..=12).collect::<Vec<_>>(), "{limit}, {first}");
+        }
+    }
 }
