@@ -35,7 +35,8 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), S
         if due >= end {
             return Ok(());
         }
-        let room = plan.first_room + (n * 7 + turn) % plan.rooms.max(1);
+        // Over all rooms in turn, whatever the rate.
+        let room = plan.first_room + (turn * plan.senders + n) % plan.rooms.max(1);
         compose(&mut request, &plan, room, &token, n, turn, due);
         counts.borrow_mut().sent += 1;
         let status = match exchange(&mut stream, &request, &mut answer).await {

@@ -318,6 +318,31 @@ impl Case {
         );
     }
 
+    /// Waits until the spool has had everything that was accepted: from memory it is answered before it is written.
+    async fn written(&self) {
+        let all = || {
+            let spool = self.spool.script();
+            let ids: BTreeSet<_> = spool
+                .keys
+                .iter()
+                .chain(spool.rows.values())
+                .map(|event| event.id)
+                .collect();
+            drop(spool);
+            self.attempts.iter().all(|attempt| match &attempt.told {
+                Some(Told::Accepted(accepted)) => ids.contains(&accepted.id),
+                _ => true,
+            })
+        };
+        let written = async {
+            while !all() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // Where it never comes, `judge` says what was lost.
+        let _ = timeout(PATIENCE, written).await;
+    }
+
     async fn restart(&mut self, kill: bool) {
         if self.sizes.memory {
             // What was answered from memory is promised only where the process stops as it should, over a spool that works.
@@ -429,6 +454,7 @@ impl Case {
             assert!(accepted, "key {key:?} is never accepted");
         }
         self.writable().await;
+        self.written().await;
         self.drained().await;
         let given = async {
             while !self.not_given().is_empty() {

@@ -152,6 +152,22 @@ impl Peer {
         shared: Shared,
         client: Option<Arc<Mutex<Client>>>,
     ) -> Arc<Self> {
+        Self::begin(registry, presenter, reading, credit, shared, (client, true))
+    }
+
+    /// As [`Self::come`], and from the first event on it acknowledges nothing by itself.
+    pub fn come_silent(registry: &RegistryHandle, presenter: i64, reading: Reading, credit: usize) -> Arc<Self> {
+        Self::begin(registry, presenter, reading, credit, Shared::default(), (None, false))
+    }
+
+    fn begin(
+        registry: &RegistryHandle,
+        presenter: i64,
+        reading: Reading,
+        credit: usize,
+        shared: Shared,
+        (client, acks): (Option<Arc<Mutex<Client>>>, bool),
+    ) -> Arc<Self> {
         let flow = Arc::new(Flow::default());
         let number = client.as_ref().map_or(0, |client| {
             let mut client = client.lock().unwrap();
@@ -167,7 +183,7 @@ impl Peer {
             credit,
             flow: Arc::clone(&flow),
             state: Mutex::new(State {
-                acks: true,
+                acks,
                 ..State::default()
             }),
         });
