@@ -146,7 +146,7 @@ section! {
         resume_wait_seconds: u64 = 10, 1..=300;
         /// Milliseconds between two savings of how far a room got; a restart goes on from there.
         /// 방의 진행 위치를 저장하는 간격(밀리초). 재시작하면 거기서 이어진다.
-        checkpoint_ms: u64 = 1000, 10..=60_000;
+        checkpoint_ms: u64 = 5000, 10..=60_000;
         /// Sessions of one presenter that may begin at once; more are refused with 429.
         /// 방송자 한 명이 한꺼번에 시작할 수 있는 세션 수. 넘치면 429로 거절한다.
         reconnect_burst: u32 = 20, 1..=10_000;

@@ -7,7 +7,7 @@ use super::*;
 use crate::seams::Place;
 
 /// Places a transaction, so that commits wait little for one.
-const MOST: usize = 256;
+const MOST: usize = 64;
 
 impl SessionRegistry {
     /// Saves the places that are due.

@@ -643,7 +643,8 @@ impl Room {
         if !due || !self.restored {
             return None;
         }
-        self.saved_at = Some(now);
+        // Rooms that moved together are not saved together for ever: commits wait for it.
+        self.saved_at = Some(now + config.checkpoint.mul_f64(rand::random::<f64>() / 2.0));
         self.moved = false;
         let place = self.place_now(presenter, now, now_ms);
         self.exact_on_disk |= place.exact;
