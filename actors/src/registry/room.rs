@@ -1,5 +1,8 @@
 //! One room: its lease, its numbering, its ring and the cursor that reads it. No actor, no clock of its own.
 
+mod place;
+mod reading;
+
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -20,6 +23,8 @@ use crate::{
     types::{Epoch, PresenterIdx, Seq},
     wire::v1::Gap,
 };
+
+pub(super) use self::reading::Opened;
 
 /// The room's liveness verdict, with its expiry.
 #[derive(Clone, Copy, Debug)]
@@ -50,19 +55,6 @@ pub(super) enum Numbering {
     Asked,
     /// Everything up to `committed` is in the spool; `next` is what the next event gets.
     Known { committed: Seq, next: Seq },
-}
-
-/// What came of a session's wish to begin.
-pub(super) enum Opened {
-    /// The numbering is not known yet.
-    NotYet,
-    /// It asks for what cannot be; why, in English.
-    Refused(&'static str),
-    /// The place on disk is one that a legacy session may go on from. From now on it is not, and that must be on disk before
-    /// anything is sent: a frame is never doubled there (rule 11).
-    Mark,
-    /// It reads, or seeks what it wants in the log.
-    Begun,
 }
 
 /// Everything the registry keeps for one presenter.
@@ -267,49 +259,6 @@ impl Room {
         Some(seq)
     }
 
-    /// The writer told what the room's last number is, and how far the room had got when that was last saved; `now_ms` is
-    /// milliseconds since 1970.
-    pub fn numbering_known(
-        &mut self,
-        last: Seq,
-        place: Option<Place>,
-        config: &RegistryConfig,
-        now: Instant,
-        now_ms: i64,
-    ) {
-        if self.numbering != Numbering::Asked {
-            return;
-        }
-        self.numbering = Numbering::Known {
-            committed: last,
-            next: last.next(),
-        };
-        if std::mem::replace(&mut self.restored, true) {
-            return;
-        }
-        self.exact_on_disk = place.is_some_and(|place| place.exact);
-        let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
-        let place = place.filter(|place| age(place.saved_at_ms) < config.broadcast_resume);
-        let same = place.filter(|place| self.broadcast.zip(place.room_idx).is_none_or(|(now, then)| now == then));
-        match same {
-            None => (self.position, self.legacy_from, self.over) = (last, last, last),
-            Some(place) => {
-                self.position = place.position.min(last);
-                self.legacy_from = if place.exact { self.position } else { last };
-                // A verdict that was heard first may have ended a broadcast without knowing its numbers.
-                let ended = self.over == Seq(u64::MAX);
-                self.over = place.over.max(self.over).min(last);
-                self.broadcast = self.broadcast.or(place.room_idx);
-                // A restart is short: whoever was there before it is held for as if nothing had been.
-                self.session_ended = place
-                    .session_at_ms
-                    .and_then(|at_ms| now.checked_sub(age(at_ms)))
-                    .filter(|_| self.cursor.is_none() && !ended);
-            }
-        }
-        self.settle(self.legacy_from.max(self.over));
-    }
-
     /// One numbered event was committed: it takes its place in the ring.
     pub fn publish(&mut self, entry: Arc<Entry>) {
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -366,224 +315,6 @@ impl Room {
         }
     }
 
-    /// Why a session that would read like this cannot be, as far as is known; in English.
-    pub fn refuses(&self, reading: &Reading, epoch: &Epoch) -> Option<&'static str> {
-        let Reading::V1(resume) = reading else {
-            return None;
-        };
-        let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
-        let beyond = ours
-            && resume
-                .after
-                .zip(self.committed())
-                .is_some_and(|(after, last)| after > last);
-        beyond.then_some("resume_after is above last_seq")
-    }
-
-    /// Makes a session the room's. Returns the session that it takes over from. [`Self::open`] lets it read.
-    pub fn attach(
-        &mut self,
-        session: SessionId,
-        subscriber: Arc<dyn Subscriber>,
-        flow: Arc<Flow>,
-        reading: Reading,
-        now: Instant,
-    ) -> Option<Cursor> {
-        let old = self.detach(now);
-        self.session_ended = None;
-        self.fanned_out = None;
-        self.cursor = Some(Cursor::new(session, subscriber, flow, reading, now));
-        old
-    }
-
-    /// Finds the attached session's place, once the numbering is known (rule 16).
-    pub fn open(&mut self, epoch: &Epoch, config: &RegistryConfig) -> Opened {
-        let (Some(cursor), Some(committed)) = (&self.cursor, self.committed()) else {
-            return Opened::NotYet;
-        };
-        if cursor.phase != Phase::Opening {
-            return Opened::NotYet;
-        }
-        if let Some(why) = self.refuses(&cursor.reading, epoch) {
-            return Opened::Refused(why);
-        }
-        if cursor.reading == Reading::Legacy && self.exact_on_disk {
-            return if std::mem::replace(&mut self.marking, true) {
-                Opened::NotYet
-            } else {
-                Opened::Mark
-            };
-        }
-        let wanted = match &cursor.reading {
-            Reading::Legacy => self.legacy_from.max(self.over),
-            Reading::V1(resume) => {
-                let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
-                match resume.after.filter(|_| ours) {
-                    Some(Seq(0)) => self.over,
-                    Some(after) => after,
-                    None => self.position.max(self.over),
-                }
-            }
-        };
-        if cursor.reading.is_v1() && wanted > committed {
-            // It begins behind what is on its way and may yet be taken back (rule 1): no `welcome` can be told now.
-            return Opened::NotYet;
-        }
-        let start = wanted.max(Seq(committed.0.saturating_sub(config.resume_max)));
-        let in_memory = start >= committed || self.ring.has(start.next());
-        if let Some(cursor) = &mut self.cursor {
-            cursor.wanted = wanted;
-            cursor.begin(start);
-            cursor.phase = match cursor.reading {
-                Reading::V1(_) if !in_memory => Phase::Seeking,
-                _ => Phase::Live,
-            };
-        }
-        // What was committed before it came is in the log, however long it takes to read it.
-        self.settle(self.settled.max(committed).max(start));
-        self.moved = true;
-        Opened::Begun
-    }
-
-    /// Ends the reading of the attached session, and remembers how far it got.
-    pub fn detach(&mut self, now: Instant) -> Option<Cursor> {
-        let cursor = self.cursor.take()?;
-        self.session_ended = Some(now);
-        let taken = cursor.flow.end();
-        if cursor.phase == Phase::Live {
-            let got = match cursor.reading {
-                Reading::Legacy => taken.unwrap_or(cursor.start),
-                Reading::V1(_) => cursor.position(),
-            };
-            self.position = self.position.max(got);
-            // Not back to `position`: a legacy session may have had more than is known to have come.
-            self.legacy_from = self.legacy_from.max(self.position);
-        }
-        // What was sent and not taken waits again.
-        self.settle(self.legacy_from.max(self.position));
-        self.moved = true;
-        self.let_go();
-        Some(cursor)
-    }
-
-    /// Sends what the ring, and the page of the log that is here, have and credit allows. Returns how many events were sent.
-    pub fn pump(&mut self, config: &RegistryConfig, now: Instant) -> usize {
-        let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.phase == Phase::Live) else {
-            return 0;
-        };
-        cursor.rest(now);
-        let mut entries = Vec::new();
-        let mut full = false;
-        while let Some(entry) = cursor.buffered() {
-            if !cursor.spend(&entry, config) {
-                full = true;
-                break;
-            }
-            cursor.unbuffer();
-            entries.push(entry);
-        }
-        if !full {
-            for entry in self.ring.after(cursor.sent) {
-                // Where the ring begins later, or has a hole, the log has what is between.
-                if entry.event.seq != cursor.sent.next() || !cursor.spend(entry, config) {
-                    break;
-                }
-                entries.push(Arc::clone(entry));
-            }
-        }
-        for entry in &entries {
-            if entry.event.seq > self.settled {
-                self.settled = entry.event.seq;
-                self.held_bytes = self.held_bytes.saturating_sub(entry.bytes());
-            }
-        }
-        let count = entries.len();
-        cursor.deliver(entries);
-        count
-    }
-
-    /// Which events of the log the attached session waits for: those after the first of these, up to the second.
-    pub fn wants_page(&self, config: &RegistryConfig) -> Option<(Seq, Seq)> {
-        let (cursor, committed) = (self.cursor.as_ref()?, self.committed()?);
-        let sent = cursor.sent;
-        let idle = !cursor.page.under_way && !cursor.page.resting && cursor.buffered().is_none();
-        let behind = sent < committed && cursor.credit(config) > 0 && !self.ring.has(sent.next());
-        if !idle || !behind || cursor.phase == Phase::Opening {
-            return None;
-        }
-        let here = self.ring.after(sent).next().map(|entry| entry.event.seq);
-        Some((sent, here.map_or(committed, |here| Seq(here.0 - 1))))
-    }
-
-    /// Whether a page that has come is of no use, because what is committed is not known at the moment: it is asked for
-    /// again when it is.
-    pub fn page_is_void(&mut self) -> bool {
-        let void = self.committed().is_none();
-        if let Some(cursor) = self.cursor.as_mut().filter(|_| void) {
-            cursor.page.under_way = false;
-        }
-        void
-    }
-
-    /// Takes a page of the log for the attached session. `Some` tells how far its log has a hole.
-    pub fn take_page(
-        &mut self,
-        after: Seq,
-        through: Seq,
-        page: LogPage,
-        config: &RegistryConfig,
-        now: Instant,
-    ) -> Option<Seq> {
-        let cursor = self.cursor.as_mut()?;
-        if cursor.sent != after {
-            // It was set back meanwhile: what was asked for is not what it lacks.
-            cursor.page.under_way = false;
-            return None;
-        }
-        match cursor.take_page(through, page, now, config) {
-            Paged::OnIt => {
-                cursor.phase = Phase::Live;
-                None
-            }
-            Paged::Later => None,
-            Paged::Hole(through) => {
-                let live = cursor.phase == Phase::Live;
-                if !live || !cursor.reading.is_v1() {
-                    cursor.skip(through);
-                }
-                if !live
-                    && (through >= self.committed().unwrap_or_default() || self.ring.has(through.next()))
-                    && let Some(cursor) = &mut self.cursor
-                {
-                    cursor.phase = Phase::Live;
-                }
-                Some(through)
-            }
-        }
-    }
-
-    /// What the attached session is told in `welcome`: the first seq that comes, and what was wanted and does not come.
-    pub fn beginning(&self) -> Option<(Seq, Option<Gap>)> {
-        let cursor = self.cursor.as_ref()?;
-        let gap = (cursor.start > cursor.wanted).then(|| Gap {
-            from: cursor.wanted.next(),
-            to: cursor.start,
-        });
-        Some((cursor.start.next(), gap))
-    }
-
-    /// The session has everything up to `seq`. `false`: it was never sent so much (rule 14).
-    pub fn acknowledge(&mut self, seq: Seq, fanned_out: Option<u64>, now: Instant) -> bool {
-        let Some(moves) = self.cursor.as_mut().map(|cursor| cursor.acknowledge(seq, now)) else {
-            return true;
-        };
-        if fanned_out.is_some() {
-            self.fanned_out = fanned_out;
-        }
-        self.moved |= moves == Some(true);
-        moves.is_some()
-    }
-
     /// What the room looks like from outside.
     pub fn look(&self, live: bool) -> RoomLook {
         RoomLook {
@@ -592,18 +323,6 @@ impl Room {
             last_seq: self.committed(),
             fanned_out: self.fanned_out,
         }
-    }
-
-    /// Whether this session is the room's.
-    pub fn is_read_by(&self, session: SessionId) -> bool {
-        self.cursor.as_ref().is_some_and(|cursor| cursor.session == session)
-    }
-
-    /// Whether the event was sent to a session (rule 11).
-    pub fn was_sent(&self, seq: Seq) -> bool {
-        self.cursor
-            .as_ref()
-            .is_some_and(|cursor| cursor.phase == Phase::Live && cursor.start < seq && seq <= cursor.sent)
     }
 
     /// The checker is another one now: it was asked nothing.
@@ -622,79 +341,6 @@ impl Room {
         if self.cursor.is_none() && self.in_flight == 0 && self.settled < self.over {
             self.ring.forget_through(self.over);
             self.settle(self.over);
-        }
-    }
-
-    /// What is to be saved of it, if anything is.
-    pub fn place(
-        &mut self,
-        presenter: PresenterIdx,
-        config: &RegistryConfig,
-        now: Instant,
-        now_ms: i64,
-    ) -> Option<Place> {
-        let saved = self.saved_at.map(|at| now.saturating_duration_since(at));
-        let due = match saved {
-            None => self.moved,
-            Some(ago) if ago < config.checkpoint => false,
-            // A place tells when there was last a session, so it is saved anew while there is one.
-            Some(ago) => self.moved || (self.cursor.is_some() && ago >= config.broadcast_resume / 10),
-        };
-        if !due || !self.restored {
-            return None;
-        }
-        // Rooms that moved together are not saved together for ever: commits wait for it.
-        self.saved_at = Some(now + config.checkpoint.mul_f64(rand::random::<f64>() / 2.0));
-        self.moved = false;
-        let place = self.place_now(presenter, now, now_ms);
-        self.exact_on_disk |= place.exact;
-        self.exact_behind_mark |= place.exact && self.marking;
-        Some(place)
-    }
-
-    /// The spool remembers that the place it has is not exact any more, or it does not.
-    pub fn marked(&mut self, kept: bool) {
-        self.marking = false;
-        let behind = std::mem::take(&mut self.exact_behind_mark);
-        self.exact_on_disk &= !kept || behind;
-    }
-
-    /// Whether its session waits for something before it can begin.
-    pub fn opening(&self) -> bool {
-        self.cursor
-            .as_ref()
-            .is_some_and(|cursor| cursor.phase == Phase::Opening)
-    }
-
-    /// How far the room got.
-    pub fn place_now(&self, presenter: PresenterIdx, now: Instant, now_ms: i64) -> Place {
-        let acked = self
-            .cursor
-            .as_ref()
-            .filter(|cursor| cursor.phase == Phase::Live && cursor.reading.is_v1())
-            .map_or(Seq(0), Cursor::position);
-        let ended_ms = |ended: Instant| {
-            let ago = now.saturating_duration_since(ended).as_millis();
-            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
-        };
-        Place {
-            presenter,
-            over: self.over,
-            position: self.position.max(acked),
-            exact: self.cursor.is_none() && self.position == self.legacy_from,
-            room_idx: self.broadcast,
-            session_at_ms: match self.cursor {
-                Some(_) => Some(now_ms),
-                None => self.session_ended.map(ended_ms),
-            },
-            saved_at_ms: now_ms,
-        }
-    }
-
-    /// Its place is to be saved now, whenever it was saved last.
-    pub fn hurry(&mut self) {
-        if self.moved {
-            self.saved_at = None;
         }
     }
 

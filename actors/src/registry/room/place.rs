@@ -1,0 +1,114 @@
+//! How far a room got, as it is saved and as a restart goes on from it.
+
+use super::*;
+
+impl Room {
+    /// The writer told what the room's last number is, and how far the room had got when that was last saved; `now_ms` is
+    /// milliseconds since 1970.
+    pub fn numbering_known(
+        &mut self,
+        last: Seq,
+        place: Option<Place>,
+        config: &RegistryConfig,
+        now: Instant,
+        now_ms: i64,
+    ) {
+        if self.numbering != Numbering::Asked {
+            return;
+        }
+        self.numbering = Numbering::Known {
+            committed: last,
+            next: last.next(),
+        };
+        if std::mem::replace(&mut self.restored, true) {
+            return;
+        }
+        self.exact_on_disk = place.is_some_and(|place| place.exact);
+        let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
+        let place = place.filter(|place| age(place.saved_at_ms) < config.broadcast_resume);
+        let same = place.filter(|place| self.broadcast.zip(place.room_idx).is_none_or(|(now, then)| now == then));
+        match same {
+            None => (self.position, self.legacy_from, self.over) = (last, last, last),
+            Some(place) => {
+                self.position = place.position.min(last);
+                self.legacy_from = if place.exact { self.position } else { last };
+                // A verdict that was heard first may have ended a broadcast without knowing its numbers.
+                let ended = self.over == Seq(u64::MAX);
+                self.over = place.over.max(self.over).min(last);
+                self.broadcast = self.broadcast.or(place.room_idx);
+                // A restart is short: whoever was there before it is held for as if nothing had been.
+                self.session_ended = place
+                    .session_at_ms
+                    .and_then(|at_ms| now.checked_sub(age(at_ms)))
+                    .filter(|_| self.cursor.is_none() && !ended);
+            }
+        }
+        self.settle(self.legacy_from.max(self.over));
+    }
+
+    /// What is to be saved of it, if anything is.
+    pub fn place(
+        &mut self,
+        presenter: PresenterIdx,
+        config: &RegistryConfig,
+        now: Instant,
+        now_ms: i64,
+    ) -> Option<Place> {
+        let saved = self.saved_at.map(|at| now.saturating_duration_since(at));
+        let due = match saved {
+            None => self.moved,
+            Some(ago) if ago < config.checkpoint => false,
+            // A place tells when there was last a session, so it is saved anew while there is one.
+            Some(ago) => self.moved || (self.cursor.is_some() && ago >= config.broadcast_resume / 10),
+        };
+        if !due || !self.restored {
+            return None;
+        }
+        // Rooms that moved together are not saved together for ever: commits wait for it.
+        self.saved_at = Some(now + config.checkpoint.mul_f64(rand::random::<f64>() / 2.0));
+        self.moved = false;
+        let place = self.place_now(presenter, now, now_ms);
+        self.exact_on_disk |= place.exact;
+        self.exact_behind_mark |= place.exact && self.marking;
+        Some(place)
+    }
+
+    /// The spool remembers that the place it has is not exact any more, or it does not.
+    pub fn marked(&mut self, kept: bool) {
+        self.marking = false;
+        let behind = std::mem::take(&mut self.exact_behind_mark);
+        self.exact_on_disk &= !kept || behind;
+    }
+
+    /// How far the room got.
+    pub fn place_now(&self, presenter: PresenterIdx, now: Instant, now_ms: i64) -> Place {
+        let acked = self
+            .cursor
+            .as_ref()
+            .filter(|cursor| cursor.phase == Phase::Live && cursor.reading.is_v1())
+            .map_or(Seq(0), Cursor::position);
+        let ended_ms = |ended: Instant| {
+            let ago = now.saturating_duration_since(ended).as_millis();
+            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
+        };
+        Place {
+            presenter,
+            over: self.over,
+            position: self.position.max(acked),
+            exact: self.cursor.is_none() && self.position == self.legacy_from,
+            room_idx: self.broadcast,
+            session_at_ms: match self.cursor {
+                Some(_) => Some(now_ms),
+                None => self.session_ended.map(ended_ms),
+            },
+            saved_at_ms: now_ms,
+        }
+    }
+
+    /// Its place is to be saved now, whenever it was saved last.
+    pub fn hurry(&mut self) {
+        if self.moved {
+            self.saved_at = None;
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! A room and the session that reads it: beginning, going on, ending (rules 11 to 16).
+
+use super::*;
+
+/// What came of a session's wish to begin.
+pub(in crate::registry) enum Opened {
+    /// The numbering is not known yet.
+    NotYet,
+    /// It asks for what cannot be; why, in English.
+    Refused(&'static str),
+    /// The place on disk is one that a legacy session may go on from. From now on it is not, and that must be on disk before
+    /// anything is sent: a frame is never doubled there (rule 11).
+    Mark,
+    /// It reads, or seeks what it wants in the log.
+    Begun,
+}
+
+impl Room {
+    /// Why a session that would read like this cannot be, as far as is known; in English.
+    pub fn refuses(&self, reading: &Reading, epoch: &Epoch) -> Option<&'static str> {
+        let Reading::V1(resume) = reading else {
+            return None;
+        };
+        let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
+        let beyond = ours
+            && resume
+                .after
+                .zip(self.committed())
+                .is_some_and(|(after, last)| after > last);
+        beyond.then_some("resume_after is above last_seq")
+    }
+
+    /// Makes a session the room's. Returns the session that it takes over from. [`Self::open`] lets it read.
+    pub fn attach(
+        &mut self,
+        session: SessionId,
+        subscriber: Arc<dyn Subscriber>,
+        flow: Arc<Flow>,
+        reading: Reading,
+        now: Instant,
+    ) -> Option<Cursor> {
+        let old = self.detach(now);
+        self.session_ended = None;
+        self.fanned_out = None;
+        self.cursor = Some(Cursor::new(session, subscriber, flow, reading, now));
+        old
+    }
+
+    /// Finds the attached session's place, once the numbering is known (rule 16).
+    pub fn open(&mut self, epoch: &Epoch, config: &RegistryConfig) -> Opened {
+        let (Some(cursor), Some(committed)) = (&self.cursor, self.committed()) else {
+            return Opened::NotYet;
+        };
+        if cursor.phase != Phase::Opening {
+            return Opened::NotYet;
+        }
+        if let Some(why) = self.refuses(&cursor.reading, epoch) {
+            return Opened::Refused(why);
+        }
+        if cursor.reading == Reading::Legacy && self.exact_on_disk {
+            return if std::mem::replace(&mut self.marking, true) {
+                Opened::NotYet
+            } else {
+                Opened::Mark
+            };
+        }
+        let wanted = match &cursor.reading {
+            Reading::Legacy => self.legacy_from.max(self.over),
+            Reading::V1(resume) => {
+                let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
+                match resume.after.filter(|_| ours) {
+                    Some(Seq(0)) => self.over,
+                    Some(after) => after,
+                    None => self.position.max(self.over),
+                }
+            }
+        };
+        if cursor.reading.is_v1() && wanted > committed {
+            // It begins behind what is on its way and may yet be taken back (rule 1): no `welcome` can be told now.
+            return Opened::NotYet;
+        }
+        let start = wanted.max(Seq(committed.0.saturating_sub(config.resume_max)));
+        let in_memory = start >= committed || self.ring.has(start.next());
+        if let Some(cursor) = &mut self.cursor {
+            cursor.wanted = wanted;
+            cursor.begin(start);
+            cursor.phase = match cursor.reading {
+                Reading::V1(_) if !in_memory => Phase::Seeking,
+                _ => Phase::Live,
+            };
+        }
+        // What was committed before it came is in the log, however long it takes to read it.
+        self.settle(self.settled.max(committed).max(start));
+        self.moved = true;
+        Opened::Begun
+    }
+
+    /// Ends the reading of the attached session, and remembers how far it got.
+    pub fn detach(&mut self, now: Instant) -> Option<Cursor> {
+        let cursor = self.cursor.take()?;
+        self.session_ended = Some(now);
+        let taken = cursor.flow.end();
+        if cursor.phase == Phase::Live {
+            let got = match cursor.reading {
+                Reading::Legacy => taken.unwrap_or(cursor.start),
+                Reading::V1(_) => cursor.position(),
+            };
+            self.position = self.position.max(got);
+            // Not back to `position`: a legacy session may have had more than is known to have come.
+            self.legacy_from = self.legacy_from.max(self.position);
+        }
+        // What was sent and not taken waits again.
+        self.settle(self.legacy_from.max(self.position));
+        self.moved = true;
+        self.let_go();
+        Some(cursor)
+    }
+
+    /// Sends what the ring, and the page of the log that is here, have and credit allows. Returns how many events were sent.
+    pub fn pump(&mut self, config: &RegistryConfig, now: Instant) -> usize {
+        let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.phase == Phase::Live) else {
+            return 0;
+        };
+        cursor.rest(now);
+        let mut entries = Vec::new();
+        let mut full = false;
+        while let Some(entry) = cursor.buffered() {
+            if !cursor.spend(&entry, config) {
+                full = true;
+                break;
+            }
+            cursor.unbuffer();
+            entries.push(entry);
+        }
+        if !full {
+            for entry in self.ring.after(cursor.sent) {
+                // Where the ring begins later, or has a hole, the log has what is between.
+                if entry.event.seq != cursor.sent.next() || !cursor.spend(entry, config) {
+                    break;
+                }
+                entries.push(Arc::clone(entry));
+            }
+        }
+        for entry in &entries {
+            if entry.event.seq > self.settled {
+                self.settled = entry.event.seq;
+                self.held_bytes = self.held_bytes.saturating_sub(entry.bytes());
+            }
+        }
+        let count = entries.len();
+        cursor.deliver(entries);
+        count
+    }
+
+    /// Which events of the log the attached session waits for: those after the first of these, up to the second.
+    pub fn wants_page(&self, config: &RegistryConfig) -> Option<(Seq, Seq)> {
+        let (cursor, committed) = (self.cursor.as_ref()?, self.committed()?);
+        let sent = cursor.sent;
+        let idle = !cursor.page.under_way && !cursor.page.resting && cursor.buffered().is_none();
+        let behind = sent < committed && cursor.credit(config) > 0 && !self.ring.has(sent.next());
+        if !idle || !behind || cursor.phase == Phase::Opening {
+            return None;
+        }
+        let here = self.ring.after(sent).next().map(|entry| entry.event.seq);
+        Some((sent, here.map_or(committed, |here| Seq(here.0 - 1))))
+    }
+
+    /// Whether a page that has come is of no use, because what is committed is not known at the moment: it is asked for
+    /// again when it is.
+    pub fn page_is_void(&mut self) -> bool {
+        let void = self.committed().is_none();
+        if let Some(cursor) = self.cursor.as_mut().filter(|_| void) {
+            cursor.page.under_way = false;
+        }
+        void
+    }
+
+    /// Takes a page of the log for the attached session. `Some` tells how far its log has a hole.
+    pub fn take_page(
+        &mut self,
+        after: Seq,
+        through: Seq,
+        page: LogPage,
+        config: &RegistryConfig,
+        now: Instant,
+    ) -> Option<Seq> {
+        let cursor = self.cursor.as_mut()?;
+        if cursor.sent != after {
+            // It was set back meanwhile: what was asked for is not what it lacks.
+            cursor.page.under_way = false;
+            return None;
+        }
+        match cursor.take_page(through, page, now, config) {
+            Paged::OnIt => {
+                cursor.phase = Phase::Live;
+                None
+            }
+            Paged::Later => None,
+            Paged::Hole(through) => {
+                let live = cursor.phase == Phase::Live;
+                if !live || !cursor.reading.is_v1() {
+                    cursor.skip(through);
+                }
+                if !live
+                    && (through >= self.committed().unwrap_or_default() || self.ring.has(through.next()))
+                    && let Some(cursor) = &mut self.cursor
+                {
+                    cursor.phase = Phase::Live;
+                }
+                Some(through)
+            }
+        }
+    }
+
+    /// What the attached session is told in `welcome`: the first seq that comes, and what was wanted and does not come.
+    pub fn beginning(&self) -> Option<(Seq, Option<Gap>)> {
+        let cursor = self.cursor.as_ref()?;
+        let gap = (cursor.start > cursor.wanted).then(|| Gap {
+            from: cursor.wanted.next(),
+            to: cursor.start,
+        });
+        Some((cursor.start.next(), gap))
+    }
+
+    /// The session has everything up to `seq`. `false`: it was never sent so much (rule 14).
+    pub fn acknowledge(&mut self, seq: Seq, fanned_out: Option<u64>, now: Instant) -> bool {
+        let Some(moves) = self.cursor.as_mut().map(|cursor| cursor.acknowledge(seq, now)) else {
+            return true;
+        };
+        if fanned_out.is_some() {
+            self.fanned_out = fanned_out;
+        }
+        self.moved |= moves == Some(true);
+        moves.is_some()
+    }
+
+    /// Whether this session is the room's.
+    pub fn is_read_by(&self, session: SessionId) -> bool {
+        self.cursor.as_ref().is_some_and(|cursor| cursor.session == session)
+    }
+
+    /// Whether the event was sent to a session (rule 11).
+    pub fn was_sent(&self, seq: Seq) -> bool {
+        self.cursor
+            .as_ref()
+            .is_some_and(|cursor| cursor.phase == Phase::Live && cursor.start < seq && seq <= cursor.sent)
+    }
+
+    /// Whether its session waits for something before it can begin.
+    pub fn opening(&self) -> bool {
+        self.cursor
+            .as_ref()
+            .is_some_and(|cursor| cursor.phase == Phase::Opening)
+    }
+}
