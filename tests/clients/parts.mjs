@@ -10,7 +10,7 @@ import { createInterface } from "node:readline";
 import { promisify } from "node:util";
 
 /** How long anything may take. Everything does within a second or two, or when a timer of the settings has run out. */
-const PATIENCE_MS = 20_000;
+const PATIENCE_MS = 40_000;
 
 // ---- waiting --------------------------------------------------------------------------------------------------------
 
@@ -218,6 +218,9 @@ export class Link {
 // ---- a sender -------------------------------------------------------------------------------------------------------
 
 /** A viewer who sends without end, and tries again, with the same key, until each message has been taken. */
+/** What each sender waits for, or was told last, for whoever has to find out why nothing more came. */
+export const senders = new Map();
+
 export class Sender {
   /** The answers of those that were taken. */
   accepted = [];
@@ -236,8 +239,10 @@ export class Sender {
       try {
         const headers = { "Idempotency-Key": `"${room}-${n}"` };
         const body = JSON.stringify({ text });
+        senders.set(room, `${n}: no answer yet`);
         answer = await server.fetch(`/v1/rooms/${room}/messages`, token, { method: "POST", headers, body });
         const told = await answer.json();
+        senders.set(room, `${n}: ${answer.status} ${JSON.stringify(told)}`);
         if (answer.status === 201) {
           this.accepted.push(told);
           this.texts.push(text);

@@ -16,7 +16,7 @@ import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import { Client, Link, Sender, Server, atEnd, end, expect, fail, failed, serveFiles } from "./parts.mjs";
+import { Client, Link, Sender, Server, atEnd, end, expect, fail, failed, serveFiles, senders } from "./parts.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = resolve(here, "../..");
@@ -27,7 +27,7 @@ const binary = resolve(process.env.CHATTING_SERVER ?? join(target, "debug/chatti
 /** So little credit that nothing flows without acknowledgements. */
 const CREDIT = 8;
 /** Half a minute is what it takes on two cores that have nothing else to do. */
-const DEADLINE_MS = 120_000;
+const DEADLINE_MS = 180_000;
 /** A timer of Node's or Chromium's may fire this much early. */
 const EARLY_MS = 5;
 
@@ -284,6 +284,9 @@ try {
   fail(error);
   process.exitCode = 1;
   console.error(`clients: FAILED: ${error.stack ?? error}`);
+  for (const [room, told] of senders) console.error(`sender of ${room}: ${told}`);
+  const metrics = await server?.fetch("/metrics", "").then((answer) => answer.text()).catch(String);
+  console.error(metrics?.split("\n").filter((line) => /^chat_(refused|accepted|held|delivered|sessions|spool|queue_depth)/.test(line)).join("\n"));
   console.error(`--- the end of what the server wrote\n${server?.log.slice(-30).join("\n") ?? ""}`);
 } finally {
   clearTimeout(deadline);
