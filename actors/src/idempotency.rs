@@ -95,8 +95,8 @@ pub enum Found {
     Conflict,
     /// It was accepted before: this is the first answer.
     Accepted(Accepted),
-    /// There is no room for another key, in all or for this sender.
-    Full,
+    /// There is no room for another key; which bound it is, as a refusal names it.
+    Full(&'static str),
 }
 
 struct Entry {
@@ -151,8 +151,11 @@ impl KeyTable {
             };
         }
         let of_sender = self.of_sender.get(&user).copied().unwrap_or(0);
-        if self.entries.len() >= self.config.max || of_sender >= self.config.sender_max {
-            return Found::Full;
+        if self.entries.len() >= self.config.max {
+            return Found::Full("idempotency");
+        }
+        if of_sender >= self.config.sender_max {
+            return Found::Full("idempotency_sender");
         }
         self.insert(user, keyed);
         Found::New
@@ -291,10 +294,13 @@ mod tests {
             assert_eq!(table.begin(user(1), one, 0), Found::New);
             table.accept(one, answer(1));
         }
-        assert_eq!(table.begin(user(1), &keys[2], 0), Found::Full);
+        assert_eq!(table.begin(user(1), &keys[2], 0), Found::Full("idempotency_sender"));
         let other = keyed(2, 2, "k", "x");
         assert_eq!(table.begin(user(2), &other, 0), Found::New);
-        assert_eq!(table.begin(user(3), &keyed(3, 2, "k", "x"), 0), Found::Full);
+        assert_eq!(
+            table.begin(user(3), &keyed(3, 2, "k", "x"), 0),
+            Found::Full("idempotency")
+        );
         assert_eq!(table.begin(user(1), &keys[0], 0), Found::Accepted(answer(1)));
         // The window is over: there is room again.
         assert_eq!(table.begin(user(1), &keys[2], 200), Found::New);

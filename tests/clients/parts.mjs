@@ -10,7 +10,7 @@ import { createInterface } from "node:readline";
 import { promisify } from "node:util";
 
 /** How long anything may take. Everything does within a second or two, or when a timer of the settings has run out. */
-const PATIENCE_MS = 40_000;
+const PATIENCE_MS = 20_000;
 
 // ---- waiting --------------------------------------------------------------------------------------------------------
 
@@ -217,10 +217,10 @@ export class Link {
 
 // ---- a sender -------------------------------------------------------------------------------------------------------
 
-/** A viewer who sends without end, and tries again, with the same key, until each message has been taken. */
 /** What each sender waits for, or was told last, for whoever has to find out why nothing more came. */
 export const senders = new Map();
 
+/** A viewer who sends without end, and tries again, with the same key, until each message has been taken. */
 export class Sender {
   /** The answers of those that were taken. */
   accepted = [];

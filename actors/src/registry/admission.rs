@@ -169,7 +169,7 @@ impl SessionRegistry {
             Found::Accepted(accepted) => Outcome::Accepted(accepted),
             Found::InProgress => Outcome::Refused(Refusal::IdempotencyInProgress),
             Found::Conflict => Outcome::Refused(Refusal::IdempotencyConflict),
-            Found::Full => Outcome::Refused(Refusal::Overloaded("idempotency")),
+            Found::Full(which) => Outcome::Refused(Refusal::Overloaded(which)),
         })
     }
 
