@@ -182,16 +182,8 @@ pub trait LogStore: Send + Sync {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
 
-    /// Events of one numbering of a room, in order, at most `limit`, after `after` and up to `through`. Costs what it returns,
-    /// however long the log is.
-    fn read_epoch(
-        &self,
-        presenter: PresenterIdx,
-        epoch: Epoch,
-        after: Seq,
-        through: Seq,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
+    /// The events of a range, in order. Costs what it returns, however long the log is.
+    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
 
     /// Whether it holds any numbered event at all.
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
@@ -241,7 +233,7 @@ pub struct LogPage {
     pub failed: Option<String>,
 }
 
-/// Which events a [`LogReader`] is asked for.
+/// Some of a room's events in one numbering.
 #[derive(Clone, Debug)]
 pub struct LogRange {
     /// The room.
@@ -254,14 +246,12 @@ pub struct LogRange {
     pub through: Seq,
     /// at most so many.
     pub limit: usize,
-    /// [`LogPage::spool_from`] of the page before; 0 for the first.
-    pub spool_from: Pos,
 }
 
 /// Reads events back, from wherever they are (rule 6). Runs apart from the registry and the sessions.
 pub trait LogReader: Send + Sync {
-    /// The events of a range.
-    fn read(&self, range: LogRange) -> BoxFuture<'static, Result<LogPage, StoreError>>;
+    /// The events of a range. `spool_from` is [`LogPage::spool_from`] of the page before; 0 for the first.
+    fn read(&self, range: LogRange, spool_from: Pos) -> BoxFuture<'static, Result<LogPage, StoreError>>;
 }
 
 /// A handle on a connection's socket that works while the session's own actor cannot run.

@@ -106,30 +106,23 @@ fn read_spool(path: &Path, presenter: PresenterIdx, after: Seq, limit: usize) ->
 
 impl LogReader for History {
     /// Rule 6 for a session that goes on: bounded by `session.resume_reads`, so it needs no permit of `log.readers`.
-    fn read(&self, range: LogRange) -> BoxFuture<'static, Result<LogPage, StoreError>> {
+    fn read(&self, range: LogRange, spool_from: Pos) -> BoxFuture<'static, Result<LogPage, StoreError>> {
         let this = self.clone();
         async move {
             let (path, asked) = (Arc::clone(&this.spool), range.clone());
             #[expect(clippy::disallowed_methods, reason = "session.resume_reads bounds how many run")]
-            let spooled = tokio::task::spawn_blocking(move || read_range(&path, &asked));
+            let spooled = tokio::task::spawn_blocking(move || read_range(&path, &asked, spool_from));
             let unreadable = |error: &dyn std::fmt::Display| StoreError(format!("the spool cannot be read: {error}"));
             let Spooled { mut rows, scanned } = spooled
                 .await
                 .map_err(|error| unreadable(&error))?
                 .map_err(|error| unreadable(&error))?;
-            let LogRange {
-                presenter,
-                epoch,
-                after,
-                through,
-                limit,
-                ..
-            } = range;
+            let (after, limit) = (range.after, range.limit);
             let first = rows.first().map(|(_, event)| event.seq);
             let mut page = LogPage::default();
             if first != Some(after.next()) {
-                let before = first.map_or(through, |first| Seq(first.0 - 1));
-                match this.store.read_epoch(presenter, epoch, after, before, limit).await {
+                let through = first.map_or(range.through, |first| Seq(first.0 - 1));
+                match this.store.read_range(LogRange { through, ..range }).await {
                     Ok(stored) => page.events = stored,
                     // What the spool has is told all the same: behind a gap it may be enough.
                     Err(error) => page.failed = Some(error.0),
@@ -153,7 +146,7 @@ struct Spooled {
 }
 
 /// What the spool has of a range, and of what was set aside from it.
-fn read_range(path: &Path, range: &LogRange) -> rusqlite::Result<Spooled> {
+fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Result<Spooled> {
     let mut connection = open_to_read(path)?;
     // One snapshot for all three questions.
     let snapshot = connection.transaction()?;
@@ -179,7 +172,7 @@ fn read_range(path: &Path, range: &LogRange) -> rusqlite::Result<Spooled> {
         })?;
         rows.collect::<rusqlite::Result<Vec<(Pos, Event)>>>()
     };
-    let mut rows = read("spool", range.spool_from)?;
+    let mut rows = read("spool", spool_from)?;
     let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
     let end = rows.iter().take(range.limit).take_while(|row| within(row)).count();
     let scanned = rows.get(end).map_or(newest + 1, |(pos, _)| *pos);

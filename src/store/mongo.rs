@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chatting_actors::{
     idempotency::Keyed,
-    seams::{LogStore, Poison, StoreBatch, StoreError},
+    seams::{LogRange, LogStore, Poison, StoreBatch, StoreError},
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
 use futures_util::{
@@ -17,7 +17,7 @@ use futures_util::{
 use mongodb::{
     Client, Collection, Database, IndexModel,
     action::Find,
-    bson::{Binary, DateTime, Document, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype},
+    bson::{Binary, DateTime, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype},
     error::{Error, ErrorKind},
     options::{Acknowledgment, ClientOptions, Hint, IndexOptions, WriteConcern},
 };
@@ -166,12 +166,17 @@ impl MongoStore {
         self.events(found).await
     }
 
-    async fn read_epoch(&self, range: Document, limit: usize) -> Result<Vec<Event>, StoreError> {
+    async fn read_range(&self, range: LogRange) -> Result<Vec<Event>, StoreError> {
+        let filter = doc! {
+            "presenter_idx": range.presenter.get(),
+            "epoch": &*range.epoch.0,
+            "seq": { "$gt": range.after.0.cast_signed(), "$lte": range.through.0.cast_signed() },
+        };
         let found = self
             .log
-            .find(range)
+            .find(filter)
             .sort(doc! { "seq": 1 })
-            .limit(i64::try_from(limit).unwrap_or(i64::MAX));
+            .limit(i64::try_from(range.limit).unwrap_or(i64::MAX));
         self.events(found).await
     }
 
@@ -232,20 +237,8 @@ impl LogStore for MongoStore {
         self.read_room(presenter, after, limit).boxed()
     }
 
-    fn read_epoch(
-        &self,
-        presenter: PresenterIdx,
-        epoch: Epoch,
-        after: Seq,
-        through: Seq,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        let range = doc! {
-            "presenter_idx": presenter.get(),
-            "epoch": &*epoch.0,
-            "seq": { "$gt": after.0.cast_signed(), "$lte": through.0.cast_signed() },
-        };
-        self.read_epoch(range, limit).boxed()
+    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        self.read_range(range).boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

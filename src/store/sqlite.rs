@@ -6,7 +6,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use chatting_actors::{
-    seams::{LogStore, Poison, StoreBatch, StoreError},
+    seams::{LogRange, LogStore, Poison, StoreBatch, StoreError},
     types::{Epoch, Event, PresenterIdx, Seq},
 };
 use futures_util::future::{BoxFuture, FutureExt};
@@ -138,14 +138,7 @@ impl LogStore for SqliteStore {
         })
     }
 
-    fn read_epoch(
-        &self,
-        presenter: PresenterIdx,
-        epoch: Epoch,
-        after: Seq,
-        through: Seq,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
         let path = Arc::clone(&self.path);
         async move {
             #[expect(clippy::disallowed_methods, reason = "session.resume_reads bounds how many run")]
@@ -158,13 +151,13 @@ impl LogStore for SqliteStore {
                 );
                 let mut statement = connection.prepare(&sql)?;
                 let asked = params![
-                    presenter.get(),
-                    &*epoch.0,
-                    after.0.cast_signed(),
-                    through.0.cast_signed(),
-                    i64::try_from(limit).unwrap_or(i64::MAX),
+                    range.presenter.get(),
+                    &*range.epoch.0,
+                    range.after.0.cast_signed(),
+                    range.through.0.cast_signed(),
+                    i64::try_from(range.limit).unwrap_or(i64::MAX),
                 ];
-                let rows = statement.query_map(asked, |found| row::read(found, 0, epoch.clone()))?;
+                let rows = statement.query_map(asked, |found| row::read(found, 0, range.epoch.clone()))?;
                 rows.collect::<rusqlite::Result<Vec<Event>>>()
             });
             match read.await {

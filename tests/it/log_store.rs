@@ -120,7 +120,13 @@ async fn one_numbering_is_read_by_range_whatever_else_the_room_has() {
         assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
         let read = async |epoch: &str, after, through, limit| {
             let epoch = Epoch(epoch.into());
-            let read = store.read_epoch(room(1), epoch.clone(), Seq(after), Seq(through), limit);
+            let read = store.read_range(LogRange {
+                presenter: room(1),
+                epoch: epoch.clone(),
+                after: Seq(after),
+                through: Seq(through),
+                limit,
+            });
             let read = read.await.unwrap();
             assert!(
                 read.iter()
@@ -271,9 +277,8 @@ async fn pages_of_the_log_bring_each_event_once_wherever_their_ranges_end() {
                     after,
                     through: Seq(through),
                     limit,
-                    spool_from,
                 };
-                let page = history.read(range).await.unwrap();
+                let page = history.read(range, spool_from).await.unwrap();
                 assert!(!page.events.is_empty(), "{limit}, {first}: nothing after {after:?}");
                 seqs.extend(page.events.iter().map(|event| event.seq.0));
                 spool_from = page.spool_from;

@@ -162,15 +162,14 @@ async fn pages_of_the_spool_follow_each_other_without_a_hole_whatever_each_was_a
     let mut seen = Vec::new();
     let mut spool_from = 0;
     for (through, limit) in [(3, 2), (3, 100), (3, 100), (6, 100), (10, 2), (10, 1), (10, 100)] {
-        let page = app.state.history.read(LogRange {
+        let range = LogRange {
             presenter: PresenterIdx::new(12).unwrap(),
             epoch: Epoch(epoch.as_str().into()),
             after: Seq(seen.len() as u64),
             through: Seq(through),
             limit,
-            spool_from,
-        });
-        let page = page.await.unwrap();
+        };
+        let page = app.state.history.read(range, spool_from).await.unwrap();
         assert!(page.events.len() <= limit);
         assert!(page.spool_from >= spool_from, "{} after {spool_from}", page.spool_from);
         spool_from = page.spool_from;

@@ -215,14 +215,14 @@ impl SessionRegistry {
             if let Some(cursor) = &mut room.cursor {
                 cursor.page.under_way = true;
             }
-            let read = self.reads.log.reader.read(LogRange {
+            let range = LogRange {
                 presenter,
                 epoch: self.epoch.clone(),
                 after,
                 through,
                 limit,
-                spool_from,
-            });
+            };
+            let read = self.reads.log.reader.read(range, spool_from);
             let mut bring = Bring {
                 mailbox: self.handle.mailbox.clone(),
                 metrics: self.metrics.clone(),

@@ -86,7 +86,8 @@ pub enum ServerFrame<'a> {
         resumed_from: Seq,
         /// What was asked for and can no longer be sent.
         gap: Option<Gap>,
-        /// A peer that is silent for longer than `session.keepalive_missed` times this is taken for gone, by either side.
+        /// How often the server sends a WebSocket ping; one that answers `session.keepalive_missed` of them with silence is taken
+        /// for gone at the next.
         keepalive_seconds: u64,
     },
     /// One chat message.

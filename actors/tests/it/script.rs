@@ -14,7 +14,7 @@ use chatting_actors::{
         LastSeq, Liveness, LogPage, LogRange, LogReader, LogStore, Place, Poison, Pos, RoomApi, RoomApiError, Spool,
         SpoolError, StoreBatch, StoreError,
     },
-    types::{Epoch, Event, PresenterIdx, Seq},
+    types::{Event, PresenterIdx, Seq},
 };
 use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
 use tokio::sync::watch;
@@ -379,14 +379,9 @@ impl LogStore for ScriptedStore {
         self.answer(|_| Vec::new(), |_, _| ())
     }
 
-    fn read_epoch(
-        &self,
-        presenter: PresenterIdx,
-        _: Epoch,
-        after: Seq,
-        through: Seq,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        let limit = range.limit;
+        let (presenter, after, through) = (range.presenter, range.after, range.through);
         let range = (presenter.get(), after.0 + 1)..=(presenter.get(), through.0);
         self.answer(
             move |script| {
@@ -456,11 +451,11 @@ impl ScriptedLog {
 
     /// What the spool has of a range and what was set aside from it, in the order of seqs, and where the next page may begin
     /// to look.
-    fn spooled(&self, range: &LogRange) -> (Vec<(Pos, Event)>, Pos) {
+    fn spooled(&self, range: &LogRange, spool_from: Pos) -> (Vec<(Pos, Event)>, Pos) {
         let of_room = |event: &Event| event.presenter_idx == range.presenter && event.seq > range.after;
         let within = |event: &Event| event.seq <= range.through;
         let script = self.spool.script();
-        let rows = script.rows.range(range.spool_from..);
+        let rows = script.rows.range(spool_from..);
         let mut found: Vec<(Pos, Event)> = rows
             .filter(|(_, event)| of_room(event))
             .take(range.limit + 1)
@@ -486,7 +481,7 @@ impl ScriptedLog {
 }
 
 impl LogReader for ScriptedLog {
-    fn read(&self, range: LogRange) -> BoxFuture<'static, Result<LogPage, StoreError>> {
+    fn read(&self, range: LogRange, spool_from: Pos) -> BoxFuture<'static, Result<LogPage, StoreError>> {
         let this = self.clone();
         let (mut held, panics) = {
             let mut script = self.script();
@@ -501,20 +496,13 @@ impl LogReader for ScriptedLog {
             let _ = held.wait_for(|held| !held).await;
             let page = async {
                 assert!(!panics, "planned");
-                let (mut rows, scanned) = this.spooled(&range);
-                let LogRange {
-                    presenter,
-                    epoch,
-                    after,
-                    through,
-                    limit,
-                    ..
-                } = range;
+                let (mut rows, scanned) = this.spooled(&range, spool_from);
+                let (after, limit) = (range.after, range.limit);
                 let first = rows.first().map(|(_, event)| event.seq);
                 let mut page = LogPage::default();
                 if first != Some(after.next()) {
-                    let before = first.map_or(through, |first| Seq(first.0 - 1));
-                    match this.store.read_epoch(presenter, epoch, after, before, limit).await {
+                    let through = first.map_or(range.through, |first| Seq(first.0 - 1));
+                    match this.store.read_range(LogRange { through, ..range }).await {
                         Ok(stored) => page.events = stored,
                         Err(error) => page.failed = Some(error.0),
                     }

@@ -4,7 +4,7 @@ use super::*;
 
 /// What came of a session's wish to begin.
 pub(in crate::registry) enum Opened {
-    /// The numbering is not known yet.
+    /// Something has to be known first: the numbering, a commit that is under way, that its mark is on disk.
     NotYet,
     /// It asks for what cannot be; why, in English.
     Refused(&'static str),
