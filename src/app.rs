@@ -16,12 +16,12 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_web::{App as WebApp, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use actix_web::{App as WebApp, HttpServer, middleware::from_fn, web};
 use chatting_actors::{
     checker::{CheckerHandle, RoomChecker},
     gate::Gate,
     metrics::{Metrics, QueueMetrics},
-    registry::{End, ReadLog, RegistryHandle, SessionRegistry},
+    registry::{ReadLog, RegistryHandle, SessionRegistry},
     seams::{LogStore, RoomApi},
     supervise::{Watch, supervise},
     wire::legacy::Clock,
@@ -41,7 +41,8 @@ use crate::{
     },
     limits::Rates,
     room::{EmbeddedRooms, HttpRooms},
-    settings::{AuthMode, LogBackend, RoomMode, Settings, Shutdown},
+    settings::{AuthMode, LogBackend, RoomMode, Settings},
+    shutdown::{Drain, stop_in_order},
     startup::{self, StartError},
     store::{History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
 };
@@ -436,74 +437,6 @@ fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Result<Option<Li
 
 fn unbound(key: &str, address: &str, error: &std::io::Error) -> StartError {
     StartError::Unavailable(format!("{key} {address}: {error}"))
-}
-
-/// How v1 sessions are told of a stop, before anything is refused: they are to connect again when the next server is there.
-struct Drain {
-    /// `shutdown.drain_seconds`
-    over: Duration,
-    /// `shutdown.reconnect_after_ms`
-    after: Duration,
-    /// `shutdown.reconnect_spread_ms`
-    spread: Duration,
-}
-
-/// How often some more sessions are told.
-const DRAIN_STEP: Duration = Duration::from_millis(100);
-
-impl Drain {
-    fn new(shutdown: &Shutdown) -> Self {
-        Self {
-            over: Duration::from_secs(shutdown.drain_seconds),
-            after: Duration::from_millis(shutdown.reconnect_after_ms),
-            spread: Duration::from_millis(shutdown.reconnect_spread_ms),
-        }
-    }
-
-    /// Tells them all, evenly over the time there is. Chat goes on meanwhile. With no v1 session it takes no time.
-    async fn tell(&self, registry: &RegistryHandle) {
-        let mut left = registry.tell_reconnect(0, Duration::ZERO, Duration::ZERO).await;
-        let mut steps = usize::try_from(self.over.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(0);
-        // Few sessions need no more steps than one each.
-        steps = steps.clamp(1, left.max(1));
-        while left > 0 {
-            let most = if steps == 1 { usize::MAX } else { left.div_ceil(steps) };
-            let rest = DRAIN_STEP * u32::try_from(steps).unwrap_or(u32::MAX);
-            left = registry.tell_reconnect(most, rest + self.after, self.spread).await;
-            steps = steps.saturating_sub(1).max(1);
-            // After the last ones too: what was told must reach them before the connection ends.
-            tokio::time::sleep(DRAIN_STEP).await;
-        }
-    }
-}
-
-async fn stop_in_order(
-    state: &State,
-    handle: &ServerHandle,
-    writer: &WriterParts,
-    drain: &Drain,
-    until: Instant,
-) -> bool {
-    let left = || until.saturating_duration_since(Instant::now());
-    let ordered = async {
-        drain.tell(&state.registry).await;
-        state.registry.refuse_submits().await;
-        state.registry.end_sessions(End::GoingAway).await;
-        handle.stop(true).await;
-    };
-    if tokio::time::timeout(left(), ordered).await.is_err() {
-        log::error!(
-            "stopping: the deadline is over; {} submits, {} sessions left",
-            state.registry.gate().depth(),
-            state.sessions.depth()
-        );
-        return false;
-    }
-    // The spool has everything; the store gets a moment if it is well, so that little is left for the next start.
-    if state.health.store.error().is_none() {
-        let _ = tokio::time::timeout(left().min(startup::STORE_COURTESY), writer.flush()).await;
-    }
-    true
 }
 
 async fn join_blocking(work: impl FnOnce() + Send + 'static) {

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod load;
 pub mod room;
 pub mod settings;
+mod shutdown;
 pub mod startup;
 pub mod store;
 pub mod telemetry;

@@ -175,15 +175,9 @@ impl SessionRegistry {
         });
     }
 
-    /// Has the log read for a session that lacks what only the log has.
+    /// Has the log read for a session that [lacks](Room::wants_page) what only the log has.
     pub(super) fn read_on(&mut self, presenter: PresenterIdx) {
-        let Some(room) = self.rooms.get_mut(&presenter) else {
-            return;
-        };
-        if room.wants_page(&self.config).is_none() {
-            return;
-        }
-        if let Some(cursor) = &mut room.cursor {
+        if let Some(cursor) = self.rooms.get_mut(&presenter).and_then(|room| room.cursor.as_mut()) {
             cursor.page.under_way = true;
             self.reads.waiting.push_back((cursor.session, presenter));
             if self.reads.waiting.len() > self.sessions.len() {

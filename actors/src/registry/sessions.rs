@@ -93,8 +93,11 @@ impl SessionRegistry {
     pub(super) fn pump(&mut self, presenter: PresenterIdx, now: Instant) {
         if let Some(room) = self.rooms.get_mut(&presenter) {
             let sent = room.pump(&self.config, now);
+            let behind = room.wants_page(&self.config).is_some();
             self.metrics.frames.inc_by(sent as u64);
-            self.read_on(presenter);
+            if behind {
+                self.read_on(presenter);
+            }
         }
     }
 

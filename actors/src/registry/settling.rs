@@ -35,10 +35,12 @@ impl SessionRegistry {
             }
         }
         for presenter in touched {
+            // A session may have waited for this commit before it could begin; one that begins is sent what there is.
             if self.rooms.get(&presenter).is_some_and(Room::opening) {
                 self.open(presenter, now);
+            } else {
+                self.pump(presenter, now);
             }
-            self.pump(presenter, now);
         }
         self.metrics.accepted.inc_by(slots.len() as u64);
         for slot in slots {

@@ -10,10 +10,7 @@
 //! count, for there are no more of them than events.
 
 use std::{
-    any::Any,
-    cell::{Cell, RefCell},
-    rc::Rc,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,101 +28,18 @@ use super::{
     fragments::Fragments,
     handle::{Deliver, Finish, Greet, Reconnect, SessionHandle},
     legacy,
-    v1::Machine,
+    parts::{Dialect, SessionParts, Violation},
 };
 use crate::{
     clock::system_ms,
-    registry::{End, Reading, RegistryHandle, SessionId},
+    registry::{End, Reading, SessionId},
     ring::Entry,
-    seams::{Authenticate, Socket, Wording},
     types::{PresenterIdx, Seq},
-    wire::{
-        legacy::{Clock, encode_chat},
-        v1::ServerFrame,
-    },
+    wire::{legacy::encode_chat, v1::ServerFrame},
 };
 
 /// How far ahead a timer is set at most; a token that is good for longer is looked at again then.
 const LONGEST_TIMER: Duration = Duration::from_secs(24 * 3600);
-
-/// What operators set for sessions. `settings.toml` documents each.
-#[derive(Clone, Debug)]
-pub struct SessionConfig {
-    /// `actors.session.mailbox`
-    pub mailbox: usize,
-    /// `session.keepalive_seconds`
-    pub keepalive: Duration,
-    /// `session.keepalive_missed`
-    pub keepalive_missed: u32,
-    /// `session.max_frame_bytes`
-    pub max_frame_bytes: usize,
-    /// `session.hello_seconds`
-    pub hello: Duration,
-    /// `session.close_on_expiry`
-    pub close_on_expiry: bool,
-    /// `session.client_frames_per_second`
-    pub client_frames_per_second: u32,
-    /// How long a closing socket may take to say goodbye.
-    pub close_linger: Duration,
-}
-
-/// What the transport saw in the bytes before they became frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Violation {
-    /// A frame's header announces more than is allowed.
-    TooBig,
-    /// The bytes are no WebSocket frames.
-    Protocol,
-}
-
-/// What the socket took since the registry was told last; shared with the transport, which knows when that is.
-#[derive(Default)]
-pub struct Progress {
-    taken: Cell<u64>,
-    told: RefCell<Option<(RegistryHandle, SessionId)>>,
-}
-
-impl Progress {
-    /// The transport has room again: everything written so far was flushed to it.
-    pub fn flushed(&self) {
-        let events = self.taken.take();
-        if events > 0
-            && let Some((registry, session)) = &*self.told.borrow()
-        {
-            registry.flushed(*session, events);
-        }
-    }
-}
-
-/// What a session speaks.
-pub enum Dialect {
-    /// legacy-protocol.md, to the byte; times are of this clock.
-    Legacy(Arc<Clock>),
-    /// design.md, "Presenter sessions, dialect v1".
-    V1(Machine),
-}
-
-/// What a session is made of.
-pub struct SessionParts {
-    /// Settings.
-    pub config: SessionConfig,
-    /// What it speaks.
-    pub dialect: Dialect,
-    /// Where its room is.
-    pub registry: RegistryHandle,
-    /// Reads tokens.
-    pub tokens: Rc<dyn Authenticate>,
-    /// Words for refusals.
-    pub words: Rc<dyn Wording>,
-    /// The connection's socket.
-    pub socket: Weak<dyn Socket>,
-    /// Shared with the transport.
-    pub progress: Rc<Progress>,
-    /// Shared with the transport.
-    pub violation: Rc<Cell<Option<Violation>>>,
-    /// Its place among those that may be open; given back when it is dropped.
-    pub place: Box<dyn Any>,
-}
 
 /// See the module's text.
 pub struct PresenterSession {

@@ -8,11 +8,13 @@ mod flow;
 mod fragments;
 mod handle;
 pub mod legacy;
+mod parts;
 pub mod v1;
 
 pub use self::{
-    actor::{Dialect, PresenterSession, Progress, SessionConfig, SessionParts, Violation},
+    actor::PresenterSession,
     close::Close,
     flow::Flow,
     handle::SessionHandle,
+    parts::{Dialect, Progress, SessionConfig, SessionParts, Violation},
 };

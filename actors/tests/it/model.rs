@@ -102,14 +102,6 @@ struct Sizes {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let presenter = || 1..=ROOMS;
     let user = || 1..=USERS;
-    let commit = prop_oneof![
-        3 => Just(Commit::Works),
-        1 => Just(Commit::Full),
-        1 => Just(Commit::FailsWithout),
-        1 => Just(Commit::FailsWith),
-        1 => Just(Commit::FailsUnknown),
-        2 => Just(Commit::FailsUnknownWith),
-    ];
     let call = prop_oneof![
         2 => Just(Call::Works),
         1 => prop_oneof![9 => 1..8_u64, 1 => Just(60)].prop_map(Call::Slow),
@@ -124,7 +116,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         8 => (presenter(), user(), 0..4_u8, prop::bool::weighted(0.1)).prop_map(|(presenter, user, key, other)| {
             Op::Keyed { presenter, user, key, text: u8::from(other) }
         }),
-        4 => prop::collection::vec(commit, 1..4).prop_map(Op::Commits),
+        4 => prop::collection::vec(Commit::any(), 1..4).prop_map(Op::Commits),
         2 => any::<bool>().prop_map(Op::Full),
         1 => (1..4_usize).prop_map(Op::SpoolFails),
         3 => prop::collection::vec(call, 1..5).prop_map(Op::Calls),

@@ -17,6 +17,7 @@ use chatting_actors::{
     types::{Event, PresenterIdx, Seq},
 };
 use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
+use proptest::prelude::{Just, Strategy, prop_oneof};
 use tokio::sync::watch;
 
 /// What the spool does with its next commit.
@@ -33,6 +34,20 @@ pub enum Commit {
     FailsUnknown,
     /// An error, everything was written, and the file cannot be opened again.
     FailsUnknownWith,
+}
+
+impl Commit {
+    /// Any of them, for property tests.
+    pub fn any() -> impl Strategy<Value = Self> {
+        prop_oneof![
+            3 => Just(Self::Works),
+            1 => Just(Self::Full),
+            1 => Just(Self::FailsWithout),
+            1 => Just(Self::FailsWith),
+            1 => Just(Self::FailsUnknown),
+            2 => Just(Self::FailsUnknownWith),
+        ]
+    }
 }
 
 /// What the store does with its next call, whichever that is.

@@ -139,14 +139,6 @@ struct Sizes {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     // Most of it in one room, so that something comes of it.
     let presenter = || prop_oneof![6 => Just(1), 1 => 2..=ROOMS];
-    let commit = prop_oneof![
-        3 => Just(Commit::Works),
-        1 => Just(Commit::Full),
-        1 => Just(Commit::FailsWithout),
-        1 => Just(Commit::FailsWith),
-        1 => Just(Commit::FailsUnknown),
-        2 => Just(Commit::FailsUnknownWith),
-    ];
     let call = prop_oneof![
         2 => Just(Call::Works),
         2 => prop_oneof![9 => 1..8_u64, 1 => Just(40)].prop_map(Call::Slow),
@@ -180,7 +172,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => presenter().prop_map(Op::Silent),
         4 => (presenter(), ack).prop_map(|(presenter, ack)| Op::Ack(presenter, ack)),
         3 => (presenter(), any::<bool>()).prop_map(|(presenter, live)| Op::Live(presenter, live)),
-        2 => prop::collection::vec(commit, 1..4).prop_map(Op::Commits),
+        2 => prop::collection::vec(Commit::any(), 1..4).prop_map(Op::Commits),
         1 => (1..4_usize).prop_map(Op::SpoolFails),
         2 => prop::collection::vec(call, 1..5).prop_map(Op::Calls),
         1 => any::<bool>().prop_map(Op::Away),

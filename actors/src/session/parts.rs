@@ -1,0 +1,95 @@
+//! What a session is made of: its settings, its dialect, what it shares with the transport.
+
+use std::{
+    any::Any,
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use super::v1::Machine;
+use crate::{
+    registry::{RegistryHandle, SessionId},
+    seams::{Authenticate, Socket, Wording},
+    wire::legacy::Clock,
+};
+
+/// What operators set for sessions. `settings.toml` documents each.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// `actors.session.mailbox`
+    pub mailbox: usize,
+    /// `session.keepalive_seconds`
+    pub keepalive: Duration,
+    /// `session.keepalive_missed`
+    pub keepalive_missed: u32,
+    /// `session.max_frame_bytes`
+    pub max_frame_bytes: usize,
+    /// `session.hello_seconds`
+    pub hello: Duration,
+    /// `session.close_on_expiry`
+    pub close_on_expiry: bool,
+    /// `session.client_frames_per_second`
+    pub client_frames_per_second: u32,
+    /// How long a closing socket may take to say goodbye.
+    pub close_linger: Duration,
+}
+
+/// What the transport saw in the bytes before they became frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// A frame's header announces more than is allowed.
+    TooBig,
+    /// The bytes are no WebSocket frames.
+    Protocol,
+}
+
+/// What the socket took since the registry was told last; shared with the transport, which knows when that is.
+#[derive(Default)]
+pub struct Progress {
+    pub(super) taken: Cell<u64>,
+    pub(super) told: RefCell<Option<(RegistryHandle, SessionId)>>,
+}
+
+impl Progress {
+    /// The transport has room again: everything written so far was flushed to it.
+    pub fn flushed(&self) {
+        let events = self.taken.take();
+        if events > 0
+            && let Some((registry, session)) = &*self.told.borrow()
+        {
+            registry.flushed(*session, events);
+        }
+    }
+}
+
+/// What a session speaks.
+pub enum Dialect {
+    /// legacy-protocol.md, to the byte; times are of this clock.
+    Legacy(Arc<Clock>),
+    /// design.md, "Presenter sessions, dialect v1".
+    V1(Machine),
+}
+
+/// What a session is made of.
+pub struct SessionParts {
+    /// Settings.
+    pub config: SessionConfig,
+    /// What it speaks.
+    pub dialect: Dialect,
+    /// Where its room is.
+    pub registry: RegistryHandle,
+    /// Reads tokens.
+    pub tokens: Rc<dyn Authenticate>,
+    /// Words for refusals.
+    pub words: Rc<dyn Wording>,
+    /// The connection's socket.
+    pub socket: Weak<dyn Socket>,
+    /// Shared with the transport.
+    pub progress: Rc<Progress>,
+    /// Shared with the transport.
+    pub violation: Rc<Cell<Option<Violation>>>,
+    /// Its place among those that may be open; given back when it is dropped.
+    pub place: Box<dyn Any>,
+}
