@@ -17,8 +17,10 @@ mod protocol;
 mod queues;
 mod reading;
 mod recovery;
+mod resume;
 mod spool_commands;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;
 mod support_works;
+mod takeover;
 mod v1;

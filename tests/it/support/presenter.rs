@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use super::{
-    app::TestApp,
+    app::{TestApp, spawn_app},
     http::Response,
     tokens::{claims, signed},
     ws::{Incoming, WsClient},
@@ -111,4 +111,34 @@ pub async fn end_of(socket: &mut WsClient) -> (String, u16) {
     assert!(!error["message"].as_str().unwrap().is_empty());
     let code = error["code"].as_str().unwrap().to_owned();
     (code, socket.next_close().await.unwrap())
+}
+
+/// A server on which presenter 12 is live.
+pub async fn app() -> TestApp {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    app
+}
+
+/// What [`V1::chats`] gives of messages that [`send`] has sent.
+pub fn numbered(range: std::ops::RangeInclusive<u64>) -> Vec<(u64, String)> {
+    range.map(|n| (n, n.to_string())).collect()
+}
+
+/// Messages whose text is the seq that they get in a new room.
+pub async fn send(app: &TestApp, range: std::ops::RangeInclusive<u64>) {
+    for n in range {
+        let answer = app.post(12, 7, &n.to_string()).await;
+        assert_eq!(
+            (answer.status, answer.json()["seq"].as_u64()),
+            (201, Some(n)),
+            "{answer:?}"
+        );
+    }
+}
+
+/// Ends a session and waits until the registry has heard.
+pub async fn leave(app: &TestApp, session: V1) {
+    drop(session);
+    app.without_session(12).await;
 }

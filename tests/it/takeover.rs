@@ -1,0 +1,273 @@
+//! Sessions that are taken over, held for, not live, stalled or gone (rules 10 to 15), in dialect v1.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{
+    app::{spawn_app, spawn_with_rooms},
+    eventually,
+    presenter::{V1, app, connect, end_of, hello, leave, numbered, send, token, upgrade},
+    proxy::Proxy,
+    room_server::RoomServer,
+    within,
+    ws::{Frame, Incoming, TEXT, WsClient},
+};
+
+// ---- takeover ------------------------------------------------------------------------------------------------------
+
+#[actix_web::test]
+async fn rule_15_the_newest_session_wins_at_once_and_nothing_is_lost_or_doubled() {
+    let app = app().await;
+    let mut seen = Vec::new();
+    let mut session = V1::of(&app, 12, json!({})).await;
+    for round in 0..5_u64 {
+        send(&app, round * 4 + 1..=round * 4 + 4).await;
+        seen.extend(session.chats(3).await);
+        let last = seen.last().map(|(seq, _)| *seq);
+        let next = V1::of(&app, 12, json!({ "resume_after": last })).await;
+        let mut old = std::mem::replace(&mut session, next);
+        // What was on its way to it, and then the end.
+        assert_eq!(old.chat().await["seq"].as_u64(), last.map(|last| last + 1));
+        assert_eq!(old.end().await, ("replaced".into(), 4003));
+        seen.extend(session.chats(1).await);
+    }
+    assert_eq!(seen, numbered(1..=20));
+}
+
+#[actix_web::test]
+async fn rule_15_dialects_take_over_from_each_other() {
+    let app = app().await;
+    let mut legacy = app.presenter(12).await;
+    send(&app, 1..=1).await;
+    assert_eq!(legacy.next_json().await["message"], "1");
+    let mut v1 = V1::of(&app, 12, json!({})).await;
+    send(&app, 2..=2).await;
+    assert_eq!(v1.chats(1).await, numbered(2..=2));
+    v1.settle().await;
+    legacy.send_text("ping").await;
+    assert_eq!(legacy.next_text().await, "pong", "left open, and sent nothing");
+    let mut second = app.presenter(12).await;
+    assert_eq!(v1.end().await, ("replaced".into(), 4003));
+    send(&app, 3..=3).await;
+    assert_eq!(second.next_json().await["message"], "3");
+}
+
+#[actix_web::test]
+async fn rule_15_a_storm_of_reconnects_is_damped_before_the_upgrade() {
+    let app = spawn_app(|settings| {
+        settings.session.reconnect_burst = 5;
+        settings.session.reconnect_per_minute = 1;
+    })
+    .await;
+    let bearer = format!("Bearer {}", token(12));
+    let mut answers = Vec::new();
+    for _ in 0..50 {
+        answers.push(upgrade(app.addr, &[("Authorization", &bearer)]).await);
+    }
+    let refused: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+    assert!(refused.len() >= 40, "{} of 50 were refused", refused.len());
+    for answer in &refused {
+        assert_eq!((answer.status, &answer.json()["code"]), (429, &json!("rate_limited")));
+        assert!(answer.header("retry-after").is_some() && answer.header("ratelimit-limit") == Some("5"));
+    }
+    // Without the header it is the session's to refuse, and another presenter's storm is not ours.
+    let mut socket = connect(app.addr).await;
+    socket.send_text(&hello(12, json!({}))).await;
+    assert_eq!(end_of(&mut socket).await, ("rate_limited".into(), 1008));
+    let _ = V1::of(&app, 13, json!({})).await;
+    let legacy = WsClient::connect_with(app.addr, "/chatting", &[("token", &token(12))], None).await;
+    assert_eq!(legacy.err().map(|answer| answer.status), Some(429));
+}
+
+// ---- hold, end of a broadcast, rooms that are not live -------------------------------------------------------------
+
+#[actix_web::test]
+async fn rule_12_a_v1_presenter_is_held_for_and_after_the_ring_is_full_senders_are_told() {
+    let app = spawn_app(|settings| settings.room.ring_events = 3).await;
+    app.go_live(12);
+    let session = V1::of(&app, 12, json!({})).await;
+    leave(&app, session).await;
+    send(&app, 1..=3).await;
+    let refused = app.post(12, 7, "4").await;
+    assert_eq!(refused.json()["code"], "presenter_disconnected");
+    assert!(refused.header("retry-after").is_some());
+    let mut session = V1::of(&app, 12, json!({})).await;
+    assert_eq!(session.chats(3).await, numbered(1..=3));
+}
+
+#[actix_web::test]
+async fn rule_13_what_was_held_of_an_earlier_broadcast_comes_only_if_it_is_asked_for() {
+    let rooms = RoomServer::start().await;
+    rooms.live_with(12, r#"{"roomIdx":1}"#).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.live_ttl_ms = 20;
+        settings.room.not_live_ttl_ms = 20;
+    })
+    .await;
+    let session = V1::of(&app, 12, json!({})).await;
+    leave(&app, session).await;
+    send(&app, 1..=2).await;
+    rooms.ended(12).await;
+    let mut last = 2;
+    eventually("the end", async || {
+        let answer = app.post(12, 7, &(last + 1).to_string()).await.json();
+        last = answer["seq"].as_u64().unwrap_or(last);
+        (answer["code"] == "broadcast_ended").then_some(())
+    })
+    .await;
+    rooms.live_with(12, r#"{"roomIdx":2}"#).await;
+    let session = V1::of(&app, 12, json!({})).await;
+    assert_eq!(session.welcome["resumed_from"], last + 1);
+    leave(&app, session).await;
+    let from_start = V1::of(&app, 12, json!({ "resume_after": 0 })).await;
+    assert_eq!(
+        from_start.welcome["resumed_from"],
+        last + 1,
+        "from the start of this broadcast"
+    );
+    let epoch = from_start.welcome["epoch"].clone();
+    let mut asked = V1::of(&app, 12, json!({ "resume_after": 1, "epoch": epoch })).await;
+    eventually("the next broadcast to be heard of", async || {
+        (app.post(12, 7, &(last + 1).to_string()).await.status == 201).then_some(())
+    })
+    .await;
+    let count = usize::try_from(last).unwrap();
+    assert_eq!(asked.chats(count).await, numbered(2..=last + 1));
+}
+
+#[actix_web::test]
+async fn rule_10_a_session_whose_room_is_not_live_ends() {
+    let app = spawn_app(|settings| {
+        settings.session.not_live_seconds = 1;
+        settings.room.sweep_ms = 20;
+        settings.room.not_live_ttl_ms = 100;
+    })
+    .await;
+    let mut session = V1::of(&app, 12, json!({})).await;
+    assert_eq!(session.end().await, ("broadcast_ended".into(), 1000));
+}
+
+#[actix_web::test]
+async fn rule_10_when_sessions_are_full_one_without_a_live_room_gives_way() {
+    let app = spawn_app(|settings| {
+        settings.session.max = 2;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    app.go_live(12);
+    let mut live = V1::of(&app, 12, json!({})).await;
+    let mut silent = connect(app.addr).await;
+    let refused = upgrade(app.addr, &[]).await.err().unwrap();
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("overloaded")));
+    assert_eq!(end_of(&mut silent).await, ("overloaded".into(), 1013));
+    let mut next = eventually("its place", async || upgrade(app.addr, &[]).await.ok()).await;
+    next.send_text(&hello(13, json!({}))).await;
+    assert_eq!(next.next_json().await["type"], "welcome");
+    // Presenter 13 is not live, so it is the next to go.
+    eventually("the verdict on 13", async || {
+        app.room(13).await.filter(|room| room.live == Some(false))
+    })
+    .await;
+    assert_eq!(upgrade(app.addr, &[]).await.err().unwrap().status, 503);
+    assert_eq!(end_of(&mut next).await, ("broadcast_ended".into(), 1000));
+    send(&app, 1..=1).await;
+    assert_eq!(live.chats(1).await, numbered(1..=1));
+}
+
+// ---- stalls --------------------------------------------------------------------------------------------------------
+
+#[actix_web::test]
+async fn a_presenter_that_stops_reading_is_closed_in_time_and_resumes() {
+    let app = spawn_app(|settings| {
+        settings.session.stall_seconds = 1;
+        settings.room.sweep_ms = 20;
+        settings.session.credit_events = 64;
+    })
+    .await;
+    app.go_live(12);
+    let headers = [("Sec-WebSocket-Protocol", "chat.v1")];
+    let mut stalled = WsClient::connect_with(app.addr, "/v1/presenter", &headers, Some(4096))
+        .await
+        .ok()
+        .unwrap();
+    stalled.send_text(&hello(12, json!({}))).await;
+    assert_eq!(stalled.next_json().await["type"], "welcome");
+    let long = "x".repeat(2000);
+    for _ in 0..100 {
+        assert_eq!(app.post(12, 7, &long).await.status, 201);
+    }
+    eventually("the stalled session to be ended", async || {
+        app.metric("chat_sessions_ended_total{reason=\"too_slow\"}").await
+    })
+    .await;
+    app.without_sockets().await;
+    let mut session = V1::of(&app, 12, json!({})).await;
+    for n in 1..=100 {
+        let chat = session.chat().await;
+        assert_eq!(chat["seq"], n);
+        session.ack(n).await;
+    }
+}
+
+#[actix_web::test]
+async fn a_hello_that_dribbles_in_and_a_handshake_that_never_ends_are_cut_in_time() {
+    let app = spawn_app(|settings| {
+        settings.session.hello_seconds = 1;
+        settings.server.client_request_seconds = 1;
+    })
+    .await;
+    let mut socket = connect(app.addr).await;
+    let hello = Frame::new(TEXT, hello(12, json!({}))).encode();
+    let (mut sent, began) = (0, std::time::Instant::now());
+    // A byte now and then keeps no session waiting longer than its time.
+    let end = loop {
+        match tokio::time::timeout(Duration::from_millis(20), socket.next()).await {
+            Ok(incoming) => break incoming,
+            Err(_) => {
+                socket.send_bytes_regardless(&hello[sent..=sent]).await;
+                sent += 1;
+            }
+        }
+    };
+    assert!(
+        matches!(&end, Incoming::Text(text) if text.contains("no_hello")),
+        "{end:?}"
+    );
+    assert!(
+        sent < hello.len() && began.elapsed() >= Duration::from_secs(1),
+        "{sent} bytes"
+    );
+    let mut stream = tokio::net::TcpStream::connect(app.addr).await.unwrap();
+    let head = b"GET /v1/presenter HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, head).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer);
+    let _ = within("the handshake to be cut", read).await;
+    assert!(
+        answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+}
+
+#[actix_web::test]
+async fn a_peer_that_vanished_is_noticed_and_its_presenter_goes_on_elsewhere() {
+    let app = spawn_app(|settings| {
+        settings.session.keepalive_seconds = 1;
+        settings.session.keepalive_missed = 1;
+    })
+    .await;
+    app.go_live(12);
+    let link = Proxy::start(app.addr).await;
+    let mut session = V1::at(link.address(), 12, json!({})).await;
+    send(&app, 1..=1).await;
+    assert_eq!(session.chats(1).await, numbered(1..=1));
+    session.settle().await;
+    // Nothing passes any more, and nobody tells: as when a phone is out of reach.
+    link.stall();
+    app.without_sockets().await;
+    send(&app, 2..=3).await;
+    let mut elsewhere = V1::of(&app, 12, json!({})).await;
+    assert_eq!(elsewhere.chats(2).await, numbered(2..=3));
+}
