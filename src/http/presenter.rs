@@ -1,8 +1,8 @@
 //! `GET /v1/presenter`: the upgrade to a session of dialect v1, and what is refused before it.
 //!
 //! In this order, so that what is refused costs as little as it can: no WebSocket, no subprotocol, another page's Origin, the
-//! server stops, a bad token, too many connects of one presenter, no place left. A token in the header is judged here, with an
-//! HTTP status; one in `hello` by the session, with a close code. Browsers cannot set the header.
+//! server stops, a bad token, too many connects of one presenter or one address, no place left. A token in the header is judged
+//! here, with an HTTP status; one in `hello` by the session, with a close code. Browsers cannot set the header.
 
 use std::{cell::Cell, sync::Arc, time::Instant};
 
