@@ -6,6 +6,7 @@ use chatting_actors::{clock::system_ms, registry::End, types::Role};
 use chatting_server::{
     auth::{Mint, mint},
     error::Code,
+    settings::Settings,
 };
 use serde_json::json;
 
@@ -379,4 +380,37 @@ async fn json_logs_are_one_object_a_line_and_show_no_secret_no_token_and_no_text
     for hidden in [KEY, &token[..40], "a secret text"] {
         assert!(!output.contains(hidden), "{hidden} is shown in:\n{output}");
     }
+}
+
+/// The README's table names settings and their defaults; a number there is the one in the code.
+#[test]
+fn the_readme_tells_the_defaults_as_they_are() {
+    let readme = include_str!("../../README.md");
+    let table = readme.split("## Settings that matter").nth(1).unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    let settings = Settings::default();
+    let mut checked = 0;
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let keys: Vec<&str> = cells[1].split('`').skip(1).step_by(2).collect();
+        let defaults: Vec<&str> = cells[2].split(", ").collect();
+        let section = keys[0].rsplit_once('.').unwrap().0;
+        for (n, key) in keys.iter().enumerate() {
+            let key = if key.contains('.') || key.starts_with('…') {
+                (*key).to_owned()
+            } else {
+                format!("{section}.{key}")
+            };
+            // One default for all keys of a row, or one each.
+            let default = defaults.get(n).unwrap_or(&defaults[0]).replace(',', "");
+            if let Ok(told) = default.parse::<i64>() {
+                let real = settings
+                    .get(&key)
+                    .unwrap_or_else(|| panic!("{key} is no setting: {row}"));
+                assert_eq!(real.as_integer(), Some(told), "{key}: {row}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 15, "{checked} numbers were found to check");
 }
