@@ -46,6 +46,8 @@ fn events(epoch: &Epoch) -> Vec<Arc<Event>> {
             seq: Seq(n / ROOMS + 1),
             sent_at_ms: sent_at_ms.cast_signed(),
             room_idx: None,
+            broadcast_id: None,
+            act: None,
             chat: ChatMessage {
                 user_idx: UserIdx::new((n % 5000).cast_signed()).unwrap(),
                 nickname: Nickname::new("viewer", 64).unwrap(),

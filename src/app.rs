@@ -44,7 +44,7 @@ use crate::{
     settings::{AuthMode, LogBackend, RoomMode, Settings},
     shutdown::{Drain, stop_in_order},
     startup::{self, StartError},
-    store::{History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
+    store::{Archive, History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
 };
 
 /// What only `demo` asks for.
@@ -288,14 +288,14 @@ impl App {
 /// The store behind the spool, and this server's place in it.
 struct Opened {
     spool: SqliteSpool,
-    store: Arc<dyn LogStore>,
+    store: Arc<dyn Archive>,
     beat: Option<ServerBeat>,
 }
 
 /// Opens the store behind the spool. MongoDB need not be there: what is accepted stays in the spool until it is.
 async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opened, StartError> {
     let mut beat = None;
-    let store: Arc<dyn LogStore> = match settings.log.backend {
+    let store: Arc<dyn Archive> = match settings.log.backend {
         LogBackend::Sqlite => {
             let store = SqliteStore::new(spool.connection());
             store

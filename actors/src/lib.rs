@@ -4,6 +4,7 @@
 //! [`checker::RoomChecker`], admission, seq) → [`writer::LogWriter`] (group commit) → back to the registry: the room's
 //! [`ring`], the session's cursor, [`session::PresenterSession`], the socket; and the sender's answer.
 
+pub mod broadcast;
 pub mod bucket;
 pub mod checker;
 pub mod clock;
@@ -11,6 +12,7 @@ pub mod gate;
 pub mod idempotency;
 pub mod mailbox;
 pub mod metrics;
+pub mod moderation;
 pub mod outcome;
 pub mod registry;
 pub mod ring;

@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{gate::Gate, registry::End};
+use crate::{gate::Gate, moderation::Act, registry::End};
 
 /// One label with one of a fixed set of values.
 pub type Label = [(&'static str, &'static str); 1];
@@ -27,6 +27,8 @@ pub struct Metrics {
     pub delivered: Counter,
     /// Events that were committed with no such session: they wait in the ring.
     pub held: Counter,
+    /// Acts of moderation committed, by `scope`: message, user, span.
+    pub moderation: Family<Label, Counter>,
     /// Refusals, by `code` of the error table.
     pub refused: Family<Label, Counter>,
     /// Frames handed to presenters' sockets.
@@ -83,6 +85,7 @@ impl Default for Metrics {
             accepted: Counter::default(),
             delivered: Counter::default(),
             held: Counter::default(),
+            moderation: Family::default(),
             refused: Family::default(),
             frames: Counter::default(),
             sessions: Gauge::default(),
@@ -117,6 +120,11 @@ impl Metrics {
         self.refused.get_or_create(&[("code", code)]).inc();
     }
 
+    /// Counts one act of moderation.
+    pub fn act(&self, act: &Act) {
+        self.moderation.get_or_create(&[("scope", act.scope())]).inc();
+    }
+
     /// Makes every series whose label is known beforehand, at 0. One that first appears as 1 has no increase for whoever
     /// watches, so the first of the rare events would go unseen.
     fn begin(&self) {
@@ -133,6 +141,9 @@ impl Metrics {
             for value in values {
                 drop(family.get_or_create(&[("outcome", value)]));
             }
+        }
+        for scope in Act::SCOPES {
+            drop(self.moderation.get_or_create(&[("scope", scope)]));
         }
         for reason in End::REASONS {
             drop(self.sessions_ended.get_or_create(&[("reason", reason)]));
@@ -162,6 +173,11 @@ impl Metrics {
             self.delivered.clone(),
         );
         r.register("chat_held", "Messages held at commit", self.held.clone());
+        r.register(
+            "chat_moderation",
+            "Acts of moderation committed, by scope",
+            self.moderation.clone(),
+        );
         r.register("chat_refused", "Messages refused, by code", self.refused.clone());
         r.register("chat_frames", "Chat frames handed to sockets", self.frames.clone());
         r.register("chat_sessions", "Open presenter sockets", self.sessions.clone());

@@ -3,16 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::idempotency::Keyed;
+use crate::moderation::Act;
 use crate::types::{ChatMessage, Epoch, PresenterIdx, Seq};
 use uuid::Uuid;
 
-/// One chat line on its way into a room.
+/// One chat line, or one act of moderation, on its way into a room.
 #[derive(Clone, Debug)]
 pub struct Submit {
     /// The room.
     pub presenter_idx: PresenterIdx,
-    /// What is to be said there, and by whom.
+    /// What is to be said there, and by whom; of an act: who does it, with an empty text.
     pub chat: ChatMessage,
+    /// What is to be done. An act needs no live room and is held for nobody.
+    pub act: Option<Arc<Act>>,
     /// The request's `Idempotency-Key`.
     pub keyed: Option<Arc<Keyed>>,
 }

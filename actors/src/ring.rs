@@ -38,12 +38,17 @@ impl Entry {
 
     /// The v1 frame, likewise.
     pub fn v1(&self) -> ByteString {
-        self.v1.get_or_init(|| wire::v1::encode_chat(&self.event)).clone()
+        self.v1.get_or_init(|| wire::v1::encode_event(&self.event)).clone()
     }
 
     /// What it costs in memory and on the wire, in bytes, near enough for limits.
     pub fn bytes(&self) -> usize {
         self.event.chat.cost()
+    }
+
+    /// What it counts for while it waits for a session: an act is held for nobody.
+    pub fn held_bytes(&self) -> usize {
+        if self.event.act.is_some() { 0 } else { self.bytes() }
     }
 }
 

@@ -6,16 +6,21 @@ use std::{fmt, sync::Arc};
 
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 
+use crate::broadcast::Broadcast;
 use crate::idempotency::KeyRow;
 use crate::types::{Epoch, Event, PresenterIdx, Seq};
 
 /// What a room server said of one presenter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Liveness {
     /// Whether the presenter is live.
     pub live: bool,
     /// The room server's own number of the room, where it names one.
     pub room_idx: Option<i64>,
+    /// When the broadcast began, in milliseconds since 1970, where the answer tells.
+    pub started_at_ms: Option<i64>,
+    /// When the broadcast ended, likewise.
+    pub ended_at_ms: Option<i64>,
 }
 
 /// Why a room server's answer does not count (rule 9).
@@ -110,6 +115,18 @@ pub trait Spool: Send {
     /// How far a room got, where that is known; never exact when that was in an earlier epoch.
     fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError>;
 
+    /// Keeps these broadcasts, each unless a newer version of it is there. One transaction.
+    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError>;
+
+    /// The broadcasts that have not ended.
+    fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError>;
+
+    /// At most `limit` broadcasts that the store does not have as they are here.
+    fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError>;
+
+    /// The store has these, in these versions: those that have ended are forgotten.
+    fn broadcasts_stored(&mut self, stored: &[Broadcast]) -> Result<(), SpoolError>;
+
     /// After a failure: whether a write would succeed again. Writes something and takes it away.
     fn probe(&mut self) -> Result<(), SpoolError>;
 
@@ -166,8 +183,8 @@ pub trait LogStore: Send + Sync {
     /// Creates what is missing: collections, tables, indexes. A no-op when all is there.
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Writes a batch durably. An event whose id is stored already is a no-op, so a batch may be given again in
-    /// whole. Events that can never be stored come back as poison and the others are stored. After an error
+    /// Writes a batch durably, and then marks what its acts of moderation cover: what they name came before them, so it is
+    /// there. An event whose id is stored already is a no-op, so a batch may be given again in whole. Events that can never be stored come back as poison and the others are stored. After an error
     /// nothing is known: give the whole batch again.
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>>;
 
@@ -184,6 +201,9 @@ pub trait LogStore: Send + Sync {
 
     /// The events of a range, in order. Costs what it returns, however long the log is.
     fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
+
+    /// Keeps these broadcasts, each unless a newer version of it is there.
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>>;
 
     /// Whether it holds any numbered event at all.
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::idempotency::Keyed;
+use crate::{idempotency::Keyed, moderation::Act};
 
 /// A presenter's user number, `0..=i64::MAX`. It names the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -208,6 +208,13 @@ impl ChatMessage {
     }
 }
 
+impl Event {
+    /// What it is, as the log names it: `chat` or `moderation`.
+    pub fn kind(&self) -> &'static str {
+        if self.act.is_some() { "moderation" } else { "chat" }
+    }
+}
+
 /// One event with its place in its room's order. What is kept in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -223,8 +230,12 @@ pub struct Event {
     pub sent_at_ms: i64,
     /// The room server's own number of the broadcast's room, where its answer names one.
     pub room_idx: Option<i64>,
-    /// The chat line.
+    /// The broadcast that it belongs to; none for an act outside of any.
+    pub broadcast_id: Option<Uuid>,
+    /// The chat line. Of an act: who did it, with an empty text.
     pub chat: ChatMessage,
+    /// What was done, where the event is an act of moderation rather than chat.
+    pub act: Option<Arc<Act>>,
     /// The sender's `Idempotency-Key`, where the request had one (rule 17).
     pub keyed: Option<Arc<Keyed>>,
 }

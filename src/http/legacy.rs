@@ -181,6 +181,7 @@ async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State
     Ok(Submit {
         presenter_idx,
         keyed,
+        act: None,
         chat: ChatMessage {
             user_idx,
             nickname,

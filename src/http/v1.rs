@@ -171,6 +171,7 @@ async fn read_submit(
     Ok(Submit {
         presenter_idx,
         keyed,
+        act: None,
         chat: ChatMessage {
             role: caller.role_in(presenter_idx),
             user_idx: caller.user_idx,

@@ -121,6 +121,8 @@ impl RoomApi for EmbeddedRooms {
         let liveness = Liveness {
             live: room.is_some(),
             room_idx: room.map(|room| room.room_idx),
+            started_at_ms: room.map(|room| room.started_at_ms),
+            ended_at_ms: None,
         };
         ready(Ok(liveness)).boxed_local()
     }

@@ -13,6 +13,7 @@ use chatting_actors::{
     types::PresenterIdx,
 };
 use futures_util::future::{FutureExt, LocalBoxFuture};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 /// How the room server is reached.
@@ -98,7 +99,8 @@ impl RoomApi for HttpRooms {
     }
 }
 
-/// Reads `{"data":{"alive":true,"roomIdx":7}}`. The number may come as text; without one the log has none.
+/// Reads `{"data":{"alive":true,"roomIdx":7,"startedAt":"2026-01-01T00:00:00Z","endedAt":null}}`. Only `alive` must be there. The
+/// number may come as text, the times as RFC 3339 or as milliseconds since 1970; what cannot be read counts as not told.
 fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
     let unusable = |why: &str| RoomApiError::Unusable(why.to_owned());
     let answer: Value = serde_json::from_slice(body).map_err(|_| unusable("the answer is not JSON"))?;
@@ -111,12 +113,38 @@ fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
         Value::String(text) => text.parse().ok(),
         other => other.as_i64(),
     });
-    Ok(Liveness { live, room_idx })
+    let time = |key| match data.get(key)? {
+        Value::String(text) => text.parse::<Timestamp>().ok().map(Timestamp::as_millisecond),
+        other => other.as_i64(),
+    };
+    Ok(Liveness {
+        live,
+        room_idx,
+        started_at_ms: time("startedAt"),
+        ended_at_ms: time("endedAt"),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_names_a_broadcast_is_read_where_it_is_told() {
+        let times = |text: &str| {
+            let answer = parse(text.as_bytes()).unwrap();
+            (answer.started_at_ms, answer.ended_at_ms)
+        };
+        assert_eq!(times(r#"{"data":{"alive":true}}"#), (None, None));
+        assert_eq!(
+            times(r#"{"data":{"alive":false,"startedAt":"2026-01-01T09:00:00+09:00","endedAt":1767225601000}}"#),
+            (Some(1_767_225_600_000), Some(1_767_225_601_000))
+        );
+        assert_eq!(
+            times(r#"{"data":{"alive":true,"startedAt":"yesterday","endedAt":null}}"#),
+            (None, None)
+        );
+    }
 
     #[test]
     fn rule_09_only_a_boolean_alive_is_an_answer() {

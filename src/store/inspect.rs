@@ -28,6 +28,7 @@ const PARKED_NAMED: i64 = 1000;
 pub struct SpoolFile {
     path: PathBuf,
     connection: Connection,
+    format: i64,
 }
 
 /// Why a spool cannot be looked into.
@@ -192,9 +193,11 @@ impl SpoolFile {
             return Err(LookError::NotASpool { path: owned() });
         }
         match meta(&connection, "format").map_err(sqlite)? {
-            Some(FORMAT) => Ok(Self {
+            // One of format 1 is brought to this one by the next start.
+            Some(format @ (1 | FORMAT)) => Ok(Self {
                 path: owned(),
                 connection,
+                format,
             }),
             Some(found) => Err(LookError::Format { path: owned(), found }),
             None => Err(LookError::NotASpool { path: owned() }),
@@ -221,7 +224,7 @@ impl SpoolFile {
             file_bytes: size(&self.path),
             wal_bytes: size(&beside(&self.path, "-wal")),
             used_bytes: u64::try_from(used).unwrap_or(0),
-            format: FORMAT,
+            format: self.format,
             epoch: meta::<i64>(&connection, "epoch")?
                 .and_then(|n| epochs.get(&n))
                 .map(ToString::to_string),
@@ -243,6 +246,10 @@ impl SpoolFile {
     pub fn verify(&self, found: &mut dyn FnMut(&str)) -> Verified {
         let mut check = Check {
             connection: &self.connection,
+            columns: match self.format {
+                FORMAT => row::COLUMNS,
+                _ => row::COLUMNS_OF_FORMAT_1,
+            },
             verified: Verified::default(),
             found,
         };
@@ -360,6 +367,8 @@ fn kind(reason: &str) -> String {
 
 struct Check<'a> {
     connection: &'a Connection,
+    /// Those of an event, as this file has them.
+    columns: &'static str,
     verified: Verified,
     found: &'a mut dyn FnMut(&str),
 }
@@ -430,7 +439,7 @@ impl Check<'_> {
         rooms: &HashMap<i64, i64>,
         only_epoch: Option<i64>,
     ) {
-        let sql = format!("SELECT pos, epoch, {} FROM spool ORDER BY pos", row::COLUMNS);
+        let sql = format!("SELECT pos, epoch, {} FROM spool ORDER BY pos", self.columns);
         let mut last: HashMap<(PresenterIdx, i64), u64> = HashMap::new();
         let mut greatest = Uuid::nil();
         let mut in_order = true;
@@ -481,7 +490,7 @@ impl Check<'_> {
     }
 
     fn parked(&mut self, connection: &Connection, epochs: &HashMap<i64, Epoch>) {
-        let sql = format!("SELECT pos, epoch, {}, reason FROM parked", row::COLUMNS);
+        let sql = format!("SELECT pos, epoch, {}, reason FROM parked", self.columns);
         let done = each(connection, &sql, |found| {
             self.verified.parked += 1;
             if self.event("parked row", found, epochs).is_some()

@@ -3,12 +3,15 @@
 //! Batches are unordered, with write concern majority and journal. The old server's documents in the same collection
 //! have no `seq` and stay untouched: the unique index on `(presenter_idx, epoch, seq)` is partial on `seq` existing.
 
+mod archive;
+mod document;
+
 use std::time::Duration;
 
 use chatting_actors::{
-    idempotency::Keyed,
+    broadcast::Broadcast,
     seams::{LogRange, LogStore, Poison, StoreBatch, StoreError},
-    types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+    types::{Event, PresenterIdx, Seq},
 };
 use futures_util::{
     TryStreamExt,
@@ -17,11 +20,12 @@ use futures_util::{
 use mongodb::{
     Client, Collection, Database, IndexModel,
     action::Find,
-    bson::{Binary, DateTime, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype},
+    bson::{RawDocumentBuf, doc},
     error::{Error, ErrorKind},
     options::{Acknowledgment, ClientOptions, Hint, IndexOptions, WriteConcern},
 };
-use uuid::Uuid;
+
+use self::document::{bson_uuid, document, event};
 
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 const DUPLICATE_KEY: i32 = 11000;
@@ -96,7 +100,7 @@ impl MongoStore {
             .timed(self.log.insert_many(documents).ordered(false).into_future())
             .await
         {
-            Ok(_) => return Ok(Vec::new()),
+            Ok(_) => return self.apply_acts(&batch, Vec::new()).await,
             Err(error) => error,
         };
         let ErrorKind::InsertMany(many) = error.kind.as_ref() else {
@@ -128,6 +132,20 @@ impl MongoStore {
                 });
             } else {
                 return Err(failed(error));
+            }
+        }
+        self.apply_acts(&batch, poison).await
+    }
+
+    /// What the acts of a batch cover came before them: in an earlier batch, or in this one, which is written.
+    async fn apply_acts(&self, batch: &StoreBatch, poison: Vec<Poison>) -> Result<Vec<Poison>, StoreError> {
+        for (index, event) in batch.iter().enumerate() {
+            if let Some(act) = event
+                .act
+                .as_ref()
+                .filter(|_| poison.iter().all(|one| one.index != index))
+            {
+                self.apply(event, act).await?;
             }
         }
         Ok(poison)
@@ -202,7 +220,7 @@ impl MongoStore {
         self.timed(self.log.create_index(model).into_future())
             .await
             .map_err(failed)?;
-        Ok(())
+        self.prepare_archive().await
     }
 
     async fn is_empty(&self) -> Result<bool, StoreError> {
@@ -241,6 +259,10 @@ impl LogStore for MongoStore {
         self.read_range(range).boxed()
     }
 
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.put_broadcasts(broadcasts).boxed()
+    }
+
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.is_empty().boxed()
     }
@@ -252,64 +274,4 @@ fn failed(error: Error) -> StoreError {
 
 fn unreadable(error: impl std::fmt::Display) -> StoreError {
     StoreError(format!("a document of the log cannot be read: {error}"))
-}
-
-fn bson_uuid(id: Uuid) -> BsonUuid {
-    BsonUuid::from_bytes(id.into_bytes())
-}
-
-/// An event as it is stored (design.md, "Storage").
-fn document(event: &Event) -> RawDocumentBuf {
-    let id = Binary {
-        subtype: BinarySubtype::Uuid,
-        bytes: event.id.as_bytes().to_vec(),
-    };
-    let mut document = rawdoc! {
-        "_id": id,
-        "kind": "chat",
-        "presenter_idx": event.presenter_idx.get(),
-        "epoch": &*event.epoch.0,
-        "seq": event.seq.0.cast_signed(),
-        "user_idx": event.chat.user_idx.get(),
-        "nickname": event.chat.nickname.as_str(),
-        "message": event.chat.text.as_str(),
-        "role": event.chat.role.as_str(),
-        "sent_at": DateTime::from_millis(event.sent_at_ms),
-    };
-    if let Some(room_idx) = event.room_idx {
-        document.append("room_idx", room_idx);
-    }
-    if let Some(keyed) = &event.keyed {
-        document.append("idempotency_key", &*keyed.key);
-    }
-    document
-}
-
-fn event(document: &RawDocumentBuf) -> Result<Event, String> {
-    let bad = |what: &str| format!("a document of the log has a bad {what}");
-    let number = |key: &str| document.get_i64(key).map_err(|_| bad(key));
-    let text = |key: &str| document.get_str(key).map_err(|_| bad(key));
-    let id = document.get_binary("_id").map_err(|_| bad("_id"))?;
-    let presenter_idx = PresenterIdx::new(number("presenter_idx")?).ok_or_else(|| bad("presenter_idx"))?;
-    let user_idx = UserIdx::new(number("user_idx")?).ok_or_else(|| bad("user_idx"))?;
-    let message = text("message")?;
-    let key = document.get_str("idempotency_key").ok();
-    Ok(Event {
-        id: Uuid::from_slice(id.bytes).map_err(|_| bad("_id"))?,
-        presenter_idx,
-        epoch: Epoch(text("epoch")?.into()),
-        seq: Seq(number("seq")?.cast_unsigned()),
-        sent_at_ms: document
-            .get_datetime("sent_at")
-            .map_err(|_| bad("sent_at"))?
-            .timestamp_millis(),
-        room_idx: document.get_i64("room_idx").ok(),
-        keyed: key.map(|key| Keyed::new(user_idx, presenter_idx, key, message)),
-        chat: ChatMessage {
-            user_idx,
-            nickname: Nickname::new(text("nickname")?, usize::MAX).map_err(|_| bad("nickname"))?,
-            text: MessageText::maybe_empty(message.to_owned(), usize::MAX).map_err(|_| bad("message"))?,
-            role: Role::parse(text("role")?).ok_or_else(|| bad("role"))?,
-        },
-    })
 }

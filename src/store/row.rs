@@ -1,5 +1,7 @@
 //! An event as a row of SQLite, the same in the spool and in the embedded log.
 
+use std::sync::Arc;
+
 use chatting_actors::{
     idempotency::Keyed,
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
@@ -8,8 +10,26 @@ use rusqlite::{Row, types::Type};
 use uuid::Uuid;
 
 /// The columns of an event in the order that [`bind`] and [`read`] use, without the epoch, which each table keeps its own way.
-pub const COLUMNS: &str =
-    "presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role, idempotency_key";
+/// A macro, so that statements can be put together of it at compile time.
+macro_rules! columns {
+    () => {
+        "presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role, idempotency_key, broadcast_id, act"
+    };
+}
+pub(super) use columns;
+
+/// As [`columns!`].
+pub const COLUMNS: &str = columns!();
+
+/// How many they are.
+pub const COUNT: usize = 12;
+
+/// The same of a file of format 1, which had neither broadcasts nor acts.
+pub const COLUMNS_OF_FORMAT_1: &str =
+    "presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role, idempotency_key, NULL, NULL";
+
+/// What a file of format 1 lacks.
+pub const SINCE_FORMAT_1: [&str; 2] = ["broadcast_id BLOB", "act TEXT"];
 
 /// Binds an event's columns from parameter `from` (1-based) on.
 pub fn bind(statement: &mut rusqlite::Statement<'_>, from: usize, event: &Event) -> rusqlite::Result<()> {
@@ -22,7 +42,14 @@ pub fn bind(statement: &mut rusqlite::Statement<'_>, from: usize, event: &Event)
     statement.raw_bind_parameter(from + 6, event.chat.nickname.as_str())?;
     statement.raw_bind_parameter(from + 7, event.chat.text.as_str())?;
     statement.raw_bind_parameter(from + 8, event.chat.role.as_str())?;
-    statement.raw_bind_parameter(from + 9, event.keyed.as_ref().map(|keyed| &*keyed.key))
+    statement.raw_bind_parameter(from + 9, event.keyed.as_ref().map(|keyed| &*keyed.key))?;
+    statement.raw_bind_parameter(from + 10, event.broadcast_id.as_ref().map(|id| &id.as_bytes()[..]))?;
+    // A struct of texts and numbers cannot fail to serialize.
+    let act = event
+        .act
+        .as_ref()
+        .map(|act| serde_json::to_string(&**act).unwrap_or_default());
+    statement.raw_bind_parameter(from + 11, act)
 }
 
 /// Reads an event whose columns begin at `from` (0-based).
@@ -35,6 +62,9 @@ pub fn read(row: &Row<'_>, from: usize, epoch: Epoch) -> rusqlite::Result<Event>
     let nickname: String = row.get(from + 6)?;
     let text: String = row.get(from + 7)?;
     let key: Option<String> = row.get(from + 9)?;
+    let broadcast_id: Option<[u8; 16]> = row.get(from + 10)?;
+    let act: Option<String> = row.get(from + 11)?;
+    let act = act.map(|act| serde_json::from_str(&act)).transpose();
     let presenter_idx =
         PresenterIdx::new(row.get(from)?).ok_or_else(|| bad(0, Type::Integer, "a negative presenter"))?;
     let user_idx = UserIdx::new(row.get(from + 5)?).ok_or_else(|| bad(5, Type::Integer, "a negative user"))?;
@@ -45,6 +75,10 @@ pub fn read(row: &Row<'_>, from: usize, epoch: Epoch) -> rusqlite::Result<Event>
         seq: Seq(row.get::<_, i64>(from + 1)?.cast_unsigned()),
         sent_at_ms: row.get(from + 3)?,
         room_idx: row.get(from + 4)?,
+        broadcast_id: broadcast_id.map(Uuid::from_bytes),
+        act: act
+            .map_err(|_| bad(11, Type::Text, "an act that cannot be read"))?
+            .map(Arc::new),
         keyed: key.map(|key| Keyed::new(user_idx, presenter_idx, &key, &text)),
         chat: ChatMessage {
             user_idx,

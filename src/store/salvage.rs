@@ -26,7 +26,7 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
 
 /// Checks the tables that the spool itself lives by. Done after an unclean stop only: it reads all of them.
 pub fn check(connection: &Connection) -> rusqlite::Result<()> {
-    for table in ["meta", "epochs", "rooms", "spool", "keys", "parked"] {
+    for table in ["meta", "epochs", "rooms", "spool", "keys", "parked", "records"] {
         let found: String = connection.query_row(&format!("PRAGMA quick_check({table})"), [], |row| row.get(0))?;
         if found != "ok" {
             let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
@@ -101,9 +101,11 @@ pub fn carry_over(aside: &Path, new: &Connection, embedded: bool) -> rusqlite::R
         salvaged.events = carry_table(&old, new, "spool", "pos")?;
         salvaged.keys = carry_table(&old, new, "keys", "pos")?;
         salvaged.parked = carry_table(&old, new, "parked", "pos")?;
+        carry_table(&old, new, "records", "id")?;
         if embedded {
             new.execute_batch(super::sqlite::SCHEMA)?;
             salvaged.log = carry_table(&old, new, "chatting_log", "presenter_idx, epoch, seq")?;
+            carry_table(&old, new, "broadcasts", "id")?;
         }
     }
     remove(&copy);
@@ -121,7 +123,13 @@ fn copy_with_wal(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Carries one table, by `key`; returns how many rows the new file did not have before.
 fn carry_table(old: &Connection, new: &Connection, table: &str, key: &str) -> rusqlite::Result<u64> {
-    let columns = columns(new, table)?;
+    // A file of an older format lacks some, and they may be empty.
+    let there = columns(old, table).unwrap_or_default();
+    let mut columns = columns(new, table)?;
+    columns.retain(|column| there.contains(column));
+    if columns.is_empty() {
+        return Ok(0);
+    }
     let marks = vec!["?"; columns.len()].join(", ");
     let select = columns.join(", ");
     let mut insert = new.prepare(&format!("INSERT OR IGNORE INTO {table}({select}) VALUES ({marks})"))?;

@@ -4,10 +4,11 @@
 //! Rows are appended by rowid (`pos`) and freed by range, with no other index, so that one costs a few µs in its whole
 //! life. A room's last seq outlives its rows in `rooms`, written in the transaction that frees the last of them (rule 3).
 //!
-//! Format 1. `spool(pos, epoch, <event columns>)` · `rooms(presenter_idx, last_seq)` · `epochs(n, epoch)` · `keys(pos, epoch,
+//! Format 2. `spool(pos, epoch, <event columns>)` · `rooms(presenter_idx, last_seq)` · `epochs(n, epoch)` · `keys(pos, epoch,
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,
-//! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`,
-//! `last_ms`, `ask_store`.
+//! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
+//! or that the store does not have · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`, `last_ms`,
+//! `ask_store`. A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
 use std::{
     collections::HashMap,
@@ -17,6 +18,7 @@ use std::{
 };
 
 use chatting_actors::{
+    broadcast::Broadcast,
     clock::system_ms,
     idempotency::{KeyRow, Keyed},
     outcome::{Accepted, Delivery},
@@ -28,9 +30,13 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, pa
 
 use uuid::Uuid;
 
-use super::{Durability, SharedConnection, SpoolLock, open_file, row, salvage};
+use super::{
+    Durability, SharedConnection, SpoolLock, open_file,
+    row::{self, columns},
+    salvage, sqlite,
+};
 
-pub(super) const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 2;
 
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +52,7 @@ CREATE TABLE IF NOT EXISTS spool(
   pos INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
   presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, sent_at INTEGER NOT NULL,
   room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
-  idempotency_key TEXT);
+  idempotency_key TEXT, broadcast_id BLOB, act TEXT);
 CREATE TABLE IF NOT EXISTS keys(
   pos INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
   presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, sent_at INTEGER NOT NULL,
@@ -55,26 +61,41 @@ CREATE TABLE IF NOT EXISTS parked(
   pos INTEGER NOT NULL, epoch INTEGER NOT NULL,
   presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL PRIMARY KEY, sent_at INTEGER NOT NULL,
   room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
-  idempotency_key TEXT, reason TEXT NOT NULL, parked_at INTEGER NOT NULL) WITHOUT ROWID;
+  idempotency_key TEXT, reason TEXT NOT NULL, parked_at INTEGER NOT NULL, broadcast_id BLOB, act TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS places(
   presenter_idx INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, over INTEGER NOT NULL, position INTEGER NOT NULL,
   exact INTEGER NOT NULL, room_idx INTEGER, session_at INTEGER, saved_at INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS records(
+  id BLOB NOT NULL PRIMARY KEY, presenter_idx INTEGER NOT NULL, version INTEGER NOT NULL, ended INTEGER NOT NULL,
+  stored INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
 ";
 
 const KEEP_PLACE: &str = "
 INSERT OR REPLACE INTO places(presenter_idx, epoch, over, position, exact, room_idx, session_at, saved_at)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
-const INSERT: &str = "
-INSERT INTO spool(pos, epoch, presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role,
-  idempotency_key)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+const INSERT: &str = concat!(
+    "INSERT INTO spool(pos, epoch, ",
+    columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+);
 
 const INSERT_KEY: &str = "
 INSERT INTO keys(epoch, presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
-const PARK: &str = "INSERT OR IGNORE INTO parked SELECT *, ?2, ?3 FROM spool WHERE pos = ?1";
+const PARK: &str = concat!(
+    "INSERT OR IGNORE INTO parked(pos, epoch, ",
+    columns!(),
+    ", reason, parked_at) SELECT pos, epoch, ",
+    columns!(),
+    ", ?2, ?3 FROM spool WHERE pos = ?1"
+);
+
+const KEEP_RECORD: &str = "
+INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, 0, ?5)
+ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, stored = 0, record = ?5 WHERE version < ?3";
 
 type SpoolRows = Vec<(Pos, Arc<Event>)>;
 type Unreadable = Vec<(Pos, String)>;
@@ -161,8 +182,10 @@ impl SqliteSpool {
             Err(error) if salvage::is_damage(&error) && lock.known() => (begin_anew(&settings, &error)?, None),
             opened => opened.map_err(sqlite)?,
         };
-        if let Some(found) = found.filter(|found| *found != FORMAT) {
-            return Err(OpenError::Format { path, found });
+        match found {
+            Some(1) => upgrade(&mut connection).map_err(sqlite)?,
+            Some(found) if found != FORMAT => return Err(OpenError::Format { path, found }),
+            _ => {}
         }
         let state = start(&mut connection, &settings, found.is_none()).map_err(sqlite)?;
         let info = SpoolInfo {
@@ -340,6 +363,21 @@ fn begin_anew(settings: &SpoolSettings, error: &rusqlite::Error) -> Result<Conne
     open_connection(settings).map_err(sqlite)
 }
 
+/// Brings a file of format 1 to format 2, in one transaction.
+fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for table in ["spool", "parked"] {
+        for column in row::SINCE_FORMAT_1 {
+            transaction.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column}"))?;
+        }
+    }
+    sqlite::upgrade(&transaction)?;
+    set_meta(&transaction, "format", FORMAT)?;
+    transaction.commit()?;
+    log::info!("spool: brought from format 1 to format {FORMAT}");
+    Ok(())
+}
+
 /// Reads where the spool stands and marks it as in use.
 fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -455,6 +493,23 @@ fn set_meta(connection: &Connection, key: &str, value: impl rusqlite::ToSql) -> 
     let mut statement = connection.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES (?1, ?2)")?;
     statement.execute(params![key, value])?;
     Ok(())
+}
+
+/// Broadcasts that are kept here. One that cannot be read is told of and left out: it must not cost the others.
+pub(super) fn read_records(connection: &Connection, which: &str, limit: usize) -> rusqlite::Result<Vec<Broadcast>> {
+    let sql = format!("SELECT record FROM records WHERE {which} ORDER BY id LIMIT ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+        row.get::<_, String>(0)
+    })?;
+    let mut records = Vec::new();
+    for record in rows {
+        match serde_json::from_str(&record?) {
+            Ok(broadcast) => records.push(broadcast),
+            Err(error) => log::error!("spool: a broadcast cannot be read: {error}"),
+        }
+    }
+    Ok(records)
 }
 
 impl Spool for SqliteSpool {
@@ -667,6 +722,52 @@ impl Spool for SqliteSpool {
                 })
             });
             place.optional()
+        })
+    }
+
+    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError> {
+        self.with(|_, connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut statement = transaction.prepare_cached(KEEP_RECORD)?;
+                for broadcast in broadcasts {
+                    statement.execute(params![
+                        &broadcast.id.as_bytes()[..],
+                        broadcast.presenter.get(),
+                        broadcast.version.cast_signed(),
+                        broadcast.ended_at_ms.is_some(),
+                        // A struct of texts and numbers cannot fail to serialize.
+                        serde_json::to_string(broadcast).unwrap_or_default(),
+                    ])?;
+                }
+            }
+            transaction.commit()
+        })
+    }
+
+    fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
+        self.with(|_, connection| read_records(connection, "NOT ended", usize::MAX))
+    }
+
+    fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
+        self.with(|_, connection| read_records(connection, "NOT stored", limit))
+    }
+
+    fn broadcasts_stored(&mut self, stored: &[Broadcast]) -> Result<(), SpoolError> {
+        self.with(|_, connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut over =
+                    transaction.prepare_cached("DELETE FROM records WHERE id = ?1 AND version = ?2 AND ended")?;
+                let mut open =
+                    transaction.prepare_cached("UPDATE records SET stored = 1 WHERE id = ?1 AND version = ?2")?;
+                for broadcast in stored {
+                    let which = params![&broadcast.id.as_bytes()[..], broadcast.version.cast_signed()];
+                    over.execute(which)?;
+                    open.execute(which)?;
+                }
+            }
+            transaction.commit()
         })
     }
 

@@ -1,32 +1,64 @@
 //! The embedded log: indexed tables in the spool's own file, filled behind it.
 //!
 //! `chatting_log` is clustered by room and seq, so that a replay reads neighbours. It shares the spool's writing connection:
-//! while a batch is moved here, commits wait for it, so `log.batch_max` bounds that wait.
+//! while a batch is moved here, commits wait for it, so `log.batch_max` bounds that wait. Reads have connections of their own.
 
 use std::{path::PathBuf, sync::Arc};
 
 use chatting_actors::{
+    broadcast::Broadcast,
+    moderation::Act,
     seams::{LogRange, LogStore, Poison, StoreBatch, StoreError},
-    types::{Epoch, Event, PresenterIdx, Seq},
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, ffi, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, ffi, params};
+use uuid::Uuid;
 
-use super::{SharedConnection, open_to_read, row};
+use super::{
+    Archive, Deleted, Logged, Scan, SharedConnection, StoredBroadcast,
+    archive::Bisection,
+    open_to_read,
+    row::{self, columns},
+};
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS chatting_log(
   kind TEXT NOT NULL, epoch TEXT NOT NULL,
   presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, sent_at INTEGER NOT NULL,
   room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
-  idempotency_key TEXT,
+  idempotency_key TEXT, broadcast_id BLOB, act TEXT, deleted_at INTEGER, deleted_by INTEGER,
   PRIMARY KEY(presenter_idx, epoch, seq)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS chatting_log_by_user ON chatting_log(user_idx, presenter_idx, epoch, seq);
+CREATE TABLE IF NOT EXISTS broadcasts(
+  id BLOB NOT NULL PRIMARY KEY, presenter_idx INTEGER NOT NULL, version INTEGER NOT NULL, record TEXT NOT NULL,
+  corrected_start INTEGER) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS broadcasts_by_room ON broadcasts(presenter_idx, id);
 ";
 
-const INSERT: &str = "
-INSERT INTO chatting_log(kind, epoch, presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role,
-  idempotency_key)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+const INSERT: &str = concat!(
+    "INSERT INTO chatting_log(kind, epoch, ",
+    columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+);
+
+const PUT_BROADCAST: &str = "
+INSERT INTO broadcasts(id, presenter_idx, version, record) VALUES (?1, ?2, ?3, ?4)
+ON CONFLICT(id) DO UPDATE SET version = ?3, record = ?4 WHERE version < ?3";
+
+/// Brings the log of a file of format 1 up to date, where there is one.
+pub(super) fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
+    let table = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'chatting_log'";
+    if connection.query_row(table, [], |_| Ok(())).optional()?.is_some() {
+        let added = row::SINCE_FORMAT_1
+            .iter()
+            .chain(&["deleted_at INTEGER", "deleted_by INTEGER"]);
+        for column in added {
+            connection.execute_batch(&format!("ALTER TABLE chatting_log ADD COLUMN {column}"))?;
+        }
+    }
+    Ok(())
+}
 
 /// See the module's text.
 #[derive(Clone)]
@@ -49,28 +81,51 @@ impl SqliteStore {
         }
     }
 
-    /// Runs blocking work off the arbiter. At most one batch and a few questions are under way at once.
+    /// Runs blocking work off the arbiter, on the writing connection. At most one batch and a few questions are under way at
+    /// once.
     fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let shared = self.connection.clone();
-        async move {
-            #[expect(clippy::disallowed_methods, reason = "the writer has one batch under way at a time")]
-            let done = tokio::task::spawn_blocking(move || match shared.lock().as_mut() {
-                Some(connection) => work(connection).map_err(|error| StoreError(error.to_string())),
-                None => Err(StoreError("the file is not open".into())),
-            });
-            done.await.unwrap_or_else(|error| Err(StoreError(error.to_string())))
-        }
-        .boxed()
+        blocking(move || match shared.lock().as_mut() {
+            Some(connection) => work(connection).map_err(|error| StoreError(error.to_string())),
+            None => Err(StoreError("the file is not open".into())),
+        })
     }
+
+    /// The same on a connection of its own, which commits do not wait for. Callers bound how many run.
+    fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let path = Arc::clone(&self.path);
+        blocking(move || {
+            let mut connection = open_to_read(&path).map_err(|error| StoreError(error.to_string()))?;
+            work(&mut connection).map_err(|error| StoreError(error.to_string()))
+        })
+    }
+}
+
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> BoxFuture<'static, Result<T, StoreError>> {
+    async move {
+        #[expect(clippy::disallowed_methods, reason = "callers bound how many run")]
+        let done = tokio::task::spawn_blocking(work);
+        done.await.unwrap_or_else(|error| Err(StoreError(error.to_string())))
+    }
+    .boxed()
+}
+
+fn count(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 /// Writes one event; `Some` says why it can never be written.
 fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<String>> {
     let mut statement = connection.prepare_cached(INSERT)?;
-    statement.raw_bind_parameter(1, "chat")?;
+    statement.raw_bind_parameter(1, event.kind())?;
     statement.raw_bind_parameter(2, &*event.epoch.0)?;
     row::bind(&mut statement, 3, event)?;
     let error = match statement.raw_execute() {
@@ -89,6 +144,107 @@ fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Str
     })
 }
 
+/// Marks what an act of moderation covers and no act did before.
+fn apply(connection: &Connection, at: &Event, act: &Act) -> rusqlite::Result<()> {
+    let mark = |which: &str, parameters: &[&dyn ToSql]| {
+        let sql = format!(
+            "UPDATE chatting_log SET deleted_at = ?1, deleted_by = ?2
+             WHERE {which} AND id < ?3 AND kind = 'chat' AND deleted_at IS NULL"
+        );
+        let (id, by) = (&at.id.as_bytes()[..], at.chat.user_idx.get());
+        let mut all: Vec<&dyn ToSql> = vec![&at.sent_at_ms, &by, &id];
+        all.extend(parameters);
+        connection.prepare_cached(&sql)?.execute(all.as_slice())
+    };
+    let room = at.presenter_idx.get();
+    match act {
+        Act::Message { id, .. } => {
+            mark("id = ?4 AND presenter_idx = ?5", &[&&id.as_bytes()[..], &room])?;
+        }
+        Act::User { user_idx } => {
+            mark("user_idx = ?4 AND presenter_idx = ?5", &[&user_idx.get(), &room])?;
+        }
+        Act::Span { from_ms, to_ms } => {
+            for epoch in epochs(connection, at.presenter_idx)? {
+                let from = first_from(connection, at.presenter_idx, &epoch, *from_ms)?;
+                let beyond = first_from(connection, at.presenter_idx, &epoch, to_ms.saturating_add(1))?;
+                let seqs = [from, beyond].map(|seq| seq.0.cast_signed());
+                mark(
+                    "presenter_idx = ?4 AND epoch = ?5 AND seq >= ?6 AND seq < ?7",
+                    &[&room, &&*epoch.0, &seqs[0], &seqs[1]],
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The numberings of a room: one step of the index each, however long the log is.
+fn epochs(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Result<Vec<Epoch>> {
+    let mut next =
+        connection.prepare_cached("SELECT MIN(epoch) FROM chatting_log WHERE presenter_idx = ?1 AND epoch > ?2")?;
+    let mut found = Vec::new();
+    let mut last = String::new();
+    while let Some(epoch) = next.query_row(params![presenter.get(), last], |row| row.get::<_, Option<String>>(0))? {
+        found.push(Epoch(epoch.as_str().into()));
+        last = epoch;
+    }
+    Ok(found)
+}
+
+fn first_from(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Seq> {
+    let mut last =
+        connection.prepare_cached("SELECT MAX(seq) FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2")?;
+    let last: Option<i64> = last.query_row(params![presenter.get(), &*epoch.0], |row| row.get(0))?;
+    let mut next = connection.prepare_cached(
+        "SELECT seq, sent_at FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2 AND seq > ?3 ORDER BY seq LIMIT 1",
+    )?;
+    let mut search = Bisection::new(Seq(last.unwrap_or(0).cast_unsigned()), at_ms);
+    while let Some(after) = search.question() {
+        let asked = params![presenter.get(), &*epoch.0, after.0.cast_signed()];
+        let row = next.query_row(asked, |row| {
+            Ok((Seq(row.get::<_, i64>(0)?.cast_unsigned()), row.get(1)?))
+        });
+        search.answer(row.optional()?);
+    }
+    Ok(search.found())
+}
+
+/// An event whose columns begin at `from`, behind them those that tell of its deletion.
+fn logged(row: &Row<'_>, from: usize, epoch: Epoch) -> rusqlite::Result<Logged> {
+    let (at_ms, by): (Option<i64>, Option<i64>) = (row.get(from + row::COUNT)?, row.get(from + row::COUNT + 1)?);
+    let by = by.and_then(UserIdx::new);
+    Ok(Logged {
+        event: row::read(row, from, epoch)?,
+        deleted: at_ms.zip(by).map(|(at_ms, by)| Deleted { at_ms, by }),
+    })
+}
+
+/// The statement of a [`Scan`], for its parameters: room, epoch, after, through, limit, user.
+pub(super) fn scan_sql(scan: &Scan) -> String {
+    let (by, user) = match scan.user {
+        Some(_) => (" INDEXED BY chatting_log_by_user", " AND user_idx = ?6"),
+        None => ("", ""),
+    };
+    let order = if scan.newest_first { "DESC" } else { "ASC" };
+    format!(
+        "SELECT {}, deleted_at, deleted_by FROM chatting_log{by}
+         WHERE presenter_idx = ?1 AND epoch = ?2 AND seq > ?3 AND seq <= ?4{user} ORDER BY seq {order} LIMIT ?5",
+        row::COLUMNS
+    )
+}
+
+fn broadcast(row: &Row<'_>) -> rusqlite::Result<StoredBroadcast> {
+    let record: String = row.get(0)?;
+    let bad = |error: serde_json::Error| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+    };
+    Ok(StoredBroadcast {
+        broadcast: serde_json::from_str(&record).map_err(bad)?,
+        corrected_start_ms: row.get(1)?,
+    })
+}
+
 impl LogStore for SqliteStore {
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.run(|connection| connection.execute_batch(SCHEMA))
@@ -99,8 +255,13 @@ impl LogStore for SqliteStore {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut poison = Vec::new();
             for (index, event) in batch.iter().enumerate() {
-                if let Some(reason) = insert(&transaction, event)? {
-                    poison.push(Poison { index, reason });
+                match insert(&transaction, event)? {
+                    Some(reason) => poison.push(Poison { index, reason }),
+                    None => {
+                        if let Some(act) = &event.act {
+                            apply(&transaction, event, act)?;
+                        }
+                    }
                 }
             }
             transaction.commit()?;
@@ -129,48 +290,120 @@ impl LogStore for SqliteStore {
                 row::COLUMNS
             );
             let mut statement = connection.prepare_cached(&sql)?;
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = statement.query_map(params![presenter.get(), after.0.cast_signed(), limit], |found| {
-                let epoch: String = found.get(0)?;
-                row::read(found, 1, Epoch(epoch.into()))
+            let rows = statement.query_map(params![presenter.get(), after.0.cast_signed(), count(limit)], |found| {
+                row::read(found, 1, Epoch(found.get::<_, String>(0)?.into()))
             })?;
             rows.collect()
         })
     }
 
     fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        let path = Arc::clone(&self.path);
-        async move {
-            #[expect(clippy::disallowed_methods, reason = "session.resume_reads bounds how many run")]
-            let read = tokio::task::spawn_blocking(move || {
-                let connection = open_to_read(&path)?;
-                let sql = format!(
-                    "SELECT {} FROM chatting_log
-                     WHERE presenter_idx = ?1 AND epoch = ?2 AND seq > ?3 AND seq <= ?4 ORDER BY seq LIMIT ?5",
-                    row::COLUMNS
-                );
-                let mut statement = connection.prepare(&sql)?;
-                let asked = params![
-                    range.presenter.get(),
-                    &*range.epoch.0,
-                    range.after.0.cast_signed(),
-                    range.through.0.cast_signed(),
-                    i64::try_from(range.limit).unwrap_or(i64::MAX),
-                ];
-                let rows = statement.query_map(asked, |found| row::read(found, 0, range.epoch.clone()))?;
-                rows.collect::<rusqlite::Result<Vec<Event>>>()
-            });
-            match read.await {
-                Ok(read) => read.map_err(|error| StoreError(error.to_string())),
-                Err(error) => Err(StoreError(error.to_string())),
+        let scan = Scan {
+            presenter: range.presenter,
+            epoch: range.epoch,
+            after: range.after,
+            through: range.through,
+            user: None,
+            newest_first: false,
+            limit: range.limit,
+        };
+        let logged = self.scan(scan);
+        async move { Ok(logged.await?.into_iter().map(|logged| logged.event).collect()) }.boxed()
+    }
+
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>> {
+        let broadcasts = broadcasts.to_vec();
+        self.run(move |connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut put = transaction.prepare_cached(PUT_BROADCAST)?;
+                for broadcast in &broadcasts {
+                    put.execute(params![
+                        &broadcast.id.as_bytes()[..],
+                        broadcast.presenter.get(),
+                        broadcast.version.cast_signed(),
+                        // A struct of texts and numbers cannot fail to serialize.
+                        serde_json::to_string(broadcast).unwrap_or_default(),
+                    ])?;
+                }
             }
-        }
-        .boxed()
+            transaction.commit()
+        })
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.run(|connection| {
             connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM chatting_log)", [], |row| row.get(0))
+        })
+    }
+}
+
+impl Archive for SqliteStore {
+    fn epochs(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Vec<Epoch>, StoreError>> {
+        self.look(move |connection| epochs(connection, presenter))
+    }
+
+    fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>> {
+        self.look(move |connection| {
+            let mut statement = connection.prepare(&scan_sql(&scan))?;
+            let (room, after, through) = (
+                scan.presenter.get(),
+                scan.after.0.cast_signed(),
+                i64::try_from(scan.through.0).unwrap_or(i64::MAX),
+            );
+            let (epoch, limit, user) = (&*scan.epoch.0, count(scan.limit), scan.user.map(UserIdx::get));
+            let mut asked: Vec<&dyn ToSql> = vec![&room, &epoch, &after, &through, &limit];
+            if user.is_some() {
+                asked.push(&user);
+            }
+            let rows = statement.query_map(asked.as_slice(), |found| logged(found, 0, scan.epoch.clone()))?;
+            rows.collect()
+        })
+    }
+
+    fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {
+        self.look(move |connection| {
+            let sql = format!(
+                "SELECT epoch, {}, deleted_at, deleted_by FROM chatting_log WHERE id = ?1",
+                row::COLUMNS
+            );
+            let found = connection.query_row(&sql, [&id.as_bytes()[..]], |found| {
+                logged(found, 1, Epoch(found.get::<_, String>(0)?.into()))
+            });
+            found.optional()
+        })
+    }
+
+    fn broadcasts(
+        &self,
+        presenter: PresenterIdx,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
+        self.look(move |connection| {
+            let mut statement = connection.prepare(
+                "SELECT record, corrected_start FROM broadcasts
+                 WHERE presenter_idx = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+            )?;
+            let before = before.unwrap_or(Uuid::max());
+            let asked = params![presenter.get(), &before.as_bytes()[..], count(limit)];
+            let rows = statement.query_map(asked, broadcast)?;
+            rows.collect()
+        })
+    }
+
+    fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>> {
+        self.look(move |connection| {
+            let sql = "SELECT record, corrected_start FROM broadcasts WHERE id = ?1";
+            connection.query_row(sql, [&id.as_bytes()[..]], broadcast).optional()
+        })
+    }
+
+    fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.run(move |connection| {
+            let sql = "UPDATE broadcasts SET corrected_start = ?2 WHERE id = ?1";
+            let changed = connection.execute(sql, params![&id.as_bytes()[..], corrected_start_ms])?;
+            Ok(changed > 0)
         })
     }
 }

@@ -62,6 +62,8 @@ fn event(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, text: &s
         seq: Seq(seq),
         sent_at_ms,
         room_idx: seq.is_multiple_of(2).then_some(77),
+        broadcast_id: None,
+        act: None,
         chat: ChatMessage {
             user_idx: UserIdx::new(9).unwrap(),
             nickname: Nickname::new("김🙂", 64).unwrap(),

@@ -42,6 +42,8 @@ fn events(info: &SpoolInfo, presenter: i64, seqs: std::ops::RangeInclusive<u64>)
             seq: Seq(seq),
             sent_at_ms,
             room_idx: None,
+            broadcast_id: None,
+            act: None,
             chat: ChatMessage {
                 user_idx: UserIdx::new(7).unwrap(),
                 nickname: Nickname::new("kim", 64).unwrap(),
@@ -161,7 +163,7 @@ fn rule_01_a_spool_that_could_not_be_opened_again_goes_on_behind_what_it_holds()
     assert_eq!(spool.commit(&all[..3]).unwrap(), 1);
     // As after a commit that took effect and failed: the rows are there, and the spool was not told.
     let copy = "INSERT INTO spool SELECT pos + 1, epoch, presenter_idx, seq + 1, ?1, sent_at, room_idx, user_idx,
-                nickname, message, role, idempotency_key FROM spool WHERE pos = 3";
+                nickname, message, role, idempotency_key, broadcast_id, act FROM spool WHERE pos = 3";
     let written = rusqlite::Connection::open(&path).unwrap();
     written.execute(copy, [&all[3].id.as_bytes()[..]]).unwrap();
     drop(written);
@@ -444,7 +446,7 @@ fn a_commit_that_landed_although_it_failed_does_not_block_the_next() {
     other
         .execute(
             "INSERT INTO spool SELECT 2, epoch, presenter_idx, 2, ?1, sent_at, room_idx, user_idx, nickname, message, role,
-             idempotency_key FROM spool WHERE pos = 1",
+             idempotency_key, broadcast_id, act FROM spool WHERE pos = 1",
             [&all[1].id.as_bytes()[..]],
         )
         .unwrap();

@@ -18,8 +18,11 @@ impl SessionRegistry {
         }
         let presenter = waiting.submit.presenter_idx;
         let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
-        if room.in_flight + room.waiting.len() >= self.config.room_share {
+        if room.in_flight + room.waiting.len() + room.acting.len() >= self.config.room_share {
             return self.refuse(waiting, Refusal::Overloaded("room_share"));
+        }
+        if waiting.submit.act.is_some() {
+            return self.act(waiting, now);
         }
         let verdict = room.verdict(now);
         let known = matches!(room.numbering, Numbering::Known { .. });
@@ -73,8 +76,9 @@ impl SessionRegistry {
                     }
                 }
             }
-            (Some(verdict), Numbering::Unknown) if verdict.live => {
-                // Only a live room is worth asking for: a flood of unknown rooms never reaches the spool.
+            (Some(verdict), Numbering::Unknown) if verdict.live || room.record.is_some() => {
+                // Only a live room, or one whose broadcast may be over, is worth asking for: a flood of unknown rooms never
+                // reaches the spool.
                 room.numbering = Numbering::Asked;
                 self.writer.ask_last_seq(presenter);
             }
@@ -108,10 +112,58 @@ impl SessionRegistry {
         if room.reconnect_due(now, &self.config) {
             self.checker.request_reconnect(presenter_idx);
         }
-        let bytes = waiting.submit.chat.cost();
-        if let Err(refusal) = room.admit(bytes, &self.config, now) {
+        if let Err(refusal) = room.admit(waiting.submit.chat.cost(), &self.config, now) {
             return self.refuse(waiting, refusal);
         }
+        self.number(waiting, verdict.room_idx);
+    }
+
+    /// An act of moderation: it is for the log first, so it needs the numbering and no live room.
+    fn act(&mut self, waiting: Waiting, now: Instant) {
+        let presenter = waiting.submit.presenter_idx;
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return self.refuse(waiting, Refusal::LogUnavailable);
+        };
+        match room.numbering {
+            Numbering::Known { .. } => {
+                let room_idx = room.verdict(now).and_then(|verdict| verdict.room_idx);
+                self.number(waiting, room_idx);
+            }
+            Numbering::Asked => room.acting.push_back(waiting),
+            Numbering::Unknown => {
+                room.acting.push_back(waiting);
+                room.numbering = Numbering::Asked;
+                self.writer.ask_last_seq(presenter);
+            }
+        }
+    }
+
+    /// Numbers the acts that waited for the numbering.
+    pub(super) fn settle_acts(&mut self, presenter: PresenterIdx, now: Instant) {
+        for waiting in self.take_acts(presenter) {
+            self.act(waiting, now);
+        }
+    }
+
+    /// Refuses the acts that wait for the numbering.
+    pub(super) fn refuse_acts(&mut self, presenter: PresenterIdx, refusal: Refusal) {
+        for waiting in self.take_acts(presenter) {
+            self.refuse(waiting, refusal);
+        }
+    }
+
+    fn take_acts(&mut self, presenter: PresenterIdx) -> VecDeque<Waiting> {
+        let room = self.rooms.get_mut(&presenter);
+        room.map_or_else(VecDeque::new, |room| std::mem::take(&mut room.acting))
+    }
+
+    /// Gives an event its number and hands it to the writer; or refuses it, where the writer has no room.
+    fn number(&mut self, waiting: Waiting, room_idx: Option<i64>) {
+        let presenter_idx = waiting.submit.presenter_idx;
+        let Some(room) = self.rooms.get_mut(&presenter_idx) else {
+            return self.refuse(waiting, Refusal::LogUnavailable);
+        };
+        let bytes = waiting.submit.chat.cost();
         if room.in_flight >= self.config.writer_room_share {
             return self.refuse(waiting, Refusal::Overloaded("writer_room_share"));
         }
@@ -132,8 +184,10 @@ impl SessionRegistry {
             epoch: self.epoch.clone(),
             seq,
             sent_at_ms,
-            room_idx: verdict.room_idx,
+            room_idx,
+            broadcast_id: room.record.as_ref().map(|record| record.id),
             chat: waiting.submit.chat,
+            act: waiting.submit.act,
             keyed: waiting.submit.keyed,
         });
         self.outbox.push(Arc::clone(&event));

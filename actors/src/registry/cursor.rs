@@ -185,6 +185,15 @@ impl Cursor {
         true
     }
 
+    /// Passes over an event that this session is not told of: the legacy dialect has no word for an act of moderation.
+    pub fn pass(&mut self, entry: &Entry) -> bool {
+        let pass = entry.event.act.is_some() && !self.reading.is_v1();
+        if pass {
+            self.sent = entry.event.seq;
+        }
+        pass
+    }
+
     /// Nothing is outstanding: there is nothing that the session could have made progress with.
     pub fn rest(&mut self, now: Instant) {
         if self.outstanding.is_empty() {

@@ -15,6 +15,7 @@ use super::{
     subscriber::{End, Reading, Subscriber},
 };
 use crate::{
+    broadcast::Broadcast,
     gate::{Gate, Permit},
     idempotency::KeyRow,
     mailbox::Mailbox,
@@ -130,6 +131,10 @@ pub(crate) enum RegistryMsg {
     Verdict(Verdict),
     Keys {
         rows: Result<Vec<KeyRow>, ()>,
+    },
+    /// Which broadcasts are open, or that it cannot be told now.
+    Broadcasts {
+        open: Result<Vec<Broadcast>, ()>,
     },
     CheckerStarted,
     WhenReady {

@@ -9,6 +9,7 @@
 //! room's verdict; what is over is refused with `overloaded` before it is numbered.
 
 mod admission;
+mod broadcasts;
 mod cursor;
 mod messages;
 mod places;
@@ -154,6 +155,9 @@ pub struct SessionRegistry {
     /// `None` until the spool has told, at a start and after an unknown outcome.
     keys: Option<KeyTable>,
     keys_asked: bool,
+    /// Whether the spool has told which broadcasts are open.
+    broadcasts_known: bool,
+    broadcasts_asked: bool,
     reads: Reads,
     /// How many lookups each sender caused lately.
     lookups: LruCache<UserIdx, Bucket>,
@@ -195,6 +199,8 @@ impl SessionRegistry {
             first_term: term,
             keys: None,
             keys_asked: false,
+            broadcasts_known: false,
+            broadcasts_asked: false,
             reads: Reads::new(log),
             lookups,
             ready: Vec::new(),
@@ -252,6 +258,7 @@ impl SessionRegistry {
                     let _ = reply.send(self.view(presenter, now));
                 }
                 RegistryMsg::Keys { rows } => self.keys(rows),
+                RegistryMsg::Broadcasts { open } => self.broadcasts(open, now),
                 RegistryMsg::WhenReady { done } => self.when_ready(done),
                 RegistryMsg::CheckerStarted => self.checker_started(now),
                 #[expect(clippy::panic, reason = "the planned failure point")]
@@ -281,6 +288,7 @@ impl SessionRegistry {
         let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
         for presenter in rooms {
             self.refuse_waiting(presenter, Refusal::Draining);
+            self.refuse_acts(presenter, Refusal::Draining);
         }
         if self.in_flight.is_empty() {
             let _ = done.send(());
@@ -345,6 +353,7 @@ impl Actor for SessionRegistry {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.ask_keys();
+        self.ask_broadcasts();
         ctx.add_stream(self.handle.mailbox.batches());
         ctx.run_interval(self.config.sweep, |this, _| this.sweep());
     }

@@ -16,6 +16,7 @@ use super::{
     subscriber::{Reading, Subscriber},
 };
 use crate::{
+    broadcast::Broadcast,
     outcome::Refusal,
     ring::{Entry, Ring},
     seams::{Liveness, LogPage, Place},
@@ -65,6 +66,8 @@ pub(super) struct Room {
     pub numbering: Numbering,
     /// Submits without a verdict, in the order they came.
     pub waiting: VecDeque<Waiting>,
+    /// Acts of moderation that wait for the numbering, in the order they came.
+    pub acting: VecDeque<Waiting>,
     /// Numbered and not yet answered by the writer.
     pub in_flight: usize,
     /// The same in bytes.
@@ -91,6 +94,10 @@ pub(super) struct Room {
     not_live_since: Option<Instant>,
     /// The room server's own number of the broadcast's room, as far as it was ever named.
     broadcast: Option<i64>,
+    /// The record of the broadcast that goes on, or may go on.
+    pub record: Option<Broadcast>,
+    /// When its record was last kept, in milliseconds since 1970.
+    pub recorded_ms: i64,
     /// Whether where the room stood before was asked for.
     restored: bool,
     /// Whether its place is another than what was last saved.
@@ -114,6 +121,7 @@ impl Room {
             checking: false,
             numbering: Numbering::Unknown,
             waiting: VecDeque::new(),
+            acting: VecDeque::new(),
             in_flight: 0,
             in_flight_bytes: 0,
             ring: Ring::new(config.ring_events, config.ring_bytes),
@@ -128,6 +136,8 @@ impl Room {
             reconnect_asked: None,
             not_live_since: None,
             broadcast: None,
+            record: None,
+            recorded_ms: 0,
             restored: false,
             moved: false,
             saved_at: None,
@@ -226,7 +236,7 @@ impl Room {
     /// What waits is counted anew from here on.
     fn settle(&mut self, through: Seq) {
         self.settled = through;
-        self.held_bytes = self.ring.after(through).map(|entry| entry.bytes()).sum();
+        self.held_bytes = self.ring.after(through).map(|entry| entry.held_bytes()).sum();
     }
 
     /// Rule 12: the session of this broadcast ended a moment ago, so messages wait in the ring for the next.
@@ -267,7 +277,12 @@ impl Room {
             *committed = entry.event.seq;
         }
         if entry.event.seq > self.settled {
-            self.held_bytes += entry.bytes();
+            self.held_bytes += entry.held_bytes();
+        }
+        if entry.event.act.is_some() && self.lease.is_some_and(|lease| !lease.liveness.live) {
+            // An act behind the end of a broadcast is not for the next one.
+            self.over = self.over.max(entry.event.seq);
+            self.moved = true;
         }
         self.ring.push(entry);
         self.let_go();
@@ -308,7 +323,7 @@ impl Room {
     }
 
     /// The last number that was given, as far as is known.
-    fn last_numbered(&self) -> Seq {
+    pub fn last_numbered(&self) -> Seq {
         match self.numbering {
             Numbering::Known { next, .. } => Seq(next.0 - 1),
             Numbering::Unknown | Numbering::Asked => self.ring.last().unwrap_or_default().max(self.over),
@@ -330,9 +345,10 @@ impl Room {
         std::mem::take(&mut self.checking)
     }
 
-    /// Whether the sweep should ask for a verdict: a session or something held waits for one (rule 13).
+    /// Whether the sweep should ask for a verdict: a session, something held (rule 13) or an open broadcast waits for one.
     pub fn wants_verdict(&self, now: Instant) -> bool {
-        !self.checking && self.verdict(now).is_none() && (self.cursor.is_some() || self.waiting_bytes() > 0)
+        let waits = self.cursor.is_some() || self.waiting_bytes() > 0 || self.record.is_some();
+        !self.checking && self.verdict(now).is_none() && waits
     }
 
     /// Lets go of what no session took of a broadcast that is over; the log has it (rule 13). What is still on its way
@@ -349,6 +365,8 @@ impl Room {
         self.cursor.is_none()
             && !self.held_for(now, config)
             && self.waiting.is_empty()
+            && self.acting.is_empty()
+            && self.record.is_none()
             && self.looking.is_empty()
             && self.in_flight == 0
             && !self.checking

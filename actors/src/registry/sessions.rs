@@ -186,6 +186,7 @@ impl SessionRegistry {
     pub(super) fn sweep(&mut self) {
         let now = Instant::now();
         self.ask_keys();
+        self.ask_broadcasts();
         let mut stalled = Vec::new();
         for (presenter, room) in &mut self.rooms {
             if room.wants_verdict(now) {
@@ -200,6 +201,10 @@ impl SessionRegistry {
         for (presenter, session) in stalled {
             self.detach(session, presenter, now);
             self.end_by_id(session, End::TooSlow);
+        }
+        let recorded = self.rooms.iter().filter(|(_, room)| room.record.is_some());
+        for presenter in recorded.map(|(presenter, _)| *presenter).collect::<Vec<_>>() {
+            self.follow_broadcast(presenter, now);
         }
         self.sweep_readers(now);
         for session in self.sessions.values() {

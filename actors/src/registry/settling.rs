@@ -42,7 +42,8 @@ impl SessionRegistry {
                 self.pump(presenter, now);
             }
         }
-        self.metrics.accepted.inc_by(slots.len() as u64);
+        let messages = slots.iter().filter(|slot| slot.event.act.is_none()).count();
+        self.metrics.accepted.inc_by(messages as u64);
         for slot in slots {
             let event = slot.event;
             let sent = self
@@ -50,10 +51,15 @@ impl SessionRegistry {
                 .get(&event.presenter_idx)
                 .is_some_and(|room| room.was_sent(event.seq));
             let delivery = if sent { Delivered::Delivered } else { Delivered::Held };
-            match delivery {
-                Delivered::Delivered => self.metrics.delivered.inc(),
-                Delivered::Held => self.metrics.held.inc(),
-            };
+            match (&event.act, delivery) {
+                (Some(act), _) => self.metrics.act(act),
+                (None, Delivered::Delivered) => {
+                    self.metrics.delivered.inc();
+                }
+                (None, Delivered::Held) => {
+                    self.metrics.held.inc();
+                }
+            }
             let accepted = Accepted {
                 id: event.id,
                 seq: event.seq,
@@ -118,6 +124,8 @@ impl SessionRegistry {
         match last {
             Ok(last) => {
                 room.numbering_known(last, place, &self.config, now, system_ms());
+                self.follow_broadcast(presenter, now);
+                self.settle_acts(presenter, now);
                 self.open(presenter, now);
                 self.pump(presenter, now);
                 self.pursue(presenter, now);
@@ -126,6 +134,7 @@ impl SessionRegistry {
                 // A session that waits for it is seen to by the sweep.
                 room.numbering = Numbering::Unknown;
                 self.refuse_waiting(presenter, Refusal::LogUnavailable);
+                self.refuse_acts(presenter, Refusal::LogUnavailable);
             }
         }
     }
@@ -139,6 +148,7 @@ impl SessionRegistry {
         match verdict.answer {
             Some((liveness, expires_at)) => {
                 room.renew(liveness, now, expires_at);
+                self.follow_broadcast(presenter, now);
                 self.pursue(presenter, now);
             }
             None if room.verdict(now).is_some() => self.pursue(presenter, now),

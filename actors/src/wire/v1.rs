@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::types::{Event, PresenterIdx, Seq};
+use crate::{
+    moderation::Act,
+    types::{Event, PresenterIdx, Seq},
+};
 
 /// Gives a frame its name and the enum the list of all names, from one list: a variant without a row does not compile.
 macro_rules! names {
@@ -107,6 +110,34 @@ pub enum ServerFrame<'a> {
         /// `viewer`, `presenter`, `moderator` or `operator`.
         role: &'static str,
     },
+    /// One act of moderation. What it names, among what came before it, is no longer to be shown.
+    Moderation {
+        /// Its place in the room.
+        seq: Seq,
+        /// UUIDv7.
+        id: Uuid,
+        /// `delete`; others will come.
+        action: &'static str,
+        /// The message that is deleted, where it is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        target_id: Option<Uuid>,
+        /// Its place in the room.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        target_seq: Option<Seq>,
+        /// The user all of whose messages are deleted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_idx: Option<i64>,
+        /// Everything from this time on is deleted; RFC 3339, UTC, with milliseconds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        /// Up to and including this one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+        /// Who did it.
+        by: i64,
+        /// When, as `from`.
+        sent_at: String,
+    },
     /// The connection will end soon: connect again, not before so many milliseconds.
     Reconnect {
         /// When.
@@ -129,6 +160,7 @@ impl ServerFrame<'_> {
     names! {
         Welcome = "welcome",
         Chat = "chat",
+        Moderation = "moderation",
         Reconnect = "reconnect",
         Error = "error",
         Pong = "pong",
@@ -141,8 +173,37 @@ impl ServerFrame<'_> {
     }
 }
 
-/// An event's `chat` frame.
-pub fn encode_chat(event: &Event) -> ByteString {
+/// An event's frame: `chat`, or `moderation`.
+pub fn encode_event(event: &Event) -> ByteString {
+    match &event.act {
+        None => chat(event).encode(),
+        Some(act) => moderation(event, act).encode(),
+    }
+}
+
+fn moderation<'a>(event: &Event, act: &Act) -> ServerFrame<'a> {
+    let (target, user_idx, times) = match act {
+        Act::Message { id, seq } => (Some((*id, *seq)), None, None),
+        Act::User { user_idx } => (None, Some(user_idx.get()), None),
+        Act::Span { from_ms, to_ms } => (None, None, Some((timestamp(*from_ms), timestamp(*to_ms)))),
+    };
+    let (target_id, target_seq) = target.unzip();
+    let (from, to) = times.unzip();
+    ServerFrame::Moderation {
+        seq: event.seq,
+        id: event.id,
+        action: "delete",
+        target_id,
+        target_seq,
+        user_idx,
+        from,
+        to,
+        by: event.chat.user_idx.get(),
+        sent_at: timestamp(event.sent_at_ms),
+    }
+}
+
+fn chat(event: &Event) -> ServerFrame<'_> {
     ServerFrame::Chat {
         seq: event.seq,
         id: event.id,
@@ -152,7 +213,6 @@ pub fn encode_chat(event: &Event) -> ByteString {
         sent_at: timestamp(event.sent_at_ms),
         role: event.chat.role.as_str(),
     }
-    .encode()
 }
 
 /// RFC 3339, UTC, with milliseconds.
@@ -263,6 +323,8 @@ mod tests {
             seq: Seq(58),
             sent_at_ms: 1_767_225_600_000,
             room_idx: None,
+            broadcast_id: None,
+            act: None,
             chat: ChatMessage {
                 user_idx: UserIdx::new(7).unwrap(),
                 nickname: Nickname::new("김\"", 64).unwrap(),
@@ -272,7 +334,7 @@ mod tests {
             keyed: None,
         };
         assert_eq!(
-            &*encode_chat(&event),
+            &*encode_event(&event),
             r#"{"type":"chat","seq":58,"id":"00000000-0000-0000-0000-000000000000","user_idx":7,"nickname":"김\"","text":"안녕\n<b>","sent_at":"2026-01-01T00:00:00.000Z","role":"viewer"}"#
         );
         let reconnect = ServerFrame::Reconnect {

@@ -13,7 +13,9 @@ use std::{
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{SpoolCommand, SpoolThread, WriterHandle, handle::Rows, spool_thread::SpoolThreadSettings};
+use super::{
+    SpoolCommand, SpoolThread, WriterHandle, broadcasts::Records, handle::Rows, spool_thread::SpoolThreadSettings,
+};
 use crate::{
     clock::system_ms,
     mailbox::Mailbox,
@@ -53,8 +55,14 @@ pub(crate) struct Stored {
 
 pub(crate) enum DrainMsg {
     Stored(Stored),
-    AskStore { presenter: PresenterIdx },
-    Flush { done: oneshot::Sender<()> },
+    AskStore {
+        presenter: PresenterIdx,
+    },
+    Flush {
+        done: oneshot::Sender<()>,
+    },
+    /// Some broadcasts changed.
+    Broadcasts,
 }
 
 /// How the store is, for `/readyz`.
@@ -152,7 +160,8 @@ impl WriterParts {
 
 /// See the module's text.
 pub struct LogWriter {
-    parts: WriterParts,
+    pub(super) parts: WriterParts,
+    pub(super) records: Records,
     /// Everything up to here is in the store and freed.
     done: Pos,
     /// The last row that the spool is known to hold.
@@ -179,6 +188,7 @@ impl LogWriter {
             prepared: false,
             pause: parts.config.retry_min,
             flushing: Vec::new(),
+            records: Records::Due,
             _present: parts.watch.enter(),
             parts,
         }
@@ -232,6 +242,10 @@ impl LogWriter {
         }
     }
 
+    pub(super) fn prepared(&self) -> bool {
+        self.prepared
+    }
+
     fn wake_after(&self, time: Duration, ctx: &mut Context<Self>) -> SpawnHandle {
         ctx.run_later(time, |this, ctx| {
             this.step = Step::Idle;
@@ -258,6 +272,7 @@ impl LogWriter {
                     this.prepared = true;
                     this.recovered();
                     this.advance(ctx);
+                    this.advance_broadcasts(ctx);
                 }
                 Err(error) => {
                     this.failed("prepared", &error);
@@ -438,8 +453,10 @@ impl StreamHandler<Vec<DrainMsg>> for LogWriter {
                 DrainMsg::Stored(stored) => self.stored(stored),
                 DrainMsg::AskStore { presenter } => self.ask_store(presenter, ctx),
                 DrainMsg::Flush { done } => self.flushing.push(done),
+                DrainMsg::Broadcasts => self.broadcasts_due(),
             }
         }
         self.advance(ctx);
+        self.advance_broadcasts(ctx);
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
+    broadcast::Broadcast,
     gate::{Gate, Permit},
     outcome::Refusal,
     seams::{Place, Pos, SpoolError},
@@ -53,6 +54,20 @@ pub(crate) enum SpoolCommand {
     },
     ReadKeys {
         since_ms: i64,
+    },
+    KeepBroadcasts {
+        broadcasts: Vec<Broadcast>,
+    },
+    /// For the registry: those that have not ended.
+    OpenBroadcasts,
+    /// For the drain: those that the store does not have.
+    UnstoredBroadcasts {
+        limit: usize,
+        reply: oneshot::Sender<Result<Vec<Broadcast>, SpoolError>>,
+    },
+    BroadcastsStored {
+        stored: Vec<Broadcast>,
+        reply: oneshot::Sender<Result<(), SpoolError>>,
     },
     KeepPlaces {
         places: Vec<Place>,
@@ -201,6 +216,16 @@ impl WriterHandle {
     /// Asks what a room's numbering goes on from; the registry's mailbox gets the answer.
     pub(crate) fn ask_last_seq(&self, presenter: PresenterIdx) {
         self.queue.push(SpoolCommand::LastSeq { presenter });
+    }
+
+    /// Has the spool keep broadcasts that changed; what it cannot keep now it keeps later.
+    pub(crate) fn keep_broadcasts(&self, broadcasts: Vec<Broadcast>) {
+        self.queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+    }
+
+    /// Asks which broadcasts are open; the registry's mailbox gets the answer.
+    pub(crate) fn ask_broadcasts(&self) {
+        self.queue.push(SpoolCommand::OpenBroadcasts);
     }
 
     /// Has the spool remember how far rooms got; no answer.

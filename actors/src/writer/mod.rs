@@ -9,6 +9,7 @@
 //! permit before it numbers and refuses with `overloaded` where there is none. When the store is away the spool
 //! grows up to `log.spool_max_bytes`, then commits fail with `log_unavailable`.
 
+mod broadcasts;
 mod drain;
 mod handle;
 mod spool_thread;

@@ -5,6 +5,7 @@
 //! having heard of it, appends under a new one.
 
 use std::{
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
@@ -13,12 +14,14 @@ use std::{
 
 use super::{DrainMsg, SpoolCommand, Stored, WriterHandle};
 use crate::{
+    broadcast::Broadcast,
     mailbox::Mailbox,
     metrics::Metrics,
     registry::{Committed, RegistryHandle, RegistryMsg, known},
     seams::{LastSeq, Pos, Spool, SpoolError},
     types::{Event, PresenterIdx, Seq},
 };
+use uuid::Uuid;
 
 /// What the thread is told of settings.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,7 @@ impl SpoolThread {
             probed_at: Instant::now(),
             unsure: false,
             tried: 0,
+            unkept: HashMap::new(),
         };
         let thread = thread::Builder::new().name("spool".into()).spawn(move || run.run())?;
         Ok(Self { thread })
@@ -88,6 +92,8 @@ struct Run {
     unsure: bool,
     /// How many of `unwritten` were in that commit.
     tried: usize,
+    /// Broadcasts that could not be kept yet, the newest version of each. One a room at most, so rooms bound it.
+    unkept: HashMap<Uuid, Broadcast>,
 }
 
 impl Run {
@@ -122,6 +128,7 @@ impl Run {
                             if !self.unwritten.is_empty() {
                                 log::error!("spool: {} events answered from memory are lost", self.unwritten.len());
                             }
+                            self.keep_broadcasts(Vec::new());
                             self.spool.close();
                             return;
                         }
@@ -267,11 +274,29 @@ impl Run {
         }
     }
 
+    /// Keeps broadcasts; those that cannot be kept now wait for the next, or for a spool that works again.
+    fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
+        self.unkept
+            .extend(broadcasts.into_iter().map(|broadcast| (broadcast.id, broadcast)));
+        if self.unkept.is_empty() {
+            return;
+        }
+        let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
+        match self.spool.keep_broadcasts(&all) {
+            Ok(()) => {
+                self.unkept.clear();
+                self.drain.push(DrainMsg::Broadcasts);
+            }
+            Err(error) => log::warn!("spool: {} broadcasts are not kept yet: {error}", all.len()),
+        }
+    }
+
     fn probe(&mut self) {
         match self.spool.probe().and_then(|()| self.tell_unknown()) {
             Ok(()) => {
                 log::info!("spool: it takes events again");
                 self.handle.writable.store(true, Ordering::Release);
+                self.keep_broadcasts(Vec::new());
             }
             Err(error) => log::debug!("spool: still failing: {error}"),
         }
@@ -355,6 +380,24 @@ impl Run {
                     presenter: place.presenter,
                     kept: kept.is_ok(),
                 });
+            }
+            SpoolCommand::KeepBroadcasts { broadcasts } => self.keep_broadcasts(broadcasts),
+            SpoolCommand::OpenBroadcasts => {
+                self.keep_broadcasts(Vec::new());
+                let mut open = self.spool.open_broadcasts().map_err(|error| {
+                    log::error!("spool: the open broadcasts cannot be read: {error}");
+                });
+                if !self.unkept.is_empty() {
+                    // What the file says may be older than what was told.
+                    open = Err(());
+                }
+                self.registry.mailbox.push(RegistryMsg::Broadcasts { open });
+            }
+            SpoolCommand::UnstoredBroadcasts { limit, reply } => {
+                let _ = reply.send(self.spool.unstored_broadcasts(limit));
+            }
+            SpoolCommand::BroadcastsStored { stored, reply } => {
+                let _ = reply.send(self.spool.broadcasts_stored(&stored));
             }
             SpoolCommand::ReadKeys { since_ms } => {
                 let rows = self.spool.read_keys(since_ms).map_err(|error| {

@@ -277,6 +277,8 @@ async fn end_while_committing(next_comes_first: bool) {
     let mut config = registry_config();
     // Nothing but the messages themselves asks and tidies here.
     config.sweep = std::time::Duration::from_secs(60);
+    // A broadcast that may go on would keep its room.
+    config.broadcast_resume = std::time::Duration::ZERO;
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     let stage = Stage::among(rooms, spool, store, config, writer_config());
     let reader = stage.reader(1);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use chatting_actors::{
+    broadcast::Broadcast,
     idempotency::KeyRow,
     outcome::{Accepted, Delivery},
     seams::{
@@ -19,6 +20,7 @@ use chatting_actors::{
 use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 /// What the spool does with its next commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,8 @@ pub struct SpoolScript {
     pub killed: bool,
     /// How far rooms got.
     pub places: BTreeMap<i64, Place>,
+    /// Broadcasts, and whether the store has them.
+    pub broadcasts: BTreeMap<Uuid, (Broadcast, bool)>,
     /// What was freed, for its keys.
     pub keys: Vec<Arc<Event>>,
     pub next: Pos,
@@ -263,6 +267,46 @@ impl Spool for ScriptedSpool {
         Ok(self.script().places.get(&presenter.get()).copied())
     }
 
+    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        for broadcast in broadcasts {
+            let newer = |(there, _): &(Broadcast, bool)| there.version >= broadcast.version;
+            if !script.broadcasts.get(&broadcast.id).is_some_and(newer) {
+                script.broadcasts.insert(broadcast.id, (broadcast.clone(), false));
+            }
+        }
+        Ok(())
+    }
+
+    fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        let open = script.broadcasts.values().map(|(broadcast, _)| broadcast);
+        Ok(open
+            .filter(|broadcast| broadcast.ended_at_ms.is_none())
+            .cloned()
+            .collect())
+    }
+
+    fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        let unstored = script.broadcasts.values().filter(|(_, stored)| !stored);
+        Ok(unstored.map(|(broadcast, _)| broadcast.clone()).take(limit).collect())
+    }
+
+    fn broadcasts_stored(&mut self, stored: &[Broadcast]) -> Result<(), SpoolError> {
+        let mut script = self.script();
+        script.fails()?;
+        for broadcast in stored {
+            if let Some((there, stored)) = script.broadcasts.get_mut(&broadcast.id) {
+                *stored |= there.version == broadcast.version;
+            }
+        }
+        Ok(())
+    }
+
     fn probe(&mut self) -> Result<(), SpoolError> {
         let mut script = self.script();
         if script.full {
@@ -285,6 +329,7 @@ pub struct StoreScript {
     pub poison: Vec<String>,
     pub last_seqs: BTreeMap<i64, Seq>,
     pub batches: Vec<usize>,
+    pub broadcasts: BTreeMap<Uuid, Broadcast>,
     pub calls: VecDeque<Call>,
 }
 
@@ -405,6 +450,18 @@ impl LogStore for ScriptedStore {
             },
             |_, _| (),
         )
+    }
+
+    /// Not counted as a call: scripts are about events.
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>> {
+        let mut script = self.script();
+        if script.away {
+            return ready(Err(StoreError("away".into()))).boxed();
+        }
+        for broadcast in broadcasts {
+            script.broadcasts.insert(broadcast.id, broadcast.clone());
+        }
+        ready(Ok(())).boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
@@ -565,7 +622,7 @@ impl RoomApi for ScriptedRooms {
     fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
         ready(Ok(Liveness {
             live: !self.script().not_live.contains(&presenter.get()),
-            room_idx: None,
+            ..Liveness::default()
         }))
         .boxed_local()
     }

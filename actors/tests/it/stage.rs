@@ -328,6 +328,7 @@ impl Stage {
         let user_idx = UserIdx::new(user).unwrap();
         let submit = Submit {
             presenter_idx: room(presenter),
+            act: None,
             chat: ChatMessage {
                 user_idx,
                 nickname: Nickname::new(nickname, 64).unwrap(),

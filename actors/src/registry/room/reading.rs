@@ -122,29 +122,41 @@ impl Room {
             return 0;
         };
         cursor.rest(now);
+        let (settled, held_bytes) = (&mut self.settled, &mut self.held_bytes);
+        let mut settle = |entry: &Entry| {
+            if entry.event.seq > *settled {
+                *settled = entry.event.seq;
+                *held_bytes = held_bytes.saturating_sub(entry.held_bytes());
+            }
+        };
         let mut entries = Vec::new();
         let mut full = false;
         while let Some(entry) = cursor.buffered() {
-            if !cursor.spend(&entry, config) {
+            let passed = cursor.pass(&entry);
+            if !passed && !cursor.spend(&entry, config) {
                 full = true;
                 break;
             }
             cursor.unbuffer();
-            entries.push(entry);
+            settle(&entry);
+            if !passed {
+                entries.push(entry);
+            }
         }
         if !full {
             for entry in self.ring.after(cursor.sent) {
                 // Where the ring begins later, or has a hole, the log has what is between.
-                if entry.event.seq != cursor.sent.next() || !cursor.spend(entry, config) {
+                if entry.event.seq != cursor.sent.next() {
                     break;
                 }
-                entries.push(Arc::clone(entry));
-            }
-        }
-        for entry in &entries {
-            if entry.event.seq > self.settled {
-                self.settled = entry.event.seq;
-                self.held_bytes = self.held_bytes.saturating_sub(entry.bytes());
+                let passed = cursor.pass(entry);
+                if !passed && !cursor.spend(entry, config) {
+                    break;
+                }
+                settle(entry);
+                if !passed {
+                    entries.push(Arc::clone(entry));
+                }
             }
         }
         let count = entries.len();

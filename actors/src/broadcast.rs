@@ -1,0 +1,258 @@
+//! Broadcasts: one record for each stretch of a room being live, from going live to ending.
+//!
+//! The registry opens, interrupts and ends them by what the room server says. An interruption shorter than
+//! `broadcast.resume_seconds` belongs to the broadcast, and its time does not count: [`Broadcast::offset_ms`] tells how much of
+//! the broadcast had been shown at a time, which is the place in a recorded video.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    seams::Liveness,
+    types::{Epoch, PresenterIdx, Seq},
+};
+
+/// A stretch within a broadcast in which the room was live. Times in milliseconds since 1970, UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// When it began.
+    pub from_ms: i64,
+    /// When it ended; `None` while it goes on.
+    pub to_ms: Option<i64>,
+}
+
+/// Which of a room's events belong to a broadcast, in one numbering.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span {
+    /// The numbering.
+    pub epoch: Epoch,
+    /// Events after this one,
+    pub after: Seq,
+    /// up to and including this one; `None` while the broadcast goes on, or when the numbering ended first.
+    pub through: Option<Seq>,
+}
+
+/// One broadcast. Times in milliseconds since 1970, UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Broadcast {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// The room.
+    pub presenter: PresenterIdx,
+    /// The room server's own number, where it names one.
+    pub room_idx: Option<i64>,
+    /// When the room server says that it began, where it does.
+    pub reported_start_ms: Option<i64>,
+    /// When it ended; `None` while it goes on or may go on.
+    pub ended_at_ms: Option<i64>,
+    /// When it was live; never empty, in order of time.
+    pub segments: Vec<Segment>,
+    /// Its events; never empty.
+    pub spans: Vec<Span>,
+    /// When the room was last seen to be live.
+    pub seen_at_ms: i64,
+    /// Counts the changes, so that a late write never undoes a newer one.
+    pub version: u64,
+}
+
+/// What was heard of a room, and where its numbering stood then.
+#[derive(Clone, Debug)]
+pub struct Heard<'a> {
+    /// The room.
+    pub presenter: PresenterIdx,
+    /// The room server's word.
+    pub liveness: Liveness,
+    /// Milliseconds since 1970, UTC.
+    pub now_ms: i64,
+    /// The numbering.
+    pub epoch: &'a Epoch,
+    /// The last number that was given.
+    pub last: Seq,
+    /// `broadcast.resume_seconds`, in milliseconds.
+    pub resume_ms: i64,
+}
+
+/// What a verdict does to a room's broadcast. Returns the records that changed, to be kept: one that ended, one that goes on.
+pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce() -> Uuid) -> Vec<Broadcast> {
+    let mut changed = Vec::new();
+    let goes_on = open.as_ref().is_some_and(|broadcast| broadcast.is_meant_by(heard));
+    if let Some(broadcast) = open.as_mut() {
+        let touched = match (heard.liveness.live, goes_on) {
+            (true, true) => broadcast.is_live(heard),
+            (true, false) => broadcast.ends(broadcast.last_live_ms(), heard),
+            (false, _) => broadcast.is_not_live(heard),
+        };
+        if touched {
+            broadcast.version += 1;
+            changed.push(broadcast.clone());
+        }
+        if broadcast.ended_at_ms.is_some() {
+            *open = None;
+        }
+    }
+    if heard.liveness.live && open.is_none() {
+        let broadcast = Broadcast::begin(id(), heard);
+        changed.push(broadcast.clone());
+        *open = Some(broadcast);
+    }
+    changed
+}
+
+impl Broadcast {
+    fn begin(id: Uuid, heard: &Heard<'_>) -> Self {
+        let reported = heard.liveness.started_at_ms;
+        Self {
+            id,
+            presenter: heard.presenter,
+            room_idx: heard.liveness.room_idx,
+            reported_start_ms: reported,
+            ended_at_ms: None,
+            segments: vec![Segment {
+                from_ms: reported.unwrap_or(heard.now_ms).min(heard.now_ms),
+                to_ms: None,
+            }],
+            spans: vec![Span {
+                epoch: heard.epoch.clone(),
+                after: heard.last,
+                through: None,
+            }],
+            seen_at_ms: heard.now_ms,
+            version: 1,
+        }
+    }
+
+    /// When it began.
+    pub fn started_at_ms(&self) -> i64 {
+        self.segments.first().map_or(self.seen_at_ms, |first| first.from_ms)
+    }
+
+    /// When it was last known to be live, as far as it is known.
+    fn last_live_ms(&self) -> i64 {
+        self.segments
+            .last()
+            .and_then(|last| last.to_ms)
+            .unwrap_or(self.seen_at_ms)
+            .max(self.started_at_ms())
+    }
+
+    /// Whether the room server's word that the room is live means this broadcast. What names a broadcast decides; where
+    /// nothing does, how long ago it was last live.
+    fn is_meant_by(&self, heard: &Heard<'_>) -> bool {
+        let named = [
+            (self.reported_start_ms, heard.liveness.started_at_ms),
+            (self.room_idx, heard.liveness.room_idx),
+        ];
+        let mut told = named.iter().filter_map(|(ours, theirs)| ours.zip(*theirs)).peekable();
+        if told.peek().is_some() {
+            return told.all(|(ours, theirs)| ours == theirs);
+        }
+        heard.now_ms - self.last_live_ms() <= heard.resume_ms
+    }
+
+    fn is_live(&mut self, heard: &Heard<'_>) -> bool {
+        let mut touched = false;
+        if self.segments.last().is_none_or(|last| last.to_ms.is_some()) {
+            self.segments.push(Segment {
+                from_ms: heard.now_ms.max(self.last_live_ms()),
+                to_ms: None,
+            });
+            touched = true;
+        }
+        match self.spans.last_mut() {
+            Some(span) if span.epoch == *heard.epoch => {
+                touched |= span.through.take().is_some();
+            }
+            _ => {
+                self.spans.push(Span {
+                    epoch: heard.epoch.clone(),
+                    after: heard.last,
+                    through: None,
+                });
+                touched = true;
+            }
+        }
+        let named = (
+            self.room_idx.or(heard.liveness.room_idx),
+            self.reported_start_ms.or(heard.liveness.started_at_ms),
+        );
+        touched |= named != (self.room_idx, self.reported_start_ms);
+        (self.room_idx, self.reported_start_ms) = named;
+        self.seen_at_ms = heard.now_ms;
+        touched
+    }
+
+    fn is_not_live(&mut self, heard: &Heard<'_>) -> bool {
+        let reported = heard.liveness.ended_at_ms;
+        let mut touched = false;
+        if let Some(last) = self.segments.last_mut().filter(|last| last.to_ms.is_none()) {
+            // A server that was away does not know when it ended; not later than it was heard of.
+            let at = reported.unwrap_or_else(|| {
+                if heard.now_ms - self.seen_at_ms > heard.resume_ms {
+                    self.seen_at_ms
+                } else {
+                    heard.now_ms
+                }
+            });
+            last.to_ms = Some(at.clamp(last.from_ms, heard.now_ms.max(last.from_ms)));
+            self.close_span(heard);
+            touched = true;
+        }
+        if reported.is_some() || heard.now_ms - self.last_live_ms() >= heard.resume_ms {
+            touched |= self.ends(self.last_live_ms(), heard);
+        }
+        touched
+    }
+
+    fn ends(&mut self, at_ms: i64, heard: &Heard<'_>) -> bool {
+        if let Some(last) = self.segments.last_mut() {
+            last.to_ms.get_or_insert(at_ms.max(last.from_ms));
+        }
+        self.close_span(heard);
+        self.ended_at_ms = Some(at_ms);
+        true
+    }
+
+    /// What is numbered from now on is not of this broadcast.
+    fn close_span(&mut self, heard: &Heard<'_>) {
+        if let Some(span) = self.spans.last_mut().filter(|span| span.epoch == *heard.epoch) {
+            span.through.get_or_insert(heard.last);
+        }
+    }
+
+    /// How much of the broadcast had been live at a time, in milliseconds; the start is `started_at_ms`, or where it was
+    /// corrected to.
+    pub fn offset_ms(&self, at_ms: i64, corrected_start_ms: Option<i64>) -> i64 {
+        let live: i64 = self
+            .segments
+            .iter()
+            .map(|segment| (at_ms.min(segment.to_ms.unwrap_or(i64::MAX)) - segment.from_ms).max(0))
+            .sum();
+        (live - self.shift_ms(corrected_start_ms)).max(0)
+    }
+
+    fn shift_ms(&self, corrected_start_ms: Option<i64>) -> i64 {
+        corrected_start_ms.map_or(0, |corrected| corrected - self.started_at_ms())
+    }
+
+    /// The earliest time whose [`Broadcast::offset_ms`] is at least this; `None` when there is none.
+    pub fn time_at(&self, offset_ms: i64, corrected_start_ms: Option<i64>) -> Option<i64> {
+        if offset_ms <= 0 {
+            return Some(i64::MIN);
+        }
+        let mut left = offset_ms.saturating_add(self.shift_ms(corrected_start_ms));
+        if left <= 0 {
+            return Some(i64::MIN);
+        }
+        for segment in &self.segments {
+            let length = segment.to_ms.map_or(i64::MAX, |to_ms| to_ms - segment.from_ms);
+            if left <= length {
+                return Some(segment.from_ms.saturating_add(left));
+            }
+            left -= length;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

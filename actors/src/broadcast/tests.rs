@@ -1,0 +1,198 @@
+use std::sync::Arc;
+
+use super::*;
+
+const RESUME: i64 = 300_000;
+
+struct Room {
+    open: Option<Broadcast>,
+    kept: Vec<Broadcast>,
+    next_id: u128,
+    epoch: Epoch,
+    last: Seq,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self {
+            open: None,
+            kept: Vec::new(),
+            next_id: 1,
+            epoch: Epoch(Arc::from("a")),
+            last: Seq(0),
+        }
+    }
+
+    fn hear(&mut self, liveness: Liveness, now_ms: i64) {
+        let heard = Heard {
+            presenter: PresenterIdx::new(12).unwrap(),
+            liveness,
+            now_ms,
+            epoch: &self.epoch,
+            last: self.last,
+            resume_ms: RESUME,
+        };
+        let id = self.next_id;
+        for record in follow(&mut self.open, &heard, || Uuid::from_u128(id)) {
+            self.next_id = id + 1;
+            match self.kept.iter_mut().find(|kept| kept.id == record.id) {
+                Some(kept) => {
+                    assert!(record.version > kept.version, "a change is a new version");
+                    *kept = record;
+                }
+                None => self.kept.push(record),
+            }
+        }
+    }
+
+    fn segments(&self, n: usize) -> Vec<(i64, Option<i64>)> {
+        self.kept[n].segments.iter().map(|s| (s.from_ms, s.to_ms)).collect()
+    }
+
+    fn spans(&self, n: usize) -> Vec<(&str, u64, Option<u64>)> {
+        let spans = self.kept[n].spans.iter();
+        spans
+            .map(|s| (&*s.epoch.0, s.after.0, s.through.map(|seq| seq.0)))
+            .collect()
+    }
+}
+
+fn live() -> Liveness {
+    Liveness {
+        live: true,
+        ..Liveness::default()
+    }
+}
+
+fn away() -> Liveness {
+    Liveness::default()
+}
+
+#[test]
+fn a_broadcast_is_from_going_live_to_ending_and_an_interruption_is_no_end() {
+    let mut room = Room::new();
+    room.hear(away(), 500);
+    assert_eq!(room.kept, []);
+    room.hear(live(), 1_000);
+    room.last = Seq(10);
+    room.hear(live(), 5_000);
+    room.hear(away(), 11_000);
+    room.hear(away(), 13_000);
+    assert_eq!(room.kept[0].ended_at_ms, None);
+    room.hear(live(), 21_000);
+    room.last = Seq(14);
+    room.hear(away(), 31_000);
+    room.hear(away(), 30_999 + RESUME);
+    assert_eq!(room.kept[0].ended_at_ms, None);
+    room.hear(away(), 31_000 + RESUME);
+    assert_eq!((room.kept.len(), room.kept[0].ended_at_ms), (1, Some(31_000)));
+    assert_eq!(room.open, None);
+    assert_eq!(room.segments(0), [(1_000, Some(11_000)), (21_000, Some(31_000))]);
+    assert_eq!(room.spans(0), [("a", 0, Some(14))]);
+    room.last = Seq(20);
+    room.hear(live(), 900_000);
+    assert_eq!((room.kept.len(), room.spans(1)), (2, vec![("a", 20, None)]));
+}
+
+#[test]
+fn what_names_a_broadcast_decides_which_one_it_is() {
+    let named = |room_idx, started_at_ms| Liveness {
+        live: true,
+        room_idx,
+        started_at_ms,
+        ended_at_ms: None,
+    };
+    let mut room = Room::new();
+    room.hear(named(Some(7), Some(400)), 1_000);
+    assert_eq!(room.segments(0), [(400, None)]);
+    // Long away, and still the same.
+    room.hear(named(Some(7), Some(400)), 1_000 + 10 * RESUME);
+    assert_eq!(room.kept.len(), 1);
+    // Not away at all, and another one.
+    room.last = Seq(3);
+    room.hear(named(Some(8), Some(400)), 1_001 + 10 * RESUME);
+    assert_eq!(room.kept.len(), 2);
+    assert_eq!(room.kept[0].ended_at_ms, Some(1_000 + 10 * RESUME));
+    assert_eq!(room.spans(0), [("a", 0, Some(3))]);
+    room.hear(named(Some(8), Some(999)), 1_002 + 10 * RESUME);
+    assert_eq!(room.kept.len(), 3);
+    // Its end is told: there is nothing to wait for.
+    let told = Liveness {
+        ended_at_ms: Some(1_002 + 10 * RESUME),
+        ..away()
+    };
+    room.hear(told, 5_000 + 10 * RESUME);
+    assert_eq!(room.kept[2].ended_at_ms, Some(1_002 + 10 * RESUME));
+    assert_eq!(room.open, None);
+}
+
+#[test]
+fn a_server_that_was_away_for_long_begins_another_and_for_a_moment_goes_on() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.last = Seq(9);
+    room.epoch = Epoch(Arc::from("b"));
+    room.hear(live(), 60_000);
+    assert_eq!(room.kept.len(), 1);
+    assert_eq!(room.spans(0), [("a", 0, None), ("b", 9, None)]);
+    assert_eq!(room.segments(0), [(1_000, None)]);
+    room.hear(live(), 60_001 + RESUME);
+    assert_eq!(room.kept.len(), 2);
+    assert_eq!(room.kept[0].ended_at_ms, Some(60_000));
+    assert_eq!(room.segments(0), [(1_000, Some(60_000))]);
+    // Away, and over meanwhile: it was live until it was last seen.
+    room.hear(away(), 60_001 + 3 * RESUME);
+    assert_eq!(room.kept[1].ended_at_ms, Some(60_001 + RESUME));
+}
+
+#[test]
+fn an_interruption_does_not_shift_the_offset() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.hear(away(), 11_000);
+    room.hear(live(), 21_000);
+    let broadcast = room.open.clone().unwrap();
+    let rows = [
+        (0, 0),
+        (1_000, 0),
+        (3_500, 2_500),
+        (11_000, 10_000),
+        (15_000, 10_000),
+        (21_000, 10_000),
+        (22_000, 11_000),
+        (121_000, 110_000),
+    ];
+    for (at, offset) in rows {
+        assert_eq!(broadcast.offset_ms(at, None), offset, "{at}");
+    }
+    // The video began two seconds later, or one earlier.
+    assert_eq!(broadcast.offset_ms(3_500, Some(3_000)), 500);
+    assert_eq!(broadcast.offset_ms(2_000, Some(3_000)), 0);
+    assert_eq!(broadcast.offset_ms(3_500, Some(0)), 3_500);
+}
+
+#[test]
+fn time_at_is_the_earliest_time_of_an_offset() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.hear(away(), 11_000);
+    room.hear(live(), 21_000);
+    let open = room.open.clone().unwrap();
+    room.hear(away(), 31_000);
+    let closed = room.open.clone().unwrap();
+    for correction in [None, Some(500), Some(4_000), Some(30_000)] {
+        for broadcast in [&open, &closed] {
+            for offset in (0..25_000).step_by(250) {
+                let at = broadcast.time_at(offset, correction);
+                match at {
+                    Some(i64::MIN) => assert!(broadcast.offset_ms(0, correction) >= offset),
+                    Some(at) => {
+                        assert!(broadcast.offset_ms(at, correction) >= offset, "{offset} {at}");
+                        assert!(broadcast.offset_ms(at - 1, correction) < offset, "{offset} {at}");
+                    }
+                    None => assert!(broadcast.offset_ms(i64::MAX / 4, correction) < offset, "{offset}"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Pages of a room's events, from any place on, in either direction.
+//!
+//! A page is put together numbering by numbering, so that one index serves it and its cost does not grow with its depth or with
+//! the length of the log. The order is that of seqs; where two numberings have the same seq, as after a crash with
+//! `log.durability = "os"`, the older event comes first and both are on the same page.
+
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use chatting_actors::types::{Epoch, Event, PresenterIdx, Seq, UserIdx};
+use uuid::Uuid;
+
+use super::{
+    History, HistoryError,
+    spooled::{self, Window},
+    text::Folded,
+};
+use crate::store::{Logged, Scan, archive::Bisection};
+
+/// From where on, and in which direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The newest events before this seq.
+    Before(Seq),
+    /// The oldest events after this seq.
+    After(Seq),
+}
+
+/// Which of a room's events are wanted.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// The room.
+    pub presenter: PresenterIdx,
+    /// From where on.
+    pub start: Start,
+    /// Of this user only.
+    pub user: Option<UserIdx>,
+    /// With this in their text only.
+    pub text: Option<Folded>,
+    /// Sent at this time or later, in milliseconds since 1970.
+    pub from_ms: Option<i64>,
+    /// Sent at this time or earlier.
+    pub to_ms: Option<i64>,
+    /// Whether those that were deleted count where a user or a text is asked for; without either they always do, as places.
+    pub deleted_too: bool,
+    /// At most so many on a page.
+    pub limit: usize,
+    /// At most so many are looked at for a page, where a text is searched.
+    pub scan_limit: usize,
+}
+
+/// A page of events.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// In the order of seqs, whichever way it was read.
+    pub events: Vec<Logged>,
+    /// Where the next page in the same direction begins; `None` when there is no more.
+    pub next: Option<Seq>,
+}
+
+/// The events of one numbering that are in question: after the first of these, up to the second.
+struct Bounds {
+    epoch: Epoch,
+    after: Seq,
+    through: Seq,
+}
+
+/// Rows that are read from the store at once where a text is searched.
+const SEARCH_ROWS: usize = 1000;
+
+impl Query {
+    fn newest_first(&self) -> bool {
+        matches!(self.start, Start::Before(_))
+    }
+
+    fn wants(&self, logged: &Logged) -> bool {
+        let event = &logged.event;
+        let sought = self.user.is_some() || self.text.is_some();
+        let of_user = self
+            .user
+            .is_none_or(|user| event.act.is_none() && event.chat.user_idx == user);
+        let in_time = self.from_ms.is_none_or(|from| event.sent_at_ms >= from)
+            && self.to_ms.is_none_or(|to| event.sent_at_ms <= to);
+        let shown = !sought || self.deleted_too || logged.deleted.is_none();
+        of_user && in_time && shown
+    }
+
+    /// What lies on the asked side of its start: after the first of these, up to the second.
+    fn side(&self) -> (Seq, Seq) {
+        match self.start {
+            Start::Before(seq) => (Seq(0), Seq(seq.0.saturating_sub(1))),
+            Start::After(seq) => (seq, Seq(u64::MAX)),
+        }
+    }
+
+    /// Whether `seq` is beyond `place` in the asked direction.
+    fn is_beyond(&self, seq: Seq, place: Seq) -> bool {
+        if self.newest_first() {
+            seq < place
+        } else {
+            seq > place
+        }
+    }
+}
+
+impl History {
+    /// One page. Errors: the log cannot be read now, or too much is read.
+    pub async fn page(&self, query: &Query) -> Result<Page, HistoryError> {
+        let _turn = self.turn()?;
+        match query.text {
+            None => self.read_page(query, query.limit).await,
+            Some(_) => self.search(query).await,
+        }
+    }
+
+    /// The numbers in question: those on the asked side and of the asked times, which grow together within one numbering.
+    async fn within_times(&self, query: &Query, epoch: Epoch) -> Result<Bounds, HistoryError> {
+        let presenter = query.presenter;
+        let (after, through) = query.side();
+        let mut bounds = Bounds { epoch, after, through };
+        if let Some(from_ms) = query.from_ms {
+            let first = self.first_from(presenter, &bounds.epoch, from_ms).await?;
+            bounds.after = bounds.after.max(Seq(first.0.saturating_sub(1)));
+        }
+        if let Some(to_ms) = query.to_ms {
+            let beyond = self
+                .first_from(presenter, &bounds.epoch, to_ms.saturating_add(1))
+                .await?;
+            bounds.through = bounds.through.min(Seq(beyond.0.saturating_sub(1)));
+        }
+        Ok(bounds)
+    }
+
+    /// The first number in a numbering, as far as the store has it, whose event was sent at that time or later.
+    pub(super) async fn first_from(
+        &self,
+        presenter: PresenterIdx,
+        epoch: &Epoch,
+        at_ms: i64,
+    ) -> Result<Seq, HistoryError> {
+        let one = async |after: Seq, newest_first: bool| {
+            let scan = Scan {
+                presenter,
+                epoch: epoch.clone(),
+                after,
+                through: Seq(u64::MAX),
+                user: None,
+                newest_first,
+                limit: 1,
+            };
+            let found = self.store.scan(scan).await?;
+            Ok::<_, HistoryError>(
+                found
+                    .first()
+                    .map(|logged| (logged.event.seq, logged.event.sent_at_ms)),
+            )
+        };
+        let last = one(Seq(0), true).await?.map_or(Seq(0), |(seq, _)| seq);
+        let mut search = Bisection::new(last, at_ms);
+        while let Some(after) = search.question() {
+            search.answer(one(after, false).await?);
+        }
+        Ok(search.found())
+    }
+
+    /// Up to `limit` events that the query wants, but for its text.
+    async fn read_page(&self, query: &Query, limit: usize) -> Result<Page, HistoryError> {
+        let newest_first = query.newest_first();
+        let side = query.side();
+        let window = Window {
+            presenter: query.presenter,
+            epoch: None,
+            after: side.0,
+            through: side.1,
+            user: query.user,
+            newest_first,
+            limit,
+        };
+        let spooled = self.on_spool(move |path| spooled::of_room(path, &window)).await?;
+        let mut all: BTreeMap<(Seq, Uuid), Logged> = BTreeMap::new();
+        // How far every part of what was read reaches for certain, in the asked direction.
+        let mut reaches: Option<Seq> = None;
+        let mut reach = |seq: Seq| {
+            if reaches.is_none_or(|nearest| query.is_beyond(nearest, seq)) {
+                reaches = Some(seq);
+            }
+        };
+        for epoch in self.store.epochs(query.presenter).await? {
+            let bounds = self.within_times(query, epoch).await?;
+            if bounds.after >= bounds.through {
+                continue;
+            }
+            let scan = Scan {
+                presenter: query.presenter,
+                epoch: bounds.epoch,
+                after: bounds.after,
+                through: bounds.through,
+                user: query.user,
+                newest_first,
+                limit,
+            };
+            let found = self.store.scan(scan).await?;
+            if let Some(last) = found.last().filter(|_| found.len() >= limit) {
+                reach(last.event.seq);
+            }
+            for logged in found {
+                all.insert((logged.event.seq, logged.event.id), logged);
+            }
+        }
+        if let Some(last) = spooled.events.last().filter(|_| spooled.more) {
+            reach(last.seq);
+        }
+        for event in spooled.events {
+            let place = (event.seq, event.id);
+            all.entry(place).or_insert(Logged { event, deleted: None });
+        }
+        let mut wanted: Vec<Logged> = all
+            .into_values()
+            .filter(|logged| reaches.is_none_or(|reaches| !query.is_beyond(logged.event.seq, reaches)))
+            .map(|logged| logged.covered_by(&spooled.acts))
+            .filter(|logged| query.wants(logged))
+            .collect();
+        if newest_first {
+            wanted.sort_by_key(|logged| Reverse((logged.event.seq, logged.event.id)));
+        }
+        let mut next = reaches;
+        if wanted.len() > limit {
+            // Events with the same number stay together.
+            let last = wanted[limit - 1].event.seq;
+            let end = wanted.partition_point(|logged| !query.is_beyond(logged.event.seq, last));
+            if end < wanted.len() {
+                next = Some(last);
+            }
+            wanted.truncate(end);
+        }
+        if newest_first {
+            wanted.reverse();
+        }
+        Ok(Page { events: wanted, next })
+    }
+
+    /// Looks through at most `scan_limit` events for a text, and tells where to go on.
+    async fn search(&self, query: &Query) -> Result<Page, HistoryError> {
+        let Some(text) = &query.text else {
+            return Ok(Page::default());
+        };
+        let mut query = query.clone();
+        let (mut looked, mut found, mut next) = (0, Vec::new(), None);
+        while looked < query.scan_limit && found.len() < query.limit {
+            let rows = SEARCH_ROWS.min(query.scan_limit - looked);
+            let mut page = self.read_page(&query, rows).await?;
+            looked += rows;
+            next = page.next;
+            if query.newest_first() {
+                page.events.reverse();
+            }
+            for logged in page.events {
+                let is_match = logged.event.act.is_none() && text.is_in(logged.event.chat.text.as_str());
+                let last = found.last().map(|last: &Logged| last.event.seq);
+                // Events with the same number stay together.
+                let full = found.len() >= query.limit && last.is_some_and(|last| logged.event.seq != last);
+                if is_match && full {
+                    next = last;
+                    break;
+                }
+                if is_match {
+                    found.push(logged);
+                }
+            }
+            let Some(place) = next else {
+                break;
+            };
+            query.start = match query.start {
+                Start::Before(_) => Start::Before(place),
+                Start::After(_) => Start::After(place),
+            };
+        }
+        if query.newest_first() {
+            found.reverse();
+        }
+        Ok(Page { events: found, next })
+    }
+
+    /// One event of a room by its id; `None` when there is none.
+    pub async fn find(&self, presenter: PresenterIdx, id: Uuid) -> Result<Option<Logged>, HistoryError> {
+        let _turn = self.turn()?;
+        let spooled = self
+            .on_spool(move |path| {
+                let event = spooled::find(path, id)?;
+                Ok((event, spooled::of_room(path, &Window::acts_only(presenter))?))
+            })
+            .await?;
+        let (event, spooled) = spooled;
+        let found = match event {
+            Some(event) => Some(Logged { event, deleted: None }),
+            None => self.store.find(id).await?,
+        };
+        let found = found.filter(|logged| logged.event.presenter_idx == presenter);
+        Ok(found.map(|logged| logged.covered_by(&spooled.acts)))
+    }
+
+    /// At most `limit` events of a room after `after`, in order, each once.
+    pub async fn read_room(
+        &self,
+        presenter: PresenterIdx,
+        after: Seq,
+        limit: usize,
+    ) -> Result<Vec<Event>, HistoryError> {
+        let query = Query {
+            presenter,
+            start: Start::After(after),
+            user: None,
+            text: None,
+            from_ms: None,
+            to_ms: None,
+            deleted_too: true,
+            limit,
+            scan_limit: limit,
+        };
+        let page = self.page(&query).await?;
+        Ok(page.events.into_iter().map(|logged| logged.event).collect())
+    }
+}

@@ -1,0 +1,165 @@
+//! Broadcasts and their replay: what the spool keeps of them is newer than what the store has.
+
+use chatting_actors::{
+    broadcast::{Broadcast, Span},
+    types::{PresenterIdx, Seq},
+};
+use uuid::Uuid;
+
+use super::{
+    History, HistoryError,
+    spooled::{self, Records, Window},
+};
+use crate::store::{Logged, Scan, StoredBroadcast};
+
+/// A broadcast with what is told of it.
+pub type RoomBroadcast = StoredBroadcast;
+
+/// The newer of what the spool and the store have.
+fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast {
+    let corrected_start_ms = stored.as_ref().and_then(|stored| stored.corrected_start_ms);
+    let broadcast = match stored {
+        Some(stored) if stored.broadcast.version >= spooled.version => stored.broadcast,
+        _ => spooled,
+    };
+    StoredBroadcast {
+        broadcast,
+        corrected_start_ms,
+    }
+}
+
+impl History {
+    /// A room's broadcasts, the newest first, those older than `before` where that is given; at most `limit`.
+    pub async fn broadcasts(
+        &self,
+        presenter: PresenterIdx,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<RoomBroadcast>, HistoryError> {
+        let _turn = self.turn()?;
+        let kept = self
+            .on_spool(move |path| spooled::records(path, Records::OfRoom(presenter)))
+            .await?;
+        let mut all = self.store.broadcasts(presenter, before, limit).await?;
+        for record in kept {
+            if before.is_some_and(|before| record.id >= before) {
+                continue;
+            }
+            match all.iter_mut().find(|stored| stored.broadcast.id == record.id) {
+                Some(stored) => *stored = newer(record, Some(stored.clone())),
+                None => all.push(newer(record, None)),
+            }
+        }
+        all.sort_by_key(|stored| std::cmp::Reverse(stored.broadcast.id));
+        all.truncate(limit);
+        Ok(all)
+    }
+
+    /// One broadcast; `None` when there is none.
+    pub async fn broadcast(&self, id: Uuid) -> Result<Option<RoomBroadcast>, HistoryError> {
+        let _turn = self.turn()?;
+        let kept = self
+            .on_spool(move |path| spooled::records(path, Records::Of(id)))
+            .await?;
+        let stored = self.store.broadcast(id).await?;
+        Ok(match kept.into_iter().next() {
+            Some(record) => Some(newer(record, stored)),
+            None => stored,
+        })
+    }
+
+    /// Events of one stretch of a broadcast, in order: those after `after`, sent before `before_ms`; at most `limit`, acts of
+    /// moderation among them.
+    async fn read_span(
+        &self,
+        broadcast: &Broadcast,
+        span: &Span,
+        after: Seq,
+        before_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<Logged>, HistoryError> {
+        let presenter = broadcast.presenter;
+        let through = span.through.unwrap_or(Seq(u64::MAX));
+        let window = Window {
+            presenter,
+            epoch: Some(span.epoch.clone()),
+            after,
+            through,
+            user: None,
+            newest_first: false,
+            limit,
+        };
+        let spooled = self.on_spool(move |path| spooled::of_room(path, &window)).await?;
+        let scan = Scan {
+            presenter,
+            epoch: span.epoch.clone(),
+            after,
+            through,
+            user: None,
+            newest_first: false,
+            limit,
+        };
+        let mut events = self.store.scan(scan).await?;
+        if events.len() < limit {
+            let last = events.last().map_or(after, |last| last.event.seq);
+            let more = spooled.events.into_iter().filter(|event| event.seq > last);
+            let room = limit - events.len();
+            events.extend(more.take(room).map(|event| Logged { event, deleted: None }));
+        }
+        let events = events.into_iter().map(|logged| logged.covered_by(&spooled.acts));
+        Ok(events.take_while(|logged| logged.event.sent_at_ms < before_ms).collect())
+    }
+
+    /// Reads a broadcast on from a place in it, in the order of the broadcast: at most `limit` events that were sent before
+    /// `before_ms`. Returns them, and the place behind the last one; `None` when there is no more.
+    pub async fn replay(
+        &self,
+        broadcast: &Broadcast,
+        place: ReplayPlace,
+        before_ms: i64,
+        limit: usize,
+    ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
+        let _turn = self.turn()?;
+        let mut place = place;
+        while let Some(span) = broadcast.spans.get(place.span) {
+            let after = place.after.max(span.after);
+            let events = self.read_span(broadcast, span, after, before_ms, limit).await?;
+            if let Some(last) = events.last() {
+                place.after = last.event.seq;
+                return Ok((events, Some(place)));
+            }
+            place = ReplayPlace {
+                span: place.span + 1,
+                after: Seq(0),
+            };
+        }
+        Ok((Vec::new(), None))
+    }
+
+    /// The place in a broadcast before its first event that was sent at `from_ms` or later.
+    pub async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
+        let _turn = self.turn()?;
+        let mut found = ReplayPlace::default();
+        for (n, span) in broadcast.spans.iter().enumerate() {
+            let first = self.first_from(broadcast.presenter, &span.epoch, from_ms).await?;
+            let through = span.through.unwrap_or(Seq(u64::MAX));
+            found = ReplayPlace {
+                span: n,
+                after: Seq(first.0.saturating_sub(1)).max(span.after),
+            };
+            if found.after < through {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A place in a broadcast: behind an event of one of its spans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplayPlace {
+    /// Which span.
+    pub span: usize,
+    /// The event.
+    pub after: Seq,
+}

@@ -1,0 +1,87 @@
+//! The log as sessions read it that go on from where memory no longer reaches (rule 16).
+
+use std::path::Path;
+
+use chatting_actors::{
+    seams::{LogPage, LogRange, LogReader, Pos, StoreError},
+    types::{Event, Seq},
+};
+use futures_util::future::{BoxFuture, FutureExt};
+use rusqlite::params;
+
+use super::History;
+use crate::store::{open_to_read, row};
+
+impl LogReader for History {
+    /// Rule 6 for a session that goes on: bounded by `session.resume_reads`, so it needs no permit of `log.readers`.
+    fn read(&self, range: LogRange, spool_from: Pos) -> BoxFuture<'static, Result<LogPage, StoreError>> {
+        let this = self.clone();
+        async move {
+            let asked = range.clone();
+            let spooled = this.on_spool(move |path| read_range(path, &asked, spool_from));
+            let Spooled { mut rows, scanned } = spooled.await.map_err(|error| StoreError(error.to_string()))?;
+            let (after, limit) = (range.after, range.limit);
+            let first = rows.first().map(|(_, event)| event.seq);
+            let mut page = LogPage::default();
+            if first != Some(after.next()) {
+                let through = first.map_or(range.through, |first| Seq(first.0 - 1));
+                match this.store.read_range(LogRange { through, ..range }).await {
+                    Ok(stored) => page.events = stored,
+                    // What the spool has is told all the same: behind a gap it may be enough.
+                    Err(error) => page.failed = Some(error.0),
+                }
+            }
+            let room = limit.saturating_sub(page.events.len()).min(rows.len());
+            // The next page begins to look at the first row that this one has no room for.
+            page.spool_from = rows.get(room).map_or(scanned, |(pos, _)| *pos);
+            page.events.extend(rows.drain(..room).map(|(_, event)| event));
+            Ok(page)
+        }
+        .boxed()
+    }
+}
+
+struct Spooled {
+    /// In the order of seqs.
+    rows: Vec<(Pos, Event)>,
+    /// No row before this place is of any use to the pages that follow.
+    scanned: Pos,
+}
+
+/// What the spool has of a range, and of what was set aside from it.
+fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Result<Spooled> {
+    let mut connection = open_to_read(path)?;
+    // One snapshot for all three questions.
+    let snapshot = connection.transaction()?;
+    let newest: Pos = snapshot.query_row("SELECT IFNULL(MAX(pos), 0) FROM spool", [], |row| row.get(0))?;
+    // One more than is asked for, and also beyond its end: that is where the next page begins to look.
+    let limit = i64::try_from(range.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let read = |table: &str, from: Pos| {
+        let sql = format!(
+            "SELECT pos, {} FROM {table} WHERE pos >= ?1 AND presenter_idx = ?2 AND seq > ?3
+             AND epoch = (SELECT n FROM epochs WHERE epoch = ?4) ORDER BY pos LIMIT ?5",
+            row::COLUMNS
+        );
+        let mut statement = snapshot.prepare(&sql)?;
+        let asked = params![
+            from,
+            range.presenter.get(),
+            range.after.0.cast_signed(),
+            &*range.epoch.0,
+            limit,
+        ];
+        let rows = statement.query_map(asked, |found| {
+            Ok((found.get(0)?, row::read(found, 1, range.epoch.clone())?))
+        })?;
+        rows.collect::<rusqlite::Result<Vec<(Pos, Event)>>>()
+    };
+    let mut rows = read("spool", spool_from)?;
+    let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
+    let end = rows.iter().take(range.limit).take_while(|row| within(row)).count();
+    let scanned = rows.get(end).map_or(newest + 1, |(pos, _)| *pos);
+    rows.truncate(end);
+    rows.extend(read("parked", 0)?.into_iter().filter(within));
+    rows.sort_by_key(|(_, event)| event.seq);
+    rows.dedup_by_key(|(_, event)| event.seq);
+    Ok(Spooled { rows, scanned })
+}

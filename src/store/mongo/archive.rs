@@ -1,0 +1,282 @@
+//! What the log in MongoDB can be asked, and what acts of moderation do to it.
+
+use chatting_actors::{
+    broadcast::Broadcast,
+    moderation::Act,
+    seams::StoreError,
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
+};
+use futures_util::{
+    TryStreamExt,
+    future::{BoxFuture, FutureExt},
+};
+use mongodb::{
+    Collection, IndexModel,
+    bson::{DateTime, Document, RawDocumentBuf, doc},
+    error::{Error, ErrorKind, WriteFailure},
+    options::{Hint, IndexOptions},
+};
+use uuid::Uuid;
+
+use super::{
+    DUPLICATE_KEY, MongoStore, SEQ_INDEX,
+    document::{broadcast, broadcast_fields, bson_uuid, logged},
+    failed, unreadable,
+};
+use crate::store::{Archive, Logged, Scan, StoredBroadcast, archive::Bisection};
+
+const USER_INDEX: &str = "user_presenter_epoch_seq";
+const BROADCASTS_INDEX: &str = "presenter_id";
+
+impl MongoStore {
+    /// Creates the indexes that reading needs.
+    pub(super) async fn prepare_archive(&self) -> Result<(), StoreError> {
+        let by_user = IndexOptions::builder()
+            .name(USER_INDEX.to_owned())
+            .partial_filter_expression(doc! { "seq": { "$exists": true } })
+            .build();
+        let keys = doc! { "user_idx": 1, "presenter_idx": 1, "epoch": 1, "seq": 1 };
+        let by_user = IndexModel::builder().keys(keys).options(by_user).build();
+        self.timed(self.log.create_index(by_user).into_future())
+            .await
+            .map_err(failed)?;
+        let by_room = IndexOptions::builder().name(BROADCASTS_INDEX.to_owned()).build();
+        let by_room = IndexModel::builder()
+            .keys(doc! { "presenter_idx": 1, "_id": -1 })
+            .options(by_room)
+            .build();
+        self.timed(self.records().create_index(by_room).into_future())
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    fn records(&self) -> Collection<Document> {
+        self.database().collection("broadcasts")
+    }
+
+    /// Marks what an act of moderation covers and no act did before.
+    pub(super) async fn apply(&self, at: &Event, act: &Act) -> Result<(), StoreError> {
+        let room = at.presenter_idx.get();
+        let mut which = match act {
+            Act::Message { id, .. } => vec![doc! { "_id": bson_uuid(*id), "presenter_idx": room }],
+            Act::User { user_idx } => {
+                vec![doc! { "user_idx": user_idx.get(), "presenter_idx": room, "seq": { "$gte": 0 } }]
+            }
+            Act::Span { from_ms, to_ms } => {
+                let mut spans = Vec::new();
+                for epoch in self.epochs(at.presenter_idx).await? {
+                    let from = self.first_from(at.presenter_idx, &epoch, *from_ms).await?;
+                    let beyond = self
+                        .first_from(at.presenter_idx, &epoch, to_ms.saturating_add(1))
+                        .await?;
+                    let seqs = doc! { "$gte": from.0.cast_signed(), "$lt": beyond.0.cast_signed() };
+                    spans.push(doc! { "presenter_idx": room, "epoch": &*epoch.0, "seq": seqs });
+                }
+                spans
+            }
+        };
+        for which in &mut which {
+            // Only what came before it, whatever was inserted since; `$and`, because a message's own id is named above.
+            which.insert("$and", vec![doc! { "_id": { "$lt": bson_uuid(at.id) } }]);
+            which.insert("kind", "chat");
+            which.insert("deleted_at", doc! { "$exists": false });
+            let deleted = doc! { "$set": {
+                "deleted_at": DateTime::from_millis(at.sent_at_ms),
+                "deleted_by": at.chat.user_idx.get(),
+            } };
+            let mut update = self.log.update_many(which.clone(), deleted);
+            match act {
+                Act::Message { .. } => {}
+                Act::User { .. } => update = update.hint(Hint::Name(USER_INDEX.into())),
+                Act::Span { .. } => update = update.hint(Hint::Name(SEQ_INDEX.into())),
+            }
+            self.timed(update.into_future()).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn epochs(&self, presenter: PresenterIdx) -> Result<Vec<Epoch>, StoreError> {
+        // One step of the index an epoch, however long the log is.
+        let mut found = Vec::new();
+        let mut last = String::new();
+        loop {
+            let next = doc! { "presenter_idx": presenter.get(), "epoch": { "$gt": &last }, "seq": { "$gte": 0 } };
+            let next = self
+                .log
+                .find_one(next)
+                .sort(doc! { "epoch": 1, "seq": 1 })
+                .hint(Hint::Name(SEQ_INDEX.into()));
+            let Some(next) = self.timed(next.into_future()).await.map_err(failed)? else {
+                return Ok(found);
+            };
+            last = next.get_str("epoch").map_err(unreadable)?.to_owned();
+            found.push(Epoch(last.as_str().into()));
+        }
+    }
+
+    async fn first_from(&self, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> Result<Seq, StoreError> {
+        let last = self.next_of(presenter, epoch, Seq(0), -1).await?;
+        let mut search = Bisection::new(last.map_or(Seq(0), |(seq, _)| seq), at_ms);
+        while let Some(after) = search.question() {
+            search.answer(self.next_of(presenter, epoch, after, 1).await?);
+        }
+        Ok(search.found())
+    }
+
+    /// The first event after a number, or the last (`order` -1), as number and time.
+    async fn next_of(
+        &self,
+        presenter: PresenterIdx,
+        epoch: &Epoch,
+        after: Seq,
+        order: i32,
+    ) -> Result<Option<(Seq, i64)>, StoreError> {
+        let seq = doc! { "$gt": after.0.cast_signed() };
+        let which = doc! { "presenter_idx": presenter.get(), "epoch": &*epoch.0, "seq": seq };
+        let one = self
+            .log
+            .find_one(which)
+            .sort(doc! { "seq": order })
+            .projection(doc! { "seq": 1, "sent_at": 1 });
+        let Some(found) = self.timed(one.into_future()).await.map_err(failed)? else {
+            return Ok(None);
+        };
+        let seq = found.get_i64("seq").map_err(unreadable)?.cast_unsigned();
+        let sent_at = found.get_datetime("sent_at").map_err(unreadable)?;
+        Ok(Some((Seq(seq), sent_at.timestamp_millis())))
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Vec<Logged>, StoreError> {
+        let mut filter = doc! {
+            "presenter_idx": scan.presenter.get(),
+            "epoch": &*scan.epoch.0,
+            "seq": { "$gt": scan.after.0.cast_signed(), "$lte": i64::try_from(scan.through.0).unwrap_or(i64::MAX) },
+        };
+        if let Some(user) = scan.user.map(UserIdx::get) {
+            filter.insert("user_idx", user);
+        }
+        let found = self
+            .log
+            .find(filter)
+            .sort(doc! { "seq": if scan.newest_first { -1 } else { 1 } })
+            .limit(i64::try_from(scan.limit).unwrap_or(i64::MAX))
+            .hint(Hint::Name(match scan.user {
+                Some(_) => USER_INDEX.into(),
+                None => SEQ_INDEX.into(),
+            }));
+        let documents: Vec<RawDocumentBuf> = self
+            .timed(async { found.await?.try_collect().await })
+            .await
+            .map_err(failed)?;
+        documents
+            .iter()
+            .map(|found| logged(found).map_err(StoreError))
+            .collect()
+    }
+
+    async fn find(&self, id: Uuid) -> Result<Option<Logged>, StoreError> {
+        // The old server's documents have no `seq`.
+        let one = self
+            .log
+            .find_one(doc! { "_id": bson_uuid(id), "seq": { "$exists": true } });
+        let found = self.timed(one.into_future()).await.map_err(failed)?;
+        found.map(|found| logged(&found).map_err(StoreError)).transpose()
+    }
+
+    pub(super) async fn put_broadcasts(&self, broadcasts: &[Broadcast]) -> Result<(), StoreError> {
+        for broadcast in broadcasts {
+            let version = broadcast.version.cast_signed();
+            let which = doc! { "_id": bson_uuid(broadcast.id), "version": { "$lt": version } };
+            let records = self.records();
+            let put = records
+                .update_one(which, doc! { "$set": broadcast_fields(broadcast) })
+                .upsert(true);
+            match self.timed(put.into_future()).await {
+                Ok(_) => {}
+                // There already, as new or newer.
+                Err(error) if is_duplicate(&error) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn broadcasts(
+        &self,
+        presenter: PresenterIdx,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<StoredBroadcast>, StoreError> {
+        let mut which = doc! { "presenter_idx": presenter.get() };
+        if let Some(before) = before {
+            which.insert("_id", doc! { "$lt": bson_uuid(before) });
+        }
+        let records = self.records();
+        let found = records
+            .find(which)
+            .sort(doc! { "_id": -1 })
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+            .hint(Hint::Name(BROADCASTS_INDEX.into()));
+        let documents: Vec<Document> = self
+            .timed(async { found.await?.try_collect().await })
+            .await
+            .map_err(failed)?;
+        documents
+            .iter()
+            .map(|found| broadcast(found).map_err(StoreError))
+            .collect()
+    }
+
+    async fn broadcast(&self, id: Uuid) -> Result<Option<StoredBroadcast>, StoreError> {
+        let records = self.records();
+        let one = records.find_one(doc! { "_id": bson_uuid(id) });
+        let found = self.timed(one.into_future()).await.map_err(failed)?;
+        found.map(|found| broadcast(&found).map_err(StoreError)).transpose()
+    }
+
+    async fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> Result<bool, StoreError> {
+        let change = match corrected_start_ms {
+            Some(ms) => doc! { "$set": { "corrected_start": DateTime::from_millis(ms) } },
+            None => doc! { "$unset": { "corrected_start": "" } },
+        };
+        let records = self.records();
+        let update = records.update_one(doc! { "_id": bson_uuid(id) }, change);
+        Ok(self.timed(update.into_future()).await.map_err(failed)?.matched_count > 0)
+    }
+}
+
+fn is_duplicate(error: &Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Write(WriteFailure::WriteError(fault)) if fault.code == DUPLICATE_KEY)
+}
+
+impl Archive for MongoStore {
+    fn epochs(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Vec<Epoch>, StoreError>> {
+        self.epochs(presenter).boxed()
+    }
+
+    fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>> {
+        self.scan(scan).boxed()
+    }
+
+    fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {
+        self.find(id).boxed()
+    }
+
+    fn broadcasts(
+        &self,
+        presenter: PresenterIdx,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
+        self.broadcasts(presenter, before, limit).boxed()
+    }
+
+    fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>> {
+        self.broadcast(id).boxed()
+    }
+
+    fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.correct_broadcast(id, corrected_start_ms).boxed()
+    }
+}
