@@ -97,31 +97,32 @@ pub fn claims(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
         .map_err(Unknown::Token)
 }
 
+/// Who is asking, by token or gateway, whether or not with a name.
+pub fn caller(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
+    let Some(gateway) = &state.gateway else {
+        return claims(request, state);
+    };
+    let secret = request
+        .headers()
+        .get("x-gateway-secret")
+        .map(header::HeaderValue::as_bytes);
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    if gateway.check_peer(peer, secret).is_err() {
+        state.metrics.forward_refused.inc();
+        return Err(Unknown::Untrusted);
+    }
+    let Forwarded { nickname, claims } = gateway.read(request.headers()).map_err(Unknown::Forwarded)?;
+    Ok(Claims {
+        nickname: Some(nickname),
+        ..claims
+    })
+}
+
 /// Who is asking to chat, by token or gateway.
 pub fn sender(request: &HttpRequest, state: &State) -> Result<Sender, Unknown> {
-    let (nickname, claims) = match &state.gateway {
-        None => {
-            let mut claims = claims(request, state)?;
-            let nickname = claims
-                .nickname
-                .take()
-                .ok_or(Unknown::Token(TokenError::BadClaim("nickname")))?;
-            (nickname, claims)
-        }
-        Some(gateway) => {
-            let secret = request
-                .headers()
-                .get("x-gateway-secret")
-                .map(header::HeaderValue::as_bytes);
-            let peer = request.peer_addr().map(|peer| peer.ip());
-            if gateway.check_peer(peer, secret).is_err() {
-                state.metrics.forward_refused.inc();
-                return Err(Unknown::Untrusted);
-            }
-            let Forwarded { nickname, claims } = gateway.read(request.headers()).map_err(Unknown::Forwarded)?;
-            (nickname, claims)
-        }
-    };
+    let mut claims = caller(request, state)?;
+    let nickname = claims.nickname.take();
+    let nickname = nickname.ok_or(Unknown::Token(TokenError::BadClaim("nickname")))?;
     let max = state.limits.nickname_chars;
     let nickname = Nickname::new(&nickname, max).map_err(|_| Unknown::Nickname(max))?;
     Ok(Sender {

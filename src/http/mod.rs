@@ -5,9 +5,12 @@ pub mod client;
 pub mod cors;
 pub mod demo;
 mod guard;
+mod history;
 mod identify;
 mod legacy;
+mod moderation;
 pub mod ops;
+mod pages;
 mod presenter;
 mod rooms;
 pub mod socket;
@@ -33,7 +36,10 @@ pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
     if state.rooms.is_some() {
         config.configure(rooms::routes);
     }
-    config.configure(v1::routes).configure(presenter::routes);
+    config
+        .configure(v1::routes)
+        .configure(history::routes)
+        .configure(presenter::routes);
     if state.legacy {
         config.configure(legacy::routes);
     }

@@ -34,6 +34,12 @@ pub struct Limits {
     pub text_chars: usize,
     /// `message.nickname_max_chars`
     pub nickname_chars: usize,
+    /// `history.page_default`
+    pub page_default: usize,
+    /// `history.page_max`
+    pub page_max: usize,
+    /// `history.scan_limit`
+    pub scan_limit: usize,
 }
 
 /// See the module's text. One a process, shared by all workers.

@@ -9,7 +9,7 @@ use chatting_actors::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{identify::sender, state::State};
+use super::{history::get_messages, identify::sender, moderation::delete_messages, state::State};
 use crate::{
     error::{ApiError, Code, Lang},
     limits::whole_seconds,
@@ -20,7 +20,9 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config.service(
         web::resource("/v1/rooms/{presenter_idx}/messages")
             .route(web::post().to(post_message))
-            .default_service(web::to(only_post)),
+            .route(web::get().to(get_messages))
+            .route(web::delete().to(delete_messages))
+            .default_service(web::to(only_get_post_delete)),
     );
     config.service(
         web::resource("/v1/rooms/{presenter_idx}")
@@ -29,15 +31,15 @@ pub fn routes(config: &mut web::ServiceConfig) {
     );
 }
 
-async fn only_post(request: HttpRequest) -> HttpResponse {
-    only(&request, "POST")
+async fn only_get_post_delete(request: HttpRequest) -> HttpResponse {
+    only(&request, "GET, POST, DELETE")
 }
 
 pub(super) async fn only_get(request: HttpRequest) -> HttpResponse {
     only(&request, "GET")
 }
 
-fn only(request: &HttpRequest, method: &'static str) -> HttpResponse {
+pub(super) fn only(request: &HttpRequest, method: &'static str) -> HttpResponse {
     let mut response = ApiError::new(Code::MethodNotAllowed).response(Lang::from_headers(request.headers()));
     response
         .headers_mut()
@@ -46,7 +48,7 @@ fn only(request: &HttpRequest, method: &'static str) -> HttpResponse {
 }
 
 /// The room that a path names.
-fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
+pub(super) fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
     path.parse().ok().and_then(PresenterIdx::new).ok_or_else(|| {
         ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
     })
@@ -230,7 +232,7 @@ pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, A
     Ok(Some(bare.to_owned()))
 }
 
-fn is_json(request: &HttpRequest) -> bool {
+pub(super) fn is_json(request: &HttpRequest) -> bool {
     use actix_web::HttpMessage;
     let content_type = request.content_type();
     content_type.eq_ignore_ascii_case("application/json")

@@ -67,6 +67,22 @@ section! {
 }
 
 section! {
+    /// Reading the log back: pages, searches, replays.
+    /// 기록 조회: 페이지, 검색, 다시 보기.
+    pub struct History {
+        /// Messages on a page where the request names no number.
+        /// 요청이 수를 정하지 않았을 때 한 페이지의 메시지 수.
+        page_default: usize = 50, 1..=10_000;
+        /// Messages on a page at most.
+        /// 한 페이지의 최대 메시지 수.
+        page_max: usize = 500, 1..=10_000;
+        /// Messages looked at for one page of a search; the answer tells where to go on.
+        /// 검색 한 페이지를 위해 살펴보는 최대 메시지 수. 응답이 이어서 찾을 위치를 알려 준다.
+        scan_limit: usize = 20_000, 1..=10_000_000;
+    }
+}
+
+section! {
     /// Idempotency-Key: a message that is sent again with its key gets the first answer.
     /// Idempotency-Key: 같은 키로 다시 보낸 메시지는 첫 응답을 그대로 받는다.
     pub struct Idempotency {

@@ -20,7 +20,7 @@ use chatting_actors::{
 
 pub use self::{
     pages::{Page, Query, Start},
-    records::RoomBroadcast,
+    records::{ReplayPlace, RoomBroadcast},
     text::Folded,
 };
 use super::Archive;
@@ -87,7 +87,10 @@ impl History {
         work: impl FnOnce(&std::path::Path) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, HistoryError> {
         let path = Arc::clone(&self.spool);
-        #[expect(clippy::disallowed_methods, reason = "the gate, or session.resume_reads, bounds how many run")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the gate, or session.resume_reads, bounds how many run"
+        )]
         let done = tokio::task::spawn_blocking(move || work(&path));
         match done.await {
             Ok(done) => Ok(done?),

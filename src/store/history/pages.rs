@@ -94,11 +94,7 @@ impl Query {
 
     /// Whether `seq` is beyond `place` in the asked direction.
     fn is_beyond(&self, seq: Seq, place: Seq) -> bool {
-        if self.newest_first() {
-            seq < place
-        } else {
-            seq > place
-        }
+        if self.newest_first() { seq < place } else { seq > place }
     }
 }
 
@@ -148,11 +144,7 @@ impl History {
                 limit: 1,
             };
             let found = self.store.scan(scan).await?;
-            Ok::<_, HistoryError>(
-                found
-                    .first()
-                    .map(|logged| (logged.event.seq, logged.event.sent_at_ms)),
-            )
+            Ok::<_, HistoryError>(found.first().map(|logged| (logged.event.seq, logged.event.sent_at_ms)))
         };
         let last = one(Seq(0), true).await?.map_or(Seq(0), |(seq, _)| seq);
         let mut search = Bisection::new(last, at_ms);

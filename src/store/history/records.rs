@@ -107,7 +107,9 @@ impl History {
             events.extend(more.take(room).map(|event| Logged { event, deleted: None }));
         }
         let events = events.into_iter().map(|logged| logged.covered_by(&spooled.acts));
-        Ok(events.take_while(|logged| logged.event.sent_at_ms < before_ms).collect())
+        Ok(events
+            .take_while(|logged| logged.event.sent_at_ms < before_ms)
+            .collect())
     }
 
     /// Reads a broadcast on from a place in it, in the order of the broadcast: at most `limit` events that were sent before

@@ -1,0 +1,140 @@
+//! Deletion: an act of the room's staff, which takes a place in the room's order.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use chatting_actors::{
+    moderation::Act,
+    outcome::{Accepted, Outcome, Submit},
+    types::{ChatMessage, MessageText, Nickname, PresenterIdx, UserIdx},
+    wire::v1::timestamp,
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    history::answer,
+    identify::caller,
+    pages::{bad, id, query, time, unread},
+    state::State,
+    v1::{outcome, refused, room_of},
+};
+use crate::{
+    auth::Claims,
+    error::{ApiError, Code},
+};
+
+/// What was done, as JSON.
+#[derive(Serialize)]
+struct Done {
+    /// The act's own id.
+    id: Uuid,
+    /// Its place in the room.
+    seq: u64,
+    epoch: String,
+    /// RFC 3339, UTC, with milliseconds.
+    sent_at: String,
+}
+
+pub(super) async fn delete_message(
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+    state: web::Data<State>,
+) -> HttpResponse {
+    let (room, message) = path.into_inner();
+    let result = async {
+        let (caller, presenter) = staff(&request, &room, &state)?;
+        let found = state.history.find(presenter, id(&message)?).await.map_err(unread)?;
+        let found = found.filter(|logged| logged.event.act.is_none());
+        let found = found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such message"))?;
+        if found.deleted.is_some() {
+            return Ok(None);
+        }
+        let act = Act::Message {
+            id: found.event.id,
+            seq: found.event.seq,
+        };
+        act_on(caller, presenter, act, &state).await.map(Some)
+    };
+    match result.await {
+        // Deleted before: there is nothing left to do.
+        Ok(None) => HttpResponse::NoContent().finish(),
+        Ok(Some(done)) => answer(&request, &state, Ok(done)),
+        Err(error) => answer::<Done>(&request, &state, Err(error)),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    user_idx: Option<i64>,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+pub(super) async fn delete_messages(
+    request: HttpRequest,
+    path: web::Path<String>,
+    state: web::Data<State>,
+) -> HttpResponse {
+    let result = async {
+        let (caller, presenter) = staff(&request, &path, &state)?;
+        let which: Which = query(&request)?;
+        let times = (time("from", which.from.as_deref())?, time("to", which.to.as_deref())?);
+        let act = match (which.user_idx, times) {
+            (Some(user), (None, None)) => Act::User {
+                user_idx: UserIdx::new(user).ok_or_else(|| bad("user_idx: it is negative"))?,
+            },
+            (None, (Some(from_ms), Some(to_ms))) if from_ms <= to_ms => Act::Span { from_ms, to_ms },
+            (None, (Some(_), Some(_))) => return Err(bad("from: it is after to")),
+            _ => return Err(bad("name what is to be deleted: user_idx, or from and to")),
+        };
+        act_on(caller, presenter, act, &state).await
+    };
+    answer(&request, &state, result.await)
+}
+
+/// Who asks, and of which room; only its staff may go on.
+fn staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Claims, PresenterIdx), ApiError> {
+    let caller = caller(request, state)?;
+    let presenter = room_of(room)?;
+    if !caller.is_staff_of(presenter) {
+        return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may delete messages"));
+    }
+    Ok((caller, presenter))
+}
+
+async fn act_on(caller: Claims, presenter_idx: PresenterIdx, act: Act, state: &State) -> Result<Done, ApiError> {
+    let max = state.limits.nickname_chars;
+    let nickname: String = caller
+        .nickname
+        .as_deref()
+        .unwrap_or_default()
+        .chars()
+        .take(max)
+        .collect();
+    let submit = Submit {
+        presenter_idx,
+        chat: ChatMessage {
+            user_idx: caller.user_idx,
+            role: caller.role_in(presenter_idx),
+            nickname: Nickname::new(&nickname, max).map_err(|_| ApiError::new(Code::Internal))?,
+            text: MessageText::maybe_empty(String::new(), 0).map_err(|_| ApiError::new(Code::Internal))?,
+        },
+        act: Some(std::sync::Arc::new(act)),
+        keyed: None,
+    };
+    match outcome(submit, state).await {
+        Outcome::Accepted(Accepted {
+            id,
+            seq,
+            epoch,
+            sent_at_ms,
+            ..
+        }) => Ok(Done {
+            id,
+            seq: seq.0,
+            epoch: epoch.0.to_string(),
+            sent_at: timestamp(sent_at_ms),
+        }),
+        Outcome::Refused(refusal) => Err(refused(refusal)),
+    }
+}

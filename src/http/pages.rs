@@ -1,0 +1,194 @@
+//! What reading routes have in common: query parameters, and events as JSON, by what the reader may see.
+//!
+//! A deleted message keeps its place: to viewers it is a number, an id and a time; staff see all of it, with who deleted it and
+//! when.
+
+use actix_web::HttpRequest;
+use chatting_actors::{moderation::Act, types::Seq, wire::v1::timestamp};
+use jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use super::state::State;
+use crate::{
+    error::{ApiError, Code},
+    store::{Logged, history::HistoryError},
+};
+
+/// The query of a request; the error names what is wrong with it.
+pub fn query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, ApiError> {
+    actix_web::web::Query::<T>::from_query(request.query_string())
+        .map(actix_web::web::Query::into_inner)
+        .map_err(|error| bad(&format!("the query is not valid: {error}")))
+}
+
+/// A request that cannot be read, and why.
+pub fn bad(detail: &str) -> ApiError {
+    ApiError::new(Code::BadRequest).with_detail(detail)
+}
+
+/// `limit`, within `history.page_max`.
+pub fn limit(asked: Option<usize>, state: &State) -> Result<usize, ApiError> {
+    let max = state.limits.page_max;
+    match asked {
+        None => Ok(state.limits.page_default),
+        Some(limit) if (1..=max).contains(&limit) => Ok(limit),
+        Some(_) => Err(bad(&format!("limit: a whole number from 1 to {max}"))),
+    }
+}
+
+/// A time as RFC 3339, in milliseconds since 1970.
+pub fn time(name: &str, asked: Option<&str>) -> Result<Option<i64>, ApiError> {
+    let read = |text: &str| text.parse::<Timestamp>().map(Timestamp::as_millisecond);
+    asked.map(read).transpose().map_err(|_| {
+        bad(&format!(
+            "{name}: a time as in 2026-01-01T00:00:00.000Z (a + is %2B in a query)"
+        ))
+    })
+}
+
+/// A seq of a query.
+pub fn seq(name: &str, asked: Option<u64>) -> Result<Option<Seq>, ApiError> {
+    match asked {
+        Some(seq) if i64::try_from(seq).is_err() => {
+            Err(bad(&format!("{name}: a whole number from 0 to 9223372036854775807")))
+        }
+        seq => Ok(seq.map(Seq)),
+    }
+}
+
+/// An id of a path.
+pub fn id(path: &str) -> Result<Uuid, ApiError> {
+    // One form only, so that an id has one address.
+    let id = Uuid::try_parse(path)
+        .ok()
+        .filter(|id| id.hyphenated().to_string() == path);
+    id.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("ids look like 019b76da-a800-7000-8000-000000000001"))
+}
+
+/// Why the log was not read, in the words of the error table.
+pub fn unread(error: HistoryError) -> ApiError {
+    match error {
+        HistoryError::Busy => ApiError::new(Code::Overloaded).with_detail("the queue readers is full"),
+        HistoryError::Unavailable(why) => {
+            log::warn!("history: the log cannot be read: {why}");
+            ApiError::new(Code::LogUnavailable).with_detail("the log cannot be read now")
+        }
+    }
+}
+
+/// One event as JSON.
+#[derive(Debug, Serialize)]
+pub struct Item {
+    /// `chat` or `moderation`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// Its place in the room.
+    seq: u64,
+    /// The numbering that `seq` belongs to.
+    epoch: String,
+    /// UUIDv7.
+    id: Uuid,
+    /// RFC 3339, UTC, with milliseconds.
+    sent_at: String,
+    /// Milliseconds of the broadcast, where it is told of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset_ms: Option<i64>,
+    /// The broadcast that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broadcast_id: Option<Uuid>,
+    /// There and true when it was deleted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    deleted: bool,
+    /// When, for staff.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<String>,
+    /// By whom, for staff.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_by: Option<i64>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    chat: Option<Chat>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    moderation: Option<Moderation>,
+}
+
+/// What was said, and by whom.
+#[derive(Debug, Serialize)]
+struct Chat {
+    user_idx: i64,
+    nickname: String,
+    text: String,
+    role: &'static str,
+}
+
+/// What was done, and by whom.
+#[derive(Debug, Serialize)]
+struct Moderation {
+    action: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_user_idx: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+    by: i64,
+}
+
+impl Moderation {
+    fn new(act: &Act, by: i64) -> Self {
+        let mut moderation = Self {
+            action: "delete",
+            target_id: None,
+            target_seq: None,
+            target_user_idx: None,
+            from: None,
+            to: None,
+            by,
+        };
+        match act {
+            Act::Message { id, seq } => {
+                moderation.target_id = Some(*id);
+                moderation.target_seq = Some(seq.0);
+            }
+            Act::User { user_idx } => moderation.target_user_idx = Some(user_idx.get()),
+            Act::Span { from_ms, to_ms } => {
+                moderation.from = Some(timestamp(*from_ms));
+                moderation.to = Some(timestamp(*to_ms));
+            }
+        }
+        moderation
+    }
+}
+
+impl Item {
+    /// As a reader may see it; `staff`: of this room.
+    pub fn new(logged: &Logged, staff: bool) -> Self {
+        let event = &logged.event;
+        let by = event.chat.user_idx.get();
+        let hidden = logged.deleted.is_some() && !staff;
+        let deleted = logged.deleted.filter(|_| staff);
+        Self {
+            kind: event.kind(),
+            seq: event.seq.0,
+            epoch: event.epoch.0.to_string(),
+            id: event.id,
+            sent_at: timestamp(event.sent_at_ms),
+            offset_ms: None,
+            broadcast_id: event.broadcast_id,
+            deleted: logged.deleted.is_some(),
+            deleted_at: deleted.map(|deleted| timestamp(deleted.at_ms)),
+            deleted_by: deleted.map(|deleted| deleted.by.get()),
+            chat: (event.act.is_none() && !hidden).then(|| Chat {
+                user_idx: by,
+                nickname: event.chat.nickname.as_str().to_owned(),
+                text: event.chat.text.as_str().to_owned(),
+                role: event.chat.role.as_str(),
+            }),
+            moderation: event.act.as_ref().map(|act| Moderation::new(act, by)),
+        }
+    }
+}
