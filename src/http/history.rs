@@ -1,17 +1,14 @@
 //! The log as it is read: a room's messages in pages, its broadcasts, and the replay beside the recorded video.
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use chatting_actors::{
-    types::{Seq, UserIdx},
-    wire::v1::timestamp,
-};
+use chatting_actors::{types::Seq, wire::v1::timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
     identify::caller,
     moderation::delete_message,
-    pages::{Item, bad, id, limit, query, seq, time, unread},
+    pages::{Item, bad, id, limit, offset, parameter, query, seq, time, unread, user},
     state::State,
     v1::{is_json, only, read_body, room_of},
 };
@@ -64,10 +61,10 @@ pub(super) fn answer<T: Serialize>(request: &HttpRequest, state: &State, result:
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MessagesQuery {
-    before: Option<u64>,
-    after: Option<u64>,
-    limit: Option<usize>,
-    user_idx: Option<i64>,
+    before: Option<String>,
+    after: Option<String>,
+    limit: Option<String>,
+    user_idx: Option<String>,
     q: Option<String>,
     from: Option<String>,
     to: Option<String>,
@@ -93,14 +90,14 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
     let caller = caller(request, state)?;
     let presenter = room_of(path)?;
     let asked: MessagesQuery = query(request)?;
-    let start = match (seq("before", asked.before)?, seq("after", asked.after)?) {
+    let start = match (
+        seq("before", asked.before.as_deref())?,
+        seq("after", asked.after.as_deref())?,
+    ) {
         (Some(_), Some(_)) => return Err(bad("before and after: one of them, not both")),
         (None, Some(after)) => Start::After(after),
         (before, None) => Start::Before(before.unwrap_or(Seq(i64::MAX.cast_unsigned()))),
     };
-    let user = asked
-        .user_idx
-        .map(|user| UserIdx::new(user).ok_or_else(|| bad("user_idx: it is negative")));
     let text = asked.q.as_deref().filter(|q| !q.is_empty());
     if text.is_some_and(|q| q.chars().count() > state.limits.text_chars) {
         let max = state.limits.text_chars;
@@ -110,13 +107,13 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
     let query = Query {
         presenter,
         start,
-        user: user.transpose()?,
+        user: user("user_idx", asked.user_idx.as_deref())?,
         text: text.map(Folded::new),
         from_ms: time("from", asked.from.as_deref())?,
         to_ms: time("to", asked.to.as_deref())?,
         // A deleted text must not be told by whether it is found.
         deleted_too: staff,
-        limit: limit(asked.limit, state)?,
+        limit: limit(asked.limit.as_deref(), state)?,
         scan_limit: state.limits.scan_limit,
     };
     let page = state.history.page(&query).await.map_err(unread)?;
@@ -182,8 +179,8 @@ impl BroadcastBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BroadcastsQuery {
-    before: Option<Uuid>,
-    limit: Option<usize>,
+    before: Option<String>,
+    limit: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -202,8 +199,9 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
     caller(request, state)?;
     let presenter = room_of(path)?;
     let asked: BroadcastsQuery = query(request)?;
-    let limit = limit(asked.limit, state)?;
-    let found = state.history.broadcasts(presenter, asked.before, limit).await;
+    let limit = limit(asked.limit.as_deref(), state)?;
+    let before = parameter("before", asked.before.as_deref(), "an id that an answer gave as next")?;
+    let found = state.history.broadcasts(presenter, before, limit).await;
     let found = found.map_err(unread)?;
     Ok(Broadcasts {
         next: found
@@ -290,9 +288,9 @@ async fn correct(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ReplayQuery {
-    from_ms: Option<i64>,
-    to_ms: Option<i64>,
-    limit: Option<usize>,
+    from_ms: Option<String>,
+    to_ms: Option<String>,
+    limit: Option<String>,
     cursor: Option<String>,
 }
 
@@ -320,20 +318,21 @@ fn read_cursor(text: &str) -> Option<ReplayPlace> {
 async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Replay, ApiError> {
     let caller = caller(request, state)?;
     let asked: ReplayQuery = query(request)?;
-    let limit = limit(asked.limit, state)?;
+    let limit = limit(asked.limit.as_deref(), state)?;
     let StoredBroadcast {
         broadcast,
         corrected_start_ms,
     } = find_broadcast(path, state).await?;
     let staff = caller.is_staff_of(broadcast.presenter);
-    if asked.from_ms.is_some_and(|from| from < 0) || asked.to_ms.is_some_and(|to| to < 0) {
-        return Err(bad("from_ms and to_ms: milliseconds of the broadcast, 0 or more"));
-    }
-    let before_ms = match asked.to_ms {
+    let (from, to) = (
+        offset("from_ms", asked.from_ms.as_deref())?,
+        offset("to_ms", asked.to_ms.as_deref())?,
+    );
+    let before_ms = match to {
         None => i64::MAX,
         Some(to) => broadcast.time_at(to, corrected_start_ms).unwrap_or(i64::MAX),
     };
-    let place = match (&asked.cursor, asked.from_ms.unwrap_or(0)) {
+    let place = match (&asked.cursor, from.unwrap_or(0)) {
         (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
         (None, 0) => ReplayPlace::default(),
         (None, from) => match broadcast.time_at(from, corrected_start_ms) {
@@ -360,7 +359,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         item.offset_ms = Some(broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms));
         item
     });
-    let goes_on = broadcast.ended_at_ms.is_none() && asked.to_ms.is_none();
+    let goes_on = broadcast.ended_at_ms.is_none() && to.is_none();
     let next = behind.or_else(|| goes_on.then_some(place));
     Ok(Replay {
         broadcast_id: broadcast.id,

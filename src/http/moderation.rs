@@ -4,7 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chatting_actors::{
     moderation::Act,
     outcome::{Accepted, Outcome, Submit},
-    types::{ChatMessage, MessageText, Nickname, PresenterIdx, UserIdx},
+    types::{ChatMessage, MessageText, Nickname, PresenterIdx},
     wire::v1::timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     history::answer,
     identify::caller,
-    pages::{bad, id, query, time, unread},
+    pages::{bad, id, query, time, unread, user},
     state::State,
     v1::{outcome, refused, room_of},
 };
@@ -65,7 +65,7 @@ pub(super) async fn delete_message(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Which {
-    user_idx: Option<i64>,
+    user_idx: Option<String>,
     from: Option<String>,
     to: Option<String>,
 }
@@ -79,10 +79,8 @@ pub(super) async fn delete_messages(
         let (caller, presenter) = staff(&request, &path, &state)?;
         let which: Which = query(&request)?;
         let times = (time("from", which.from.as_deref())?, time("to", which.to.as_deref())?);
-        let act = match (which.user_idx, times) {
-            (Some(user), (None, None)) => Act::User {
-                user_idx: UserIdx::new(user).ok_or_else(|| bad("user_idx: it is negative"))?,
-            },
+        let act = match (user("user_idx", which.user_idx.as_deref())?, times) {
+            (Some(user_idx), (None, None)) => Act::User { user_idx },
             (None, (Some(from_ms), Some(to_ms))) if from_ms <= to_ms => Act::Span { from_ms, to_ms },
             (None, (Some(_), Some(_))) => return Err(bad("from: it is after to")),
             _ => return Err(bad("name what is to be deleted: user_idx, or from and to")),

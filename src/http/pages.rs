@@ -3,8 +3,14 @@
 //! A deleted message keeps its place: to viewers it is a number, an id and a time; staff see all of it, with who deleted it and
 //! when.
 
+use std::str::FromStr;
+
 use actix_web::HttpRequest;
-use chatting_actors::{moderation::Act, types::Seq, wire::v1::timestamp};
+use chatting_actors::{
+    moderation::Act,
+    types::{Seq, UserIdx},
+    wire::v1::timestamp,
+};
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -27,13 +33,37 @@ pub fn bad(detail: &str) -> ApiError {
     ApiError::new(Code::BadRequest).with_detail(detail)
 }
 
+/// A parameter of a query, all of which come as text so that a bad one can be named; what is allowed, in words.
+pub fn parameter<T: FromStr>(name: &str, asked: Option<&str>, allowed: &str) -> Result<Option<T>, ApiError> {
+    let read = asked.map(str::parse).transpose();
+    read.map_err(|_| bad(&format!("{name}: {allowed}")))
+}
+
 /// `limit`, within `history.page_max`.
-pub fn limit(asked: Option<usize>, state: &State) -> Result<usize, ApiError> {
+pub fn limit(asked: Option<&str>, state: &State) -> Result<usize, ApiError> {
     let max = state.limits.page_max;
-    match asked {
+    let allowed = format!("a whole number from 1 to {max}");
+    match parameter("limit", asked, &allowed)? {
         None => Ok(state.limits.page_default),
         Some(limit) if (1..=max).contains(&limit) => Ok(limit),
-        Some(_) => Err(bad(&format!("limit: a whole number from 1 to {max}"))),
+        Some(_) => Err(bad(&format!("limit: {allowed}"))),
+    }
+}
+
+/// A user's number.
+pub fn user(name: &str, asked: Option<&str>) -> Result<Option<UserIdx>, ApiError> {
+    let allowed = "a whole number from 0 to 9223372036854775807";
+    let number: Option<i64> = parameter(name, asked, allowed)?;
+    let user = number.map(|number| UserIdx::new(number).ok_or_else(|| bad(&format!("{name}: {allowed}"))));
+    user.transpose()
+}
+
+/// Milliseconds of a broadcast.
+pub fn offset(name: &str, asked: Option<&str>) -> Result<Option<i64>, ApiError> {
+    let allowed = "milliseconds of the broadcast, 0 or more";
+    match parameter(name, asked, allowed)? {
+        Some(offset) if offset < 0 => Err(bad(&format!("{name}: {allowed}"))),
+        offset => Ok(offset),
     }
 }
 
@@ -48,11 +78,10 @@ pub fn time(name: &str, asked: Option<&str>) -> Result<Option<i64>, ApiError> {
 }
 
 /// A seq of a query.
-pub fn seq(name: &str, asked: Option<u64>) -> Result<Option<Seq>, ApiError> {
-    match asked {
-        Some(seq) if i64::try_from(seq).is_err() => {
-            Err(bad(&format!("{name}: a whole number from 0 to 9223372036854775807")))
-        }
+pub fn seq(name: &str, asked: Option<&str>) -> Result<Option<Seq>, ApiError> {
+    let allowed = "a whole number from 0 to 9223372036854775807";
+    match parameter(name, asked, allowed)? {
+        Some(seq) if i64::try_from(seq).is_err() => Err(bad(&format!("{name}: {allowed}"))),
         seq => Ok(seq.map(Seq)),
     }
 }

@@ -8,7 +8,7 @@ use chatting_actors::{
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, history::History, mongo::MongoSettings,
+    Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, history::History, mongo::MongoSettings,
 };
 use mongodb::bson::{Bson, Document, doc};
 
@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 /// Both stores, each with what keeps it alive.
-async fn stores() -> Vec<(&'static str, Arc<dyn LogStore>, Option<Arc<ScratchDir>>)> {
+pub async fn stores() -> Vec<(&'static str, Arc<dyn Archive>, Option<Arc<ScratchDir>>)> {
     let dir = ScratchDir::new("store");
     let (spool, _) = SqliteSpool::open(SpoolSettings {
         path: dir.path().join("chat.db"),
@@ -28,7 +28,7 @@ async fn stores() -> Vec<(&'static str, Arc<dyn LogStore>, Option<Arc<ScratchDir
     })
     .unwrap();
     let sqlite = SqliteStore::new(spool.connection());
-    let stores: Vec<(_, Arc<dyn LogStore>, _)> = vec![
+    let stores: Vec<(_, Arc<dyn Archive>, _)> = vec![
         ("sqlite", Arc::new(sqlite), Some(dir)),
         ("mongodb", Arc::new(mongo().await), None),
     ];
@@ -39,7 +39,7 @@ async fn stores() -> Vec<(&'static str, Arc<dyn LogStore>, Option<Arc<ScratchDir
     stores
 }
 
-async fn mongo() -> MongoStore {
+pub async fn mongo() -> MongoStore {
     let settings = MongoSettings {
         uri: Mongod::shared().uri(),
         database: fresh_database_name(),
@@ -49,11 +49,11 @@ async fn mongo() -> MongoStore {
     MongoStore::new(&settings).await.unwrap()
 }
 
-fn room(n: i64) -> PresenterIdx {
+pub fn room(n: i64) -> PresenterIdx {
     PresenterIdx::new(n).unwrap()
 }
 
-fn event(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, text: &str) -> Arc<Event> {
+pub fn event(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, text: &str) -> Arc<Event> {
     let (sent_at_ms, id) = clock.stamp();
     Arc::new(Event {
         id,
@@ -74,11 +74,11 @@ fn event(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, text: &s
     })
 }
 
-fn batch(events: &[Arc<Event>]) -> StoreBatch {
+pub fn batch(events: &[Arc<Event>]) -> StoreBatch {
     Arc::new(events.to_vec())
 }
 
-async fn all(store: &dyn LogStore, presenter: i64) -> Vec<Event> {
+async fn all(store: &dyn Archive, presenter: i64) -> Vec<Event> {
     store.read_room(room(presenter), Seq(0), 10_000).await.unwrap()
 }
 

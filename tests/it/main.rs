@@ -2,6 +2,8 @@
 //! links are cut. Needs a mongod: see `support::mongod`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod broadcasts;
+mod history;
 mod hold;
 mod idempotency;
 mod legacy_http;
@@ -9,7 +11,9 @@ mod legacy_ws;
 mod limits;
 mod liveness;
 mod load;
+mod log_archive;
 mod log_store;
+mod moderation;
 mod old_faults;
 mod operations;
 mod presenter;

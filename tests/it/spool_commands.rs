@@ -340,7 +340,8 @@ async fn verify_names_each_thing_that_is_wrong_with_the_rows() {
             "an idempotency key cannot be read",
         ),
         (
-            "INSERT INTO parked SELECT *, 'why', 1 FROM spool WHERE pos = 5; UPDATE parked SET nickname = x'ff'",
+            "INSERT INTO parked SELECT pos, epoch, presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role,
+             idempotency_key, 'why', 1, broadcast_id, act FROM spool WHERE pos = 5; UPDATE parked SET nickname = x'ff'",
             "parked row 5 cannot be read",
         ),
     ];

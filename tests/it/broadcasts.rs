@@ -1,0 +1,322 @@
+//! Broadcasts as they are recorded, and their replay.
+
+use serde_json::{Value, json};
+
+use crate::{
+    history::{drained, read, request, seqs, servers},
+    support::{
+        app::{TestApp, spawn_app, spawn_in, spawn_with_rooms},
+        eventually,
+        presenter::V1,
+        room_server::RoomServer,
+    },
+};
+
+fn quick(settings: &mut chatting_server::settings::Settings) {
+    settings.room.sweep_ms = 20;
+    settings.room.live_ttl_ms = 40;
+    settings.room.not_live_ttl_ms = 40;
+    settings.broadcast.resume_seconds = 60;
+}
+
+async fn broadcasts(app: &TestApp, presenter: i64) -> Vec<Value> {
+    let path = format!("/v1/rooms/{presenter}/broadcasts");
+    let page = read(app, &path, &app.token(7)).await;
+    page["broadcasts"].as_array().unwrap().clone()
+}
+
+/// Waits until a room's newest broadcast is as wanted.
+async fn newest(app: &TestApp, presenter: i64, wanted: impl Fn(&Value) -> bool) -> Value {
+    eventually("the broadcast to be as wanted", async || {
+        let newest = broadcasts(app, presenter).await.into_iter().next();
+        newest.filter(&wanted)
+    })
+    .await
+}
+
+async fn say(app: &TestApp, text: &str) {
+    let answer = app.post(12, 7, text).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+}
+
+async fn replay(app: &TestApp, broadcast: &Value, query: &str) -> Value {
+    let id = broadcast["id"].as_str().unwrap();
+    read(app, &format!("/v1/broadcasts/{id}/replay?{query}"), &app.token(7)).await
+}
+
+#[actix_web::test]
+async fn a_broadcast_is_recorded_from_going_live_to_ending_and_has_its_messages() {
+    for (app, mut session) in servers(quick).await {
+        say(&app, "one").await;
+        say(&app, "two").await;
+        session.chats(2).await;
+        let open = newest(&app, 12, |_| true).await;
+        assert_eq!((&open["ended_at"], &open["presenter_idx"]), (&Value::Null, &12.into()));
+        assert_eq!(seqs(&replay(&app, &open, "").await), [1, 2]);
+        // Nobody sends anything: the server asks by itself. The embedded room server names each broadcast.
+        app.go_off(12);
+        newest(&app, 12, |one| one["segments"][0]["to"].is_string()).await;
+        app.go_live(12);
+        let second = newest(&app, 12, |one| one["id"] != open["id"]).await;
+        let all = broadcasts(&app, 12).await;
+        assert_eq!((all.len(), &all[1]["id"]), (2, &open["id"]));
+        assert!(all[1]["ended_at"].is_string(), "{}", all[1]);
+        assert_eq!(all[1]["ended_at"], all[1]["segments"][0]["to"]);
+        assert_ne!(all[0]["room_idx"], all[1]["room_idx"]);
+        say(&app, "three").await;
+        for _ in 0..2 {
+            assert_eq!(seqs(&replay(&app, &open, "").await), [1, 2]);
+            assert_eq!(seqs(&replay(&app, &second, "").await), [3]);
+            drained(&app).await;
+        }
+        let page = read(&app, "/v1/rooms/12/messages", &app.token(7)).await;
+        assert_eq!(page["messages"][0]["broadcast_id"], open["id"]);
+        assert_eq!(page["messages"][2]["broadcast_id"], second["id"]);
+        let id = open["id"].as_str().unwrap();
+        assert_eq!(read(&app, &format!("/v1/broadcasts/{id}"), &app.token(7)).await, all[1]);
+    }
+}
+
+#[actix_web::test]
+async fn an_interruption_belongs_to_the_broadcast_and_does_not_shift_the_replay() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, quick).await;
+    let _session = V1::of(&app, 12, json!({})).await;
+    say(&app, "before").await;
+    rooms.ended(12).await;
+    newest(&app, 12, |one| one["segments"][0]["to"].is_string()).await;
+    rooms.live(12).await;
+    let open = newest(&app, 12, |one| one["segments"].as_array().unwrap().len() == 2).await;
+    assert_eq!((broadcasts(&app, 12).await.len(), &open["ended_at"]), (1, &Value::Null));
+    say(&app, "after").await;
+    let page = replay(&app, &open, "").await;
+    assert_eq!(seqs(&page), [1, 2]);
+    let ms = |text: &Value| -> i64 {
+        let time: jiff::Timestamp = text.as_str().unwrap().parse().unwrap();
+        time.as_millisecond()
+    };
+    let (first, second) = (&open["segments"][0], &open["segments"][1]);
+    let offset = |n: usize| page["messages"][n]["offset_ms"].as_i64().unwrap();
+    let sent = |n: usize| ms(&page["messages"][n]["sent_at"]);
+    assert_eq!(offset(0), sent(0) - ms(&first["from"]));
+    assert_eq!(
+        offset(1),
+        sent(1) - ms(&second["from"]) + ms(&first["to"]) - ms(&first["from"])
+    );
+}
+
+#[actix_web::test]
+async fn what_the_room_server_tells_of_a_broadcast_is_taken_exactly() {
+    let rooms = RoomServer::start().await;
+    rooms
+        .live_with(12, r#"{"roomIdx":7,"startedAt":"2026-01-01T00:00:00Z"}"#)
+        .await;
+    let app = spawn_with_rooms(&rooms, quick).await;
+    let _session = V1::of(&app, 12, json!({})).await;
+    say(&app, "one").await;
+    let open = newest(&app, 12, |_| true).await;
+    assert_eq!(
+        (&open["room_idx"], &open["started_at"]),
+        (&7.into(), &"2026-01-01T00:00:00.000Z".into())
+    );
+    // Another number, another broadcast, with no moment between them.
+    rooms
+        .live_with(12, r#"{"roomIdx":8,"startedAt":"2026-01-02T00:00:00Z"}"#)
+        .await;
+    let next = newest(&app, 12, |one| one["room_idx"] == 8).await;
+    assert_eq!(next["started_at"], "2026-01-02T00:00:00.000Z");
+    assert!(broadcasts(&app, 12).await[1]["ended_at"].is_string());
+}
+
+#[actix_web::test]
+async fn a_restart_goes_on_with_the_same_broadcast_and_one_that_ended_meanwhile_ends() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    rooms.live(13).await;
+    let app = spawn_with_rooms(&rooms, quick).await;
+    for presenter in [12, 13] {
+        let _session = V1::of(&app, presenter, json!({})).await;
+        assert_eq!(app.post(presenter, 7, "one").await.status, 201);
+    }
+    let before = newest(&app, 12, |_| true).await;
+    newest(&app, 13, |_| true).await;
+    let (_, dir, mut settings) = app.stop().await;
+    rooms.ended(13).await;
+    settings.broadcast.resume_seconds = 1;
+    let app = spawn_in(dir, settings).await;
+    // Nobody sends and nobody connects: it asks by itself.
+    newest(&app, 13, |one| one["ended_at"].is_string()).await;
+    let after = newest(&app, 12, |_| true).await;
+    if broadcasts(&app, 12).await.len() == 1 {
+        assert_eq!(after["id"], before["id"]);
+    }
+    let session = V1::of(&app, 12, json!({})).await;
+    say(&app, "two").await;
+    drop(session);
+    let all: Vec<u64> = {
+        let mut all = Vec::new();
+        for one in broadcasts(&app, 12).await.iter().rev() {
+            all.extend(seqs(&replay(&app, one, "").await));
+        }
+        all
+    };
+    assert_eq!(all, [1, 2], "each message is in one broadcast");
+}
+
+#[actix_web::test]
+async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_start() {
+    for (app, _session) in servers(quick).await {
+        for n in 1..=12 {
+            say(&app, &n.to_string()).await;
+        }
+        drained(&app).await;
+        let open = newest(&app, 12, |_| true).await;
+        let all = replay(&app, &open, "").await;
+        let offsets: Vec<i64> = all["messages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|message| message["offset_ms"].as_i64().unwrap())
+            .collect();
+        assert!(offsets.is_sorted() && offsets[0] >= 0, "{offsets:?}");
+        // Every window has exactly what lies in it, both ways of reading.
+        for (from, to) in [
+            (0, offsets[5]),
+            (offsets[3], offsets[9]),
+            (offsets[11], offsets[11] + 1),
+        ] {
+            let window = replay(&app, &open, &format!("from_ms={from}&to_ms={to}")).await;
+            let wanted: Vec<u64> = (1..)
+                .zip(&offsets)
+                .filter(|(_, offset)| (from..to).contains(*offset))
+                .map(|(seq, _)| seq)
+                .collect();
+            assert_eq!(seqs(&window), wanted, "{from} to {to}: {offsets:?}");
+        }
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        while seen.len() < 12 {
+            let page = replay(&app, &open, &format!("limit=5{cursor}")).await;
+            assert!(seqs(&page).len() <= 5);
+            seen.extend(seqs(&page));
+            cursor = format!("&cursor={}", page["next"].as_str().unwrap());
+        }
+        assert_eq!(seen, (1..=12).collect::<Vec<_>>());
+        // It goes on, so there is more to come.
+        let rest = replay(&app, &open, &cursor[1..]).await;
+        assert_eq!(seqs(&rest), [0_u64; 0]);
+        say(&app, "13").await;
+        let rest = replay(&app, &open, &format!("cursor={}", rest["next"].as_str().unwrap())).await;
+        assert_eq!(seqs(&rest), [13]);
+
+        let path = format!("/v1/broadcasts/{}", open["id"].as_str().unwrap());
+        let start: jiff::Timestamp = open["started_at"].as_str().unwrap().parse().unwrap();
+        let earlier = chatting_actors::wire::v1::timestamp(start.as_millisecond() - 1000);
+        let patch = async |body: Value| request(&app, "PATCH", &path, &app.token(12), &body.to_string()).await;
+        let corrected = patch(json!({ "started_at": earlier })).await.json();
+        assert_eq!(
+            (&corrected["started_at"], &corrected["corrected_from"]),
+            (&json!(earlier), &open["started_at"])
+        );
+        let shifted = replay(&app, &open, "limit=1").await;
+        assert_eq!(shifted["messages"][0]["offset_ms"].as_i64(), Some(offsets[0] + 1000));
+        assert_eq!(
+            patch(json!({ "started_at": null })).await.json()["started_at"],
+            open["started_at"]
+        );
+        let again = replay(&app, &open, "limit=1").await;
+        assert_eq!(again["messages"][0]["offset_ms"].as_i64(), Some(offsets[0]));
+        for bad in [
+            json!({}),
+            json!({ "started_at": 5 }),
+            json!({ "started_at": "now" }),
+            json!({ "ended_at": null }),
+            json!([]),
+        ] {
+            assert_eq!(patch(bad.clone()).await.status, 400, "{bad}");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_deletion_during_a_replay_hides_from_viewers_and_marks_for_staff() {
+    for (app, _session) in servers(quick).await {
+        for text in ["one", "secret", "three"] {
+            say(&app, text).await;
+        }
+        let open = newest(&app, 12, |_| true).await;
+        let path = format!("/v1/broadcasts/{}/replay", open["id"].as_str().unwrap());
+        let first = read(&app, &format!("{path}?limit=1"), &app.token(7)).await;
+        let cursor = first["next"].as_str().unwrap().to_owned();
+        let page = read(&app, "/v1/rooms/12/messages", &app.token(7)).await;
+        let id = page["messages"][1]["id"].as_str().unwrap().to_owned();
+        let deleted = request(
+            &app,
+            "DELETE",
+            &format!("/v1/rooms/12/messages/{id}"),
+            &app.token(12),
+            "",
+        )
+        .await;
+        assert_eq!(deleted.status, 200, "{deleted:?}");
+        for _ in 0..2 {
+            let rest = read(&app, &format!("{path}?cursor={cursor}"), &app.token(7)).await;
+            assert_eq!(seqs(&rest), [3]);
+            let staff = read(&app, &format!("{path}?cursor={cursor}"), &app.token(12)).await;
+            assert_eq!(seqs(&staff), [2, 3, 4]);
+            assert_eq!(
+                (&staff["messages"][0]["text"], &staff["messages"][0]["deleted"]),
+                (&"secret".into(), &true.into())
+            );
+            drained(&app).await;
+        }
+    }
+}
+
+#[actix_web::test]
+async fn what_is_no_broadcast_is_not_found_and_a_bad_query_is_named() {
+    let app = spawn_app(quick).await;
+    app.go_live(12);
+    let _session = V1::of(&app, 12, json!({})).await;
+    say(&app, "one").await;
+    let open = newest(&app, 12, |_| true).await;
+    let id = open["id"].as_str().unwrap();
+    let token = app.token(7);
+    for path in [
+        "/v1/broadcasts/019b76da-a800-7000-8000-000000000001".to_owned(),
+        "/v1/broadcasts/x/replay".into(),
+        format!("/v1/broadcasts/{}", id.to_uppercase()),
+    ] {
+        let answer = request(&app, "GET", &path, &token, "").await;
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_str()),
+            (404, Some("not_found")),
+            "{path}"
+        );
+    }
+    for (query, named) in [
+        ("from_ms=-1", "from_ms"),
+        ("to_ms=x", "to_ms"),
+        ("cursor=5", "cursor"),
+        ("cursor=0.99999999999999999999", "cursor"),
+        ("limit=0", "limit"),
+        ("speed=2", "speed"),
+    ] {
+        let answer = request(&app, "GET", &format!("/v1/broadcasts/{id}/replay?{query}"), &token, "").await;
+        assert_eq!(answer.status, 400, "{query}: {answer:?}");
+        assert!(
+            answer.json()["detail"].as_str().unwrap().contains(named),
+            "{query}: {answer:?}"
+        );
+    }
+    let answer = request(&app, "GET", "/v1/rooms/12/broadcasts?before=x", &token, "").await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    let page = read(&app, "/v1/rooms/12/broadcasts?limit=1", &token).await;
+    let rest = read(
+        &app,
+        &format!("/v1/rooms/12/broadcasts?before={}", page["next"].as_str().unwrap()),
+        &token,
+    )
+    .await;
+    assert_eq!(rest, json!({ "broadcasts": [], "next": null }));
+}

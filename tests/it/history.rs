@@ -1,0 +1,228 @@
+//! A room's messages as they are read back over HTTP, the same from both stores.
+
+use chatting_server::settings::Settings;
+use serde_json::Value;
+
+use crate::support::{
+    app::{TestApp, spawn_app, use_mongodb},
+    eventually,
+    http::Response,
+    presenter::V1,
+    tokens::{claims, signed},
+};
+
+/// The same server over each store, with presenter 12 live and connected.
+pub async fn servers(change: impl Fn(&mut Settings)) -> Vec<(TestApp, V1)> {
+    let mut all = Vec::new();
+    for mongodb in [false, true] {
+        let app = spawn_app(|settings| {
+            if mongodb {
+                use_mongodb(settings);
+            }
+            change(settings);
+        })
+        .await;
+        app.go_live(12);
+        let session = V1::of(&app, 12, serde_json::json!({})).await;
+        all.push((app, session));
+    }
+    all
+}
+
+/// Returns when the store has everything.
+pub async fn drained(app: &TestApp) {
+    eventually("the spool to be empty", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+}
+
+pub async fn request(app: &TestApp, method: &str, path: &str, token: &str, body: &str) -> Response {
+    let bearer = format!("Bearer {token}");
+    let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+    app.client().await.request(method, path, &headers, body).await
+}
+
+/// A 200's body.
+pub async fn read(app: &TestApp, path: &str, token: &str) -> Value {
+    let answer = request(app, "GET", path, token, "").await;
+    assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    assert_eq!(answer.header("cache-control"), Some("no-store"), "{answer:?}");
+    answer.json()
+}
+
+pub fn seqs(page: &Value) -> Vec<u64> {
+    let messages = page["messages"].as_array().unwrap();
+    messages
+        .iter()
+        .map(|message| message["seq"].as_u64().unwrap())
+        .collect()
+}
+
+/// A token with a role.
+pub fn token_with(user: i64, role: &str, rooms: Value) -> String {
+    let mut claims = claims(user);
+    claims["role"] = role.into();
+    claims["rooms"] = rooms;
+    signed(&claims)
+}
+
+async fn say(app: &TestApp, user: i64, text: &str) -> Value {
+    let answer = app.post(12, user, text).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    answer.json()
+}
+
+#[actix_web::test]
+async fn pages_lead_through_a_room_both_ways_with_everything_once() {
+    for (app, _session) in servers(|_| {}).await {
+        let mut told = Vec::new();
+        for n in 1..=25 {
+            told.push(say(&app, 7, &format!("m{n}")).await);
+        }
+        let token = app.token(8);
+        for (direction, first) in [("before", String::new()), ("after", "&after=0".into())] {
+            let (mut all, mut start) = (Vec::new(), first);
+            loop {
+                let page = read(&app, &format!("/v1/rooms/12/messages?limit=10{start}"), &token).await;
+                let seqs = seqs(&page);
+                assert!(seqs.len() <= 10 && seqs.is_sorted(), "{page}");
+                match direction {
+                    "before" => all.splice(0..0, seqs).for_each(drop),
+                    _ => all.extend(seqs),
+                }
+                let Some(next) = page["next"].as_u64() else {
+                    break;
+                };
+                start = format!("&{direction}={next}");
+            }
+            assert_eq!(all, (1..=25).collect::<Vec<_>>(), "{direction}");
+        }
+        let newest = read(&app, "/v1/rooms/12/messages?limit=1", &token).await;
+        let message = &newest["messages"][0];
+        let sent = &told[24];
+        for field in ["seq", "id", "epoch", "sent_at"] {
+            assert_eq!(message[field], sent[field], "{field}");
+        }
+        assert_eq!(
+            (&message["type"], &message["text"], &message["user_idx"]),
+            (&"chat".into(), &"m25".into(), &7.into())
+        );
+        assert_eq!(
+            (&message["nickname"], &message["role"]),
+            (&"kim".into(), &"viewer".into())
+        );
+        assert!(
+            message["broadcast_id"].is_string() && message.get("deleted").is_none(),
+            "{message}"
+        );
+        let empty = read(&app, "/v1/rooms/99/messages", &token).await;
+        assert_eq!(empty, serde_json::json!({ "messages": [], "next": null }));
+    }
+}
+
+#[actix_web::test]
+async fn messages_are_found_by_user_by_time_and_by_text() {
+    for (app, _session) in servers(|_| {}).await {
+        let texts = ["안녕하세요", "hello", "HELLO 여러분", "100%", "x", "Straße"];
+        let mut times = Vec::new();
+        for (n, text) in (0..).zip(texts) {
+            let sent = say(&app, 7 + n % 2, text).await;
+            times.push(sent["sent_at"].as_str().unwrap().to_owned());
+            // The next one is sent at another time.
+            eventually("the clock to move on", async || {
+                (chatting_actors::wire::v1::timestamp(chatting_actors::clock::system_ms()) > times[n as usize])
+                    .then_some(())
+            })
+            .await;
+        }
+        let token = app.token(9);
+        let find = async |query: &str| seqs(&read(&app, &format!("/v1/rooms/12/messages?{query}"), &token).await);
+        for drained_first in [false, true] {
+            if drained_first {
+                drained(&app).await;
+            }
+            assert_eq!(find("user_idx=8").await, [2, 4, 6]);
+            assert_eq!(find("user_idx=8&limit=1&before=6").await, [4]);
+            assert_eq!(find("q=Hello").await, [2, 3]);
+            assert_eq!(find("q=%EB%85%95%ED%95%98").await, [1]);
+            assert_eq!(find("q=%25").await, [4]);
+            assert_eq!(find("q=.").await, [0_u64; 0]);
+            assert_eq!(find("q=STRASSE&user_idx=8").await, [6]);
+            assert_eq!(find(&format!("from={}&to={}", times[1], times[3])).await, [2, 3, 4]);
+            assert_eq!(find(&format!("from={}", times[4])).await, [5, 6]);
+            assert_eq!(find(&format!("to={}&after=0&limit=1", times[1])).await, [1]);
+            assert_eq!(find(&format!("q=hello&from={}", times[2])).await, [3]);
+            assert_eq!(find("after=6").await, [0_u64; 0]);
+        }
+    }
+}
+
+#[actix_web::test]
+async fn anyone_with_a_token_may_read_and_a_bad_query_is_named() {
+    let app = spawn_app(|settings| settings.history.page_max = 20).await;
+    let token = app.token(7);
+    let answer = request(&app, "GET", "/v1/rooms/12/messages", "", "").await;
+    assert_eq!(
+        (answer.status, answer.json()["code"].as_str()),
+        (401, Some("unauthenticated"))
+    );
+    for (query, named) in [
+        ("limit=0", "limit"),
+        ("limit=21", "1 to 20"),
+        ("limit=x", "limit"),
+        ("before=1&after=2", "before and after"),
+        ("before=-1", "before"),
+        ("after=9223372036854775808", "after"),
+        ("user_idx=-1", "user_idx"),
+        ("from=yesterday", "from"),
+        ("to=2026-01-01", "to"),
+        ("colour=red", "colour"),
+    ] {
+        let answer = request(&app, "GET", &format!("/v1/rooms/12/messages?{query}"), &token, "").await;
+        assert_eq!(answer.status, 400, "{query}: {answer:?}");
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(named), "{query}: {detail}");
+    }
+    let long = format!("q={}", "x".repeat(2001));
+    let answer = request(&app, "GET", &format!("/v1/rooms/12/messages?{long}"), &token, "").await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    for path in ["/v1/rooms/x/messages", "/v1/rooms/-1/messages"] {
+        assert_eq!(request(&app, "GET", path, &token, "").await.status, 404, "{path}");
+    }
+    let answer = request(&app, "PUT", "/v1/rooms/12/messages", &token, "").await;
+    assert_eq!(
+        (answer.status, answer.header("allow")),
+        (405, Some("GET, POST, DELETE"))
+    );
+}
+
+#[actix_web::test]
+async fn more_readers_than_may_be_are_refused_and_a_log_that_cannot_be_read_is_told() {
+    let app = spawn_app(|settings| settings.log.readers = 1).await;
+    let token = app.token(7);
+    let turn = app.state.history.gate().try_acquire(1).unwrap();
+    let answer = request(&app, "GET", "/v1/rooms/12/messages", &token, "").await;
+    assert_eq!(
+        (answer.status, answer.json()["code"].as_str()),
+        (503, Some("overloaded"))
+    );
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    assert_eq!(
+        app.metric("chat_queue_refused_total{queue=\"readers\"}").await,
+        Some(1.0)
+    );
+    drop(turn);
+    assert_eq!(
+        request(&app, "GET", "/v1/rooms/12/messages", &token, "").await.status,
+        200
+    );
+    let away = std::path::Path::new(&app.settings.log.path).with_extension("away");
+    std::fs::rename(&app.settings.log.path, &away).unwrap();
+    let answer = request(&app, "GET", "/v1/rooms/12/messages", &token, "").await;
+    assert_eq!(
+        (answer.status, answer.json()["code"].as_str()),
+        (503, Some("log_unavailable"))
+    );
+    std::fs::rename(&away, &app.settings.log.path).unwrap();
+}
