@@ -15,6 +15,7 @@ mod log_archive;
 mod log_store;
 mod moderation;
 mod old_faults;
+mod openapi;
 mod operations;
 mod presenter;
 mod protocol;
