@@ -116,7 +116,7 @@ pub(super) async fn get_messages(
 }
 
 async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Messages, ApiError> {
-    let caller = caller(request, state)?;
+    let caller = caller(request, state).await?;
     let presenter = room_of(path)?;
     let asked: MessagesQuery = query(request)?;
     let start = match (
@@ -245,7 +245,7 @@ pub(super) async fn get_broadcasts(
 }
 
 async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<Broadcasts, ApiError> {
-    caller(request, state)?;
+    caller(request, state).await?;
     let presenter = room_of(path)?;
     let asked: BroadcastsQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
@@ -278,7 +278,7 @@ pub(super) async fn get_broadcast(
     state: web::Data<State>,
 ) -> HttpResponse {
     let result = async {
-        caller(&request, &state)?;
+        caller(&request, &state).await?;
         Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?))
     };
     answer(&request, &state, result.await)
@@ -319,7 +319,7 @@ async fn correct(
     payload: web::Payload,
     state: &State,
 ) -> Result<BroadcastBody, ApiError> {
-    let caller = caller(request, state)?;
+    let caller = caller(request, state).await?;
     let found = find_broadcast(path, state).await?;
     if !caller.is_staff_of(found.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
@@ -396,7 +396,7 @@ fn read_cursor(text: &str) -> Option<ReplayPlace> {
 }
 
 async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Replay, ApiError> {
-    let caller = caller(request, state)?;
+    let caller = caller(request, state).await?;
     let asked: ReplayQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
     let StoredBroadcast {

@@ -59,7 +59,7 @@ pub(super) async fn delete_message(
 ) -> HttpResponse {
     let (room, message) = path.into_inner();
     let result = async {
-        let (caller, presenter) = staff(&request, &room, &state)?;
+        let (caller, presenter) = staff(&request, &room, &state).await?;
         let found = state.history.find(presenter, id(&message)?).await.map_err(unread)?;
         let found = found.filter(|logged| logged.event.act.is_none());
         let found = found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such message"))?;
@@ -108,7 +108,7 @@ pub(super) async fn delete_messages(
     state: web::Data<State>,
 ) -> HttpResponse {
     let result = async {
-        let (caller, presenter) = staff(&request, &path, &state)?;
+        let (caller, presenter) = staff(&request, &path, &state).await?;
         let which: Which = query(&request)?;
         let times = (time("from", which.from.as_deref())?, time("to", which.to.as_deref())?);
         let act = match (user("user_idx", which.user_idx.as_deref())?, times) {
@@ -123,8 +123,8 @@ pub(super) async fn delete_messages(
 }
 
 /// Who asks, and of which room; only its staff may go on.
-fn staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Claims, PresenterIdx), ApiError> {
-    let caller = caller(request, state)?;
+async fn staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Claims, PresenterIdx), ApiError> {
+    let caller = caller(request, state).await?;
     let presenter = room_of(room)?;
     if !caller.is_staff_of(presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may delete messages"));

@@ -63,8 +63,8 @@ fn presenter(body: &[u8]) -> Result<PresenterIdx, ApiError> {
     number.and_then(PresenterIdx::new).ok_or_else(bad)
 }
 
-fn operator(request: &HttpRequest, state: &State) -> Result<(), ApiError> {
-    let claims = claims(request, state)?;
+async fn operator(request: &HttpRequest, state: &State) -> Result<(), ApiError> {
+    let claims = claims(request, state).await?;
     match claims.role {
         Role::Operator => Ok(()),
         _ => Err(ApiError::new(Code::Forbidden).with_detail("an operator's token is needed")),
@@ -118,14 +118,14 @@ pub(super) async fn search_all(request: HttpRequest, state: web::Data<State>) ->
     responses((status = 200, description = "Live", body = serde_json::Value), Asking, WithBody)
 )]
 pub(super) async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
-    let result = || {
+    let result = async {
         let rooms = embedded(&state)?;
-        operator(&request, &state)?;
+        operator(&request, &state).await?;
         let presenter = presenter(&body)?;
         let live = rooms.start(presenter).map_err(|error| unsaved(&error))?;
         Ok(answer("start", room(presenter, live)))
     };
-    respond(&request, result())
+    respond(&request, result.await)
 }
 
 /// A presenter's broadcast ends; for operators.
@@ -135,11 +135,11 @@ pub(super) async fn start(request: HttpRequest, body: web::Bytes, state: web::Da
     responses((status = 200, description = "Not live", body = serde_json::Value), Asking, WithBody)
 )]
 pub(super) async fn stop(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
-    let result = || {
+    let result = async {
         let rooms = embedded(&state)?;
-        operator(&request, &state)?;
+        operator(&request, &state).await?;
         let stopped = rooms.stop(presenter(&body)?).map_err(|error| unsaved(&error))?;
         Ok(answer("stop", json!({ "alive": false, "stopped": stopped.is_some() })))
     };
-    respond(&request, result())
+    respond(&request, result.await)
 }

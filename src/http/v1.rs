@@ -100,7 +100,7 @@ pub(super) async fn get_room(request: HttpRequest, path: web::Path<String>, stat
 }
 
 async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, ApiError> {
-    sender(request, state)?;
+    sender(request, state).await?;
     let presenter = room_of(path)?;
     let look = state.registry.look(presenter).await.map_err(refused)?;
     Ok(Room {
@@ -185,7 +185,7 @@ async fn read_submit(
     payload: web::Payload,
     state: &State,
 ) -> Result<Submit, ApiError> {
-    let caller = sender(request, state)?;
+    let caller = sender(request, state).await?;
     caller.within_rate(state)?;
     let presenter_idx = room_of(path)?;
     if !is_json(request) {

@@ -2,10 +2,12 @@
 //! links are cut. Needs a mongod: see `support::mongod`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod attacks;
 mod broadcasts;
 mod history;
 mod hold;
 mod idempotency;
+mod jwks;
 mod legacy_http;
 mod legacy_ws;
 mod limits;
@@ -23,9 +25,11 @@ mod queues;
 mod reading;
 mod recovery;
 mod resume;
+mod rotation;
 mod spool_commands;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;
 mod support_works;
 mod takeover;
+mod token_keys;
 mod v1;
