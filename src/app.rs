@@ -30,7 +30,10 @@ use chatting_actors::{
 use prometheus_client::registry::Registry as MetricNames;
 
 use crate::{
-    auth::{Gateway, TokenVerifier},
+    auth::{
+        Gateway, TokenError, TokenVerifier,
+        jwks::{Refresh, keep_fetching},
+    },
     error::Code,
     http::{
         self,
@@ -60,6 +63,7 @@ pub struct App {
     addr: SocketAddr,
     ops: Option<Listening>,
     state: web::Data<State>,
+    fetching: Option<actix_web::rt::task::JoinHandle<()>>,
     writer: WriterParts,
     beating: Option<(ServerBeat, actix_web::rt::task::JoinHandle<()>)>,
     spool_thread: SpoolThread,
@@ -86,7 +90,7 @@ impl App {
     /// As [`App::build`], with what only `demo` asks for.
     pub async fn build_with(settings: &Settings, extras: Extras) -> Result<Self, StartError> {
         let metrics = Metrics::default();
-        let tokens = Arc::new(TokenVerifier::new(startup::token_settings(settings)?).map_err(StartError::Config)?);
+        let (tokens, fetching) = open_keys(settings, &metrics).await?;
         let gateway = match settings.auth.mode {
             AuthMode::Token => None,
             AuthMode::Gateway => Some(Gateway::new(startup::gateway_settings(settings)?)),
@@ -152,6 +156,7 @@ impl App {
             .map_err(|_| StartError::Unavailable("the spool does not tell its idempotency keys".into()))?;
         let mut metric_names = MetricNames::default();
         metrics.register(&mut metric_names);
+        metrics.begin_token_refusals(TokenError::ALL.iter().map(|error| error.reason()));
         metrics.begin_refusals(Code::ALL.iter().map(|code| code.as_str()));
         let [writer_events, writer_bytes] = writer.gates();
         let gates = vec![
@@ -172,7 +177,7 @@ impl App {
             addresses: AddressGate::new(settings.limits.sessions_per_address),
             trusted,
             clock,
-            tokens,
+            tokens: Arc::clone(&tokens),
             gateway,
             limits: Limits {
                 body_bytes: settings.server.max_body_bytes,
@@ -196,6 +201,8 @@ impl App {
                 writer,
                 store: parts.state.clone(),
                 room_breaker_open,
+                tokens,
+                by_token: settings.auth.mode == AuthMode::Token,
             },
             demo: extras.demo_page,
         });
@@ -206,6 +213,7 @@ impl App {
             addr,
             ops,
             state,
+            fetching,
             writer: parts,
             beating: beat
                 .clone()
@@ -255,6 +263,9 @@ impl App {
         let served = server.await;
         self.state.health.writer.stop();
         join_blocking(move || self.spool_thread.join()).await;
+        if let Some(task) = self.fetching {
+            task.abort();
+        }
         if let Some((beat, task)) = self.beating {
             task.abort();
             let _ = tokio::time::timeout(startup::STORE_COURTESY, beat.leave()).await;
@@ -283,6 +294,36 @@ impl App {
             Stopped::AtDeadline
         })
     }
+}
+
+/// What verifies tokens, and what fetches published keys for it, where there are any. An address that gives none now does
+/// not stop a start; a file that holds none does.
+async fn open_keys(
+    settings: &Settings,
+    metrics: &Metrics,
+) -> Result<(Arc<TokenVerifier>, Option<actix_web::rt::task::JoinHandle<()>>), StartError> {
+    let keys = startup::keys(settings)?;
+    let source = startup::jwks_source(settings)?;
+    let refresh = source
+        .as_ref()
+        .map(|_| Arc::new(Refresh::new(startup::refresh_settings(settings))));
+    let tokens = Arc::new(TokenVerifier::new(
+        startup::token_rules(settings),
+        keys,
+        refresh.clone(),
+        settings.auth.cache_max,
+        metrics.clone(),
+    ));
+    let (Some(source), Some(refresh)) = (source, refresh) else {
+        return Ok((tokens, None));
+    };
+    match refresh.fetch(&source, &tokens, metrics).await {
+        Ok(()) => {}
+        Err(error) if source.is_file() => return Err(StartError::Config(format!("{source}: {error}"))),
+        Err(error) => log::warn!("tokens: {source}: {error}; it is asked again"),
+    }
+    let fetching = keep_fetching(refresh, source, Arc::clone(&tokens), metrics.clone());
+    Ok((tokens, Some(actix_web::rt::spawn(fetching))))
 }
 
 /// The store behind the spool, and this server's place in it.

@@ -71,6 +71,9 @@ codes! {
     /// The token was good until it expired.
     TokenExpired = "token_expired", UNAUTHORIZED, Some(4002), false,
         "The token has expired", "토큰이 만료되었습니다";
+    /// What tokens are checked with cannot be fetched, so nobody can be told apart now.
+    KeysUnavailable = "keys_unavailable", SERVICE_UNAVAILABLE, Some(1013), true,
+        "Tokens cannot be checked now", "지금은 토큰을 확인할 수 없습니다";
     /// The caller is known and may not do this.
     Forbidden = "forbidden", FORBIDDEN, None, false,
         "This is not allowed", "권한이 없습니다";
@@ -217,6 +220,7 @@ mod tests {
             ("invalid_message", 422, false),
             ("unauthenticated", 401, false),
             ("token_expired", 401, false),
+            ("keys_unavailable", 503, true),
             ("forbidden", 403, false),
             ("banned", 403, false),
             ("broadcast_ended", 409, false),

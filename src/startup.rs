@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use chatting_actors::{
     bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
     writer::WriterConfig,
 };
 
 use crate::{
-    auth::{GatewaySettings, Net, TokenSettings},
+    auth::{
+        ClaimNames, GatewaySettings, Key, Net, SigningKey, TokenRules,
+        jwks::{RefreshSettings, Source, SourceSettings},
+        keys_of_settings, secret_of_settings,
+    },
     room::http::HttpRoomSettings,
-    settings::{Durability as DurabilitySetting, LogBackend, OnError, Settings},
+    settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, Settings},
     store::{Durability, SpoolSettings, mongo::MongoSettings, spool::OpenError},
 };
 
@@ -51,42 +54,70 @@ impl From<OpenError> for StartError {
     }
 }
 
-/// The key that tokens are signed with; a start without one is refused.
-pub fn signing_key(settings: &Settings) -> Result<Vec<u8>, StartError> {
-    let auth = &settings.auth;
-    let key = if auth.hs256_secret_base64.is_set() {
-        let text = auth.hs256_secret_base64.expose();
-        STANDARD
-            .decode(text)
-            .map_err(|_| StartError::Config("auth.hs256_secret_base64 is not base64".into()))?
-    } else {
-        auth.hs256_secret.expose().as_bytes().to_vec()
-    };
-    match key.len() {
-        0 => Err(StartError::Config(
-            "no key to verify tokens with: set auth.hs256_secret or auth.hs256_secret_base64 \
-             (environment CHAT__AUTH__HS256_SECRET), at least 32 bytes"
-                .into(),
-        )),
-        1..32 => Err(StartError::Config("the HS256 key has fewer than 32 bytes".into())),
-        _ => Ok(key),
-    }
+/// The keys that the settings have; a start without any is refused, and one with a bad one. Reads their files.
+pub fn keys(settings: &Settings) -> Result<Vec<Key>, StartError> {
+    keys_of_settings(&settings.auth).map_err(StartError::Config)
 }
 
-pub(crate) fn token_settings(settings: &Settings) -> Result<TokenSettings, StartError> {
+/// The secret that HS256 tokens are signed with.
+pub fn signing_key(settings: &Settings) -> Result<SigningKey, StartError> {
+    let secret = secret_of_settings(&settings.auth).map_err(StartError::Config)?;
+    Ok(SigningKey::secret(&secret))
+}
+
+/// What must hold of the keys before a start, beyond what each key of the settings must be by itself.
+pub fn check_keys(settings: &Settings) -> Result<(), StartError> {
+    keys(settings)?;
+    jwks_source(settings)?;
+    Ok(())
+}
+
+pub(crate) fn token_rules(settings: &Settings) -> TokenRules {
     let auth = &settings.auth;
     let given = |text: &String| (!text.is_empty()).then(|| text.clone());
-    Ok(TokenSettings {
-        key: signing_key(settings)?,
+    TokenRules {
         leeway_seconds: auth.leeway_seconds,
         issuer: given(&auth.issuer),
         audience: given(&auth.audience),
-        claim_user: auth.claim_user.clone(),
-        claim_nickname: auth.claim_nickname.clone(),
-        claim_role: auth.claim_role.clone(),
-        claim_rooms: auth.claim_rooms.clone(),
+        names: ClaimNames {
+            user: auth.claim_user.clone(),
+            nickname: auth.claim_nickname.clone(),
+            role: auth.claim_role.clone(),
+            rooms: auth.claim_rooms.clone(),
+        },
         max_token_bytes: auth.max_token_bytes,
-    })
+        published: (!auth.jwks_url.is_empty()).then(|| jwks_algorithms(settings)),
+    }
+}
+
+fn jwks_algorithms(settings: &Settings) -> Vec<Algorithm> {
+    let names = settings.auth.jwks_algorithms.iter();
+    names.filter_map(|name| Algorithm::parse(name)).collect()
+}
+
+/// Where published keys are, when they are.
+pub(crate) fn jwks_source(settings: &Settings) -> Result<Option<Source>, StartError> {
+    let auth = &settings.auth;
+    if auth.jwks_url.is_empty() {
+        return Ok(None);
+    }
+    let source = Source::new(SourceSettings {
+        url: auth.jwks_url.clone(),
+        ca_file: auth.jwks_ca_file.clone(),
+        algorithms: jwks_algorithms(settings),
+        max_bytes: auth.jwks_max_bytes,
+    });
+    source.map(Some).map_err(StartError::Config)
+}
+
+pub(crate) fn refresh_settings(settings: &Settings) -> RefreshSettings {
+    let auth = &settings.auth;
+    RefreshSettings {
+        every: Duration::from_secs(auth.jwks_refresh_seconds),
+        pause: Duration::from_secs(auth.jwks_min_refresh_seconds),
+        stale: (auth.jwks_stale_seconds > 0).then(|| Duration::from_secs(auth.jwks_stale_seconds)),
+        timeout: Duration::from_millis(auth.jwks_timeout_ms),
+    }
 }
 
 pub(crate) fn gateway_settings(settings: &Settings) -> Result<GatewaySettings, StartError> {

@@ -75,6 +75,20 @@ pub struct Metrics {
     pub spool_bytes: Gauge,
     /// x-forward headers from peers that are not trusted to set them.
     pub forward_refused: Counter,
+    /// Tokens that were refused, by `reason`.
+    pub tokens_refused: Family<Label, Counter>,
+    /// Tokens that were known to be good.
+    pub token_cache_hits: Counter,
+    /// Tokens that had to be verified.
+    pub token_cache_misses: Counter,
+    /// Good tokens that are remembered.
+    pub token_cache_entries: Gauge,
+    /// Times that keys were read again on demand, by `outcome`: ok, error.
+    pub key_reloads: Family<Label, Counter>,
+    /// Fetches of published keys, by `outcome`: ok, error.
+    pub jwks_fetches: Family<Label, Counter>,
+    /// Published keys in use.
+    pub jwks_keys: Gauge,
 }
 
 impl Default for Metrics {
@@ -107,6 +121,13 @@ impl Default for Metrics {
             spool_events: Gauge::default(),
             spool_bytes: Gauge::default(),
             forward_refused: Counter::default(),
+            tokens_refused: Family::default(),
+            token_cache_hits: Counter::default(),
+            token_cache_misses: Counter::default(),
+            token_cache_entries: Gauge::default(),
+            key_reloads: Family::default(),
+            jwks_fetches: Family::default(),
+            jwks_keys: Gauge::default(),
         }
     }
 }
@@ -120,7 +141,7 @@ impl Metrics {
     /// Makes every series whose label is known beforehand, at 0. One that first appears as 1 has no increase for whoever
     /// watches, so the first of the rare events would go unseen.
     fn begin(&self) {
-        let outcomes: [(&Family<Label, Counter>, &[&str]); 4] = [
+        let outcomes: [(&Family<Label, Counter>, &[&str]); 6] = [
             (
                 &self.room_checks,
                 &["live", "not_live", "cached", "stale", "error", "timeout"],
@@ -128,6 +149,8 @@ impl Metrics {
             (&self.reconnect_requests, &["ok", "error"]),
             (&self.resumes, &["up_to_date", "resumed", "gap"]),
             (&self.log_reads, &["ok", "error", "hole"]),
+            (&self.key_reloads, &["ok", "error"]),
+            (&self.jwks_fetches, &["ok", "error"]),
         ];
         for (family, values) in outcomes {
             for value in values {
@@ -136,6 +159,13 @@ impl Metrics {
         }
         for reason in End::REASONS {
             drop(self.sessions_ended.get_or_create(&[("reason", reason)]));
+        }
+    }
+
+    /// Makes a series for each of these reasons to refuse a token, at 0: see [`Metrics::register`].
+    pub fn begin_token_refusals(&self, reasons: impl Iterator<Item = &'static str>) {
+        for reason in reasons {
+            drop(self.tokens_refused.get_or_create(&[("reason", reason)]));
         }
     }
 
@@ -254,6 +284,37 @@ impl Metrics {
             "x-forward headers from untrusted peers",
             self.forward_refused.clone(),
         );
+        r.register(
+            "chat_tokens_refused",
+            "Tokens refused, by reason",
+            self.tokens_refused.clone(),
+        );
+        r.register(
+            "chat_token_cache_hits",
+            "Tokens that were known to be good",
+            self.token_cache_hits.clone(),
+        );
+        r.register(
+            "chat_token_cache_misses",
+            "Tokens that had to be verified",
+            self.token_cache_misses.clone(),
+        );
+        r.register(
+            "chat_token_cache_entries",
+            "Good tokens that are remembered",
+            self.token_cache_entries.clone(),
+        );
+        r.register(
+            "chat_key_reloads",
+            "Times that keys were read again, by outcome",
+            self.key_reloads.clone(),
+        );
+        r.register(
+            "chat_jwks_fetches",
+            "Fetches of published keys, by outcome",
+            self.jwks_fetches.clone(),
+        );
+        r.register("chat_jwks_keys", "Published keys in use", self.jwks_keys.clone());
     }
 }
 

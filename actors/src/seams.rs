@@ -205,12 +205,21 @@ pub enum Denied {
     Bad,
     /// It was valid once.
     Expired,
+    /// Nobody's token can be checked now.
+    Unavailable,
+    /// Its key may be there in a moment: [`Authenticate::key_arrives`] tells when to ask once more.
+    NotYet,
 }
 
 /// Says whose a token is, and whether its presenter may come in. Must be quick: it runs on the worker that serves the socket.
 pub trait Authenticate {
     /// What this token grants; an error refuses it (legacy: `tokenException`).
     fn grant(&self, token: &str) -> Result<Grant, Denied>;
+
+    /// After a [`Denied::NotYet`]: done when the same token may be asked about again. `None` when nothing is under way.
+    fn key_arrives(&self) -> Option<LocalBoxFuture<'static, ()>> {
+        None
+    }
 
     /// Counts one more session of this presenter; `false`: it connects too often.
     fn admit(&self, presenter: PresenterIdx) -> bool;

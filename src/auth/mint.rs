@@ -1,10 +1,51 @@
-//! Mints HS256 tokens, for the `token` command, the demo and tests.
+//! Mints tokens, for the `token` command, the demo and tests.
 
 use chatting_actors::types::Role;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Map, Value, json};
 
-use crate::settings::Auth;
+use crate::settings::{Algorithm, Auth};
+
+/// A key to sign tokens with. Secret, so it has no `Debug`.
+pub struct SigningKey {
+    algorithm: Algorithm,
+    key: EncodingKey,
+    kid: Option<String>,
+}
+
+impl SigningKey {
+    /// An HS256 key.
+    pub fn secret(bytes: &[u8]) -> Self {
+        Self {
+            algorithm: Algorithm::Hs256,
+            key: EncodingKey::from_secret(bytes),
+            kid: None,
+        }
+    }
+
+    /// A private key in PEM (PKCS#8, for RSA PKCS#1 too). The error says what is wrong, never with what.
+    pub fn pem(algorithm: Algorithm, pem: &[u8]) -> Result<Self, String> {
+        let key = match algorithm {
+            Algorithm::Hs256 => return Err("HS256 has no private key: name the key's algorithm".into()),
+            Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512 | Algorithm::Ps256 => EncodingKey::from_rsa_pem(pem),
+            Algorithm::Es256 | Algorithm::Es384 => EncodingKey::from_ec_pem(pem),
+            Algorithm::EdDsa => EncodingKey::from_ed_pem(pem),
+        };
+        let key = key.map_err(|_| format!("it is no private key in PEM (PKCS#8) for {algorithm}"))?;
+        Ok(Self {
+            algorithm,
+            key,
+            kid: None,
+        })
+    }
+
+    /// Has tokens name the key.
+    #[must_use]
+    pub fn named(mut self, kid: impl Into<String>) -> Self {
+        self.kid = Some(kid.into());
+        self
+    }
+}
 
 /// What a minted token says.
 pub struct Mint<'a> {
@@ -25,7 +66,7 @@ pub struct Mint<'a> {
 }
 
 /// A token signed with this key. The error says why signing failed, never with what.
-pub fn mint(key: &[u8], mint: &Mint<'_>) -> Result<String, String> {
+pub fn mint(key: &SigningKey, mint: &Mint<'_>) -> Result<String, String> {
     let auth = mint.auth;
     let mut claims = Map::new();
     claims.insert(auth.claim_user.clone(), json!(mint.user_idx));
@@ -43,5 +84,9 @@ pub fn mint(key: &[u8], mint: &Mint<'_>) -> Result<String, String> {
             claims.insert(name.into(), Value::String(value.clone()));
         }
     }
-    encode(&Header::default(), &claims, &EncodingKey::from_secret(key)).map_err(|error| error.to_string())
+    let header = Header {
+        kid: key.kid.clone(),
+        ..Header::new(key.algorithm.jwt())
+    };
+    encode(&header, &claims, &key.key).map_err(|error| error.to_string())
 }

@@ -1,13 +1,22 @@
 //! Who may do what (design.md): tokens, and the headers of a trusted gateway.
 
+mod cache;
+mod claims;
 mod gateway;
+pub mod jwks;
+mod key;
+mod keys;
 mod mint;
 mod net;
 mod token;
+mod verifier;
 
 pub use self::{
+    claims::{ClaimNames, Claims, Rooms},
     gateway::{Forwarded, ForwardedError, Gateway, GatewaySettings, Untrusted},
-    mint::{Mint, mint},
+    key::{Key, keys_of_settings, secret_of_settings},
+    mint::{Mint, SigningKey, mint},
     net::Net,
-    token::{Claims, Rooms, TokenError, TokenSettings, TokenVerifier},
+    token::{TokenError, TokenRules},
+    verifier::{TokenVerifier, Trouble},
 };

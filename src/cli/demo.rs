@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     app::{App, Extras},
-    auth::{Mint, mint},
+    auth::{Mint, SigningKey, mint},
     http::demo::page,
     settings::{LogBackend, RoomMode, Secret, Settings},
     telemetry,
@@ -52,7 +52,7 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
     telemetry::init(&settings);
     let token = |user_idx, nickname| {
         mint(
-            key.as_bytes(),
+            &SigningKey::secret(key.as_bytes()),
             &Mint {
                 user_idx,
                 nickname,

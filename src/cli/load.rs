@@ -5,17 +5,18 @@ use std::{net::ToSocketAddrs, process::ExitCode, time::Duration};
 use chatting_actors::{clock::system_ms, types::Role};
 use clap::Args;
 
-use super::{Failure, SettingsArgs, print};
+use super::{Failure, SettingsArgs, print, signing::SigningArgs};
 use crate::{
     auth::{Mint, mint},
     load::{Plan, Speaks, Stalled, run as run_plan},
-    startup::signing_key,
 };
 
 #[derive(Args)]
 pub(super) struct LoadArgs {
     #[command(flatten)]
     settings: SettingsArgs,
+    #[command(flatten)]
+    signing: SigningArgs,
     /// The server
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     addr: String,
@@ -59,7 +60,7 @@ const FIRST_ROOM: u64 = 1_000_000;
 
 pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     let settings = args.settings.load()?.settings;
-    let key = signing_key(&settings)?;
+    let key = args.signing.key(&settings)?;
     let mut found = args
         .addr
         .to_socket_addrs()

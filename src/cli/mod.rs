@@ -3,6 +3,7 @@
 mod demo;
 mod load;
 mod serve;
+mod signing;
 mod spool;
 mod token;
 mod watch;
@@ -30,8 +31,9 @@ enum Command {
     /// Run the server.
     ///
     /// Settings come from built-in defaults, then settings.toml, then environment variables (CHAT__LOG__BACKEND), then
-    /// flags. A key to verify tokens with is needed: auth.hs256_secret or auth.hs256_secret_base64.
-    /// SIGTERM and SIGINT stop it in order, within shutdown.deadline_seconds.
+    /// flags. A key to verify tokens with is needed: auth.hs256_secret, auth.key_file or auth.jwks_url, for example.
+    /// SIGTERM and SIGINT stop it in order, within shutdown.deadline_seconds. SIGHUP has the keys, and nothing else, read
+    /// again.
     ///
     /// Exit codes: 0 stopped in order, 64 bad settings, 69 a port, file or store is not to be had, 75 stopped at the
     /// deadline.
@@ -54,12 +56,12 @@ enum Command {
     Spool(spool::SpoolArgs),
     /// Mint a token for trying things.
     ///
-    /// Signed with the same key that the server verifies with (auth.hs256_secret or auth.hs256_secret_base64, best by
-    /// environment). Prints the token and nothing else.
+    /// Signed with the HS256 key that the server verifies with (auth.hs256_secret and so on, best by environment), or with
+    /// the private key of --key-file. Prints the token and nothing else.
     Token(token::TokenArgs),
     /// Send chat at a server and say what it held: accepted, lost, latencies.
     ///
-    /// Uses the key of the settings to mint the tokens that it needs. Exit code 1 when a message was lost, doubled or out of
+    /// Uses the key of the settings, or of --key-file, to mint the tokens that it needs. Exit code 1 when a message was lost, doubled or out of
     /// order.
     Load(load::LoadArgs),
     /// Watch a room as its presenter: print every frame of the WebSocket, one a line.
@@ -186,7 +188,7 @@ fn check_config(args: &SettingsArgs) -> Result<ExitCode, Failure> {
         text.push_str("# every key has its default\n");
     }
     print(&text);
-    crate::startup::signing_key(&loaded.settings)?;
+    crate::startup::check_keys(&loaded.settings)?;
     Clock::new(&loaded.settings.legacy.zone).map_err(StartError::Config)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,14 +2,17 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use actix_web::web;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, SettingsArgs};
 use crate::{
     app::{App, Stopped},
+    files::off_thread,
+    http::state::State,
     settings::Settings,
-    telemetry,
+    startup, telemetry,
 };
 
 #[derive(Args)]
@@ -25,11 +28,45 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
     let settings = args.settings.load()?.settings;
     telemetry::init(&settings);
     actix_web::rt::System::new().block_on(async {
+        // First, so that one that comes during the start does not end the process.
+        let hangup = signal(SignalKind::hangup())?;
         let app = App::build(&settings).await?;
+        actix_web::rt::spawn(reload_keys(hangup, args.settings.clone(), app.state()));
         announce(&app, &settings, args.port_file.as_deref())?;
         let stopped = app.run_until(stop_signal()?).await?;
         Ok(exit_code(stopped))
     })
+}
+
+/// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:
+/// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are.
+async fn reload_keys(mut hangup: Signal, from: SettingsArgs, state: web::Data<State>) {
+    while hangup.recv().await.is_some() {
+        let from = from.clone();
+        // Files may be slow, and this thread has more to do.
+        let read = off_thread(move || {
+            let settings = from.load().map_err(|error| error.to_string())?.settings;
+            startup::keys(&settings).map_err(|error| error.to_string())
+        });
+        let outcome = match read.await {
+            Ok(keys) => {
+                let changed = state.tokens.set_keys(keys);
+                state.tokens.refetch();
+                let what = if changed {
+                    "they have changed"
+                } else {
+                    "they are the same"
+                };
+                log::info!("SIGHUP: the keys were read again, {what}");
+                "ok"
+            }
+            Err(error) => {
+                log::error!("SIGHUP: the keys stay as they are: {error}");
+                "error"
+            }
+        };
+        state.metrics.key_reloads.get_or_create(&[("outcome", outcome)]).inc();
+    }
 }
 
 /// Says where the server listens, in the log and in the port file.

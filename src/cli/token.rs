@@ -5,16 +5,15 @@ use std::process::ExitCode;
 use chatting_actors::{clock::system_ms, types::Role};
 use clap::Args;
 
-use super::{Failure, SettingsArgs, print};
-use crate::{
-    auth::{Mint, mint},
-    startup::signing_key,
-};
+use super::{Failure, SettingsArgs, print, signing::SigningArgs};
+use crate::auth::{Mint, mint};
 
 #[derive(Args)]
 pub(super) struct TokenArgs {
     #[command(flatten)]
     settings: SettingsArgs,
+    #[command(flatten)]
+    signing: SigningArgs,
     /// The user's number; a presenter's token is the one of its own number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
     user: i64,
@@ -41,7 +40,7 @@ fn role(name: &str) -> Result<Role, String> {
 
 pub(super) fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
     let settings = args.settings.load()?.settings;
-    let key = signing_key(&settings)?;
+    let key = args.signing.key(&settings)?;
     let token = mint(
         &key,
         &Mint {

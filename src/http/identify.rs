@@ -60,7 +60,7 @@ impl From<Unknown> for ApiError {
         match unknown {
             Unknown::Token(error) => {
                 let api = ApiError::new(error.code()).with_detail(error.detail());
-                if error == TokenError::Missing {
+                if matches!(error, TokenError::Missing | TokenError::KeysUnavailable) {
                     api
                 } else {
                     api.with_token_rejected()
@@ -76,32 +76,47 @@ impl From<Unknown> for ApiError {
     }
 }
 
-/// The token of a request: `Authorization: Bearer`, or the header `token`. One that is no text is there too, and is no JWT.
+/// The token of a request: `Authorization: Bearer`, or the header `token`. One that is no text is there too, and is no JWT;
+/// and so is one that is there twice, because whoever looked at the request before us may have looked at the other.
 pub fn token(request: &HttpRequest) -> Option<&str> {
-    fn text(value: &header::HeaderValue) -> &str {
-        std::str::from_utf8(value.as_bytes()).unwrap_or("?")
-    }
     let headers = request.headers();
-    let bearer = headers.get(header::AUTHORIZATION).map(text).and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
+    let bearer = only(headers, header::AUTHORIZATION.as_str()).and_then(|value| {
+        let Ok(value) = value else { return Some(NO_TOKEN) };
+        // One that says Bearer and nothing more is a token that is empty, not none.
+        let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
-    bearer.or_else(|| headers.get("token").map(text))
+    bearer.or_else(|| only(headers, "token").map(|value| value.unwrap_or(NO_TOKEN)))
+}
+
+/// What stands for a token that is none.
+const NO_TOKEN: &str = "?";
+
+/// The text of a header, if it is there; an error when that is no text, or there twice.
+fn only<'a>(headers: &'a header::HeaderMap, name: &str) -> Option<Result<&'a str, ()>> {
+    let mut values = headers.get_all(name);
+    let value = values.next()?;
+    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| ());
+    Some(if values.next().is_some() { Err(()) } else { text })
+}
+
+/// Who the old header `token` says is asking; `None` where it is not there.
+pub async fn legacy_claims(request: &HttpRequest, state: &State) -> Option<Result<Claims, TokenError>> {
+    let token = only(request.headers(), "token")?.unwrap_or(NO_TOKEN);
+    Some(state.tokens.admit(token).await)
 }
 
 /// Who a request's token says is asking.
-pub fn claims(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
-    state
-        .tokens
-        .verify(token(request).unwrap_or_default())
-        .map_err(Unknown::Token)
+pub async fn claims(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
+    let token = token(request).unwrap_or_default();
+    state.tokens.admit(token).await.map_err(Unknown::Token)
 }
 
 /// Who is asking to chat, by token or gateway.
-pub fn sender(request: &HttpRequest, state: &State) -> Result<Sender, Unknown> {
+pub async fn sender(request: &HttpRequest, state: &State) -> Result<Sender, Unknown> {
     let (nickname, claims) = match &state.gateway {
         None => {
-            let mut claims = claims(request, state)?;
+            let mut claims = claims(request, state).await?;
             let nickname = claims
                 .nickname
                 .take()
@@ -109,12 +124,9 @@ pub fn sender(request: &HttpRequest, state: &State) -> Result<Sender, Unknown> {
             (nickname, claims)
         }
         Some(gateway) => {
-            let secret = request
-                .headers()
-                .get("x-gateway-secret")
-                .map(header::HeaderValue::as_bytes);
+            let secret = only(request.headers(), "x-gateway-secret").and_then(Result::ok);
             let peer = request.peer_addr().map(|peer| peer.ip());
-            if gateway.check_peer(peer, secret).is_err() {
+            if gateway.check_peer(peer, secret.map(str::as_bytes)).is_err() {
                 state.metrics.forward_refused.inc();
                 return Err(Unknown::Untrusted);
             }

@@ -12,7 +12,7 @@ use chatting_actors::{
 };
 
 use super::{
-    identify::{Sender, Unknown, sender, token},
+    identify::{Sender, Unknown, legacy_claims, sender, token},
     presenter::{Tokens, damp, place},
     socket,
     state::State,
@@ -76,10 +76,10 @@ fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResp
 }
 
 async fn who(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
-    let Some(token) = request.headers().get("token") else {
+    let Some(claims) = legacy_claims(&request, &state).await else {
         return answer(&LegacyError::missing_header("token"), &request, &state);
     };
-    match state.tokens.verify(token.to_str().unwrap_or("?")) {
+    match claims {
         Ok(claims) => HttpResponse::Ok()
             .content_type("application/json")
             .body(claims.user_idx.to_string()),
@@ -150,7 +150,7 @@ async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) ->
 
 /// Parses at the edge: who is asking, which room, what is to be said.
 async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
-    let caller = sender(request, state)?;
+    let caller = sender(request, state).await?;
     caller.within_rate(state).map_err(|error| from_api(&error))?;
     if !request.content_type().eq_ignore_ascii_case("application/json") {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));

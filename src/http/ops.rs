@@ -34,6 +34,8 @@ async fn readyz(state: web::Data<State>) -> HttpResponse {
 
 async fn metrics(state: web::Data<State>) -> HttpResponse {
     state.queues.refresh();
+    let remembered = i64::try_from(state.tokens.remembered()).unwrap_or(i64::MAX);
+    state.metrics.token_cache_entries.set(remembered);
     let mut text = String::new();
     match encode(&mut text, &state.metric_names) {
         Ok(()) => HttpResponse::Ok()

@@ -16,10 +16,11 @@ use chatting_actors::{
     types::PresenterIdx,
     wire::v1::SUBPROTOCOL,
 };
+use futures_util::future::{BoxFuture, LocalBoxFuture};
 
 use super::{
     client::{self, AddressPermit},
-    identify::token,
+    identify::{Unknown, token},
     socket,
     state::State,
 };
@@ -39,7 +40,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
 }
 
 async fn presenter(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
-    upgrade(&request, payload, &state).unwrap_or_else(|error| {
+    upgrade(&request, payload, &state).await.unwrap_or_else(|error| {
         let refused = [("reason", error.code.as_str())];
         state.metrics.sessions_refused.get_or_create(&refused).inc();
         let mut response = error.response(Lang::from_headers(request.headers()));
@@ -52,7 +53,7 @@ async fn presenter(request: HttpRequest, payload: web::Payload, state: web::Data
     })
 }
 
-fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<HttpResponse, ApiError> {
+async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<HttpResponse, ApiError> {
     let response = ws::handshake_with_protocols(request, &[SUBPROTOCOL]).map_err(|error| match error {
         HandshakeError::NoWebsocketUpgrade
         | HandshakeError::NoConnectionUpgrade
@@ -76,12 +77,8 @@ fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) -> Resul
     let upgraded = match token(request) {
         None => None,
         Some(token) => {
-            let grant = state.tokens.verify(token).and_then(|claims| grant(&claims));
-            let grant = grant.map_err(|error| {
-                ApiError::new(error.code())
-                    .with_detail(error.detail())
-                    .with_token_rejected()
-            })?;
+            let claims = state.tokens.admit(token).await;
+            let grant = claims.and_then(|claims| grant(&claims)).map_err(Unknown::Token)?;
             damp(state, grant.presenter)?;
             Some(grant)
         }
@@ -166,6 +163,8 @@ pub(super) struct Tokens {
     metrics: Metrics,
     /// The presenter who was counted before the upgrade, once.
     counted: Cell<Option<PresenterIdx>>,
+    /// What the last token that was not refused for good is waiting for.
+    arrives: Cell<Option<BoxFuture<'static, ()>>>,
 }
 
 impl Tokens {
@@ -175,6 +174,7 @@ impl Tokens {
             rates: Arc::clone(&state.rates),
             metrics: state.metrics.clone(),
             counted: Cell::new(counted),
+            arrives: Cell::new(None),
         }
     }
 
@@ -187,13 +187,27 @@ impl Authenticate for Tokens {
     fn grant(&self, token: &str) -> Result<Grant, Denied> {
         let granted = self.tokens.verify(token).and_then(|claims| grant(&claims));
         granted.map_err(|error| {
+            if error.may_pass()
+                && let Some(fetched) = self.tokens.fetched()
+            {
+                self.arrives.set(Some(fetched));
+                return Denied::NotYet;
+            }
+            self.tokens.count(error);
             log::debug!("a session's token is refused: {error:?}");
             self.refused(error.code().as_str());
             match error {
                 TokenError::Expired => Denied::Expired,
+                TokenError::KeysUnavailable => Denied::Unavailable,
                 _ => Denied::Bad,
             }
         })
+    }
+
+    fn key_arrives(&self) -> Option<LocalBoxFuture<'static, ()>> {
+        self.arrives
+            .take()
+            .map(|arrives| arrives as LocalBoxFuture<'static, ()>)
     }
 
     fn admit(&self, presenter: PresenterIdx) -> bool {

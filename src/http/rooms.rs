@@ -59,8 +59,8 @@ fn presenter(body: &[u8]) -> Result<PresenterIdx, ApiError> {
     number.and_then(PresenterIdx::new).ok_or_else(bad)
 }
 
-fn operator(request: &HttpRequest, state: &State) -> Result<(), ApiError> {
-    let claims = claims(request, state)?;
+async fn operator(request: &HttpRequest, state: &State) -> Result<(), ApiError> {
+    let claims = claims(request, state).await?;
     match claims.role {
         Role::Operator => Ok(()),
         _ => Err(ApiError::new(Code::Forbidden).with_detail("an operator's token is needed")),
@@ -97,22 +97,22 @@ async fn search_all(request: HttpRequest, state: web::Data<State>) -> HttpRespon
 }
 
 async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
-    let result = || {
+    let result = async {
         let rooms = embedded(&state)?;
-        operator(&request, &state)?;
+        operator(&request, &state).await?;
         let presenter = presenter(&body)?;
         let live = rooms.start(presenter).map_err(|error| unsaved(&error))?;
         Ok(answer("start", room(presenter, live)))
     };
-    respond(&request, result())
+    respond(&request, result.await)
 }
 
 async fn stop(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
-    let result = || {
+    let result = async {
         let rooms = embedded(&state)?;
-        operator(&request, &state)?;
+        operator(&request, &state).await?;
         let stopped = rooms.stop(presenter(&body)?).map_err(|error| unsaved(&error))?;
         Ok(answer("stop", json!({ "alive": false, "stopped": stopped.is_some() })))
     };
-    respond(&request, result())
+    respond(&request, result.await)
 }

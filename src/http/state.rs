@@ -100,6 +100,10 @@ pub struct Health {
     pub store: StoreState,
     /// 1 while the room server is left alone.
     pub room_breaker_open: Gauge,
+    /// Knows whether there is a key to verify tokens with.
+    pub tokens: Arc<TokenVerifier>,
+    /// `auth.mode = "token"`: without a key nobody can send.
+    pub by_token: bool,
 }
 
 /// What `/readyz` says.
@@ -134,7 +138,15 @@ impl Health {
         if !self.writer.writable() {
             reasons.push("the spool takes no events".to_owned());
         }
+        let trouble = self.tokens.trouble();
+        let locked_out = trouble.as_ref().is_some_and(|trouble| trouble.no_key);
+        if locked_out && self.by_token {
+            reasons.push("there is no key to verify tokens with".to_owned());
+        }
         let ready = reasons.is_empty();
+        if let Some(trouble) = trouble {
+            reasons.push(format!("published keys cannot be fetched: {}", trouble.error));
+        }
         if self.room_breaker_open.get() > 0 {
             reasons
                 .push("the room server does not answer; rooms that are known to be live go on for a while".to_owned());

@@ -84,7 +84,7 @@ async fn get_room(request: HttpRequest, path: web::Path<String>, state: web::Dat
 }
 
 async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, ApiError> {
-    sender(request, state)?;
+    sender(request, state).await?;
     let presenter = room_of(path)?;
     let look = state.registry.look(presenter).await.map_err(refused)?;
     Ok(Room {
@@ -150,7 +150,7 @@ async fn read_submit(
     payload: web::Payload,
     state: &State,
 ) -> Result<Submit, ApiError> {
-    let caller = sender(request, state)?;
+    let caller = sender(request, state).await?;
     caller.within_rate(state)?;
     let presenter_idx = room_of(path)?;
     if !is_json(request) {

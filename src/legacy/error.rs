@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     auth::TokenError,
-    error::{Code, Lang},
+    error::{Code, DEFAULT_RETRY_AFTER_SECONDS, Lang},
 };
 
 /// No `presenterIdx`, and the sender is a viewer.
@@ -70,8 +70,11 @@ impl LegacyError {
         ))
     }
 
-    /// A refused token: 400 with `"status":401` in the body.
+    /// A refused token: 400 with `"status":401` in the body. One that cannot be judged now is not refused for good.
     pub fn from_token(error: TokenError) -> Self {
+        if error == TokenError::KeysUnavailable {
+            return Self::from_code(error.code(), Some(DEFAULT_RETRY_AFTER_SECONDS));
+        }
         Self {
             code: error.code(),
             body_status: 401,

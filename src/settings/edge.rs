@@ -1,7 +1,6 @@
-//! The sections of what faces the outside: sockets, callers and their messages, and the server's own output.
+//! The sections of what faces the outside: sockets, messages and pages, and the server's own output.
 
-use super::rule::{HEADER_NAME_OR_EMPTY, IP_OR_CIDR, Items, NOT_EMPTY, ORIGIN, SOCKET_ADDR, SOCKET_ADDR_OR_EMPTY};
-use super::secret::Secret;
+use super::rule::{Items, NOT_EMPTY, ORIGIN, SOCKET_ADDR, SOCKET_ADDR_OR_EMPTY};
 use super::section::{choice, section};
 
 section! {
@@ -64,65 +63,6 @@ section! {
         /// Milliseconds over which they are spread beyond that.
         /// 그 이후 재연결을 분산하는 밀리초.
         reconnect_spread_ms: u64 = 2000, 0..=600_000;
-    }
-}
-
-choice! {
-    /// How a caller is known.
-    pub enum AuthMode {
-        /// By the JWT it sends; `x-forward-*` headers are ignored.
-        Token = "token",
-        /// By the `x-forward-*` headers of a trusted gateway.
-        Gateway = "gateway",
-    }
-}
-
-section! {
-    /// Who a caller is.
-    /// 호출자 인증.
-    pub struct Auth {
-        /// "token": by its JWT; "gateway": by the x-forward headers of a trusted proxy.
-        /// "token": JWT로 확인. "gateway": 신뢰하는 프록시의 x-forward 헤더로 확인.
-        mode: AuthMode = AuthMode::Token;
-        /// Key of HS256 tokens as plain text, at least 32 bytes (RFC 7518, 3.2). Set this or the base64 one.
-        /// HS256 토큰의 평문 키, 32바이트 이상(RFC 7518, 3.2). 이것과 base64 중 하나만 설정한다.
-        hs256_secret: Secret = "";
-        /// Key of HS256 tokens in base64, at least 32 bytes once decoded.
-        /// HS256 토큰의 base64 키, 디코딩 후 32바이트 이상.
-        hs256_secret_base64: Secret = "";
-        /// Seconds that clocks may differ when a token's times are checked.
-        /// 토큰의 시각을 검사할 때 허용하는 시계 오차(초).
-        leeway_seconds: u64 = 5, 0..=300;
-        /// The `iss` that a token must have; empty is not checked.
-        /// 토큰에 있어야 하는 `iss`. 비우면 검사하지 않는다.
-        issuer: String = "";
-        /// The `aud` that a token must have; empty is not checked.
-        /// 토큰에 있어야 하는 `aud`. 비우면 검사하지 않는다.
-        audience: String = "";
-        /// Claim with the user's number.
-        /// 사용자 번호가 담긴 클레임.
-        claim_user: String = "user_idx", NOT_EMPTY;
-        /// Claim with the nickname.
-        /// 닉네임이 담긴 클레임.
-        claim_nickname: String = "nickname", NOT_EMPTY;
-        /// Claim with the role: viewer, moderator or operator.
-        /// 역할(viewer, moderator, operator)이 담긴 클레임.
-        claim_role: String = "role", NOT_EMPTY;
-        /// Claim with the rooms a moderator is one in; "*" is all.
-        /// 모더레이터가 맡은 방이 담긴 클레임. "*"는 모든 방.
-        claim_rooms: String = "rooms", NOT_EMPTY;
-        /// Bytes of a token; longer ones are refused unread.
-        /// 토큰의 최대 바이트. 넘으면 읽지 않고 거절한다.
-        max_token_bytes: usize = 8192, 256..=65_536;
-        /// Addresses whose x-forward headers and forwarded client addresses are believed; empty believes none.
-        /// x-forward 헤더와 전달된 클라이언트 주소를 믿을 상대 주소. 비우면 아무도 믿지 않는다.
-        trusted_proxies: Vec<String> = &[], Items(IP_OR_CIDR);
-        /// What a gateway must send as `x-gateway-secret`; empty is not checked.
-        /// 게이트웨이가 `x-gateway-secret`으로 보내야 하는 값. 비우면 검사하지 않는다.
-        gateway_secret: Secret = "";
-        /// Header in which a gateway tells the caller's role; empty makes its callers viewers.
-        /// 게이트웨이가 호출자의 역할을 알리는 헤더. 비우면 호출자는 모두 viewer.
-        gateway_role_header: String = "", HEADER_NAME_OR_EMPTY;
     }
 }
 

@@ -1,11 +1,12 @@
 //! The settings: every number, name and address that an operator may choose.
 //!
-//! Each section is declared once (in `edge`, `live` and `log`); its struct, its defaults, its checks and its text in
+//! Each section is declared once (in `auth`, `edge`, `live` and `log`); its struct, its defaults, its checks and its text in
 //! `settings.toml` come from that. Layers, later over earlier: built-in defaults, the file, the environment
 //! (`CHAT__LOG__BACKEND` is `log.backend`), flags. [`Settings::load`] reads them all and reports every problem at
 //! once: unknown keys, values that are not allowed, and keys that contradict each other. Nothing is guessed: with
 //! one problem there are no settings.
 
+mod auth;
 mod edge;
 mod error;
 mod file;
@@ -24,7 +25,8 @@ use std::collections::BTreeSet;
 
 use toml::Value;
 
-pub use self::edge::{Auth, AuthMode, Cors, Legacy, LogFormat, LogLevel, Logging, Message, Ops, Server, Shutdown};
+pub use self::auth::{Algorithm, Auth, AuthMode};
+pub use self::edge::{Cors, Legacy, LogFormat, LogLevel, Logging, Message, Ops, Server, Shutdown};
 pub use self::error::{Problem, SettingsError};
 pub use self::layers::{Layer, Load, Loaded, environment};
 pub use self::live::{

@@ -120,6 +120,26 @@ pub const HTTP_URL_OR_EMPTY: Text = Text {
     holds: |text| text.is_empty() || is_plain_http_url(text),
 };
 
+/// Where a JWK set is, or nothing.
+pub const JWKS_URL_OR_EMPTY: Text = Text {
+    words: "empty, or a URL that starts with http://, https:// or file:///",
+    holds: |text| {
+        text.is_empty() || is_http_url(text) || text.strip_prefix("file:///").is_some_and(|path| !path.is_empty())
+    },
+};
+
+/// An algorithm of tokens that are checked with a public key.
+pub const PUBLIC_KEY_ALGORITHM: Text = Text {
+    words: "RS256/384/512, PS256, ES256/384 or EdDSA",
+    holds: |text| ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"].contains(&text),
+};
+
+/// An algorithm of tokens, or nothing.
+pub const ALGORITHM_OR_EMPTY: Text = Text {
+    words: "empty, or HS256, RS256, RS384, RS512, PS256, ES256, ES384 or EdDSA",
+    holds: |text| text.is_empty() || text == "HS256" || (PUBLIC_KEY_ALGORITHM.holds)(text),
+};
+
 /// An address or a network of addresses.
 pub const IP_OR_CIDR: Text = Text {
     words: "an IP address or a CIDR network, as in 10.0.0.0/8",
@@ -234,6 +254,11 @@ mod tests {
         );
         check(&HTTP_URL_OR_EMPTY, &["", "http://a"], &["a"]);
         check(
+            &JWKS_URL_OR_EMPTY,
+            &["", "http://a/jwks.json", "https://a", "file:///etc/jwks.json"],
+            &["a", "file://", "file:///", "file://host/a", "ftp://a"],
+        );
+        check(
             &ORIGIN,
             &["*", "https://a.b", "http://a:3000"],
             &["", "a.b", "https://a.b/", "https://a.b/c"],
@@ -243,6 +268,12 @@ mod tests {
 
     #[test]
     fn names() {
+        check(
+            &ALGORITHM_OR_EMPTY,
+            &["", "HS256", "EdDSA"],
+            &["none", "hs256", "HS512"],
+        );
+        check(&PUBLIC_KEY_ALGORITHM, &["RS256", "ES384"], &["", "HS256", "none"]);
         check(&NOT_EMPTY, &["a"], &["", "  "]);
         check(&HEADER_NAME_OR_EMPTY, &["", "x-role"], &["x role", "x:role", "역할"]);
         check(

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::error::Problem;
 use super::layers::Layer;
 use super::value::one_line;
-use super::{AuthMode, Settings, join};
+use super::{AuthMode, Secret, Settings, join};
 
 /// The least length of an HS256 key in bytes (RFC 7518, 3.2).
 const HS256_MIN_BYTES: usize = 32;
@@ -31,7 +31,7 @@ pub fn problems(
     check.at_most("room.pending_max", "actors.registry.room_share");
     check.at_most("log.retry_min_ms", "log.retry_max_ms");
     check.at_most("shutdown.drain_seconds", "shutdown.deadline_seconds");
-    check.hs256_secret();
+    check.keys();
     check.gateway();
     check.problems
 }
@@ -61,27 +61,28 @@ impl Check<'_> {
         self.rule(&[key, limit], holds, || message);
     }
 
-    fn hs256_secret(&mut self) {
+    /// One key at most, and an HS256 secret that is long enough. What is in files and in PEM comes out where it is read.
+    fn keys(&mut self) {
         let auth = &self.settings.auth;
-        let (plain, base64) = ("auth.hs256_secret", "auth.hs256_secret_base64");
-        let message = format!(
-            "{} and {} are both set; allowed: one of them",
-            self.shown(plain),
-            self.shown(base64)
-        );
-        self.rule(
-            &[plain, base64],
-            !(auth.hs256_secret.is_set() && auth.hs256_secret_base64.is_set()),
-            || message,
-        );
-
-        // How long the base64 one is comes out where it is decoded.
-        let long_enough = !auth.hs256_secret.is_set() || auth.hs256_secret.expose().len() >= HS256_MIN_BYTES;
-        let message = format!(
-            "{} is too short; allowed: at least {HS256_MIN_BYTES} bytes",
-            self.shown(plain)
-        );
-        self.rule(&[plain], long_enough, || message);
+        let short = |secret: &Secret| secret.is_set() && secret.expose().len() < HS256_MIN_BYTES;
+        let too_short = [short(&auth.hs256_secret), short(&auth.previous_hs256_secret)];
+        for (prefix, short) in ["auth.", "auth.previous_"].into_iter().zip(too_short) {
+            let plain = format!("{prefix}hs256_secret");
+            let names = ["hs256_secret", "hs256_secret_base64", "public_key", "key_file"];
+            let names = names.map(|name| format!("{prefix}{name}"));
+            let is_set =
+                |name: &&String| self.settings.get(name).and_then(|v| v.as_str().map(str::is_empty)) == Some(false);
+            let set: Vec<_> = names.iter().filter(is_set).map(String::as_str).collect();
+            let shown: Vec<_> = set.iter().map(|name| self.shown(name)).collect();
+            let message = format!("{} are all set; allowed: one of them", shown.join(" and "));
+            self.rule(&set, set.len() < 2, || message);
+            let message = format!(
+                "{} is too short; allowed: at least {HS256_MIN_BYTES} bytes",
+                self.shown(&plain)
+            );
+            self.rule(&[&plain], !short, || message);
+        }
+        self.at_most("auth.jwks_min_refresh_seconds", "auth.jwks_refresh_seconds");
     }
 
     fn gateway(&mut self) {
@@ -120,7 +121,6 @@ impl Check<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Secret;
     use super::*;
 
     fn wrong(change: impl FnOnce(&mut Settings)) -> Vec<String> {
@@ -183,6 +183,23 @@ mod tests {
         assert_eq!(set(32, 0), [""; 0]);
         assert_eq!(set(0, 44), [""; 0]);
         assert_eq!(set(32, 44).len(), 1);
+        let twice = wrong(|settings| {
+            settings.auth.previous_hs256_secret = Secret::new("s".repeat(32));
+            settings.auth.previous_key_file = "old.pem".into();
+        });
+        assert_eq!(
+            twice,
+            [
+                "auth.previous_hs256_secret = \"***\" and auth.previous_key_file = \"old.pem\" are all set; \
+              allowed: one of them"
+            ]
+        );
+    }
+
+    #[test]
+    fn published_keys_are_fetched_no_oftener_than_they_may_be() {
+        let wrong = wrong(|settings| settings.auth.jwks_refresh_seconds = 4);
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
     }
 
     #[test]

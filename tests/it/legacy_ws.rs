@@ -2,7 +2,7 @@
 
 use chatting_actors::clock::system_ms;
 use chatting_server::{
-    auth::{Mint, mint},
+    auth::{Mint, SigningKey, mint},
     settings::{AuthMode, Settings},
 };
 use futures_util::future::join_all;
@@ -940,7 +940,7 @@ async fn an_expired_token_does_not_end_its_session() {
     let app = spawn_app(|settings| settings.auth.leeway_seconds = 0).await;
     app.go_live(12);
     let short = mint(
-        KEY.as_bytes(),
+        &SigningKey::secret(KEY.as_bytes()),
         &Mint {
             user_idx: 12,
             nickname: "kim",

@@ -152,7 +152,7 @@ async fn load_until_stopped(
 ) -> (Vec<String>, Vec<String>) {
     let settings = settings(dir);
     let operator = chatting_server::auth::mint(
-        KEY.as_bytes(),
+        &chatting_server::auth::SigningKey::secret(KEY.as_bytes()),
         &chatting_server::auth::Mint {
             user_idx: 1,
             nickname: "op",

@@ -2,8 +2,10 @@
 //! links are cut. Needs a mongod: see `support::mongod`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod attacks;
 mod hold;
 mod idempotency;
+mod jwks;
 mod legacy_http;
 mod legacy_ws;
 mod limits;
@@ -23,4 +25,5 @@ mod spool_commands;
 mod support;
 mod support_works;
 mod takeover;
+mod token_keys;
 mod v1;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use chatting_actors::{clock::system_ms, registry::End, types::Role};
 use chatting_server::{
-    auth::{Mint, mint},
+    auth::{Mint, SigningKey, mint},
     error::Code,
     settings::Settings,
 };
@@ -151,7 +151,7 @@ async fn a_store_that_is_away_is_degraded_and_messages_go_on() {
 async fn the_embedded_room_server_is_steered_by_operators_only() {
     let app = spawn_app(|_| {}).await;
     let operator = mint(
-        KEY.as_bytes(),
+        &SigningKey::secret(KEY.as_bytes()),
         &Mint {
             user_idx: 1,
             nickname: "op",

@@ -9,7 +9,7 @@ use chatting_actors::{
 };
 use chatting_server::{
     error::Code,
-    settings::{LogBackend, Secret, Settings},
+    settings::{Algorithm, LogBackend, Secret, Settings},
 };
 use futures_util::future::{LocalBoxFuture, join_all};
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::support::{
     app::{TestApp, post_v1, spawn_app, token_of},
     eventually,
+    keys::KeyPair,
     presenter::{V1, connect, hello, token, upgrade},
     tokens::{claims, signed},
     ws::{Frame, Incoming, TEXT, WsClient},
@@ -510,6 +511,17 @@ async fn unnumbered() -> Vec<Seen> {
     vec![answer_to(&app, &hello(12, json!({}))).await]
 }
 
+/// A server whose keys are published where nobody answers.
+async fn keyless() -> Vec<Seen> {
+    let app = spawn_app(|settings| {
+        settings.auth.hs256_secret = Secret::new("");
+        settings.auth.jwks_url = "http://127.0.0.1:1/jwks.json".into();
+    })
+    .await;
+    let token = KeyPair::generate(Algorithm::Es256, "new").token(&claims(12));
+    vec![answer_to(&app, &json!({ "type": "hello", "token": token }).to_string()).await]
+}
+
 #[actix_web::test]
 async fn every_frame_and_every_close_that_the_server_has_comes_as_the_document_says() {
     let scenes: Vec<LocalBoxFuture<'_, Vec<Seen>>> = vec![
@@ -522,6 +534,7 @@ async fn every_frame_and_every_close_that_the_server_has_comes_as_the_document_s
         Box::pin(not_live()),
         Box::pin(crowded()),
         Box::pin(unnumbered()),
+        Box::pin(keyless()),
     ];
     let seen: Vec<Seen> = join_all(scenes).await.into_iter().flatten().collect();
     let document = Document::read();

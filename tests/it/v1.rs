@@ -152,7 +152,7 @@ async fn who_is_not_known_is_refused_with_a_challenge() {
     let challenge = problem(&bad, 401, "unauthenticated").header("www-authenticate");
     assert_eq!(challenge, Some("Bearer error=\"invalid_token\""));
     let expired = chatting_server::auth::mint(
-        KEY.as_bytes(),
+        &chatting_server::auth::SigningKey::secret(KEY.as_bytes()),
         &chatting_server::auth::Mint {
             user_idx: 7,
             nickname: "kim",

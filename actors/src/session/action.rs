@@ -33,6 +33,9 @@ pub enum Action {
         /// Whether it says more than the ack before.
         moves: bool,
     },
+    /// Take the same frame again when [`Authenticate::key_arrives`](crate::seams::Authenticate::key_arrives) says so, and
+    /// nothing that came after it before.
+    AwaitKey,
     /// Close, for this reason in particular (English).
     Close(Close, Option<String>),
 }

@@ -29,6 +29,7 @@ use super::{
     handle::{Deliver, Finish, Greet, Reconnect, SessionHandle},
     legacy,
     parts::{Dialect, SessionParts, Violation},
+    waiting::Waiting,
 };
 use crate::{
     clock::system_ms,
@@ -52,6 +53,8 @@ pub struct PresenterSession {
     flow: Option<(PresenterIdx, Arc<Flow>)>,
     expiry: Option<SpawnHandle>,
     unanswered: u32,
+    /// Frames that wait for a token's key, the token's own first; `None` when none does.
+    waiting: Option<Waiting>,
     /// The last event that was written (v1).
     written: Seq,
     closing: bool,
@@ -69,6 +72,7 @@ impl PresenterSession {
             flow: None,
             expiry: None,
             unanswered: 0,
+            waiting: None,
             written: Seq(0),
             closing: false,
         }
@@ -98,6 +102,7 @@ impl PresenterSession {
                     self.parts.registry.ack(session, seq, fanned_out);
                 }
             }
+            Action::AwaitKey => {}
             Action::Close(close, why) => self.close_because(close, why.as_deref(), ctx),
         }
     }
@@ -191,12 +196,38 @@ impl PresenterSession {
     }
 
     fn text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
+        if let Some(waiting) = &mut self.waiting {
+            if !waiting.take(text, &self.parts.config) {
+                self.close(Close::Flood, ctx);
+            }
+            return;
+        }
         let tokens = &*self.parts.tokens;
         let action = match &mut self.parts.dialect {
             Dialect::Legacy(_) => legacy::on_text(text, tokens),
             Dialect::V1(machine) => machine.on_text(text, tokens),
         };
+        if action == Action::AwaitKey {
+            return self.await_key(text, ctx);
+        }
         self.act(action, ctx);
+    }
+
+    /// Keeps this frame and all that come after it until its token's key may be there. The session goes on meanwhile: it
+    /// beats, and may be closed.
+    fn await_key(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
+        let Some(arrives) = self.parts.tokens.key_arrives() else {
+            // Nobody knows what to wait for: the client is to come back.
+            return self.close(Close::Away, ctx);
+        };
+        self.waiting = Some(Waiting::behind(text));
+        ctx.spawn(arrives.into_actor(self).map(|(), this, ctx| {
+            for frame in this.waiting.take().map(Waiting::frames).unwrap_or_default() {
+                if !this.closing {
+                    this.text(&frame, ctx);
+                }
+            }
+        }));
     }
 
     /// A binary frame, which no dialect has.

@@ -28,6 +28,8 @@ pub enum Close {
     Overloaded,
     /// 1013, v1: where the room's numbering stands cannot be told now.
     LogUnavailable,
+    /// 1013, v1: what tokens are checked with cannot be fetched now.
+    KeysUnavailable,
     /// 4001: no token, a bad one, or another presenter's.
     Unauthenticated,
     /// 4002: the token's time is over.
@@ -76,6 +78,7 @@ impl Close {
         Unreadable: LEGACY_ONLY,
         Overloaded: V1,
         LogUnavailable: V1,
+        KeysUnavailable: V1,
         Unauthenticated: V1,
         TokenExpired: V1,
         Replaced: V1,
@@ -96,7 +99,7 @@ impl Close {
             Self::Flood | Self::RateLimited => 1008,
             Self::TooBig => 1009,
             Self::Unreadable => 1011,
-            Self::Overloaded | Self::LogUnavailable => 1013,
+            Self::Overloaded | Self::LogUnavailable | Self::KeysUnavailable => 1013,
             Self::Unauthenticated => 4001,
             Self::TokenExpired => 4002,
             Self::Replaced => 4003,
@@ -129,6 +132,7 @@ impl Close {
             Self::TooBig => "too_large",
             Self::Overloaded => "overloaded",
             Self::LogUnavailable => "log_unavailable",
+            Self::KeysUnavailable => "keys_unavailable",
             Self::Unauthenticated => "unauthenticated",
             Self::TokenExpired => "token_expired",
             Self::Replaced => "replaced",

@@ -8,7 +8,7 @@ use bytestring::ByteString;
 use super::{action::Action, close::Close};
 use crate::{
     registry::Reading,
-    seams::Authenticate,
+    seams::{Authenticate, Denied},
     wire::legacy::{ClientFrame, PONG, START_WITHOUT_TOKEN, TOKEN_EXCEPTION, error_unknown_id, parse_client},
 };
 
@@ -24,7 +24,12 @@ pub fn on_text(text: &str, tokens: &dyn Authenticate) -> Action {
             },
             // The protocol has no word for a presenter that connects too often.
             Ok(_) => Action::Close(Close::Normal, None),
-            Err(_) => Action::ReplyAndClose(ByteString::from_static(TOKEN_EXCEPTION), Close::Normal),
+            Err(Denied::NotYet) => Action::AwaitKey,
+            // A token that cannot be judged is no bad one: the client is to come back with it.
+            Err(Denied::Unavailable) => Action::Close(Close::Away, None),
+            Err(Denied::Bad | Denied::Expired) => {
+                Action::ReplyAndClose(ByteString::from_static(TOKEN_EXCEPTION), Close::Normal)
+            }
         },
         ClientFrame::StartWithoutToken => {
             Action::ReplyAndClose(ByteString::from_static(START_WITHOUT_TOKEN), Close::Normal)
@@ -37,16 +42,17 @@ pub fn on_text(text: &str, tokens: &dyn Authenticate) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        seams::{Denied, Grant},
-        types::PresenterIdx,
-    };
+    use crate::{seams::Grant, types::PresenterIdx};
 
     struct Tokens;
 
     impl Authenticate for Tokens {
         fn grant(&self, token: &str) -> Result<Grant, Denied> {
-            let presenter = token.parse().ok().and_then(PresenterIdx::new).ok_or(Denied::Bad)?;
+            let presenter = match token.parse() {
+                Ok(98) => return Err(Denied::NotYet),
+                Ok(97) => return Err(Denied::Unavailable),
+                number => number.ok().and_then(PresenterIdx::new).ok_or(Denied::Bad)?,
+            };
             Ok(Grant {
                 presenter,
                 expires_at_ms: i64::MAX,
@@ -70,6 +76,8 @@ mod tests {
                     reading: Reading::Legacy,
                 },
             ),
+            (r#"{"id":"start","token":"98"}"#, Action::AwaitKey),
+            (r#"{"id":"start","token":"97"}"#, Action::Close(Close::Away, None)),
             (r#"{"id":"start","token":"13"}"#, Action::Close(Close::Normal, None)),
             (
                 r#"{"id":"start","token":"forged"}"#,

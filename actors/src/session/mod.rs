@@ -10,6 +10,7 @@ mod handle;
 pub mod legacy;
 mod parts;
 pub mod v1;
+mod waiting;
 
 pub use self::{
     actor::PresenterSession,

@@ -82,6 +82,9 @@ impl Machine {
             Some(token) => match tokens.grant(token) {
                 Ok(grant) => grant,
                 Err(Denied::Expired) => return Action::Close(Close::TokenExpired, None),
+                Err(Denied::Unavailable) => return Action::Close(Close::KeysUnavailable, None),
+                // Nothing has changed yet, so the frame can be taken again.
+                Err(Denied::NotYet) => return Action::AwaitKey,
                 Err(Denied::Bad) => return Action::Close(Close::Unauthenticated, None),
             },
             None => match before {
@@ -114,7 +117,8 @@ mod tests {
     use super::*;
     use crate::types::PresenterIdx;
 
-    /// A token is a presenter's number; 99's tokens are expired, 13 connects too often.
+    /// A token is a presenter's number; 99's tokens are expired, 13 connects too often, 98's key is under way, 97's is not
+    /// to be had.
     struct Tokens;
 
     fn grant(presenter: i64) -> Grant {
@@ -128,6 +132,8 @@ mod tests {
         fn grant(&self, token: &str) -> Result<Grant, Denied> {
             match token.parse() {
                 Ok(99) => Err(Denied::Expired),
+                Ok(98) => Err(Denied::NotYet),
+                Ok(97) => Err(Denied::Unavailable),
                 Ok(presenter) => Ok(grant(presenter)),
                 Err(_) => Err(Denied::Bad),
             }
@@ -172,6 +178,8 @@ mod tests {
         assert_eq!(close_of(forged), Close::Unauthenticated);
         let expired = Machine::default().on_text(r#"{"type":"hello","token":"99"}"#, &Tokens);
         assert_eq!(close_of(expired), Close::TokenExpired);
+        let unavailable = Machine::default().on_text(r#"{"type":"hello","token":"97"}"#, &Tokens);
+        assert_eq!(close_of(unavailable), Close::KeysUnavailable);
         let often = Machine::default().on_text(r#"{"type":"hello","token":"13"}"#, &Tokens);
         assert_eq!(close_of(often), Close::RateLimited);
     }
@@ -191,6 +199,17 @@ mod tests {
         assert_eq!(machine.on_text(later, &Tokens), Action::Refreshed);
         let other = machine.on_text(r#"{"type":"hello","token":"7"}"#, &Tokens);
         assert_eq!(close_of(other), Close::Unauthenticated);
+    }
+
+    #[test]
+    fn a_hello_whose_key_is_under_way_changes_nothing_until_it_is_taken_again() {
+        let mut machine = Machine::default();
+        let hello = r#"{"type":"hello","token":"98"}"#;
+        assert_eq!(machine.on_text(hello, &Tokens), Action::AwaitKey);
+        assert!(!machine.open());
+        assert_eq!(machine.on_text(hello, &Tokens), Action::AwaitKey);
+        let other = r#"{"type":"hello","token":"12"}"#;
+        assert_eq!(machine.on_text(other, &Tokens), attach(12, None, None));
     }
 
     #[test]

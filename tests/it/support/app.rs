@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use chatting_server::{
     app::{App, Stopped},
-    auth::{Mint, mint},
+    auth::{Mint, SigningKey, mint},
     http::state::State,
     settings::{LogBackend, RoomMode, Secret, Settings},
 };
@@ -101,7 +101,7 @@ pub async fn spawn_in(dir: Arc<ScratchDir>, settings: Settings) -> TestApp {
 /// A token as the token service would sign it.
 pub fn token_of(settings: &Settings, user_idx: i64, nickname: &str) -> String {
     mint(
-        KEY.as_bytes(),
+        &SigningKey::secret(KEY.as_bytes()),
         &Mint {
             user_idx,
             nickname,

@@ -111,7 +111,18 @@ impl HttpClient {
     ) -> Option<Response> {
         let mut all = vec![("Content-Type", "application/json")];
         all.extend_from_slice(headers);
-        let bytes = self.encode("POST", path, &all, body.as_ref());
+        self.request_unless_closed("POST", path, &all, body).await
+    }
+
+    /// As [`Self::request`]; `None` when the peer has closed the connection instead of answering.
+    pub async fn request_unless_closed(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl AsRef<[u8]>,
+    ) -> Option<Response> {
+        let bytes = self.encode(method, path, headers, body.as_ref());
         within("the peer to take our bytes", self.stream.write_all(&bytes))
             .await
             .ok()?;

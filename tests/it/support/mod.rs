@@ -9,11 +9,15 @@
 //! | [`http`] | an HTTP client that shows every byte of an answer's head |
 //! | [`ws`] | a WebSocket client that can also do everything a client must not |
 //! | [`tokens`] | tokens that are wrong in one way each |
+//! | [`keys`] | key pairs, as PEM, as JWK, and tokens signed with them |
+//! | [`jwks`] | a server that publishes keys, or misbehaves |
 //!
 //! Whatever should happen is waited for by [`within`]: with a deadline far above what it takes, and without sleeping.
 
 pub mod app;
 pub mod http;
+pub mod jwks;
+pub mod keys;
 pub mod mongod;
 pub mod presenter;
 pub mod process;

@@ -1,28 +1,40 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chatting_actors::clock::system_ms;
-use jsonwebtoken::{EncodingKey, Header, encode};
-use serde_json::json;
+use chatting_actors::types::{PresenterIdx, Role};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
 
-use super::*;
+use super::{
+    super::{ClaimNames, Rooms},
+    *,
+};
+use crate::error::Code;
 
 const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-fn settings() -> TokenSettings {
-    TokenSettings {
-        key: KEY.to_vec(),
+fn rules() -> TokenRules {
+    TokenRules {
         leeway_seconds: 5,
         issuer: None,
         audience: None,
-        claim_user: "user_idx".into(),
-        claim_nickname: "nickname".into(),
-        claim_role: "role".into(),
-        claim_rooms: "rooms".into(),
+        names: ClaimNames {
+            user: "user_idx".into(),
+            nickname: "nickname".into(),
+            role: "role".into(),
+            rooms: "rooms".into(),
+        },
         max_token_bytes: 8192,
+        published: None,
     }
 }
 
+fn with_rules(rules: TokenRules) -> TokenVerifier {
+    let keys = vec![Key::secret(KEY).unwrap()];
+    TokenVerifier::new(rules, keys, None, 100, Metrics::default())
+}
+
 fn verifier() -> TokenVerifier {
-    TokenVerifier::new(settings()).unwrap()
+    with_rules(rules())
 }
 
 fn now() -> i64 {
@@ -130,12 +142,11 @@ fn a_missing_exp_is_refused() {
 
 #[test]
 fn issuer_and_audience_are_checked_when_they_are_set() {
-    let strict = TokenVerifier::new(TokenSettings {
+    let strict = with_rules(TokenRules {
         issuer: Some("us".into()),
         audience: Some("chat".into()),
-        ..settings()
-    })
-    .unwrap();
+        ..rules()
+    });
     let mut claims = good();
     assert_eq!(
         strict.verify(&token(claims.clone())).unwrap_err().code(),
@@ -245,4 +256,74 @@ fn a_header_with_the_right_algorithm_that_cannot_be_read_is_malformed() {
             "{header}"
         );
     }
+}
+
+/// Claims whose nickname tells which key signed them.
+fn by(key: &[u8], nickname: &str) -> String {
+    let mut claims = good();
+    claims["nickname"] = json!(nickname);
+    encode(&Header::default(), &claims, &EncodingKey::from_secret(key)).unwrap()
+}
+
+const OLD: &[u8] = b"the key before, of thirty-two bytes or more";
+
+#[test]
+fn the_previous_key_counts_until_it_is_taken_away_and_what_it_verified_is_forgotten_then() {
+    let metrics = Metrics::default();
+    let (new, old) = (Key::secret(KEY).unwrap(), Key::secret(OLD).unwrap());
+    let verifier = TokenVerifier::new(rules(), vec![new.clone(), old], None, 100, metrics.clone());
+    let (by_new, by_old) = (by(KEY, "new"), by(OLD, "old"));
+    for _ in 0..2 {
+        assert!(verifier.verify(&by_new).is_ok() && verifier.verify(&by_old).is_ok());
+    }
+    assert_eq!(
+        (metrics.token_cache_hits.get(), metrics.token_cache_misses.get()),
+        (2, 2)
+    );
+    assert_eq!(verifier.remembered(), 2);
+    assert!(verifier.set_keys(vec![new.clone()]));
+    assert_eq!(verifier.remembered(), 0);
+    assert_eq!(verifier.verify(&by_old), Err(TokenError::BadSignature));
+    assert!(verifier.verify(&by_new).is_ok());
+    // The same keys again change nothing, and forget nothing.
+    assert!(!verifier.set_keys(vec![new]));
+    assert_eq!(verifier.remembered(), 1);
+}
+
+#[test]
+fn a_remembered_token_expires_like_any_other_and_bad_ones_are_not_remembered() {
+    let verifier = with_rules(TokenRules {
+        leeway_seconds: 0,
+        ..rules()
+    });
+    // A fraction of a second is rounded, so it expires at a time that can be waited for without sleeping long.
+    let soon = with("exp", json!(now() + 1));
+    assert!(verifier.verify(&soon).is_ok());
+    assert_eq!(verifier.remembered(), 1);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let refused = loop {
+        match verifier.verify(&soon) {
+            Err(error) => break error,
+            Ok(_) => assert!(std::time::Instant::now() < until, "it is good for ever"),
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(refused, TokenError::Expired);
+    assert_eq!(verifier.remembered(), 0);
+    assert!(verifier.verify("x.y.z").is_err());
+    assert_eq!(verifier.remembered(), 0);
+}
+
+#[test]
+fn no_more_tokens_are_remembered_than_may_be() {
+    let metrics = Metrics::default();
+    let keys = vec![Key::secret(KEY).unwrap()];
+    let verifier = TokenVerifier::new(rules(), keys.clone(), None, 32, metrics.clone());
+    for n in 0..500 {
+        verifier.verify(&with("nickname", json!(n.to_string()))).unwrap();
+    }
+    assert!((16..=32).contains(&verifier.remembered()), "{}", verifier.remembered());
+    let none = TokenVerifier::new(rules(), keys, None, 0, metrics);
+    none.verify(&token(good())).unwrap();
+    assert_eq!(none.remembered(), 0);
 }

@@ -1,0 +1,131 @@
+//! Where a JWK set is: at an HTTP or HTTPS address, or in a file.
+//!
+//! No redirect is followed, only a 200 counts, and no more than `auth.jwks_max_bytes` are read.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use actix_web::http::{StatusCode, header};
+use awc::{Client, Connector};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+use super::set::{Published, read};
+use crate::{
+    files::{off_thread, read_bounded},
+    settings::Algorithm,
+};
+
+/// Where, and what is taken from there.
+#[derive(Clone, Debug)]
+pub struct SourceSettings {
+    /// `auth.jwks_url`
+    pub url: String,
+    /// `auth.jwks_ca_file`; empty for the public authorities.
+    pub ca_file: String,
+    /// `auth.jwks_algorithms`
+    pub algorithms: Vec<Algorithm>,
+    /// `auth.jwks_max_bytes`
+    pub max_bytes: usize,
+}
+
+/// See the module's text. Not `Send`: it lives where it is made.
+pub struct Source {
+    settings: SourceSettings,
+    from: From,
+}
+
+enum From {
+    File { path: String, reading: Arc<AtomicBool> },
+    Http(Client),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("auth.jwks_url")
+    }
+}
+
+impl Source {
+    /// Connects when it is first used. The error names the setting.
+    pub fn new(settings: SourceSettings) -> Result<Self, String> {
+        let from = match settings.url.strip_prefix("file://") {
+            Some(path) => From::File {
+                path: path.to_owned(),
+                reading: Arc::default(),
+            },
+            None => From::Http(
+                Client::builder()
+                    .connector(Connector::new().limit(1).rustls_0_23(Arc::new(tls(&settings.ca_file)?)))
+                    .disable_redirects()
+                    .finish(),
+            ),
+        };
+        Ok(Self { settings, from })
+    }
+
+    /// Whether it is a file of this machine.
+    pub fn is_file(&self) -> bool {
+        matches!(self.from, From::File { .. })
+    }
+
+    /// The keys that are there now. The caller bounds the time.
+    pub async fn fetch(&self) -> Result<Published, String> {
+        let max = self.settings.max_bytes;
+        let body = match &self.from {
+            From::File { path, reading } => {
+                // Where a disk hangs, whoever waits gives up and the thread does not: there is never a second one.
+                if reading.swap(true, Ordering::AcqRel) {
+                    return Err(format!("{path} is still being read"));
+                }
+                let (path, reading) = (path.clone(), Arc::clone(reading));
+                let read = off_thread(move || {
+                    let read = read_bounded(&path, max);
+                    reading.store(false, Ordering::Release);
+                    read
+                });
+                read.await?
+            }
+            From::Http(client) => {
+                let request = client
+                    .get(&self.settings.url)
+                    .insert_header((header::ACCEPT, "application/jwk-set+json, application/json"));
+                let mut answer = request.send().await.map_err(|error| error.to_string())?;
+                if answer.status() != StatusCode::OK {
+                    return Err(format!("status {}", answer.status().as_u16()));
+                }
+                let body = answer.body().limit(max).await;
+                body.map_err(|error| error.to_string())?.to_vec()
+            }
+        };
+        read(&body, &self.settings.algorithms)
+    }
+}
+
+/// Whom an https address must be certified by: those of the file, or else the public authorities.
+fn tls(ca_file: &str) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    if ca_file.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    } else {
+        let wrong = |error: &dyn fmt::Display| format!("auth.jwks_ca_file: {ca_file}: {error}");
+        for certificate in CertificateDer::pem_file_iter(ca_file).map_err(|error| wrong(&error))? {
+            let certificate = certificate.map_err(|error| wrong(&error))?;
+            roots.add(certificate).map_err(|error| wrong(&error))?;
+        }
+        if roots.is_empty() {
+            return Err(wrong(&"it holds no certificate"));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|error| format!("auth.jwks_url: {error}"))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}

@@ -1,0 +1,344 @@
+//! The attacks on the doors themselves: which header counts, whom a gateway may speak for, what a page may ask for.
+
+use chatting_server::settings::{AuthMode, Secret, Settings};
+use serde_json::json;
+
+use super::SECURITY;
+use crate::support::{
+    app::{TestApp, spawn_app},
+    http::Response,
+    presenter::V1,
+    tokens::{claims, sign_with, signed},
+};
+
+const SECRET: &str = "only the gateway knows";
+
+type Headers = Vec<(&'static str, String)>;
+
+/// Which server is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// `auth.mode = "token"`
+    Token,
+    /// `auth.mode = "gateway"`, and we are the gateway, with its secret.
+    Gateway,
+    /// The same, and we are not.
+    Stranger,
+}
+
+impl Mode {
+    async fn app(self) -> TestApp {
+        let change = move |settings: &mut Settings| {
+            if self != Self::Token {
+                settings.auth.mode = AuthMode::Gateway;
+                settings.auth.gateway_secret = Secret::new(SECRET);
+                let trusted = if self == Self::Gateway {
+                    "127.0.0.1"
+                } else {
+                    "10.0.0.0/8"
+                };
+                settings.auth.trusted_proxies = vec![trusted.into()];
+            }
+        };
+        let app = spawn_app(change).await;
+        app.go_live(12);
+        app
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Gateway => "gateway, from the gateway",
+            Self::Stranger => "gateway, from another",
+        }
+    }
+}
+
+struct Trick {
+    name: &'static str,
+    mode: Mode,
+    headers: Headers,
+    /// Who the message is of, where it is taken.
+    user: Option<i64>,
+}
+
+fn bearer(token: &str) -> (&'static str, String) {
+    ("Authorization", format!("Bearer {token}"))
+}
+
+fn token(token: &str) -> (&'static str, String) {
+    ("token", token.to_owned())
+}
+
+fn forward(user: i64) -> Headers {
+    vec![
+        ("x-forward-userIdx", user.to_string()),
+        ("x-forward-email", "kim@example.com".into()),
+        ("x-forward-nickname", "kim".into()),
+    ]
+}
+
+fn secret() -> (&'static str, String) {
+    ("x-gateway-secret", SECRET.to_owned())
+}
+
+fn and(mut headers: Headers, more: impl IntoIterator<Item = (&'static str, String)>) -> Headers {
+    headers.extend(more);
+    headers
+}
+
+fn tricks() -> Vec<Trick> {
+    let good = signed(&claims(7));
+    let key = "another key for tests, of thirty-two bytes or more";
+    let header = r#"{"alg":"HS256","typ":"JWT"}"#;
+    let forged = sign_with(header, &claims(99), jsonwebtoken::Algorithm::HS256, key);
+    let trick = |mode, name, headers: Headers, user: Option<i64>| Trick {
+        name,
+        mode,
+        headers,
+        user,
+    };
+    let mut tricks = vec![];
+    let mut by_token = |name, headers, user| tricks.push(trick(Mode::Token, name, headers, user));
+    by_token("no token", vec![], None);
+    by_token(
+        "`Authorization` twice: good, forged",
+        vec![bearer(&good), bearer(&forged)],
+        None,
+    );
+    by_token(
+        "`Authorization` twice: forged, good",
+        vec![bearer(&forged), bearer(&good)],
+        None,
+    );
+    by_token("`token` twice: good, forged", vec![token(&good), token(&forged)], None);
+    by_token("`token` twice: forged, good", vec![token(&forged), token(&good)], None);
+    by_token(
+        "`Authorization` forged, `token` good",
+        vec![bearer(&forged), token(&good)],
+        None,
+    );
+    by_token(
+        "`Authorization` good, `token` forged",
+        vec![bearer(&good), token(&forged)],
+        Some(7),
+    );
+    by_token(
+        "`Authorization` another scheme",
+        vec![("Authorization", format!("Basic {good}"))],
+        None,
+    );
+    by_token(
+        "`Authorization` without a scheme",
+        vec![("Authorization", good.clone())],
+        None,
+    );
+    by_token(
+        "`Authorization` with two tokens",
+        vec![bearer(&format!("{good} {good}"))],
+        None,
+    );
+    by_token("x-forward headers and no token", forward(99), None);
+    by_token(
+        "x-forward headers and the secret of a gateway, no token",
+        and(forward(99), [secret()]),
+        None,
+    );
+    by_token(
+        "x-forward headers of another user, a good token",
+        and(forward(99), [token(&good)]),
+        Some(7),
+    );
+    by_token(
+        "x-forward headers of another user, a forged token",
+        and(forward(7), [token(&forged)]),
+        None,
+    );
+
+    let mut by_gateway = |name, headers, user| tricks.push(trick(Mode::Gateway, name, headers, user));
+    by_gateway("as it should be", and(forward(7), [secret()]), Some(7));
+    by_gateway("no secret", forward(7), None);
+    by_gateway(
+        "a wrong secret",
+        and(forward(7), [("x-gateway-secret", "guessed".into())]),
+        None,
+    );
+    by_gateway(
+        "the secret cut short",
+        and(forward(7), [("x-gateway-secret", SECRET[..8].into())]),
+        None,
+    );
+    by_gateway(
+        "the secret twice: wrong, right",
+        and(forward(7), [("x-gateway-secret", "guessed".into()), secret()]),
+        None,
+    );
+    by_gateway(
+        "the secret twice: right, wrong",
+        and(forward(7), [secret(), ("x-gateway-secret", "guessed".into())]),
+        None,
+    );
+    by_gateway(
+        "`x-forward-userIdx` twice",
+        and(forward(7), [secret(), ("x-forward-userIdx", "99".into())]),
+        None,
+    );
+    by_gateway(
+        "`x-forward-nickname` twice",
+        and(forward(7), [secret(), ("X-FORWARD-NICKNAME", "boss".into())]),
+        None,
+    );
+    by_gateway(
+        "`x-forward-userIdx` a list",
+        {
+            let mut headers = and(forward(7), [secret()]);
+            headers[0].1 = "7, 99".into();
+            headers
+        },
+        None,
+    );
+    by_gateway(
+        "`x-forward-userIdx` -1",
+        {
+            let mut headers = and(forward(7), [secret()]);
+            headers[0].1 = "-1".into();
+            headers
+        },
+        None,
+    );
+    by_gateway(
+        "a good token and no x-forward headers",
+        vec![secret(), token(&good)],
+        None,
+    );
+    by_gateway(
+        "x-forward headers, a token of another user",
+        and(forward(7), [secret(), token(&signed(&claims(99)))]),
+        Some(7),
+    );
+
+    let mut by_stranger = |name, headers, user| tricks.push(trick(Mode::Stranger, name, headers, user));
+    by_stranger("x-forward headers", forward(7), None);
+    by_stranger(
+        "x-forward headers and the right secret",
+        and(forward(7), [secret()]),
+        None,
+    );
+    by_stranger(
+        "x-forward headers, forwarded for a gateway's address",
+        and(
+            forward(7),
+            [
+                secret(),
+                ("X-Forwarded-For", "10.0.0.1".into()),
+                ("X-Real-IP", "10.0.0.1".into()),
+                ("Forwarded", "for=10.0.0.1".into()),
+            ],
+        ),
+        None,
+    );
+    by_stranger("a good token", vec![token(&good)], None);
+    tricks
+}
+
+#[actix_web::test]
+async fn whoever_borrows_another_name_by_headers_gets_what_the_security_page_says() {
+    let mut table = String::from("| request | `auth.mode` | v1 | legacy |\n|---|---|---|---|\n");
+    for mode in [Mode::Token, Mode::Gateway, Mode::Stranger] {
+        let app = mode.app().await;
+        let mut presenter = V1::of(&app, 12, json!({})).await;
+        for trick in tricks().into_iter().filter(|trick| trick.mode == mode) {
+            let headers: Vec<_> = trick
+                .headers
+                .iter()
+                .map(|(name, value)| (*name, value.as_str()))
+                .collect();
+            let name = trick.name;
+            let before = app.metric("chat_forward_refused_total").await.unwrap();
+            let body = r#"{"text":"hi"}"#;
+            let v1 = app
+                .client()
+                .await
+                .post_json("/v1/rooms/12/messages", &headers, body)
+                .await;
+            let body = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"hi"}"#;
+            let legacy = app.client().await.post_json("/send/message", &headers, body).await;
+            let user = match (v1.status, legacy.status) {
+                (201, 200) => {
+                    let users = [presenter.chat().await, presenter.chat().await].map(|chat| chat["user_idx"].as_i64());
+                    assert_eq!(users[0], users[1], "{name}");
+                    users[0]
+                }
+                (201, _) | (_, 200) => panic!("{name}: let in by one door: {v1:?} {legacy:?}"),
+                _ => None,
+            };
+            assert_eq!(user, trick.user, "{name} ({}): {v1:?} {legacy:?}", mode.name());
+            let counted = app.metric("chat_forward_refused_total").await.unwrap() - before;
+            let forbidden = [v1.status, legacy.status]
+                .iter()
+                .filter(|status| **status == 403)
+                .count();
+            assert_eq!(counted, forbidden as f64, "{name}: what was tried is counted");
+            table += &format!(
+                "| {name} | {} | {} | {} |\n",
+                mode.name(),
+                told(&v1, user),
+                told(&legacy, user)
+            );
+        }
+        presenter.settle().await;
+    }
+    println!("{table}");
+    assert!(
+        SECURITY.contains(&table),
+        "docs/SECURITY.md has another table than this:\n\n{table}"
+    );
+}
+
+fn told(answer: &Response, user: Option<i64>) -> String {
+    if let Some(user) = user {
+        return format!("taken, of user {user}");
+    }
+    let body = answer.json();
+    match body["code"].as_str() {
+        Some(code) => format!("{} `{code}`", answer.status),
+        None => format!("{} {}", answer.status, body["message"].as_str().unwrap()),
+    }
+}
+
+#[actix_web::test]
+async fn no_page_is_ever_told_that_it_may_send_the_gateways_headers() {
+    for mode in [Mode::Token, Mode::Gateway] {
+        let app = mode.app().await;
+        for (path, method) in [
+            ("/send/message", "POST"),
+            ("/token", "GET"),
+            ("/v1/rooms/12/messages", "POST"),
+        ] {
+            for asked in [
+                "x-forward-userIdx",
+                "X-Forward-UserIdx, X-FORWARD-EMAIL,x-forward-nickname",
+                "content-type, x-forward-useridx, token",
+                "x-gateway-secret",
+                "x-forward-userIdx\t",
+            ] {
+                let headers = [
+                    ("Origin", "https://evil.example"),
+                    ("Access-Control-Request-Method", method),
+                    ("Access-Control-Request-Headers", asked),
+                ];
+                let answer = app.client().await.request("OPTIONS", path, &headers, "").await;
+                let allowed = answer
+                    .header("access-control-allow-headers")
+                    .unwrap_or_default()
+                    .to_lowercase();
+                assert!(
+                    !allowed.contains("forward") && !allowed.contains("gateway"),
+                    "{path} {asked}: {answer:?}"
+                );
+                assert_ne!(allowed, "*", "{path}");
+                assert_eq!(answer.header("access-control-allow-credentials"), None);
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Keys of the settings: which algorithm, from where, and what stops a start.
+
+use std::process::Command;
+
+use chatting_server::settings::{Algorithm, Secret, Settings};
+use serde_json::json;
+
+use crate::support::{
+    app::{KEY, TestApp, post_v1, settings, spawn_app, spawn_in},
+    http::HttpClient,
+    keys::{KeyPair, pem},
+    presenter::{connect, end_of},
+    process::ScratchDir,
+    tokens::{claims, signed},
+};
+
+/// The settings of a server with this public key and no other.
+fn by(settings: &mut Settings, key: &KeyPair) {
+    settings.auth.hs256_secret = Secret::new("");
+    settings.auth.algorithm = key.algorithm;
+    settings.auth.public_key = key.public_pem.clone();
+}
+
+/// What `GET /token` says of a token: the user it is of, or the legacy text.
+async fn who(app: &TestApp, token: &str) -> String {
+    let answer = app
+        .client()
+        .await
+        .request("GET", "/token", &[("token", token)], "")
+        .await;
+    match answer.status {
+        200 => answer.text().to_owned(),
+        _ => answer.json()["message"].as_str().unwrap().to_owned(),
+    }
+}
+
+const FORGED: &str = "토큰이 변조되었습니다.";
+const WRONG_KIND: &str = "토큰의 유형이 아닙니다.";
+
+#[actix_web::test]
+async fn each_algorithm_lets_its_own_tokens_through_every_door_and_no_other_algorithms() {
+    let algorithms: Vec<_> = Algorithm::ALL.iter().filter(|one| **one != Algorithm::Hs256).collect();
+    let pairs: Vec<_> = algorithms.iter().map(|one| KeyPair::generate(**one, "one")).collect();
+    for pair in &pairs {
+        let app = spawn_app(|settings| by(settings, pair)).await;
+        app.go_live(12);
+        let mut socket = connect(app.addr).await;
+        let hello = json!({ "type": "hello", "token": pair.token(&claims(12)) });
+        socket.send_text(&hello.to_string()).await;
+        assert_eq!(socket.next_json().await["type"], "welcome", "{}", pair.algorithm);
+        let mut client = HttpClient::connect(app.addr).await;
+        let sent = post_v1(&mut client, 12, &pair.token(&claims(7)), "hi").await;
+        assert_eq!(sent.status, 201, "{}: {sent:?}", pair.algorithm);
+        assert_eq!(socket.next_json().await["text"], "hi");
+        for other in &pairs {
+            let told = who(&app, &other.token(&claims(7))).await;
+            let expected = if other.kid == pair.kid && other.public_pem == pair.public_pem {
+                "7"
+            } else if other.algorithm == pair.algorithm {
+                FORGED
+            } else {
+                WRONG_KIND
+            };
+            assert_eq!(told, expected, "{} at {}", other.algorithm, pair.algorithm);
+        }
+        let again = KeyPair::generate(pair.algorithm, "one");
+        assert_eq!(who(&app, &again.token(&claims(7))).await, FORGED, "{}", pair.algorithm);
+        assert_eq!(who(&app, &signed(&claims(7))).await, WRONG_KIND, "{}", pair.algorithm);
+    }
+}
+
+#[actix_web::test]
+async fn a_previous_key_counts_beside_the_present_one_also_of_another_algorithm() {
+    let pair = KeyPair::generate(Algorithm::EdDsa, "new");
+    let app = spawn_app(|settings| {
+        by(settings, &pair);
+        settings.auth.previous_algorithm = "HS256".into();
+        settings.auth.previous_hs256_secret = Secret::new(KEY);
+    })
+    .await;
+    assert_eq!(who(&app, &pair.token(&claims(7))).await, "7");
+    assert_eq!(who(&app, &signed(&claims(8))).await, "8");
+    // Each key is for its own algorithm: what is signed with one and named as the other's is nobody's.
+    let confused = crate::support::keys::signed_with(
+        r#"{"alg":"HS256","typ":"JWT"}"#,
+        &claims(7).to_string(),
+        &jsonwebtoken::EncodingKey::from_secret(pair.public_pem.as_bytes()),
+        jsonwebtoken::Algorithm::HS256,
+    );
+    assert_eq!(who(&app, &confused).await, FORGED);
+}
+
+// ---- the start ------------------------------------------------------------------------------------------------------
+
+fn run(dir: &ScratchDir, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
+    command.args(args).current_dir(dir.path());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CHAT__")) {
+        command.env_remove(name);
+    }
+    let output = command.envs(env.iter().copied()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[actix_web::test]
+async fn a_bad_key_stops_the_start_and_check_config_with_64_and_its_name_and_never_shows_it() {
+    let dir = ScratchDir::new("badkey");
+    let pair = KeyPair::generate(Algorithm::Es256, "one");
+    let other = KeyPair::generate(Algorithm::Es384, "two");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("private.pem", &pair.private_pem);
+    write("other.pem", &other.public_pem);
+    write("good.pem", &pair.public_pem);
+    write("short", "short\n");
+    write("ca.pem", "nothing");
+    write("jwks.json", r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#);
+    let jwks = format!("auth.jwks_url=file://{}", dir.path().join("jwks.json").display());
+    let es256 = "auth.algorithm=ES256";
+    let rows: [(&[&str], &str, bool); 9] = [
+        (
+            &[es256, "auth.key_file=private.pem"],
+            "auth.key_file: it is a private key",
+            true,
+        ),
+        (
+            &[es256, "auth.key_file=other.pem"],
+            "auth.key_file: it is not an EC public key on the curve P-256",
+            true,
+        ),
+        (
+            &[es256, "auth.key_file=nowhere.pem"],
+            "auth.key_file: nowhere.pem cannot be read",
+            true,
+        ),
+        (
+            &["auth.key_file=short"],
+            "auth.key_file: it has fewer than 32 bytes",
+            true,
+        ),
+        (&["auth.key_file=good.pem"], "auth.key_file: it is a PEM", true),
+        (
+            &[es256, "auth.key_file=good.pem", "auth.previous_key_file=private.pem"],
+            "auth.previous_key_file: it is a private key",
+            true,
+        ),
+        (&["auth.algorithm=HS512"], "auth.algorithm", true),
+        (
+            &["auth.jwks_url=https://localhost:1/", "auth.jwks_ca_file=ca.pem"],
+            "auth.jwks_ca_file: ca.pem",
+            true,
+        ),
+        // What is published is read by a start only.
+        (&[&jwks], "auth.jwks_url: the JWK set has no key to use", false),
+    ];
+    let secret_lines: Vec<_> = pair.private_pem.lines().filter(|line| !line.starts_with('-')).collect();
+    for (sets, expected, by_check_config_too) in rows {
+        let mut args = vec!["serve", "--set", "server.bind=127.0.0.1:0"];
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        let (code, _, error) = run(&dir, &args, &[]);
+        assert_eq!(code, 64, "{sets:?}: {error}");
+        assert!(error.contains(expected), "{sets:?}: {error}");
+        assert!(!secret_lines.iter().any(|line| error.contains(line)), "{error}");
+        if by_check_config_too {
+            let (code, _, error) = run(&dir, &[&["check-config"], &args[1..]].concat(), &[]);
+            assert_eq!(code, 64, "{sets:?}: {error}");
+            assert!(error.contains(expected), "{sets:?}: {error}");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_token_minted_with_a_private_key_is_read_by_a_server_that_has_the_public_one() {
+    let dir = ScratchDir::new("mint");
+    for algorithm in [Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa] {
+        let pair = KeyPair::generate(algorithm, "one");
+        std::fs::write(dir.path().join("private.pem"), &pair.private_pem).unwrap();
+        let args = [
+            "token",
+            "--user",
+            "12",
+            "--key-file",
+            "private.pem",
+            "--algorithm",
+            algorithm.name(),
+            "--kid",
+            "one",
+        ];
+        let (code, token, error) = run(&dir, &args, &[]);
+        assert_eq!(code, 0, "{error}");
+        let mut settings = settings(&dir);
+        by(&mut settings, &pair);
+        settings.log.path = dir.path().join(format!("{algorithm}.db")).display().to_string();
+        let app = spawn_in(ScratchDir::new("reader"), settings).await;
+        assert_eq!(who(&app, token.trim()).await, "12", "{algorithm}");
+    }
+    let (code, _, error) = run(&dir, &["token", "--user", "12", "--key-file", "private.pem"], &[]);
+    assert_eq!(code, 1);
+    assert!(error.contains("name the key's algorithm"), "{error}");
+}
+
+#[actix_web::test]
+async fn presenters_are_refused_in_their_own_words_whatever_the_algorithm() {
+    let pair = KeyPair::generate(Algorithm::Rs256, "one");
+    let app = spawn_app(|settings| by(settings, &pair)).await;
+    let mut socket = connect(app.addr).await;
+    socket
+        .send_text(&json!({ "type": "hello", "token": signed(&claims(12)) }).to_string())
+        .await;
+    assert_eq!(end_of(&mut socket).await, ("unauthenticated".into(), 4001));
+    // The same key in the older PEM of RSA, which holds only the inner sequence.
+    let inner = &pair.public_der[pair.public_der.len() - 270..];
+    assert_eq!(inner[0], 0x30, "an RSA key of 2048 bits");
+    let older = spawn_app(|settings| {
+        by(settings, &pair);
+        settings.auth.public_key = pem("RSA PUBLIC KEY", inner);
+    })
+    .await;
+    assert_eq!(who(&older, &pair.token(&claims(7))).await, "7");
+}
