@@ -75,10 +75,10 @@ section! {
         /// The previous key, as auth.key_file.
         /// 이전 키(auth.key_file과 같은 형식).
         previous_key_file: String = "";
-        /// Where public keys are published as a JWK set: http://, https:// or file:///. Beside or instead of the keys above.
+        /// Where public keys are published (JWK set): http://, https:// or file:///; beside or instead of these.
         /// 공개 키(JWK 집합)의 위치: http://, https://, file:///. 위의 키와 함께 또는 대신 쓴다.
         jwks_url: String = "", JWKS_URL_OR_EMPTY;
-        /// File with the certificates (PEM) that an https jwks_url is trusted by; empty trusts the public authorities.
+        /// Certificates (PEM file) that an https jwks_url is trusted by; empty trusts the public authorities.
         /// https인 jwks_url을 믿을 인증서(PEM) 파일. 비우면 공개 인증 기관을 믿는다.
         jwks_ca_file: String = "";
         /// Algorithms that a published key may be for; an RSA key that names none is for the first RSA one.

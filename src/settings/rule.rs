@@ -130,7 +130,7 @@ pub const JWKS_URL_OR_EMPTY: Text = Text {
 
 /// An algorithm of tokens that are checked with a public key.
 pub const PUBLIC_KEY_ALGORITHM: Text = Text {
-    words: "RS256, RS384, RS512, PS256, ES256, ES384 or EdDSA",
+    words: "RS256/384/512, PS256, ES256/384 or EdDSA",
     holds: |text| ["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"].contains(&text),
 };
 

@@ -30,6 +30,9 @@ use crate::support::{
 /// Messages that each side sends at least between two steps.
 const ENOUGH: u64 = 150;
 
+/// Longer than any of this takes, however busy the machine: no session is to end here for want of a pong.
+const QUIET_SECONDS: u64 = 300;
+
 /// Senders that go on sending, each on a connection of its own, until they are stopped.
 struct Senders {
     sent: Rc<Cell<u64>>,
@@ -191,7 +194,7 @@ impl Server {
 fn write_auth(dir: &Path, auth: &str) {
     let text = format!(
         "[auth]\n{auth}\n[server]\nbind = \"127.0.0.1:0\"\n[room]\nmode = \"embedded\"\n[limits]\nsender_per_second = 0\n\
-         room_per_second = 0\n"
+         room_per_second = 0\n[session]\nkeepalive_seconds = {QUIET_SECONDS}\n"
     );
     std::fs::write(dir.join("settings.new"), text).unwrap();
     std::fs::rename(dir.join("settings.new"), dir.join("settings.toml")).unwrap();
@@ -329,6 +332,7 @@ async fn a_published_key_is_rotated_under_load_though_it_is_used_the_moment_it_i
         settings.auth.jwks_refresh_seconds = 3600;
         settings.auth.jwks_min_refresh_seconds = 1;
         settings.auth.jwks_timeout_ms = 10_000;
+        settings.session.keepalive_seconds = QUIET_SECONDS;
     })
     .await;
     let fetched = Instant::now();
