@@ -1,6 +1,7 @@
 //! `RoomChecker`: is this presenter live?
 //!
-//! It keeps what the room server said for a while (live and not-live apart, bounded, least recently used goes), asks once for
+//! It keeps what the room server said for a while (bounded, least recently used goes; live and not-live apart, so that a flood of
+//! messages to rooms that nobody presents in pushes no live room's verdict out), asks once for
 //! however many want to know of one presenter, has a limit on lookups at once and a time limit on each, and knows what to
 //! do without an answer (`room.on_error`, rule 9). The verdict goes to the registry as a message.
 //!
@@ -24,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::{
     gate::{Gate, Permit},
-    mailbox::Mailbox,
+    mailbox::{Mailbox, Turn},
     metrics::Metrics,
     registry::RegistryHandle,
     seams::{Liveness, RoomApi, RoomApiError},
@@ -43,6 +44,8 @@ pub struct CheckerConfig {
     pub not_live_ttl: Duration,
     /// `room.cache_max`
     pub cache_max: usize,
+    /// `room.not_live_cache_max`
+    pub not_live_cache_max: usize,
     /// `room.max_lookups`
     pub max_lookups: usize,
     /// `room.stale_seconds` when `room.on_error` is `last_known`, else `None`
@@ -70,6 +73,7 @@ pub const MAX_RECONNECTS: usize = 16;
 enum Ask {
     Check(Check),
     Reconnect(PresenterIdx, Permit),
+    Panic,
 }
 
 struct Check {
@@ -113,6 +117,12 @@ impl CheckerHandle {
         true
     }
 
+    /// A planned failure point, for tests of supervision: the checker panics when it reads this.
+    #[doc(hidden)]
+    pub fn panic_now(&self) {
+        self.mailbox.push(Ask::Panic);
+    }
+
     /// Has the room server asked to make the presenter connect again (rule 12). Nobody waits for what comes of it, so
     /// without a permit it is left out.
     pub(crate) fn request_reconnect(&self, presenter: PresenterIdx) {
@@ -122,9 +132,41 @@ impl CheckerHandle {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Known {
     liveness: Liveness,
     at: Instant,
+}
+
+/// What the room server said last of each presenter.
+struct Cache {
+    live: LruCache<PresenterIdx, Known>,
+    not_live: LruCache<PresenterIdx, Known>,
+}
+
+impl Cache {
+    fn new(live: usize, not_live: usize) -> Self {
+        let bounded = |max| LruCache::new(NonZeroUsize::new(max).unwrap_or(NonZeroUsize::MIN));
+        Self {
+            live: bounded(live),
+            not_live: bounded(not_live),
+        }
+    }
+
+    fn get(&mut self, presenter: PresenterIdx) -> Option<Known> {
+        let live = self.live.get(&presenter);
+        live.or_else(|| self.not_live.get(&presenter)).copied()
+    }
+
+    fn put(&mut self, presenter: PresenterIdx, known: Known) {
+        let (here, elsewhere) = if known.liveness.live {
+            (&mut self.live, &mut self.not_live)
+        } else {
+            (&mut self.not_live, &mut self.live)
+        };
+        elsewhere.pop(&presenter);
+        here.put(presenter, known);
+    }
 }
 
 /// See the module's text.
@@ -134,7 +176,7 @@ pub struct RoomChecker {
     registry: RegistryHandle,
     api: Rc<dyn RoomApi>,
     metrics: Metrics,
-    cache: LruCache<PresenterIdx, Known>,
+    cache: Cache,
     under_way: HashSet<PresenterIdx>,
     queue: VecDeque<Check>,
     breaker: Breaker,
@@ -154,14 +196,14 @@ impl RoomChecker {
         present: Present,
     ) -> Self {
         metrics.room_breaker_open.set(0);
-        let room_for = NonZeroUsize::new(config.cache_max).unwrap_or(NonZeroUsize::MIN);
+        let cache = Cache::new(config.cache_max, config.not_live_cache_max);
         Self {
             config,
             handle,
             registry,
             api,
             metrics,
-            cache: LruCache::new(room_for),
+            cache,
             under_way: HashSet::new(),
             queue: VecDeque::new(),
             breaker: Breaker::Closed { failures: 0 },
@@ -180,7 +222,7 @@ impl RoomChecker {
 
     fn check(&mut self, check: Check, ctx: &mut Context<Self>) {
         if !check.refresh
-            && let Some(known) = self.cache.get(&check.presenter)
+            && let Some(known) = self.cache.get(check.presenter)
         {
             let (liveness, age) = (known.liveness, known.at.elapsed());
             if let Some(left) = self.ttl(liveness).checked_sub(age).filter(|left| !left.is_zero()) {
@@ -288,7 +330,7 @@ impl RoomChecker {
     /// Rule 9: `last_known` goes on with the last real answer, for at most `room.stale_seconds` after its time.
     fn last_known(&mut self, presenter: PresenterIdx) -> Option<(Liveness, Duration)> {
         let stale = self.config.stale?;
-        let known = self.cache.get(&presenter)?;
+        let known = self.cache.get(presenter)?;
         let (liveness, age) = (known.liveness, known.at.elapsed());
         let ttl = self.ttl(liveness);
         let left = (ttl + stale).checked_sub(age).filter(|left| !left.is_zero())?;
@@ -346,10 +388,12 @@ impl Actor for RoomChecker {
 
 impl StreamHandler<Vec<Ask>> for RoomChecker {
     fn handle(&mut self, batch: Vec<Ask>, ctx: &mut Self::Context) {
-        for ask in batch {
+        for ask in Turn::new(&self.handle.mailbox, batch) {
             match ask {
                 Ask::Check(check) => self.check(check, ctx),
                 Ask::Reconnect(presenter, permit) => self.reconnect(presenter, permit, ctx),
+                #[expect(clippy::panic, reason = "the planned failure point")]
+                Ask::Panic => panic!("planned"),
             }
         }
     }

@@ -75,6 +75,8 @@ pub struct Metrics {
     pub spool_bytes: Gauge,
     /// x-forward headers from peers that are not trusted to set them.
     pub forward_refused: Counter,
+    /// Panics that were caught, by `actor`; what panicked was made anew, or ended where that is its end.
+    pub actor_restarts: Family<Label, Counter>,
 }
 
 impl Default for Metrics {
@@ -107,11 +109,20 @@ impl Default for Metrics {
             spool_events: Gauge::default(),
             spool_bytes: Gauge::default(),
             forward_refused: Counter::default(),
+            actor_restarts: Family::default(),
         }
     }
 }
 
 impl Metrics {
+    /// What can panic and is counted: the supervised actors, then what ends with its panic.
+    pub const ACTORS: [&str; 7] = ["registry", "checker", "writer", "spool", "reader", "session", "http"];
+
+    /// The panics of one of [`Metrics::ACTORS`].
+    pub fn restarts(&self, actor: &'static str) -> Counter {
+        self.actor_restarts.get_or_create(&[("actor", actor)]).clone()
+    }
+
     /// Counts one refusal under its code.
     pub fn refuse(&self, code: &'static str) {
         self.refused.get_or_create(&[("code", code)]).inc();
@@ -133,6 +144,9 @@ impl Metrics {
             for value in values {
                 drop(family.get_or_create(&[("outcome", value)]));
             }
+        }
+        for actor in Self::ACTORS {
+            drop(self.restarts(actor));
         }
         for reason in End::REASONS {
             drop(self.sessions_ended.get_or_create(&[("reason", reason)]));
@@ -253,6 +267,11 @@ impl Metrics {
             "chat_forward_refused",
             "x-forward headers from untrusted peers",
             self.forward_refused.clone(),
+        );
+        r.register(
+            "chat_actor_restarts",
+            "Panics that were caught, by actor",
+            self.actor_restarts.clone(),
         );
     }
 }

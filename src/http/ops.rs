@@ -22,6 +22,10 @@ async fn livez() -> HttpResponse {
 
 async fn readyz(state: web::Data<State>) -> HttpResponse {
     let readiness = state.health.readiness();
+    let watched = state.health.actors.iter();
+    let actors: Vec<_> = watched
+        .map(|actor| json!({ "name": actor.name(), "alive": actor.alive(), "restarts": actor.restarts() }))
+        .collect();
     let mut response = if readiness.ready {
         HttpResponse::Ok()
     } else {
@@ -29,7 +33,7 @@ async fn readyz(state: web::Data<State>) -> HttpResponse {
     };
     response
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(json!({ "status": readiness.status, "reasons": readiness.reasons }))
+        .json(json!({ "status": readiness.status, "reasons": readiness.reasons, "actors": actors }))
 }
 
 async fn metrics(state: web::Data<State>) -> HttpResponse {

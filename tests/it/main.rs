@@ -19,6 +19,7 @@ mod reading;
 mod recovery;
 mod resume;
 mod spool_commands;
+mod supervision;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;
 mod support_works;

@@ -5,8 +5,8 @@
 //! giving it twice is harmless, because an event's id is its key in the store.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 use super::{SpoolCommand, SpoolThread, WriterHandle, handle::Rows, spool_thread::SpoolThreadSettings};
 use crate::{
     clock::system_ms,
-    mailbox::Mailbox,
+    mailbox::{Mailbox, Turn},
     metrics::Metrics,
     registry::{RegistryHandle, RegistryMsg},
     seams::{LogStore, Poison, Pos, Spool, StoreBatch, StoreError},
-    supervise::{Present, Watch},
+    supervise::{Pauses, Present, Watch},
     types::{Event, PresenterIdx, Seq},
 };
 
@@ -55,6 +55,7 @@ pub(crate) enum DrainMsg {
     Stored(Stored),
     AskStore { presenter: PresenterIdx },
     Flush { done: oneshot::Sender<()> },
+    Panic,
 }
 
 /// How the store is, for `/readyz`.
@@ -101,7 +102,11 @@ pub struct WriterParts {
     pub metrics: Metrics,
     /// Whether the actor is there.
     pub watch: Watch,
+    /// Whether the spool's thread is.
+    pub spool_watch: Watch,
     mailbox: Mailbox<DrainMsg>,
+    /// The rooms that the store is being asked for. A writer that is made anew asks again: the registry waits for each.
+    asking: Arc<Mutex<HashSet<PresenterIdx>>>,
 }
 
 impl WriterParts {
@@ -112,6 +117,7 @@ impl WriterParts {
         registry: RegistryHandle,
         store: Arc<dyn LogStore>,
         metrics: Metrics,
+        pauses: Pauses,
     ) -> Self {
         Self {
             config,
@@ -119,9 +125,11 @@ impl WriterParts {
             registry,
             store,
             state: StoreState::default(),
+            watch: Watch::new("writer", pauses, &metrics),
+            spool_watch: Watch::new("spool", pauses, &metrics),
             metrics,
-            watch: Watch::default(),
             mailbox: Mailbox::default(),
+            asking: Arc::default(),
         }
     }
 
@@ -139,7 +147,18 @@ impl WriterParts {
             self.registry.clone(),
             self.mailbox.clone(),
             self.metrics.clone(),
+            self.spool_watch.clone(),
         )
+    }
+
+    /// A planned failure point, for tests of supervision: the actor panics when it reads this.
+    #[doc(hidden)]
+    pub fn panic_now(&self) {
+        self.mailbox.push(DrainMsg::Panic);
+    }
+
+    fn asking(&self) -> MutexGuard<'_, HashSet<PresenterIdx>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when the store has everything that the spool holds. Bound it by a timeout.
@@ -337,7 +356,8 @@ impl LogWriter {
                     log::error!("spool: stored rows cannot be freed: {error}");
                     this.back_off(ctx);
                 }
-                Err(_) => {}
+                // The spool's thread panicked over it.
+                Err(_) => this.back_off(ctx),
             }
         }));
     }
@@ -355,7 +375,7 @@ impl LogWriter {
                     log::error!("spool: rows cannot be read back: {error}");
                     this.back_off(ctx);
                 }
-                Err(_) => {}
+                Err(_) => this.back_off(ctx),
             }
         }));
     }
@@ -400,9 +420,11 @@ impl LogWriter {
     }
 
     fn ask_store(&self, presenter: PresenterIdx, ctx: &mut Context<Self>) {
+        self.parts.asking().insert(presenter);
         let store = Arc::clone(&self.parts.store);
         let asked = async move { store.last_seq(presenter).await }.into_actor(self);
         ctx.spawn(asked.map(move |last: Result<Seq, StoreError>, this, _| {
+            this.parts.asking().remove(&presenter);
             match last {
                 Ok(last) => this
                     .parts
@@ -427,17 +449,23 @@ impl Actor for LogWriter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(self.parts.mailbox.batches());
+        let again: Vec<_> = self.parts.asking().iter().copied().collect();
+        for presenter in again {
+            self.ask_store(presenter, ctx);
+        }
         self.advance(ctx);
     }
 }
 
 impl StreamHandler<Vec<DrainMsg>> for LogWriter {
     fn handle(&mut self, batch: Vec<DrainMsg>, ctx: &mut Self::Context) {
-        for message in batch {
+        for message in Turn::new(&self.parts.mailbox, batch) {
             match message {
                 DrainMsg::Stored(stored) => self.stored(stored),
                 DrainMsg::AskStore { presenter } => self.ask_store(presenter, ctx),
                 DrainMsg::Flush { done } => self.flushing.push(done),
+                #[expect(clippy::panic, reason = "the planned failure point")]
+                DrainMsg::Panic => panic!("planned"),
             }
         }
         self.advance(ctx);
