@@ -20,7 +20,7 @@ use actix_web::{App as WebApp, HttpServer, middleware::from_fn, web};
 use chatting_actors::{
     checker::{CheckerHandle, RoomChecker},
     gate::Gate,
-    metrics::{Metrics, QueueMetrics},
+    metrics::Metrics,
     registry::{ReadLog, RegistryHandle, SessionRegistry},
     seams::{LogStore, RoomApi},
     supervise::{Watch, log_panics, supervise},
@@ -171,7 +171,6 @@ impl App {
             Arc::clone(&sessions),
             Arc::clone(history.gate()),
         ];
-        let queues = QueueMetrics::register(&mut metric_names, gates);
         let room_breaker_open = metrics.room_breaker_open.clone();
         let state = web::Data::new(State {
             registry,
@@ -194,7 +193,7 @@ impl App {
             history,
             metrics,
             metric_names,
-            queues,
+            gates,
             health: Health {
                 draining: AtomicBool::new(false),
                 actors: vec![

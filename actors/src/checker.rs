@@ -21,12 +21,14 @@ use std::{
 
 use actix::prelude::*;
 use lru::LruCache;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::timeout;
 
 use crate::{
     gate::{Gate, Permit},
     mailbox::{Mailbox, Turn},
     metrics::Metrics,
+    queues::Queue,
     registry::RegistryHandle,
     seams::{Liveness, RoomApi, RoomApiError},
     supervise::Present,
@@ -142,14 +144,18 @@ struct Known {
 struct Cache {
     live: LruCache<PresenterIdx, Known>,
     not_live: LruCache<PresenterIdx, Known>,
+    /// How many there are of either.
+    kept: [Gauge; 2],
 }
 
 impl Cache {
-    fn new(live: usize, not_live: usize) -> Self {
+    fn new(live: usize, not_live: usize, metrics: &Metrics) -> Self {
+        let kept = |verdict| metrics.room_verdicts.get_or_create(&[("verdict", verdict)]).clone();
         let bounded = |max| LruCache::new(NonZeroUsize::new(max).unwrap_or(NonZeroUsize::MIN));
         Self {
             live: bounded(live),
             not_live: bounded(not_live),
+            kept: [kept("live"), kept("not_live")],
         }
     }
 
@@ -166,6 +172,9 @@ impl Cache {
         };
         elsewhere.pop(&presenter);
         here.put(presenter, known);
+        for (gauge, cache) in self.kept.iter().zip([&self.live, &self.not_live]) {
+            gauge.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        }
     }
 }
 
@@ -179,6 +188,8 @@ pub struct RoomChecker {
     cache: Cache,
     under_way: HashSet<PresenterIdx>,
     queue: VecDeque<Check>,
+    /// `room.max_lookups`, and what had to wait for a place.
+    lookups: (Queue, Counter),
     breaker: Breaker,
     /// Requests to make a presenter reconnect that are under way.
     reconnects: usize,
@@ -196,7 +207,8 @@ impl RoomChecker {
         present: Present,
     ) -> Self {
         metrics.room_breaker_open.set(0);
-        let cache = Cache::new(config.cache_max, config.not_live_cache_max);
+        let lookups = metrics.queues.waiting("lookups", config.max_lookups);
+        let cache = Cache::new(config.cache_max, config.not_live_cache_max, &metrics);
         Self {
             config,
             handle,
@@ -206,6 +218,7 @@ impl RoomChecker {
             cache,
             under_way: HashSet::new(),
             queue: VecDeque::new(),
+            lookups,
             breaker: Breaker::Closed { failures: 0 },
             reconnects: 0,
             _present: present,
@@ -235,6 +248,7 @@ impl RoomChecker {
             return;
         }
         if self.under_way.len() >= self.config.max_lookups {
+            self.lookups.1.inc();
             self.queue.push_back(check);
             return;
         }
@@ -293,12 +307,14 @@ impl RoomChecker {
     fn look_up(&mut self, check: Check, ctx: &mut Context<Self>) {
         let presenter = check.presenter;
         self.under_way.insert(presenter);
+        self.lookups.0.holds(self.under_way.len());
         let asked = timeout(self.config.timeout, self.api.check(presenter));
         let began = Instant::now();
         let permit = check.permit;
         ctx.spawn(asked.into_actor(self).map(move |answer, this, ctx| {
             drop(permit);
             this.under_way.remove(&presenter);
+            this.lookups.0.holds(this.under_way.len());
             this.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
             this.answered(presenter, answer.unwrap_or(Err(RoomApiError::Timeout)));
             this.next(ctx);

@@ -12,6 +12,7 @@ pub mod idempotency;
 pub mod mailbox;
 pub mod metrics;
 pub mod outcome;
+pub mod queues;
 pub mod registry;
 pub mod ring;
 pub mod seams;

@@ -1,8 +1,6 @@
 //! What the actors count, in one place. Names follow Prometheus: base units, `_total`, `_seconds`; never a label by
 //! presenter or user.
 
-use std::sync::Arc;
-
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -13,7 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{gate::Gate, registry::End};
+use crate::{queues::Queues, registry::End};
 
 /// One label with one of a fixed set of values.
 pub type Label = [(&'static str, &'static str); 1];
@@ -51,6 +49,8 @@ pub struct Metrics {
     pub room_breaker_opened: Counter,
     /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout, breaker_open.
     pub room_checks: Family<Label, Counter>,
+    /// Verdicts that are kept, by `verdict`: live, not_live.
+    pub room_verdicts: Family<Label, Gauge>,
     /// Requests to make a presenter reconnect, by `outcome`: ok, error.
     pub reconnect_requests: Family<Label, Counter>,
     /// How long the room server took, in seconds.
@@ -77,6 +77,8 @@ pub struct Metrics {
     pub forward_refused: Counter,
     /// Panics that were caught, by `actor`; what panicked was made anew, or ended where that is its end.
     pub actor_restarts: Family<Label, Counter>,
+    /// Every queue's depth, capacity, refusals and waits.
+    pub queues: Queues,
 }
 
 impl Default for Metrics {
@@ -97,6 +99,7 @@ impl Default for Metrics {
             room_breaker_open: Gauge::default(),
             room_breaker_opened: Counter::default(),
             room_checks: Family::default(),
+            room_verdicts: Family::default(),
             reconnect_requests: Family::default(),
             room_check_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
             commit_events: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
@@ -110,6 +113,7 @@ impl Default for Metrics {
             spool_bytes: Gauge::default(),
             forward_refused: Counter::default(),
             actor_restarts: Family::default(),
+            queues: Queues::default(),
         }
     }
 }
@@ -221,6 +225,11 @@ impl Metrics {
             self.room_checks.clone(),
         );
         r.register(
+            "chat_room_verdicts",
+            "Liveness verdicts that are kept, by verdict",
+            self.room_verdicts.clone(),
+        );
+        r.register(
             "chat_reconnect_requests",
             "Requests to make a presenter reconnect, by outcome",
             self.reconnect_requests.clone(),
@@ -273,47 +282,6 @@ impl Metrics {
             "Panics that were caught, by actor",
             self.actor_restarts.clone(),
         );
+        self.queues.register(r);
     }
-}
-
-/// The depth, capacity and refusals of every queue, by `queue`; read from the gates when scraped.
-#[derive(Debug, Default)]
-pub struct QueueMetrics {
-    gates: Vec<Arc<Gate>>,
-    depth: Family<Label, Gauge>,
-    capacity: Family<Label, Gauge>,
-    refused: Family<Label, Counter>,
-}
-
-impl QueueMetrics {
-    /// Registers the three families for these gates.
-    pub fn register(registry: &mut Registry, gates: Vec<Arc<Gate>>) -> Self {
-        let this = Self {
-            gates,
-            ..Self::default()
-        };
-        registry.register("chat_queue_depth", "Permits in use, by queue", this.depth.clone());
-        registry.register("chat_queue_capacity", "Permits in all, by queue", this.capacity.clone());
-        registry.register(
-            "chat_queue_refused",
-            "Refused for want of a permit, by queue",
-            this.refused.clone(),
-        );
-        this
-    }
-
-    /// Copies the gates' present numbers into the metrics; called before each scrape.
-    pub fn refresh(&self) {
-        for gate in &self.gates {
-            let label = [("queue", gate.name())];
-            self.depth.get_or_create(&label).set(to_i64(gate.depth()));
-            self.capacity.get_or_create(&label).set(to_i64(gate.capacity()));
-            let counted = self.refused.get_or_create(&label);
-            counted.inc_by(gate.refused().saturating_sub(counted.get()));
-        }
-    }
-}
-
-fn to_i64(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -37,7 +37,7 @@ async fn readyz(state: web::Data<State>) -> HttpResponse {
 }
 
 async fn metrics(state: web::Data<State>) -> HttpResponse {
-    state.queues.refresh();
+    state.metrics.queues.refresh(&state.gates);
     let mut text = String::new();
     match encode(&mut text, &state.metric_names) {
         Ok(()) => HttpResponse::Ok()

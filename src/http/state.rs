@@ -9,7 +9,7 @@ use actix_web::{HttpResponse, http::ConnectionType};
 use chatting_actors::{
     checker::CheckerHandle,
     gate::Gate,
-    metrics::{Metrics, QueueMetrics},
+    metrics::Metrics,
     registry::{ReadLog, RegistryHandle},
     session::SessionConfig,
     supervise::Watch,
@@ -69,10 +69,10 @@ pub struct State {
     pub history: History,
     /// What the actors count.
     pub metrics: Metrics,
-    /// The names and the queues of what is counted.
+    /// The names of what is counted.
     pub metric_names: MetricNames,
-    /// Depths of the queues.
-    pub queues: QueueMetrics,
+    /// What hands out permits; read when it is scraped.
+    pub gates: Vec<Arc<Gate>>,
     /// Whether all is well.
     pub health: Health,
     /// The page of `demo`, with its tokens; `None` otherwise.

@@ -2,6 +2,7 @@
 //! links are cut. Needs a mongod: see `support::mongod`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod flood;
 mod hold;
 mod idempotency;
 mod legacy_http;
@@ -24,4 +25,5 @@ mod supervision;
 mod support;
 mod support_works;
 mod takeover;
+mod tuning;
 mod v1;

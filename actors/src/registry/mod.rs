@@ -10,6 +10,7 @@
 
 mod admission;
 mod cursor;
+mod gauges;
 mod messages;
 mod places;
 mod resume;
@@ -31,6 +32,7 @@ use lru::LruCache;
 use tokio::sync::oneshot;
 
 use self::cursor::Phase;
+use self::gauges::RegistryQueues;
 pub(crate) use self::messages::{Committed, RegistryMsg, known};
 use self::messages::{Looking, Verdict, Waiting};
 use self::resume::Reads;
@@ -140,6 +142,7 @@ pub struct SessionRegistry {
     checker: CheckerHandle,
     writer: WriterHandle,
     metrics: Metrics,
+    queues: RegistryQueues,
     clock: EventClock,
     epoch: Epoch,
     rooms: HashMap<PresenterIdx, Room>,
@@ -180,6 +183,7 @@ impl SessionRegistry {
         metrics.sessions.set(0);
         let lookups = LruCache::new(NonZeroUsize::new(config.tracked).unwrap_or(NonZeroUsize::MIN));
         Self {
+            queues: RegistryQueues::new(&config, &metrics),
             config,
             handle,
             checker,

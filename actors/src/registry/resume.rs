@@ -199,6 +199,9 @@ impl SessionRegistry {
                     .retain(|(session, _)| self.sessions.contains_key(session));
             }
             self.begin_reads();
+            if !self.reads.waiting.is_empty() {
+                self.queues.read_waits.inc();
+            }
         }
     }
 
@@ -255,6 +258,7 @@ impl SessionRegistry {
         }
         let waiting = i64::try_from(self.reads.waiting.len()).unwrap_or(i64::MAX);
         self.metrics.resumes_waiting.set(waiting);
+        self.queues.reads.holds(self.reads.log.under_way.load(Relaxed));
     }
 
     /// A page of the log is there.

@@ -226,6 +226,7 @@ impl SessionRegistry {
         }
         self.save_places(now);
         self.rooms.retain(|_, room| !room.idle(now, &self.config));
+        self.show_queues();
         self.metrics
             .rooms
             .set(i64::try_from(self.rooms.len()).unwrap_or(i64::MAX));

@@ -45,15 +45,17 @@ impl SessionRegistry {
         self.metrics.accepted.inc_by(slots.len() as u64);
         for slot in slots {
             let event = slot.event;
-            let sent = self
-                .rooms
-                .get(&event.presenter_idx)
-                .is_some_and(|room| room.was_sent(event.seq));
+            let room = self.rooms.get(&event.presenter_idx);
+            let sent = room.is_some_and(|room| room.was_sent(event.seq));
+            let attached = room.is_some_and(|room| room.cursor.is_some());
             let delivery = if sent { Delivered::Delivered } else { Delivered::Held };
             match delivery {
                 Delivered::Delivered => self.metrics.delivered.inc(),
                 Delivered::Held => self.metrics.held.inc(),
             };
+            if !sent && attached {
+                self.queues.session_waits.inc();
+            }
             let accepted = Accepted {
                 id: event.id,
                 seq: event.seq,

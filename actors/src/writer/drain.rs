@@ -11,6 +11,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
 use super::{SpoolCommand, SpoolThread, WriterHandle, handle::Rows, spool_thread::SpoolThreadSettings};
@@ -18,6 +19,7 @@ use crate::{
     clock::system_ms,
     mailbox::{Mailbox, Turn},
     metrics::Metrics,
+    queues::Queue,
     registry::{RegistryHandle, RegistryMsg},
     seams::{LogStore, Poison, Pos, Spool, StoreBatch, StoreError},
     supervise::{Pauses, Present, Watch},
@@ -177,6 +179,8 @@ pub struct LogWriter {
     /// The last row that the spool is known to hold.
     head: Pos,
     backlog: VecDeque<(Pos, Arc<Event>)>,
+    /// `log.backlog_max`, and what had to be read back because it did not fit.
+    queue: (Queue, Counter),
     /// When the oldest event of the backlog came.
     oldest: Instant,
     step: Step,
@@ -193,6 +197,7 @@ impl LogWriter {
             done: parts.handle.done.load(Ordering::Acquire),
             head: parts.handle.head.load(Ordering::Acquire),
             backlog: VecDeque::new(),
+            queue: parts.metrics.queues.waiting("backlog", parts.config.backlog_max),
             oldest: Instant::now(),
             step: Step::Idle,
             prepared: false,
@@ -214,12 +219,15 @@ impl LogWriter {
             let rows = stored.events.into_iter().enumerate();
             self.backlog
                 .extend(rows.map(|(n, event)| (stored.first + n as Pos, event)));
+        } else {
+            self.queue.1.inc_by(count as u64);
         }
         self.head = self.head.max(stored.first + count as Pos - 1);
     }
 
     fn advance(&mut self, ctx: &mut Context<Self>) {
         self.parts.metrics.spool_events.set(self.head - self.done);
+        self.queue.0.holds(self.backlog.len());
         match self.step {
             Step::Busy => return,
             Step::Lingering(timer) => {

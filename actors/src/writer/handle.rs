@@ -4,6 +4,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::Duration,
 };
@@ -68,6 +69,8 @@ pub(crate) enum SpoolCommand {
         reply: oneshot::Sender<Result<(), SpoolError>>,
     },
     Fail(SpoolFailure),
+    /// The thread waits until the other end is dropped.
+    Hold(Receiver<()>),
     Stop,
 }
 
@@ -235,6 +238,15 @@ impl WriterHandle {
     #[doc(hidden)]
     pub fn panic_spool(&self, failure: SpoolFailure) {
         self.queue.push(SpoolCommand::Fail(failure));
+    }
+
+    /// A planned brake, for tests of queues: once the spool's thread has come to it, nothing is committed until what is returned is
+    /// dropped.
+    #[doc(hidden)]
+    pub fn hold_spool(&self) -> SyncSender<()> {
+        let (hold, held) = sync_channel(0);
+        self.queue.push(SpoolCommand::Hold(held));
+        hold
     }
 
     /// Commits what was appended, closes the spool and ends its thread.

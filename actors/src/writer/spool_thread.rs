@@ -7,6 +7,9 @@
 //! A panic takes no event with it: what is in hand is kept in [`Run`], which outlives it. The file is opened again and says
 //! whether the commit under way is in it; what was queued behind goes on.
 
+mod again;
+mod questions;
+
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -178,6 +181,7 @@ impl Run {
                     #[expect(clippy::panic, reason = "the planned failure point")]
                     Some(SpoolCommand::Fail(SpoolFailure::Now)) => panic!("planned"),
                     Some(SpoolCommand::Fail(SpoolFailure::BehindCommit)) => self.fails_behind_commit = true,
+                    Some(SpoolCommand::Hold(held)) => drop(held.recv()),
                     Some(SpoolCommand::Stop) => return self.stop(),
                     Some(other) => self.other(other),
                     None => {}
@@ -291,59 +295,6 @@ impl Run {
         }
     }
 
-    /// `log.durability = "memory"`: the senders are answered already, so what does not go in now is kept and tried again.
-    /// Meanwhile nothing more is accepted, which bounds it by the writer's permits.
-    fn write_sooner_or_later(&mut self, events: Vec<Arc<Event>>) {
-        self.unwritten.extend(events);
-        if !self.tried_is_settled() || self.unwritten.is_empty() {
-            return;
-        }
-        // A panic on the way leaves it unknown, too.
-        self.tried = self.unwritten.len();
-        match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten) {
-            Ok(first) => {
-                self.tried = 0;
-                let events = std::mem::take(&mut self.unwritten);
-                self.handle.writable.store(true, Ordering::Release);
-                self.committed(first, events);
-                self.show_size();
-            }
-            Err(committed) => {
-                if committed == Committed::No {
-                    self.tried = 0;
-                }
-                self.metrics.commit_failures.inc();
-                self.handle.writable.store(false, Ordering::Release);
-            }
-        }
-    }
-
-    /// What an attempt of unknown outcome did write is not written again. `false`: it is still not known.
-    fn tried_is_settled(&mut self) -> bool {
-        let tried = self.tried;
-        let Some(last) = tried.checked_sub(1).and_then(|last| self.unwritten.get(last)) else {
-            self.tried = 0;
-            return true;
-        };
-        match self.spool.reopen_and_find(last) {
-            Ok(found) => {
-                self.tried = 0;
-                self.unsure = false;
-                if let Some(last) = found {
-                    let events: Vec<_> = self.unwritten.drain(..tried).collect();
-                    self.handle.writable.store(self.unwritten.is_empty(), Ordering::Release);
-                    self.committed(last - tried as Pos + 1, events);
-                    self.show_size();
-                }
-                true
-            }
-            Err(error) => {
-                log::debug!("spool: still failing: {error}");
-                false
-            }
-        }
-    }
-
     fn show_size(&self) {
         self.metrics
             .spool_bytes
@@ -357,150 +308,11 @@ impl Run {
         self.drain.push(DrainMsg::Stored(Stored { first, events }));
     }
 
-    fn try_again(&mut self) {
-        self.probed_at = Instant::now();
-        if self.unwritten.is_empty() {
-            self.probe();
-        } else {
-            self.write_sooner_or_later(Vec::new());
-        }
-    }
-
-    fn probe(&mut self) {
-        match self.spool.probe().and_then(|()| self.tell_unknown()) {
-            Ok(()) => {
-                log::info!("spool: it takes events again");
-                self.handle.writable.store(true, Ordering::Release);
-            }
-            Err(error) => log::debug!("spool: still failing: {error}"),
-        }
-    }
-
-    /// What a commit of unknown outcome did write goes to the store now rather than behind the next commit: by their keys
-    /// its senders may learn any time that it was accepted.
-    fn tell_unknown(&mut self) -> Result<(), SpoolError> {
-        while self.unsure {
-            let head = self.handle.head.load(Ordering::Acquire);
-            let mut rows = self.spool.read(head, self.settings.commit_max)?;
-            match rows.pop() {
-                // The drain reads back what is before it.
-                Some((last, event)) => self.committed(last, vec![event]),
-                None => self.unsure = false,
-            }
-        }
-        Ok(())
-    }
-
-    /// What a room's numbering goes on from, and how far the room had got when that was last kept.
-    fn tell_last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>) {
-        let place = self.spool.place(presenter).unwrap_or_else(|error| {
-            log::warn!("spool: how far a room got cannot be read: {error}");
-            None
-        });
-        self.registry
-            .mailbox
-            .push(RegistryMsg::LastSeq { presenter, last, place });
-    }
-
     fn settle(&self, count: usize, committed: Committed) {
         let term = self.term;
         self.registry
             .mailbox
             .push(RegistryMsg::Settled { term, count, committed });
-    }
-
-    fn other(&mut self, command: SpoolCommand) {
-        self.owed = match &command {
-            SpoolCommand::LastSeq { presenter } | SpoolCommand::LearnLastSeq { presenter, .. } => {
-                Owed::LastSeq(*presenter)
-            }
-            SpoolCommand::ReadKeys { .. } => Owed::Keys,
-            SpoolCommand::MarkPlace { place } => Owed::Marked(place.presenter),
-            _ => Owed::Nothing,
-        };
-        self.do_other(command);
-        self.owed = Owed::Nothing;
-    }
-
-    fn do_other(&mut self, command: SpoolCommand) {
-        if !self.unwritten.is_empty() && matches!(command, SpoolCommand::LastSeq { .. } | SpoolCommand::ReadKeys { .. })
-        {
-            // What was answered from memory counts too, so the spool tells nothing of numbers and keys without it.
-            self.write_sooner_or_later(Vec::new());
-        }
-        let behind = !self.unwritten.is_empty();
-        match command {
-            SpoolCommand::LastSeq { presenter } if behind => {
-                self.tell_last_seq(presenter, Err(()));
-            }
-            SpoolCommand::ReadKeys { .. } if behind => {
-                self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) });
-            }
-            SpoolCommand::LastSeq { presenter } => match self.spool.last_seq(presenter).map(known) {
-                Ok(Some(last)) => self.tell_last_seq(presenter, Ok(last)),
-                Ok(None) => self.drain.push(DrainMsg::AskStore { presenter }),
-                Err(error) => {
-                    log::error!("spool: the last seq of a room cannot be read: {error}");
-                    self.tell_last_seq(presenter, Err(()));
-                }
-            },
-            SpoolCommand::LearnLastSeq { presenter, last } => {
-                // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
-                let learned = self.spool.learn_last_seq(presenter, last);
-                let known = learned.and_then(|last| match self.spool.last_seq(presenter)? {
-                    LastSeq::Known(known) => Ok(known.max(last)),
-                    LastSeq::AskStore => Ok(last),
-                });
-                let last = known.map_err(|error| {
-                    log::error!("spool: the last seq of a room cannot be kept: {error}");
-                });
-                self.tell_last_seq(presenter, last);
-            }
-            SpoolCommand::KeepPlaces { places } => {
-                if let Err(error) = self.spool.keep_places(&places) {
-                    log::warn!("spool: how far {} rooms got is not kept: {error}", places.len());
-                }
-            }
-            SpoolCommand::MarkPlace { place } => {
-                let kept = self.spool.keep_places(&[place]);
-                let kept = kept.inspect_err(|error| log::warn!("spool: how far a room got is not kept: {error}"));
-                self.registry.mailbox.push(RegistryMsg::Marked {
-                    presenter: place.presenter,
-                    kept: kept.is_ok(),
-                });
-            }
-            SpoolCommand::ReadKeys { since_ms } => {
-                let rows = self.spool.read_keys(since_ms).map_err(|error| {
-                    log::error!("spool: the idempotency keys cannot be read: {error}");
-                });
-                self.registry.mailbox.push(RegistryMsg::Keys { rows });
-            }
-            SpoolCommand::Read { after, limit, reply } => {
-                let head = self.handle.head.load(Ordering::Acquire);
-                // Rows beyond are of a commit whose outcome is not known yet. Freed now, they could not be found again.
-                let known = self.spool.read(after, limit).map(|mut rows| {
-                    rows.retain(|(pos, _)| *pos <= head);
-                    rows
-                });
-                let _ = reply.send(known);
-            }
-            SpoolCommand::Free {
-                through,
-                parked,
-                keys_before_ms,
-                reply,
-            } => {
-                let result = self.spool.free(through, &parked, keys_before_ms);
-                if result.is_ok() {
-                    self.handle.done.store(through, Ordering::Release);
-                }
-                self.metrics
-                    .spool_bytes
-                    .set(i64::try_from(self.spool.bytes()).unwrap_or(i64::MAX));
-                let _ = reply.send(result);
-            }
-            SpoolCommand::Append { .. } | SpoolCommand::Fail(_) | SpoolCommand::Stop => {}
-        }
     }
 }
 
