@@ -20,10 +20,10 @@ use actix_web::{App as WebApp, HttpServer, middleware::from_fn, web};
 use chatting_actors::{
     checker::{CheckerHandle, RoomChecker},
     gate::Gate,
-    metrics::{Metrics, QueueMetrics},
+    metrics::Metrics,
     registry::{ReadLog, RegistryHandle, SessionRegistry},
     seams::{LogStore, RoomApi},
-    supervise::{Watch, supervise},
+    supervise::{Watch, log_panics, supervise},
     wire::legacy::Clock,
     writer::{LogWriter, SpoolThread, WriterHandle, WriterParts},
 };
@@ -37,10 +37,11 @@ use crate::{
     error::Code,
     http::{
         self,
+        caught::caught,
         client::AddressGate,
         cors::cors,
         socket,
-        state::{Health, Limits, State},
+        state::{Failing, Health, Limits, State},
     },
     limits::Rates,
     room::{EmbeddedRooms, HttpRooms},
@@ -89,6 +90,7 @@ impl App {
 
     /// As [`App::build`], with what only `demo` asks for.
     pub async fn build_with(settings: &Settings, extras: Extras) -> Result<Self, StartError> {
+        log_panics();
         let metrics = Metrics::default();
         let (tokens, fetching) = open_keys(settings, &metrics).await?;
         let gateway = match settings.auth.mode {
@@ -132,13 +134,14 @@ impl App {
             registry.clone(),
             store,
             metrics.clone(),
+            startup::pauses(settings),
         );
         let spool_thread = parts
             .start_spool(Box::new(spool))
             .map_err(|error| StartError::Unavailable(format!("the spool's thread cannot start: {error}")))?;
         let writer_arbiter = Arbiter::new();
         let made_of = parts.clone();
-        supervise("writer", &writer_arbiter.handle(), parts.watch.clone(), move || {
+        supervise(&writer_arbiter.handle(), parts.watch.clone(), move || {
             LogWriter::new(made_of.clone())
         });
 
@@ -148,6 +151,12 @@ impl App {
         let registry_arbiter = Arbiter::new();
         let reader_arbiter = Arbiter::new();
         let log = ReadLog::new(Arc::new(history.clone()), reader_arbiter.handle());
+        let failing = Failing {
+            checker: checker.clone(),
+            writer: parts.clone(),
+            log: log.clone(),
+            http: AtomicBool::new(false),
+        };
         let registry_watch = start_registry(settings, &registry_arbiter, &registry, &checker, &writer, log, &metrics);
 
         let ready = tokio::time::timeout(startup::READY_PATIENCE, registry.ready());
@@ -167,7 +176,6 @@ impl App {
             Arc::clone(&sessions),
             Arc::clone(history.gate()),
         ];
-        let queues = QueueMetrics::register(&mut metric_names, gates);
         let room_breaker_open = metrics.room_breaker_open.clone();
         let state = web::Data::new(State {
             registry,
@@ -193,13 +201,14 @@ impl App {
             history,
             metrics,
             metric_names,
-            queues,
+            gates,
             health: Health {
                 draining: AtomicBool::new(false),
                 actors: vec![
-                    ("registry", registry_watch),
-                    ("checker", checker_watch),
-                    ("writer", parts.watch.clone()),
+                    registry_watch,
+                    checker_watch,
+                    parts.watch.clone(),
+                    parts.spool_watch.clone(),
                 ],
                 writer,
                 store: parts.state.clone(),
@@ -208,6 +217,7 @@ impl App {
                 by_token: settings.auth.mode == AuthMode::Token,
             },
             demo: extras.demo_page,
+            failing,
         });
         let (server, addr) = listen(settings, &state)?;
         let ops = listen_ops(settings, &state)?;
@@ -383,11 +393,11 @@ fn start_checker(
     rooms: Option<EmbeddedRooms>,
     metrics: &Metrics,
 ) -> Watch {
-    let watch = Watch::default();
+    let watch = Watch::new("checker", startup::pauses(settings), metrics);
     let (config, http) = (startup::checker_config(settings), startup::http_room_settings(settings));
     let (checker, registry, metrics) = (checker.clone(), registry.clone(), metrics.clone());
     let present = watch.clone();
-    supervise("checker", &arbiter.handle(), watch.clone(), move || {
+    supervise(&arbiter.handle(), watch.clone(), move || {
         // awc's client is not `Send`: it is made where it is used.
         let api: Rc<dyn RoomApi> = match &rooms {
             Some(rooms) => Rc::new(rooms.clone()),
@@ -408,11 +418,11 @@ fn start_registry(
     log: ReadLog,
     metrics: &Metrics,
 ) -> Watch {
-    let watch = Watch::default();
+    let watch = Watch::new("registry", startup::pauses(settings), metrics);
     let config = startup::registry_config(settings);
     let (registry, checker, writer, metrics) = (registry.clone(), checker.clone(), writer.clone(), metrics.clone());
     let present = watch.clone();
-    supervise("registry", &arbiter.handle(), watch.clone(), move || {
+    supervise(&arbiter.handle(), watch.clone(), move || {
         let (registry, checker) = (registry.clone(), checker.clone());
         SessionRegistry::new(
             config.clone(),
@@ -438,6 +448,7 @@ fn listen(settings: &Settings, state: &web::Data<State>) -> Result<Listening, St
         WebApp::new()
             .app_data(shared.clone())
             .app_data(web::PayloadConfig::new(shared.limits.body_bytes))
+            .wrap(from_fn(caught))
             .wrap(from_fn(cors))
             .configure(|config| http::routes(config, &shared, ops_apart))
     })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chatting_actors::{
     bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
-    writer::WriterConfig,
+    supervise::Pauses, writer::WriterConfig,
 };
 
 use crate::{
@@ -190,10 +190,19 @@ pub(crate) fn checker_config(settings: &Settings) -> CheckerConfig {
         live_ttl: Duration::from_millis(room.live_ttl_ms),
         not_live_ttl: Duration::from_millis(room.not_live_ttl_ms),
         cache_max: room.cache_max,
+        not_live_cache_max: room.not_live_cache_max,
         max_lookups: room.max_lookups,
         breaker_failures: room.breaker_failures,
         breaker_open: Duration::from_millis(room.breaker_open_ms),
         stale: (room.on_error == OnError::LastKnown).then(|| Duration::from_secs(room.stale_seconds)),
+    }
+}
+
+pub(crate) fn pauses(settings: &Settings) -> Pauses {
+    let supervisor = &settings.actors.supervisor;
+    Pauses {
+        min: Duration::from_millis(supervisor.restart_min_ms),
+        max: Duration::from_millis(supervisor.restart_max_ms),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `RoomChecker`: is this presenter live?
 //!
-//! It keeps what the room server said for a while (live and not-live apart, bounded, least recently used goes), asks once for
+//! It keeps what the room server said for a while (bounded, least recently used goes; live and not-live apart, so that a flood of
+//! messages to rooms that nobody presents in pushes no live room's verdict out), asks once for
 //! however many want to know of one presenter, has a limit on lookups at once and a time limit on each, and knows what to
 //! do without an answer (`room.on_error`, rule 9). The verdict goes to the registry as a message.
 //!
@@ -20,12 +21,14 @@ use std::{
 
 use actix::prelude::*;
 use lru::LruCache;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::timeout;
 
 use crate::{
     gate::{Gate, Permit},
-    mailbox::Mailbox,
+    mailbox::{Mailbox, Turn},
     metrics::Metrics,
+    queues::Queue,
     registry::RegistryHandle,
     seams::{Liveness, RoomApi, RoomApiError},
     supervise::Present,
@@ -43,6 +46,8 @@ pub struct CheckerConfig {
     pub not_live_ttl: Duration,
     /// `room.cache_max`
     pub cache_max: usize,
+    /// `room.not_live_cache_max`
+    pub not_live_cache_max: usize,
     /// `room.max_lookups`
     pub max_lookups: usize,
     /// `room.stale_seconds` when `room.on_error` is `last_known`, else `None`
@@ -70,6 +75,7 @@ pub const MAX_RECONNECTS: usize = 16;
 enum Ask {
     Check(Check),
     Reconnect(PresenterIdx, Permit),
+    Panic,
 }
 
 struct Check {
@@ -113,6 +119,12 @@ impl CheckerHandle {
         true
     }
 
+    /// A planned failure point, for tests of supervision: the checker panics when it reads this.
+    #[doc(hidden)]
+    pub fn panic_now(&self) {
+        self.mailbox.push(Ask::Panic);
+    }
+
     /// Has the room server asked to make the presenter connect again (rule 12). Nobody waits for what comes of it, so
     /// without a permit it is left out.
     pub(crate) fn request_reconnect(&self, presenter: PresenterIdx) {
@@ -122,9 +134,48 @@ impl CheckerHandle {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Known {
     liveness: Liveness,
     at: Instant,
+}
+
+/// What the room server said last of each presenter.
+struct Cache {
+    live: LruCache<PresenterIdx, Known>,
+    not_live: LruCache<PresenterIdx, Known>,
+    /// How many there are of either.
+    kept: [Gauge; 2],
+}
+
+impl Cache {
+    fn new(live: usize, not_live: usize, metrics: &Metrics) -> Self {
+        let kept = |verdict| metrics.room_verdicts.get_or_create(&[("verdict", verdict)]).clone();
+        let bounded = |max| LruCache::new(NonZeroUsize::new(max).unwrap_or(NonZeroUsize::MIN));
+        Self {
+            live: bounded(live),
+            not_live: bounded(not_live),
+            kept: [kept("live"), kept("not_live")],
+        }
+    }
+
+    fn get(&mut self, presenter: PresenterIdx) -> Option<Known> {
+        let live = self.live.get(&presenter);
+        live.or_else(|| self.not_live.get(&presenter)).copied()
+    }
+
+    fn put(&mut self, presenter: PresenterIdx, known: Known) {
+        let (here, elsewhere) = if known.liveness.live {
+            (&mut self.live, &mut self.not_live)
+        } else {
+            (&mut self.not_live, &mut self.live)
+        };
+        elsewhere.pop(&presenter);
+        here.put(presenter, known);
+        for (gauge, cache) in self.kept.iter().zip([&self.live, &self.not_live]) {
+            gauge.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        }
+    }
 }
 
 /// See the module's text.
@@ -134,9 +185,11 @@ pub struct RoomChecker {
     registry: RegistryHandle,
     api: Rc<dyn RoomApi>,
     metrics: Metrics,
-    cache: LruCache<PresenterIdx, Known>,
+    cache: Cache,
     under_way: HashSet<PresenterIdx>,
     queue: VecDeque<Check>,
+    /// `room.max_lookups`, and what had to wait for a place.
+    lookups: (Queue, Counter),
     breaker: Breaker,
     /// Requests to make a presenter reconnect that are under way.
     reconnects: usize,
@@ -154,16 +207,18 @@ impl RoomChecker {
         present: Present,
     ) -> Self {
         metrics.room_breaker_open.set(0);
-        let room_for = NonZeroUsize::new(config.cache_max).unwrap_or(NonZeroUsize::MIN);
+        let lookups = metrics.queues.waiting("lookups", config.max_lookups);
+        let cache = Cache::new(config.cache_max, config.not_live_cache_max, &metrics);
         Self {
             config,
             handle,
             registry,
             api,
             metrics,
-            cache: LruCache::new(room_for),
+            cache,
             under_way: HashSet::new(),
             queue: VecDeque::new(),
+            lookups,
             breaker: Breaker::Closed { failures: 0 },
             reconnects: 0,
             _present: present,
@@ -180,7 +235,7 @@ impl RoomChecker {
 
     fn check(&mut self, check: Check, ctx: &mut Context<Self>) {
         if !check.refresh
-            && let Some(known) = self.cache.get(&check.presenter)
+            && let Some(known) = self.cache.get(check.presenter)
         {
             let (liveness, age) = (known.liveness, known.at.elapsed());
             if let Some(left) = self.ttl(liveness).checked_sub(age).filter(|left| !left.is_zero()) {
@@ -193,6 +248,7 @@ impl RoomChecker {
             return;
         }
         if self.under_way.len() >= self.config.max_lookups {
+            self.lookups.1.inc();
             self.queue.push_back(check);
             return;
         }
@@ -251,12 +307,14 @@ impl RoomChecker {
     fn look_up(&mut self, check: Check, ctx: &mut Context<Self>) {
         let presenter = check.presenter;
         self.under_way.insert(presenter);
+        self.lookups.0.holds(self.under_way.len());
         let asked = timeout(self.config.timeout, self.api.check(presenter));
         let began = Instant::now();
         let permit = check.permit;
         ctx.spawn(asked.into_actor(self).map(move |answer, this, ctx| {
             drop(permit);
             this.under_way.remove(&presenter);
+            this.lookups.0.holds(this.under_way.len());
             this.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
             this.answered(presenter, answer.unwrap_or(Err(RoomApiError::Timeout)));
             this.next(ctx);
@@ -288,7 +346,7 @@ impl RoomChecker {
     /// Rule 9: `last_known` goes on with the last real answer, for at most `room.stale_seconds` after its time.
     fn last_known(&mut self, presenter: PresenterIdx) -> Option<(Liveness, Duration)> {
         let stale = self.config.stale?;
-        let known = self.cache.get(&presenter)?;
+        let known = self.cache.get(presenter)?;
         let (liveness, age) = (known.liveness, known.at.elapsed());
         let ttl = self.ttl(liveness);
         let left = (ttl + stale).checked_sub(age).filter(|left| !left.is_zero())?;
@@ -346,10 +404,12 @@ impl Actor for RoomChecker {
 
 impl StreamHandler<Vec<Ask>> for RoomChecker {
     fn handle(&mut self, batch: Vec<Ask>, ctx: &mut Self::Context) {
-        for ask in batch {
+        for ask in Turn::new(&self.handle.mailbox, batch) {
             match ask {
                 Ask::Check(check) => self.check(check, ctx),
                 Ask::Reconnect(presenter, permit) => self.reconnect(presenter, permit, ctx),
+                #[expect(clippy::panic, reason = "the planned failure point")]
+                Ask::Panic => panic!("planned"),
             }
         }
     }

@@ -19,6 +19,9 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Every gate there is: their names are labels of the metrics.
+    pub const NAMES: [&str; 6] = ["registry", "checker", "writer", "writer_bytes", "sessions", "readers"];
+
     /// A gate with `capacity` permits (at least 1); `name` labels its metrics.
     pub fn new(name: &'static str, capacity: usize) -> Arc<Self> {
         Arc::new(Self {

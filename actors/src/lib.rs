@@ -14,6 +14,7 @@ pub mod mailbox;
 pub mod metrics;
 pub mod moderation;
 pub mod outcome;
+pub mod queues;
 pub mod registry;
 pub mod ring;
 pub mod seams;

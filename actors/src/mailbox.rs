@@ -103,6 +103,39 @@ impl<T> Stream for Batches<T> {
     }
 }
 
+/// One turn's messages. What a panic leaves of them goes back into the mailbox, for the next actor.
+#[derive(Debug)]
+pub struct Turn<T> {
+    messages: std::vec::IntoIter<T>,
+    mailbox: Mailbox<T>,
+}
+
+impl<T> Turn<T> {
+    /// A turn over what [`Batches`] gave.
+    pub fn new(mailbox: &Mailbox<T>, batch: Vec<T>) -> Self {
+        Self {
+            messages: batch.into_iter(),
+            mailbox: mailbox.clone(),
+        }
+    }
+}
+
+impl<T> Iterator for Turn<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        self.messages.next()
+    }
+}
+
+impl<T> Drop for Turn<T> {
+    fn drop(&mut self) {
+        if self.messages.len() > 0 {
+            self.mailbox.give_back(self.messages.by_ref());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::StreamExt;
@@ -127,6 +160,16 @@ mod tests {
         drop(first);
         mailbox.push(2);
         assert_eq!(mailbox.batches().next().await.unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn what_a_turn_did_not_come_to_is_read_before_what_came_since() {
+        let mailbox = Mailbox::default();
+        let mut turn = Turn::new(&mailbox, vec![1, 2, 3]);
+        mailbox.push(4);
+        assert_eq!(turn.next(), Some(1));
+        drop(turn);
+        assert_eq!(mailbox.batches().next().await.unwrap(), [2, 3, 4]);
     }
 
     #[tokio::test]

@@ -1,8 +1,6 @@
 //! What the actors count, in one place. Names follow Prometheus: base units, `_total`, `_seconds`; never a label by
 //! presenter or user.
 
-use std::sync::Arc;
-
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -13,7 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{gate::Gate, moderation::Act, registry::End};
+use crate::{moderation::Act, queues::Queues, registry::End};
 
 /// One label with one of a fixed set of values.
 pub type Label = [(&'static str, &'static str); 1];
@@ -53,6 +51,8 @@ pub struct Metrics {
     pub room_breaker_opened: Counter,
     /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout, breaker_open.
     pub room_checks: Family<Label, Counter>,
+    /// Verdicts that are kept, by `verdict`: live, not_live.
+    pub room_verdicts: Family<Label, Gauge>,
     /// Requests to make a presenter reconnect, by `outcome`: ok, error.
     pub reconnect_requests: Family<Label, Counter>,
     /// How long the room server took, in seconds.
@@ -91,6 +91,10 @@ pub struct Metrics {
     pub jwks_fetches: Family<Label, Counter>,
     /// Published keys in use.
     pub jwks_keys: Gauge,
+    /// Panics that were caught, by `actor`; what panicked was made anew, or ended where that is its end.
+    pub actor_restarts: Family<Label, Counter>,
+    /// Every queue's depth, capacity, refusals and waits.
+    pub queues: Queues,
 }
 
 impl Default for Metrics {
@@ -112,6 +116,7 @@ impl Default for Metrics {
             room_breaker_open: Gauge::default(),
             room_breaker_opened: Counter::default(),
             room_checks: Family::default(),
+            room_verdicts: Family::default(),
             reconnect_requests: Family::default(),
             room_check_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
             commit_events: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
@@ -131,11 +136,21 @@ impl Default for Metrics {
             key_reloads: Family::default(),
             jwks_fetches: Family::default(),
             jwks_keys: Gauge::default(),
+            actor_restarts: Family::default(),
+            queues: Queues::default(),
         }
     }
 }
 
 impl Metrics {
+    /// What can panic and is counted: the supervised actors, then what ends with its panic.
+    pub const ACTORS: [&str; 7] = ["registry", "checker", "writer", "spool", "reader", "session", "http"];
+
+    /// The panics of one of [`Metrics::ACTORS`].
+    pub fn restarts(&self, actor: &'static str) -> Counter {
+        self.actor_restarts.get_or_create(&[("actor", actor)]).clone()
+    }
+
     /// Counts one refusal under its code.
     pub fn refuse(&self, code: &'static str) {
         self.refused.get_or_create(&[("code", code)]).inc();
@@ -167,6 +182,9 @@ impl Metrics {
         }
         for scope in Act::SCOPES {
             drop(self.moderation.get_or_create(&[("scope", scope)]));
+        }
+        for actor in Self::ACTORS {
+            drop(self.restarts(actor));
         }
         for reason in End::REASONS {
             drop(self.sessions_ended.get_or_create(&[("reason", reason)]));
@@ -253,6 +271,11 @@ impl Metrics {
             self.room_checks.clone(),
         );
         r.register(
+            "chat_room_verdicts",
+            "Liveness verdicts that are kept, by verdict",
+            self.room_verdicts.clone(),
+        );
+        r.register(
             "chat_reconnect_requests",
             "Requests to make a presenter reconnect, by outcome",
             self.reconnect_requests.clone(),
@@ -331,47 +354,11 @@ impl Metrics {
             self.jwks_fetches.clone(),
         );
         r.register("chat_jwks_keys", "Published keys in use", self.jwks_keys.clone());
-    }
-}
-
-/// The depth, capacity and refusals of every queue, by `queue`; read from the gates when scraped.
-#[derive(Debug, Default)]
-pub struct QueueMetrics {
-    gates: Vec<Arc<Gate>>,
-    depth: Family<Label, Gauge>,
-    capacity: Family<Label, Gauge>,
-    refused: Family<Label, Counter>,
-}
-
-impl QueueMetrics {
-    /// Registers the three families for these gates.
-    pub fn register(registry: &mut Registry, gates: Vec<Arc<Gate>>) -> Self {
-        let this = Self {
-            gates,
-            ..Self::default()
-        };
-        registry.register("chat_queue_depth", "Permits in use, by queue", this.depth.clone());
-        registry.register("chat_queue_capacity", "Permits in all, by queue", this.capacity.clone());
-        registry.register(
-            "chat_queue_refused",
-            "Refused for want of a permit, by queue",
-            this.refused.clone(),
+        r.register(
+            "chat_actor_restarts",
+            "Panics that were caught, by actor",
+            self.actor_restarts.clone(),
         );
-        this
+        self.queues.register(r);
     }
-
-    /// Copies the gates' present numbers into the metrics; called before each scrape.
-    pub fn refresh(&self) {
-        for gate in &self.gates {
-            let label = [("queue", gate.name())];
-            self.depth.get_or_create(&label).set(to_i64(gate.depth()));
-            self.capacity.get_or_create(&label).set(to_i64(gate.capacity()));
-            let counted = self.refused.get_or_create(&label);
-            counted.inc_by(gate.refused().saturating_sub(counted.get()));
-        }
-    }
-}
-
-fn to_i64(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -83,6 +83,9 @@ pub trait Spool: Send {
     /// Returns the place of the first.
     fn commit(&mut self, events: &[Arc<Event>]) -> Result<Pos, SpoolError>;
 
+    /// Lets go of the file: the next call opens it again and learns what it holds. For when a panic left who knows what.
+    fn reopen(&mut self);
+
     /// Opens the file again after an I/O error, and finds this event in it. An error: it cannot tell now.
     fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError>;
 

@@ -1,6 +1,6 @@
 //! `load`: sends chat at a server and says what it held.
 
-use std::{net::ToSocketAddrs, process::ExitCode, time::Duration};
+use std::{net::ToSocketAddrs, ops::Range, process::ExitCode, time::Duration};
 
 use chatting_actors::{clock::system_ms, types::Role};
 use clap::Args;
@@ -23,9 +23,21 @@ pub(super) struct LoadArgs {
     /// Rooms; presenters 1000000, 1000001, … must be live, or see --start-rooms
     #[arg(long, default_value_t = 100)]
     rooms: u64,
+    /// The first room's number
+    #[arg(long, default_value_t = FIRST_ROOM)]
+    first_room: u64,
+    /// Nobody presents: every message is to be refused
+    #[arg(long)]
+    absent: bool,
     /// Connections that send
     #[arg(long, default_value_t = 32)]
     senders: u64,
+    /// Users that messages come from in turn; without it one a connection
+    #[arg(long)]
+    users: Option<u64>,
+    /// Messages in all, if --seconds are not over first
+    #[arg(long)]
+    messages: Option<u64>,
     /// Messages a second in all; without it each sender sends as soon as it was answered
     #[arg(long)]
     rate: Option<u64>,
@@ -88,16 +100,17 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     let plan = Plan {
         addr,
         rooms: args.rooms,
-        first_room: FIRST_ROOM,
+        first_room: args.first_room,
         senders: args.senders,
+        messages: args.messages,
         rate: args.rate,
         duration: Duration::from_secs(args.seconds),
         text_bytes: args.text_bytes,
-        presenter_tokens: tokens(FIRST_ROOM, args.rooms)?,
-        sender_tokens: tokens(1, args.senders)?,
+        presenter_tokens: tokens(args.first_room, if args.absent { 0 } else { args.rooms })?,
+        sender_tokens: tokens(1, args.users.unwrap_or(args.senders))?,
         speaks: args.speaks,
         stalled: Stalled {
-            tokens: tokens(FIRST_ROOM + args.rooms, args.stalled)?,
+            tokens: tokens(args.first_room + args.rooms, args.stalled)?,
             rate: args.stalled_rate,
             text_bytes: args.stalled_text_bytes,
         },
@@ -106,7 +119,8 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     let operator = token(0, Some(Role::Operator))?;
     actix_web::rt::System::new().block_on(async {
         if args.start_rooms {
-            start_rooms(&args.addr, args.rooms + args.stalled, &operator).await?;
+            let rooms = args.first_room..args.first_room + args.rooms + args.stalled;
+            start_rooms(&args.addr, rooms, &operator).await?;
         }
         let report = run_plan(plan).await?;
         if args.json {
@@ -120,9 +134,9 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     })
 }
 
-async fn start_rooms(addr: &str, rooms: u64, operator: &str) -> Result<(), String> {
+async fn start_rooms(addr: &str, rooms: Range<u64>, operator: &str) -> Result<(), String> {
     let client = awc::Client::default();
-    for room in FIRST_ROOM..FIRST_ROOM + rooms {
+    for room in rooms {
         let body = serde_json::json!({ "presenterIdx": room.to_string() });
         let request = client
             .post(format!("http://{addr}/room/live/start"))

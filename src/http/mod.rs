@@ -1,6 +1,7 @@
 //! The routes. Which dialect a path speaks decides the shape of its errors: problem+json on v1, the old server's bodies
 //! elsewhere.
 
+pub mod caught;
 pub mod client;
 pub mod cors;
 pub mod demo;

@@ -33,6 +33,10 @@ pub(super) async fn livez() -> HttpResponse {
 )]
 pub(super) async fn readyz(state: web::Data<State>) -> HttpResponse {
     let readiness = state.health.readiness();
+    let watched = state.health.actors.iter();
+    let actors: Vec<_> = watched
+        .map(|actor| json!({ "name": actor.name(), "alive": actor.alive(), "restarts": actor.restarts() }))
+        .collect();
     let mut response = if readiness.ready {
         HttpResponse::Ok()
     } else {
@@ -40,7 +44,7 @@ pub(super) async fn readyz(state: web::Data<State>) -> HttpResponse {
     };
     response
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(json!({ "status": readiness.status, "reasons": readiness.reasons }))
+        .json(json!({ "status": readiness.status, "reasons": readiness.reasons, "actors": actors }))
 }
 
 /// Everything that is counted, for Prometheus.
@@ -49,7 +53,7 @@ pub(super) async fn readyz(state: web::Data<State>) -> HttpResponse {
     responses((status = 200, description = "OpenMetrics text", body = str, content_type = "application/openmetrics-text"))
 )]
 pub(super) async fn metrics(state: web::Data<State>) -> HttpResponse {
-    state.queues.refresh();
+    state.metrics.queues.refresh(&state.gates);
     let remembered = i64::try_from(state.tokens.remembered()).unwrap_or(i64::MAX);
     state.metrics.token_cache_entries.set(remembered);
     let mut text = String::new();

@@ -11,15 +11,22 @@ use std::{
     time::Duration,
 };
 
-use actix_http::ws::Codec;
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, dev::Extensions, rt::net::TcpStream, web};
+use actix_http::ws::{CloseCode, CloseReason, Codec, Parser};
+use actix_web::{
+    HttpRequest, HttpResponse, HttpResponseBuilder,
+    dev::Extensions,
+    rt::{net::TcpStream, time::Sleep},
+    web,
+};
 use actix_web_actors::ws::WebsocketContext;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use chatting_actors::{
     seams::Socket,
-    session::{Dialect, PresenterSession, Progress, SessionParts},
+    session::{Close, Dialect, PresenterSession, Progress, SessionParts},
+    supervise::catch,
 };
 use futures_util::Stream;
+use prometheus_client::metrics::counter::Counter;
 
 use super::{
     guard::Guarded,
@@ -90,23 +97,55 @@ pub(super) fn upgrade(
     let guarded = Guarded::new(payload, max, violation);
     let frames = WebsocketContext::with_codec(session, guarded, Codec::new().max_size(max));
     response.streaming(Flowing {
-        frames: Box::pin(frames),
+        frames: Frames::Live(Box::pin(frames)),
         progress,
+        failures: state.metrics.restarts("session"),
+        linger: state.session.close_linger,
     })
 }
 
 /// The session's frames on their way to the connection. It is polled only while the connection's write buffer has room, so
 /// being polled means that what was given before has been taken.
+///
+/// The session's actor runs in here, so this is where its panic is caught: it ends this session, with 1001, and no other on the
+/// worker.
 struct Flowing<S> {
-    frames: Pin<Box<S>>,
+    frames: Frames<S>,
     progress: Rc<Progress>,
+    failures: Counter,
+    linger: Duration,
+}
+
+enum Frames<S> {
+    Live(Pin<Box<S>>),
+    /// The session panicked: its peer has a moment to read why.
+    Failed(Pin<Box<Sleep>>),
 }
 
 impl<S: Stream<Item = Result<Bytes, actix_web::Error>>> Stream for Flowing<S> {
     type Item = Result<Bytes, actix_web::Error>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.progress.flushed();
-        self.frames.as_mut().poll_next(cx)
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let frames = match &mut this.frames {
+            Frames::Live(frames) => frames,
+            Frames::Failed(lingers) => return lingers.as_mut().poll(cx).map(|()| None),
+        };
+        let polled = catch("session", &this.failures, || {
+            this.progress.flushed();
+            frames.as_mut().poll_next(cx)
+        });
+        if let Some(polled) = polled {
+            return polled;
+        }
+        let lingers = Frames::Failed(Box::pin(actix_web::rt::time::sleep(this.linger)));
+        let failed = std::mem::replace(&mut this.frames, lingers);
+        // The actor goes now, and tells the registry that it is gone.
+        catch("session", &this.failures, || drop(failed));
+        // Frames are whole in what was given before, so this one is where a frame may begin.
+        let mut goodbye = BytesMut::new();
+        let reason = CloseReason::from(CloseCode::from(Close::Away.code()));
+        Parser::write_close(&mut goodbye, Some(reason), false);
+        Poll::Ready(Some(Ok(goodbye.freeze())))
     }
 }

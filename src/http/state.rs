@@ -7,13 +7,14 @@ use std::sync::{
 
 use actix_web::{HttpResponse, http::ConnectionType};
 use chatting_actors::{
+    checker::CheckerHandle,
     gate::Gate,
-    metrics::{Metrics, QueueMetrics},
-    registry::RegistryHandle,
+    metrics::Metrics,
+    registry::{ReadLog, RegistryHandle},
     session::SessionConfig,
     supervise::Watch,
     wire::legacy::Clock,
-    writer::{StoreState, WriterHandle},
+    writer::{StoreState, WriterHandle, WriterParts},
 };
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry as MetricNames};
 
@@ -74,14 +75,30 @@ pub struct State {
     pub history: History,
     /// What the actors count.
     pub metrics: Metrics,
-    /// The names and the queues of what is counted.
+    /// The names of what is counted.
     pub metric_names: MetricNames,
-    /// Depths of the queues.
-    pub queues: QueueMetrics,
+    /// What hands out permits; read when it is scraped.
+    pub gates: Vec<Arc<Gate>>,
     /// Whether all is well.
     pub health: Health,
     /// The page of `demo`, with its tokens; `None` otherwise.
     pub demo: Option<String>,
+    /// For tests of supervision.
+    #[doc(hidden)]
+    pub failing: Failing,
+}
+
+/// Planned failure points, for tests that have the server in their own process. Nothing that comes from outside reaches them.
+#[doc(hidden)]
+pub struct Failing {
+    /// The checker's.
+    pub checker: CheckerHandle,
+    /// The writer's two halves.
+    pub writer: WriterParts,
+    /// The reader's.
+    pub log: ReadLog,
+    /// The next handler panics, between the outcome of its message and its answer.
+    pub http: AtomicBool,
 }
 
 impl State {
@@ -98,8 +115,8 @@ impl State {
 pub struct Health {
     /// Set when the server is about to stop.
     pub draining: AtomicBool,
-    /// Each actor by name; false when it is gone.
-    pub actors: Vec<(&'static str, Watch)>,
+    /// Each supervised actor.
+    pub actors: Vec<Watch>,
     /// Knows whether the spool takes events.
     pub writer: WriterHandle,
     /// Knows whether the store does.
@@ -136,9 +153,10 @@ impl Health {
         if self.is_draining() {
             reasons.push("the server is about to stop".to_owned());
         }
-        for (name, alive) in &self.actors {
-            if !alive.alive() {
-                reasons.push(format!("the actor {name} is gone"));
+        for actor in &self.actors {
+            if !actor.steady() {
+                let how = if actor.alive() { "keeps failing" } else { "is gone" };
+                reasons.push(format!("the actor {} {how}", actor.name()));
             }
         }
         if !self.writer.writable() {

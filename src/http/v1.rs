@@ -1,5 +1,7 @@
 //! v1 routes: problem+json errors, JSON bodies, nothing lenient.
 
+use std::sync::atomic::Ordering;
+
 use actix_web::{HttpRequest, HttpResponse, error::PayloadError, http::header, web};
 use chatting_actors::{
     idempotency::Keyed,
@@ -220,7 +222,11 @@ async fn read_submit(
 pub(super) async fn outcome(submit: Submit, state: &State) -> Outcome {
     match state.registry.submit(submit) {
         // A closed channel: the registry panicked with the message in hand.
-        Ok(answer) => answer.await.unwrap_or(Outcome::Refused(Refusal::OutcomeUnknown)),
+        Ok(answer) => {
+            let outcome = answer.await.unwrap_or(Outcome::Refused(Refusal::OutcomeUnknown));
+            assert!(!state.failing.http.swap(false, Ordering::Relaxed), "planned");
+            outcome
+        }
         Err(refusal) => Outcome::Refused(refusal),
     }
 }

@@ -10,6 +10,7 @@ mod sender;
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
@@ -50,15 +51,17 @@ pub struct Plan {
     pub first_room: u64,
     /// Connections that send.
     pub senders: u64,
+    /// Messages in all, if the time is not over first; `None`: as many as there is time for.
+    pub messages: Option<u64>,
     /// Messages a second over all senders; `None`: each sends as soon as it was answered.
     pub rate: Option<u64>,
     /// How long messages are sent.
     pub duration: Duration,
     /// Bytes of a message's text, at least as much as its stamp needs.
     pub text_bytes: usize,
-    /// A presenter's token for each room, then one of each sender.
+    /// A presenter's token for each room; none where nobody is to present.
     pub presenter_tokens: Vec<String>,
-    /// See `presenter_tokens`.
+    /// Tokens of users; messages are theirs in turn.
     pub sender_tokens: Vec<String>,
     /// What presenters speak.
     pub speaks: Speaks,
@@ -74,6 +77,8 @@ pub(crate) struct Counts {
     pub sent: u64,
     pub accepted: u64,
     pub refused: u64,
+    /// How often each status was answered.
+    pub statuses: BTreeMap<u16, u64>,
     pub failed: u64,
     pub delivered: u64,
     pub misplaced: u64,
@@ -188,6 +193,7 @@ impl Counts {
             sent: 0,
             accepted: 0,
             refused: 0,
+            statuses: BTreeMap::new(),
             failed: 0,
             delivered: 0,
             misplaced: 0,

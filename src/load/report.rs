@@ -1,6 +1,6 @@
 //! What a load run found, as a table and as JSON.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -48,6 +48,8 @@ pub struct Report {
     pub accepted: u64,
     /// Answered otherwise.
     pub refused: u64,
+    /// How often each status was answered.
+    pub statuses: BTreeMap<u16, u64>,
     /// Not answered.
     pub failed: u64,
     /// Seen by presenters.
@@ -77,6 +79,7 @@ impl Report {
             sent: counts.sent,
             accepted: counts.accepted,
             refused: counts.refused,
+            statuses: counts.statuses.clone(),
             failed: counts.failed,
             delivered: counts.delivered,
             lost: counts.accepted.saturating_sub(counts.delivered),

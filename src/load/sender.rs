@@ -12,11 +12,6 @@ use super::{MAX_US, Plan, Shared};
 /// Sends until the time is over. Each message says which sender's how many-eth it is and when it was due.
 pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), String> {
     let mut stream = connect(&plan).await?;
-    let token = plan
-        .sender_tokens
-        .get(usize::try_from(n).unwrap_or(0))
-        .cloned()
-        .unwrap_or_default();
     let end = u64::try_from(plan.duration.as_micros()).unwrap_or(u64::MAX);
     let mut answer = vec![0; 16 * 1024];
     let mut request = Vec::with_capacity(1024);
@@ -35,9 +30,16 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), S
         if due >= end {
             return Ok(());
         }
-        // Over all rooms in turn, whatever the rate.
-        let room = plan.first_room + (turn * plan.senders + n) % plan.rooms.max(1);
-        compose(&mut request, &plan, room, &token, n, turn, due);
+        let number = turn * plan.senders + n;
+        if plan.messages.is_some_and(|most| number >= most) {
+            return Ok(());
+        }
+        // Over all rooms and all users in turn, whatever the rate.
+        let room = plan.first_room + number % plan.rooms.max(1);
+        let users = plan.sender_tokens.len().max(1);
+        let user = usize::try_from(number).unwrap_or(0) % users;
+        let token = plan.sender_tokens.get(user).map_or("", String::as_str);
+        compose(&mut request, &plan, room, token, n, turn, due);
         counts.borrow_mut().sent += 1;
         let status = match exchange(&mut stream, &request, &mut answer).await {
             Ok(status) => status,
@@ -49,6 +51,7 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), S
             }
         };
         let mut counts = counts.borrow_mut();
+        *counts.statuses.entry(status).or_default() += 1;
         let took = counts.us().saturating_sub(due).min(MAX_US);
         if status == 201 {
             counts.accepted += 1;

@@ -51,9 +51,12 @@ section! {
         /// Percent of its time after which a verdict in use is asked for anew.
         /// 사용 중인 판정을 유효 시간의 몇 퍼센트에서 다시 물을지.
         refresh_percent: u32 = 80, 1..=100;
-        /// Verdicts kept; the one unused for longest goes first.
-        /// 보관하는 판정의 수. 가장 오래 쓰지 않은 것부터 버린다.
+        /// Verdicts "live" kept; the one unused for longest goes first.
+        /// 보관하는 "방송 중" 판정의 수. 가장 오래 쓰지 않은 것부터 버린다.
         cache_max: usize = 100_000, 1..=10_000_000;
+        /// Verdicts "not live" kept, apart from those, so that unknown rooms push no live one out.
+        /// 따로 보관하는 "방송 중 아님" 판정의 수. 없는 방에 대한 요청이 방송 중인 방을 밀어내지 않는다.
+        not_live_cache_max: usize = 50_000, 1..=10_000_000;
         /// Questions under way at the room server at once; the rest wait.
         /// 룸 서버에 동시에 보내는 질의 수. 나머지는 기다린다.
         max_lookups: usize = 64, 1..=10_000;
@@ -215,7 +218,20 @@ section! {
     }
 }
 
-/// The mailboxes of the actors: how much may be on its way in each.
+section! {
+    /// What makes an actor anew that a panic took.
+    /// 패닉으로 사라진 액터를 다시 만드는 감독자.
+    pub struct Supervisor {
+        /// Milliseconds before an actor that failed is made anew; twice as many after each further failure.
+        /// 실패한 액터를 다시 만들기까지의 밀리초. 실패가 이어지면 매번 두 배가 된다.
+        restart_min_ms: u64 = 20, 1..=60_000;
+        /// The same at most; an actor that lived as long begins with restart_min_ms again.
+        /// 위의 최댓값(밀리초). 이만큼 버틴 액터는 다시 restart_min_ms부터 시작한다.
+        restart_max_ms: u64 = 5000, 1..=600_000;
+    }
+}
+
+/// The mailboxes of the actors: how much may be on its way in each, and what becomes of one that fails.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Actors {
     /// `[actors.registry]`
@@ -226,4 +242,6 @@ pub struct Actors {
     pub session: SessionActor,
     /// `[actors.writer]`
     pub writer: WriterActor,
+    /// `[actors.supervisor]`
+    pub supervisor: Supervisor,
 }

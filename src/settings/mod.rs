@@ -30,7 +30,8 @@ pub use self::edge::{Cors, Legacy, LogFormat, LogLevel, Logging, Message, Ops, S
 pub use self::error::{Problem, SettingsError};
 pub use self::layers::{Layer, Load, Loaded, environment};
 pub use self::live::{
-    Actors, Broadcast, CheckerActor, OnError, RegistryActor, Room, RoomMode, Session, SessionActor, WriterActor,
+    Actors, Broadcast, CheckerActor, OnError, RegistryActor, Room, RoomMode, Session, SessionActor, Supervisor,
+    WriterActor,
 };
 pub use self::log::{Durability, History, Idempotency, Limits, Log, LogBackend, Mongodb};
 pub use self::secret::Secret;
@@ -100,7 +101,7 @@ macro_rules! sections {
 
 sections! {
     server, ops, shutdown, auth, room, session, broadcast,
-    actors.registry, actors.checker, actors.session, actors.writer,
+    actors.registry, actors.checker, actors.session, actors.writer, actors.supervisor,
     log, history, idempotency, limits, mongodb, message, legacy, cors, logging,
 }
 

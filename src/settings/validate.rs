@@ -29,6 +29,7 @@ pub fn problems(
     check.at_most("actors.registry.room_share", "actors.registry.mailbox");
     check.at_most("actors.writer.room_share", "actors.writer.mailbox");
     check.at_most("room.pending_max", "actors.registry.room_share");
+    check.at_most("actors.supervisor.restart_min_ms", "actors.supervisor.restart_max_ms");
     check.at_most("log.retry_min_ms", "log.retry_max_ms");
     check.at_most("shutdown.drain_seconds", "shutdown.deadline_seconds");
     check.keys();

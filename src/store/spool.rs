@@ -544,8 +544,12 @@ impl Spool for SqliteSpool {
         Ok(first)
     }
 
-    fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError> {
+    fn reopen(&mut self) {
         *self.connection.lock() = None;
+    }
+
+    fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError> {
+        self.reopen();
         let found = self.with(|this, connection| {
             let mut statement = connection.prepare("SELECT pos FROM spool WHERE pos >= ?1 AND id = ?2")?;
             let asked = params![this.untold, &event.id.as_bytes()[..]];

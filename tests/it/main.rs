@@ -4,6 +4,7 @@
 
 mod attacks;
 mod broadcasts;
+mod flood;
 mod history;
 mod hold;
 mod idempotency;
@@ -27,9 +28,11 @@ mod recovery;
 mod resume;
 mod rotation;
 mod spool_commands;
+mod supervision;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;
 mod support_works;
 mod takeover;
 mod token_keys;
+mod tuning;
 mod v1;

@@ -24,9 +24,11 @@ async fn livez_readyz_and_metrics_answer() {
     let app = spawn_app(|_| {}).await;
     assert_eq!(get(app.addr, "/livez").await.status, 200);
     let ready = get(app.addr, "/readyz").await;
+    let well = |name| json!({ "name": name, "alive": true, "restarts": 0 });
+    let actors = ["registry", "checker", "writer", "spool"].map(well);
     assert_eq!(
         (ready.status, ready.json()),
-        (200, json!({ "status": "ready", "reasons": [] }))
+        (200, json!({ "status": "ready", "reasons": [], "actors": actors }))
     );
     let metrics = get(app.addr, "/metrics").await;
     assert!(

@@ -1,25 +1,57 @@
-//! Every queue is bounded by its setting, says so in the metrics, and refuses with a name.
+//! Every queue is bounded by its setting, says so in the metrics, and refuses with a name or lets wait. One test a knob, named
+//! after it: it is turned down, and the answers and the gauge follow. What each is for is in docs/TUNING.md.
+
+use actix_web::rt::task::JoinHandle;
+use chatting_actors::types::{PresenterIdx, Seq};
+use chatting_server::store::history::HistoryError;
+use serde_json::json;
 
 use crate::support::{
-    app::{TestApp, post_v1, spawn_with_rooms},
+    app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
     eventually,
     http::{HttpClient, Response},
+    presenter::V1,
     room_server::{Mode, RoomServer},
     ws::WsClient,
 };
 
+type Answer = JoinHandle<Response>;
+
+fn post(app: &TestApp, presenter: i64, text: &str) -> Answer {
+    let (addr, token, text) = (app.addr, app.token(7), text.to_owned());
+    actix_web::rt::spawn(async move {
+        let mut client = HttpClient::connect(addr).await;
+        post_v1(&mut client, presenter, &token, &text).await
+    })
+}
+
 /// Leaves `count` messages waiting in a room whose room check hangs.
 async fn leave_waiting(app: &TestApp, presenter: i64, count: usize) {
     for n in 0..count {
-        let (addr, token) = (app.addr, app.token(7));
-        drop(actix_web::rt::spawn(async move {
-            let mut client = HttpClient::connect(addr).await;
-            post_v1(&mut client, presenter, &token, "waits").await
-        }));
+        drop(post(app, presenter, "waits"));
         eventually("it to wait", async || {
             app.room(presenter).await.filter(|room| room.waiting > n)
         })
         .await;
+    }
+}
+
+/// Leaves `count` messages of a room numbered and not committed: the spool is held.
+async fn leave_in_flight(app: &TestApp, presenter: i64, count: usize) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for n in 1..=count {
+        answers.push(post(app, presenter, "on its way"));
+        eventually("it to be numbered", async || {
+            app.room(presenter).await.filter(|room| room.in_flight == n)
+        })
+        .await;
+    }
+    answers
+}
+
+async fn all_accepted(answers: Vec<Answer>) {
+    for answer in answers {
+        assert_eq!(answer.await.unwrap().status, 201);
     }
 }
 
@@ -31,6 +63,34 @@ fn overloaded(answer: &Response, queue: &str) {
     );
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(answer.json()["detail"], format!("the queue {queue} is full"));
+}
+
+/// Depth and capacity of a queue, and what was refused (`refused`) or waited (`waits`). Those of rooms follow with the sweep.
+async fn shows(app: &TestApp, queue: &str, depth: usize, capacity: usize, (kind, count): (&str, usize)) {
+    let number = async |what: &str| app.metric(&format!("chat_queue_{what}{{queue=\"{queue}\"}}")).await;
+    assert_eq!(number("capacity").await, Some(capacity as f64), "{queue}");
+    assert_eq!(number(&format!("{kind}_total")).await, Some(count as f64), "{queue}");
+    eventually(format_args!("the depth of {queue} to be {depth}"), async || {
+        (number("depth").await == Some(depth as f64)).then_some(())
+    })
+    .await;
+}
+
+/// A server with live rooms 12 and 14, their presenters, and a quick sweep.
+async fn two_rooms(change: impl FnOnce(&mut chatting_server::settings::Settings)) -> (TestApp, [WsClient; 2]) {
+    let app = spawn_app(|settings| {
+        settings.room.sweep_ms = 10;
+        change(settings);
+    })
+    .await;
+    app.go_live(12);
+    app.go_live(14);
+    let presenters = [app.presenter(12).await, app.presenter(14).await];
+    // From here on each room's numbers are known, so that no message waits for them.
+    for room in [12, 14] {
+        assert_eq!(app.post(room, 7, "first").await.status, 201);
+    }
+    (app, presenters)
 }
 
 #[actix_web::test]
@@ -47,17 +107,12 @@ async fn actors_registry_mailbox_bounds_messages_on_their_way() {
     .await;
     leave_waiting(&app, 13, 5).await;
     overloaded(&app.post(12, 7, "one too many").await, "registry");
-    assert_eq!(app.metric("chat_queue_depth{queue=\"registry\"}").await, Some(5.0));
-    assert_eq!(app.metric("chat_queue_capacity{queue=\"registry\"}").await, Some(5.0));
-    assert_eq!(
-        app.metric("chat_queue_refused_total{queue=\"registry\"}").await,
-        Some(1.0)
-    );
+    shows(&app, "registry", 5, 5, ("refused", 1)).await;
     assert_eq!(app.metric("chat_refused_total{code=\"overloaded\"}").await, Some(1.0));
 }
 
 #[actix_web::test]
-async fn a_rooms_share_of_the_registry_leaves_permits_for_others() {
+async fn actors_registry_room_share_leaves_permits_for_other_rooms() {
     let rooms = RoomServer::start().await;
     rooms.mode_of(13, Mode::Hang).await;
     rooms.live(12).await;
@@ -66,11 +121,13 @@ async fn a_rooms_share_of_the_registry_leaves_permits_for_others() {
         settings.actors.registry.room_share = 3;
         settings.room.pending_max = 3;
         settings.room.timeout_ms = 60_000;
+        settings.room.sweep_ms = 10;
     })
     .await;
     let _presenter = app.presenter(12).await;
     leave_waiting(&app, 13, 3).await;
     overloaded(&app.post(13, 7, "one too many").await, "room_share");
+    shows(&app, "room_share", 3, 3, ("refused", 1)).await;
     assert_eq!(app.post(12, 7, "elsewhere").await.status, 201);
 }
 
@@ -86,26 +143,280 @@ async fn actors_checker_mailbox_bounds_room_checks() {
     leave_waiting(&app, 13, 1).await;
     leave_waiting(&app, 14, 1).await;
     overloaded(&app.post(15, 7, "one too many").await, "checker");
-    assert_eq!(app.metric("chat_queue_depth{queue=\"checker\"}").await, Some(2.0));
+    shows(&app, "checker", 2, 2, ("refused", 1)).await;
     // Those that only join a room that is being asked about need no permit.
     leave_waiting(&app, 16, 0).await;
     assert_eq!(app.room(15).await, None, "and the refused room is not kept");
 }
 
 #[actix_web::test]
+async fn actors_writer_mailbox_bounds_events_that_are_not_committed() {
+    let (app, _presenters) = two_rooms(|settings| {
+        settings.actors.writer.mailbox = 3;
+        settings.actors.writer.room_share = 3;
+    })
+    .await;
+    let hold = app.state.health.writer.hold_spool();
+    let answers = leave_in_flight(&app, 12, 3).await;
+    overloaded(&app.post(14, 7, "one too many").await, "writer");
+    shows(&app, "writer", 3, 3, ("refused", 1)).await;
+    drop(hold);
+    all_accepted(answers).await;
+    assert_eq!(app.post(14, 7, "there is room again").await.json()["seq"], 2);
+    shows(&app, "writer", 0, 3, ("refused", 1)).await;
+}
+
+#[actix_web::test]
 async fn actors_writer_mailbox_bytes_bounds_what_is_not_committed() {
+    const BYTES: usize = 65_536;
+    let (app, _presenters) = two_rooms(|settings| settings.actors.writer.mailbox_bytes = BYTES).await;
+    let text = "가".repeat(2000);
+    let hold = app.state.health.writer.hold_spool();
+    // Each costs its text, the nickname "kim" and 128 bytes more.
+    let fit = BYTES / (text.len() + 3 + 128);
+    let mut answers = Vec::new();
+    for n in 1..=fit {
+        answers.push(post(&app, 12, &text));
+        eventually("it to be numbered", async || {
+            app.room(12).await.filter(|room| room.in_flight == n)
+        })
+        .await;
+    }
+    overloaded(&app.post(14, 7, &text).await, "writer_bytes");
+    shows(
+        &app,
+        "writer_bytes",
+        fit * (text.len() + 3 + 128),
+        BYTES,
+        ("refused", 1),
+    )
+    .await;
+    drop(hold);
+    all_accepted(answers).await;
+    shows(&app, "writer_bytes", 0, BYTES, ("refused", 1)).await;
+}
+
+#[actix_web::test]
+async fn actors_writer_room_share_leaves_permits_for_other_rooms() {
+    let (app, _presenters) = two_rooms(|settings| {
+        settings.actors.writer.mailbox = 5;
+        settings.actors.writer.room_share = 2;
+    })
+    .await;
+    let hold = app.state.health.writer.hold_spool();
+    let mut answers = leave_in_flight(&app, 12, 2).await;
+    overloaded(&app.post(12, 7, "one too many").await, "writer_room_share");
+    answers.extend(leave_in_flight(&app, 14, 2).await);
+    shows(&app, "writer_room_share", 2, 2, ("refused", 1)).await;
+    drop(hold);
+    all_accepted(answers).await;
+    shows(&app, "writer_room_share", 0, 2, ("refused", 1)).await;
+}
+
+/// A presenter who acknowledges nothing gets four events; six more wait in the room until it does.
+async fn four_and_six_wait(change: impl FnOnce(&mut chatting_server::settings::Settings)) {
+    let app = spawn_app(|settings| {
+        settings.room.sweep_ms = 10;
+        change(settings);
+    })
+    .await;
+    app.go_live(12);
+    let mut presenter = V1::of(&app, 12, json!({})).await;
+    for n in 1..=10 {
+        let delivery = app.post(12, 7, &n.to_string()).await.json()["delivery"].clone();
+        assert_eq!(delivery, if n <= 4 { "delivered" } else { "held" }, "{n}");
+    }
+    shows(&app, "session", 4, 4, ("waits", 6)).await;
+    assert_eq!(presenter.chats(10).await.len(), 10);
+    shows(&app, "session", 0, 4, ("waits", 6)).await;
+    drop(presenter);
+    shows_no_session(&app).await;
+}
+
+async fn shows_no_session(app: &TestApp) {
+    eventually("no session to be counted", async || {
+        (app.metric("chat_queue_capacity{queue=\"session\"}").await == Some(0.0)).then_some(())
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn actors_session_mailbox_bounds_what_is_on_its_way_to_a_session_and_the_rest_waits() {
+    four_and_six_wait(|settings| settings.actors.session.mailbox = 4).await;
+}
+
+#[actix_web::test]
+async fn session_credit_events_bounds_what_a_session_has_not_acknowledged_and_the_rest_waits() {
+    four_and_six_wait(|settings| settings.session.credit_events = 4).await;
+}
+
+#[actix_web::test]
+async fn session_credit_bytes_bounds_the_same_in_bytes() {
+    let app = spawn_app(|settings| settings.session.credit_bytes = 65_536).await;
+    app.go_live(12);
+    let mut presenter = V1::of(&app, 12, json!({})).await;
+    let text = "x".repeat(2000);
+    let mut held = 0;
+    for _ in 0..60 {
+        held += usize::from(app.post(12, 7, &text).await.json()["delivery"] == "held");
+    }
+    assert!((20..40).contains(&held), "{held} of 60 kilobyte messages waited");
+    let waited = app.metric("chat_queue_waits_total{queue=\"session\"}").await;
+    assert_eq!(waited, Some(held as f64));
+    assert_eq!(presenter.chats(60).await.len(), 60);
+}
+
+#[actix_web::test]
+async fn room_pending_max_bounds_what_waits_for_one_verdict() {
     let rooms = RoomServer::start().await;
-    rooms.live(12).await;
-    let app = spawn_with_rooms(&rooms, |settings| settings.actors.writer.mailbox_bytes = 1 << 20).await;
-    let _presenter = app.presenter(12).await;
-    assert_eq!(app.post(12, 7, "fits").await.status, 201);
-    // Answered means given back.
-    assert_eq!(app.metric("chat_queue_depth{queue=\"writer\"}").await, Some(0.0));
-    assert_eq!(app.metric("chat_queue_depth{queue=\"writer_bytes\"}").await, Some(0.0));
+    rooms.mode_of(13, Mode::Hang).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.pending_max = 4;
+        settings.room.timeout_ms = 60_000;
+        settings.room.sweep_ms = 10;
+    })
+    .await;
+    leave_waiting(&app, 13, 4).await;
+    overloaded(&app.post(13, 7, "one too many").await, "room_pending");
+    shows(&app, "room_pending", 4, 4, ("refused", 1)).await;
+}
+
+#[actix_web::test]
+async fn room_max_lookups_bounds_questions_under_way_and_the_rest_wait() {
+    let rooms = RoomServer::start().await;
+    rooms.mode(Mode::Hang).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.max_lookups = 2;
+        settings.room.timeout_ms = 60_000;
+    })
+    .await;
+    for room in 13..=17 {
+        leave_waiting(&app, room, 1).await;
+    }
+    eventually("three to wait for a place", async || {
+        (app.metric("chat_queue_waits_total{queue=\"lookups\"}").await == Some(3.0)).then_some(())
+    })
+    .await;
+    shows(&app, "lookups", 2, 2, ("waits", 3)).await;
+    eventually("two to be asked", async || {
+        (rooms.stats().await.concurrent == 2).then_some(())
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn room_ring_events_bounds_what_waits_for_a_presenter_that_is_behind() {
+    let app = spawn_app(|settings| {
+        settings.session.credit_events = 1;
+        settings.room.ring_events = 3;
+        settings.room.sweep_ms = 10;
+    })
+    .await;
+    app.go_live(12);
+    let mut presenter = V1::of(&app, 12, json!({})).await;
+    for n in 1..=4 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
+    }
+    overloaded(&app.post(12, 7, "one too many").await, "ring");
+    shows(&app, "ring", 3, 3, ("refused", 1)).await;
+    assert_eq!(presenter.chats(4).await.len(), 4);
+    shows(&app, "ring", 0, 3, ("refused", 1)).await;
+}
+
+#[actix_web::test]
+async fn room_ring_bytes_bounds_the_same_in_bytes() {
+    let app = spawn_app(|settings| {
+        settings.session.credit_events = 1;
+        settings.room.ring_bytes = 65_536;
+    })
+    .await;
+    app.go_live(12);
+    let mut presenter = V1::of(&app, 12, json!({})).await;
+    let text = "x".repeat(2000);
+    let mut accepted = 0;
+    let refused = loop {
+        let answer = app.post(12, 7, &text).await;
+        if answer.status != 201 {
+            break answer;
+        }
+        accepted += 1;
+    };
+    overloaded(&refused, "ring");
     assert_eq!(
-        app.metric("chat_queue_capacity{queue=\"writer_bytes\"}").await,
-        Some(1_048_576.0)
+        accepted,
+        1 + 65_536 / (2000 + 3 + 128),
+        "one is on its way, the others wait"
     );
+    assert_eq!(presenter.chats(accepted).await.len(), accepted);
+}
+
+#[actix_web::test]
+async fn log_readers_bounds_reads_of_history() {
+    let app = spawn_app(|settings| settings.log.readers = 1).await;
+    let history = &app.state.history;
+    let room = PresenterIdx::new(12).unwrap();
+    let reading = history.gate().try_acquire(1).unwrap();
+    let refused = history.read_room(room, Seq(0), 10).await;
+    assert!(matches!(refused, Err(HistoryError::Busy)), "{refused:?}");
+    shows(&app, "readers", 1, 1, ("refused", 1)).await;
+    drop(reading);
+    assert_eq!(history.read_room(room, Seq(0), 10).await.unwrap(), []);
+}
+
+#[actix_web::test]
+async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlog_max_what_is_kept_in_memory() {
+    let (app, _presenters) = two_rooms(|settings| {
+        settings.log.commit_max = 4;
+        settings.log.batch_max = 2;
+        settings.log.backlog_max = 3;
+    })
+    .await;
+    app.sqlite_log(14).await;
+    let commits = app.metric("chat_commit_events_count").await.unwrap();
+    let hold = app.state.health.writer.hold_spool();
+    let answers = leave_in_flight(&app, 12, 8).await;
+    drop(hold);
+    all_accepted(answers).await;
+    assert_eq!(
+        app.metric("chat_commit_events_count").await,
+        Some(commits + 2.0),
+        "eight in two"
+    );
+    assert_eq!(app.sqlite_log(12).await.len(), 9);
+    let batches = async |le: &str| {
+        app.metric(&format!("chat_store_batch_events_bucket{{le=\"{le}\"}}"))
+            .await
+    };
+    assert_eq!(batches("2.0").await, batches("+Inf").await, "no batch was larger");
+    // Neither commit of four fits into a backlog of three.
+    shows(&app, "backlog", 0, 3, ("waits", 8)).await;
+}
+
+#[actix_web::test]
+async fn idempotency_max_and_idempotency_sender_max_bound_the_keys_that_are_remembered() {
+    let (app, _presenters) = two_rooms(|settings| {
+        settings.idempotency.max = 3;
+        settings.idempotency.sender_max = 2;
+    })
+    .await;
+    let keyed = async |user: i64, key: &str| {
+        let bearer = format!("Bearer {}", app.token(user));
+        let headers = [("Authorization", bearer.as_str()), ("Idempotency-Key", key)];
+        let mut client = app.client().await;
+        client
+            .post_json("/v1/rooms/12/messages", &headers, r#"{"text":"hi"}"#)
+            .await
+    };
+    for key in ["1", "2"] {
+        assert_eq!(keyed(7, key).await.status, 201);
+    }
+    overloaded(&keyed(7, "3").await, "idempotency_sender");
+    assert_eq!(keyed(8, "1").await.status, 201);
+    overloaded(&keyed(9, "1").await, "idempotency");
+    shows(&app, "idempotency", 3, 3, ("refused", 1)).await;
+    let of_sender = |what: &str| format!("chat_queue_{what}{{queue=\"idempotency_sender\"}}");
+    assert_eq!(app.metric(&of_sender("refused_total")).await, Some(1.0));
+    assert_eq!(app.metric(&of_sender("capacity")).await, Some(2.0));
 }
 
 #[actix_web::test]
@@ -126,6 +437,8 @@ async fn session_max_bounds_sockets_and_one_that_is_not_live_makes_room() {
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(refused.json()["path"], "/chatting");
+    assert_eq!(app.metric("chat_queue_capacity{queue=\"sessions\"}").await, Some(2.0));
+    assert!(app.metric("chat_queue_refused_total{queue=\"sessions\"}").await >= Some(1.0));
     assert_eq!(idle.next_close().await, Some(1000));
     let third = eventually("its place", async || {
         WsClient::connect_with(app.addr, "/chatting", &[], None).await.ok()

@@ -207,8 +207,16 @@ impl SessionRegistry {
         self.answer_refusal(waiting.reply, refusal);
     }
 
-    pub(super) fn answer_refusal(&self, reply: oneshot::Sender<Outcome>, refusal: Refusal) {
+    /// Counts a refusal, by its code and, where a queue was full, by that.
+    fn count_refusal(&self, refusal: Refusal) {
         self.metrics.refuse(refusal.code());
+        if let Refusal::Overloaded(queue) = refusal {
+            self.metrics.queues.refused(queue);
+        }
+    }
+
+    pub(super) fn answer_refusal(&self, reply: oneshot::Sender<Outcome>, refusal: Refusal) {
+        self.count_refusal(refusal);
         let _ = reply.send(Outcome::Refused(refusal));
     }
 
@@ -273,7 +281,7 @@ impl SessionRegistry {
         };
         let waiting = std::mem::take(&mut room.waiting);
         for looking in std::mem::take(&mut room.looking) {
-            self.metrics.refuse(refusal.code());
+            self.count_refusal(refusal);
             let _ = looking.reply.send(Err(refusal));
         }
         for one in waiting {
@@ -286,7 +294,7 @@ impl SessionRegistry {
         let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
         if room.waiting.len() + room.looking.len() >= self.config.pending_max {
             let refusal = Refusal::Overloaded("room_pending");
-            self.metrics.refuse(refusal.code());
+            self.count_refusal(refusal);
             let _ = looking.reply.send(Err(refusal));
             return;
         }

@@ -112,6 +112,11 @@ impl Cursor {
         }
     }
 
+    /// How many events were sent and not yet taken or acknowledged.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.len()
+    }
+
     /// Begins behind `start`.
     pub fn begin(&mut self, start: Seq) {
         self.start = start;

@@ -141,6 +141,9 @@ pub(crate) enum RegistryMsg {
         done: oneshot::Sender<()>,
     },
     Panic,
+    PanicSession {
+        presenter: PresenterIdx,
+    },
     LastSeq {
         presenter: PresenterIdx,
         last: Result<Seq, ()>,
@@ -286,6 +289,12 @@ impl RegistryHandle {
     #[doc(hidden)]
     pub fn panic_now(&self) {
         self.mailbox.push(RegistryMsg::Panic);
+    }
+
+    /// The same for sessions: the one that is attached to this room panics.
+    #[doc(hidden)]
+    pub fn panic_session_now(&self, presenter: PresenterIdx) {
+        self.mailbox.push(RegistryMsg::PanicSession { presenter });
     }
 
     /// The checker's word.

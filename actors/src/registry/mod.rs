@@ -11,6 +11,7 @@
 mod admission;
 mod broadcasts;
 mod cursor;
+mod gauges;
 mod messages;
 mod places;
 mod resume;
@@ -32,6 +33,7 @@ use lru::LruCache;
 use tokio::sync::oneshot;
 
 use self::cursor::Phase;
+use self::gauges::RegistryQueues;
 pub(crate) use self::messages::{Committed, RegistryMsg, known};
 use self::messages::{Looking, Verdict, Waiting};
 use self::resume::Reads;
@@ -47,7 +49,7 @@ use crate::{
     clock::{EventClock, system_ms},
     gate::Permit,
     idempotency::{Found, KeyConfig, KeyRow, KeyTable},
-    mailbox::Mailbox,
+    mailbox::{Mailbox, Turn},
     metrics::Metrics,
     outcome::{Accepted, Delivery as Delivered, Outcome, Refusal, Submit},
     ring::Entry,
@@ -141,6 +143,7 @@ pub struct SessionRegistry {
     checker: CheckerHandle,
     writer: WriterHandle,
     metrics: Metrics,
+    queues: RegistryQueues,
     clock: EventClock,
     epoch: Epoch,
     rooms: HashMap<PresenterIdx, Room>,
@@ -184,6 +187,7 @@ impl SessionRegistry {
         metrics.sessions.set(0);
         let lookups = LruCache::new(NonZeroUsize::new(config.tracked).unwrap_or(NonZeroUsize::MIN));
         Self {
+            queues: RegistryQueues::new(&config, &metrics),
             config,
             handle,
             checker,
@@ -213,11 +217,7 @@ impl SessionRegistry {
 
     fn turn(&mut self, batch: Vec<RegistryMsg>) {
         let now = Instant::now();
-        let mut turn = Turn {
-            messages: batch.into_iter(),
-            mailbox: self.handle.mailbox.clone(),
-        };
-        for message in turn.messages.by_ref() {
+        for message in Turn::new(&self.handle.mailbox, batch) {
             match message {
                 RegistryMsg::Submit(waiting) => self.submit(waiting, now),
                 RegistryMsg::Settled { term, count, committed } => self.settled(term, count, committed, now),
@@ -263,6 +263,7 @@ impl SessionRegistry {
                 RegistryMsg::CheckerStarted => self.checker_started(now),
                 #[expect(clippy::panic, reason = "the planned failure point")]
                 RegistryMsg::Panic => panic!("planned"),
+                RegistryMsg::PanicSession { presenter } => self.panic_session(presenter),
                 RegistryMsg::RefuseSubmits { done } => self.refuse_submits(done),
                 RegistryMsg::EndSessions { end, done } => self.end_sessions(end, done),
             }
@@ -330,20 +331,6 @@ impl Drop for SessionRegistry {
         }
         for session in self.sessions.values() {
             self.end(session, End::Restarted);
-        }
-    }
-}
-
-/// One turn's messages. What a panic leaves of them goes back into the mailbox, for the next registry.
-struct Turn {
-    messages: std::vec::IntoIter<RegistryMsg>,
-    mailbox: Mailbox<RegistryMsg>,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if self.messages.len() > 0 {
-            self.mailbox.give_back(self.messages.by_ref());
         }
     }
 }

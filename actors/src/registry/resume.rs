@@ -3,12 +3,15 @@
 //! The registry never waits for a read (rule 6): it runs elsewhere and comes back as a message. At most
 //! `session.resume_reads` are under way; the others wait in a queue with one place a session.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use actix::ArbiterHandle;
 
 use super::*;
-use crate::seams::{LogPage, LogRange, LogReader};
+use crate::{
+    seams::{LogPage, LogRange, LogReader},
+    supervise::catch_future,
+};
 
 /// Where the log is read, and on whose thread. It outlives the registry, and so do the readings that are under way.
 #[derive(Clone)]
@@ -16,6 +19,8 @@ pub struct ReadLog {
     reader: Arc<dyn LogReader>,
     arbiter: ArbiterHandle,
     under_way: Arc<AtomicUsize>,
+    /// The next reading is to panic.
+    fails: Arc<AtomicBool>,
 }
 
 impl ReadLog {
@@ -25,7 +30,14 @@ impl ReadLog {
             reader,
             arbiter,
             under_way: Arc::default(),
+            fails: Arc::default(),
         }
+    }
+
+    /// A planned failure point, for tests of supervision: the next reading panics.
+    #[doc(hidden)]
+    pub fn panic_next(&self) {
+        self.fails.store(true, Relaxed);
     }
 
     /// One of the `most` readings at once, if one is left.
@@ -187,6 +199,9 @@ impl SessionRegistry {
                     .retain(|(session, _)| self.sessions.contains_key(session));
             }
             self.begin_reads();
+            if !self.reads.waiting.is_empty() {
+                self.queues.read_waits.inc();
+            }
         }
     }
 
@@ -216,7 +231,8 @@ impl SessionRegistry {
                 through,
                 limit,
             };
-            let read = self.reads.log.reader.read(range, spool_from);
+            let (reader, fails) = (Arc::clone(&self.reads.log.reader), Arc::clone(&self.reads.log.fails));
+            let failures = self.metrics.restarts("reader");
             let mut bring = Bring {
                 mailbox: self.handle.mailbox.clone(),
                 metrics: self.metrics.clone(),
@@ -230,14 +246,19 @@ impl SessionRegistry {
                 }),
             };
             self.reads.log.arbiter.spawn(async move {
-                let page = read.await;
-                if let Some(brought) = &mut bring.page {
+                let read = catch_future("reader", &failures, async move {
+                    assert!(!fails.swap(false, Relaxed), "planned");
+                    reader.read(range, spool_from).await
+                });
+                // One that panicked leaves the page of nothing; its session asks again.
+                if let (Some(page), Some(brought)) = (read.await, &mut bring.page) {
                     brought.page = page.unwrap_or_else(|error| failed(error.0));
                 }
             });
         }
         let waiting = i64::try_from(self.reads.waiting.len()).unwrap_or(i64::MAX);
         self.metrics.resumes_waiting.set(waiting);
+        self.queues.reads.holds(self.reads.log.under_way.load(Relaxed));
     }
 
     /// A page of the log is there.

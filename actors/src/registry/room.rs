@@ -218,14 +218,20 @@ impl Room {
             return Err(full);
         }
         // The ring's room is the limit on what waits: what waits is read from memory, as long as it is not resumed from before.
-        let waiting = match self.numbering {
-            Numbering::Known { next, .. } => next.0.saturating_sub(self.settled.0 + 1),
-            Numbering::Unknown | Numbering::Asked => 0,
-        };
-        if waiting >= config.ring_events as u64 || self.waiting_bytes() + bytes > config.ring_bytes {
+        if self.events_waiting() >= config.ring_events || self.waiting_bytes() + bytes > config.ring_bytes {
             return Err(full);
         }
         Ok(())
+    }
+
+    /// Numbered events that wait for a session.
+    pub fn events_waiting(&self) -> usize {
+        match self.numbering {
+            Numbering::Known { next, .. } => {
+                usize::try_from(next.0.saturating_sub(self.settled.0 + 1)).unwrap_or(usize::MAX)
+            }
+            Numbering::Unknown | Numbering::Asked => 0,
+        }
     }
 
     /// Bytes of numbered events that wait for a session.

@@ -109,6 +109,12 @@ impl SessionRegistry {
         }
     }
 
+    pub(super) fn panic_session(&self, presenter: PresenterIdx) {
+        if let Some(cursor) = self.rooms.get(&presenter).and_then(|room| room.cursor.as_ref()) {
+            cursor.subscriber.panic_now();
+        }
+    }
+
     pub(super) fn gone(&mut self, session: SessionId) {
         let Some(this) = self.sessions.remove(&session) else {
             return;
@@ -225,6 +231,7 @@ impl SessionRegistry {
         }
         self.save_places(now);
         self.rooms.retain(|_, room| !room.idle(now, &self.config));
+        self.show_queues();
         self.metrics
             .rooms
             .set(i64::try_from(self.rooms.len()).unwrap_or(i64::MAX));

@@ -46,10 +46,9 @@ impl SessionRegistry {
         self.metrics.accepted.inc_by(messages as u64);
         for slot in slots {
             let event = slot.event;
-            let sent = self
-                .rooms
-                .get(&event.presenter_idx)
-                .is_some_and(|room| room.was_sent(event.seq));
+            let room = self.rooms.get(&event.presenter_idx);
+            let sent = room.is_some_and(|room| room.was_sent(event.seq));
+            let attached = room.is_some_and(|room| room.cursor.is_some());
             let delivery = if sent { Delivered::Delivered } else { Delivered::Held };
             match (&event.act, delivery) {
                 (Some(act), _) => self.metrics.act(act),
@@ -59,6 +58,9 @@ impl SessionRegistry {
                 (None, Delivered::Held) => {
                     self.metrics.held.inc();
                 }
+            }
+            if !sent && attached && event.act.is_none() {
+                self.queues.session_waits.inc();
             }
             let accepted = Accepted {
                 id: event.id,

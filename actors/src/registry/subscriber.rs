@@ -130,4 +130,8 @@ pub trait Subscriber: Send + Sync {
 
     /// Shuts the socket itself, which works on a stalled session too.
     fn shut(&self);
+
+    /// A planned failure point, for tests of supervision. A no-op where there is nothing to fail.
+    #[doc(hidden)]
+    fn panic_now(&self) {}
 }

@@ -26,7 +26,7 @@ use super::{
     flood::FrameBucket,
     flow::Flow,
     fragments::Fragments,
-    handle::{Deliver, Finish, Greet, Reconnect, SessionHandle},
+    handle::{Deliver, Fail, Finish, Greet, Reconnect, SessionHandle},
     legacy,
     parts::{Dialect, SessionParts, Violation},
     waiting::Waiting,
@@ -399,6 +399,15 @@ impl Handler<Reconnect> for PresenterSession {
             };
             ctx.text(frame.encode());
         }
+    }
+}
+
+impl Handler<Fail> for PresenterSession {
+    type Result = ();
+
+    #[expect(clippy::panic, reason = "the planned failure point")]
+    fn handle(&mut self, _: Fail, _: &mut Self::Context) {
+        panic!("planned");
     }
 }
 

@@ -30,6 +30,11 @@ pub(super) struct Greet(pub Welcome);
 #[rtype(result = "()")]
 pub(super) struct Reconnect(pub Duration);
 
+/// The planned failure point, for tests of supervision.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Fail;
+
 /// See the module's text.
 pub struct SessionHandle {
     pub(super) actor: Addr<PresenterSession>,
@@ -65,6 +70,10 @@ impl Subscriber for SessionHandle {
 
     fn close(&self, end: End) {
         self.tell(Finish(end));
+    }
+
+    fn panic_now(&self) {
+        self.tell(Fail);
     }
 
     fn shut(&self) {

@@ -48,7 +48,7 @@ impl LogWriter {
                     Ok(Ok(broadcasts)) if broadcasts.is_empty() => this.broadcasts_done(ctx),
                     Ok(Ok(broadcasts)) => this.store_broadcasts(broadcasts, ctx),
                     Ok(Err(error)) => this.broadcasts_failed(&error, ctx),
-                    Err(_) => {}
+                    Err(_) => this.broadcasts_failed(&"the spool did not answer", ctx),
                 }),
         );
     }
@@ -78,7 +78,7 @@ impl LogWriter {
                             this.advance_broadcasts(ctx);
                         }
                         Ok(Err(error)) => this.broadcasts_failed(&error, ctx),
-                        Err(_) => {}
+                        Err(_) => this.broadcasts_failed(&"the spool did not answer", ctx),
                     }),
             );
         }));

@@ -5,12 +5,13 @@
 //! giving it twice is harmless, because an event's id is its key in the store.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    collections::{HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use actix::prelude::*;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
 use super::{
@@ -18,11 +19,12 @@ use super::{
 };
 use crate::{
     clock::system_ms,
-    mailbox::Mailbox,
+    mailbox::{Mailbox, Turn},
     metrics::Metrics,
+    queues::Queue,
     registry::{RegistryHandle, RegistryMsg},
     seams::{LogStore, Poison, Pos, Spool, StoreBatch, StoreError},
-    supervise::{Present, Watch},
+    supervise::{Pauses, Present, Watch},
     types::{Event, PresenterIdx, Seq},
 };
 
@@ -63,6 +65,7 @@ pub(crate) enum DrainMsg {
     },
     /// Some broadcasts changed.
     Broadcasts,
+    Panic,
 }
 
 /// How the store is, for `/readyz`.
@@ -109,7 +112,11 @@ pub struct WriterParts {
     pub metrics: Metrics,
     /// Whether the actor is there.
     pub watch: Watch,
+    /// Whether the spool's thread is.
+    pub spool_watch: Watch,
     mailbox: Mailbox<DrainMsg>,
+    /// The rooms that the store is being asked for. A writer that is made anew asks again: the registry waits for each.
+    asking: Arc<Mutex<HashSet<PresenterIdx>>>,
 }
 
 impl WriterParts {
@@ -120,6 +127,7 @@ impl WriterParts {
         registry: RegistryHandle,
         store: Arc<dyn LogStore>,
         metrics: Metrics,
+        pauses: Pauses,
     ) -> Self {
         Self {
             config,
@@ -127,9 +135,11 @@ impl WriterParts {
             registry,
             store,
             state: StoreState::default(),
+            watch: Watch::new("writer", pauses, &metrics),
+            spool_watch: Watch::new("spool", pauses, &metrics),
             metrics,
-            watch: Watch::default(),
             mailbox: Mailbox::default(),
+            asking: Arc::default(),
         }
     }
 
@@ -147,7 +157,18 @@ impl WriterParts {
             self.registry.clone(),
             self.mailbox.clone(),
             self.metrics.clone(),
+            self.spool_watch.clone(),
         )
+    }
+
+    /// A planned failure point, for tests of supervision: the actor panics when it reads this.
+    #[doc(hidden)]
+    pub fn panic_now(&self) {
+        self.mailbox.push(DrainMsg::Panic);
+    }
+
+    fn asking(&self) -> MutexGuard<'_, HashSet<PresenterIdx>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when the store has everything that the spool holds. Bound it by a timeout.
@@ -167,6 +188,8 @@ pub struct LogWriter {
     /// The last row that the spool is known to hold.
     head: Pos,
     backlog: VecDeque<(Pos, Arc<Event>)>,
+    /// `log.backlog_max`, and what had to be read back because it did not fit.
+    queue: (Queue, Counter),
     /// When the oldest event of the backlog came.
     oldest: Instant,
     step: Step,
@@ -183,6 +206,7 @@ impl LogWriter {
             done: parts.handle.done.load(Ordering::Acquire),
             head: parts.handle.head.load(Ordering::Acquire),
             backlog: VecDeque::new(),
+            queue: parts.metrics.queues.waiting("backlog", parts.config.backlog_max),
             oldest: Instant::now(),
             step: Step::Idle,
             prepared: false,
@@ -205,12 +229,15 @@ impl LogWriter {
             let rows = stored.events.into_iter().enumerate();
             self.backlog
                 .extend(rows.map(|(n, event)| (stored.first + n as Pos, event)));
+        } else {
+            self.queue.1.inc_by(count as u64);
         }
         self.head = self.head.max(stored.first + count as Pos - 1);
     }
 
     fn advance(&mut self, ctx: &mut Context<Self>) {
         self.parts.metrics.spool_events.set(self.head - self.done);
+        self.queue.0.holds(self.backlog.len());
         match self.step {
             Step::Busy => return,
             Step::Lingering(timer) => {
@@ -352,7 +379,8 @@ impl LogWriter {
                     log::error!("spool: stored rows cannot be freed: {error}");
                     this.back_off(ctx);
                 }
-                Err(_) => {}
+                // The spool's thread panicked over it.
+                Err(_) => this.back_off(ctx),
             }
         }));
     }
@@ -370,7 +398,7 @@ impl LogWriter {
                     log::error!("spool: rows cannot be read back: {error}");
                     this.back_off(ctx);
                 }
-                Err(_) => {}
+                Err(_) => this.back_off(ctx),
             }
         }));
     }
@@ -415,9 +443,11 @@ impl LogWriter {
     }
 
     fn ask_store(&self, presenter: PresenterIdx, ctx: &mut Context<Self>) {
+        self.parts.asking().insert(presenter);
         let store = Arc::clone(&self.parts.store);
         let asked = async move { store.last_seq(presenter).await }.into_actor(self);
         ctx.spawn(asked.map(move |last: Result<Seq, StoreError>, this, _| {
+            this.parts.asking().remove(&presenter);
             match last {
                 Ok(last) => this
                     .parts
@@ -442,18 +472,24 @@ impl Actor for LogWriter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(self.parts.mailbox.batches());
+        let again: Vec<_> = self.parts.asking().iter().copied().collect();
+        for presenter in again {
+            self.ask_store(presenter, ctx);
+        }
         self.advance(ctx);
     }
 }
 
 impl StreamHandler<Vec<DrainMsg>> for LogWriter {
     fn handle(&mut self, batch: Vec<DrainMsg>, ctx: &mut Self::Context) {
-        for message in batch {
+        for message in Turn::new(&self.parts.mailbox, batch) {
             match message {
                 DrainMsg::Stored(stored) => self.stored(stored),
                 DrainMsg::AskStore { presenter } => self.ask_store(presenter, ctx),
                 DrainMsg::Flush { done } => self.flushing.push(done),
                 DrainMsg::Broadcasts => self.broadcasts_due(),
+                #[expect(clippy::panic, reason = "the planned failure point")]
+                DrainMsg::Panic => panic!("planned"),
             }
         }
         self.advance(ctx);

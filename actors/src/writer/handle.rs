@@ -4,6 +4,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::Duration,
 };
@@ -82,7 +83,20 @@ pub(crate) enum SpoolCommand {
         keys_before_ms: i64,
         reply: oneshot::Sender<Result<(), SpoolError>>,
     },
+    Fail(SpoolFailure),
+    /// The thread waits until the other end is dropped.
+    Hold(Receiver<()>),
     Stop,
+}
+
+/// Planned failure points of the spool's thread, for tests of supervision.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpoolFailure {
+    /// At once, with events in hand that are not in the file yet.
+    Now,
+    /// When the next commit is in the file and nobody has been told.
+    BehindCommit,
 }
 
 /// The spool thread's queue. Appends are bounded by the writer's permits, questions by rooms and by the one reader.
@@ -100,6 +114,13 @@ impl SpoolQueue {
     pub fn push(&self, command: SpoolCommand) {
         self.commands().push(command);
         self.filled.notify_one();
+    }
+
+    /// Blocks for so long, unless it is to stop.
+    pub fn pause(&self, time: Duration) {
+        let goes_on = |commands: &mut Vec<SpoolCommand>| !commands.iter().any(|one| matches!(one, SpoolCommand::Stop));
+        let waited = self.filled.wait_timeout_while(self.commands(), time, goes_on);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Blocks until there is something to do, at most for `limit`, and takes all of it.
@@ -236,6 +257,21 @@ impl WriterHandle {
     /// The same for one room; the registry's mailbox is told whether it is kept.
     pub(crate) fn mark_place(&self, place: Place) {
         self.queue.push(SpoolCommand::MarkPlace { place });
+    }
+
+    /// A planned failure point, for tests of supervision: the spool's thread panics.
+    #[doc(hidden)]
+    pub fn panic_spool(&self, failure: SpoolFailure) {
+        self.queue.push(SpoolCommand::Fail(failure));
+    }
+
+    /// A planned brake, for tests of queues: once the spool's thread has come to it, nothing is committed until what is returned is
+    /// dropped.
+    #[doc(hidden)]
+    pub fn hold_spool(&self) -> SyncSender<()> {
+        let (hold, held) = sync_channel(0);
+        self.queue.push(SpoolCommand::Hold(held));
+        hold
     }
 
     /// Commits what was appended, closes the spool and ends its thread.

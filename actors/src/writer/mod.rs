@@ -5,6 +5,9 @@
 //! committed to the store in batches, in order, one batch under way, and has the spool's rows freed behind it. Commits follow
 //! each other without linger; batches to the store wait at most `log.linger_ms` to fill.
 //!
+//! Either half may panic: the actor is made anew and reads from the spool what it had in hand; the thread opens the file again,
+//! finds there what became of the commit under way, and goes on with what was queued behind it.
+//!
 //! When full: `actors.writer.mailbox` events (and `mailbox_bytes`) numbered and not yet committed; the registry takes a
 //! permit before it numbers and refuses with `overloaded` where there is none. When the store is away the spool
 //! grows up to `log.spool_max_bytes`, then commits fail with `log_unavailable`.
@@ -20,6 +23,6 @@ pub(crate) use self::{
 };
 pub use self::{
     drain::{LogWriter, StoreState, WriterConfig, WriterParts},
-    handle::{SpoolInfo, WriterHandle, WriterPermit},
+    handle::{SpoolFailure, SpoolInfo, WriterHandle, WriterPermit},
     spool_thread::SpoolThread,
 };

@@ -1,6 +1,6 @@
 //! Rules 1 to 5 and 17 against a model: whatever fails in whatever order, what was answered is what the log has.
 //!
-//! A case is a list of operations: messages, failures of the spool and of the store, restarts, panics of the registry,
+//! A case is a list of operations: messages, failures of the spool and of the store, restarts, panics of actors,
 //! sessions that stall and come back. Afterwards everything works again, the keys that were used are used once more, the
 //! spool drains, and [`Case::judge`] compares what each sender was told and what each session was given with the log.
 //!
@@ -21,7 +21,7 @@ use chatting_actors::{
     outcome::{Accepted, Outcome, Refusal},
     registry::RegistryConfig,
     types::Event,
-    writer::WriterConfig,
+    writer::{SpoolFailure, WriterConfig},
 };
 use proptest::{
     prelude::*,
@@ -81,10 +81,22 @@ enum Op {
     Wait(u64),
     /// The registry panics; its sessions are gone.
     Panic,
+    /// Another actor panics; nobody is told.
+    PanicOf(Part),
+    /// So many of the spool's next calls that are not commits panic.
+    SpoolPanics(usize),
     /// The process stops as it should (what was appended is committed), or is killed, and starts again.
     Restart {
         kill: bool,
     },
+}
+
+/// What can panic beside the registry.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Checker,
+    Writer,
+    Spool(SpoolFailure),
 }
 
 /// Sizes that make each path a short one.
@@ -129,6 +141,13 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Drain),
         2 => (1..5_u64).prop_map(Op::Wait),
         1 => Just(Op::Panic),
+        2 => prop_oneof![
+            Just(Part::Checker),
+            Just(Part::Writer),
+            Just(Part::Spool(SpoolFailure::Now)),
+            Just(Part::Spool(SpoolFailure::BehindCommit)),
+        ].prop_map(Op::PanicOf),
+        1 => (1..3_usize).prop_map(Op::SpoolPanics),
         2 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
     ];
     prop::collection::vec(op, 1..50)
@@ -295,6 +314,7 @@ impl Case {
         script.full = false;
         script.commits.clear();
         script.failing = 0;
+        script.panicking = 0;
     }
 
     /// Waits until the spool, if it failed, has been found to work again.
@@ -411,6 +431,10 @@ impl Case {
             }
             Op::Wait(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
             Op::Panic => self.panic().await,
+            Op::PanicOf(Part::Checker) => self.stage().checker.panic_now(),
+            Op::PanicOf(Part::Writer) => self.stage().parts.panic_now(),
+            Op::PanicOf(Part::Spool(failure)) => self.stage().writer.panic_spool(failure),
+            Op::SpoolPanics(calls) => self.spool.script().panicking += calls,
             Op::Restart { kill } => self.restart(kill).await,
         }
     }

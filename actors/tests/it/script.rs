@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     panic::{AssertUnwindSafe, resume_unwind},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -76,6 +76,10 @@ pub struct SpoolScript {
     pub asks_store: bool,
     /// So many of the next calls that are not commits fail and do nothing.
     pub failing: usize,
+    /// So many of them panic.
+    pub panicking: usize,
+    /// How often the file was let go of.
+    pub reopened: usize,
     /// There is no room, for as long as this is set.
     pub full: bool,
     /// From here on nothing happens any more, as after a kill -9 of the process.
@@ -104,13 +108,17 @@ fn error(full: bool) -> SpoolError {
 
 impl ScriptedSpool {
     pub fn script(&self) -> MutexGuard<'_, SpoolScript> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl SpoolScript {
     /// Whether a call that is not a commit fails now.
     fn fails(&mut self) -> Result<(), SpoolError> {
+        if self.panicking > 0 {
+            self.panicking -= 1;
+            panic!("planned");
+        }
         if self.killed || self.failing > 0 {
             self.failing = self.failing.saturating_sub(1);
             return Err(error(false));
@@ -162,6 +170,10 @@ impl Spool for ScriptedSpool {
                 Err(error(false))
             }
         }
+    }
+
+    fn reopen(&mut self) {
+        self.script().reopened += 1;
     }
 
     fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError> {

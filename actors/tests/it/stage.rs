@@ -19,7 +19,7 @@ use chatting_actors::{
         Delivery, End, ReadLog, Reading, RegistryConfig, RegistryHandle, SessionId, SessionRegistry, Subscriber,
     },
     session::Flow,
-    supervise::{Watch, supervise},
+    supervise::{Pauses, Watch, supervise},
     types::{ChatMessage, Epoch, MessageText, Nickname, PresenterIdx, Role, UserIdx},
     writer::{LogWriter, SpoolInfo, SpoolThread, WriterConfig, WriterHandle, WriterParts},
 };
@@ -109,10 +109,18 @@ pub struct Stage {
     pub rooms: ScriptedRooms,
     pub parts: WriterParts,
     pub registry_watch: Watch,
+    pub checker: CheckerHandle,
+    pub checker_watch: Watch,
     pub metrics: Metrics,
     thread: Option<SpoolThread>,
     arbiters: Vec<Arbiter>,
 }
+
+/// An actor that failed is made anew at once.
+const PAUSES: Pauses = Pauses {
+    min: Duration::from_millis(1),
+    max: Duration::from_millis(10),
+};
 
 /// Returns when it is so; looks every millisecond.
 pub async fn until(what: &str, so: impl Fn() -> bool) {
@@ -224,25 +232,29 @@ impl Stage {
             handle.clone(),
             Arc::new(store.clone()),
             metrics.clone(),
+            PAUSES,
         );
         let thread = parts.start_spool(Box::new(spool.clone())).unwrap();
         let arbiters = vec![Arbiter::new(), Arbiter::new(), Arbiter::new(), Arbiter::new()];
         let scripted_log = ScriptedLog::new(spool.clone(), store.clone());
         let log = ReadLog::new(Arc::new(scripted_log.clone()), arbiters[3].handle());
+        let asked_by_tests = checker.clone();
         let made_of = parts.clone();
-        supervise("writer", &arbiters[0].handle(), parts.watch.clone(), move || {
+        supervise(&arbiters[0].handle(), parts.watch.clone(), move || {
             LogWriter::new(made_of.clone())
         });
         let (to_checker, to_registry, counted) = (checker.clone(), handle.clone(), metrics.clone());
-        let watch = Watch::default();
+        let watch = Watch::new("checker", PAUSES, &metrics);
+        let checker_watch = watch.clone();
         let (present, asked) = (watch.clone(), rooms.clone());
-        supervise("checker", &arbiters[1].handle(), watch, move || {
+        supervise(&arbiters[1].handle(), watch, move || {
             let ttl = asked.script().ttl;
             let config = CheckerConfig {
                 timeout: Duration::from_secs(5),
                 live_ttl: ttl,
                 not_live_ttl: ttl,
                 cache_max: 1000,
+                not_live_cache_max: 1000,
                 max_lookups: 64,
                 stale: None,
                 breaker_failures: 0,
@@ -258,10 +270,10 @@ impl Stage {
                 present.enter(),
             )
         });
-        let registry_watch = Watch::default();
+        let registry_watch = Watch::new("registry", PAUSES, &metrics);
         let (present, to_registry, to_writer, counted) =
             (registry_watch.clone(), handle.clone(), writing.clone(), metrics.clone());
-        supervise("registry", &arbiters[2].handle(), registry_watch.clone(), move || {
+        supervise(&arbiters[2].handle(), registry_watch.clone(), move || {
             let (handle, checker, writer) = (to_registry.clone(), checker.clone(), to_writer.clone());
             SessionRegistry::new(
                 registry.clone(),
@@ -282,6 +294,8 @@ impl Stage {
             rooms,
             parts,
             registry_watch,
+            checker: asked_by_tests,
+            checker_watch,
             metrics,
             thread: Some(thread),
             arbiters,

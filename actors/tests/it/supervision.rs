@@ -1,14 +1,29 @@
-//! Rule 2: a registry that panicked loses and doubles nothing.
+//! Rule 2 and its like: an actor that panicked is made anew, and loses and doubles nothing.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, Once, PoisonError},
+    time::Duration,
+};
 
-use chatting_actors::{outcome::Outcome, types::Seq};
+use actix::{Actor, Arbiter, Context};
+use chatting_actors::{
+    metrics::Metrics,
+    outcome::{Outcome, Refusal},
+    supervise::{Pauses, Present, Watch, log_panics, supervise},
+    types::Seq,
+    writer::SpoolFailure,
+};
+use tokio::sync::oneshot;
 
-use crate::stage::{Stage, room};
+use crate::{
+    model::hush_planned_panics,
+    script::{Call, ScriptedRooms, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, room, until, writer_config},
+};
 
 async fn restarted(stage: &Stage, times: u64) {
     while stage.registry_watch.restarts() < times || !stage.registry_watch.alive() {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -73,4 +88,199 @@ async fn rule_02_what_waited_in_the_mailbox_of_a_registry_that_panicked_is_dealt
     }
     let stored: Vec<_> = stage.stored(1).await.into_iter().map(|(seq, _)| seq).collect();
     assert_eq!(stored, (1..=201).collect::<Vec<_>>());
+}
+
+/// Seqs of those that were accepted, of messages that all must be.
+async fn all_accepted(pending: Vec<oneshot::Receiver<Outcome>>) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    for one in pending {
+        match one.await {
+            Ok(Outcome::Accepted(accepted)) => seqs.push(accepted.seq.0),
+            other => panic!("{other:?}"),
+        }
+    }
+    seqs
+}
+
+async fn stored_seqs(stage: &Stage, presenter: i64) -> Vec<u64> {
+    stage.stored(presenter).await.into_iter().map(|(seq, _)| seq).collect()
+}
+
+#[actix::test]
+async fn a_spool_thread_that_panicked_with_events_in_hand_answers_each_once_and_leaves_out_no_seq() {
+    hush_planned_panics();
+    let stage = Stage::set();
+    let reader = stage.reader(1);
+    let mut answered = Vec::new();
+    for round in 0..20 {
+        let failure = [SpoolFailure::Now, SpoolFailure::BehindCommit][round % 2];
+        let mut pending: Vec<_> = (0..5).map(|n| stage.submit(1, &n.to_string())).collect();
+        stage.writer.panic_spool(failure);
+        pending.extend((0..5).map(|n| stage.submit(1, &n.to_string())));
+        answered.extend(all_accepted(pending).await);
+        let so_many = round as u64 + 1;
+        until("the panic", || stage.parts.spool_watch.restarts() == so_many).await;
+    }
+    let all: Vec<_> = (1..=200).collect();
+    assert_eq!(answered, all);
+    assert_eq!(stored_seqs(&stage, 1).await, all);
+    assert_eq!(reader.seqs(), all);
+    assert!(stage.spool.script().written_twice().is_empty());
+    assert!(
+        stage.spool.script().reopened >= 20,
+        "the file is opened again each time"
+    );
+}
+
+#[actix::test]
+async fn a_question_that_took_the_spool_thread_with_it_is_answered_as_failed_and_may_be_asked_again() {
+    hush_planned_panics();
+    let stage = Stage::set();
+    let _reader = stage.reader(2);
+    stage.accepted(2, "elsewhere").await;
+    stage.spool.script().panicking = 1;
+    // Where the numbers of this room stand is asked for now.
+    assert_eq!(stage.refused(1, "first").await, Refusal::LogUnavailable);
+    let _reader = stage.reader(1);
+    assert_eq!(stage.accepted_again(1, "again").await.seq, Seq(1));
+    assert_eq!(stage.accepted(2, "elsewhere").await.seq, Seq(2));
+}
+
+#[actix::test]
+async fn a_writer_that_panicked_takes_everything_to_the_store_once_from_where_the_spool_stands() {
+    hush_planned_panics();
+    let stage = Stage::set();
+    let _reader = stage.reader(1);
+    for round in 1..=20 {
+        let pending = (0..10).map(|n| stage.submit(1, &n.to_string())).collect();
+        stage.store.script().calls.push_back(Call::Slow(1));
+        stage.parts.panic_now();
+        assert_eq!(all_accepted(pending).await.len(), 10, "no sender notices");
+        until("another writer", || {
+            stage.parts.watch.restarts() == round && stage.parts.watch.alive()
+        })
+        .await;
+    }
+    assert_eq!(stored_seqs(&stage, 1).await, (1..=200).collect::<Vec<_>>());
+    assert!(stage.spool.script().rows.is_empty(), "all of it was freed");
+}
+
+#[actix::test]
+async fn a_writer_that_panicked_while_it_asked_the_store_for_a_rooms_last_seq_asks_again() {
+    hush_planned_panics();
+    let spool = ScriptedSpool::default();
+    spool.script().asks_store = true;
+    let store = ScriptedStore::default();
+    store.script().last_seqs.insert(1, Seq(41));
+    let stage = Stage::with(spool, store, registry_config(), writer_config());
+    until("the writer to be idle", || stage.store.script().calls.is_empty()).await;
+    stage.store.script().calls.push_back(Call::Slow(600_000));
+    let _reader = stage.reader(1);
+    let pending = stage.submit(1, "first");
+    until("the question to be under way", || stage.store.script().calls.is_empty()).await;
+    stage.parts.panic_now();
+    match pending.await {
+        Ok(Outcome::Accepted(accepted)) => assert_eq!(accepted.seq, Seq(42)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[actix::test]
+async fn a_checker_that_panicked_is_asked_again_and_its_senders_only_wait() {
+    hush_planned_panics();
+    let rooms = ScriptedRooms::default();
+    rooms.script().ttl = Duration::from_millis(1);
+    let stage = Stage::among(
+        rooms,
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        writer_config(),
+    );
+    let _readers: Vec<_> = (1..=5).map(|presenter| stage.reader(presenter)).collect();
+    for round in 1..=10 {
+        stage.checker.panic_now();
+        let pending = (1..=5).map(|presenter| stage.submit(presenter, "asks")).collect();
+        assert_eq!(all_accepted(pending).await, [round; 5]);
+        until("another checker", || {
+            stage.checker_watch.restarts() == round && stage.checker_watch.alive()
+        })
+        .await;
+    }
+}
+
+/// Panics as soon as it is made, so many times.
+struct Unlucky {
+    left: Arc<Mutex<u32>>,
+    _present: Present,
+}
+
+impl Actor for Unlucky {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if *left > 0 {
+            *left -= 1;
+            drop(left);
+            panic!("unlucky");
+        }
+    }
+}
+
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Lines;
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let line = record.args().to_string();
+        LINES.lock().unwrap().push(line);
+    }
+
+    fn flush(&self) {}
+}
+
+fn lines_with(what: &str) -> Vec<String> {
+    let lines = LINES.lock().unwrap();
+    lines.iter().filter(|line| line.contains(what)).cloned().collect()
+}
+
+#[actix::test]
+async fn an_actor_that_fails_again_and_again_is_logged_by_name_once_a_panic_and_is_there_in_the_end() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Lines).unwrap();
+        log::set_max_level(log::LevelFilter::Error);
+    });
+    log_panics();
+    let metrics = Metrics::default();
+    let pauses = Pauses {
+        min: Duration::from_millis(1),
+        max: Duration::from_millis(4),
+    };
+    let watch = Watch::new("http", pauses, &metrics);
+    let (arbiter, left, present) = (Arbiter::new(), Arc::new(Mutex::new(5)), watch.clone());
+    supervise(&arbiter.handle(), watch.clone(), move || Unlucky {
+        left: Arc::clone(&left),
+        _present: present.enter(),
+    });
+    until("the actor to stay", || watch.restarts() == 5 && watch.steady()).await;
+    let told = lines_with("the actor http panicked");
+    assert_eq!(told.len(), 5, "{told:?}");
+    assert!(
+        told[0].ends_with(": unlucky") && told[0].contains("supervision.rs:"),
+        "{told:?}"
+    );
+    for pause in ["in 1ms", "in 2ms", "in 4ms"] {
+        let made_anew = format!("the actor http is gone; it is made anew {pause}");
+        assert!(!lines_with(&made_anew).is_empty(), "{made_anew}");
+    }
+    assert_eq!(metrics.restarts("http").get(), 5);
+    arbiter.stop();
+    arbiter.join().unwrap();
 }

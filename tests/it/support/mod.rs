@@ -8,6 +8,7 @@
 //! | [`proxy`] | a TCP link to cut, stall, delay and restore |
 //! | [`http`] | an HTTP client that shows every byte of an answer's head |
 //! | [`ws`] | a WebSocket client that can also do everything a client must not |
+//! | [`crowd`] | senders and presenters that go on whatever happens, and what became of each message |
 //! | [`tokens`] | tokens that are wrong in one way each |
 //! | [`keys`] | key pairs, as PEM, as JWK, and tokens signed with them |
 //! | [`jwks`] | a server that publishes keys, or misbehaves |
@@ -15,6 +16,7 @@
 //! Whatever should happen is waited for by [`within`]: with a deadline far above what it takes, and without sleeping.
 
 pub mod app;
+pub mod crowd;
 pub mod http;
 pub mod jwks;
 pub mod keys;

@@ -1,0 +1,93 @@
+//! What could not be written, or is not known to have been: it is tried again, by the clock and by whatever comes.
+
+use super::*;
+
+impl Run {
+    /// `log.durability = "memory"`: the senders are answered already, so what does not go in now is kept and tried again.
+    /// Meanwhile nothing more is accepted, which bounds it by the writer's permits.
+    pub(super) fn write_sooner_or_later(&mut self, events: Vec<Arc<Event>>) {
+        self.unwritten.extend(events);
+        if !self.tried_is_settled() || self.unwritten.is_empty() {
+            return;
+        }
+        // A panic on the way leaves it unknown, too.
+        self.tried = self.unwritten.len();
+        match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten) {
+            Ok(first) => {
+                self.tried = 0;
+                let events = std::mem::take(&mut self.unwritten);
+                self.handle.writable.store(true, Ordering::Release);
+                self.committed(first, events);
+                self.show_size();
+            }
+            Err(committed) => {
+                if committed == Committed::No {
+                    self.tried = 0;
+                }
+                self.metrics.commit_failures.inc();
+                self.handle.writable.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// What an attempt of unknown outcome did write is not written again. `false`: it is still not known.
+    fn tried_is_settled(&mut self) -> bool {
+        let tried = self.tried;
+        let Some(last) = tried.checked_sub(1).and_then(|last| self.unwritten.get(last)) else {
+            self.tried = 0;
+            return true;
+        };
+        match self.spool.reopen_and_find(last) {
+            Ok(found) => {
+                self.tried = 0;
+                self.unsure = false;
+                if let Some(last) = found {
+                    let events: Vec<_> = self.unwritten.drain(..tried).collect();
+                    self.handle.writable.store(self.unwritten.is_empty(), Ordering::Release);
+                    self.committed(last - tried as Pos + 1, events);
+                    self.show_size();
+                }
+                true
+            }
+            Err(error) => {
+                log::debug!("spool: still failing: {error}");
+                false
+            }
+        }
+    }
+
+    pub(super) fn try_again(&mut self) {
+        self.probed_at = Instant::now();
+        if self.unwritten.is_empty() {
+            self.probe();
+        } else {
+            self.write_sooner_or_later(Vec::new());
+        }
+    }
+
+    fn probe(&mut self) {
+        match self.spool.probe().and_then(|()| self.tell_unknown()) {
+            Ok(()) => {
+                log::info!("spool: it takes events again");
+                self.handle.writable.store(true, Ordering::Release);
+                self.keep_broadcasts(Vec::new());
+            }
+            Err(error) => log::debug!("spool: still failing: {error}"),
+        }
+    }
+
+    /// What a commit of unknown outcome did write goes to the store now rather than behind the next commit: by their keys
+    /// its senders may learn any time that it was accepted.
+    fn tell_unknown(&mut self) -> Result<(), SpoolError> {
+        while self.unsure {
+            let head = self.handle.head.load(Ordering::Acquire);
+            let mut rows = self.spool.read(head, self.settings.commit_max)?;
+            match rows.pop() {
+                // The drain reads back what is before it.
+                Some((last, event)) => self.committed(last, vec![event]),
+                None => self.unsure = false,
+            }
+        }
+        Ok(())
+    }
+}

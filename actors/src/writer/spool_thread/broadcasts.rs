@@ -1,0 +1,35 @@
+//! Broadcasts in the spool: kept on every change, whatever becomes of the first attempt.
+
+use super::*;
+
+impl Run {
+    /// Keeps broadcasts; those that cannot be kept now wait for the next, or for a spool that works again.
+    pub(super) fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
+        self.unkept
+            .extend(broadcasts.into_iter().map(|broadcast| (broadcast.id, broadcast)));
+        if self.unkept.is_empty() {
+            return;
+        }
+        let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
+        match self.spool.keep_broadcasts(&all) {
+            Ok(()) => {
+                self.unkept.clear();
+                self.drain.push(DrainMsg::Broadcasts);
+            }
+            Err(error) => log::warn!("spool: {} broadcasts are not kept yet: {error}", all.len()),
+        }
+    }
+
+    /// Tells the registry which are open.
+    pub(super) fn tell_open_broadcasts(&mut self) {
+        self.keep_broadcasts(Vec::new());
+        let mut open = self.spool.open_broadcasts().map_err(|error| {
+            log::error!("spool: the open broadcasts cannot be read: {error}");
+        });
+        if !self.unkept.is_empty() {
+            // What the file says may be older than what was told.
+            open = Err(());
+        }
+        self.registry.mailbox.push(RegistryMsg::Broadcasts { open });
+    }
+}

@@ -1,0 +1,120 @@
+//! What the spool's thread is asked beside appends: last seqs, keys, places, broadcasts, rows read back and freed. Each sees what was appended
+//! before it.
+
+use super::*;
+
+impl Run {
+    /// What a room's numbering goes on from, and how far the room had got when that was last kept.
+    fn tell_last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>) {
+        let place = self.spool.place(presenter).unwrap_or_else(|error| {
+            log::warn!("spool: how far a room got cannot be read: {error}");
+            None
+        });
+        self.registry
+            .mailbox
+            .push(RegistryMsg::LastSeq { presenter, last, place });
+    }
+
+    pub(super) fn other(&mut self, command: SpoolCommand) {
+        self.owed = match &command {
+            SpoolCommand::LastSeq { presenter } | SpoolCommand::LearnLastSeq { presenter, .. } => {
+                Owed::LastSeq(*presenter)
+            }
+            SpoolCommand::ReadKeys { .. } => Owed::Keys,
+            SpoolCommand::OpenBroadcasts => Owed::Broadcasts,
+            SpoolCommand::MarkPlace { place } => Owed::Marked(place.presenter),
+            _ => Owed::Nothing,
+        };
+        self.do_other(command);
+        self.owed = Owed::Nothing;
+    }
+
+    fn do_other(&mut self, command: SpoolCommand) {
+        if !self.unwritten.is_empty() && matches!(command, SpoolCommand::LastSeq { .. } | SpoolCommand::ReadKeys { .. })
+        {
+            // What was answered from memory counts too, so the spool tells nothing of numbers and keys without it.
+            self.write_sooner_or_later(Vec::new());
+        }
+        let behind = !self.unwritten.is_empty();
+        match command {
+            SpoolCommand::LastSeq { presenter } if behind => {
+                self.tell_last_seq(presenter, Err(()));
+            }
+            SpoolCommand::ReadKeys { .. } if behind => {
+                self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) });
+            }
+            SpoolCommand::LastSeq { presenter } => match self.spool.last_seq(presenter).map(known) {
+                Ok(Some(last)) => self.tell_last_seq(presenter, Ok(last)),
+                Ok(None) => self.drain.push(DrainMsg::AskStore { presenter }),
+                Err(error) => {
+                    log::error!("spool: the last seq of a room cannot be read: {error}");
+                    self.tell_last_seq(presenter, Err(()));
+                }
+            },
+            SpoolCommand::LearnLastSeq { presenter, last } => {
+                // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
+                let learned = self.spool.learn_last_seq(presenter, last);
+                let known = learned.and_then(|last| match self.spool.last_seq(presenter)? {
+                    LastSeq::Known(known) => Ok(known.max(last)),
+                    LastSeq::AskStore => Ok(last),
+                });
+                let last = known.map_err(|error| {
+                    log::error!("spool: the last seq of a room cannot be kept: {error}");
+                });
+                self.tell_last_seq(presenter, last);
+            }
+            SpoolCommand::KeepPlaces { places } => {
+                if let Err(error) = self.spool.keep_places(&places) {
+                    log::warn!("spool: how far {} rooms got is not kept: {error}", places.len());
+                }
+            }
+            SpoolCommand::MarkPlace { place } => {
+                let kept = self.spool.keep_places(&[place]);
+                let kept = kept.inspect_err(|error| log::warn!("spool: how far a room got is not kept: {error}"));
+                self.registry.mailbox.push(RegistryMsg::Marked {
+                    presenter: place.presenter,
+                    kept: kept.is_ok(),
+                });
+            }
+            SpoolCommand::KeepBroadcasts { broadcasts } => self.keep_broadcasts(broadcasts),
+            SpoolCommand::OpenBroadcasts => self.tell_open_broadcasts(),
+            SpoolCommand::UnstoredBroadcasts { limit, reply } => {
+                let _ = reply.send(self.spool.unstored_broadcasts(limit));
+            }
+            SpoolCommand::BroadcastsStored { stored, reply } => {
+                let _ = reply.send(self.spool.broadcasts_stored(&stored));
+            }
+            SpoolCommand::ReadKeys { since_ms } => {
+                let rows = self.spool.read_keys(since_ms).map_err(|error| {
+                    log::error!("spool: the idempotency keys cannot be read: {error}");
+                });
+                self.registry.mailbox.push(RegistryMsg::Keys { rows });
+            }
+            SpoolCommand::Read { after, limit, reply } => {
+                let head = self.handle.head.load(Ordering::Acquire);
+                // Rows beyond are of a commit whose outcome is not known yet. Freed now, they could not be found again.
+                let known = self.spool.read(after, limit).map(|mut rows| {
+                    rows.retain(|(pos, _)| *pos <= head);
+                    rows
+                });
+                let _ = reply.send(known);
+            }
+            SpoolCommand::Free {
+                through,
+                parked,
+                keys_before_ms,
+                reply,
+            } => {
+                let result = self.spool.free(through, &parked, keys_before_ms);
+                if result.is_ok() {
+                    self.handle.done.store(through, Ordering::Release);
+                }
+                self.metrics
+                    .spool_bytes
+                    .set(i64::try_from(self.spool.bytes()).unwrap_or(i64::MAX));
+                let _ = reply.send(result);
+            }
+            SpoolCommand::Append { .. } | SpoolCommand::Fail(_) | SpoolCommand::Hold(_) | SpoolCommand::Stop => {}
+        }
+    }
+}
