@@ -36,6 +36,7 @@ use crate::{
         self,
         client::AddressGate,
         cors::cors,
+        lines::{Lines, watched},
         socket,
         state::{Health, Limits, State},
     },
@@ -66,6 +67,7 @@ pub struct App {
     arbiters: Vec<(&'static str, Arbiter)>,
     deadline: Duration,
     drain: Drain,
+    watching: actix_web::rt::task::JoinHandle<()>,
 }
 
 /// How a stop went.
@@ -176,6 +178,7 @@ impl App {
             gateway,
             limits: Limits {
                 body_bytes: settings.server.max_body_bytes,
+                body_time: Duration::from_secs(settings.server.body_seconds),
                 text_chars: settings.message.max_chars,
                 nickname_chars: settings.message.nickname_max_chars,
             },
@@ -199,7 +202,10 @@ impl App {
             },
             demo: extras.demo_page,
         });
-        let (server, addr) = listen(settings, &state)?;
+        let lines = Lines::new(Duration::from_secs(
+            settings.server.keep_alive_seconds + settings.server.client_request_seconds,
+        ));
+        let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;
         Ok(Self {
             server,
@@ -219,6 +225,7 @@ impl App {
             ],
             deadline: Duration::from_secs(settings.shutdown.deadline_seconds),
             drain: Drain::new(&settings.shutdown),
+            watching: actix_web::rt::spawn(lines.keep()),
         })
     }
 
@@ -253,6 +260,7 @@ impl App {
             handle.stop(false).await;
         }
         let served = server.await;
+        self.watching.abort();
         self.state.health.writer.stop();
         join_blocking(move || self.spool_thread.join()).await;
         if let Some((beat, task)) = self.beating {
@@ -385,19 +393,20 @@ fn start_registry(
 
 type Listening = (actix_web::dev::Server, SocketAddr);
 
-fn listen(settings: &Settings, state: &web::Data<State>) -> Result<Listening, StartError> {
+fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
     let ops_apart = !settings.ops.bind.is_empty();
     let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
     let send_buffer = settings.server.send_buffer_bytes;
     let shared = state.clone();
+    let lines = lines.clone();
     let server = HttpServer::new(move || {
         WebApp::new()
             .app_data(shared.clone())
-            .app_data(web::PayloadConfig::new(shared.limits.body_bytes))
             .wrap(from_fn(cors))
+            .wrap(from_fn(watched))
             .configure(|config| http::routes(config, &shared, ops_apart))
     })
-    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout, send_buffer))
+    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout, send_buffer, &lines))
     .disable_signals()
     .backlog(settings.server.backlog)
     .max_connections(settings.server.max_connections)

@@ -7,6 +7,7 @@ pub mod demo;
 mod guard;
 mod identify;
 mod legacy;
+pub mod lines;
 pub mod ops;
 mod presenter;
 mod rooms;

@@ -9,7 +9,7 @@ use chatting_actors::{
 };
 use serde_json::{Value, json};
 
-use super::{identify::claims, state::State};
+use super::{identify::claims, state::State, v1::read_body};
 use crate::{
     error::{ApiError, Code, Lang},
     room::embedded::{EmbeddedRooms, LiveRoom},
@@ -76,9 +76,10 @@ fn unsaved(error: &std::io::Error) -> ApiError {
     ApiError::new(Code::Internal)
 }
 
-async fn check(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+async fn check(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    let body = read_body(&request, payload, &state.limits).await;
     let result = || {
-        let presenter = presenter(&body)?;
+        let presenter = presenter(&body?)?;
         Ok(match embedded(&state)?.get(presenter) {
             Some(live) => answer("check", room(presenter, live)),
             None => answer("check", json!({ "alive": false })),
@@ -96,22 +97,24 @@ async fn search_all(request: HttpRequest, state: web::Data<State>) -> HttpRespon
     respond(&request, result())
 }
 
-async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+async fn start(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    let body = read_body(&request, payload, &state.limits).await;
     let result = || {
         let rooms = embedded(&state)?;
         operator(&request, &state)?;
-        let presenter = presenter(&body)?;
+        let presenter = presenter(&body?)?;
         let live = rooms.start(presenter).map_err(|error| unsaved(&error))?;
         Ok(answer("start", room(presenter, live)))
     };
     respond(&request, result())
 }
 
-async fn stop(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+async fn stop(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    let body = read_body(&request, payload, &state.limits).await;
     let result = || {
         let rooms = embedded(&state)?;
         operator(&request, &state)?;
-        let stopped = rooms.stop(presenter(&body)?).map_err(|error| unsaved(&error))?;
+        let stopped = rooms.stop(presenter(&body?)?).map_err(|error| unsaved(&error))?;
         Ok(answer("stop", json!({ "alive": false, "stopped": stopped.is_some() })))
     };
     respond(&request, result())

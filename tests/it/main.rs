@@ -18,6 +18,7 @@ mod queues;
 mod reading;
 mod recovery;
 mod resume;
+mod slow;
 mod spool_commands;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;
