@@ -22,7 +22,7 @@ use chatting_actors::{
     gate::Gate,
     metrics::{Metrics, QueueMetrics},
     registry::{ReadLog, RegistryHandle, SessionRegistry},
-    seams::{LogStore, RoomApi},
+    seams::{LogStore, RoomApi, StoreError},
     supervise::{Watch, supervise},
     wire::legacy::Clock,
     writer::{LogWriter, SpoolThread, WriterHandle, WriterParts},
@@ -45,7 +45,7 @@ use crate::{
     settings::{AuthMode, LogBackend, RoomMode, Settings},
     shutdown::{Drain, stop_in_order},
     startup::{self, StartError},
-    store::{History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
+    store::{FoundStore, History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
 };
 
 /// What only `demo` asks for.
@@ -87,6 +87,7 @@ impl App {
 
     /// As [`App::build`], with what only `demo` asks for.
     pub async fn build_with(settings: &Settings, extras: Extras) -> Result<Self, StartError> {
+        startup::check(settings)?;
         let metrics = Metrics::default();
         let tokens = Arc::new(TokenVerifier::new(startup::token_settings(settings)?).map_err(StartError::Config)?);
         let gateway = match settings.auth.mode {
@@ -95,12 +96,7 @@ impl App {
         };
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
         let (spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
-        log::info!(
-            "spool: {} (epoch {}, {} events to go)",
-            settings.log.path,
-            info.epoch,
-            info.last - info.first + 1
-        );
+        log::info!("spool {}: {}", settings.log.path, spool.found());
         let Opened { spool, store, beat } = open_store(settings, spool).await?;
         let history = History::new(
             settings.log.path.clone().into(),
@@ -110,8 +106,7 @@ impl App {
         let rooms = match settings.room.mode {
             RoomMode::Http => None,
             RoomMode::Embedded => {
-                let path = std::path::Path::new(&settings.log.path).with_extension("rooms.json");
-                Some(EmbeddedRooms::open(&path).map_err(StartError::Unavailable)?)
+                Some(EmbeddedRooms::open(&startup::rooms_file(settings)).map_err(StartError::Unavailable)?)
             }
         };
 
@@ -310,23 +305,22 @@ async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opene
                 .prepare()
                 .await
                 .map_err(|error| StartError::Unavailable(error.to_string()))?;
+            tell_store("the spool's own file", store.found().await);
             Arc::new(store)
         }
         LogBackend::Mongodb => {
             let store = MongoStore::new(&startup::mongo_settings(settings)).await;
             let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
             let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
-            beat = Some(ServerBeat::new(&store, spool.server(), interval));
+            let place = beat.insert(ServerBeat::new(&store, spool.server(), interval));
+            match place.other().await {
+                Ok(None) => tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await),
+                Ok(Some(other)) => return Err(StartError::Unavailable(other)),
+                Err(error) => log::warn!("store: not there yet, so other servers on this log are not seen: {error}"),
+            }
             Arc::new(store)
         }
     };
-    if let Some(beat) = &beat {
-        match beat.other().await {
-            Ok(None) => {}
-            Ok(Some(other)) => return Err(StartError::Unavailable(other)),
-            Err(error) => log::warn!("store: not there yet, so other servers on this log are not seen: {error}"),
-        }
-    }
     if spool.asks_store() {
         match store.is_empty().await {
             Ok(true) => spool
@@ -337,6 +331,14 @@ async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opene
         }
     }
     Ok(Opened { spool, store, beat })
+}
+
+/// Says what was found in the store. That it cannot be told stops no start: what is accepted waits in the spool.
+fn tell_store(store: &str, found: Result<FoundStore, StoreError>) {
+    match found {
+        Ok(found) => log::info!("store ({store}): {found}"),
+        Err(error) => log::warn!("store ({store}): what it holds cannot be told: {error}"),
+    }
 }
 
 fn start_checker(

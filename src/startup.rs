@@ -1,17 +1,21 @@
 //! From settings to what each part is given, and why a start may fail.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chatting_actors::{
     bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
-    writer::WriterConfig,
+    wire::legacy::Clock, writer::WriterConfig,
 };
+use mongodb::options::ConnectionString;
 
 use crate::{
-    auth::{GatewaySettings, Net, TokenSettings},
-    room::http::HttpRoomSettings,
-    settings::{Durability as DurabilitySetting, LogBackend, OnError, Settings},
+    auth::{GatewaySettings, Net, TokenSettings, TokenVerifier},
+    room::{EmbeddedRooms, http::HttpRoomSettings},
+    settings::{Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
     store::{Durability, SpoolSettings, mongo::MongoSettings, spool::OpenError},
 };
 
@@ -71,6 +75,28 @@ pub fn signing_key(settings: &Settings) -> Result<Vec<u8>, StartError> {
         1..32 => Err(StartError::Config("the HS256 key has fewer than 32 bytes".into())),
         _ => Ok(key),
     }
+}
+
+/// Whatever of the settings shows to be wrong only when it is used, without opening a port, the spool or a store. A start
+/// does this first.
+pub fn check(settings: &Settings) -> Result<(), StartError> {
+    TokenVerifier::new(token_settings(settings)?).map_err(StartError::Config)?;
+    gateway_settings(settings)?;
+    trusted_proxies(settings)?;
+    Clock::new(&settings.legacy.zone).map_err(StartError::Config)?;
+    if settings.log.backend == LogBackend::Mongodb {
+        ConnectionString::parse(settings.mongodb.uri.expose())
+            .map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
+    }
+    if settings.room.mode == RoomMode::Embedded {
+        EmbeddedRooms::open(&rooms_file(settings)).map_err(StartError::Unavailable)?;
+    }
+    Ok(())
+}
+
+/// Where the embedded room server keeps what is live: beside the spool.
+pub(crate) fn rooms_file(settings: &Settings) -> PathBuf {
+    Path::new(&settings.log.path).with_extension("rooms.json")
 }
 
 pub(crate) fn token_settings(settings: &Settings) -> Result<TokenSettings, StartError> {

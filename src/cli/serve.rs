@@ -5,10 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, SettingsArgs};
+use super::{Failure, SettingsArgs, report};
 use crate::{
     app::{App, Stopped},
-    settings::Settings,
+    settings::Loaded,
     telemetry,
 };
 
@@ -22,37 +22,15 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
-    let settings = args.settings.load()?.settings;
+    let Loaded { settings, origins } = args.settings.load()?;
     telemetry::init(&settings);
+    report::begin(&settings, &origins);
     actix_web::rt::System::new().block_on(async {
         let app = App::build(&settings).await?;
-        announce(&app, &settings, args.port_file.as_deref())?;
+        report::listening(&app, &settings, args.port_file.as_deref())?;
         let stopped = app.run_until(stop_signal()?).await?;
         Ok(exit_code(stopped))
     })
-}
-
-/// Says where the server listens, in the log and in the port file.
-pub(super) fn announce(app: &App, settings: &Settings, port_file: Option<&std::path::Path>) -> std::io::Result<()> {
-    log::info!("chatting-server {}", env!("CARGO_PKG_VERSION"));
-    log::info!(
-        "listening on http://{} (log: {}, rooms: {})",
-        app.addr(),
-        settings.log.backend,
-        settings.room.mode
-    );
-    if let Some(ops) = app.ops_addr() {
-        log::info!("operations on http://{ops}");
-    }
-    match port_file {
-        Some(path) => {
-            // Renamed into place, so that whoever waits for the file never reads half of it.
-            let beside = path.with_extension("new");
-            std::fs::write(&beside, app.addr().to_string())?;
-            std::fs::rename(&beside, path)
-        }
-        None => Ok(()),
-    }
 }
 
 /// SIGTERM and SIGINT alike.

@@ -1,5 +1,6 @@
 //! Where events are kept: the spool on this machine, and the log behind it in MongoDB or, embedded, in SQLite.
 
+mod found;
 pub mod history;
 pub mod inspect;
 mod lock;
@@ -11,6 +12,7 @@ pub mod spool;
 pub mod sqlite;
 
 pub use self::{
+    found::{FoundSpool, FoundStore, Left},
     history::History,
     lock::{LockError, SpoolLock},
     mongo::MongoStore,

@@ -23,6 +23,8 @@ use mongodb::{
 };
 use uuid::Uuid;
 
+use super::FoundStore;
+
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 const DUPLICATE_KEY: i32 = 11000;
 /// The codes of errors that a document earns for what it is: no retry changes them.
@@ -81,6 +83,21 @@ impl MongoStore {
     /// The database, for what else is kept there.
     pub fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// The newest event, by the index of `_id`, and how many documents MongoDB counts without looking at them.
+    pub async fn found(&self) -> Result<FoundStore, StoreError> {
+        // Ours have UUIDs; the old server's documents have ObjectIds, which an index keeps elsewhere.
+        let newest = self
+            .log
+            .find_one(doc! { "_id": { "$type": "binData" } })
+            .sort(doc! { "_id": -1 });
+        let newest = self.timed(newest.into_future()).await.map_err(failed)?;
+        let count = self.timed(self.log.estimated_document_count().into_future()).await;
+        Ok(FoundStore {
+            newest: newest.as_ref().and_then(|document| event(document).ok()),
+            documents: Some(count.map_err(failed)?),
+        })
     }
 
     async fn timed<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

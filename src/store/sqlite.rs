@@ -12,7 +12,7 @@ use chatting_actors::{
 use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, ffi, params};
 
-use super::{SharedConnection, open_to_read, row};
+use super::{FoundStore, SharedConnection, open_to_read, row};
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS chatting_log(
@@ -47,6 +47,25 @@ impl SqliteStore {
             connection,
             path: Arc::new(path.unwrap_or_default()),
         }
+    }
+
+    /// The newest event, by the index of their ids, which are in the order of time.
+    pub async fn found(&self) -> Result<FoundStore, StoreError> {
+        self.run(|connection| {
+            let sql = format!(
+                "SELECT epoch, {} FROM chatting_log ORDER BY id DESC LIMIT 1",
+                row::COLUMNS
+            );
+            let newest = connection.query_row(&sql, [], |found| {
+                let epoch: String = found.get(0)?;
+                row::read(found, 1, Epoch(epoch.into()))
+            });
+            Ok(FoundStore {
+                newest: newest.optional()?,
+                documents: None,
+            })
+        })
+        .await
     }
 
     /// Runs blocking work off the arbiter. At most one batch and a few questions are under way at once.

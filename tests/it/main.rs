@@ -20,6 +20,7 @@ mod recovery;
 mod resume;
 mod slow;
 mod spool_commands;
+mod starts;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;
 mod support_works;
