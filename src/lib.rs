@@ -10,6 +10,8 @@ pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod http;
 pub mod legacy;
 pub mod limits;

@@ -10,13 +10,12 @@ use chatting_actors::{
     bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
     wire::legacy::Clock, writer::WriterConfig,
 };
-use mongodb::options::ConnectionString;
 
 use crate::{
     auth::{GatewaySettings, Net, TokenSettings, TokenVerifier},
     room::{EmbeddedRooms, http::HttpRoomSettings},
     settings::{Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
-    store::{Durability, SpoolSettings, mongo::MongoSettings, spool::OpenError},
+    store::{Durability, MongoStore, SpoolSettings, mongo::MongoSettings, spool::OpenError},
 };
 
 /// How long a stop waits for a healthy store, at most.
@@ -85,7 +84,7 @@ pub fn check(settings: &Settings) -> Result<(), StartError> {
     trusted_proxies(settings)?;
     Clock::new(&settings.legacy.zone).map_err(StartError::Config)?;
     if settings.log.backend == LogBackend::Mongodb {
-        ConnectionString::parse(settings.mongodb.uri.expose())
+        MongoStore::check_uri(settings.mongodb.uri.expose())
             .map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
     }
     if settings.room.mode == RoomMode::Embedded {
@@ -251,5 +250,28 @@ pub(crate) fn session_config(settings: &Settings) -> SessionConfig {
         close_on_expiry: session.close_on_expiry,
         client_frames_per_second: session.client_frames_per_second,
         close_linger: CLOSE_LINGER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Secret;
+
+    #[test]
+    fn a_mongodb_uri_without_its_at_sign_is_refused_without_the_password_that_seems_to_be_a_port() {
+        let mut settings = Settings::default();
+        settings.auth.hs256_secret = Secret::new("k".repeat(32));
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new("mongodb://kim:hunter2db:27017");
+        let error = check(&settings).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        assert!(
+            error
+                .to_string()
+                .starts_with("mongodb.uri: it cannot be read; allowed: "),
+            "{error}"
+        );
+        assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 }

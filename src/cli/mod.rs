@@ -179,6 +179,12 @@ pub fn run() -> ExitCode {
     })
 }
 
+/// Reads a command line without doing what it says.
+#[cfg(test)]
+pub(crate) fn try_parse(args: impl IntoIterator<Item = String>) {
+    drop(Cli::try_parse_from(args));
+}
+
 /// Standard output that does not panic when the reader has gone.
 fn print(text: &str) {
     use std::io::Write;

@@ -4,7 +4,7 @@
 pub mod client;
 pub mod cors;
 pub mod demo;
-mod guard;
+pub(crate) mod guard;
 mod identify;
 mod legacy;
 pub mod lines;
@@ -13,7 +13,7 @@ mod presenter;
 mod rooms;
 pub mod socket;
 pub mod state;
-mod v1;
+pub(crate) mod v1;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 

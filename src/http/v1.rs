@@ -49,7 +49,7 @@ fn only(request: &HttpRequest, method: &'static str) -> HttpResponse {
 }
 
 /// The room that a path names.
-fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
+pub(crate) fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
     path.parse().ok().and_then(PresenterIdx::new).ok_or_else(|| {
         ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
     })
@@ -216,7 +216,7 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
 }
 
 /// The `Idempotency-Key` of a request: 1 to 255 visible ASCII characters, quoted as the draft has it or bare as many send it.
-pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
+pub(crate) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
     let Some(value) = request.headers().get("idempotency-key") else {
         return Ok(None);
     };

@@ -99,7 +99,7 @@ impl RoomApi for HttpRooms {
 }
 
 /// Reads `{"data":{"alive":true,"roomIdx":7}}`. The number may come as text; without one the log has none.
-fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
+pub(crate) fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
     let unusable = |why: &str| RoomApiError::Unusable(why.to_owned());
     let answer: Value = serde_json::from_slice(body).map_err(|_| unusable("the answer is not JSON"))?;
     let data = answer.get("data").ok_or_else(|| unusable("the answer has no data"))?;

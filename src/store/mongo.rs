@@ -19,7 +19,7 @@ use mongodb::{
     action::Find,
     bson::{Binary, DateTime, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype},
     error::{Error, ErrorKind},
-    options::{Acknowledgment, ClientOptions, Hint, IndexOptions, WriteConcern},
+    options::{Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, WriteConcern},
 };
 use uuid::Uuid;
 
@@ -36,6 +36,10 @@ const DOCUMENT_FAULTS: [i32; 6] = [
     10334, // BSONObjectTooLarge
     17280, // KeyTooLong
 ];
+
+/// What is said of a URI that the driver cannot read.
+const UNREADABLE_URI: &str = "it cannot be read; allowed: mongodb://user:password@host:port/?option=value, with what is \
+                              special in user and password percent-encoded, and with options that the driver knows";
 
 /// How MongoDB is reached.
 #[derive(Clone)]
@@ -59,8 +63,17 @@ pub struct MongoStore {
 }
 
 impl MongoStore {
+    /// Whether the driver can read the URI, without asking anyone. The error never quotes it: the driver's own words quote what
+    /// they find wrong, and where an "@" is missing that is the password.
+    pub fn check_uri(uri: &str) -> Result<(), StoreError> {
+        // The driver panics on a "%" before a character of several bytes; a URI has none (RFC 3986, 2).
+        let readable = uri.is_ascii() && ConnectionString::parse(uri).is_ok();
+        readable.then_some(()).ok_or_else(|| StoreError(UNREADABLE_URI.into()))
+    }
+
     /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI.
     pub async fn new(settings: &MongoSettings) -> Result<Self, StoreError> {
+        Self::check_uri(&settings.uri)?;
         let mut options = ClientOptions::parse(&settings.uri).await.map_err(failed)?;
         options.app_name.get_or_insert_with(|| "chatting-server".into());
         options.connect_timeout = Some(settings.connect_timeout);
