@@ -2,7 +2,6 @@
 //!
 //! From `CHATTING_SERVER_COMMIT` where that is set, as for an image, whose build has no repository; else from git. Without
 //! either the build goes on and says nothing. Debug builds say so: they would be built anew at each commit.
-#![expect(clippy::print_stdout, reason = "cargo reads it")]
 
 use std::{env, path::Path, process::Command};
 

@@ -9,7 +9,6 @@
 //! The short form takes some ten seconds. `FUZZ_COUNT` (inputs) and `FUZZ_SEED` make it another; `scripts/fuzz` sets them. The
 //! parsers themselves are tried in `src/fuzz`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-#![expect(clippy::print_stdout, reason = "the seed, the progress and the table are for people")]
 
 mod bystander;
 mod connection;
