@@ -280,6 +280,28 @@ async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
     assert!(!dir.path().join("data").exists(), "check-config wrote something");
 }
 
+/// The framework calls a request that it cannot read an error of ours; anyone could fill the log with those.
+#[actix_web::test]
+async fn what_is_no_http_leaves_no_line_in_the_log() {
+    let dir = ScratchDir::new("noise");
+    let server = Process::start(&dir, &mut serve(&dir, &[]));
+    let addr = server.address(&dir.path().join("port")).await;
+    for noise in [
+        "GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        "\u{1}\u{2}\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+    ] {
+        let mut client = HttpClient::connect(addr).await;
+        client.send_bytes(noise.as_bytes()).await;
+        assert_eq!(client.read_response(false).await.status, 400, "{noise}");
+    }
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(0));
+    let output = server.output();
+    let lines: Vec<&str> = output.lines().filter(|line| !line.contains(" INFO ")).collect();
+    assert_eq!(lines, [""; 0]);
+}
+
 // ---- how the process ends ------------------------------------------------------------------------------------------
 
 #[actix_web::test]
