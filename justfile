@@ -25,6 +25,10 @@ lint:
     cargo fmt --all
     cargo clippy --workspace --all-targets -- -D warnings
 
+# Every parser and running servers against malformed input.
+fuzz *args:
+    scripts/fuzz {{args}}
+
 # curl → server → room server → WebSocket → MongoDB, as separate processes.
 end-to-end:
     scripts/end-to-end

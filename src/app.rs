@@ -22,7 +22,7 @@ use chatting_actors::{
     gate::Gate,
     metrics::Metrics,
     registry::{ReadLog, RegistryHandle, SessionRegistry},
-    seams::{LogStore, RoomApi},
+    seams::{LogStore, RoomApi, StoreError},
     supervise::{Watch, log_panics, supervise},
     wire::legacy::Clock,
     writer::{LogWriter, SpoolThread, WriterHandle, WriterParts},
@@ -40,6 +40,7 @@ use crate::{
         caught::caught,
         client::AddressGate,
         cors::cors,
+        lines::{Lines, watched},
         socket,
         state::{Failing, Health, Limits, State},
     },
@@ -48,7 +49,7 @@ use crate::{
     settings::{AuthMode, LogBackend, RoomMode, Settings},
     shutdown::{Drain, stop_in_order},
     startup::{self, StartError},
-    store::{Archive, History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
+    store::{Archive, FoundStore, History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
 };
 
 /// What only `demo` asks for.
@@ -71,6 +72,7 @@ pub struct App {
     arbiters: Vec<(&'static str, Arbiter)>,
     deadline: Duration,
     drain: Drain,
+    watching: actix_web::rt::task::JoinHandle<()>,
 }
 
 /// How a stop went.
@@ -91,6 +93,7 @@ impl App {
     /// As [`App::build`], with what only `demo` asks for.
     pub async fn build_with(settings: &Settings, extras: Extras) -> Result<Self, StartError> {
         log_panics();
+        startup::check(settings)?;
         let metrics = Metrics::default();
         let (tokens, fetching) = open_keys(settings, &metrics).await?;
         let gateway = match settings.auth.mode {
@@ -99,12 +102,7 @@ impl App {
         };
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
         let (spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
-        log::info!(
-            "spool: {} (epoch {}, {} events to go)",
-            settings.log.path,
-            info.epoch,
-            info.last - info.first + 1
-        );
+        log::info!("spool {}: {}", settings.log.path, spool.found());
         let Opened { spool, store, beat } = open_store(settings, spool).await?;
         let history = History::new(
             settings.log.path.clone().into(),
@@ -114,8 +112,7 @@ impl App {
         let rooms = match settings.room.mode {
             RoomMode::Http => None,
             RoomMode::Embedded => {
-                let path = std::path::Path::new(&settings.log.path).with_extension("rooms.json");
-                Some(EmbeddedRooms::open(&path).map_err(StartError::Unavailable)?)
+                Some(EmbeddedRooms::open(&startup::rooms_file(settings)).map_err(StartError::Unavailable)?)
             }
         };
 
@@ -189,6 +186,7 @@ impl App {
             gateway,
             limits: Limits {
                 body_bytes: settings.server.max_body_bytes,
+                body_time: Duration::from_secs(settings.server.body_seconds),
                 text_chars: settings.message.max_chars,
                 nickname_chars: settings.message.nickname_max_chars,
                 page_default: settings.history.page_default.min(settings.history.page_max),
@@ -219,7 +217,10 @@ impl App {
             demo: extras.demo_page,
             failing,
         });
-        let (server, addr) = listen(settings, &state)?;
+        let lines = Lines::new(Duration::from_secs(
+            settings.server.keep_alive_seconds + settings.server.client_request_seconds,
+        ));
+        let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;
         Ok(Self {
             server,
@@ -240,6 +241,7 @@ impl App {
             ],
             deadline: Duration::from_secs(settings.shutdown.deadline_seconds),
             drain: Drain::new(&settings.shutdown),
+            watching: actix_web::rt::spawn(lines.keep()),
         })
     }
 
@@ -274,6 +276,7 @@ impl App {
             handle.stop(false).await;
         }
         let served = server.await;
+        self.watching.abort();
         self.state.health.writer.stop();
         join_blocking(move || self.spool_thread.join()).await;
         if let Some(task) = self.fetching {
@@ -356,23 +359,22 @@ async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opene
                 .prepare()
                 .await
                 .map_err(|error| StartError::Unavailable(error.to_string()))?;
+            tell_store("the spool's own file", store.found().await);
             Arc::new(store)
         }
         LogBackend::Mongodb => {
             let store = MongoStore::new(&startup::mongo_settings(settings)).await;
             let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
             let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
-            beat = Some(ServerBeat::new(&store, spool.server(), interval));
+            let place = beat.insert(ServerBeat::new(&store, spool.server(), interval));
+            match place.other().await {
+                Ok(None) => tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await),
+                Ok(Some(other)) => return Err(StartError::Unavailable(other)),
+                Err(error) => log::warn!("store: not there yet, so other servers on this log are not seen: {error}"),
+            }
             Arc::new(store)
         }
     };
-    if let Some(beat) = &beat {
-        match beat.other().await {
-            Ok(None) => {}
-            Ok(Some(other)) => return Err(StartError::Unavailable(other)),
-            Err(error) => log::warn!("store: not there yet, so other servers on this log are not seen: {error}"),
-        }
-    }
     if spool.asks_store() {
         match store.is_empty().await {
             Ok(true) => spool
@@ -383,6 +385,14 @@ async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opene
         }
     }
     Ok(Opened { spool, store, beat })
+}
+
+/// Says what was found in the store. That it cannot be told stops no start: what is accepted waits in the spool.
+fn tell_store(store: &str, found: Result<FoundStore, StoreError>) {
+    match found {
+        Ok(found) => log::info!("store ({store}): {found}"),
+        Err(error) => log::warn!("store ({store}): what it holds cannot be told: {error}"),
+    }
 }
 
 fn start_checker(
@@ -439,20 +449,21 @@ fn start_registry(
 
 type Listening = (actix_web::dev::Server, SocketAddr);
 
-fn listen(settings: &Settings, state: &web::Data<State>) -> Result<Listening, StartError> {
+fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
     let ops_apart = !settings.ops.bind.is_empty();
     let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
     let send_buffer = settings.server.send_buffer_bytes;
     let shared = state.clone();
+    let lines = lines.clone();
     let server = HttpServer::new(move || {
         WebApp::new()
             .app_data(shared.clone())
-            .app_data(web::PayloadConfig::new(shared.limits.body_bytes))
             .wrap(from_fn(caught))
             .wrap(from_fn(cors))
+            .wrap(from_fn(watched))
             .configure(|config| http::routes(config, &shared, ops_apart))
     })
-    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout, send_buffer))
+    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout, send_buffer, &lines))
     .disable_signals()
     .backlog(settings.server.backlog)
     .max_connections(settings.server.max_connections)

@@ -121,6 +121,9 @@ codes! {
     /// The path is a WebSocket's.
     UpgradeRequired = "upgrade_required", UPGRADE_REQUIRED, None, false,
         "A WebSocket is needed here", "WebSocket 연결이 필요합니다";
+    /// The body did not come whole within `server.body_seconds`.
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, None, false,
+        "The request did not arrive in time", "요청이 제시간에 도착하지 않았습니다";
     /// The body is of a type that is not read here.
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, None, false,
         "The media type is not supported", "지원하지 않는 미디어 타입입니다";

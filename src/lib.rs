@@ -3,11 +3,16 @@
 //! [`app::App`] is the whole server; [`settings`] is what operators turn; the actors live in `chatting_actors`.
 //! docs/ARCHITECTURE.md has the map and walks one message through.
 
+/// The version, and the commit it was built from where that is known.
+pub const VERSION: &str = env!("CHATTING_SERVER_VERSION");
+
 pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod error;
 mod files;
+#[cfg(test)]
+mod fuzz;
 pub mod http;
 pub mod legacy;
 pub mod limits;

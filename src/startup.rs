@@ -1,10 +1,13 @@
 //! From settings to what each part is given, and why a start may fail.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use chatting_actors::{
     bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
-    supervise::Pauses, writer::WriterConfig,
+    supervise::Pauses, wire::legacy::Clock, writer::WriterConfig,
 };
 
 use crate::{
@@ -13,9 +16,9 @@ use crate::{
         jwks::{RefreshSettings, Source, SourceSettings},
         keys_of_settings, secret_of_settings,
     },
-    room::http::HttpRoomSettings,
-    settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, Settings},
-    store::{Durability, SpoolSettings, mongo::MongoSettings, spool::OpenError},
+    room::{EmbeddedRooms, http::HttpRoomSettings},
+    settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
+    store::{Durability, MongoStore, SpoolSettings, mongo::MongoSettings, spool::OpenError},
 };
 
 /// How long a stop waits for a healthy store, at most.
@@ -70,6 +73,28 @@ pub fn check_keys(settings: &Settings) -> Result<(), StartError> {
     keys(settings)?;
     jwks_source(settings)?;
     Ok(())
+}
+
+/// Whatever of the settings shows to be wrong only when it is used, without opening a port, the spool or a store. A start
+/// does this first.
+pub fn check(settings: &Settings) -> Result<(), StartError> {
+    check_keys(settings)?;
+    gateway_settings(settings)?;
+    trusted_proxies(settings)?;
+    Clock::new(&settings.legacy.zone).map_err(StartError::Config)?;
+    if settings.log.backend == LogBackend::Mongodb {
+        MongoStore::check_uri(settings.mongodb.uri.expose())
+            .map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
+    }
+    if settings.room.mode == RoomMode::Embedded {
+        EmbeddedRooms::open(&rooms_file(settings)).map_err(StartError::Unavailable)?;
+    }
+    Ok(())
+}
+
+/// Where the embedded room server keeps what is live: beside the spool.
+pub(crate) fn rooms_file(settings: &Settings) -> PathBuf {
+    Path::new(&settings.log.path).with_extension("rooms.json")
 }
 
 pub(crate) fn token_rules(settings: &Settings) -> TokenRules {
@@ -265,5 +290,28 @@ pub(crate) fn session_config(settings: &Settings) -> SessionConfig {
         close_on_expiry: session.close_on_expiry,
         client_frames_per_second: session.client_frames_per_second,
         close_linger: CLOSE_LINGER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Secret;
+
+    #[test]
+    fn a_mongodb_uri_without_its_at_sign_is_refused_without_the_password_that_seems_to_be_a_port() {
+        let mut settings = Settings::default();
+        settings.auth.hs256_secret = Secret::new("k".repeat(32));
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new("mongodb://kim:hunter2db:27017");
+        let error = check(&settings).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        assert!(
+            error
+                .to_string()
+                .starts_with("mongodb.uri: it cannot be read; allowed: "),
+            "{error}"
+        );
+        assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 }

@@ -12,7 +12,8 @@ use serde_json::json;
 use crate::settings::{LogFormat, LogLevel, Settings};
 
 /// Installs the logger. `RUST_LOG` narrows or widens by module; `logging.level` is for our own code, and others speak from
-/// warn on. A second call changes nothing.
+/// warn on, but for the HTTP framework, which calls each request that it cannot read an error: whoever sends such could fill
+/// the log, so it speaks from `logging.level = "debug"` on. A second call changes nothing.
 pub fn init(settings: &Settings) {
     let level = match settings.logging.level {
         LogLevel::Error => LevelFilter::Error,
@@ -26,6 +27,14 @@ pub fn init(settings: &Settings) {
         .filter_level(level.min(LevelFilter::Warn))
         .filter_module("chatting_server", level)
         .filter_module("chatting_actors", level)
+        .filter_module(
+            "actix_http",
+            if level >= LevelFilter::Debug {
+                LevelFilter::Warn
+            } else {
+                LevelFilter::Off
+            },
+        )
         .parse_default_env()
         .target(Target::Stderr);
     if settings.logging.format == LogFormat::Json {

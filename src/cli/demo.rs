@@ -1,13 +1,13 @@
 //! `demo`: everything in one command, on loopback, with nothing kept.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use chatting_actors::{clock::system_ms, types::PresenterIdx};
 use clap::Args;
 
 use super::{
-    Failure, print,
-    serve::{announce, exit_code, stop_signal},
+    Failure, print, report,
+    serve::{exit_code, stop_signal},
 };
 use crate::{
     app::{App, Extras},
@@ -50,6 +50,7 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
     settings.log.path = directory.join("chat.db").display().to_string();
     settings.shutdown.deadline_seconds = 5;
     telemetry::init(&settings);
+    report::begin(&settings, &BTreeMap::new());
     let token = |user_idx, nickname| {
         mint(
             &SigningKey::secret(key.as_bytes()),
@@ -73,7 +74,7 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
         if let (Some(rooms), Some(room)) = (&app.state().rooms, PresenterIdx::new(PRESENTER)) {
             rooms.start(room)?;
         }
-        announce(&app, &settings, args.port_file.as_deref())?;
+        report::listening(&app, &settings, args.port_file.as_deref())?;
         print(&welcome(&app.addr().to_string(), &presenter, &viewer));
         let stopped = app.run_until(stop_signal()?).await?;
         Ok(exit_code(stopped))

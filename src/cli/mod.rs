@@ -2,6 +2,7 @@
 
 mod demo;
 mod load;
+mod report;
 mod serve;
 mod signing;
 mod spool;
@@ -10,17 +11,27 @@ mod watch;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use chatting_actors::wire::legacy::Clock;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    VERSION,
     settings::{self, Load, Loaded, Settings, SettingsError},
-    startup::StartError,
+    startup::{self, StartError},
 };
+
+/// docs/OPERATIONS.md has the same table, by command.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done; serve: stopped in order
+  1   the command found a problem, and says which
+  2   the command line is wrong
+  64  a setting is wrong; every one is named
+  69  a port, a file, the spool or the store is not to be had, or another server has it
+  75  stopped at the deadline, or interrupted: nothing that was answered is lost";
 
 /// A chat server for live broadcasts.
 #[derive(Parser)]
-#[command(name = "chatting-server", version, about, long_about = None, max_term_width = 100)]
+#[command(name = "chatting-server", version = VERSION, about, long_about = None, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -45,9 +56,9 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Check the settings and say what is wrong with them.
     ///
-    /// Prints the effective settings that differ from the defaults, and the layer that each came from. Exit code 64 when
-    /// something is wrong; every problem is named.
-    CheckConfig(SettingsArgs),
+    /// Prints every effective setting and the layer that it came from (default, file, environment, flag), secrets as ***.
+    /// Checks what serve would check before it opens anything. Exit code 64 when something is wrong; every problem is named.
+    CheckConfig(CheckArgs),
     /// Print settings.toml with every key, its default and what it does.
     Settings,
     /// Look after the spool: the local file with what was accepted and is not in the store yet.
@@ -77,6 +88,15 @@ pub struct SettingsArgs {
     /// Set one key, over every other layer: --set log.backend=mongodb
     #[arg(long = "set", value_name = "KEY=VALUE", global = true, value_parser = key_value)]
     set: Vec<(String, String)>,
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Print only the settings that differ from the defaults
+    #[arg(long)]
+    changed: bool,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -161,6 +181,12 @@ pub fn run() -> ExitCode {
     })
 }
 
+/// Reads a command line without doing what it says.
+#[cfg(test)]
+pub(crate) fn try_parse(args: impl IntoIterator<Item = String>) {
+    drop(Cli::try_parse_from(args));
+}
+
 /// Standard output that does not panic when the reader has gone.
 fn print(text: &str) {
     use std::io::Write;
@@ -174,21 +200,9 @@ pub(crate) fn eprint(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-fn check_config(args: &SettingsArgs) -> Result<ExitCode, Failure> {
-    let loaded = args.load()?;
-    let defaults = Settings::default();
-    let mut text = String::new();
-    for (key, layer) in &loaded.origins {
-        let (value, default) = (loaded.settings.get(key), defaults.get(key));
-        if let Some(value) = value.filter(|value| Some(value) != default.as_ref()) {
-            text.push_str(&format!("{key} = {value}  # {layer}\n"));
-        }
-    }
-    if text.is_empty() {
-        text.push_str("# every key has its default\n");
-    }
-    print(&text);
-    crate::startup::check_keys(&loaded.settings)?;
-    Clock::new(&loaded.settings.legacy.zone).map_err(StartError::Config)?;
+fn check_config(args: &CheckArgs) -> Result<ExitCode, Failure> {
+    let loaded = args.settings.load()?;
+    print(&report::effective(&loaded, args.changed));
+    startup::check(&loaded.settings)?;
     Ok(ExitCode::SUCCESS)
 }

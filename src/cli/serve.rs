@@ -6,12 +6,12 @@ use actix_web::web;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Failure, SettingsArgs};
+use super::{Failure, SettingsArgs, report};
 use crate::{
     app::{App, Stopped},
     files::off_thread,
     http::state::State,
-    settings::Settings,
+    settings::Loaded,
     startup, telemetry,
 };
 
@@ -25,14 +25,15 @@ pub(super) struct ServeArgs {
 }
 
 pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
-    let settings = args.settings.load()?.settings;
+    let Loaded { settings, origins } = args.settings.load()?;
     telemetry::init(&settings);
+    report::begin(&settings, &origins);
     actix_web::rt::System::new().block_on(async {
         // First, so that one that comes during the start does not end the process.
         let hangup = signal(SignalKind::hangup())?;
         let app = App::build(&settings).await?;
         actix_web::rt::spawn(reload_keys(hangup, args.settings.clone(), app.state()));
-        announce(&app, &settings, args.port_file.as_deref())?;
+        report::listening(&app, &settings, args.port_file.as_deref())?;
         let stopped = app.run_until(stop_signal()?).await?;
         Ok(exit_code(stopped))
     })
@@ -68,30 +69,6 @@ async fn reload_keys(mut hangup: Signal, from: SettingsArgs, state: web::Data<St
         state.metrics.key_reloads.get_or_create(&[("outcome", outcome)]).inc();
     }
 }
-
-/// Says where the server listens, in the log and in the port file.
-pub(super) fn announce(app: &App, settings: &Settings, port_file: Option<&std::path::Path>) -> std::io::Result<()> {
-    log::info!("chatting-server {}", env!("CARGO_PKG_VERSION"));
-    log::info!(
-        "listening on http://{} (log: {}, rooms: {})",
-        app.addr(),
-        settings.log.backend,
-        settings.room.mode
-    );
-    if let Some(ops) = app.ops_addr() {
-        log::info!("operations on http://{ops}");
-    }
-    match port_file {
-        Some(path) => {
-            // Renamed into place, so that whoever waits for the file never reads half of it.
-            let beside = path.with_extension("new");
-            std::fs::write(&beside, app.addr().to_string())?;
-            std::fs::rename(&beside, path)
-        }
-        None => Ok(()),
-    }
-}
-
 /// SIGTERM and SIGINT alike.
 pub(super) fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;

@@ -110,6 +110,9 @@ impl ApiError {
             };
             response.insert_header((header::WWW_AUTHENTICATE, challenge));
         }
+        if self.code == Code::RequestTimeout {
+            response.force_close();
+        }
         // Serializing a struct of texts and a number cannot fail; an empty body would still have its status.
         response.body(serde_json::to_string(&problem).unwrap_or_default())
     }

@@ -9,7 +9,7 @@ use actix_web::{
     Error, HttpResponse, ResponseError,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{ConnectionType, Method, StatusCode},
+    http::{ConnectionType, StatusCode},
     middleware::Next,
     web,
 };
@@ -31,10 +31,10 @@ pub async fn caught<B: MessageBody + 'static>(
     };
     // The handler takes the request with it.
     let panicked = Panicked {
-        code: if request.method() == Method::POST {
-            Code::OutcomeUnknown
-        } else {
+        code: if request.method().is_safe() {
             Code::Internal
+        } else {
+            Code::OutcomeUnknown
         },
         lang: Lang::from_headers(request.headers()),
         path: request.path().to_owned(),

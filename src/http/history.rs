@@ -327,7 +327,7 @@ async fn correct(
     if !is_json(request) {
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
     }
-    let body = read_body(request, payload, state.limits.body_bytes).await?;
+    let body = read_body(request, payload, &state.limits).await?;
     let correction: Correction =
         serde_json::from_slice(&body).map_err(|error| bad(&format!("the body is not valid: {error}")))?;
     let start = time("started_at", correction.started_at.as_deref())?;

@@ -186,7 +186,7 @@ async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State
     if !request.content_type().eq_ignore_ascii_case("application/json") {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));
     }
-    let body = read_body(request, payload, state.limits.body_bytes)
+    let body = read_body(request, payload, &state.limits)
         .await
         .map_err(|error| from_api(&error))?;
     let body = parse_send(&body).map_err(|error| match error {

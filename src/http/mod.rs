@@ -5,10 +5,11 @@ pub mod caught;
 pub mod client;
 pub mod cors;
 pub mod demo;
-mod guard;
+pub(crate) mod guard;
 mod history;
 mod identify;
 mod legacy;
+pub mod lines;
 mod moderation;
 mod openapi;
 pub mod ops;
@@ -17,7 +18,7 @@ mod presenter;
 mod rooms;
 pub mod socket;
 pub mod state;
-mod v1;
+pub(crate) mod v1;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 

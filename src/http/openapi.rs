@@ -167,11 +167,12 @@ macro_rules! refusals {
 
 refusals! {
     /// Of every route that wants to know who asks.
-    Asking = Unauthenticated, TokenExpired, Forbidden, NotFound, MethodNotAllowed, Overloaded, LogUnavailable;
+    Asking = Unauthenticated, TokenExpired, KeysUnavailable, Forbidden, NotFound, MethodNotAllowed, Overloaded, LogUnavailable,
+        OutcomeUnknown, Internal;
     /// Of a query that cannot be read.
     Querying = BadRequest;
     /// Of a request with a body.
-    WithBody = BadRequest, TooLarge, UnsupportedMediaType;
+    WithBody = BadRequest, TooLarge, UnsupportedMediaType, RequestTimeout;
     /// Of a message.
     Sending = InvalidMessage, IdempotencyConflict, IdempotencyInProgress, BroadcastEnded, RateLimited, OutcomeUnknown,
         PresenterDisconnected, Overloaded, RoomServerUnavailable, LogUnavailable;

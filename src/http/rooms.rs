@@ -13,6 +13,7 @@ use super::{
     identify::claims,
     openapi::{Asking, WithBody},
     state::State,
+    v1::read_body,
 };
 use crate::{
     error::{ApiError, Code, Lang},
@@ -86,9 +87,10 @@ fn unsaved(error: &std::io::Error) -> ApiError {
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "`data.alive` says so", body = serde_json::Value), WithBody)
 )]
-pub(super) async fn check(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+pub(super) async fn check(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    let body = read_body(&request, payload, &state.limits).await;
     let result = || {
-        let presenter = presenter(&body)?;
+        let presenter = presenter(&body?)?;
         Ok(match embedded(&state)?.get(presenter) {
             Some(live) => answer("check", room(presenter, live)),
             None => answer("check", json!({ "alive": false })),
@@ -117,11 +119,12 @@ pub(super) async fn search_all(request: HttpRequest, state: web::Data<State>) ->
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "Live", body = serde_json::Value), Asking, WithBody)
 )]
-pub(super) async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+pub(super) async fn start(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    let body = read_body(&request, payload, &state.limits).await;
     let result = async {
         let rooms = embedded(&state)?;
         operator(&request, &state).await?;
-        let presenter = presenter(&body)?;
+        let presenter = presenter(&body?)?;
         let live = rooms.start(presenter).map_err(|error| unsaved(&error))?;
         Ok(answer("start", room(presenter, live)))
     };
@@ -134,11 +137,12 @@ pub(super) async fn start(request: HttpRequest, body: web::Bytes, state: web::Da
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "Not live", body = serde_json::Value), Asking, WithBody)
 )]
-pub(super) async fn stop(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+pub(super) async fn stop(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+    let body = read_body(&request, payload, &state.limits).await;
     let result = async {
         let rooms = embedded(&state)?;
         operator(&request, &state).await?;
-        let stopped = rooms.stop(presenter(&body)?).map_err(|error| unsaved(&error))?;
+        let stopped = rooms.stop(presenter(&body?)?).map_err(|error| unsaved(&error))?;
         Ok(answer("stop", json!({ "alive": false, "stopped": stopped.is_some() })))
     };
     respond(&request, result.await)

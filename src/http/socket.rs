@@ -30,6 +30,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::{
     guard::Guarded,
+    lines::Lines,
     presenter::{Place, Titles, Tokens},
     state::State,
 };
@@ -47,8 +48,15 @@ impl Socket for SecondHandle {
 }
 
 /// For `HttpServer::on_connect`: sets how long a peer may acknowledge nothing and how much is kept for one that does not read
-/// (0: as the kernel has it), and keeps a handle on the socket, because a stalled peer's actor does not run.
-pub fn on_connect(io: &dyn Any, extensions: &mut Extensions, user_timeout: Duration, send_buffer: usize) {
+/// (0: as the kernel has it), and keeps a handle on the socket, because a stalled peer's actor does not run, and neither does
+/// a request that never comes.
+pub fn on_connect(
+    io: &dyn Any,
+    extensions: &mut Extensions,
+    user_timeout: Duration,
+    send_buffer: usize,
+    lines: &Lines,
+) {
     let Some(stream) = io.downcast_ref::<TcpStream>() else {
         return;
     };
@@ -63,7 +71,9 @@ pub fn on_connect(io: &dyn Any, extensions: &mut Extensions, user_timeout: Durat
         log::debug!("a socket takes no send buffer size: {error}");
     }
     if let Ok(second) = socket.try_clone() {
-        extensions.insert(Connection(Arc::new(SecondHandle(second))));
+        let socket: Arc<dyn Socket> = Arc::new(SecondHandle(second));
+        extensions.insert(lines.add(Arc::clone(&socket)));
+        extensions.insert(Connection(socket));
     }
 }
 

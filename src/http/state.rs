@@ -1,8 +1,11 @@
 //! What every handler shares: handles on the actors, and the settings that a request needs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use actix_web::{HttpResponse, http::ConnectionType};
@@ -31,6 +34,8 @@ use crate::{
 pub struct Limits {
     /// `server.max_body_bytes`
     pub body_bytes: usize,
+    /// `server.body_seconds`
+    pub body_time: Duration,
     /// `message.max_chars`
     pub text_chars: usize,
     /// `message.nickname_max_chars`

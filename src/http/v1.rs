@@ -17,7 +17,7 @@ use super::{
     identify::sender,
     moderation::delete_messages,
     openapi::{Asking, Looking, Sending, WithBody},
-    state::State,
+    state::{Limits, State},
 };
 use crate::{
     error::{ApiError, Code, Lang},
@@ -57,7 +57,7 @@ pub(super) fn only(request: &HttpRequest, method: &'static str) -> HttpResponse 
 }
 
 /// The room that a path names.
-pub(super) fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
+pub(crate) fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
     path.parse().ok().and_then(PresenterIdx::new).ok_or_else(|| {
         ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
     })
@@ -193,7 +193,7 @@ async fn read_submit(
     if !is_json(request) {
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
     }
-    let body = read_body(request, payload, state.limits.body_bytes).await?;
+    let body = read_body(request, payload, &state.limits).await?;
     let message: NewMessage = serde_json::from_slice(&body)
         .map_err(|error| ApiError::new(Code::InvalidMessage).with_detail(format!("the body is not valid: {error}")))?;
     let key = idempotency_key(request)?;
@@ -255,7 +255,7 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
 }
 
 /// The `Idempotency-Key` of a request: 1 to 255 visible ASCII characters, quoted as the draft has it or bare as many send it.
-pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
+pub(crate) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
     let Some(value) = request.headers().get("idempotency-key") else {
         return Ok(None);
     };
@@ -278,24 +278,30 @@ pub(super) fn is_json(request: &HttpRequest) -> bool {
         || (content_type.starts_with("application/") && content_type.ends_with("+json"))
 }
 
-/// Reads a body up to a limit; one that announces more is refused before it is read.
+/// Reads a body within `server.max_body_bytes` and `server.body_seconds`; one that announces more is refused before it is
+/// read. After a 408 the connection ends (RFC 9110, 15.5.9): what still comes on it is nobody's.
 pub(super) async fn read_body(
     request: &HttpRequest,
     payload: web::Payload,
-    limit: usize,
+    limits: &Limits,
 ) -> Result<web::Bytes, ApiError> {
+    let limit = limits.body_bytes;
     let too_large = || ApiError::new(Code::TooLarge).with_detail(format!("the body is over {limit} bytes"));
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    match payload.to_bytes_limited(limit).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => Err(match error.as_error::<PayloadError>() {
+    match tokio::time::timeout(limits.body_time, payload.to_bytes_limited(limit)).await {
+        Ok(Ok(Ok(body))) => Ok(body),
+        Ok(Ok(Err(error))) => Err(match error.as_error::<PayloadError>() {
             Some(PayloadError::Overflow) => too_large(),
             _ => ApiError::new(Code::BadRequest).with_detail("the body did not arrive whole"),
         }),
-        Err(_) => Err(too_large()),
+        Ok(Err(_)) => Err(too_large()),
+        Err(_) => {
+            let seconds = limits.body_time.as_secs();
+            Err(ApiError::new(Code::RequestTimeout).with_detail(format!("the body took longer than {seconds} s")))
+        }
     }
 }

@@ -103,6 +103,9 @@ impl LegacyError {
         if let Some(seconds) = self.retry_after {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }
+        if self.code == Code::RequestTimeout {
+            response.force_close();
+        }
         response.body(json(&OwnBody {
             timestamp,
             status: self.body_status,

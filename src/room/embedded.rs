@@ -18,6 +18,9 @@ use chatting_actors::{
 use futures_util::future::{FutureExt, LocalBoxFuture, ready};
 use serde::{Deserialize, Serialize};
 
+/// The highest number of a room that a file may begin with, so that counting on from it cannot overflow.
+const MAX_ROOM_IDX: i64 = i64::MAX / 2;
+
 /// One live broadcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,11 +47,16 @@ pub struct EmbeddedRooms {
 impl EmbeddedRooms {
     /// Reads what was live when the server stopped. A file that cannot be read is named in the error.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let rooms = match std::fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| format!("{}: {error}", path.display()))?,
+        let named = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+        let rooms: Rooms = match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| named(&error))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Rooms::default(),
-            Err(error) => return Err(format!("{}: {error}", path.display())),
+            Err(error) => return Err(named(&error)),
         };
+        // Counting never gets there; a file that was written by hand might be.
+        if !(0..=MAX_ROOM_IDX).contains(&rooms.last_room_idx) {
+            return Err(named(&format_args!("last_room_idx is not from 0 to {MAX_ROOM_IDX}")));
+        }
         Ok(Self {
             rooms: Arc::new(Mutex::new(rooms)),
             path: Arc::new(path.to_owned()),
@@ -151,5 +159,16 @@ mod tests {
         assert_eq!(EmbeddedRooms::open(&path).unwrap().all(), []);
         let next = again.start(presenter).unwrap();
         assert!(next.room_idx > room.room_idx);
+    }
+
+    #[test]
+    fn a_file_whose_next_number_would_overflow_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rooms.json");
+        for last in [i64::MAX, -1] {
+            std::fs::write(&path, format!("{{\"last_room_idx\":{last},\"live\":{{}}}}")).unwrap();
+            let error = EmbeddedRooms::open(&path).unwrap_err();
+            assert!(error.contains("rooms.json: last_room_idx is not from 0"), "{error}");
+        }
     }
 }

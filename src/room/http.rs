@@ -101,7 +101,7 @@ impl RoomApi for HttpRooms {
 
 /// Reads `{"data":{"alive":true,"roomIdx":7,"startedAt":"2026-01-01T00:00:00Z","endedAt":null}}`. Only `alive` must be there. The
 /// number may come as text, the times as RFC 3339 or as milliseconds since 1970; what cannot be read counts as not told.
-fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
+pub(crate) fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
     let unusable = |why: &str| RoomApiError::Unusable(why.to_owned());
     let answer: Value = serde_json::from_slice(body).map_err(|_| unusable("the answer is not JSON"))?;
     let data = answer.get("data").ok_or_else(|| unusable("the answer has no data"))?;

@@ -22,9 +22,12 @@ section! {
         /// Seconds an idle HTTP connection stays open for a next request; 0 closes it after each answer.
         /// 다음 요청을 기다리며 유휴 HTTP 연결을 유지하는 초. 0이면 응답마다 닫는다.
         keep_alive_seconds: u64 = 75, 0..=3600;
-        /// Seconds a client has to send the head of a request.
-        /// 클라이언트가 요청 헤더를 다 보내야 하는 초.
+        /// Seconds a client has to send the head of a request; for a later one, beyond keep_alive_seconds.
+        /// 클라이언트가 요청 헤더를 다 보내야 하는 초. 같은 연결의 다음 요청은 keep_alive_seconds에 더한다.
         client_request_seconds: u64 = 5, 1..=300;
+        /// Seconds a client has to send the body of a request; then it is answered 408 and cut.
+        /// 클라이언트가 요청 본문을 다 보내야 하는 초. 넘으면 408로 응답하고 끊는다.
+        body_seconds: u64 = 10, 1..=300;
         /// Seconds after which a peer that acknowledges nothing sent to it is cut (TCP_USER_TIMEOUT).
         /// 보낸 것에 아무 확인(ACK)이 없는 상대를 끊기까지의 초(TCP_USER_TIMEOUT).
         tcp_user_timeout_seconds: u64 = 20, 1..=600;

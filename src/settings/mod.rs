@@ -21,7 +21,10 @@ mod template;
 mod validate;
 mod value;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use toml::Value;
 
@@ -121,6 +124,25 @@ impl Settings {
         section.get(key)
     }
 
+    /// Every key with its value as it may be shown and the layer it comes from, in the order of `settings.toml`. A key that
+    /// `origins` lacks was set by the program.
+    pub fn shown(&self, origins: &BTreeMap<String, Layer>) -> Vec<Shown> {
+        let defaults = Self::default();
+        let shown = |key: String| {
+            let (value, default) = (self.get(&key)?, defaults.get(&key));
+            let layer = origins.get(&key).copied();
+            // Of a secret only that it was set can be told, not whether it is the default.
+            let hidden = value.as_str() == Some(secret::MASK) && layer.is_some_and(|layer| layer != Layer::Default);
+            Some(Shown {
+                changed: hidden || Some(&value) != default.as_ref(),
+                layer: layer.map_or_else(|| "program".to_owned(), |layer| layer.to_string()),
+                key,
+                value,
+            })
+        };
+        self.keys().into_iter().filter_map(shown).collect()
+    }
+
     /// Sets a key named in full from TOML. The error says what is allowed, without the key's name.
     pub fn set(&mut self, key: &str, value: &Value) -> Result<(), String> {
         let (section, key) = key.rsplit_once('.').unwrap_or(("", key));
@@ -133,6 +155,25 @@ impl Settings {
     /// Checks each value and what keys demand of each other; for settings that were not [loaded](Settings::load).
     pub fn validate(&self) -> Result<(), SettingsError> {
         SettingsError::unless_none(validate::problems(self, None, &BTreeSet::new()))
+    }
+}
+
+/// One key as it may be shown: see [`Settings::shown`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// Its name in full.
+    pub key: String,
+    /// Its value, a secret as `***`.
+    pub value: Value,
+    /// Where the value comes from.
+    pub layer: String,
+    /// Whether it is another than the default.
+    pub changed: bool,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {} ({})", self.key, self.value, self.layer)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where events are kept: the spool on this machine, and the log behind it in MongoDB or, embedded, in SQLite.
 
 pub mod archive;
+mod found;
 pub mod history;
 pub mod inspect;
 mod lock;
@@ -13,6 +14,7 @@ pub mod sqlite;
 
 pub use self::{
     archive::{Archive, Deleted, Logged, Scan, StoredBroadcast},
+    found::{FoundSpool, FoundStore, Left},
     history::History,
     lock::{LockError, SpoolLock},
     mongo::MongoStore,

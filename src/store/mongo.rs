@@ -22,10 +22,12 @@ use mongodb::{
     action::Find,
     bson::{RawDocumentBuf, doc},
     error::{Error, ErrorKind},
-    options::{Acknowledgment, ClientOptions, Hint, IndexOptions, WriteConcern},
+    options::{Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, WriteConcern},
 };
 
 use self::document::{bson_uuid, document, event};
+
+use super::FoundStore;
 
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 const DUPLICATE_KEY: i32 = 11000;
@@ -38,6 +40,10 @@ const DOCUMENT_FAULTS: [i32; 6] = [
     10334, // BSONObjectTooLarge
     17280, // KeyTooLong
 ];
+
+/// What is said of a URI that the driver cannot read.
+const UNREADABLE_URI: &str = "it cannot be read; allowed: mongodb://user:password@host:port/?option=value, with what is \
+                              special in user and password percent-encoded, and with options that the driver knows";
 
 /// How MongoDB is reached.
 #[derive(Clone)]
@@ -61,8 +67,17 @@ pub struct MongoStore {
 }
 
 impl MongoStore {
+    /// Whether the driver can read the URI, without asking anyone. The error never quotes it: the driver's own words quote what
+    /// they find wrong, and where an "@" is missing that is the password.
+    pub fn check_uri(uri: &str) -> Result<(), StoreError> {
+        // The driver panics on a "%" before a character of several bytes; a URI has none (RFC 3986, 2).
+        let readable = uri.is_ascii() && ConnectionString::parse(uri).is_ok();
+        readable.then_some(()).ok_or_else(|| StoreError(UNREADABLE_URI.into()))
+    }
+
     /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI.
     pub async fn new(settings: &MongoSettings) -> Result<Self, StoreError> {
+        Self::check_uri(&settings.uri)?;
         let mut options = ClientOptions::parse(&settings.uri).await.map_err(failed)?;
         options.app_name.get_or_insert_with(|| "chatting-server".into());
         options.connect_timeout = Some(settings.connect_timeout);
@@ -85,6 +100,21 @@ impl MongoStore {
     /// The database, for what else is kept there.
     pub fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// The newest event, by the index of `_id`, and how many documents MongoDB counts without looking at them.
+    pub async fn found(&self) -> Result<FoundStore, StoreError> {
+        // Ours have UUIDs; the old server's documents have ObjectIds, which an index keeps elsewhere.
+        let newest = self
+            .log
+            .find_one(doc! { "_id": { "$type": "binData" } })
+            .sort(doc! { "_id": -1 });
+        let newest = self.timed(newest.into_future()).await.map_err(failed)?;
+        let count = self.timed(self.log.estimated_document_count().into_future()).await;
+        Ok(FoundStore {
+            newest: newest.as_ref().and_then(|document| event(document).ok()),
+            documents: Some(count.map_err(failed)?),
+        })
     }
 
     async fn timed<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -31,7 +31,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, pa
 use uuid::Uuid;
 
 use super::{
-    Durability, SharedConnection, SpoolLock, open_file,
+    Durability, FoundSpool, Left, SharedConnection, SpoolLock, open_file,
     row::{self, columns},
     salvage, sqlite,
 };
@@ -127,6 +127,7 @@ pub struct SqliteSpool {
     ask_store: bool,
     /// The rows come from a damaged spool, so the last seqs that they tell may not be the last.
     salvaged: bool,
+    found: FoundSpool,
     bytes: u64,
     measured_at: Instant,
     lock: SpoolLock,
@@ -177,9 +178,13 @@ impl SqliteSpool {
             path: settings.path.clone(),
             error,
         })?;
+        let mut damaged = false;
         let (mut connection, found) = match open_checked(&settings) {
             // A file that never was a spool of ours is somebody else's: it is not touched.
-            Err(error) if salvage::is_damage(&error) && lock.known() => (begin_anew(&settings, &error)?, None),
+            Err(error) if salvage::is_damage(&error) && lock.known() => {
+                damaged = true;
+                (begin_anew(&settings, &error)?, None)
+            }
             opened => opened.map_err(sqlite)?,
         };
         match found {
@@ -194,6 +199,20 @@ impl SqliteSpool {
             first: state.first,
             last: state.next_pos - 1,
         };
+        let (rooms_known, furthest) = how_far(&connection, &state.last).map_err(sqlite)?;
+        let found = FoundSpool {
+            epoch: state.epoch.1.0.to_string(),
+            new_epoch: state.begun,
+            left: match state.left {
+                _ if damaged => Left::Damaged,
+                left => left,
+            },
+            rows: (info.first <= info.last).then_some((info.first, info.last)),
+            rooms_waiting: state.last.len(),
+            rooms_known,
+            furthest,
+            asks_store: state.ask_store,
+        };
         let mut this = Self {
             settings,
             connection: SharedConnection::new(connection),
@@ -204,6 +223,7 @@ impl SqliteSpool {
             last: state.last,
             ask_store: state.ask_store,
             salvaged: state.salvaged,
+            found,
             bytes: 0,
             measured_at: Instant::now(),
             lock,
@@ -215,6 +235,11 @@ impl SqliteSpool {
     /// The name of the server whose spool this is (rule 7).
     pub fn server(&self) -> &str {
         self.lock.server()
+    }
+
+    /// What was found when it was opened.
+    pub fn found(&self) -> &FoundSpool {
+        &self.found
     }
 
     /// The writing connection, for a store in the same file.
@@ -297,6 +322,9 @@ struct Start {
     last_ms: i64,
     ask_store: bool,
     salvaged: bool,
+    /// An epoch has begun.
+    begun: bool,
+    left: Left,
 }
 
 fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
@@ -423,9 +451,30 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
             .max(newest.unwrap_or(0)),
         ask_store: meta::<i64>(&transaction, "ask_store")?.unwrap_or(1) != 0,
         salvaged: meta::<i64>(&transaction, "salvaged")?.is_some(),
+        begun: new || lost,
+        left: match clean {
+            None => Left::New,
+            Some(0) => Left::Uncleanly(before.unwrap_or_else(|| "unknown".into())),
+            Some(_) => Left::Cleanly,
+        },
     };
     transaction.commit()?;
     Ok(start)
+}
+
+/// How many rooms are known here, by `rooms` or by the rows whose last seqs are in `last`, and the highest of their last seqs.
+fn how_far(connection: &Connection, last: &HashMap<PresenterIdx, (Seq, Pos)>) -> rusqlite::Result<(u64, Seq)> {
+    let (mut known, freed): (u64, i64) =
+        connection.query_row("SELECT COUNT(*), COALESCE(MAX(last_seq), 0) FROM rooms", [], |row| {
+            Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
+        })?;
+    let mut furthest = Seq(freed.cast_unsigned());
+    let mut in_rooms = connection.prepare_cached("SELECT 1 FROM rooms WHERE presenter_idx = ?1")?;
+    for (presenter, (seq, _)) in last {
+        known += u64::from(!in_rooms.exists([presenter.get()])?);
+        furthest = furthest.max(*seq);
+    }
+    Ok((known, furthest))
 }
 
 /// The last seq of each room that has rows from `from` on, and the row that it is in.

@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, f
 use uuid::Uuid;
 
 use super::{
-    Archive, Deleted, Logged, Scan, SharedConnection, StoredBroadcast,
+    Archive, Deleted, FoundStore, Logged, Scan, SharedConnection, StoredBroadcast,
     archive::Bisection,
     open_to_read,
     row::{self, columns},
@@ -79,6 +79,25 @@ impl SqliteStore {
             connection,
             path: Arc::new(path.unwrap_or_default()),
         }
+    }
+
+    /// The newest event, by the index of their ids, which are in the order of time.
+    pub async fn found(&self) -> Result<FoundStore, StoreError> {
+        self.run(|connection| {
+            let sql = format!(
+                "SELECT epoch, {} FROM chatting_log ORDER BY id DESC LIMIT 1",
+                row::COLUMNS
+            );
+            let newest = connection.query_row(&sql, [], |found| {
+                let epoch: String = found.get(0)?;
+                row::read(found, 1, Epoch(epoch.into()))
+            });
+            Ok(FoundStore {
+                newest: newest.optional()?,
+                documents: None,
+            })
+        })
+        .await
     }
 
     /// Runs blocking work off the arbiter, on the writing connection. At most one batch and a few questions are under way at

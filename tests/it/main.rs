@@ -27,7 +27,9 @@ mod reading;
 mod recovery;
 mod resume;
 mod rotation;
+mod slow;
 mod spool_commands;
+mod starts;
 mod supervision;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;

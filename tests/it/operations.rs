@@ -1,7 +1,5 @@
 //! What operators see: liveness, readiness, metrics, their own port; and the embedded room server that they steer.
 
-use std::process::Command;
-
 use chatting_actors::{clock::system_ms, registry::End, types::Role};
 use chatting_server::{
     auth::{Mint, SigningKey, mint},
@@ -12,6 +10,7 @@ use serde_json::json;
 
 use crate::support::{
     app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
+    command::{command, run},
     eventually,
     http::get,
     mongod::{Mongod, fresh_database_name},
@@ -221,22 +220,6 @@ async fn while_it_stops_it_is_not_ready_and_takes_no_new_sessions() {
 
 // ---- the command -------------------------------------------------------------------------------------------------
 
-fn command(dir: &ScratchDir, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
-    command.args(args).current_dir(dir.path()).env_remove("RUST_LOG");
-    // Whoever runs the tests may have settings of their own in the environment.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CHAT__")) {
-        command.env_remove(name);
-    }
-    command
-}
-
-fn run(dir: &ScratchDir, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
-    let output = command(dir, args).envs(env.iter().copied()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
 #[actix_web::test]
 async fn serve_refuses_to_start_without_a_key_and_says_how_to_set_one() {
     let dir = ScratchDir::new("nokey");
@@ -415,4 +398,97 @@ fn the_readme_tells_the_defaults_as_they_are() {
         }
     }
     assert!(checked >= 15, "{checked} numbers were found to check");
+}
+
+// ---- the runbook ---------------------------------------------------------------------------------------------------
+
+const RUNBOOK: &str = include_str!("../../docs/OPERATIONS.md");
+
+/// A chapter of the runbook, without its heading.
+fn chapter(heading: &str) -> &'static str {
+    let begins = format!("\n## {heading}\n");
+    let chapter = RUNBOOK
+        .split(&*begins)
+        .nth(1)
+        .unwrap_or_else(|| panic!("no chapter {heading}"));
+    chapter.split("\n## ").next().unwrap()
+}
+
+/// What stands in backquotes in the first cell of each row of a chapter's table, without labels.
+fn first_cells(chapter: &str) -> Vec<String> {
+    let cells = chapter
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    cells
+        .flat_map(|cell| cell.split('`').step_by(2).filter(|name| *name != ", "))
+        .map(|name| name.split('{').next().unwrap().to_owned())
+        .collect()
+}
+
+#[actix_web::test]
+async fn every_metric_that_is_served_is_in_the_runbook_and_every_one_there_is_served() {
+    let app = spawn_app(|_| {}).await;
+    let metrics = get(app.addr, "/metrics").await;
+    let families = metrics.text().lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let mut served: Vec<String> = families
+        .map(|family| match family.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        })
+        .collect();
+    let mut documented = first_cells(chapter("Metrics"));
+    served.sort();
+    documented.sort();
+    assert!(served.len() > 25, "{served:?}");
+    assert_eq!(documented, served);
+}
+
+#[test]
+fn every_alert_goes_on_at_an_entry_of_the_runbook_that_is_there_and_has_its_line_there() {
+    let alerts = include_str!("../../deploy/alerts.yml");
+    let anchors: Vec<String> = RUNBOOK
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .map(|heading| {
+            let kept = heading
+                .to_lowercase()
+                .replace(|c: char| !(c.is_alphanumeric() || " -_".contains(c)), "");
+            kept.replace(' ', "-")
+        })
+        .collect();
+    let metrics = first_cells(chapter("Metrics"));
+    let mut named = Vec::new();
+    for alert in alerts.split("- alert: ").skip(1) {
+        let name = alert.lines().next().unwrap();
+        let anchor = alert
+            .split("runbook: docs/OPERATIONS.md#")
+            .nth(1)
+            .unwrap_or_else(|| panic!("{name}: no runbook"));
+        let anchor = anchor.split_whitespace().next().unwrap();
+        assert!(anchors.iter().any(|one| one == anchor), "{name}: no entry {anchor}");
+        let row = chapter("Alerts")
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{name}` | ")));
+        let row = row.unwrap_or_else(|| panic!("{name} has no line in the runbook"));
+        assert!(
+            row.ends_with(&format!("](#{anchor}) |")),
+            "{row}: alerts.yml says {anchor}"
+        );
+        for metric in alert
+            .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .filter(|word| word.starts_with("chat_"))
+        {
+            let family = metric
+                .trim_end_matches("_bucket")
+                .trim_end_matches("_count")
+                .trim_end_matches("_sum");
+            assert!(
+                metrics.iter().any(|one| one == family),
+                "{name}: {metric} is not in the runbook"
+            );
+        }
+        named.push(name);
+    }
+    assert!(named.len() >= 20, "{named:?}");
+    assert_eq!(first_cells(chapter("Alerts")), named);
 }

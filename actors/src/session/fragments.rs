@@ -36,6 +36,8 @@ impl Fragments {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*, sample::Index};
+
     use super::*;
 
     #[test]
@@ -49,5 +51,36 @@ mod tests {
         assert_eq!(fragments.more(b"x", 4), Err(Close::Protocol));
         fragments.first(&[0xff], 4).unwrap();
         assert_eq!(fragments.last(b"", 4), Err(Close::NotUtf8));
+    }
+
+    proptest! {
+        /// However a text is cut, within the limit it is itself again, and over it the session ends; so do fragments that
+        /// nothing began.
+        #[test]
+        fn a_text_cut_anywhere_is_itself_again_or_too_big(
+            text in prop_oneof!["\\PC{0,40}", vec(any::<char>(), 0..40).prop_map(String::from_iter)],
+            cuts in vec(any::<Index>(), 1..6),
+            limit in 0..200_usize,
+        ) {
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.sort_unstable();
+            let mut fragments = Fragments::default();
+            prop_assert_eq!(fragments.more(b"", limit), Err(Close::Protocol));
+            let mut from = 0;
+            let mut whole = Ok(());
+            for (n, to) in cuts.iter().enumerate() {
+                let part = &bytes[from..*to];
+                whole = whole.and_then(|()| if n == 0 { fragments.first(part, limit) } else { fragments.more(part, limit) });
+                from = *to;
+            }
+            let whole = whole.and_then(|()| fragments.last(&bytes[from..], limit));
+            if bytes.len() <= limit {
+                prop_assert_eq!(whole, Ok(text));
+            } else {
+                prop_assert_eq!(whole, Err(Close::TooBig));
+            }
+            prop_assert_eq!(fragments.last(b"", limit), Err(Close::Protocol));
+        }
     }
 }

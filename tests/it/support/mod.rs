@@ -2,6 +2,7 @@
 //!
 //! | module | gives |
 //! |---|---|
+//! | [`command`] | the real command, run to its end |
 //! | [`process`] | a process of ours: signals, exit, output; it never outlives the test run |
 //! | [`mongod`] | one MongoDB for all tests, or one of your own to kill and restart |
 //! | [`room_server`] | the stand-in room server as a process, told whom to call live and how to misbehave |
@@ -16,6 +17,7 @@
 //! Whatever should happen is waited for by [`within`]: with a deadline far above what it takes, and without sleeping.
 
 pub mod app;
+pub mod command;
 pub mod crowd;
 pub mod http;
 pub mod jwks;

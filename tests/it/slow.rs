@@ -1,0 +1,280 @@
+//! Clients that take their time, or say more than anyone should: each ends within the settings, holds little memory while it
+//! lasts, and keeps nobody else waiting.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::support::{
+    app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
+    http::get,
+    room_server::{Mode, RoomServer},
+    within,
+    ws::WsClient,
+};
+
+/// How often a dribbling client sends its next byte.
+const NOW_AND_THEN: Duration = Duration::from_millis(20);
+
+/// A server whose patience is a second each: for heads, bodies and between requests.
+async fn hasty() -> TestApp {
+    spawn_app(|settings| {
+        settings.server.client_request_seconds = 1;
+        settings.server.keep_alive_seconds = 1;
+        settings.server.body_seconds = 1;
+    })
+    .await
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+struct Ended {
+    answer: String,
+    after: Duration,
+    /// Bytes that were sent a byte at a time.
+    dribbled: usize,
+}
+
+/// Sends `at_once`, then `bytes` one by one over and over, until the server ends the connection; gives all that it said.
+async fn dribble(address: SocketAddr, at_once: &[u8], bytes: &[u8]) -> Ended {
+    let stream = TcpStream::connect(address).await.unwrap();
+    dribble_on(stream, at_once, bytes).await
+}
+
+async fn dribble_on(mut stream: TcpStream, at_once: &[u8], bytes: &[u8]) -> Ended {
+    stream.write_all(at_once).await.unwrap();
+    let (began, mut answer, mut dribbled) = (Instant::now(), Vec::new(), 0);
+    within("the server to end a connection that dribbles", async {
+        loop {
+            match tokio::time::timeout(NOW_AND_THEN, stream.read_buf(&mut answer)).await {
+                Ok(Ok(0) | Err(_)) => break,
+                Ok(Ok(_)) => {}
+                Err(_) if bytes.is_empty() => {}
+                Err(_) => {
+                    // The server may have shut it already; reading tells.
+                    let _ = stream.write_all(&[bytes[dribbled % bytes.len()]]).await;
+                    dribbled += 1;
+                }
+            }
+        }
+    })
+    .await;
+    Ended {
+        answer: String::from_utf8_lossy(&answer).into_owned(),
+        after: began.elapsed(),
+        dribbled,
+    }
+}
+
+/// A connection that has had one answer already.
+async fn used(app: &TestApp) -> TcpStream {
+    let mut client = app.client().await;
+    assert_eq!(client.request("GET", "/livez", &[], "").await.status, 200);
+    client.into_parts().0
+}
+
+/// The beginning of a message to room 12 with a body of which nothing has come yet.
+fn head_of_a_message(token: &str, length: &str) -> String {
+    format!(
+        "POST /v1/rooms/12/messages HTTP/1.1\r\nHost: chat\r\nContent-Type: application/json\r\n\
+         Authorization: Bearer {token}\r\n{length}\r\n\r\n"
+    )
+}
+
+#[actix_web::test]
+async fn a_head_that_dribbles_in_is_given_up_in_its_time() {
+    let app = hasty().await;
+    let ended = dribble(app.addr, b"GET /livez HTTP/1.1\r\nX-Long: ", b"x").await;
+    assert!(ended.answer.starts_with("HTTP/1.1 408 "), "{ended:?}");
+    assert!(
+        ended.after >= Duration::from_millis(900) && ended.dribbled > 10,
+        "{ended:?}"
+    );
+}
+
+#[actix_web::test]
+async fn a_connection_that_says_nothing_is_given_up_in_its_time() {
+    let app = hasty().await;
+    let ended = dribble(app.addr, b"", b"").await;
+    assert!(ended.after >= Duration::from_millis(900), "{ended:?}");
+    assert!(
+        ended.answer.is_empty() || ended.answer.starts_with("HTTP/1.1 408 "),
+        "{ended:?}"
+    );
+    // One that has had its answer, too.
+    let ended = dribble_on(used(&app).await, b"", b"").await;
+    assert_eq!(ended.answer, "");
+}
+
+/// The framework times a connection's first head only: a later one is cut by our own list of lines.
+#[actix_web::test]
+async fn a_later_head_that_dribbles_in_on_a_used_connection_is_given_up_as_well() {
+    let app = hasty().await;
+    let ended = dribble_on(used(&app).await, b"GET /livez HTTP/1.1\r\nX-Long: ", b"x").await;
+    assert_eq!(ended.answer, "");
+    assert!(ended.after >= Duration::from_millis(1900), "{ended:?}");
+}
+
+#[actix_web::test]
+async fn a_websocket_handshake_that_dribbles_in_is_given_up_on_a_new_connection_and_on_a_used_one() {
+    let app = hasty().await;
+    for path in ["/v1/presenter", "/chatting"] {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\nSec-WebSocket-Key: ");
+        let ended = dribble(app.addr, head.as_bytes(), b"A").await;
+        assert!(ended.answer.starts_with("HTTP/1.1 408 "), "{path}: {ended:?}");
+        let ended = dribble_on(used(&app).await, head.as_bytes(), b"A").await;
+        assert_eq!(ended.answer, "", "{path}");
+    }
+    assert_eq!(app.metric("chat_sessions").await, Some(0.0));
+}
+
+#[actix_web::test]
+async fn a_body_that_dribbles_in_is_answered_408_and_cut_while_others_go_on() {
+    let app = hasty().await;
+    let token = app.token(7);
+    let body = format!("{{\"text\":\"{}", "x".repeat(50));
+    let announced = head_of_a_message(&token, "Content-Length: 60000");
+    let chunked = head_of_a_message(&token, "Transfer-Encoding: chunked");
+    let legacy = announced.replace("/v1/rooms/12/messages", "/send/message");
+    let slow = async {
+        let one = async |head: &str, bytes: &[u8]| dribble(app.addr, head.as_bytes(), bytes).await;
+        tokio::join!(
+            one(&announced, body.as_bytes()),
+            one(&chunked, b"1\r\n \r\n"),
+            one(&legacy, body.as_bytes()),
+        )
+    };
+    let mut slow = std::pin::pin!(slow);
+    // Others are answered until the slow ones have ended.
+    let mut quick = app.client().await;
+    let ((announced, chunked, legacy), answered) = loop_until(&mut slow, async || {
+        let answer = quick.request("GET", "/v1/rooms/12", &[("token", &token)], "").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    })
+    .await;
+    for ended in [&announced, &chunked, &legacy] {
+        assert!(ended.answer.starts_with("HTTP/1.1 408 "), "{ended:?}");
+        assert!(
+            ended.answer.to_ascii_lowercase().contains("\r\nconnection: close\r\n"),
+            "{ended:?}"
+        );
+        assert!(ended.after >= Duration::from_millis(900), "{ended:?}");
+    }
+    assert!(
+        announced.answer.contains("\"code\":\"request_timeout\""),
+        "{announced:?}"
+    );
+    assert!(legacy.answer.contains("\"path\":\"/send/message\""), "{legacy:?}");
+    assert!(
+        legacy.answer.contains("요청이 제시간에 도착하지 않았습니다"),
+        "{legacy:?}"
+    );
+    assert!(answered > 10, "only {answered} others were answered meanwhile");
+    let refused = app.metric("chat_refused_total{code=\"request_timeout\"}").await;
+    assert_eq!(refused, Some(3.0));
+}
+
+/// Does `work` again and again until `until` is done; gives its outcome and how often.
+async fn loop_until<T>(until: &mut (impl Future<Output = T> + Unpin), mut work: impl AsyncFnMut()) -> (T, usize) {
+    let mut times = 0;
+    loop {
+        tokio::select! {
+            done = &mut *until => return (done, times),
+            () = work() => times += 1,
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_body_that_nobody_reads_any_more_keeps_no_connection() {
+    let app = hasty().await;
+    for length in [
+        "Content-Length: 60000",
+        "Content-Length: 70000",
+        "Transfer-Encoding: chunked",
+    ] {
+        let head = head_of_a_message("no.token.atall", length);
+        let ended = dribble(app.addr, head.as_bytes(), b"1\r\n \r\n").await;
+        assert!(ended.answer.starts_with("HTTP/1.1 401 "), "{length}: {ended:?}");
+    }
+    let head = head_of_a_message(&app.token(7), "Content-Length: 70000");
+    let ended = dribble(app.addr, head.as_bytes(), b"x").await;
+    assert!(ended.answer.starts_with("HTTP/1.1 413 "), "{ended:?}");
+}
+
+#[actix_web::test]
+async fn heads_without_end_are_refused_before_they_cost_memory() {
+    let app = hasty().await;
+    let line = format!("X-{}: y\r\n", "x".repeat(20));
+    let one_header = "x".repeat(1000);
+    for (begins, part) in [
+        ("GET / HTTP/1.1\r\n", &line),
+        ("GET / HTTP/1.1\r\nX-Long: ", &one_header),
+        ("GET /", &one_header),
+    ] {
+        let mut stream = TcpStream::connect(app.addr).await.unwrap();
+        stream.write_all(begins.as_bytes()).await.unwrap();
+        let (mut reading, mut writing) = stream.split();
+        let mut taken = 0;
+        let flood = async {
+            // A hundred megabytes, if the server took them.
+            while taken < 100_000_000 && writing.write_all(part.as_bytes()).await.is_ok() {
+                taken += part.len();
+            }
+        };
+        let mut answer = Vec::new();
+        let _ = within("an endless head to be refused", async {
+            tokio::join!(flood, reading.read_to_end(&mut answer))
+        })
+        .await;
+        let answer = String::from_utf8_lossy(&answer);
+        // The kernel may drop the answer when it resets what was still sent.
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 431 "),
+            "{begins}: {answer}"
+        );
+        // What the kernel holds of it counts here, too: some megabytes on loopback.
+        assert!(taken < 20_000_000, "{begins}: {taken} bytes were taken");
+    }
+    // Many lines, and yet an end: counted, not collected.
+    let mut stream = TcpStream::connect(app.addr).await.unwrap();
+    let lines = "X-Line: y\r\n".repeat(10_000);
+    let head = format!("GET /livez HTTP/1.1\r\n{lines}\r\n");
+    let mut answer = Vec::new();
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = within("ten thousand lines to be refused", stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    assert_eq!(get(app.addr, "/livez").await.status, 200);
+}
+
+#[actix_web::test]
+async fn whoever_waits_for_an_answer_or_holds_a_session_is_not_cut_for_being_quiet() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    rooms.mode_of(13, Mode::Hang).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.server.client_request_seconds = 1;
+        settings.server.keep_alive_seconds = 1;
+        settings.room.timeout_ms = 4000;
+    })
+    .await;
+    let mut presenter = WsClient::connect(app.addr, "/chatting").await;
+    // Longer than both times together, on a connection that was used before.
+    let mut client = app.client().await;
+    client.request("GET", "/livez", &[], "").await;
+    let began = Instant::now();
+    let answer = post_v1(&mut client, 13, &app.token(7), "anyone there?").await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(began.elapsed() > Duration::from_millis(3500), "{:?}", began.elapsed());
+    assert_eq!(client.request("GET", "/livez", &[], "").await.status, 200);
+    app.start(&mut presenter, 12).await;
+    assert_eq!(app.post(12, 7, "still here").await.status, 201);
+    assert_eq!(presenter.next_json().await["message"], "still here");
+}

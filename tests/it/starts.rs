@@ -1,0 +1,444 @@
+//! What a start tells of itself, what is checked before one, and the code that each end of the process has.
+
+use std::{net::TcpListener, process::Command, sync::Arc};
+
+use serde_json::Value;
+
+use crate::support::{
+    app::{KEY, settings, token_of, use_mongodb},
+    command::{command, run},
+    http::{HttpClient, post_json},
+    process::{Process, ScratchDir},
+    tokens,
+    ws::WsClient,
+};
+
+const SERVE: [&str; 5] = ["serve", "--port-file", "port", "--set", "server.bind=127.0.0.1:0"];
+const ENV: [(&str, &str); 2] = [("CHAT__AUTH__HS256_SECRET", KEY), ("CHAT__ROOM__MODE", "embedded")];
+
+fn serve(dir: &ScratchDir, more: &[&str]) -> Command {
+    let _ = std::fs::remove_file(dir.path().join("port"));
+    let mut command = command(dir, &[&SERVE[..], more].concat());
+    command.envs(ENV);
+    command
+}
+
+/// What the log says, a message a line, in either format.
+fn messages(output: &str, json: bool) -> Vec<String> {
+    let message = |line: &str| {
+        if json {
+            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            line["message"].as_str().unwrap().to_owned()
+        } else {
+            line.split_once("] ")
+                .unwrap_or_else(|| panic!("no log line: {line}"))
+                .1
+                .to_owned()
+        }
+    };
+    output.lines().map(message).collect()
+}
+
+fn find<'a>(messages: &'a [String], begins: &str) -> &'a str {
+    let found = messages.iter().find(|message| message.starts_with(begins));
+    found.unwrap_or_else(|| panic!("nothing begins with '{begins}' in {messages:#?}"))
+}
+
+/// Makes presenter 12 live, connects it, and has a message accepted.
+async fn one_message(dir: &Arc<ScratchDir>, server: &Process) {
+    let addr = server.address(&dir.path().join("port")).await;
+    let mut operator = tokens::claims(1);
+    operator["role"] = "operator".into();
+    let live = [("token", &*tokens::signed(&operator))];
+    assert_eq!(
+        post_json(addr, "/room/live/start", &live, r#"{"presenterIdx":12}"#)
+            .await
+            .status,
+        200
+    );
+    let settings = settings(dir);
+    let mut presenter = WsClient::connect(addr, "/chatting").await;
+    let start = serde_json::json!({ "id": "start", "token": token_of(&settings, 12, "kim") });
+    presenter.send_text(&start.to_string()).await;
+    presenter.send_text("ping").await;
+    assert_eq!(presenter.next_text().await, "pong");
+    let token = token_of(&settings, 7, "lee");
+    let answer = crate::support::eventually("the presenter in its room", async || {
+        let answer = post_json(addr, "/v1/rooms/12/messages", &[("token", &token)], r#"{"text":"hi"}"#).await;
+        (answer.status == 201).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.json()["seq"], 1);
+}
+
+async fn a_start_tells(json: bool) {
+    let dir = ScratchDir::new("starts");
+    std::fs::write(dir.path().join("settings.toml"), "[log]\nbatch_max = 7\n").unwrap();
+    let more = [
+        "--set",
+        "ops.bind=127.0.0.1:0",
+        "--set",
+        "actors.checker.mailbox=77",
+        "--set",
+        if json {
+            "logging.format=json"
+        } else {
+            "logging.format=text"
+        },
+    ];
+    // New; stopped in order with a message in the log; killed.
+    for (round, (spool, store)) in [
+        ("new; epoch ", "there; it has no event"),
+        (
+            "stopped cleanly; epoch ",
+            "there; the newest event is seq 1 of room 12 (epoch ",
+        ),
+        (
+            "not stopped cleanly, durability was disk; epoch ",
+            "there; the newest event is seq 1 of room 12 (epoch ",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let server = Process::start(&dir, &mut serve(&dir, &more));
+        let addr = server.address(&dir.path().join("port")).await;
+        if round == 0 {
+            one_message(&dir, &server).await;
+        }
+        match round {
+            0 => server.signal("TERM"),
+            1 => server.kill().await,
+            _ => server.signal("INT"),
+        }
+        let code = server.exited().await.code();
+        assert_eq!(code, if round == 1 { None } else { Some(0) });
+        let said = messages(&server.output(), json);
+        let version = concat!("chatting-server ", env!("CARGO_PKG_VERSION"), " (");
+        assert!(said[0].starts_with(version), "{said:#?}");
+        assert!(said[0].ends_with(&format!(", process {}", server.pid())), "{said:#?}");
+        for line in [
+            "setting log.batch_max = 7 (file)",
+            "setting room.mode = \"embedded\" (environment)",
+            "setting auth.hs256_secret = \"***\" (environment)",
+            "setting server.bind = \"127.0.0.1:0\" (flag)",
+            "actor registry: mailbox 8192",
+            "actor checker: mailbox 77",
+        ] {
+            assert!(
+                said.iter().any(|one| one.starts_with(line)),
+                "'{line}' is not in {said:#?}"
+            );
+        }
+        let changed = said.iter().filter(|line| line.starts_with("setting ")).count();
+        assert_eq!(changed, if json { 7 } else { 6 }, "{said:#?}");
+        let found = find(&said, "spool ");
+        assert!(found.contains(&format!("chat.db: {spool}")), "{found}");
+        let epoch_begins = found.contains("which begins now");
+        assert_eq!(epoch_begins, round == 0, "{found}");
+        let rooms = if round == 0 {
+            "0 rooms known"
+        } else {
+            "1 rooms known, the furthest at seq 1"
+        };
+        assert!(found.ends_with(rooms), "{found}");
+        assert!(
+            find(&said, "store (the spool's own file): ").contains(store),
+            "{said:#?}"
+        );
+        assert!(find(&said, "listening on ").contains(&format!("http://{addr} (log: sqlite, rooms: embedded)")));
+        find(&said, "operations on http://127.0.0.1:");
+        assert!(!server.output().contains(KEY), "a secret is shown");
+    }
+}
+
+#[actix_web::test]
+async fn a_start_tells_its_version_settings_actors_addresses_and_what_it_found() {
+    a_start_tells(false).await;
+}
+
+#[actix_web::test]
+async fn a_start_tells_the_same_in_json() {
+    a_start_tells(true).await;
+}
+
+#[actix_web::test]
+async fn a_start_with_mongodb_tells_what_it_holds_or_that_it_is_not_there() {
+    let dir = ScratchDir::new("mongo-start");
+    let mut settings = settings(&dir);
+    use_mongodb(&mut settings);
+    let database = format!("mongodb.database={}", settings.mongodb.database);
+    let uri = settings.mongodb.uri.expose();
+    let more = ["--set", "log.backend=mongodb", "--set", &*database];
+    for found in [
+        "there; it has no event; about 0 documents",
+        "there; the newest event is seq 1 of room 12 (epoch ",
+    ] {
+        let server = Process::start(&dir, serve(&dir, &more).env("CHAT__MONGODB__URI", uri));
+        server.address(&dir.path().join("port")).await;
+        if found.contains("no event") {
+            one_message(&dir, &server).await;
+        }
+        server.signal("TERM");
+        assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+        let said = messages(&server.output(), false);
+        let store = format!("store (MongoDB, {}): ", settings.mongodb.database);
+        assert!(find(&said, &store).contains(found), "{said:#?}");
+        assert!(
+            said.iter()
+                .any(|line| line == "setting mongodb.uri = \"***\" (environment)"),
+            "{said:#?}"
+        );
+    }
+    let away = [
+        "--set",
+        "log.backend=mongodb",
+        "--set",
+        "mongodb.connect_timeout_ms=100",
+    ];
+    let server = Process::start(
+        &dir,
+        serve(&dir, &away).env("CHAT__MONGODB__URI", "mongodb://127.0.0.1:1"),
+    );
+    server.line("store: not there yet").await;
+    server.address(&dir.path().join("port")).await;
+}
+
+#[actix_web::test]
+async fn check_config_prints_every_setting_with_its_layer_or_those_that_were_changed() {
+    let dir = ScratchDir::new("check");
+    std::fs::write(
+        dir.path().join("settings.toml"),
+        "[log]\nbatch_max = 7\nlinger_ms = 20\n",
+    )
+    .unwrap();
+    let env = [
+        ("CHAT__AUTH__HS256_SECRET", KEY),
+        ("CHAT__MONGODB__URI", "mongodb://kim:hunter2@db"),
+    ];
+    let flags = ["--set", "log.commit_max=9"];
+    let (code, all, error) = run(&dir, &[&["check-config"][..], &flags].concat(), &env);
+    assert_eq!(code, 0, "{error}");
+    let keys: Vec<&str> = all
+        .lines()
+        .filter_map(|line| line.split_once(" = "))
+        .map(|(key, _)| key)
+        .collect();
+    assert_eq!(keys, chatting_server::settings::Settings::default().keys());
+    for line in [
+        "log.batch_max = 7  # file",
+        "log.linger_ms = 20  # file",
+        "log.commit_max = 9  # flag",
+        "log.retry_min_ms = 100  # default",
+        "auth.hs256_secret = \"***\"  # environment",
+        "auth.gateway_secret = \"\"  # default",
+        "mongodb.uri = \"***\"  # environment",
+        "auth.trusted_proxies = []  # default",
+    ] {
+        assert!(all.lines().any(|one| one == line), "{line} is not in:\n{all}");
+    }
+    let (code, changed, _) = run(&dir, &[&["check-config", "--changed"][..], &flags].concat(), &env);
+    assert_eq!(code, 0);
+    let expected = "auth.hs256_secret = \"***\"  # environment\nlog.commit_max = 9  # flag\nlog.batch_max = 7  # file\n\
+                    mongodb.uri = \"***\"  # environment\n";
+    assert_eq!(changed, expected);
+    for secret in [KEY, "hunter2"] {
+        assert!(!all.contains(secret) && !changed.contains(secret));
+    }
+}
+
+#[actix_web::test]
+async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
+    let dir = ScratchDir::new("check-more");
+    std::fs::write(dir.path().join("broken.rooms.json"), "{").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = format!("server.bind={}", taken.local_addr().unwrap());
+    for (set, code, named) in [
+        (&["legacy.zone=Mars/Base"][..], 64, "legacy.zone"),
+        (
+            &["auth.hs256_secret=", "auth.hs256_secret_base64=%%"],
+            64,
+            "auth.hs256_secret_base64 is not base64",
+        ),
+        (&["auth.hs256_secret="], 64, "no key to verify tokens with"),
+        (&["log.backend=mongodb", "mongodb.uri=mongodb://"], 64, "mongodb.uri"),
+        (&["auth.trusted_proxies=10.0.0.0/40"], 64, "auth.trusted_proxies"),
+        (&["room.mode=embedded", "log.path=broken.db"], 69, "broken.rooms.json"),
+        (&["log.backend=mongodb", "mongodb.uri=mongodb://127.0.0.1:1"], 0, ""),
+        (&[&bind], 0, ""),
+    ] {
+        let sets: Vec<&str> = set.iter().flat_map(|set| ["--set", set]).collect();
+        let (checked, _, error) = run(&dir, &[&["check-config"], &sets[..]].concat(), &ENV[..1]);
+        assert_eq!(checked, code, "{set:?}: {error}");
+        assert!(error.contains(named), "{set:?}: {error}");
+        if code > 0 {
+            let (served, _, error) = run(&dir, &[&["serve"], &sets[..]].concat(), &ENV[..1]);
+            assert_eq!(served, code, "{set:?}: {error}");
+            assert!(error.contains(named), "{set:?}: {error}");
+        }
+    }
+    assert!(!dir.path().join("data").exists(), "check-config wrote something");
+}
+
+/// The framework calls a request that it cannot read an error of ours; anyone could fill the log with those.
+#[actix_web::test]
+async fn what_is_no_http_leaves_no_line_in_the_log() {
+    let dir = ScratchDir::new("noise");
+    let server = Process::start(&dir, &mut serve(&dir, &[]));
+    let addr = server.address(&dir.path().join("port")).await;
+    for noise in [
+        "GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        "\u{1}\u{2}\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+    ] {
+        let mut client = HttpClient::connect(addr).await;
+        client.send_bytes(noise.as_bytes()).await;
+        assert_eq!(client.read_response(false).await.status, 400, "{noise}");
+    }
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(0));
+    let output = server.output();
+    let lines: Vec<&str> = output.lines().filter(|line| !line.contains(" INFO ")).collect();
+    assert_eq!(lines, [""; 0]);
+}
+
+// ---- how the process ends ------------------------------------------------------------------------------------------
+
+#[actix_web::test]
+async fn a_port_that_is_taken_ends_the_start_with_69_naming_the_setting() {
+    let dir = ScratchDir::new("port");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    for key in ["server.bind", "ops.bind"] {
+        let bind = format!("{key}={}", taken.local_addr().unwrap());
+        let (code, _, error) = run(&dir, &[&SERVE[..], &["--set", &bind]].concat(), &ENV);
+        assert_eq!(code, 69, "{error}");
+        assert!(error.contains(&bind.replace('=', " ")), "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn a_data_directory_that_cannot_be_written_ends_the_start_with_69_naming_the_file() {
+    let dir = ScratchDir::new("unwritable");
+    std::fs::write(dir.path().join("a-file"), "").unwrap();
+    let (code, _, error) = run(
+        &dir,
+        &[&SERVE[..], &["--set", "log.path=a-file/chat.db"]].concat(),
+        &ENV,
+    );
+    assert_eq!(code, 69, "{error}");
+    assert!(error.contains("a-file"), "{error}");
+}
+
+#[actix_web::test]
+async fn a_spool_in_use_ends_the_start_and_the_spool_commands_with_69() {
+    let dir = ScratchDir::new("in-use");
+    let first = Process::start(&dir, &mut serve(&dir, &[]));
+    first.address(&dir.path().join("port")).await;
+    for args in [&SERVE[..], &["spool", "replay"]] {
+        let (code, _, error) = run(&dir, args, &ENV);
+        assert_eq!(code, 69, "{args:?}: {error}");
+        assert!(error.contains("in use by process "), "{args:?}: {error}");
+    }
+    let (code, _, error) = run(&dir, &["spool", "status", "--path", "nowhere.db"], &ENV);
+    assert_eq!(code, 69, "{error}");
+}
+
+#[actix_web::test]
+async fn bad_settings_end_every_command_with_64() {
+    let dir = ScratchDir::new("bad-settings");
+    for args in [
+        &["serve"][..],
+        &["check-config"],
+        &["spool", "status"],
+        &["token", "--user", "7", "--nickname", "kim"],
+    ] {
+        let (code, _, error) = run(&dir, &[args, &["--set", "log.commit_max=0"]].concat(), &ENV);
+        assert_eq!(code, 64, "{args:?}: {error}");
+        assert!(error.contains("log.commit_max"), "{args:?}: {error}");
+    }
+}
+
+#[actix_web::test]
+async fn a_command_line_that_cannot_be_read_ends_with_2() {
+    let dir = ScratchDir::new("usage");
+    for args in [
+        &["serve", "--nope"][..],
+        &["dance"],
+        &["serve", "--set", "nonsense"],
+        &[],
+    ] {
+        let (code, _, error) = run(&dir, args, &ENV);
+        assert_eq!(code, 2, "{args:?}: {error}");
+    }
+}
+
+#[actix_web::test]
+async fn a_command_that_fails_in_its_own_work_ends_with_1() {
+    let dir = ScratchDir::new("one");
+    let (code, _, error) = run(
+        &dir,
+        &["watch", "--url", "ws://127.0.0.1:1/chatting", "--token", "x"],
+        &ENV,
+    );
+    assert_eq!(code, 1, "{error}");
+    assert!(!error.is_empty());
+}
+
+#[actix_web::test]
+async fn a_request_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75() {
+    let dir = ScratchDir::new("deadline");
+    let more = [
+        "--set",
+        "shutdown.deadline_seconds=1",
+        "--set",
+        "shutdown.drain_seconds=0",
+        "--set",
+        "server.body_seconds=300",
+    ];
+    let server = Process::start(&dir, &mut serve(&dir, &more));
+    let addr = server.address(&dir.path().join("port")).await;
+    let mut client = HttpClient::connect(addr).await;
+    let head = format!(
+        "POST /v1/rooms/12/messages HTTP/1.1\r\nHost: chat\r\nContent-Type: application/json\r\ntoken: {}\r\n\
+         Content-Length: 20\r\nExpect: 100-continue\r\n\r\n",
+        token_of(&settings(&dir), 7, "kim")
+    );
+    client.send_bytes(head.as_bytes()).await;
+    // The answer to `Expect` says that the request is in hand.
+    let (mut stream, mut read) = client.into_parts();
+    while !read.ends_with(b"100 Continue\r\n\r\n") {
+        let more = tokio::io::AsyncReadExt::read_buf(&mut stream, &mut read);
+        assert!(
+            crate::support::within("the server to ask for the body", more)
+                .await
+                .unwrap()
+                > 0
+        );
+    }
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
+    server.line("stopped at the deadline").await;
+}
+
+/// The table in the runbook and the one of `--help` name the same codes.
+#[actix_web::test]
+async fn every_exit_code_is_in_the_help_and_in_the_runbook() {
+    let dir = ScratchDir::new("help");
+    let (code, help, _) = run(&dir, &["--help"], &[]);
+    assert_eq!(code, 0);
+    let codes = |text: &str, cell: fn(&str) -> Option<&str>| {
+        let mut codes: Vec<u8> = text.lines().filter_map(|line| cell(line)?.parse().ok()).collect();
+        codes.dedup();
+        codes
+    };
+    let told = codes(help.split("Exit codes:").nth(1).unwrap(), |line| {
+        line.split_whitespace().next()
+    });
+    let runbook = include_str!("../../docs/OPERATIONS.md");
+    let runbook = runbook.split("\n## Exit codes\n").nth(1).unwrap();
+    let documented = codes(runbook, |line| {
+        Some(line.strip_prefix("| ")?.split(' ').next().unwrap())
+    });
+    assert_eq!(told, [0, 1, 2, 64, 69, 75]);
+    assert_eq!(documented, told);
+}
