@@ -39,7 +39,7 @@ impl SessionRegistry {
         let Some(room) = self.rooms.get_mut(&presenter).filter(|_| self.broadcasts_known) else {
             return;
         };
-        let (Some(liveness), Numbering::Known { .. }) = (room.verdict(now), room.numbering) else {
+        let (Some(liveness), Numbering::Known { committed, .. }) = (room.verdict(now), room.numbering) else {
             return;
         };
         if !liveness.live && room.record.is_none() {
@@ -51,6 +51,7 @@ impl SessionRegistry {
             liveness,
             now_ms,
             epoch: &self.epoch,
+            committed,
             last: room.last_numbered(),
             resume_ms: i64::try_from(self.config.broadcast_resume.as_millis()).unwrap_or(i64::MAX),
         };
