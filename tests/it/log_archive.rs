@@ -6,11 +6,11 @@ use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
     clock::EventClock,
     moderation::Act,
-    seams::{LogRange, LogReader, Spool},
+    seams::{LogRange, LogReader, LogStore, Spool},
     types::{Epoch, Event, MessageText, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool,
+    Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool, SqliteStore,
     history::{Folded, History, Query, ReplayPlace, Start},
 };
 use uuid::Uuid;
@@ -619,6 +619,50 @@ async fn where_a_page_of_one_user_ends_does_not_tell_whose_a_deleted_message_was
             }
         }
     }
+}
+
+#[actix_web::test]
+async fn an_act_on_very_many_messages_does_not_stop_commits() {
+    let dir = ScratchDir::new("archive");
+    let settings = SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: true,
+    };
+    let (mut spool, info) = SqliteSpool::open(settings).unwrap();
+    let epoch = info.epoch.0.to_string();
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let events: Vec<_> = (1..=20_000)
+        .map(|seq| by(7, event(&mut clock, 1, &epoch, seq, "x")))
+        .collect();
+    for part in events.chunks(1000) {
+        store.append(batch(part)).await.unwrap();
+    }
+    let user = Act::User {
+        user_idx: UserIdx::new(7).unwrap(),
+    };
+    let everything = act(&mut clock, 1, &epoch, 20_001, user);
+    let other = event(&mut clock, 2, &epoch, 1, "x");
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let committing = std::thread::spawn(move || {
+        let mut commits = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Acquire) {
+            spool.commit(std::slice::from_ref(&other)).unwrap();
+            commits += 1;
+            std::thread::yield_now();
+        }
+        commits
+    });
+    store.append(batch(std::slice::from_ref(&everything))).await.unwrap();
+    stop.store(true, std::sync::atomic::Ordering::Release);
+    let commits = committing.join().unwrap();
+    assert!(commits >= 5, "{commits}");
+    let last = store.scan(scan(1, &epoch, 0, u64::MAX, 30_000)).await.unwrap();
+    assert_eq!(last.iter().filter(|logged| logged.deleted.is_some()).count(), 20_000);
 }
 
 #[test]
