@@ -97,9 +97,12 @@ const PARK: &str = concat!(
     ", ?2, ?3 FROM spool WHERE pos = ?1"
 );
 
+/// That a broadcast was seen to be live again is for the spool alone: told of every open one, it would keep the store busy.
 const KEEP_RECORD: &str = "
 INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, 0, ?5)
-ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, stored = 0, record = ?5 WHERE version < ?3";
+ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, record = ?5,
+  stored = stored AND json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms')
+WHERE version < ?3";
 
 type SpoolRows = Vec<(Pos, Arc<Event>)>;
 type Unreadable = Vec<(Pos, String)>;

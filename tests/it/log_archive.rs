@@ -666,6 +666,26 @@ async fn an_act_on_very_many_messages_does_not_stop_commits() {
 }
 
 #[test]
+fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
+    let (mut spool, _dir) = spool(&mut String::new());
+    let first = broadcast(1, 1, 1, None);
+    spool.keep_broadcasts(std::slice::from_ref(&first)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&first));
+    spool.broadcasts_stored(std::slice::from_ref(&first)).unwrap();
+    let seen = Broadcast {
+        version: 2,
+        seen_at_ms: 99,
+        ..first
+    };
+    spool.keep_broadcasts(std::slice::from_ref(&seen)).unwrap();
+    assert_eq!(spool.open_broadcasts().unwrap(), [seen]);
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
+    let ended = broadcast(1, 1, 3, Some(40));
+    spool.keep_broadcasts(std::slice::from_ref(&ended)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), [ended]);
+}
+
+#[test]
 fn the_acts_of_a_room_are_found_in_the_spool_by_their_index() {
     let (_spool, dir) = spool(&mut String::new());
     let connection = rusqlite::Connection::open(dir.path().join("chat.db")).unwrap();

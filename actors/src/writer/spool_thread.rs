@@ -62,6 +62,7 @@ impl SpoolThread {
             unsure: false,
             tried: 0,
             unkept: HashMap::new(),
+            unkept_since: None,
         };
         let thread = thread::Builder::new().name("spool".into()).spawn(move || run.run())?;
         Ok(Self { thread })
@@ -74,6 +75,9 @@ impl SpoolThread {
         }
     }
 }
+
+/// How soon broadcasts that could not be kept are tried again when another one changes.
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
 
 struct Run {
     spool: Box<dyn Spool>,
@@ -94,6 +98,8 @@ struct Run {
     tried: usize,
     /// Broadcasts that could not be kept yet, the newest version of each. One a room at most, so rooms bound it.
     unkept: HashMap<Uuid, Broadcast>,
+    /// When they were last tried in vain.
+    unkept_since: Option<Instant>,
 }
 
 impl Run {
@@ -276,18 +282,25 @@ impl Run {
 
     /// Keeps broadcasts; those that cannot be kept now wait for the next, or for a spool that works again.
     fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
+        let flush = broadcasts.is_empty();
         self.unkept
             .extend(broadcasts.into_iter().map(|broadcast| (broadcast.id, broadcast)));
-        if self.unkept.is_empty() {
+        // All of them are tried at once, so not for each that is added while nothing can be kept.
+        let lately = self.unkept_since.is_some_and(|at| at.elapsed() < KEEP_AGAIN);
+        if self.unkept.is_empty() || (lately && !flush) {
             return;
         }
         let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
         match self.spool.keep_broadcasts(&all) {
             Ok(()) => {
                 self.unkept.clear();
+                self.unkept_since = None;
                 self.drain.push(DrainMsg::Broadcasts);
             }
-            Err(error) => log::warn!("spool: {} broadcasts are not kept yet: {error}", all.len()),
+            Err(error) => {
+                self.unkept_since = Some(Instant::now());
+                log::warn!("spool: {} broadcasts are not kept yet: {error}", all.len());
+            }
         }
     }
 
