@@ -195,6 +195,7 @@ impl SqliteSpool {
             _ => {}
         }
         let state = start(&mut connection, &settings, found.is_none()).map_err(sqlite)?;
+        limit(&connection, &settings).map_err(sqlite)?;
         let info = SpoolInfo {
             epoch: state.epoch.1.clone(),
             last_ms: state.last_ms,
@@ -251,6 +252,7 @@ impl SqliteSpool {
         let mut guard = shared.lock();
         if guard.is_none() {
             let connection = open_connection(&self.settings).map_err(failed)?;
+            limit(&connection, &self.settings).map_err(failed)?;
             self.catch_up(&connection).map_err(failed)?;
             *guard = Some(connection);
         }
@@ -308,13 +310,18 @@ struct Start {
 
 fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
     let connection = open_file(&settings.path, settings.durability)?;
+    connection.execute_batch(SCHEMA)?;
+    Ok(connection)
+}
+
+/// From now on the file grows no further than it may. Not before it has what this version needs: a full spool must start.
+fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
     if let Some(max) = settings.max_bytes {
         let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let pages = i64::try_from(max).unwrap_or(i64::MAX) / page.max(1);
         connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
     }
-    connection.execute_batch(SCHEMA)?;
-    Ok(connection)
+    Ok(())
 }
 
 /// Opens the file and reads its format. After an unclean stop its tables are checked first.

@@ -693,3 +693,44 @@ fn the_acts_of_a_room_are_found_in_the_spool_by_their_index() {
     let plan: String = connection.query_row(sql, [], |row| row.get("detail")).unwrap();
     assert!(plan.contains("spool_acts"), "{plan}");
 }
+
+#[test]
+fn a_full_spool_of_the_format_before_is_opened_and_goes_on_with_what_it_had() {
+    let dir = ScratchDir::new("archive");
+    let settings = SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    };
+    let (mut spool, info) = SqliteSpool::open(settings.clone()).unwrap();
+    let epoch = info.epoch.0.to_string();
+    let mut clock = EventClock::after(0);
+    let events: Vec<_> = (1..=500).map(|seq| event(&mut clock, 1, &epoch, seq, "x")).collect();
+    park(&mut spool, &events[..1]);
+    spool.commit(&events[1..]).unwrap();
+    spool.close();
+    drop(spool);
+    let connection = rusqlite::Connection::open(&settings.path).unwrap();
+    let before = "
+        DROP INDEX spool_acts; DROP TABLE records; UPDATE meta SET value = 1 WHERE key = 'format';
+        ALTER TABLE spool DROP COLUMN act; ALTER TABLE spool DROP COLUMN broadcast_id;
+        ALTER TABLE parked DROP COLUMN act; ALTER TABLE parked DROP COLUMN broadcast_id;
+        VACUUM; PRAGMA wal_checkpoint(TRUNCATE);";
+    connection.execute_batch(before).unwrap();
+    let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    drop(connection);
+    let full = SpoolSettings {
+        max_bytes: Some(pages.cast_unsigned() * 4096),
+        ..settings
+    };
+    for _ in 0..2 {
+        let (mut spool, info) = SqliteSpool::open(full.clone()).unwrap();
+        assert_eq!((&*info.epoch.0, info.last), (epoch.as_str(), 500));
+        assert_eq!(spool.count_parked().unwrap(), 1);
+        let rows = spool.read(0, 1000).unwrap();
+        let rows: Vec<_> = rows.into_iter().map(|(_, event)| event).collect();
+        assert_eq!(rows, events[1..]);
+        spool.close();
+    }
+}
