@@ -21,7 +21,7 @@ pub struct Segment {
     pub to_ms: Option<i64>,
 }
 
-/// Which of a room's events belong to a broadcast, in one numbering.
+/// Where a broadcast's events are, in one numbering. There may be others among them, which name another broadcast.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The numbering.
@@ -66,6 +66,8 @@ pub struct Heard<'a> {
     pub now_ms: i64,
     /// The numbering.
     pub epoch: &'a Epoch,
+    /// The last number that was committed.
+    pub committed: Seq,
     /// The last number that was given.
     pub last: Seq,
     /// `broadcast.resume_seconds`, in milliseconds.
@@ -113,7 +115,8 @@ impl Broadcast {
             }],
             spans: vec![Span {
                 epoch: heard.epoch.clone(),
-                after: heard.last,
+                // Not `last`: what is on its way may be taken back, and its numbers are then given to what comes.
+                after: heard.committed,
                 through: None,
             }],
             seen_at_ms: heard.now_ms,
@@ -165,7 +168,7 @@ impl Broadcast {
             _ => {
                 self.spans.push(Span {
                     epoch: heard.epoch.clone(),
-                    after: heard.last,
+                    after: heard.committed,
                     through: None,
                 });
                 touched = true;
@@ -222,16 +225,22 @@ impl Broadcast {
     /// How much of the broadcast had been live at a time, in milliseconds; the start is `started_at_ms`, or where it was
     /// corrected to.
     pub fn offset_ms(&self, at_ms: i64, corrected_start_ms: Option<i64>) -> i64 {
-        let live: i64 = self
-            .segments
+        (self.live_ms(at_ms) - self.shift_ms(corrected_start_ms)).max(0)
+    }
+
+    /// How long it had been live at a time.
+    fn live_ms(&self, at_ms: i64) -> i64 {
+        self.segments
             .iter()
             .map(|segment| (at_ms.min(segment.to_ms.unwrap_or(i64::MAX)) - segment.from_ms).max(0))
-            .sum();
-        (live - self.shift_ms(corrected_start_ms)).max(0)
+            .sum()
     }
 
     fn shift_ms(&self, corrected_start_ms: Option<i64>) -> i64 {
-        corrected_start_ms.map_or(0, |corrected| corrected - self.started_at_ms())
+        corrected_start_ms.map_or(0, |corrected| {
+            // A later start may lie behind an interruption, which does not count.
+            self.live_ms(corrected).max(0) + (corrected - self.started_at_ms()).min(0)
+        })
     }
 
     /// The earliest time whose [`Broadcast::offset_ms`] is at least this; `None` when there is none.

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytestring::ByteString;
@@ -19,6 +22,7 @@ pub struct Entry {
     pub event: Arc<Event>,
     legacy: OnceLock<ByteString>,
     v1: OnceLock<ByteString>,
+    deleted: AtomicBool,
 }
 
 impl Entry {
@@ -28,7 +32,18 @@ impl Entry {
             event,
             legacy: OnceLock::new(),
             v1: OnceLock::new(),
+            deleted: AtomicBool::new(false),
         }
+    }
+
+    /// An act of moderation covers it.
+    pub fn delete(&self) {
+        self.deleted.store(true, Ordering::Release);
+    }
+
+    /// Whether a session that is not told of acts is told of this event: neither of an act nor of what one covers.
+    pub fn is_for_legacy(&self) -> bool {
+        self.event.act.is_none() && !self.deleted.load(Ordering::Acquire)
     }
 
     /// The legacy frame; the first caller encodes it, on its own thread rather than the registry's.
@@ -46,9 +61,9 @@ impl Entry {
         self.event.chat.cost()
     }
 
-    /// What it counts for while it waits for a session: an act is held for nobody.
+    /// What it counts for while it waits for a session: an act, and what it covers, is held for nobody.
     pub fn held_bytes(&self) -> usize {
-        if self.event.act.is_some() { 0 } else { self.bytes() }
+        if self.is_for_legacy() { self.bytes() } else { 0 }
     }
 }
 

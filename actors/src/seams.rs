@@ -259,6 +259,8 @@ pub trait Wording {
 pub struct LogPage {
     /// In the order of seqs, each once; may have holes where the log has.
     pub events: Vec<Event>,
+    /// Those of them that are no longer to be shown.
+    pub deleted: Vec<Seq>,
     /// Where in the spool the next page may begin to look.
     pub spool_from: Pos,
     /// Why not all of the log could be asked: what is missing before these events may be there.

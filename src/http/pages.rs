@@ -1,7 +1,7 @@
 //! What reading routes have in common: query parameters, and events as JSON, by what the reader may see.
 //!
 //! A deleted message keeps its place: to viewers it is a number, an id and a time; staff see all of it, with who deleted it and
-//! when.
+//! when. Nor are viewers told who did it by the act itself.
 
 use std::str::FromStr;
 
@@ -181,7 +181,7 @@ pub struct Item {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     to: Option<String>,
-    /// Of `moderation`: who did it.
+    /// Of `moderation`: who did it, for staff.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     by: Option<i64>,
@@ -229,7 +229,7 @@ impl Item {
             },
             from: span.map(|(from_ms, _)| timestamp(from_ms)),
             to: span.map(|(_, to_ms)| timestamp(to_ms)),
-            by: act.map(|_| event.chat.user_idx.get()),
+            by: act.filter(|_| staff).map(|_| event.chat.user_idx.get()),
         }
     }
 }

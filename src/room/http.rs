@@ -115,7 +115,10 @@ pub(crate) fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
     });
     let time = |key| match data.get(key)? {
         Value::String(text) => text.parse::<Timestamp>().ok().map(Timestamp::as_millisecond),
-        other => other.as_i64(),
+        // What is no time at all must not be reckoned with.
+        other => other
+            .as_i64()
+            .filter(|ms| *ms >= 0 && Timestamp::from_millisecond(*ms).is_ok()),
     };
     Ok(Liveness {
         live,
@@ -142,6 +145,10 @@ mod tests {
         );
         assert_eq!(
             times(r#"{"data":{"alive":true,"startedAt":"yesterday","endedAt":null}}"#),
+            (None, None)
+        );
+        assert_eq!(
+            times(r#"{"data":{"alive":true,"startedAt":-9223372036854775808,"endedAt":9223372036854775807}}"#),
             (None, None)
         );
     }

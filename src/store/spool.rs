@@ -1,7 +1,7 @@
 //! The spool: the local file where an accepted event becomes durable before the store has it.
 //!
 //! Constraints. Torn writes and recovery are SQLite's job: WAL, `synchronous=FULL` for `disk`, many events a transaction.
-//! Rows are appended by rowid (`pos`) and freed by range, with no other index, so that one costs a few µs in its whole
+//! Rows are appended by rowid (`pos`) and freed by range, with no other index (but one of acts, which are few), so that one costs a few µs in its whole
 //! life. A room's last seq outlives its rows in `rooms`, written in the transaction that frees the last of them (rule 3).
 //!
 //! Format 2. `spool(pos, epoch, <event columns>)` · `rooms(presenter_idx, last_seq)` · `epochs(n, epoch)` · `keys(pos, epoch,
@@ -71,6 +71,10 @@ CREATE TABLE IF NOT EXISTS records(
 CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
 ";
 
+/// Made when the columns are there. It has nothing but acts, so chat costs nothing more, and no reader has to look through the
+/// whole spool for what was deleted.
+const ACTS_INDEX: &str = "CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL";
+
 const KEEP_PLACE: &str = "
 INSERT OR REPLACE INTO places(presenter_idx, epoch, over, position, exact, room_idx, session_at, saved_at)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
@@ -93,9 +97,12 @@ const PARK: &str = concat!(
     ", ?2, ?3 FROM spool WHERE pos = ?1"
 );
 
+/// That a broadcast was seen to be live again is for the spool alone: told of every open one, it would keep the store busy.
 const KEEP_RECORD: &str = "
 INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, 0, ?5)
-ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, stored = 0, record = ?5 WHERE version < ?3";
+ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, record = ?5,
+  stored = stored AND json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms')
+WHERE version < ?3";
 
 type SpoolRows = Vec<(Pos, Arc<Event>)>;
 type Unreadable = Vec<(Pos, String)>;
@@ -193,6 +200,7 @@ impl SqliteSpool {
             _ => {}
         }
         let state = start(&mut connection, &settings, found.is_none()).map_err(sqlite)?;
+        limit(&connection, &settings).map_err(sqlite)?;
         let info = SpoolInfo {
             epoch: state.epoch.1.clone(),
             last_ms: state.last_ms,
@@ -269,6 +277,7 @@ impl SqliteSpool {
         let mut guard = shared.lock();
         if guard.is_none() {
             let connection = open_connection(&self.settings).map_err(failed)?;
+            limit(&connection, &self.settings).map_err(failed)?;
             self.catch_up(&connection).map_err(failed)?;
             *guard = Some(connection);
         }
@@ -329,13 +338,18 @@ struct Start {
 
 fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
     let connection = open_file(&settings.path, settings.durability)?;
+    connection.execute_batch(SCHEMA)?;
+    Ok(connection)
+}
+
+/// From now on the file grows no further than it may. Not before it has what this version needs: a full spool must start.
+fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
     if let Some(max) = settings.max_bytes {
         let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let pages = i64::try_from(max).unwrap_or(i64::MAX) / page.max(1);
         connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
     }
-    connection.execute_batch(SCHEMA)?;
-    Ok(connection)
+    Ok(())
 }
 
 /// Opens the file and reads its format. After an unclean stop its tables are checked first.
@@ -409,6 +423,7 @@ fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
 /// Reads where the spool stands and marks it as in use.
 fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(ACTS_INDEX)?;
     let clean: Option<i64> = meta(&transaction, "clean")?;
     let before: Option<String> = meta(&transaction, "durability")?;
     // Under `os` and `memory` a crash may have taken back numbers that were told: a new numbering begins.
@@ -520,10 +535,40 @@ fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// What is said of an act that the store has and that stays here for what is parked.
+const COVERS: &str = "stored; kept for the parked messages that it covers";
+
+/// Acts among the rows up to `through` that the store has and that may cover what is parked, of which it knows nothing: they
+/// stay with it.
+fn covering(connection: &Connection, through: Pos, parked: &[(Pos, Arc<Event>, String)]) -> rusqlite::Result<Vec<Pos>> {
+    let any: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM parked)")?
+        .query_row([], |row| row.get(0))?;
+    if !any && parked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut acts = connection.prepare_cached(
+        "SELECT pos, presenter_idx, presenter_idx IN (SELECT presenter_idx FROM parked WHERE act IS NULL) FROM spool
+         WHERE pos <= ?1 AND act IS NOT NULL",
+    )?;
+    let mut found = Vec::new();
+    let mut rows = acts.query([through])?;
+    while let Some(row) = rows.next()? {
+        let (pos, presenter, before): (Pos, i64, bool) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let now = parked
+            .iter()
+            .any(|(_, event, _)| event.act.is_none() && event.presenter_idx.get() == presenter);
+        if (before || now) && parked.iter().all(|(parked, ..)| *parked != pos) {
+            found.push(pos);
+        }
+    }
+    Ok(found)
+}
+
 /// Deletes the rows up to `through`; those to be parked are copied before they go, and go last.
-fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, Arc<Event>, String)]) -> rusqlite::Result<()> {
+fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &str)]) -> rusqlite::Result<()> {
     let mut delete = connection.prepare_cached("DELETE FROM spool WHERE pos >= ?1 AND pos < ?2")?;
-    let mut kept: Vec<Pos> = parked.iter().map(|(pos, _, _)| *pos).collect();
+    let mut kept: Vec<Pos> = parked.iter().map(|(pos, _)| *pos).collect();
     kept.sort_unstable();
     let mut from = Pos::MIN;
     for pos in kept.into_iter().chain([through + 1]) {
@@ -531,7 +576,7 @@ fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, Arc<Event>, 
         from = pos + 1;
     }
     let mut park = connection.prepare_cached(PARK)?;
-    for (pos, _, reason) in parked {
+    for (pos, reason) in parked {
         park.execute(params![pos, reason, system_ms()])?;
         delete.execute([*pos, pos + 1])?;
     }
@@ -631,7 +676,10 @@ impl Spool for SqliteSpool {
                     .optional()?;
                 // What frees pages comes before what may need them: a spool at its limit must be able to free rows.
                 trim_keys(&transaction, keys_before_ms)?;
-                free_rows(&transaction, through, parked)?;
+                let acts = covering(&transaction, through, parked)?;
+                let aside = parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
+                let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
+                free_rows(&transaction, through, &aside)?;
                 // Of a salvaged room only the store knows the last seq, until it was asked.
                 let mut room = transaction.prepare_cached(if this.salvaged && this.ask_store {
                     "UPDATE rooms SET last_seq = MAX(last_seq, ?2) WHERE presenter_idx = ?1"
@@ -933,13 +981,20 @@ impl SqliteSpool {
         })
     }
 
-    /// After parked events were tried again: forgets those that the store has now, and keeps the others with their new
-    /// reason. One transaction.
+    /// After parked events were tried again: forgets those that the store has now, but for acts that may cover what stays, and
+    /// keeps the others with their new reason. One transaction.
     pub fn unpark(&mut self, stored: &[Uuid], refused: &[(Uuid, String)]) -> Result<(), SpoolError> {
         self.with(|_, connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             {
-                let mut delete = transaction.prepare_cached("DELETE FROM parked WHERE id = ?1")?;
+                let mut delete = transaction.prepare_cached(
+                    "DELETE FROM parked WHERE id = ?1 AND (act IS NULL OR NOT EXISTS (
+                     SELECT 1 FROM parked AS older
+                     WHERE older.id < ?1 AND older.presenter_idx = parked.presenter_idx AND older.act IS NULL))",
+                )?;
+                // What an act covers is older, and goes first.
+                let mut stored: Vec<&Uuid> = stored.iter().collect();
+                stored.sort_unstable();
                 for id in stored {
                     delete.execute([&id.as_bytes()[..]])?;
                 }

@@ -6,12 +6,12 @@ use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
     clock::EventClock,
     moderation::Act,
-    seams::Spool,
+    seams::{LogRange, LogReader, LogStore, Spool},
     types::{Epoch, Event, MessageText, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool,
-    history::{Folded, History, Query, Start},
+    Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool, SqliteStore,
+    history::{Folded, History, Query, ReplayPlace, Start},
 };
 use uuid::Uuid;
 
@@ -389,5 +389,348 @@ async fn a_search_looks_at_so_many_and_tells_where_to_go_on() {
                 }
             }
         }
+    }
+}
+
+/// Sets events aside, as what the store refused.
+fn park(spool: &mut SqliteSpool, events: &[Arc<Event>]) {
+    let first = spool.commit(events).unwrap();
+    let parked = (first..)
+        .zip(events)
+        .map(|(pos, event)| (pos, Arc::clone(event), "no".to_owned()));
+    let parked: Vec<_> = parked.collect();
+    spool.free(first + events.len() as i64 - 1, &parked, 0).unwrap();
+}
+
+/// A broadcast with every event of a numbering.
+fn of_all(epoch: &str) -> Broadcast {
+    let mut all = broadcast(1, 1, 1, None);
+    all.spans = vec![Span {
+        epoch: Epoch(epoch.into()),
+        after: Seq(0),
+        through: None,
+    }];
+    all
+}
+
+/// Replays a broadcast from a place to its end.
+async fn replayed(history: &History, broadcast: &Broadcast, place: ReplayPlace, limit: usize) -> Vec<u64> {
+    let (mut all, mut place) = (Vec::new(), place);
+    loop {
+        let (events, next) = history.replay(broadcast, place, i64::MAX, limit).await.unwrap();
+        all.extend(events.iter().map(|logged| logged.event.seq.0));
+        let Some(next) = next else {
+            return all;
+        };
+        place = next;
+    }
+}
+
+#[actix_web::test]
+async fn what_was_set_aside_is_read_in_its_place() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut spool, dir) = spool(&mut epoch);
+        let mut events: Vec<_> = (1..=14).map(|seq| event(&mut clock, 1, &epoch, seq, "x")).collect();
+        let spooled = events.split_off(12);
+        let apart: Vec<_> = [6, 4, 3].iter().map(|n| events.remove(*n)).collect();
+        // Places in the spool begin anew when it was empty at a start, so they tell nothing of what is parked.
+        park(&mut spool, &apart);
+        spool.commit(&spooled).unwrap();
+        store.append(batch(&events)).await.unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        let wanted: Vec<u64> = (1..=14).collect();
+        for limit in 1..=15 {
+            let forth = walk(&history, pages(1, Start::After(Seq(0)), limit)).await;
+            assert_eq!(forth.concat(), wanted, "{name}, {limit} a page");
+            let back = walk(&history, pages(1, Start::Before(Seq(u64::MAX)), limit)).await;
+            let back: Vec<_> = back.into_iter().rev().collect();
+            assert_eq!(back.concat(), wanted, "{name}, {limit} a page, backwards");
+            let all = replayed(&history, &of_all(&epoch), ReplayPlace::default(), limit).await;
+            assert_eq!(all, wanted, "{name}, {limit} a page, replayed");
+        }
+        // One that cannot be read, now or ever, does not hide the others.
+        let connection = rusqlite::Connection::open(dir.path().join("chat.db")).unwrap();
+        connection
+            .execute("UPDATE parked SET role = 'wizard' WHERE seq = 4", [])
+            .unwrap();
+        let wanted: Vec<u64> = wanted.into_iter().filter(|seq| *seq != 4).collect();
+        for limit in 1..=15 {
+            let forth = walk(&history, pages(1, Start::After(Seq(0)), limit)).await;
+            assert_eq!(forth.concat(), wanted, "{name}, {limit} a page");
+        }
+        let range = LogRange {
+            presenter: room(1),
+            epoch: Epoch(epoch.as_str().into()),
+            after: Seq(4),
+            through: Seq(14),
+            limit: 100,
+        };
+        let page = LogReader::read(&history, range, 0).await.unwrap();
+        assert_eq!(page.events.first().map(|event| event.seq), Some(Seq(5)), "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn a_deletion_covers_what_was_set_aside_and_what_later_gets_into_the_store() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut spool, dir) = spool(&mut epoch);
+        let said: Vec<_> = (1..=2).map(|seq| event(&mut clock, 1, &epoch, seq, "secret")).collect();
+        park(&mut spool, &said);
+        let target = Act::Message {
+            id: said[0].id,
+            seq: Seq(1),
+        };
+        let target = act(&mut clock, 1, &epoch, 3, target);
+        // It is taken to the store, which has nothing that it names, and freed.
+        let pos = spool.commit(std::slice::from_ref(&target)).unwrap();
+        assert_eq!(
+            store.append(batch(std::slice::from_ref(&target))).await.unwrap(),
+            [],
+            "{name}"
+        );
+        spool.free(pos, &[], 0).unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        let found = history.find(room(1), said[0].id).await.unwrap().unwrap();
+        assert_eq!(found.deleted, Some(Deleted::by(&target)), "{name}");
+        let page = history.page(&pages(1, Start::After(Seq(0)), 10)).await.unwrap();
+        let shown: Vec<_> = page
+            .events
+            .iter()
+            .map(|one| (one.event.seq.0, one.deleted.is_some()))
+            .collect();
+        assert_eq!(shown, [(1, true), (2, false), (3, false)], "{name}");
+        // As `spool replay --parked` does when the store takes one of them at first, and then the other.
+        for (stored, refused) in [([0, 2], Some(1)), ([1, 2], None)] {
+            let rows = spool.read_parked(&[], 10).unwrap();
+            let rows: Vec<_> = rows.into_iter().map(|row| row.event.unwrap()).collect();
+            let taken: Vec<_> = rows
+                .iter()
+                .filter(|row| refused.is_none_or(|n: usize| row.id != said[n].id))
+                .cloned()
+                .collect();
+            assert_eq!(store.append(batch(&taken)).await.unwrap(), [], "{name}");
+            let refused: Vec<_> = refused.iter().map(|n| (said[*n].id, "no".to_owned())).collect();
+            let ids = [said[0].id, said[1].id, target.id];
+            let stored: Vec<_> = stored.iter().map(|n| ids[*n]).collect();
+            spool.unpark(&stored, &refused).unwrap();
+        }
+        assert_eq!(seqs(&deleted(&*store, 1, &epoch).await), [1], "{name}");
+        assert_eq!(spool.count_parked().unwrap(), 0, "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn a_replay_begins_where_it_is_asked_to_wherever_that_is() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut spool, dir) = spool(&mut epoch);
+        let base = 1_800_000_000_000;
+        let events: Vec<_> = (1..=9)
+            .map(|seq| {
+                let mut event = Arc::unwrap_or_clone(event(&mut clock, 1, &epoch, seq, "x"));
+                event.sent_at_ms = base + i64::try_from(seq).unwrap() * 10;
+                Arc::new(event)
+            })
+            .collect();
+        store.append(batch(&events[..3])).await.unwrap();
+        // The third is on its way: it is in both.
+        spool.commit(&events[2..]).unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        let all = of_all(&epoch);
+        for first in 1..=9_u64 {
+            let from_ms = base + i64::try_from(first).unwrap() * 10 - 5;
+            let place = history.replay_from(&all, from_ms).await.unwrap();
+            let wanted: Vec<u64> = (first..=9).collect();
+            assert_eq!(replayed(&history, &all, place, 2).await, wanted, "{name}: from {first}");
+        }
+        let place = history.replay_from(&all, base + 1000).await.unwrap();
+        assert_eq!(replayed(&history, &all, place, 2).await, [0_u64; 0], "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn a_replay_has_nothing_of_another_broadcast_whatever_numbers_were_taken_back() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut spool, dir) = spool(&mut epoch);
+        let own = of_all(&epoch);
+        let events: Vec<_> = (1..=9)
+            .map(|seq| {
+                let mut event = Arc::unwrap_or_clone(event(&mut clock, 1, &epoch, seq, "x"));
+                let other = (4..=6).contains(&seq);
+                event.broadcast_id = Some(if other { Uuid::from_u128(9) } else { own.id });
+                Arc::new(event)
+            })
+            .collect();
+        store.append(batch(&events[..5])).await.unwrap();
+        spool.commit(&events[5..]).unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for limit in 1..=10 {
+            let all = replayed(&history, &own, ReplayPlace::default(), limit).await;
+            assert_eq!(all, [1, 2, 3, 7, 8, 9], "{name}, {limit} a page");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn where_a_page_of_one_user_ends_does_not_tell_whose_a_deleted_message_was() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (_spool, dir) = spool(&mut epoch);
+        let mut events: Vec<_> = (1..=9)
+            .map(|seq| by(7, event(&mut clock, 1, &epoch, seq, "x")))
+            .collect();
+        for (seq, n) in [(10, 3), (11, 4), (12, 8)] {
+            let target = Act::Message {
+                id: events[n].id,
+                seq: events[n].seq,
+            };
+            events.push(act(&mut clock, 1, &epoch, seq, target));
+        }
+        store.append(batch(&events)).await.unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for start in [Start::After(Seq(0)), Start::Before(Seq(u64::MAX))] {
+            for limit in 1..=8 {
+                let mut query = pages(1, start, limit);
+                query.user = UserIdx::new(7);
+                let mut all = Vec::new();
+                loop {
+                    let page = history.page(&query).await.unwrap();
+                    all.extend(page.events.iter().map(|logged| logged.event.seq.0));
+                    let Some(next) = page.next else {
+                        break;
+                    };
+                    assert!(![4, 5, 9].contains(&next.0), "{name}, {limit}: {next:?}");
+                    assert_eq!(page.events.len(), limit, "{name}");
+                    query.start = match query.start {
+                        Start::Before(_) => Start::Before(next),
+                        Start::After(_) => Start::After(next),
+                    };
+                }
+                all.sort_unstable();
+                assert_eq!(all, [1, 2, 3, 6, 7, 8], "{name}, {limit}");
+            }
+        }
+    }
+}
+
+#[actix_web::test]
+async fn an_act_on_very_many_messages_does_not_stop_commits() {
+    let dir = ScratchDir::new("archive");
+    let settings = SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: true,
+    };
+    let (mut spool, info) = SqliteSpool::open(settings).unwrap();
+    let epoch = info.epoch.0.to_string();
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let events: Vec<_> = (1..=20_000)
+        .map(|seq| by(7, event(&mut clock, 1, &epoch, seq, "x")))
+        .collect();
+    for part in events.chunks(1000) {
+        store.append(batch(part)).await.unwrap();
+    }
+    let user = Act::User {
+        user_idx: UserIdx::new(7).unwrap(),
+    };
+    let everything = act(&mut clock, 1, &epoch, 20_001, user);
+    let other = event(&mut clock, 2, &epoch, 1, "x");
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let committing = std::thread::spawn(move || {
+        let mut commits = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Acquire) {
+            spool.commit(std::slice::from_ref(&other)).unwrap();
+            commits += 1;
+            std::thread::yield_now();
+        }
+        commits
+    });
+    store.append(batch(std::slice::from_ref(&everything))).await.unwrap();
+    stop.store(true, std::sync::atomic::Ordering::Release);
+    let commits = committing.join().unwrap();
+    assert!(commits >= 5, "{commits}");
+    let last = store.scan(scan(1, &epoch, 0, u64::MAX, 30_000)).await.unwrap();
+    assert_eq!(last.iter().filter(|logged| logged.deleted.is_some()).count(), 20_000);
+}
+
+#[test]
+fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
+    let (mut spool, _dir) = spool(&mut String::new());
+    let first = broadcast(1, 1, 1, None);
+    spool.keep_broadcasts(std::slice::from_ref(&first)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&first));
+    spool.broadcasts_stored(std::slice::from_ref(&first)).unwrap();
+    let seen = Broadcast {
+        version: 2,
+        seen_at_ms: 99,
+        ..first
+    };
+    spool.keep_broadcasts(std::slice::from_ref(&seen)).unwrap();
+    assert_eq!(spool.open_broadcasts().unwrap(), [seen]);
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
+    let ended = broadcast(1, 1, 3, Some(40));
+    spool.keep_broadcasts(std::slice::from_ref(&ended)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), [ended]);
+}
+
+#[test]
+fn the_acts_of_a_room_are_found_in_the_spool_by_their_index() {
+    let (_spool, dir) = spool(&mut String::new());
+    let connection = rusqlite::Connection::open(dir.path().join("chat.db")).unwrap();
+    let sql = "EXPLAIN QUERY PLAN SELECT id FROM spool WHERE presenter_idx = 1 AND act IS NOT NULL";
+    let plan: String = connection.query_row(sql, [], |row| row.get("detail")).unwrap();
+    assert!(plan.contains("spool_acts"), "{plan}");
+}
+
+#[test]
+fn a_full_spool_of_the_format_before_is_opened_and_goes_on_with_what_it_had() {
+    let dir = ScratchDir::new("archive");
+    let settings = SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    };
+    let (mut spool, info) = SqliteSpool::open(settings.clone()).unwrap();
+    let epoch = info.epoch.0.to_string();
+    let mut clock = EventClock::after(0);
+    let events: Vec<_> = (1..=500).map(|seq| event(&mut clock, 1, &epoch, seq, "x")).collect();
+    park(&mut spool, &events[..1]);
+    spool.commit(&events[1..]).unwrap();
+    spool.close();
+    drop(spool);
+    let connection = rusqlite::Connection::open(&settings.path).unwrap();
+    let before = "
+        DROP INDEX spool_acts; DROP TABLE records; UPDATE meta SET value = 1 WHERE key = 'format';
+        ALTER TABLE spool DROP COLUMN act; ALTER TABLE spool DROP COLUMN broadcast_id;
+        ALTER TABLE parked DROP COLUMN act; ALTER TABLE parked DROP COLUMN broadcast_id;
+        VACUUM; PRAGMA wal_checkpoint(TRUNCATE);";
+    connection.execute_batch(before).unwrap();
+    let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    drop(connection);
+    let full = SpoolSettings {
+        max_bytes: Some(pages.cast_unsigned() * 4096),
+        ..settings
+    };
+    for _ in 0..2 {
+        let (mut spool, info) = SqliteSpool::open(full.clone()).unwrap();
+        assert_eq!((&*info.epoch.0, info.last), (epoch.as_str(), 500));
+        assert_eq!(spool.count_parked().unwrap(), 1);
+        let rows = spool.read(0, 1000).unwrap();
+        let rows: Vec<_> = rows.into_iter().map(|(_, event)| event).collect();
+        assert_eq!(rows, events[1..]);
+        spool.close();
     }
 }

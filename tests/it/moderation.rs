@@ -174,6 +174,40 @@ async fn a_legacy_presenter_is_told_nothing_and_misses_nothing() {
 }
 
 #[actix_web::test]
+async fn what_was_deleted_while_a_legacy_presenter_was_away_is_never_told_it() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let legacy = app.presenter(12).await;
+    drop(legacy);
+    app.without_session(12).await;
+    for text in ["one", "secret", "two"] {
+        let answer = app.post(12, if text == "secret" { 8 } else { 7 }, text).await;
+        assert_eq!(answer.json()["delivery"], "held");
+    }
+    let path = "/v1/rooms/12/messages?user_idx=8";
+    assert_eq!(request(&app, "DELETE", path, &app.token(12), "").await.status, 200);
+    let mut next = app.presenter(12).await;
+    assert_eq!(app.post(12, 8, "three").await.json()["delivery"], "delivered");
+    for text in ["one", "two", "three"] {
+        assert_eq!(next.next_json().await["message"], text);
+    }
+    drop(next);
+    app.without_session(12).await;
+    // Nor after a restart, from the log.
+    for (user, text) in [(7, "four"), (8, "secret again"), (7, "five")] {
+        assert_eq!(app.post(12, user, text).await.json()["delivery"], "held");
+    }
+    assert_eq!(request(&app, "DELETE", path, &app.token(12), "").await.status, 200);
+    let (_, dir, settings) = app.stop().await;
+    let app = spawn_in(dir, settings).await;
+    let mut last = app.presenter(12).await;
+    assert_eq!(app.post(12, 8, "six").await.status, 201);
+    for text in ["four", "five", "six"] {
+        assert_eq!(last.next_json().await["message"], text);
+    }
+}
+
+#[actix_web::test]
 async fn a_deletion_needs_no_live_room_survives_a_restart_and_leaves_no_room_behind() {
     let app = spawn_app(|settings| {
         settings.room.sweep_ms = 20;

@@ -10,6 +10,8 @@ struct Room {
     next_id: u128,
     epoch: Epoch,
     last: Seq,
+    /// Of the numbers up to `last`, those that may yet be taken back.
+    in_flight: u64,
 }
 
 impl Room {
@@ -20,6 +22,7 @@ impl Room {
             next_id: 1,
             epoch: Epoch(Arc::from("a")),
             last: Seq(0),
+            in_flight: 0,
         }
     }
 
@@ -29,6 +32,7 @@ impl Room {
             liveness,
             now_ms,
             epoch: &self.epoch,
+            committed: Seq(self.last.0 - self.in_flight),
             last: self.last,
             resume_ms: RESUME,
         };
@@ -169,6 +173,24 @@ fn an_interruption_does_not_shift_the_offset() {
     assert_eq!(broadcast.offset_ms(3_500, Some(3_000)), 500);
     assert_eq!(broadcast.offset_ms(2_000, Some(3_000)), 0);
     assert_eq!(broadcast.offset_ms(3_500, Some(0)), 3_500);
+    // Or a second after the interruption, or within it: that does not count either way.
+    assert_eq!(broadcast.offset_ms(22_000, Some(22_000)), 0);
+    assert_eq!(broadcast.offset_ms(25_000, Some(22_000)), 3_000);
+    assert_eq!(broadcast.offset_ms(25_000, Some(15_000)), 4_000);
+}
+
+#[test]
+fn rule_01_a_broadcast_that_begins_while_numbers_may_be_taken_back_has_those_that_are_given_again() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    // Five messages are on their way when the next one begins; their commit fails, and their numbers go to its messages.
+    (room.last, room.in_flight) = (Seq(15), 5);
+    let another = Liveness {
+        room_idx: Some(8),
+        ..live()
+    };
+    room.hear(another, 2_000 + RESUME);
+    assert_eq!(room.spans(1), [("a", 10, None)]);
 }
 
 #[test]

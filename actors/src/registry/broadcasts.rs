@@ -6,6 +6,9 @@
 use super::*;
 use crate::broadcast::{Broadcast, Heard, follow};
 
+/// Broadcasts a transaction, so that commits wait little for one.
+const MOST: usize = 64;
+
 impl SessionRegistry {
     /// Asks which broadcasts are open, until that is told.
     pub(super) fn ask_broadcasts(&mut self) {
@@ -28,22 +31,42 @@ impl SessionRegistry {
             room.recorded_ms = record.seen_at_ms;
             room.record.get_or_insert(record);
         }
-        let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
-        for presenter in rooms {
-            self.follow_broadcast(presenter, now);
+        self.follow_all(now, |_| true);
+    }
+
+    /// Has the open broadcasts follow their verdicts, which may have expired or been taken back by time.
+    pub(super) fn follow_open(&mut self, now: Instant) {
+        self.follow_all(now, |room| room.record.is_some());
+    }
+
+    fn follow_all(&mut self, now: Instant, which: impl Fn(&Room) -> bool) {
+        let rooms = self.rooms.iter().filter(|(_, room)| which(room));
+        let rooms: Vec<PresenterIdx> = rooms.map(|(presenter, _)| *presenter).collect();
+        let changed = rooms.into_iter().flat_map(|presenter| self.follow(presenter, now));
+        let changed: Vec<Broadcast> = changed.collect();
+        for chunk in changed.chunks(MOST) {
+            self.writer.keep_broadcasts(chunk.to_vec());
         }
     }
 
     /// Has a room's broadcast follow its verdict, as far as that and the numbering are known.
     pub(super) fn follow_broadcast(&mut self, presenter: PresenterIdx, now: Instant) {
+        let changed = self.follow(presenter, now);
+        if !changed.is_empty() {
+            self.writer.keep_broadcasts(changed);
+        }
+    }
+
+    /// The same; returns what is to be kept.
+    fn follow(&mut self, presenter: PresenterIdx, now: Instant) -> Vec<Broadcast> {
         let Some(room) = self.rooms.get_mut(&presenter).filter(|_| self.broadcasts_known) else {
-            return;
+            return Vec::new();
         };
-        let (Some(liveness), Numbering::Known { .. }) = (room.verdict(now), room.numbering) else {
-            return;
+        let (Some(liveness), Numbering::Known { committed, .. }) = (room.verdict(now), room.numbering) else {
+            return Vec::new();
         };
         if !liveness.live && room.record.is_none() {
-            return;
+            return Vec::new();
         }
         let now_ms = system_ms();
         let heard = Heard {
@@ -51,6 +74,7 @@ impl SessionRegistry {
             liveness,
             now_ms,
             epoch: &self.epoch,
+            committed,
             last: room.last_numbered(),
             resume_ms: i64::try_from(self.config.broadcast_resume.as_millis()).unwrap_or(i64::MAX),
         };
@@ -65,7 +89,7 @@ impl SessionRegistry {
         }
         if !changed.is_empty() {
             room.recorded_ms = now_ms;
-            self.writer.keep_broadcasts(changed);
         }
+        changed
     }
 }

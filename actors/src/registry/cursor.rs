@@ -190,9 +190,10 @@ impl Cursor {
         true
     }
 
-    /// Passes over an event that this session is not told of: the legacy dialect has no word for an act of moderation.
+    /// Passes over an event that this session is not told of: the legacy dialect has no word for an act of moderation, so what
+    /// one covers must not be shown there in the first place.
     pub fn pass(&mut self, entry: &Entry) -> bool {
-        let pass = entry.event.act.is_some() && !self.reading.is_v1();
+        let pass = !entry.is_for_legacy() && !self.reading.is_v1();
         if pass {
             self.sent = entry.event.seq;
         }
@@ -209,6 +210,11 @@ impl Cursor {
     /// The next event of the log, if it is here.
     pub fn buffered(&self) -> Option<Arc<Entry>> {
         self.buffer.front().cloned()
+    }
+
+    /// Events of the log that are here and wait.
+    pub fn buffer(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.buffer.iter()
     }
 
     /// The event that [`Self::buffered`] gave was sent.
@@ -259,7 +265,11 @@ impl Cursor {
                 return Paged::OnIt;
             }
             next = next.next();
-            self.buffer.push_back(Arc::new(Entry::new(Arc::new(event))));
+            let entry = Entry::new(Arc::new(event));
+            if page.deleted.contains(&entry.event.seq) {
+                entry.delete();
+            }
+            self.buffer.push_back(Arc::new(entry));
         }
         self.page.spool_from = page.spool_from;
         Paged::OnIt

@@ -285,6 +285,17 @@ impl Room {
         if entry.event.seq > self.settled {
             self.held_bytes += entry.held_bytes();
         }
+        if let Some(act) = &entry.event.act {
+            let buffered = self.cursor.iter().flat_map(Cursor::buffer);
+            for covered in self.ring.after(Seq(0)).chain(buffered) {
+                if act.covers(&entry.event, &covered.event) {
+                    if covered.event.seq > self.settled {
+                        self.held_bytes = self.held_bytes.saturating_sub(covered.held_bytes());
+                    }
+                    covered.delete();
+                }
+            }
+        }
         if entry.event.act.is_some() && self.lease.is_some_and(|lease| !lease.liveness.live) {
             // An act behind the end of a broadcast is not for the next one.
             self.over = self.over.max(entry.event.seq);

@@ -208,10 +208,7 @@ impl SessionRegistry {
             self.detach(session, presenter, now);
             self.end_by_id(session, End::TooSlow);
         }
-        let recorded = self.rooms.iter().filter(|(_, room)| room.record.is_some());
-        for presenter in recorded.map(|(presenter, _)| *presenter).collect::<Vec<_>>() {
-            self.follow_broadcast(presenter, now);
-        }
+        self.follow_open(now);
         self.sweep_readers(now);
         for session in self.sessions.values() {
             let due = |since: Instant, limit| now.saturating_duration_since(since) >= limit;

@@ -71,6 +71,7 @@ impl SpoolThread {
             unsure: false,
             tried: 0,
             unkept: HashMap::new(),
+            unkept_since: None,
             commands: VecDeque::new(),
             term: 0,
             pending: Vec::new(),
@@ -92,6 +93,9 @@ impl SpoolThread {
         }
     }
 }
+
+/// How soon broadcasts that could not be kept are tried again when another one changes.
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Who waits for the question in hand; answered as failed when a panic takes it.
 #[derive(Clone, Copy)]
@@ -122,6 +126,8 @@ struct Run {
     tried: usize,
     /// Broadcasts that could not be kept yet, the newest version of each. One a room at most, so rooms bound it.
     unkept: HashMap<Uuid, Broadcast>,
+    /// When they were last tried in vain.
+    unkept_since: Option<Instant>,
     /// Taken from the queue, and not come to yet.
     commands: VecDeque<SpoolCommand>,
     /// The term of `pending` and `committing`.

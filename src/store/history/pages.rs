@@ -102,9 +102,11 @@ impl History {
     /// One page. Errors: the log cannot be read now, or too much is read.
     pub async fn page(&self, query: &Query) -> Result<Page, HistoryError> {
         let _turn = self.turn()?;
-        match query.text {
-            None => self.read_page(query, query.limit).await,
-            Some(_) => self.search(query).await,
+        // Where a page of one user ends must not tell a viewer that a deleted message there was theirs.
+        if query.text.is_some() || (query.user.is_some() && !query.deleted_too) {
+            self.search(query).await
+        } else {
+            self.read_page(query, query.limit).await
         }
     }
 
@@ -114,11 +116,11 @@ impl History {
         let (after, through) = query.side();
         let mut bounds = Bounds { epoch, after, through };
         if let Some(from_ms) = query.from_ms {
-            let first = self.first_from(presenter, &bounds.epoch, from_ms).await?;
+            let (first, _) = self.first_from(presenter, &bounds.epoch, from_ms).await?;
             bounds.after = bounds.after.max(Seq(first.0.saturating_sub(1)));
         }
         if let Some(to_ms) = query.to_ms {
-            let beyond = self
+            let (beyond, _) = self
                 .first_from(presenter, &bounds.epoch, to_ms.saturating_add(1))
                 .await?;
             bounds.through = bounds.through.min(Seq(beyond.0.saturating_sub(1)));
@@ -126,13 +128,14 @@ impl History {
         Ok(bounds)
     }
 
-    /// The first number in a numbering, as far as the store has it, whose event was sent at that time or later.
+    /// The first number in a numbering, as far as the store has it, whose event was sent at that time or later, and whether
+    /// there is one.
     pub(super) async fn first_from(
         &self,
         presenter: PresenterIdx,
         epoch: &Epoch,
         at_ms: i64,
-    ) -> Result<Seq, HistoryError> {
+    ) -> Result<(Seq, bool), HistoryError> {
         let one = async |after: Seq, newest_first: bool| {
             let scan = Scan {
                 presenter,
@@ -151,7 +154,7 @@ impl History {
         while let Some(after) = search.question() {
             search.answer(one(after, false).await?);
         }
-        Ok(search.found())
+        Ok((search.found(), search.found() <= last))
     }
 
     /// Up to `limit` events that the query wants, but for its text.
@@ -164,6 +167,8 @@ impl History {
             after: side.0,
             through: side.1,
             user: query.user,
+            from_ms: query.from_ms,
+            to_ms: query.to_ms,
             newest_first,
             limit,
         };
@@ -198,8 +203,8 @@ impl History {
                 all.insert((logged.event.seq, logged.event.id), logged);
             }
         }
-        if let Some(last) = spooled.events.last().filter(|_| spooled.more) {
-            reach(last.seq);
+        if let Some(seq) = spooled.reach {
+            reach(seq);
         }
         for event in spooled.events {
             let place = (event.seq, event.id);
@@ -230,15 +235,13 @@ impl History {
         Ok(Page { events: wanted, next })
     }
 
-    /// Looks through at most `scan_limit` events for a text, and tells where to go on.
+    /// Looks through at most `scan_limit` events for those that are wanted, and tells where to go on.
     async fn search(&self, query: &Query) -> Result<Page, HistoryError> {
-        let Some(text) = &query.text else {
-            return Ok(Page::default());
-        };
+        let at_once = query.text.as_ref().map_or(query.limit, |_| SEARCH_ROWS);
         let mut query = query.clone();
         let (mut looked, mut found, mut next) = (0, Vec::new(), None);
         while looked < query.scan_limit && found.len() < query.limit {
-            let rows = SEARCH_ROWS.min(query.scan_limit - looked);
+            let rows = at_once.min(query.scan_limit - looked);
             let mut page = self.read_page(&query, rows).await?;
             looked += rows;
             next = page.next;
@@ -246,7 +249,8 @@ impl History {
                 page.events.reverse();
             }
             for logged in page.events {
-                let is_match = logged.event.act.is_none() && text.is_in(logged.event.chat.text.as_str());
+                let has = |text: &Folded| logged.event.act.is_none() && text.is_in(logged.event.chat.text.as_str());
+                let is_match = query.text.as_ref().is_none_or(has);
                 let last = found.last().map(|last: &Logged| last.event.seq);
                 // Events with the same number stay together.
                 let full = found.len() >= query.limit && last.is_some_and(|last| logged.event.seq != last);
@@ -265,6 +269,9 @@ impl History {
                 Start::Before(_) => Start::Before(place),
                 Start::After(_) => Start::After(place),
             };
+        }
+        if found.len() >= query.limit {
+            next = next.and(found.last().map(|last| last.event.seq));
         }
         if query.newest_first() {
             found.reverse();

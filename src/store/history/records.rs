@@ -1,8 +1,10 @@
 //! Broadcasts and their replay: what the spool keeps of them is newer than what the store has.
 
+use std::collections::BTreeMap;
+
 use chatting_actors::{
     broadcast::{Broadcast, Span},
-    types::{PresenterIdx, Seq},
+    types::{Epoch, PresenterIdx, Seq},
 };
 use uuid::Uuid;
 
@@ -69,7 +71,7 @@ impl History {
     }
 
     /// Events of one stretch of a broadcast, in order: those after `after`, sent before `before_ms`; at most `limit`, acts of
-    /// moderation among them.
+    /// moderation among them, and what is not of this broadcast.
     async fn read_span(
         &self,
         broadcast: &Broadcast,
@@ -86,6 +88,8 @@ impl History {
             after,
             through,
             user: None,
+            from_ms: None,
+            to_ms: None,
             newest_first: false,
             limit,
         };
@@ -99,14 +103,13 @@ impl History {
             newest_first: false,
             limit,
         };
-        let mut events = self.store.scan(scan).await?;
-        if events.len() < limit {
-            let last = events.last().map_or(after, |last| last.event.seq);
-            let more = spooled.events.into_iter().filter(|event| event.seq > last);
-            let room = limit - events.len();
-            events.extend(more.take(room).map(|event| Logged { event, deleted: None }));
-        }
-        let events = events.into_iter().map(|logged| logged.covered_by(&spooled.acts));
+        let stored = self.store.scan(scan).await?;
+        // Not one behind the other: what was set aside lies between what the store has.
+        let spooled_events = spooled.events.into_iter().map(|event| Logged { event, deleted: None });
+        let all = spooled_events.chain(stored).map(|logged| (logged.event.seq, logged));
+        let all: BTreeMap<Seq, Logged> = all.collect();
+        let events = all.into_values().take(limit);
+        let events = events.map(|logged| logged.covered_by(&spooled.acts));
         Ok(events
             .take_while(|logged| logged.event.sent_at_ms < before_ms)
             .collect())
@@ -125,9 +128,12 @@ impl History {
         let mut place = place;
         while let Some(span) = broadcast.spans.get(place.span) {
             let after = place.after.max(span.after);
-            let events = self.read_span(broadcast, span, after, before_ms, limit).await?;
+            let mut events = self.read_span(broadcast, span, after, before_ms, limit).await?;
             if let Some(last) = events.last() {
                 place.after = last.event.seq;
+                // A span is as wide as numbers had been given when it began and ended. Those of a commit that failed were
+                // given again, to what belongs to another broadcast or to none.
+                events.retain(|logged| logged.event.broadcast_id.is_none_or(|id| id == broadcast.id));
                 return Ok((events, Some(place)));
             }
             place = ReplayPlace {
@@ -138,12 +144,26 @@ impl History {
         Ok((Vec::new(), None))
     }
 
+    /// The first number in a numbering whose event was sent at that time or later, in the spool or in the store.
+    async fn first_anywhere(&self, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> Result<Seq, HistoryError> {
+        let of = epoch.clone();
+        let spooled = self
+            .on_spool(move |path| spooled::first_from(path, presenter, &of, at_ms))
+            .await?;
+        let (first, there) = self.first_from(presenter, epoch, at_ms).await?;
+        Ok(match spooled {
+            // All that the store has is older, so it begins in the spool.
+            Some(spooled) if !there => spooled.max(first),
+            _ => first,
+        })
+    }
+
     /// The place in a broadcast before its first event that was sent at `from_ms` or later.
     pub async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
         let _turn = self.turn()?;
         let mut found = ReplayPlace::default();
         for (n, span) in broadcast.spans.iter().enumerate() {
-            let first = self.first_from(broadcast.presenter, &span.epoch, from_ms).await?;
+            let first = self.first_anywhere(broadcast.presenter, &span.epoch, from_ms).await?;
             let through = span.through.unwrap_or(Seq(u64::MAX));
             found = ReplayPlace {
                 span: n,

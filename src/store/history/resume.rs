@@ -9,8 +9,8 @@ use chatting_actors::{
 use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::params;
 
-use super::History;
-use crate::store::{open_to_read, row};
+use super::{History, spooled};
+use crate::store::{Scan, open_to_read, row};
 
 impl LogReader for History {
     /// Rule 6 for a session that goes on: bounded by `session.resume_reads`, so it needs no permit of `log.readers`.
@@ -19,14 +19,31 @@ impl LogReader for History {
         async move {
             let asked = range.clone();
             let spooled = this.on_spool(move |path| read_range(path, &asked, spool_from));
-            let Spooled { mut rows, scanned } = spooled.await.map_err(|error| StoreError(error.to_string()))?;
+            let Spooled {
+                mut rows,
+                scanned,
+                acts,
+            } = spooled.await.map_err(|error| StoreError(error.to_string()))?;
             let (after, limit) = (range.after, range.limit);
             let first = rows.first().map(|(_, event)| event.seq);
             let mut page = LogPage::default();
             if first != Some(after.next()) {
                 let through = first.map_or(range.through, |first| Seq(first.0 - 1));
-                match this.store.read_range(LogRange { through, ..range }).await {
-                    Ok(stored) => page.events = stored,
+                let scan = Scan {
+                    presenter: range.presenter,
+                    epoch: range.epoch,
+                    after,
+                    through,
+                    user: None,
+                    newest_first: false,
+                    limit,
+                };
+                match this.store.scan(scan).await {
+                    Ok(stored) => {
+                        let deleted = stored.iter().filter(|logged| logged.deleted.is_some());
+                        page.deleted = deleted.map(|logged| logged.event.seq).collect();
+                        page.events = stored.into_iter().map(|logged| logged.event).collect();
+                    }
                     // What the spool has is told all the same: behind a gap it may be enough.
                     Err(error) => page.failed = Some(error.0),
                 }
@@ -35,6 +52,12 @@ impl LogReader for History {
             // The next page begins to look at the first row that this one has no room for.
             page.spool_from = rows.get(room).map_or(scanned, |(pos, _)| *pos);
             page.events.extend(rows.drain(..room).map(|(_, event)| event));
+            let covered = |event: &&Event| {
+                let covers = |at: &Event| at.act.as_ref().is_some_and(|act| act.covers(at, event));
+                acts.iter().any(covers)
+            };
+            page.deleted
+                .extend(page.events.iter().filter(covered).map(|event| event.seq));
             Ok(page)
         }
         .boxed()
@@ -46,12 +69,14 @@ struct Spooled {
     rows: Vec<(Pos, Event)>,
     /// No row before this place is of any use to the pages that follow.
     scanned: Pos,
+    /// Every act of the room that the store may not have applied.
+    acts: Vec<Event>,
 }
 
 /// What the spool has of a range, and of what was set aside from it.
 fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Result<Spooled> {
     let mut connection = open_to_read(path)?;
-    // One snapshot for all three questions.
+    // One snapshot for all questions.
     let snapshot = connection.transaction()?;
     let newest: Pos = snapshot.query_row("SELECT IFNULL(MAX(pos), 0) FROM spool", [], |row| row.get(0))?;
     // One more than is asked for, and also beyond its end: that is where the next page begins to look.
@@ -70,10 +95,15 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
             &*range.epoch.0,
             limit,
         ];
-        let rows = statement.query_map(asked, |found| {
-            Ok((found.get(0)?, row::read(found, 1, range.epoch.clone())?))
-        })?;
-        rows.collect::<rusqlite::Result<Vec<(Pos, Event)>>>()
+        let mut rows = statement.query(asked)?;
+        let mut read: Vec<(Pos, Event)> = Vec::new();
+        while let Some(found) = rows.next()? {
+            // One that cannot be read must not hide the others: it is, or will be, set aside with its reason.
+            if let Ok(event) = row::read(found, 1, range.epoch.clone()) {
+                read.push((found.get(0)?, event));
+            }
+        }
+        Ok::<_, rusqlite::Error>(read)
     };
     let mut rows = read("spool", spool_from)?;
     let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
@@ -83,5 +113,6 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
     rows.extend(read("parked", 0)?.into_iter().filter(within));
     rows.sort_by_key(|(_, event)| event.seq);
     rows.dedup_by_key(|(_, event)| event.seq);
-    Ok(Spooled { rows, scanned })
+    let acts = spooled::acts(&snapshot, range.presenter)?;
+    Ok(Spooled { rows, scanned, acts })
 }

@@ -6,7 +6,7 @@ use chatting_actors::{
     broadcast::Broadcast,
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 use crate::store::{open_to_read, row, spool};
@@ -14,10 +14,10 @@ use crate::store::{open_to_read, row, spool};
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Spooled {
-    /// In the order of commits, or against it.
+    /// In the order of seqs, or against it.
     pub events: Vec<Event>,
-    /// There may be more than these.
-    pub more: bool,
+    /// There may be more than these, beyond this place; none is missing before it.
+    pub reach: Option<Seq>,
     /// Every act of moderation of the room.
     pub acts: Vec<Event>,
 }
@@ -35,6 +35,10 @@ pub struct Window {
     pub through: Seq,
     /// of this user only, where one is named,
     pub user: Option<UserIdx>,
+    /// sent at this time or later, in milliseconds since 1970,
+    pub from_ms: Option<i64>,
+    /// sent at this time or earlier,
+    pub to_ms: Option<i64>,
     /// from the last one backwards rather than from the first one on,
     pub newest_first: bool,
     /// at most so many.
@@ -50,10 +54,19 @@ impl Window {
             after: Seq(0),
             through: Seq(0),
             user: None,
+            from_ms: None,
+            to_ms: None,
             newest_first: false,
             limit: 0,
         }
     }
+}
+
+/// The event of a row that begins with its epoch. One that cannot be read must not hide the others: it is, or will be, set
+/// aside with its reason.
+fn event(found: &Row<'_>) -> Option<Event> {
+    let epoch = found.get::<_, String>(0);
+    epoch.and_then(|epoch| row::read(found, 1, Epoch(epoch.into()))).ok()
 }
 
 /// A room's events in the spool and among what was set aside from it, and its acts.
@@ -63,38 +76,90 @@ pub fn of_room(path: &Path, window: &Window) -> rusqlite::Result<Spooled> {
     let snapshot = connection.transaction()?;
     let order = if window.newest_first { "DESC" } else { "ASC" };
     let mut spooled = Spooled::default();
-    for table in ["parked", "spool"] {
+    // A room's numbers grow with the places in the spool. Places begin anew, so of what is parked they tell nothing.
+    for (table, place) in [("parked", "seq"), ("spool", "pos")] {
         let select = format!(
             "SELECT (SELECT epoch FROM epochs WHERE n = {table}.epoch), {} FROM {table} WHERE presenter_idx = ?1",
             row::COLUMNS
         );
-        let read = |found: &rusqlite::Row<'_>| row::read(found, 1, Epoch(found.get::<_, String>(0)?.into()));
         if window.limit > 0 {
             let sql = format!(
                 "{select} AND seq > ?2 AND seq <= ?3 AND (?4 IS NULL OR user_idx = ?4)
-                 AND (?5 IS NULL OR {table}.epoch = (SELECT n FROM epochs WHERE epoch = ?5)) ORDER BY pos {order} LIMIT ?6"
+                 AND (?5 IS NULL OR {table}.epoch = (SELECT n FROM epochs WHERE epoch = ?5))
+                 AND sent_at >= ?6 AND sent_at <= ?7 ORDER BY {place} {order} LIMIT ?8"
             );
             let mut statement = snapshot.prepare(&sql)?;
-            let asked = params![
+            let mut rows = statement.query(params![
                 window.presenter.get(),
                 window.after.0.cast_signed(),
                 i64::try_from(window.through.0).unwrap_or(i64::MAX),
                 window.user.map(UserIdx::get),
                 window.epoch.as_ref().map(|epoch| &*epoch.0),
+                window.from_ms.unwrap_or(i64::MIN),
+                window.to_ms.unwrap_or(i64::MAX),
                 i64::try_from(window.limit).unwrap_or(i64::MAX),
-            ];
-            let before = spooled.events.len();
-            for event in statement.query_map(asked, read)? {
-                spooled.events.push(event?);
+            ])?;
+            let (mut count, mut last) = (0, Seq(0));
+            while let Some(found) = rows.next()? {
+                count += 1;
+                last = Seq(found.get::<_, i64>(2)?.cast_unsigned());
+                spooled.events.extend(event(found));
             }
-            spooled.more |= spooled.events.len() - before >= window.limit;
-        }
-        let mut statement = snapshot.prepare(&format!("{select} AND act IS NOT NULL ORDER BY pos"))?;
-        for act in statement.query_map([window.presenter.get()], read)? {
-            spooled.acts.push(act?);
+            let nearer = |reach: Seq| {
+                if window.newest_first {
+                    last > reach
+                } else {
+                    last < reach
+                }
+            };
+            if count >= window.limit && spooled.reach.is_none_or(nearer) {
+                spooled.reach = Some(last);
+            }
         }
     }
+    spooled.events.sort_by_key(|event| (event.seq, event.id));
+    if window.newest_first {
+        spooled.events.reverse();
+    }
+    spooled.acts = acts(&snapshot, window.presenter)?;
     Ok(spooled)
+}
+
+/// The statement of [`acts`], for its parameter: the room.
+fn acts_sql(table: &str) -> String {
+    format!(
+        "SELECT (SELECT epoch FROM epochs WHERE n = {table}.epoch), {} FROM {table}
+         WHERE presenter_idx = ?1 AND act IS NOT NULL",
+        row::COLUMNS
+    )
+}
+
+/// A room's acts of moderation in the spool and among what was set aside from it, oldest first.
+pub fn acts(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Result<Vec<Event>> {
+    let mut acts = Vec::new();
+    for table in ["parked", "spool"] {
+        let mut statement = connection.prepare(&acts_sql(table))?;
+        let mut rows = statement.query([presenter.get()])?;
+        while let Some(found) = rows.next()? {
+            acts.extend(event(found));
+        }
+    }
+    // The first act that covers a message is told of it.
+    acts.sort_by_key(|act: &Event| act.id);
+    Ok(acts)
+}
+
+/// Where a time begins among a room's events in the spool, in one numbering: the first that was sent then or later; the one
+/// after the last where all are older; `None` where there are none.
+pub fn first_from(path: &Path, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Option<Seq>> {
+    let connection = open_to_read(path)?;
+    let (first, last): (Option<i64>, Option<i64>) = connection.query_row(
+        "SELECT MIN(CASE WHEN sent_at >= ?3 THEN seq END), MAX(seq) FROM spool
+         WHERE presenter_idx = ?1 AND epoch = (SELECT n FROM epochs WHERE epoch = ?2)",
+        params![presenter.get(), &*epoch.0, at_ms],
+        |found| Ok((found.get(0)?, found.get(1)?)),
+    )?;
+    Ok(first.or(last.map(|last| last + 1)).map(|seq| Seq(seq.cast_unsigned())))
 }
 
 /// One event of the spool, or of what was set aside from it, by its id.

@@ -5,18 +5,25 @@ use super::*;
 impl Run {
     /// Keeps broadcasts; those that cannot be kept now wait for the next, or for a spool that works again.
     pub(super) fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
+        let flush = broadcasts.is_empty();
         self.unkept
             .extend(broadcasts.into_iter().map(|broadcast| (broadcast.id, broadcast)));
-        if self.unkept.is_empty() {
+        // All of them are tried at once, so not for each that is added while nothing can be kept.
+        let lately = self.unkept_since.is_some_and(|at| at.elapsed() < KEEP_AGAIN);
+        if self.unkept.is_empty() || (lately && !flush) {
             return;
         }
         let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
         match self.spool.keep_broadcasts(&all) {
             Ok(()) => {
                 self.unkept.clear();
+                self.unkept_since = None;
                 self.drain.push(DrainMsg::Broadcasts);
             }
-            Err(error) => log::warn!("spool: {} broadcasts are not kept yet: {error}", all.len()),
+            Err(error) => {
+                self.unkept_since = Some(Instant::now());
+                log::warn!("spool: {} broadcasts are not kept yet: {error}", all.len());
+            }
         }
     }
 
