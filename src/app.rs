@@ -40,6 +40,7 @@ use crate::{
         state::{Health, Limits, State},
     },
     limits::Rates,
+    retention::Retention,
     room::{EmbeddedRooms, HttpRooms},
     settings::{AuthMode, LogBackend, RoomMode, Settings},
     shutdown::{Drain, stop_in_order},
@@ -62,6 +63,7 @@ pub struct App {
     state: web::Data<State>,
     writer: WriterParts,
     beating: Option<(ServerBeat, actix_web::rt::task::JoinHandle<()>)>,
+    retention: Option<actix_web::rt::task::JoinHandle<()>>,
     spool_thread: SpoolThread,
     arbiters: Vec<(&'static str, Arbiter)>,
     deadline: Duration,
@@ -121,6 +123,7 @@ impl App {
             info,
         );
         let sessions = Gate::new("sessions", settings.session.max);
+        let figures = Gate::new("figures", settings.figures.at_once);
         let trusted = startup::trusted_proxies(settings)?;
         let parts = WriterParts::new(
             startup::writer_config(settings),
@@ -161,6 +164,7 @@ impl App {
             Arc::clone(writer_bytes),
             Arc::clone(&sessions),
             Arc::clone(history.gate()),
+            Arc::clone(&figures),
         ];
         let queues = QueueMetrics::register(&mut metric_names, gates);
         let room_breaker_open = metrics.room_breaker_open.clone();
@@ -181,11 +185,13 @@ impl App {
                 page_default: settings.history.page_default.min(settings.history.page_max),
                 page_max: settings.history.page_max,
                 scan_limit: settings.history.scan_limit,
+                figures: startup::figures_limits(settings),
             },
             origins: settings.cors.origins.clone(),
             legacy: settings.legacy.enabled,
             rooms,
             history,
+            figures,
             metrics,
             metric_names,
             queues,
@@ -202,6 +208,7 @@ impl App {
             },
             demo: extras.demo_page,
         });
+        let retention = Retention::new(settings, Arc::clone(state.history.store()), state.metrics.clone());
         let (server, addr) = listen(settings, &state)?;
         let ops = listen_ops(settings, &state)?;
         Ok(Self {
@@ -213,6 +220,7 @@ impl App {
             beating: beat
                 .clone()
                 .map(|beat| (beat.clone(), actix_web::rt::spawn(beat.keep_beating()))),
+            retention: retention.map(|retention| actix_web::rt::spawn(retention.keep_sweeping())),
             spool_thread,
             arbiters: vec![
                 ("registry", registry_arbiter),
@@ -251,6 +259,9 @@ impl App {
         log::info!("stopping: at most {:?}", self.deadline);
         let until = Instant::now() + self.deadline;
         self.state.health.draining.store(true, Ordering::Release);
+        if let Some(retention) = self.retention {
+            retention.abort();
+        }
         let in_order = stop_in_order(&self.state, &handle, &self.writer, &self.drain, until).await;
         if !in_order {
             handle.stop(false).await;

@@ -10,9 +10,10 @@ use chatting_actors::{
 
 use crate::{
     auth::{GatewaySettings, Net, TokenSettings},
+    http::stats::FiguresLimits,
     room::http::HttpRoomSettings,
     settings::{Durability as DurabilitySetting, LogBackend, OnError, Settings},
-    store::{Durability, SpoolSettings, mongo::MongoSettings, spool::OpenError},
+    store::{Durability, SpoolSettings, figures::PeakRule, mongo::MongoSettings, spool::OpenError},
 };
 
 /// How long a stop waits for a healthy store, at most.
@@ -145,6 +146,20 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
         backlog_max: log.backlog_max,
         answer_first: log.durability == DurabilitySetting::Memory,
         key_window_ms: key_window_ms(settings),
+    }
+}
+
+pub(crate) fn figures_limits(settings: &Settings) -> FiguresLimits {
+    let figures = &settings.figures;
+    FiguresLimits {
+        patience: Duration::from_secs(figures.timeout_seconds),
+        buckets_max: figures.buckets_max,
+        top_default: figures.top_default,
+        top_max: figures.top_max,
+        peak: PeakRule {
+            window: figures.peak_window,
+            percent: figures.peak_percent,
+        },
     }
 }
 

@@ -1,7 +1,10 @@
 //! The log as it is read: a room's messages in pages, its broadcasts, and the replay beside the recorded video.
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use chatting_actors::{types::Seq, wire::v1::timestamp};
+use chatting_actors::{
+    types::{Role, Seq},
+    wire::v1::timestamp,
+};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -10,9 +13,11 @@ use super::{
     moderation::delete_message,
     pages::{Item, bad, id, limit, offset, parameter, query, seq, time, unread, user},
     state::State,
+    stats::get_stats,
     v1::{is_json, only, read_body, room_of},
 };
 use crate::{
+    auth::Claims,
     error::{ApiError, Code, Lang},
     store::{
         StoredBroadcast,
@@ -40,6 +45,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(
                     |request: HttpRequest| async move { only(&request, "GET, PATCH") },
                 )),
+        )
+        .service(
+            web::resource("/v1/broadcasts/{id}/stats")
+                .route(web::get().to(get_stats))
+                .default_service(web::to(super::v1::only_get)),
         )
         .service(
             web::resource("/v1/broadcasts/{id}/replay")
@@ -141,6 +151,9 @@ struct BroadcastBody {
     /// Where its start was before it was corrected.
     #[serde(skip_serializing_if = "Option::is_none")]
     corrected_from: Option<String>,
+    /// Whether nothing of it is ever removed; for operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    legal_hold: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -150,10 +163,11 @@ struct SegmentBody {
 }
 
 impl BroadcastBody {
-    fn new(stored: &StoredBroadcast) -> Self {
+    fn new(stored: &StoredBroadcast, caller: &Claims) -> Self {
         let StoredBroadcast {
             broadcast,
             corrected_start_ms,
+            legal_hold,
         } = stored;
         let until = broadcast.ended_at_ms.unwrap_or_else(chatting_actors::clock::system_ms);
         Self {
@@ -172,8 +186,13 @@ impl BroadcastBody {
                 })
                 .collect(),
             corrected_from: corrected_start_ms.map(|_| timestamp(broadcast.started_at_ms())),
+            legal_hold: is_operator(caller).then_some(*legal_hold),
         }
     }
+}
+
+fn is_operator(caller: &Claims) -> bool {
+    caller.role == Role::Operator
 }
 
 #[derive(Deserialize)]
@@ -196,7 +215,7 @@ async fn get_broadcasts(request: HttpRequest, path: web::Path<String>, state: we
 }
 
 async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<Broadcasts, ApiError> {
-    caller(request, state)?;
+    let caller = caller(request, state)?;
     let presenter = room_of(path)?;
     let asked: BroadcastsQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
@@ -208,7 +227,7 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
             .last()
             .filter(|_| found.len() == limit)
             .map(|last| last.broadcast.id),
-        broadcasts: found.iter().map(BroadcastBody::new).collect(),
+        broadcasts: found.iter().map(|stored| BroadcastBody::new(stored, &caller)).collect(),
     })
 }
 
@@ -220,23 +239,25 @@ pub(super) async fn find_broadcast(path: &str, state: &State) -> Result<StoredBr
 
 async fn get_broadcast(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
     let result = async {
-        caller(&request, &state)?;
-        Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?))
+        let caller = caller(&request, &state)?;
+        Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?, &caller))
     };
     answer(&request, &state, result.await)
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Correction {
+struct Change {
     /// RFC 3339; `null` takes the correction back.
-    #[serde(deserialize_with = "some")]
-    started_at: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    started_at: Option<Option<String>>,
+    /// Whether nothing of it may be removed; for operators.
+    legal_hold: Option<bool>,
 }
 
-/// It must be there, and may be `null`.
-fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    Option::deserialize(deserializer)
+/// It may be there as `null`, which is not the same as not being there.
+fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 async fn patch_broadcast(
@@ -245,10 +266,10 @@ async fn patch_broadcast(
     payload: web::Payload,
     state: web::Data<State>,
 ) -> HttpResponse {
-    answer(&request, &state, correct(&request, &path, payload, &state).await)
+    answer(&request, &state, change(&request, &path, payload, &state).await)
 }
 
-async fn correct(
+async fn change(
     request: &HttpRequest,
     path: &str,
     payload: web::Payload,
@@ -263,26 +284,42 @@ async fn correct(
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
     }
     let body = read_body(request, payload, state.limits.body_bytes).await?;
-    let correction: Correction =
+    let change: Change =
         serde_json::from_slice(&body).map_err(|error| bad(&format!("the body is not valid: {error}")))?;
-    let start = time("started_at", correction.started_at.as_deref())?;
+    if change.legal_hold.is_some() && !is_operator(&caller) {
+        return Err(ApiError::new(Code::Forbidden).with_detail("operators may put a broadcast under legal hold"));
+    }
+    let start = match &change.started_at {
+        Some(start) => Some(time("started_at", start.as_deref())?),
+        None if change.legal_hold.is_some() => None,
+        None => return Err(bad("the body names nothing to change: started_at or legal_hold")),
+    };
     if start
+        .flatten()
         .zip(found.broadcast.ended_at_ms)
         .is_some_and(|(start, end)| start > end)
     {
         return Err(bad("started_at: it is after the broadcast's end"));
     }
+    let (store, id) = (state.history.store(), found.broadcast.id);
     let unread = |error: chatting_actors::seams::StoreError| unread(error.into());
-    let store = state.history.store();
-    if !store
-        .correct_broadcast(found.broadcast.id, start)
-        .await
-        .map_err(unread)?
-    {
+    let mut there = true;
+    if let Some(start) = start {
+        there = store.correct_broadcast(id, start).await.map_err(unread)?;
+    }
+    if let Some(hold) = change.legal_hold.filter(|_| there) {
+        there = store.hold_broadcast(id, hold).await.map_err(unread)?;
+        log::info!(
+            "broadcast {id}: {} legal hold by user {}",
+            if hold { "under" } else { "no more under" },
+            caller.user_idx
+        );
+    }
+    if !there {
         // It is on its way there.
         return Err(ApiError::new(Code::LogUnavailable).with_detail("the store does not have this broadcast yet"));
     }
-    Ok(BroadcastBody::new(&find_broadcast(path, state).await?))
+    Ok(BroadcastBody::new(&find_broadcast(path, state).await?, &caller))
 }
 
 #[derive(Deserialize)]
@@ -322,6 +359,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
     let StoredBroadcast {
         broadcast,
         corrected_start_ms,
+        ..
     } = find_broadcast(path, state).await?;
     let staff = caller.is_staff_of(broadcast.presenter);
     let (from, to) = (

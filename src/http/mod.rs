@@ -15,6 +15,7 @@ mod presenter;
 mod rooms;
 pub mod socket;
 pub mod state;
+pub mod stats;
 mod v1;
 
 use actix_web::{HttpRequest, HttpResponse, web};

@@ -164,11 +164,17 @@ struct Moderation {
     from: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<String>,
-    by: i64,
+    /// `null` when that user was erased.
+    by: Option<i64>,
+}
+
+/// A user's number, unless that user was erased.
+fn known(user: UserIdx) -> Option<i64> {
+    (user != UserIdx::ERASED).then(|| user.get())
 }
 
 impl Moderation {
-    fn new(act: &Act, by: i64) -> Self {
+    fn new(act: &Act, by: UserIdx) -> Self {
         let mut moderation = Self {
             action: "delete",
             target_id: None,
@@ -176,14 +182,14 @@ impl Moderation {
             target_user_idx: None,
             from: None,
             to: None,
-            by,
+            by: known(by),
         };
         match act {
             Act::Message { id, seq } => {
                 moderation.target_id = Some(*id);
                 moderation.target_seq = Some(seq.0);
             }
-            Act::User { user_idx } => moderation.target_user_idx = Some(user_idx.get()),
+            Act::User { user_idx } => moderation.target_user_idx = known(*user_idx),
             Act::Span { from_ms, to_ms } => {
                 moderation.from = Some(timestamp(*from_ms));
                 moderation.to = Some(timestamp(*to_ms));
@@ -197,8 +203,8 @@ impl Item {
     /// As a reader may see it; `staff`: of this room.
     pub fn new(logged: &Logged, staff: bool) -> Self {
         let event = &logged.event;
-        let by = event.chat.user_idx.get();
-        let hidden = logged.deleted.is_some() && !staff;
+        let by = event.chat.user_idx;
+        let hidden = event.is_erased() || (logged.deleted.is_some() && !staff);
         let deleted = logged.deleted.filter(|_| staff);
         Self {
             kind: event.kind(),
@@ -210,9 +216,9 @@ impl Item {
             broadcast_id: event.broadcast_id,
             deleted: logged.deleted.is_some(),
             deleted_at: deleted.map(|deleted| timestamp(deleted.at_ms)),
-            deleted_by: deleted.map(|deleted| deleted.by.get()),
+            deleted_by: deleted.and_then(|deleted| known(deleted.by)),
             chat: (event.act.is_none() && !hidden).then(|| Chat {
-                user_idx: by,
+                user_idx: by.get(),
                 nickname: event.chat.nickname.as_str().to_owned(),
                 text: event.chat.text.as_str().to_owned(),
                 role: event.chat.role.as_str(),

@@ -5,6 +5,8 @@
 
 mod archive;
 mod document;
+mod figures;
+mod keeping;
 
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use futures_util::{
 use mongodb::{
     Client, Collection, Database, IndexModel,
     action::Find,
-    bson::{RawDocumentBuf, doc},
+    bson::{Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind},
     options::{Acknowledgment, ClientOptions, Hint, IndexOptions, WriteConcern},
 };
@@ -85,6 +87,15 @@ impl MongoStore {
     /// The database, for what else is kept there.
     pub fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// The log, as documents that are read whole.
+    fn documents(&self) -> Collection<Document> {
+        self.log.clone_with_type()
+    }
+
+    fn log_name(&self) -> &str {
+        self.log.name()
     }
 
     async fn timed<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -220,7 +231,8 @@ impl MongoStore {
         self.timed(self.log.create_index(model).into_future())
             .await
             .map_err(failed)?;
-        self.prepare_archive().await
+        self.prepare_archive().await?;
+        self.prepare_keeping().await
     }
 
     async fn is_empty(&self) -> Result<bool, StoreError> {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod broadcasts;
+mod figures;
 mod history;
 mod hold;
 mod idempotency;
@@ -16,12 +17,14 @@ mod log_store;
 mod moderation;
 mod old_faults;
 mod operations;
+mod plans;
 mod presenter;
 mod protocol;
 mod queues;
 mod reading;
 mod recovery;
 mod resume;
+mod retention;
 mod spool_commands;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;

@@ -18,6 +18,7 @@ pub type RoomBroadcast = StoredBroadcast;
 /// The newer of what the spool and the store have.
 fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast {
     let corrected_start_ms = stored.as_ref().and_then(|stored| stored.corrected_start_ms);
+    let legal_hold = stored.as_ref().is_some_and(|stored| stored.legal_hold);
     let broadcast = match stored {
         Some(stored) if stored.broadcast.version >= spooled.version => stored.broadcast,
         _ => spooled,
@@ -25,6 +26,7 @@ fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast
     StoredBroadcast {
         broadcast,
         corrected_start_ms,
+        legal_hold,
     }
 }
 
@@ -104,7 +106,7 @@ impl History {
             let last = events.last().map_or(after, |last| last.event.seq);
             let more = spooled.events.into_iter().filter(|event| event.seq > last);
             let room = limit - events.len();
-            events.extend(more.take(room).map(|event| Logged { event, deleted: None }));
+            events.extend(more.take(room).map(Logged::unmarked));
         }
         let events = events.into_iter().map(|logged| logged.covered_by(&spooled.acts));
         Ok(events
