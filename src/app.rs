@@ -438,12 +438,16 @@ fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Result<Option<Li
         return Ok(None);
     }
     let shared = state.clone();
-    let server = HttpServer::new(move || WebApp::new().app_data(shared.clone()).configure(http::ops::routes))
-        .disable_signals()
-        .workers(1)
-        .shutdown_timeout(1)
-        .bind(address)
-        .map_err(|error| unbound("ops.bind", address, &error))?;
+    let server = HttpServer::new(move || {
+        WebApp::new()
+            .app_data(shared.clone())
+            .configure(|config| http::ops::routes(config, &shared))
+    })
+    .disable_signals()
+    .workers(1)
+    .shutdown_timeout(1)
+    .bind(address)
+    .map_err(|error| unbound("ops.bind", address, &error))?;
     let addr = server.addrs().first().copied();
     let addr = addr.ok_or_else(|| StartError::Unavailable(format!("ops.bind {address}: nothing is bound")))?;
     Ok(Some((server.run(), addr)))

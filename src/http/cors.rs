@@ -27,7 +27,8 @@ enum Rule {
 
 fn rule(path: &str) -> Rule {
     match path {
-        "/livez" | "/readyz" | "/metrics" => Rule::None,
+        "/livez" | "/readyz" | "/metrics" | "/openapi.json" => Rule::None,
+        _ if path.starts_with("/docs") => Rule::None,
         _ if path.starts_with("/v1/") || path.starts_with("/room/") || path.starts_with("/demo") => Rule::V1,
         _ => Rule::Legacy,
     }

@@ -1,16 +1,23 @@
 //! The log as it is read: a room's messages in pages, its broadcasts, and the replay beside the recorded video.
 
+#![expect(
+    unused_qualifications,
+    reason = "in what the macros for the document make of query parameters"
+)]
+
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use chatting_actors::{
     types::{Role, Seq},
     wire::v1::timestamp,
 };
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
     identify::caller,
     moderation::delete_message,
+    openapi::{Asking, Querying, WithBody},
     pages::{Item, bad, id, limit, offset, parameter, query, seq, time, unread, user},
     state::State,
     stats::get_stats,
@@ -68,26 +75,48 @@ pub(super) fn answer<T: Serialize>(request: &HttpRequest, state: &State, result:
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-struct MessagesQuery {
+#[into_params(parameter_in = Query)]
+pub(super) struct MessagesQuery {
+    /// The newest messages before this seq; without it and `after`, the newest of all.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     before: Option<String>,
+    /// The oldest messages after this seq.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     after: Option<String>,
+    /// Messages on the page, 1 to `history.page_max`.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 500)]
     limit: Option<String>,
+    /// Of this user only.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     user_idx: Option<String>,
+    /// With this in their text, whatever its case and composition. A page may have none and still name a next one.
+    #[param(max_length = 2000)]
     q: Option<String>,
+    /// Sent at this time or later; RFC 3339.
+    #[param(format = DateTime)]
     from: Option<String>,
+    /// Sent at this time or earlier.
+    #[param(format = DateTime)]
     to: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Messages {
+/// A page of a room's events.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Messages {
     /// In the order of seqs.
     messages: Vec<Item>,
     /// To be given as `before` or `after` again, whichever was given; `null` when there is no more.
     next: Option<u64>,
 }
 
+/// Reads a room's messages back, page by page in either direction.
+#[utoipa::path(
+    get, path = "/v1/rooms/{presenter_idx}/messages", tag = "history",
+    params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), MessagesQuery),
+    responses((status = 200, description = "A page, in the order of seqs", body = Messages), Asking, Querying)
+)]
 pub(super) async fn get_messages(
     request: HttpRequest,
     path: web::Path<String>,
@@ -133,9 +162,10 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
     })
 }
 
-/// One broadcast as JSON.
-#[derive(Serialize)]
-struct BroadcastBody {
+/// One broadcast.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Broadcast)]
+pub(super) struct BroadcastBody {
     id: Uuid,
     presenter_idx: i64,
     /// The room server's own number.
@@ -150,13 +180,17 @@ struct BroadcastBody {
     segments: Vec<SegmentBody>,
     /// Where its start was before it was corrected.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     corrected_from: Option<String>,
     /// Whether nothing of it is ever removed; for operators.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     legal_hold: Option<bool>,
 }
 
-#[derive(Serialize)]
+/// A stretch in which it was live.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Segment)]
 struct SegmentBody {
     from: String,
     to: Option<String>,
@@ -195,22 +229,38 @@ fn is_operator(caller: &Claims) -> bool {
     caller.role == Role::Operator
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-struct BroadcastsQuery {
+#[into_params(parameter_in = Query)]
+pub(super) struct BroadcastsQuery {
+    /// Older than this one: `next` of the page before.
+    #[param(value_type = Option<Uuid>)]
     before: Option<String>,
+    /// Broadcasts on the page, 1 to `history.page_max`.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 500)]
     limit: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Broadcasts {
+/// A page of a room's broadcasts.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Broadcasts {
     /// The newest first.
     broadcasts: Vec<BroadcastBody>,
     /// To be given as `before`; `null` when there is no more.
     next: Option<Uuid>,
 }
 
-async fn get_broadcasts(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
+/// A room's broadcasts, present and past.
+#[utoipa::path(
+    get, path = "/v1/rooms/{presenter_idx}/broadcasts", tag = "history",
+    params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), BroadcastsQuery),
+    responses((status = 200, description = "A page, the newest first", body = Broadcasts), Asking, Querying)
+)]
+pub(super) async fn get_broadcasts(
+    request: HttpRequest,
+    path: web::Path<String>,
+    state: web::Data<State>,
+) -> HttpResponse {
     answer(&request, &state, broadcasts(&request, &path, &state).await)
 }
 
@@ -237,7 +287,16 @@ pub(super) async fn find_broadcast(path: &str, state: &State) -> Result<StoredBr
     found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such broadcast"))
 }
 
-async fn get_broadcast(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
+/// One broadcast.
+#[utoipa::path(
+    get, path = "/v1/broadcasts/{id}", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")),
+    responses((status = 200, description = "The broadcast", body = BroadcastBody), Asking)
+)]
+pub(super) async fn get_broadcast(
+    request: HttpRequest,
+    path: web::Path<String>,
+    state: web::Data<State>,
+) -> HttpResponse {
     let result = async {
         let caller = caller(&request, &state)?;
         Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?, &caller))
@@ -245,13 +304,16 @@ async fn get_broadcast(request: HttpRequest, path: web::Path<String>, state: web
     answer(&request, &state, result.await)
 }
 
-#[derive(Deserialize)]
+/// What is changed of a broadcast; one of them at least.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Change {
+pub(super) struct Change {
     /// RFC 3339; `null` takes the correction back.
+    #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(default, deserialize_with = "some")]
     started_at: Option<Option<String>>,
     /// Whether nothing of it may be removed; for operators.
+    #[schema(nullable = false)]
     legal_hold: Option<bool>,
 }
 
@@ -260,7 +322,12 @@ fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Opti
     Option::deserialize(deserializer).map(Some)
 }
 
-async fn patch_broadcast(
+/// Corrects a broadcast's start, and with it every offset, for staff of the room; puts it under legal hold, for operators.
+#[utoipa::path(
+    patch, path = "/v1/broadcasts/{id}", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")), request_body = Change,
+    responses((status = 200, description = "The broadcast as it is now", body = BroadcastBody), Asking, WithBody)
+)]
+pub(super) async fn patch_broadcast(
     request: HttpRequest,
     path: web::Path<String>,
     payload: web::Payload,
@@ -322,17 +389,27 @@ async fn change(
     Ok(BroadcastBody::new(&find_broadcast(path, state).await?, &caller))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-struct ReplayQuery {
+#[into_params(parameter_in = Query)]
+pub(super) struct ReplayQuery {
+    /// From this offset on, in milliseconds of the broadcast.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     from_ms: Option<String>,
+    /// Up to and without this offset.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     to_ms: Option<String>,
+    /// Messages on the page, 1 to `history.page_max`.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 500)]
     limit: Option<String>,
+    /// `next` of the page before; it goes before `from_ms`.
+    #[param(pattern = "^[0-9]{1,9}\\.[0-9]{1,18}$")]
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Replay {
+/// A page of a broadcast's messages with their offsets.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Replay {
     broadcast_id: Uuid,
     /// In the order of the broadcast.
     messages: Vec<Item>,
@@ -340,7 +417,12 @@ struct Replay {
     next: Option<String>,
 }
 
-async fn get_replay(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
+/// The chat of a broadcast beside its recorded video.
+#[utoipa::path(
+    get, path = "/v1/broadcasts/{id}/replay", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), ReplayQuery),
+    responses((status = 200, description = "A page, in the order of the broadcast", body = Replay), Asking, Querying)
+)]
+pub(super) async fn get_replay(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
     answer(&request, &state, replay(&request, &path, &state).await)
 }
 

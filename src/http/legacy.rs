@@ -13,6 +13,7 @@ use chatting_actors::{
 
 use super::{
     identify::{Sender, Unknown, sender, token},
+    openapi::LegacyProblem,
     presenter::{Tokens, damp, place},
     socket,
     state::State,
@@ -61,7 +62,11 @@ async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
     FrameworkError::MethodNotAllowed(allow).response(request.path())
 }
 
-async fn home() -> HttpResponse {
+/// Says that the server runs.
+#[utoipa::path(
+    get, path = "/", tag = "legacy", responses((status = 200, description = "It runs", body = str, content_type = "text/plain"))
+)]
+pub(super) async fn home() -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/plain;charset=UTF-8")
         .body("Chatting Server is Running")
@@ -75,7 +80,15 @@ fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResp
     state.last_answer(error.response(&state.clock.timestamp(now()), request.path()))
 }
 
-async fn who(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+/// Whose token it is.
+#[utoipa::path(
+    get, path = "/token", tag = "legacy",
+    responses(
+        (status = 200, description = "The user's number", body = i64, content_type = "application/json"),
+        (status = 400, description = "No token, or a bad one", body = LegacyProblem)
+    )
+)]
+pub(super) async fn who(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
     let Some(token) = request.headers().get("token") else {
         return answer(&LegacyError::missing_header("token"), &request, &state);
     };
@@ -129,7 +142,25 @@ fn from_api(error: &ApiError) -> LegacyError {
     LegacyError::from_code(error.code, error.retry_after())
 }
 
-async fn send(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+/// Sends a chat message, as the original server had it. Texts are Korean.
+#[utoipa::path(
+    post, path = "/send/message", tag = "legacy",
+    request_body(content = serde_json::Value, description = "`{\"presenterIdx\":12,\"userType\":\"viewer\",\"textMessage\":\"hi\"}`"),
+    responses(
+        (status = 200, description = "Delivered or held; no body"),
+        (status = 202, description = "Refused: the presenter's own message while no session is there", body = LegacyProblem),
+        (status = 400, description = "Refused; the message says why", body = LegacyProblem),
+        (status = 403, description = "This peer may not set x-forward headers", body = LegacyProblem),
+        (status = 409, description = "A request with this Idempotency-Key is still running", body = LegacyProblem),
+        (status = 413, description = "The body is too large", body = LegacyProblem),
+        (status = 415, description = "The media type is not supported", body = LegacyProblem),
+        (status = 422, description = "The message is not valid, or its Idempotency-Key was used for another", body = LegacyProblem),
+        (status = 429, description = "Too often; Retry-After tells when", body = LegacyProblem),
+        (status = 503, description = "Not now; Retry-After tells when", body = LegacyProblem),
+        (status = 504, description = "Whether it was accepted is not known", body = LegacyProblem)
+    )
+)]
+pub(super) async fn send(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
     match deliver(&request, payload, &state).await {
         Ok(()) => HttpResponse::Ok().finish(),
         Err(Failed::Ours(error)) => answer(&error, &request, &state),
@@ -202,7 +233,17 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
 
 // ---- the presenter's WebSocket -----------------------------------------------------------------------------------
 
-async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+/// The original server's WebSocket.
+#[utoipa::path(
+    get, path = "/chatting", tag = "legacy",
+    responses(
+        (status = 101, description = "A WebSocket"),
+        (status = 400, description = "No WebSocket", body = str, content_type = "text/plain"),
+        (status = 429, description = "Too often; Retry-After tells when", body = LegacyProblem),
+        (status = 503, description = "Not now; Retry-After tells when", body = LegacyProblem)
+    )
+)]
+pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
     // First, so that a request which cannot be upgraded never costs a session its place.
     let response = match ws::handshake(&request) {
         Ok(response) => response,

@@ -9,6 +9,7 @@ mod history;
 mod identify;
 mod legacy;
 mod moderation;
+mod openapi;
 pub mod ops;
 mod pages;
 mod presenter;
@@ -29,7 +30,7 @@ use crate::{
 /// Adds every route. `ops_apart`: operations listen on an address of their own.
 pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
     if !ops_apart {
-        config.configure(ops::routes);
+        ops::routes(config, state);
     }
     if state.demo.is_some() {
         config.configure(demo::routes);

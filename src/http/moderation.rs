@@ -1,5 +1,10 @@
 //! Deletion: an act of the room's staff, which takes a place in the room's order.
 
+#![expect(
+    unused_qualifications,
+    reason = "in what the macros for the document make of query parameters"
+)]
+
 use actix_web::{HttpRequest, HttpResponse, web};
 use chatting_actors::{
     moderation::Act,
@@ -8,11 +13,13 @@ use chatting_actors::{
     wire::v1::timestamp,
 };
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
     history::answer,
     identify::caller,
+    openapi::{Acting, Asking, Querying},
     pages::{bad, id, query, time, unread, user},
     state::State,
     v1::{outcome, refused, room_of},
@@ -23,8 +30,9 @@ use crate::{
 };
 
 /// What was done, as JSON.
-#[derive(Serialize)]
-struct Done {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Deletion)]
+pub(super) struct Done {
     /// The act's own id.
     id: Uuid,
     /// Its place in the room.
@@ -34,6 +42,16 @@ struct Done {
     sent_at: String,
 }
 
+/// Deletes one message: it keeps its place, and viewers no longer see what it said. For staff of the room.
+#[utoipa::path(
+    delete, path = "/v1/rooms/{presenter_idx}/messages/{id}", tag = "moderation",
+    params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), ("id" = Uuid, Path, description = "The message")),
+    responses(
+        (status = 200, description = "Deleted: the act and its place in the room", body = Done),
+        (status = 204, description = "It was deleted before"),
+        Asking, Acting
+    )
+)]
 pub(super) async fn delete_message(
     request: HttpRequest,
     path: web::Path<(String, String)>,
@@ -62,14 +80,28 @@ pub(super) async fn delete_message(
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-struct Which {
+#[into_params(parameter_in = Query)]
+pub(super) struct Which {
+    /// Everything that this user has said so far.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     user_idx: Option<String>,
+    /// Everything that was sent from this time on; RFC 3339.
+    #[param(format = DateTime)]
     from: Option<String>,
+    /// Up to and including this one.
+    #[param(format = DateTime)]
     to: Option<String>,
 }
 
+/// Deletes all of a user, or a time range: `user_idx`, or `from` and `to`. For staff of the room.
+#[utoipa::path(
+    delete, path = "/v1/rooms/{presenter_idx}/messages", tag = "moderation", params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), Which),
+    responses(
+        (status = 200, description = "Deleted: the act and its place in the room", body = Done), Asking, Querying, Acting
+    )
+)]
 pub(super) async fn delete_messages(
     request: HttpRequest,
     path: web::Path<String>,

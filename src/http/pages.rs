@@ -13,6 +13,7 @@ use chatting_actors::{
 };
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::state::State;
@@ -107,7 +108,7 @@ pub fn unread(error: HistoryError) -> ApiError {
 }
 
 /// One event as JSON.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Item {
     /// `chat` or `moderation`.
     #[serde(rename = "type")]
@@ -122,49 +123,67 @@ pub struct Item {
     sent_at: String,
     /// Milliseconds of the broadcast, where it is told of one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub offset_ms: Option<i64>,
     /// The broadcast that it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     broadcast_id: Option<Uuid>,
     /// There and true when it was deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
     deleted: bool,
     /// When, for staff.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     deleted_at: Option<String>,
     /// By whom, for staff.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     deleted_by: Option<i64>,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    chat: Option<Chat>,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    moderation: Option<Moderation>,
-}
-
-/// What was said, and by whom.
-#[derive(Debug, Serialize)]
-struct Chat {
-    user_idx: i64,
-    nickname: String,
-    text: String,
-    role: &'static str,
-}
-
-/// What was done, and by whom.
-#[derive(Debug, Serialize)]
-struct Moderation {
-    action: &'static str,
+    /// Who said it; left out of what was deleted, but for staff.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    user_idx: Option<i64>,
+    /// The sender's name at that time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    nickname: Option<String>,
+    /// What was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    text: Option<String>,
+    /// `viewer`, `presenter`, `moderator` or `operator`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    role: Option<&'static str>,
+    /// Of `moderation`: `delete`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    action: Option<&'static str>,
+    /// Of `moderation`: the message that was deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     target_id: Option<Uuid>,
+    /// Of `moderation`: its place in the room.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     target_seq: Option<u64>,
+    /// Of `moderation`: the user whose messages were deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     target_user_idx: Option<i64>,
+    /// Of `moderation`: everything from this time on was deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     from: Option<String>,
+    /// Of `moderation`: up to and including this one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     to: Option<String>,
-    /// `null` when that user was erased.
+    /// Of `moderation`: who did it; left out when that user was erased.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     by: Option<i64>,
 }
 
@@ -173,38 +192,17 @@ fn known(user: UserIdx) -> Option<i64> {
     (user != UserIdx::ERASED).then(|| user.get())
 }
 
-impl Moderation {
-    fn new(act: &Act, by: UserIdx) -> Self {
-        let mut moderation = Self {
-            action: "delete",
-            target_id: None,
-            target_seq: None,
-            target_user_idx: None,
-            from: None,
-            to: None,
-            by: known(by),
-        };
-        match act {
-            Act::Message { id, seq } => {
-                moderation.target_id = Some(*id);
-                moderation.target_seq = Some(seq.0);
-            }
-            Act::User { user_idx } => moderation.target_user_idx = known(*user_idx),
-            Act::Span { from_ms, to_ms } => {
-                moderation.from = Some(timestamp(*from_ms));
-                moderation.to = Some(timestamp(*to_ms));
-            }
-        }
-        moderation
-    }
-}
-
 impl Item {
     /// As a reader may see it; `staff`: of this room.
     pub fn new(logged: &Logged, staff: bool) -> Self {
         let event = &logged.event;
-        let by = event.chat.user_idx;
-        let hidden = event.is_erased() || (logged.deleted.is_some() && !staff);
+        let act = event.act.as_deref();
+        let hidden = act.is_some() || event.is_erased() || (logged.deleted.is_some() && !staff);
+        let shown = (!hidden).then_some(&event.chat);
+        let span = match act {
+            Some(Act::Span { from_ms, to_ms }) => Some((*from_ms, *to_ms)),
+            _ => None,
+        };
         let deleted = logged.deleted.filter(|_| staff);
         Self {
             kind: event.kind(),
@@ -217,13 +215,26 @@ impl Item {
             deleted: logged.deleted.is_some(),
             deleted_at: deleted.map(|deleted| timestamp(deleted.at_ms)),
             deleted_by: deleted.and_then(|deleted| known(deleted.by)),
-            chat: (event.act.is_none() && !hidden).then(|| Chat {
-                user_idx: by.get(),
-                nickname: event.chat.nickname.as_str().to_owned(),
-                text: event.chat.text.as_str().to_owned(),
-                role: event.chat.role.as_str(),
-            }),
-            moderation: event.act.as_ref().map(|act| Moderation::new(act, by)),
+            user_idx: shown.map(|chat| chat.user_idx.get()),
+            nickname: shown.map(|chat| chat.nickname.as_str().to_owned()),
+            text: shown.map(|chat| chat.text.as_str().to_owned()),
+            role: shown.map(|chat| chat.role.as_str()),
+            action: act.map(|_| "delete"),
+            target_id: match act {
+                Some(Act::Message { id, .. }) => Some(*id),
+                _ => None,
+            },
+            target_seq: match act {
+                Some(Act::Message { seq, .. }) => Some(seq.0),
+                _ => None,
+            },
+            target_user_idx: match act {
+                Some(Act::User { user_idx }) => known(*user_idx),
+                _ => None,
+            },
+            from: span.map(|(from_ms, _)| timestamp(from_ms)),
+            to: span.map(|(_, to_ms)| timestamp(to_ms)),
+            by: act.and_then(|_| known(event.chat.user_idx)),
         }
     }
 }

@@ -20,6 +20,7 @@ use chatting_actors::{
 use super::{
     client::{self, AddressPermit},
     identify::token,
+    openapi::{Asking, Upgrading},
     socket,
     state::State,
 };
@@ -38,7 +39,12 @@ pub fn routes(config: &mut web::ServiceConfig) {
     );
 }
 
-async fn presenter(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+/// The presenter's WebSocket, subprotocol `chat.v1`: docs/PROTOCOL.md and docs/asyncapi.json say what goes over it.
+#[utoipa::path(
+    get, path = "/v1/presenter", tag = "sockets",
+    responses((status = 101, description = "A WebSocket"), Asking, Upgrading)
+)]
+pub(super) async fn presenter(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
     upgrade(&request, payload, &state).unwrap_or_else(|error| {
         let refused = [("reason", error.code.as_str())];
         state.metrics.sessions_refused.get_or_create(&refused).inc();

@@ -9,7 +9,11 @@ use chatting_actors::{
 };
 use serde_json::{Value, json};
 
-use super::{identify::claims, state::State};
+use super::{
+    identify::claims,
+    openapi::{Asking, WithBody},
+    state::State,
+};
 use crate::{
     error::{ApiError, Code, Lang},
     room::embedded::{EmbeddedRooms, LiveRoom},
@@ -76,7 +80,13 @@ fn unsaved(error: &std::io::Error) -> ApiError {
     ApiError::new(Code::Internal)
 }
 
-async fn check(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+/// Is this presenter live?
+#[utoipa::path(
+    post, path = "/room/live/check", tag = "embedded room server",
+    request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
+    responses((status = 200, description = "`data.alive` says so", body = serde_json::Value), WithBody)
+)]
+pub(super) async fn check(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
     let result = || {
         let presenter = presenter(&body)?;
         Ok(match embedded(&state)?.get(presenter) {
@@ -87,7 +97,12 @@ async fn check(request: HttpRequest, body: web::Bytes, state: web::Data<State>) 
     respond(&request, result())
 }
 
-async fn search_all(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+/// All live rooms.
+#[utoipa::path(
+    post, path = "/room/live/search-all", tag = "embedded room server",
+    responses((status = 200, description = "`data` lists them", body = serde_json::Value))
+)]
+pub(super) async fn search_all(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
     let result = || {
         let all = embedded(&state)?.all();
         let rooms: Vec<Value> = all.into_iter().map(|(presenter, live)| room(presenter, live)).collect();
@@ -96,7 +111,13 @@ async fn search_all(request: HttpRequest, state: web::Data<State>) -> HttpRespon
     respond(&request, result())
 }
 
-async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+/// A presenter goes live; for operators.
+#[utoipa::path(
+    post, path = "/room/live/start", tag = "embedded room server",
+    request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
+    responses((status = 200, description = "Live", body = serde_json::Value), Asking, WithBody)
+)]
+pub(super) async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
     let result = || {
         let rooms = embedded(&state)?;
         operator(&request, &state)?;
@@ -107,7 +128,13 @@ async fn start(request: HttpRequest, body: web::Bytes, state: web::Data<State>) 
     respond(&request, result())
 }
 
-async fn stop(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
+/// A presenter's broadcast ends; for operators.
+#[utoipa::path(
+    post, path = "/room/live/stop", tag = "embedded room server",
+    request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
+    responses((status = 200, description = "Not live", body = serde_json::Value), Asking, WithBody)
+)]
+pub(super) async fn stop(request: HttpRequest, body: web::Bytes, state: web::Data<State>) -> HttpResponse {
     let result = || {
         let rooms = embedded(&state)?;
         operator(&request, &state)?;

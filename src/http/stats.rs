@@ -1,15 +1,22 @@
 //! Figures of a broadcast for the staff of its room.
 
+#![expect(
+    unused_qualifications,
+    reason = "in what the macros for the document make of query parameters"
+)]
+
 use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use chatting_actors::clock::system_ms;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
     history::{answer, find_broadcast},
     identify::caller,
+    openapi::{Asking, Querying},
     pages::{bad, parameter, query, unread},
     state::State,
 };
@@ -39,16 +46,21 @@ pub struct FiguresLimits {
 /// Where a request names no length, buckets are so many milliseconds long, or a multiple of that.
 const BUCKET_MS: i64 = 60_000;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-struct StatsQuery {
+#[into_params(parameter_in = Query)]
+pub(super) struct StatsQuery {
+    /// How long a bucket is, in milliseconds of the broadcast; long enough for at most `figures.buckets_max` of them.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 86400000)]
     bucket_ms: Option<String>,
+    /// Senders, words and peaks, each: 1 to `figures.top_max`.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 100)]
     top: Option<String>,
 }
 
-/// The figures as JSON.
-#[derive(Serialize)]
-struct Stats {
+/// Figures of a broadcast.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Stats {
     broadcast_id: Uuid,
     /// The last event that was counted; what came after it is not in the store yet. `null`: the store has nothing of it.
     through_seq: Option<u64>,
@@ -70,14 +82,16 @@ struct Stats {
     peaks: Vec<PeakBody>,
 }
 
-#[derive(Serialize)]
+/// Who said how much.
+#[derive(Serialize, ToSchema)]
 struct TopSender {
     user_idx: i64,
     nickname: String,
     messages: u64,
 }
 
-#[derive(Serialize)]
+/// A word, and how often.
+#[derive(Serialize, ToSchema)]
 struct TopWord {
     word: String,
     /// Messages that it is in.
@@ -85,7 +99,7 @@ struct TopWord {
 }
 
 /// How long the room waited for its presenter to say something in the chat.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Replies {
     /// How often the presenter said something after somebody else had.
     count: u64,
@@ -95,7 +109,9 @@ struct Replies {
     p90_seconds: Option<i64>,
 }
 
-#[derive(Serialize)]
+/// Where the room was much louder than usual.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Peak)]
 struct PeakBody {
     /// Where it begins, in milliseconds of the broadcast.
     offset_ms: i64,
@@ -111,6 +127,11 @@ struct PeakBody {
     ratio: f64,
 }
 
+/// Figures of a broadcast, for staff of its room.
+#[utoipa::path(
+    get, path = "/v1/broadcasts/{id}/stats", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), StatsQuery),
+    responses((status = 200, description = "The figures, as far as the store has the broadcast", body = Stats), Asking, Querying)
+)]
 pub(super) async fn get_stats(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
     answer(&request, &state, stats(&request, &path, &state).await)
 }

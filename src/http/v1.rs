@@ -8,8 +8,15 @@ use chatting_actors::{
     wire::v1::timestamp,
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::{history::get_messages, identify::sender, moderation::delete_messages, state::State};
+use super::{
+    history::get_messages,
+    identify::sender,
+    moderation::delete_messages,
+    openapi::{Asking, Looking, Sending, WithBody},
+    state::State,
+};
 use crate::{
     error::{ApiError, Code, Lang},
     limits::whole_seconds,
@@ -54,8 +61,9 @@ pub(super) fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
     })
 }
 
-#[derive(Serialize)]
-struct Room {
+/// What a room looks like now.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Room {
     presenter_idx: i64,
     /// Whether the room server says so.
     live: bool,
@@ -69,14 +77,20 @@ struct Room {
 }
 
 /// What a message may be.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Rules {
     max_chars: usize,
     max_body_bytes: usize,
     nickname_max_chars: usize,
 }
 
-async fn get_room(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
+/// What a room looks like now.
+#[utoipa::path(
+    get, path = "/v1/rooms/{presenter_idx}", tag = "rooms",
+    params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64)),
+    responses((status = 200, description = "The room", body = Room), Asking, Looking)
+)]
+pub(super) async fn get_room(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
     match look(&request, &path, &state).await {
         Ok(room) => HttpResponse::Ok()
             .insert_header((header::CACHE_CONTROL, "no-store"))
@@ -103,21 +117,40 @@ async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, 
     })
 }
 
-#[derive(Deserialize)]
-struct NewMessage {
+/// A chat message.
+#[derive(Deserialize, ToSchema)]
+pub(super) struct NewMessage {
+    /// 1 to `message.max_chars` characters.
+    #[schema(min_length = 1, max_length = 2000)]
     text: String,
 }
 
-#[derive(Serialize)]
-struct Created<'a> {
+/// The place that a message got.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Created {
+    /// UUIDv7.
     id: uuid::Uuid,
+    /// Its place in the room.
     seq: u64,
-    epoch: &'a str,
+    /// The numbering that `seq` belongs to.
+    epoch: String,
+    /// RFC 3339, UTC, with milliseconds.
     sent_at: String,
+    /// `delivered`: queued to the presenter; `held`: kept until the presenter takes it.
     delivery: &'static str,
 }
 
-async fn post_message(
+/// Sends a chat message to a live room.
+#[utoipa::path(
+    post, path = "/v1/rooms/{presenter_idx}/messages", tag = "rooms",
+    params(
+        ("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: sent again with its key, a message gets the first answer"),
+    ),
+    request_body = NewMessage,
+    responses((status = 201, description = "Accepted: it has its place in the room and is logged", body = Created), Asking, WithBody, Sending)
+)]
+pub(super) async fn post_message(
     request: HttpRequest,
     path: web::Path<String>,
     payload: web::Payload,
@@ -127,7 +160,7 @@ async fn post_message(
         Ok(accepted) => HttpResponse::Created().json(Created {
             id: accepted.id,
             seq: accepted.seq.0,
-            epoch: &accepted.epoch.0,
+            epoch: accepted.epoch.0.to_string(),
             sent_at: timestamp(accepted.sent_at_ms),
             delivery: accepted.delivery.as_str(),
         }),

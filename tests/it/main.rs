@@ -16,6 +16,7 @@ mod log_archive;
 mod log_store;
 mod moderation;
 mod old_faults;
+mod openapi;
 mod operations;
 mod plans;
 mod presenter;

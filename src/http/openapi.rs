@@ -1,0 +1,198 @@
+//! `/openapi.json`, made from the handlers, and `/docs`, which shows it. Served beside the other routes for operations.
+//!
+//! What the settings turn off is left out: the legacy routes, the embedded room server's, operations on an address of their own.
+
+use std::collections::BTreeMap;
+
+use actix_web::{HttpResponse, web};
+use utoipa::{
+    IntoResponses, OpenApi, ToSchema,
+    openapi::{
+        ContentBuilder, HttpMethod, InfoBuilder, Ref, RefOr, Response, ResponseBuilder,
+        path::Operation,
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
+};
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::{history, legacy, moderation, ops, presenter, rooms, state::State, stats, v1};
+use crate::error::{Code, Lang};
+
+#[derive(OpenApi)]
+#[openapi(
+    paths(
+        v1::post_message,
+        v1::get_room,
+        history::get_messages,
+        moderation::delete_messages,
+        moderation::delete_message,
+        history::get_broadcasts,
+        history::get_broadcast,
+        history::patch_broadcast,
+        history::get_replay,
+        stats::get_stats,
+        presenter::presenter,
+        legacy::home,
+        legacy::who,
+        legacy::send,
+        legacy::chatting,
+        rooms::check,
+        rooms::search_all,
+        rooms::start,
+        rooms::stop,
+        ops::livez,
+        ops::readyz,
+        ops::metrics,
+    ),
+    components(schemas(Problem))
+)]
+struct Document;
+
+/// The routes: the document, and the page that shows it.
+pub fn routes(config: &mut web::ServiceConfig, state: &State) {
+    let document = document(state);
+    // Its own route rather than the page's, so that it is there without the page's path in it.
+    let text = document.to_json().unwrap_or_default();
+    config.route(
+        "/openapi.json",
+        web::get().to(move || {
+            let text = text.clone();
+            async move { HttpResponse::Ok().content_type("application/json").body(text) }
+        }),
+    );
+    config.route("/docs", web::get().to(async || web::Redirect::to("/docs/")));
+    config.service(SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::new(["/openapi.json"])));
+}
+
+/// The document for these settings.
+pub fn document(state: &State) -> utoipa::openapi::OpenApi {
+    let mut document = Document::openapi();
+    document.info = InfoBuilder::new()
+        .title("chatting-server")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Chat for live broadcasts. Errors are RFC 9457 problems; titles in Korean and English by Accept-Language. The \
+             presenter's WebSocket is described in docs/PROTOCOL.md and docs/asyncapi.json.",
+        ))
+        .build();
+    let legacy = ["/", "/token", "/send/message", "/chatting"];
+    document.paths.paths.retain(|path, _| {
+        (state.legacy || !legacy.contains(&path.as_str())) && (state.rooms.is_some() || !path.starts_with("/room/"))
+    });
+    let components = document.components.get_or_insert_default();
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format("JWT")
+        .build();
+    components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    let header = ApiKey::Header(ApiKeyValue::new("token"));
+    components.add_security_scheme("token", SecurityScheme::ApiKey(header));
+    for (path, item) in &mut document.paths.paths {
+        for method in [HttpMethod::Get, HttpMethod::Post, HttpMethod::Patch, HttpMethod::Delete] {
+            let operation: &mut Option<Operation> = match method {
+                HttpMethod::Get => &mut item.get,
+                HttpMethod::Post => &mut item.post,
+                HttpMethod::Patch => &mut item.patch,
+                _ => &mut item.delete,
+            };
+            let Some(operation) = operation else {
+                continue;
+            };
+            if needs_token(path) {
+                operation.security = Some(vec![
+                    SecurityRequirement::new("bearer", [""; 0]),
+                    SecurityRequirement::new("token", [""; 0]),
+                ]);
+            }
+        }
+    }
+    document
+}
+
+fn needs_token(path: &str) -> bool {
+    path.starts_with("/v1/")
+        || path == "/send/message"
+        || path == "/token"
+        || path == "/room/live/start"
+        || path == "/room/live/stop"
+}
+
+/// A refusal (RFC 9457).
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the shape alone is of interest")]
+pub(super) struct Problem {
+    /// `urn:chatting-server:problem:` and the code.
+    #[schema(rename = "type")]
+    kind: String,
+    /// For people, in their language.
+    title: String,
+    /// The HTTP status again.
+    status: u16,
+    /// Stable; what a client goes by.
+    code: String,
+    /// What is wrong in particular, in English.
+    #[schema(nullable = false)]
+    detail: Option<String>,
+}
+
+/// Responses for these codes of the error table, by their status.
+fn refusals(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+    for code in codes {
+        let told = format!("`{code}`: {}", code.title(Lang::English));
+        by_status.entry(code.status().as_u16()).or_default().push(told);
+    }
+    let schema = RefOr::Ref(Ref::from_schema_name("Problem"));
+    let responses = by_status.into_iter().map(|(status, told)| {
+        let content = ContentBuilder::new().schema(Some(schema.clone())).build();
+        let response = ResponseBuilder::new()
+            .description(told.join(" · "))
+            .content("application/problem+json", content);
+        (status.to_string(), RefOr::T(response.build()))
+    });
+    responses.collect()
+}
+
+macro_rules! refusals {
+    ($($(#[$doc:meta])+ $name:ident = $($code:ident),+;)+) => {$(
+        $(#[$doc])+
+        pub(super) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<Response>> {
+                refusals(&[$(Code::$code),+])
+            }
+        }
+    )+};
+}
+
+refusals! {
+    /// Of every route that wants to know who asks.
+    Asking = Unauthenticated, TokenExpired, Forbidden, NotFound, MethodNotAllowed, Overloaded, LogUnavailable;
+    /// Of a query that cannot be read.
+    Querying = BadRequest;
+    /// Of a request with a body.
+    WithBody = BadRequest, TooLarge, UnsupportedMediaType;
+    /// Of a message.
+    Sending = InvalidMessage, IdempotencyConflict, IdempotencyInProgress, BroadcastEnded, RateLimited, OutcomeUnknown,
+        PresenterDisconnected, Overloaded, RoomServerUnavailable, LogUnavailable;
+    /// Of an act of moderation.
+    Acting = OutcomeUnknown, Overloaded, LogUnavailable;
+    /// Of a look at a room.
+    Looking = RateLimited, Overloaded, RoomServerUnavailable, LogUnavailable;
+    /// Of an upgrade.
+    Upgrading = BadRequest, UpgradeRequired, RateLimited;
+}
+
+/// An error of the original server's own.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the shape alone is of interest")]
+pub(super) struct LegacyProblem {
+    timestamp: String,
+    status: u16,
+    /// The framework's errors have this too.
+    #[schema(nullable = false)]
+    error: Option<String>,
+    message: String,
+    path: String,
+}
