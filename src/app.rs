@@ -45,6 +45,7 @@ use crate::{
         state::{Failing, Health, Limits, State},
     },
     limits::Rates,
+    retention::Retention,
     room::{EmbeddedRooms, HttpRooms},
     settings::{AuthMode, LogBackend, RoomMode, Settings},
     shutdown::{Drain, stop_in_order},
@@ -68,6 +69,7 @@ pub struct App {
     fetching: Option<actix_web::rt::task::JoinHandle<()>>,
     writer: WriterParts,
     beating: Option<(ServerBeat, actix_web::rt::task::JoinHandle<()>)>,
+    retention: Option<actix_web::rt::task::JoinHandle<()>>,
     spool_thread: SpoolThread,
     arbiters: Vec<(&'static str, Arbiter)>,
     deadline: Duration,
@@ -124,6 +126,7 @@ impl App {
             info,
         );
         let sessions = Gate::new("sessions", settings.session.max);
+        let figures = Gate::new("figures", settings.figures.at_once);
         let trusted = startup::trusted_proxies(settings)?;
         let parts = WriterParts::new(
             startup::writer_config(settings),
@@ -172,6 +175,7 @@ impl App {
             Arc::clone(writer_bytes),
             Arc::clone(&sessions),
             Arc::clone(history.gate()),
+            Arc::clone(&figures),
         ];
         let room_breaker_open = metrics.room_breaker_open.clone();
         let state = web::Data::new(State {
@@ -192,11 +196,13 @@ impl App {
                 page_default: settings.history.page_default.min(settings.history.page_max),
                 page_max: settings.history.page_max,
                 scan_limit: settings.history.scan_limit,
+                figures: startup::figures_limits(settings),
             },
             origins: settings.cors.origins.clone(),
             legacy: settings.legacy.enabled,
             rooms,
             history,
+            figures,
             metrics,
             metric_names,
             gates,
@@ -217,6 +223,7 @@ impl App {
             demo: extras.demo_page,
             failing,
         });
+        let retention = Retention::new(settings, Arc::clone(state.history.store()), state.metrics.clone());
         let lines = Lines::new(Duration::from_secs(
             settings.server.keep_alive_seconds + settings.server.client_request_seconds,
         ));
@@ -232,6 +239,7 @@ impl App {
             beating: beat
                 .clone()
                 .map(|beat| (beat.clone(), actix_web::rt::spawn(beat.keep_beating()))),
+            retention: retention.map(|retention| actix_web::rt::spawn(retention.keep_sweeping())),
             spool_thread,
             arbiters: vec![
                 ("registry", registry_arbiter),
@@ -271,6 +279,9 @@ impl App {
         log::info!("stopping: at most {:?}", self.deadline);
         let until = Instant::now() + self.deadline;
         self.state.health.draining.store(true, Ordering::Release);
+        if let Some(retention) = self.retention {
+            retention.abort();
+        }
         let in_order = stop_in_order(&self.state, &handle, &self.writer, &self.drain, until).await;
         if !in_order {
             handle.stop(false).await;

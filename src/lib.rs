@@ -17,6 +17,7 @@ pub mod http;
 pub mod legacy;
 pub mod limits;
 pub mod load;
+pub mod retention;
 pub mod room;
 pub mod settings;
 mod shutdown;

@@ -16,9 +16,10 @@ use crate::{
         jwks::{RefreshSettings, Source, SourceSettings},
         keys_of_settings, secret_of_settings,
     },
+    http::stats::FiguresLimits,
     room::{EmbeddedRooms, http::HttpRoomSettings},
     settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
-    store::{Durability, MongoStore, SpoolSettings, mongo::MongoSettings, spool::OpenError},
+    store::{Durability, MongoStore, SpoolSettings, figures::PeakRule, mongo::MongoSettings, spool::OpenError},
 };
 
 /// How long a stop waits for a healthy store, at most.
@@ -201,6 +202,20 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
         backlog_max: log.backlog_max,
         answer_first: log.durability == DurabilitySetting::Memory,
         key_window_ms: key_window_ms(settings),
+    }
+}
+
+pub(crate) fn figures_limits(settings: &Settings) -> FiguresLimits {
+    let figures = &settings.figures;
+    FiguresLimits {
+        patience: Duration::from_secs(figures.timeout_seconds),
+        buckets_max: figures.buckets_max,
+        top_default: figures.top_default,
+        top_max: figures.top_max,
+        peak: PeakRule {
+            window: figures.peak_window,
+            percent: figures.peak_percent,
+        },
     }
 }
 

@@ -71,6 +71,10 @@ pub struct Metrics {
     pub store_retries: Counter,
     /// Events that the store will never take, set aside in the spool (rule 4).
     pub parked: Counter,
+    /// What retention removed, by `kind`: event, broadcast.
+    pub retention_deleted: Family<Label, Counter>,
+    /// Times that retention went through the log, by `outcome`: ok, error.
+    pub retention_sweeps: Family<Label, Counter>,
     /// Events in the spool that the store does not have yet.
     pub spool_events: Gauge,
     /// Size of the spool in bytes.
@@ -126,6 +130,8 @@ impl Default for Metrics {
             store_batch_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 15)),
             store_retries: Counter::default(),
             parked: Counter::default(),
+            retention_deleted: Family::default(),
+            retention_sweeps: Family::default(),
             spool_events: Gauge::default(),
             spool_bytes: Gauge::default(),
             forward_refused: Counter::default(),
@@ -164,7 +170,7 @@ impl Metrics {
     /// Makes every series whose label is known beforehand, at 0. One that first appears as 1 has no increase for whoever
     /// watches, so the first of the rare events would go unseen.
     fn begin(&self) {
-        let outcomes: [(&Family<Label, Counter>, &[&str]); 6] = [
+        let outcomes: [(&Family<Label, Counter>, &[&str]); 7] = [
             (
                 &self.room_checks,
                 &["live", "not_live", "cached", "stale", "error", "timeout"],
@@ -174,11 +180,15 @@ impl Metrics {
             (&self.log_reads, &["ok", "error", "hole"]),
             (&self.key_reloads, &["ok", "error"]),
             (&self.jwks_fetches, &["ok", "error"]),
+            (&self.retention_sweeps, &["ok", "error"]),
         ];
         for (family, values) in outcomes {
             for value in values {
                 drop(family.get_or_create(&[("outcome", value)]));
             }
+        }
+        for kind in ["event", "broadcast"] {
+            drop(self.retention_deleted.get_or_create(&[("kind", kind)]));
         }
         for scope in Act::SCOPES {
             drop(self.moderation.get_or_create(&[("scope", scope)]));
@@ -312,6 +322,16 @@ impl Metrics {
         );
         r.register("chat_store_retries", "Batches tried again", self.store_retries.clone());
         r.register("chat_parked", "Events the store will never take", self.parked.clone());
+        r.register(
+            "chat_retention_deleted",
+            "Removed because log.retention_days are over, by kind",
+            self.retention_deleted.clone(),
+        );
+        r.register(
+            "chat_retention_sweeps",
+            "Times that retention went through the log, by outcome",
+            self.retention_sweeps.clone(),
+        );
         r.register(
             "chat_spool_events",
             "Events the store does not have yet",

@@ -36,6 +36,9 @@ impl fmt::Display for PresenterIdx {
 pub struct UserIdx(i64);
 
 impl UserIdx {
+    /// Who stands where a user was erased; nobody's number.
+    pub const ERASED: Self = Self(i64::MAX);
+
     /// Takes a number from outside; `None` when it is negative.
     pub fn new(value: i64) -> Option<Self> {
         (value >= 0).then_some(Self(value))
@@ -212,6 +215,11 @@ impl Event {
     /// What it is, as the log names it: `chat` or `moderation`.
     pub fn kind(&self) -> &'static str {
         if self.act.is_some() { "moderation" } else { "chat" }
+    }
+
+    /// Whether it is a message of which nothing is left but its place: its user was erased, or its time is over.
+    pub fn is_erased(&self) -> bool {
+        self.act.is_none() && self.chat.user_idx == UserIdx::ERASED
     }
 }
 

@@ -1,6 +1,7 @@
-//! The commands: `serve`, `demo`, `check-config`, `settings`, `spool`, `token`, `watch`.
+//! The commands: `serve`, `demo`, `check-config`, `settings`, `spool`, `erase`, `token`, `load`, `watch`.
 
 mod demo;
+mod erase;
 mod load;
 mod report;
 mod serve;
@@ -65,6 +66,16 @@ enum Command {
     ///
     /// docs/OPERATIONS.md tells when to use which.
     Spool(spool::SpoolArgs),
+    /// Erase what a user sent, everywhere: log, spool, parked events, idempotency keys; the server must be stopped.
+    ///
+    /// Of each message only its place, its id and its time stay; who sent it, the name and the text are gone, and it counts as
+    /// deleted. What others did keeps no trace of the user either. Messages of broadcasts under legal hold are listed and
+    /// left. With SQLite the file is rewritten at the end, which needs room for a second copy. It may be interrupted: run it
+    /// again to go on. docs/OPERATIONS.md tells what it does not reach.
+    ///
+    /// Exit codes: 0 done, 1 something of the user is left or may be (legal hold, damaged spools that were set aside), 64 bad settings,
+    /// 69 the spool or the store is not to be had, 75 interrupted.
+    Erase(erase::EraseArgs),
     /// Mint a token for trying things.
     ///
     /// Signed with the HS256 key that the server verifies with (auth.hs256_secret and so on, best by environment), or with
@@ -169,6 +180,7 @@ pub fn run() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::Spool(args) => spool::run(&args),
+        Command::Erase(args) => erase::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Watch(args) => watch::run(&args),

@@ -6,7 +6,10 @@
 )]
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use chatting_actors::{types::Seq, wire::v1::timestamp};
+use chatting_actors::{
+    types::{Role, Seq},
+    wire::v1::timestamp,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -17,9 +20,11 @@ use super::{
     openapi::{Asking, Querying, WithBody},
     pages::{Item, bad, id, limit, offset, parameter, query, seq, time, unread, user},
     state::State,
+    stats::get_stats,
     v1::{is_json, only, read_body, room_of},
 };
 use crate::{
+    auth::Claims,
     error::{ApiError, Code, Lang},
     store::{
         StoredBroadcast,
@@ -47,6 +52,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(
                     |request: HttpRequest| async move { only(&request, "GET, PATCH") },
                 )),
+        )
+        .service(
+            web::resource("/v1/broadcasts/{id}/stats")
+                .route(web::get().to(get_stats))
+                .default_service(web::to(super::v1::only_get)),
         )
         .service(
             web::resource("/v1/broadcasts/{id}/replay")
@@ -172,6 +182,10 @@ pub(super) struct BroadcastBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     corrected_from: Option<String>,
+    /// Whether nothing of it is ever removed; for operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    legal_hold: Option<bool>,
 }
 
 /// A stretch in which it was live.
@@ -183,10 +197,11 @@ struct SegmentBody {
 }
 
 impl BroadcastBody {
-    fn new(stored: &StoredBroadcast) -> Self {
+    fn new(stored: &StoredBroadcast, caller: &Claims) -> Self {
         let StoredBroadcast {
             broadcast,
             corrected_start_ms,
+            legal_hold,
         } = stored;
         let until = broadcast.ended_at_ms.unwrap_or_else(chatting_actors::clock::system_ms);
         Self {
@@ -205,8 +220,13 @@ impl BroadcastBody {
                 })
                 .collect(),
             corrected_from: corrected_start_ms.map(|_| timestamp(broadcast.started_at_ms())),
+            legal_hold: is_operator(caller).then_some(*legal_hold),
         }
     }
+}
+
+fn is_operator(caller: &Claims) -> bool {
+    caller.role == Role::Operator
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -245,7 +265,7 @@ pub(super) async fn get_broadcasts(
 }
 
 async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<Broadcasts, ApiError> {
-    caller(request, state).await?;
+    let caller = caller(request, state).await?;
     let presenter = room_of(path)?;
     let asked: BroadcastsQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
@@ -257,7 +277,7 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
             .last()
             .filter(|_| found.len() == limit)
             .map(|last| last.broadcast.id),
-        broadcasts: found.iter().map(BroadcastBody::new).collect(),
+        broadcasts: found.iter().map(|stored| BroadcastBody::new(stored, &caller)).collect(),
     })
 }
 
@@ -278,30 +298,33 @@ pub(super) async fn get_broadcast(
     state: web::Data<State>,
 ) -> HttpResponse {
     let result = async {
-        caller(&request, &state).await?;
-        Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?))
+        let caller = caller(&request, &state).await?;
+        Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?, &caller))
     };
     answer(&request, &state, result.await)
 }
 
-/// What is corrected of a broadcast.
+/// What is changed of a broadcast; one of them at least.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Correction {
+pub(super) struct Change {
     /// RFC 3339; `null` takes the correction back.
-    #[schema(required = true, format = DateTime)]
-    #[serde(deserialize_with = "some")]
-    started_at: Option<String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(default, deserialize_with = "some")]
+    started_at: Option<Option<String>>,
+    /// Whether nothing of it may be removed; for operators.
+    #[schema(nullable = false)]
+    legal_hold: Option<bool>,
 }
 
-/// It must be there, and may be `null`.
-fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    Option::deserialize(deserializer)
+/// It may be there as `null`, which is not the same as not being there.
+fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
-/// Corrects a broadcast's start, and with it every offset; for staff of the room.
+/// Corrects a broadcast's start, and with it every offset, for staff of the room; puts it under legal hold, for operators.
 #[utoipa::path(
-    patch, path = "/v1/broadcasts/{id}", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")), request_body = Correction,
+    patch, path = "/v1/broadcasts/{id}", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")), request_body = Change,
     responses((status = 200, description = "The broadcast as it is now", body = BroadcastBody), Asking, WithBody)
 )]
 pub(super) async fn patch_broadcast(
@@ -310,10 +333,10 @@ pub(super) async fn patch_broadcast(
     payload: web::Payload,
     state: web::Data<State>,
 ) -> HttpResponse {
-    answer(&request, &state, correct(&request, &path, payload, &state).await)
+    answer(&request, &state, change(&request, &path, payload, &state).await)
 }
 
-async fn correct(
+async fn change(
     request: &HttpRequest,
     path: &str,
     payload: web::Payload,
@@ -328,26 +351,42 @@ async fn correct(
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
     }
     let body = read_body(request, payload, &state.limits).await?;
-    let correction: Correction =
+    let change: Change =
         serde_json::from_slice(&body).map_err(|error| bad(&format!("the body is not valid: {error}")))?;
-    let start = time("started_at", correction.started_at.as_deref())?;
+    if change.legal_hold.is_some() && !is_operator(&caller) {
+        return Err(ApiError::new(Code::Forbidden).with_detail("operators may put a broadcast under legal hold"));
+    }
+    let start = match &change.started_at {
+        Some(start) => Some(time("started_at", start.as_deref())?),
+        None if change.legal_hold.is_some() => None,
+        None => return Err(bad("the body names nothing to change: started_at or legal_hold")),
+    };
     if start
+        .flatten()
         .zip(found.broadcast.ended_at_ms)
         .is_some_and(|(start, end)| start > end)
     {
         return Err(bad("started_at: it is after the broadcast's end"));
     }
+    let (store, id) = (state.history.store(), found.broadcast.id);
     let unread = |error: chatting_actors::seams::StoreError| unread(error.into());
-    let store = state.history.store();
-    if !store
-        .correct_broadcast(found.broadcast.id, start)
-        .await
-        .map_err(unread)?
-    {
+    let mut there = true;
+    if let Some(start) = start {
+        there = store.correct_broadcast(id, start).await.map_err(unread)?;
+    }
+    if let Some(hold) = change.legal_hold.filter(|_| there) {
+        there = store.hold_broadcast(id, hold).await.map_err(unread)?;
+        log::info!(
+            "broadcast {id}: {} legal hold by user {}",
+            if hold { "under" } else { "no more under" },
+            caller.user_idx
+        );
+    }
+    if !there {
         // It is on its way there.
         return Err(ApiError::new(Code::LogUnavailable).with_detail("the store does not have this broadcast yet"));
     }
-    Ok(BroadcastBody::new(&find_broadcast(path, state).await?))
+    Ok(BroadcastBody::new(&find_broadcast(path, state).await?, &caller))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -402,6 +441,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
     let StoredBroadcast {
         broadcast,
         corrected_start_ms,
+        ..
     } = find_broadcast(path, state).await?;
     let staff = caller.is_staff_of(broadcast.presenter);
     let (from, to) = (

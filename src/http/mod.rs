@@ -18,6 +18,7 @@ mod presenter;
 mod rooms;
 pub mod socket;
 pub mod state;
+pub mod stats;
 pub(crate) mod v1;
 
 use actix_web::{HttpRequest, HttpResponse, web};

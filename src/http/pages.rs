@@ -181,10 +181,15 @@ pub struct Item {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     to: Option<String>,
-    /// Of `moderation`: who did it, for staff.
+    /// Of `moderation`: who did it, for staff; left out when that user was erased.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     by: Option<i64>,
+}
+
+/// A user's number, unless that user was erased.
+fn known(user: UserIdx) -> Option<i64> {
+    (user != UserIdx::ERASED).then(|| user.get())
 }
 
 impl Item {
@@ -192,7 +197,7 @@ impl Item {
     pub fn new(logged: &Logged, staff: bool) -> Self {
         let event = &logged.event;
         let act = event.act.as_deref();
-        let hidden = act.is_some() || (logged.deleted.is_some() && !staff);
+        let hidden = act.is_some() || event.is_erased() || (logged.deleted.is_some() && !staff);
         let shown = (!hidden).then_some(&event.chat);
         let span = match act {
             Some(Act::Span { from_ms, to_ms }) => Some((*from_ms, *to_ms)),
@@ -209,7 +214,7 @@ impl Item {
             broadcast_id: event.broadcast_id,
             deleted: logged.deleted.is_some(),
             deleted_at: deleted.map(|deleted| timestamp(deleted.at_ms)),
-            deleted_by: deleted.map(|deleted| deleted.by.get()),
+            deleted_by: deleted.and_then(|deleted| known(deleted.by)),
             user_idx: shown.map(|chat| chat.user_idx.get()),
             nickname: shown.map(|chat| chat.nickname.as_str().to_owned()),
             text: shown.map(|chat| chat.text.as_str().to_owned()),
@@ -224,12 +229,12 @@ impl Item {
                 _ => None,
             },
             target_user_idx: match act {
-                Some(Act::User { user_idx }) => Some(user_idx.get()),
+                Some(Act::User { user_idx }) => known(*user_idx),
                 _ => None,
             },
             from: span.map(|(from_ms, _)| timestamp(from_ms)),
             to: span.map(|(_, to_ms)| timestamp(to_ms)),
-            by: act.filter(|_| staff).map(|_| event.chat.user_idx.get()),
+            by: act.filter(|_| staff).and_then(|_| known(event.chat.user_idx)),
         }
     }
 }

@@ -21,7 +21,7 @@ use chatting_actors::{
 };
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry as MetricNames};
 
-use super::client::AddressGate;
+use super::{client::AddressGate, stats::FiguresLimits};
 use crate::{
     auth::{Gateway, Net, TokenVerifier},
     limits::Rates,
@@ -46,6 +46,8 @@ pub struct Limits {
     pub page_max: usize,
     /// `history.scan_limit`
     pub scan_limit: usize,
+    /// `[figures]`
+    pub figures: FiguresLimits,
 }
 
 /// See the module's text. One a process, shared by all workers.
@@ -78,6 +80,8 @@ pub struct State {
     pub rooms: Option<EmbeddedRooms>,
     /// Reads what was said.
     pub history: History,
+    /// `figures.at_once`
+    pub figures: Arc<Gate>,
     /// What the actors count.
     pub metrics: Metrics,
     /// The names of what is counted.

@@ -63,6 +63,18 @@ section! {
         /// Reads of history at once; more are refused.
         /// 기록을 동시에 읽는 최대 수. 넘치면 거절한다.
         readers: usize = 8, 1..=1024;
+        /// Days that messages and broadcasts are kept, those under legal hold aside; 0 keeps them for ever.
+        /// 메시지와 방송 기록을 보관하는 일수(법적 보존 대상 제외). 0이면 영구 보관한다.
+        retention_days: u64 = 0, 0..=36_500;
+        /// Events looked at in one step of removing what is older; commits wait for a step with log.backend = "sqlite".
+        /// 보관 기간이 지난 것을 지우는 한 단계에서 살펴보는 이벤트 수. "sqlite"에서는 그동안 커밋이 기다린다.
+        retention_batch: usize = 500, 1..=100_000;
+        /// Milliseconds between two such steps.
+        /// 그런 단계 사이에 쉬는 밀리초.
+        retention_pause_ms: u64 = 100, 0..=600_000;
+        /// Seconds between the end of one removal and the next.
+        /// 한 번 다 지운 뒤 다음에 다시 지울 때까지의 간격(초).
+        retention_every_seconds: u64 = 3600, 1..=86_400;
     }
 }
 
@@ -79,6 +91,34 @@ section! {
         /// Messages looked at for one page of a search; the answer tells where to go on.
         /// 검색 한 페이지를 위해 살펴보는 최대 메시지 수. 응답이 이어서 찾을 위치를 알려 준다.
         scan_limit: usize = 20_000, 1..=10_000_000;
+    }
+}
+
+section! {
+    /// Figures of a broadcast (GET /v1/broadcasts/{id}/stats).
+    /// 방송 통계(GET /v1/broadcasts/{id}/stats).
+    pub struct Figures {
+        /// Requests that the store counts for at once; more are refused.
+        /// 저장소가 동시에 집계하는 요청의 최대 수. 넘치면 거절한다.
+        at_once: usize = 2, 1..=1024;
+        /// Seconds after which counting is given up.
+        /// 집계를 포기하기까지의 시간(초).
+        timeout_seconds: u64 = 60, 1..=3600;
+        /// Buckets of time in one answer at most.
+        /// 한 응답에 담는 시간 구간의 최대 수.
+        buckets_max: usize = 1440, 1..=100_000;
+        /// Senders, words and peaks in one answer where the request names no number.
+        /// 요청이 수를 정하지 않았을 때 한 응답에 담는 사용자, 단어, 절정의 수(각각).
+        top_default: usize = 10, 1..=10_000;
+        /// The same at most.
+        /// 같은 수의 최댓값.
+        top_max: usize = 100, 1..=10_000;
+        /// Buckets around one whose median is the usual rate there, itself included.
+        /// 어느 구간의 평소 속도를 정하는 주변 구간의 수(자신 포함). 그 중앙값을 쓴다.
+        peak_window: usize = 31, 3..=10_001;
+        /// Percent of the usual rate from which on a bucket is a peak.
+        /// 평소 속도의 몇 퍼센트부터 절정으로 보는지.
+        peak_percent: u64 = 300, 101..=1_000_000;
     }
 }
 

@@ -31,6 +31,7 @@ pub fn problems(
     check.at_most("room.pending_max", "actors.registry.room_share");
     check.at_most("actors.supervisor.restart_min_ms", "actors.supervisor.restart_max_ms");
     check.at_most("log.retry_min_ms", "log.retry_max_ms");
+    check.at_most("figures.top_default", "figures.top_max");
     check.at_most("shutdown.drain_seconds", "shutdown.deadline_seconds");
     check.keys();
     check.gateway();

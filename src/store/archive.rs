@@ -12,6 +12,8 @@ use chatting_actors::{
 use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
+use super::{figures::Figures, keeping::Keeping};
+
 /// That a message was deleted, by whom and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deleted {
@@ -41,6 +43,15 @@ pub struct Logged {
 }
 
 impl Logged {
+    /// An event that no act has marked; what was erased counts as deleted all the same.
+    pub fn unmarked(event: Event) -> Self {
+        let deleted = event.is_erased().then_some(Deleted {
+            at_ms: event.sent_at_ms,
+            by: UserIdx::ERASED,
+        });
+        Self { event, deleted }
+    }
+
     /// Marks it as deleted if one of these acts covers it and none did before.
     pub fn covered_by<'a>(mut self, acts: impl IntoIterator<Item = &'a Event>) -> Self {
         for at in acts {
@@ -82,10 +93,12 @@ pub struct StoredBroadcast {
     pub broadcast: Broadcast,
     /// Where staff corrected its start to, in milliseconds since 1970, UTC.
     pub corrected_start_ms: Option<i64>,
+    /// Nothing of it is removed while this is set.
+    pub legal_hold: bool,
 }
 
 /// See the module's text. Errors: the store cannot be asked now.
-pub trait Archive: LogStore {
+pub trait Archive: LogStore + Figures + Keeping {
     /// The numberings in which a room has events, in no order.
     fn epochs(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Vec<Epoch>, StoreError>>;
 

@@ -1,9 +1,11 @@
 //! Where events are kept: the spool on this machine, and the log behind it in MongoDB or, embedded, in SQLite.
 
 pub mod archive;
+pub mod figures;
 mod found;
 pub mod history;
 pub mod inspect;
+pub mod keeping;
 mod lock;
 pub mod mongo;
 mod row;
@@ -18,6 +20,7 @@ pub use self::{
     history::History,
     lock::{LockError, SpoolLock},
     mongo::MongoStore,
+    salvage::files_aside,
     servers::ServerBeat,
     spool::{SpoolSettings, SqliteSpool},
     sqlite::SqliteStore,
@@ -28,7 +31,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{
+    Connection, OpenFlags,
+    trace::{TraceEvent, TraceEventCodes},
+};
 
 /// How durable an accepted event is when its sender is answered (`log.durability`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +85,8 @@ fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
         rusqlite::Error::SqliteFailure(code, Some(format!("{}: {error}", path.display())))
     })?;
-    let connection = Connection::open(path)?;
+    let mut connection = Connection::open(path)?;
+    log_statements(&mut connection)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", durability.synchronous())?;
@@ -90,9 +97,26 @@ fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection
 
 /// Opens a SQLite file that is there, beside its one writer.
 fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    log_statements(&mut connection)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     Ok(connection)
+}
+
+/// The log's target for statements of SQL.
+const SQL: &str = "chatting_server::sql";
+
+/// With `RUST_LOG=chatting_server::sql=trace` every statement is logged as it is written; what is bound to it never is.
+fn log_statements(connection: &mut Connection) -> rusqlite::Result<()> {
+    if !log::log_enabled!(target: SQL, log::Level::Trace) {
+        return Ok(());
+    }
+    let tell = |event: TraceEvent<'_>| {
+        if let TraceEvent::Stmt(_, sql) = event {
+            log::trace!(target: SQL, "{sql}");
+        }
+    };
+    connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(tell))
 }
 
 /// Chat is personal data: nobody but the server's user reads the file, from its first byte on. SQLite gives its WAL the

@@ -5,6 +5,8 @@
 
 mod archive;
 mod document;
+mod figures;
+mod keeping;
 
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use futures_util::{
 use mongodb::{
     Client, Collection, Database, IndexModel,
     action::Find,
-    bson::{RawDocumentBuf, doc},
+    bson::{Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind},
     options::{Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, WriteConcern},
 };
@@ -115,6 +117,15 @@ impl MongoStore {
             newest: newest.as_ref().and_then(|document| event(document).ok()),
             documents: Some(count.map_err(failed)?),
         })
+    }
+
+    /// The log, as documents that are read whole.
+    fn documents(&self) -> Collection<Document> {
+        self.log.clone_with_type()
+    }
+
+    fn log_name(&self) -> &str {
+        self.log.name()
     }
 
     async fn timed<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -250,7 +261,8 @@ impl MongoStore {
         self.timed(self.log.create_index(model).into_future())
             .await
             .map_err(failed)?;
-        self.prepare_archive().await
+        self.prepare_archive().await?;
+        self.prepare_keeping().await
     }
 
     async fn is_empty(&self) -> Result<bool, StoreError> {

@@ -70,6 +70,22 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
+/// The files that were set aside from a spool at this path, each without what SQLite keeps beside it.
+pub fn files_aside(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let prefix = path.file_name().unwrap_or_default().to_string_lossy().into_owned() + ".damaged-";
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(parent.unwrap_or(Path::new(".")))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);

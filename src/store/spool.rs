@@ -10,6 +10,8 @@
 //! or that the store does not have · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`, `last_ms`,
 //! `ask_store`. A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
+pub mod erasure;
+
 use std::{
     collections::HashMap,
     path::PathBuf,

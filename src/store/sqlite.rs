@@ -3,6 +3,9 @@
 //! `chatting_log` is clustered by room and seq, so that a replay reads neighbours. It shares the spool's writing connection:
 //! while a batch is moved here, commits wait for it, so `log.batch_max` bounds that wait. Reads have connections of their own.
 
+mod figures;
+mod keeping;
+
 use std::{path::PathBuf, sync::Arc};
 
 use chatting_actors::{
@@ -22,7 +25,16 @@ use super::{
     row::{self, columns},
 };
 
-pub(super) const SCHEMA: &str = "
+/// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
+macro_rules! about {
+    () => {
+        "IIF(json_valid(act), act ->> '$.user_idx', NULL)"
+    };
+}
+pub(super) use about;
+
+pub(super) const SCHEMA: &str = concat!(
+    "
 CREATE TABLE IF NOT EXISTS chatting_log(
   kind TEXT NOT NULL, epoch TEXT NOT NULL,
   presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, sent_at INTEGER NOT NULL,
@@ -32,9 +44,15 @@ CREATE TABLE IF NOT EXISTS chatting_log(
 CREATE INDEX IF NOT EXISTS chatting_log_by_user ON chatting_log(user_idx, presenter_idx, epoch, seq);
 CREATE TABLE IF NOT EXISTS broadcasts(
   id BLOB NOT NULL PRIMARY KEY, presenter_idx INTEGER NOT NULL, version INTEGER NOT NULL, record TEXT NOT NULL,
-  corrected_start INTEGER) WITHOUT ROWID;
+  corrected_start INTEGER, legal_hold INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS broadcasts_by_room ON broadcasts(presenter_idx, id);
-";
+CREATE INDEX IF NOT EXISTS broadcasts_held ON broadcasts(legal_hold) WHERE legal_hold = 1;
+CREATE INDEX IF NOT EXISTS chatting_log_about ON chatting_log(",
+    about!(),
+    ", id) WHERE act IS NOT NULL;
+CREATE INDEX IF NOT EXISTS chatting_log_deleted_by ON chatting_log(deleted_by, id) WHERE deleted_by IS NOT NULL;
+"
+);
 
 const INSERT: &str = concat!(
     "INSERT INTO chatting_log(kind, epoch, ",
@@ -78,6 +96,14 @@ impl SqliteStore {
         Self {
             connection,
             path: Arc::new(path.unwrap_or_default()),
+        }
+    }
+
+    /// A log in this file that is only read: whatever would write to it fails.
+    pub fn read_only(path: PathBuf) -> Self {
+        Self {
+            connection: SharedConnection(Arc::new(std::sync::Mutex::new(None))),
+            path: Arc::new(path),
         }
     }
 
@@ -172,6 +198,11 @@ fn blocking<T: Send + 'static>(
     .boxed()
 }
 
+/// Rewrites a file from what is in it, so that nothing is left of what was.
+pub(super) fn rewrite(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
+}
+
 fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
@@ -183,7 +214,18 @@ fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Str
     statement.raw_bind_parameter(2, &*event.epoch.0)?;
     row::bind(&mut statement, 3, event)?;
     let error = match statement.raw_execute() {
-        Ok(_) => return Ok(None),
+        Ok(_) => {
+            if event.is_erased() {
+                let mut mark = connection
+                    .prepare_cached("UPDATE chatting_log SET deleted_at = ?2, deleted_by = ?3 WHERE id = ?1")?;
+                mark.execute(params![
+                    &event.id.as_bytes()[..],
+                    event.sent_at_ms,
+                    UserIdx::ERASED.get()
+                ])?;
+            }
+            return Ok(None);
+        }
         Err(rusqlite::Error::SqliteFailure(error, why)) if error.code == ffi::ErrorCode::ConstraintViolation => {
             why.unwrap_or_else(|| error.to_string())
         }
@@ -286,14 +328,29 @@ fn epochs(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Result<
     Ok(found)
 }
 
-fn first_from(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Seq> {
+/// The last number in one numbering; `Seq(0)` when there is none.
+fn last_in(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch) -> rusqlite::Result<Seq> {
     let mut last =
         connection.prepare_cached("SELECT MAX(seq) FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2")?;
     let last: Option<i64> = last.query_row(params![presenter.get(), &*epoch.0], |row| row.get(0))?;
+    Ok(Seq(last.unwrap_or(0).cast_unsigned()))
+}
+
+/// The greatest number of a room: one step of the index for each of its numberings.
+fn last_seq(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Result<Seq> {
+    let mut last = Seq(0);
+    for epoch in epochs(connection, presenter)? {
+        last = last.max(last_in(connection, presenter, &epoch)?);
+    }
+    Ok(last)
+}
+
+fn first_from(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Seq> {
+    let last = last_in(connection, presenter, epoch)?;
     let mut next = connection.prepare_cached(
         "SELECT seq, sent_at FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2 AND seq > ?3 ORDER BY seq LIMIT 1",
     )?;
-    let mut search = Bisection::new(Seq(last.unwrap_or(0).cast_unsigned()), at_ms);
+    let mut search = Bisection::new(last, at_ms);
     while let Some(after) = search.question() {
         let asked = params![presenter.get(), &*epoch.0, after.0.cast_signed()];
         let row = next.query_row(asked, |row| {
@@ -336,6 +393,7 @@ fn broadcast(row: &Row<'_>) -> rusqlite::Result<StoredBroadcast> {
     Ok(StoredBroadcast {
         broadcast: serde_json::from_str(&record).map_err(bad)?,
         corrected_start_ms: row.get(1)?,
+        legal_hold: row.get(2)?,
     })
 }
 
@@ -373,12 +431,7 @@ impl LogStore for SqliteStore {
     }
 
     fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>> {
-        self.run(move |connection| {
-            let last: Option<i64> = connection
-                .prepare_cached("SELECT MAX(seq) FROM chatting_log WHERE presenter_idx = ?1")?
-                .query_row([presenter.get()], |row| row.get(0))?;
-            Ok(Seq(last.unwrap_or(0).cast_unsigned()))
-        })
+        self.run(move |connection| last_seq(connection, presenter))
     }
 
     fn read_room(
@@ -485,7 +538,7 @@ impl Archive for SqliteStore {
     ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
         self.look(move |connection| {
             let mut statement = connection.prepare(
-                "SELECT record, corrected_start FROM broadcasts
+                "SELECT record, corrected_start, legal_hold FROM broadcasts
                  WHERE presenter_idx = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
             )?;
             let before = before.unwrap_or(Uuid::max());
@@ -497,7 +550,7 @@ impl Archive for SqliteStore {
 
     fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>> {
         self.look(move |connection| {
-            let sql = "SELECT record, corrected_start FROM broadcasts WHERE id = ?1";
+            let sql = "SELECT record, corrected_start, legal_hold FROM broadcasts WHERE id = ?1";
             connection.query_row(sql, [&id.as_bytes()[..]], broadcast).optional()
         })
     }

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod broadcasts;
+mod figures;
 mod flood;
 mod history;
 mod hold;
@@ -20,12 +21,14 @@ mod moderation;
 mod old_faults;
 mod openapi;
 mod operations;
+mod plans;
 mod presenter;
 mod protocol;
 mod queues;
 mod reading;
 mod recovery;
 mod resume;
+mod retention;
 mod rotation;
 mod slow;
 mod spool_commands;

@@ -208,7 +208,7 @@ impl History {
         }
         for event in spooled.events {
             let place = (event.seq, event.id);
-            all.entry(place).or_insert(Logged { event, deleted: None });
+            all.entry(place).or_insert_with(|| Logged::unmarked(event));
         }
         let mut wanted: Vec<Logged> = all
             .into_values()
@@ -290,7 +290,7 @@ impl History {
             .await?;
         let (event, spooled) = spooled;
         let found = match event {
-            Some(event) => Some(Logged { event, deleted: None }),
+            Some(event) => Some(Logged::unmarked(event)),
             None => self.store.find(id).await?,
         };
         let found = found.filter(|logged| logged.event.presenter_idx == presenter);

@@ -20,6 +20,7 @@ pub type RoomBroadcast = StoredBroadcast;
 /// The newer of what the spool and the store have.
 fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast {
     let corrected_start_ms = stored.as_ref().and_then(|stored| stored.corrected_start_ms);
+    let legal_hold = stored.as_ref().is_some_and(|stored| stored.legal_hold);
     let broadcast = match stored {
         Some(stored) if stored.broadcast.version >= spooled.version => stored.broadcast,
         _ => spooled,
@@ -27,6 +28,7 @@ fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast
     StoredBroadcast {
         broadcast,
         corrected_start_ms,
+        legal_hold,
     }
 }
 
@@ -105,7 +107,7 @@ impl History {
         };
         let stored = self.store.scan(scan).await?;
         // Not one behind the other: what was set aside lies between what the store has.
-        let spooled_events = spooled.events.into_iter().map(|event| Logged { event, deleted: None });
+        let spooled_events = spooled.events.into_iter().map(Logged::unmarked);
         let all = spooled_events.chain(stored).map(|logged| (logged.event.seq, logged));
         let all: BTreeMap<Seq, Logged> = all.collect();
         let events = all.into_values().take(limit);

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::store::{Archive, Logged, Scan, StoredBroadcast, archive::Bisection};
 
-const USER_INDEX: &str = "user_presenter_epoch_seq";
+pub(super) const USER_INDEX: &str = "user_presenter_epoch_seq";
 const BROADCASTS_INDEX: &str = "presenter_id";
 
 impl MongoStore {
@@ -51,7 +51,7 @@ impl MongoStore {
         Ok(())
     }
 
-    fn records(&self) -> Collection<Document> {
+    pub(super) fn records(&self) -> Collection<Document> {
         self.database().collection("broadcasts")
     }
 

@@ -45,6 +45,10 @@ pub(super) fn document(event: &Event) -> RawDocumentBuf {
     if let Some(act) = &event.act {
         document.append("act", act_document(act));
     }
+    if event.is_erased() {
+        document.append("deleted_at", DateTime::from_millis(event.sent_at_ms));
+        document.append("deleted_by", UserIdx::ERASED.get());
+    }
     document
 }
 
@@ -199,6 +203,7 @@ pub(super) fn broadcast(document: &Document) -> Result<StoredBroadcast, String> 
     });
     Ok(StoredBroadcast {
         corrected_start_ms: ms(document, "corrected_start"),
+        legal_hold: document.get_bool("legal_hold").unwrap_or(false),
         broadcast: Broadcast {
             id: Uuid::from_bytes(id.bytes()),
             presenter: presenter.ok_or_else(|| bad("presenter_idx"))?,

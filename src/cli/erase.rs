@@ -1,0 +1,260 @@
+//! `erase`: a user's right to be forgotten, as a command on a stopped server's files and its store.
+//!
+//! The spool first and then the store, so that nothing is taken from one to the other unerased; each step may be done again.
+
+use std::{path::Path, process::ExitCode};
+
+use chatting_actors::{
+    clock::system_ms,
+    seams::{Spool, StoreError},
+    types::UserIdx,
+};
+use clap::Args;
+use futures_util::{FutureExt, future::LocalBoxFuture};
+use uuid::Uuid;
+
+use super::{Failure, SettingsArgs, print, serve::stop_signal};
+use crate::{
+    settings::{LogBackend, Settings},
+    startup::{self, StartError},
+    store::{
+        Archive, LockError, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, files_aside,
+        keeping::{Holds, Trace},
+        spool::{OpenError, erasure},
+    },
+    telemetry,
+};
+
+#[derive(Args)]
+pub(super) struct EraseArgs {
+    /// The user's number
+    #[arg(long, value_name = "NUMBER")]
+    user: i64,
+    /// Change nothing and tell what would be done; the server may be running
+    #[arg(long)]
+    dry_run: bool,
+    /// Erase messages of broadcasts under legal hold too
+    #[arg(long)]
+    despite_hold: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
+    let settings = args.settings.load()?.settings;
+    let user = UserIdx::new(args.user).filter(|user| *user != UserIdx::ERASED);
+    let user = user.ok_or_else(|| Failure {
+        code: 2,
+        text: format!("--user {}: no user has this number", args.user),
+    })?;
+    telemetry::init(&settings);
+    let path = Path::new(&settings.log.path);
+    // Opening makes a spool where there is none, which is not what was asked.
+    std::fs::metadata(path).map_err(|error| unavailable(format!("the spool {}: {error}", path.display())))?;
+    actix_web::rt::System::new().block_on(async {
+        let left = if args.dry_run {
+            tell(args, &settings, user).await?
+        } else {
+            erase(args, &settings, user).await?
+        };
+        let aside = files_aside(path)?;
+        for file in &aside {
+            print(&format!(
+                "not reached: {}, a damaged spool that was set aside; delete it when nothing is needed of it any more\n",
+                file.display()
+            ));
+        }
+        Ok(ExitCode::from(u8::from(left > 0 || !aside.is_empty())))
+    })
+}
+
+fn unavailable(text: String) -> Failure {
+    Failure { code: 69, text }
+}
+
+fn not_asked(error: StoreError) -> Failure {
+    unavailable(format!("the store: {error}"))
+}
+
+fn stopped(error: OpenError) -> Failure {
+    let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
+    let mut failure = Failure::from(StartError::from(error));
+    if held {
+        failure
+            .text
+            .push_str("\nstop that server first: what it holds in its spool must be erased too (--dry-run only looks)");
+    }
+    failure
+}
+
+async fn mongo(settings: &Settings) -> Result<MongoStore, StartError> {
+    let store = MongoStore::new(&startup::mongo_settings(settings)).await;
+    store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))
+}
+
+async fn holds(args: &EraseArgs, store: &dyn Archive) -> Result<Holds, Failure> {
+    match args.despite_hold {
+        true => Ok(Holds::default()),
+        false => store.holds().await.map_err(not_asked),
+    }
+}
+
+/// Those that are not held; the others are added to `held`.
+fn split(traces: Vec<Trace>, holds: &Holds, held: &mut Vec<(Uuid, Trace)>) -> Vec<Trace> {
+    let mut free = Vec::new();
+    for trace in traces {
+        match holds.hold(&trace) {
+            Some(broadcast) => held.push((broadcast, trace)),
+            None => free.push(trace),
+        }
+    }
+    free
+}
+
+/// What is held, in words; returns how many messages that are.
+fn tell_held(held: &[(Uuid, Trace)]) -> usize {
+    for (broadcast, trace) in held {
+        print(&format!(
+            "left, under legal hold: broadcast {broadcast}, room {}, seq {}, id {}\n",
+            trace.presenter, trace.seq, trace.id
+        ));
+    }
+    if !held.is_empty() {
+        print(&format!(
+            "left: {} under legal hold (--despite-hold erases them too)\n",
+            held.len()
+        ));
+    }
+    held.len()
+}
+
+async fn tell(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
+    let path = settings.log.path.clone().into();
+    let store: Box<dyn Archive> = match settings.log.backend {
+        LogBackend::Sqlite => Box::new(SqliteStore::read_only(path)),
+        LogBackend::Mongodb => Box::new(mongo(settings).await?),
+    };
+    let (holds, batch) = (holds(args, &*store).await?, settings.log.batch_max);
+    let spooled = erasure::count(settings.log.path.as_ref(), user, &holds, batch)
+        .map_err(|error| unavailable(format!("the spool: {error}")))?;
+    let (mut events, mut held, mut seen) = (0, spooled.held.clone(), 0);
+    loop {
+        let traces = store.traces(user, seen, batch).await.map_err(not_asked)?;
+        seen += traces.len();
+        let all = traces.len();
+        events += split(traces, &holds, &mut held).len() as u64;
+        if all < batch {
+            break;
+        }
+    }
+    let (mut mentions, mut after) = (0, None);
+    loop {
+        let traces = store.mentions(user, after, batch).await.map_err(not_asked)?;
+        let all = traces.len();
+        after = traces.last().map(|last| last.id);
+        mentions += split(traces, &holds, &mut held).len() as u64;
+        if all < batch {
+            break;
+        }
+    }
+    told("would erase", &spooled, events, mentions);
+    Ok(tell_held(&held))
+}
+
+fn told(what: &str, spooled: &erasure::Found, events: u64, mentions: u64) {
+    print(&format!(
+        "{what} in the spool: events {}, parked events {}, idempotency keys {}, acts of others that name the user {}\n\
+         {what} in the store: events {events}, acts and deletions of others that name the user {mentions}\n",
+        spooled.events, spooled.parked, spooled.keys, spooled.mentions
+    ));
+}
+
+/// Ctrl-C, looked at between two steps.
+struct Stop(LocalBoxFuture<'static, ()>);
+
+impl Stop {
+    fn go_on(&mut self) -> Result<(), Failure> {
+        match self.0.as_mut().now_or_never() {
+            None => Ok(()),
+            Some(()) => Err(Failure {
+                code: 75,
+                text: "interrupted; run it again to go on".into(),
+            }),
+        }
+    }
+}
+
+async fn erase(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
+    let mut stop = Stop(stop_signal()?.boxed_local());
+    let (mut spool, _) = SqliteSpool::open(SpoolSettings {
+        // A full spool must be able to free what it holds.
+        max_bytes: None,
+        ..startup::spool_settings(settings)
+    })
+    .map_err(stopped)?;
+    let done = erase_all(args, settings, user, &mut spool, &mut stop).await;
+    spool.close();
+    done
+}
+
+async fn erase_all(
+    args: &EraseArgs,
+    settings: &Settings,
+    user: UserIdx,
+    spool: &mut SqliteSpool,
+    stop: &mut Stop,
+) -> Result<usize, Failure> {
+    let batch = settings.log.batch_max;
+    let store: Box<dyn Archive> = match settings.log.backend {
+        LogBackend::Sqlite => Box::new(SqliteStore::new(spool.connection())),
+        LogBackend::Mongodb => {
+            let store = mongo(settings).await?;
+            let beat = ServerBeat::new(
+                &store,
+                spool.server(),
+                std::time::Duration::from_secs(settings.mongodb.heartbeat_seconds),
+            );
+            if let Some(other) = beat.other().await.map_err(not_asked)? {
+                return Err(unavailable(other));
+            }
+            Box::new(store)
+        }
+    };
+    store.prepare().await.map_err(not_asked)?;
+    let holds = holds(args, &*store).await?;
+    let failed = |error: chatting_actors::seams::SpoolError| unavailable(format!("the spool: {error}"));
+    let mut spooled = spool.erase(user, &holds, batch).map_err(failed)?;
+    let (mut events, mut held) = (0, std::mem::take(&mut spooled.held));
+    // What is erased is not found again, so only what is held must be stepped over.
+    let mut skip = 0;
+    loop {
+        stop.go_on()?;
+        let traces = store.traces(user, skip, batch).await.map_err(not_asked)?;
+        let all = traces.len();
+        let free = split(traces, &holds, &mut held);
+        skip += all - free.len();
+        store.erase(&free, system_ms()).await.map_err(not_asked)?;
+        events += free.len() as u64;
+        if all < batch {
+            break;
+        }
+    }
+    let (mut mentions, mut after) = (0, None);
+    loop {
+        stop.go_on()?;
+        let traces = store.mentions(user, after, batch).await.map_err(not_asked)?;
+        let all = traces.len();
+        after = traces.last().map(|last| last.id);
+        let free = split(traces, &holds, &mut held);
+        store.erase_mentions(user, &free).await.map_err(not_asked)?;
+        mentions += free.len() as u64;
+        if all < batch {
+            break;
+        }
+    }
+    told("erased", &spooled, events, mentions);
+    stop.go_on()?;
+    spool.rewrite().map_err(failed)?;
+    print(&format!("rewritten: {}\n", settings.log.path));
+    Ok(tell_held(&held))
+}

@@ -1,0 +1,109 @@
+//! Retention: what is older than `log.retention_days` is removed from the store, in small steps, while the server runs.
+//!
+//! Legal hold and the numbering are the store's business (`store/keeping.rs`). A step that fails ends the sweep, which begins anew
+//! at the next one's time: what was removed stays removed.
+
+use std::{sync::Arc, time::Duration};
+
+use chatting_actors::{clock::system_ms, metrics::Metrics, seams::StoreError};
+use uuid::Uuid;
+
+use crate::{
+    settings::Settings,
+    store::{Archive, keeping::Expired},
+};
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// See the module's text.
+#[derive(Clone)]
+pub struct Retention {
+    store: Arc<dyn Archive>,
+    metrics: Metrics,
+    keep_ms: i64,
+    batch: usize,
+    pause: Duration,
+    every: Duration,
+}
+
+/// What a sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Events.
+    pub events: u64,
+    /// Records of broadcasts.
+    pub broadcasts: u64,
+}
+
+impl Retention {
+    /// As the settings say; `None` where everything is kept for ever.
+    pub fn new(settings: &Settings, store: Arc<dyn Archive>, metrics: Metrics) -> Option<Self> {
+        let log = &settings.log;
+        let days = i64::try_from(log.retention_days).unwrap_or(i64::MAX);
+        (days > 0).then(|| Self {
+            store,
+            metrics,
+            keep_ms: days.saturating_mul(DAY_MS),
+            batch: log.retention_batch,
+            pause: Duration::from_millis(log.retention_pause_ms),
+            every: Duration::from_secs(log.retention_every_seconds),
+        })
+    }
+
+    /// Sweeps again and again, until it is dropped.
+    pub async fn keep_sweeping(self) {
+        loop {
+            let outcome = match self.sweep(system_ms().saturating_sub(self.keep_ms)).await {
+                Ok(swept) => {
+                    if swept != Swept::default() {
+                        log::info!(
+                            "retention: {} events and {} broadcasts removed",
+                            swept.events,
+                            swept.broadcasts
+                        );
+                    }
+                    "ok"
+                }
+                Err(error) => {
+                    log::warn!("retention: it goes on later: {error}");
+                    "error"
+                }
+            };
+            self.metrics
+                .retention_sweeps
+                .get_or_create(&[("outcome", outcome)])
+                .inc();
+            tokio::time::sleep(self.every).await;
+        }
+    }
+
+    /// Removes everything from before a time, in milliseconds since 1970.
+    pub async fn sweep(&self, before_ms: i64) -> Result<Swept, StoreError> {
+        let events = self.steps("event", async |after| {
+            self.store.expire(before_ms, after, self.batch).await
+        });
+        let events = events.await?;
+        let broadcasts = async |after| self.store.expire_broadcasts(before_ms, after, self.batch).await;
+        let broadcasts = self.steps("broadcast", broadcasts).await?;
+        Ok(Swept { events, broadcasts })
+    }
+
+    async fn steps(
+        &self,
+        kind: &'static str,
+        step: impl AsyncFn(Option<Uuid>) -> Result<Expired, StoreError>,
+    ) -> Result<u64, StoreError> {
+        let counted = self.metrics.retention_deleted.get_or_create_owned(&[("kind", kind)]);
+        let (mut removed, mut after) = (0, None);
+        loop {
+            let expired = step(after).await?;
+            counted.inc_by(expired.removed);
+            removed += expired.removed;
+            if expired.last.is_none() {
+                return Ok(removed);
+            }
+            after = expired.last;
+            tokio::time::sleep(self.pause).await;
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What ends the life of events: retention, legal hold, and the erasure of a user.
+//!
+//! Numbers outlive their events. A room's last event is never removed but emptied, so that a server with a new spool still learns
+//! from the store where the room's numbering goes on (rule 3). An emptied event keeps its id, its place and its time; its user is
+//! [`UserIdx::ERASED`], and it counts as deleted by that user.
+
+use chatting_actors::{
+    broadcast::Broadcast,
+    seams::{LogStore, StoreError},
+    types::{Epoch, PresenterIdx, Seq, UserIdx},
+};
+use futures_util::future::BoxFuture;
+use uuid::Uuid;
+
+/// Where an event is, and which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The event.
+    pub id: Uuid,
+    /// Its room.
+    pub presenter: PresenterIdx,
+    /// Its numbering.
+    pub epoch: Epoch,
+    /// Its place.
+    pub seq: Seq,
+    /// Its broadcast, where it says so.
+    pub broadcast_id: Option<Uuid>,
+}
+
+/// The broadcasts under legal hold: nothing of them is removed.
+#[derive(Clone, Debug, Default)]
+pub struct Holds(Vec<Broadcast>);
+
+impl Holds {
+    /// These broadcasts are held.
+    pub fn new(held: Vec<Broadcast>) -> Self {
+        Self(held)
+    }
+
+    /// Which of them an event belongs to, by what it says or by its place.
+    pub fn hold(&self, trace: &Trace) -> Option<Uuid> {
+        let holding = self.0.iter().find(|held| {
+            let in_span = held.spans.iter().any(|span| {
+                span.epoch == trace.epoch
+                    && trace.seq > span.after
+                    && span.through.is_none_or(|through| trace.seq <= through)
+            });
+            trace.broadcast_id == Some(held.id) || (trace.presenter == held.presenter && in_span)
+        });
+        holding.map(|held| held.id)
+    }
+
+    /// Whether this broadcast is one of them.
+    pub fn holds(&self, id: Uuid) -> bool {
+        self.0.iter().any(|held| held.id == id)
+    }
+}
+
+/// What one step of retention did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// How many were removed, or emptied.
+    pub removed: u64,
+    /// The last one that was looked at: the next step begins behind it. `None`: there are no more.
+    pub last: Option<Uuid>,
+}
+
+/// The least id of a time in milliseconds since 1970: ids are in the order of time.
+pub fn first_id_of(at_ms: i64) -> Uuid {
+    Uuid::from_u128(u128::from(at_ms.max(0).cast_unsigned()) << 80)
+}
+
+/// See the module's text. Errors: the store cannot be asked now; what was asked may have been done in part, and may be asked again.
+pub trait Keeping: LogStore {
+    /// Puts a broadcast under legal hold, or takes it from there. `false`: there is no such broadcast.
+    fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>>;
+
+    /// All broadcasts under legal hold.
+    fn holds(&self) -> BoxFuture<'_, Result<Holds, StoreError>>;
+
+    /// Removes what was sent before `before_ms` (since 1970): looks at the oldest `limit` events behind `after`. Those under legal
+    /// hold stay as they are, those that are their room's last are emptied.
+    fn expire(&self, before_ms: i64, after: Option<Uuid>, limit: usize) -> BoxFuture<'_, Result<Expired, StoreError>>;
+
+    /// Removes records of broadcasts that ended before that, likewise.
+    fn expire_broadcasts(
+        &self,
+        before_ms: i64,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Expired, StoreError>>;
+
+    /// What a user sent, acts of moderation too: at most `limit`, in the order of rooms, without the first `skip`.
+    fn traces(&self, user: UserIdx, skip: usize, limit: usize) -> BoxFuture<'_, Result<Vec<Trace>, StoreError>>;
+
+    /// Empties these events. Of acts of moderation only who did them is taken.
+    fn erase<'a>(&'a self, traces: &'a [Trace], now_ms: i64) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// What others sent or did and what names a user: acts of moderation about that user, and messages that the user deleted. At
+    /// most `limit` behind `after`, in the order of ids.
+    fn mentions(
+        &self,
+        user: UserIdx,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Trace>, StoreError>>;
+
+    /// Takes the user's number out of these.
+    fn erase_mentions<'a>(&'a self, user: UserIdx, traces: &'a [Trace]) -> BoxFuture<'a, Result<(), StoreError>>;
+}

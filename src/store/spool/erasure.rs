@@ -1,0 +1,188 @@
+//! A user's traces in a spool: events that the store does not have yet, parked ones, idempotency keys.
+//!
+//! No index leads to them, so the spool is read through in the order of its rows. It is the operator's command that asks, with the
+//! server stopped.
+
+use std::path::Path;
+
+use chatting_actors::{
+    seams::{Pos, SpoolError},
+    types::{Epoch, PresenterIdx, Seq, UserIdx},
+};
+use rusqlite::{Connection, Row, TransactionBehavior, params, types::Value};
+use uuid::Uuid;
+
+use super::{SqliteSpool, sqlite};
+use crate::store::{
+    keeping::{Holds, Trace},
+    open_to_read,
+};
+
+/// What was found of a user.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// What the user sent and the store does not have yet, acts of moderation too.
+    pub events: u64,
+    /// What of it is parked.
+    pub parked: u64,
+    /// Idempotency keys.
+    pub keys: u64,
+    /// Acts of others that name the user.
+    pub mentions: u64,
+    /// What is under legal hold, which is not among the others, each with its broadcast.
+    pub held: Vec<(Uuid, Trace)>,
+}
+
+/// Rows of one table that know the user in one way, and what is done to them.
+struct Traces {
+    table: &'static str,
+    /// The table's key, in whose order it is read.
+    key: &'static str,
+    /// What comes before every key.
+    start: Value,
+    which: &'static str,
+    change: &'static str,
+    count: fn(&mut Found) -> &mut u64,
+}
+
+const SENT: (&str, &str) = (
+    "user_idx = ?2",
+    "user_idx = ?2, nickname = '', message = '', idempotency_key = NULL",
+);
+const ABOUT: (&str, &str) = (
+    concat!(sqlite::about!(), " = ?2"),
+    "act = json_set(act, '$.user_idx', ?2)",
+);
+
+fn all_traces() -> [Traces; 4] {
+    let spool = |(which, change), count| Traces {
+        table: "spool",
+        key: "pos",
+        start: Value::Integer(Pos::MIN),
+        which,
+        change,
+        count,
+    };
+    let parked = |(which, change), count| Traces {
+        table: "parked",
+        key: "id",
+        start: Value::Blob(Vec::new()),
+        which,
+        change,
+        count,
+    };
+    [
+        spool(SENT, |found| &mut found.events),
+        parked(SENT, |found| &mut found.parked),
+        spool(ABOUT, |found| &mut found.mentions),
+        parked(ABOUT, |found| &mut found.mentions),
+    ]
+}
+
+/// Counts what a spool has of a user; the server may be running.
+pub fn count(path: &Path, user: UserIdx, holds: &Holds, batch: usize) -> rusqlite::Result<Found> {
+    let mut connection = open_to_read(path)?;
+    let snapshot = connection.transaction()?;
+    let mut found = Found::default();
+    for traces in all_traces() {
+        let mut after = traces.start.clone();
+        while traces
+            .next(&snapshot, user, holds, batch, &mut after, &mut found)?
+            .is_some()
+        {}
+    }
+    let keys = "SELECT COUNT(*) FROM keys WHERE user_idx = ?1";
+    let keys: i64 = snapshot.query_row(keys, [user.get()], |row| row.get(0))?;
+    found.keys = keys.cast_unsigned();
+    Ok(found)
+}
+
+impl Traces {
+    /// The keys of the next rows that are not held, and where to go on; `None` when there are no more.
+    fn next(
+        &self,
+        connection: &Connection,
+        user: UserIdx,
+        holds: &Holds,
+        batch: usize,
+        after: &mut Value,
+        found: &mut Found,
+    ) -> rusqlite::Result<Option<Vec<Value>>> {
+        let Self { table, key, which, .. } = self;
+        let sql = format!(
+            "SELECT id, presenter_idx, IFNULL((SELECT epoch FROM epochs WHERE n = {table}.epoch), ''), seq, broadcast_id, {key}
+             FROM {table} WHERE {key} > ?1 AND {which} ORDER BY {key} LIMIT ?3"
+        );
+        let mut statement = connection.prepare_cached(&sql)?;
+        let limit = i64::try_from(batch).unwrap_or(i64::MAX);
+        let read = |row: &Row<'_>| Ok((trace(row)?, row.get::<_, Value>(5)?));
+        let rows: Vec<(Trace, Value)> = statement
+            .query_map(params![&*after, user.get(), limit], read)?
+            .collect::<rusqlite::Result<_>>()?;
+        match rows.last() {
+            Some((_, last)) => after.clone_from(last),
+            None => return Ok(None),
+        }
+        let mut free = Vec::new();
+        for (one, key) in rows {
+            match holds.hold(&one) {
+                Some(broadcast) => found.held.push((broadcast, one)),
+                None => free.push(key),
+            }
+        }
+        *(self.count)(found) += free.len() as u64;
+        Ok(Some(free))
+    }
+
+    fn erase(&self, connection: &Connection, keys: &[Value]) -> rusqlite::Result<()> {
+        let Self { table, key, change, .. } = self;
+        let mut update = connection.prepare_cached(&format!("UPDATE {table} SET {change} WHERE {key} = ?1"))?;
+        for key in keys {
+            update.execute(params![key, UserIdx::ERASED.get()])?;
+        }
+        Ok(())
+    }
+}
+
+fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
+    let bad = || rusqlite::Error::IntegralValueOutOfRange(1, -1);
+    Ok(Trace {
+        id: Uuid::from_bytes(row.get(0)?),
+        presenter: PresenterIdx::new(row.get(1)?).ok_or_else(bad)?,
+        epoch: Epoch(row.get::<_, String>(2)?.into()),
+        seq: Seq(row.get::<_, i64>(3)?.cast_unsigned()),
+        broadcast_id: row.get::<_, Option<[u8; 16]>>(4)?.map(Uuid::from_bytes),
+    })
+}
+
+impl SqliteSpool {
+    /// Empties the events of a user, at most `batch` a transaction, and forgets the user's keys. What is held stays.
+    pub fn erase(&mut self, user: UserIdx, holds: &Holds, batch: usize) -> Result<Found, SpoolError> {
+        let mut found = Found::default();
+        for traces in all_traces() {
+            let mut after = traces.start.clone();
+            let mut more = true;
+            while more {
+                more = self.with(|_, connection| {
+                    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                    let Some(keys) = traces.next(&transaction, user, holds, batch, &mut after, &mut found)? else {
+                        return Ok(false);
+                    };
+                    traces.erase(&transaction, &keys)?;
+                    transaction.commit()?;
+                    Ok(true)
+                })?;
+            }
+        }
+        found.keys = self.with(|_, connection| {
+            let keys = connection.execute("DELETE FROM keys WHERE user_idx = ?1", [user.get()])?;
+            Ok(keys as u64)
+        })?;
+        Ok(found)
+    }
+
+    /// Rewrites the file, so that nothing is left in it of what was taken out. Needs room on the disk for a second copy.
+    pub fn rewrite(&mut self) -> Result<(), SpoolError> {
+        self.with(|_, connection| sqlite::rewrite(connection))
+    }
+}

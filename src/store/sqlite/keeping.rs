@@ -1,0 +1,218 @@
+//! Retention, legal hold and erasure in the embedded log.
+
+use std::collections::HashMap;
+
+use chatting_actors::{
+    broadcast::Broadcast,
+    seams::StoreError,
+    types::{Epoch, PresenterIdx, Seq, UserIdx},
+};
+use futures_util::future::BoxFuture;
+use rusqlite::{Connection, Row, TransactionBehavior, params};
+use uuid::Uuid;
+
+use super::{SqliteStore, about, count, last_seq};
+use crate::store::keeping::{Expired, Holds, Keeping, Trace, first_id_of};
+
+const OLD_EVENTS: &str = "
+SELECT id, presenter_idx, epoch, seq, broadcast_id FROM chatting_log WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3";
+
+const OF_USER: &str = "
+SELECT id, presenter_idx, epoch, seq, broadcast_id FROM chatting_log INDEXED BY chatting_log_by_user WHERE user_idx = ?1
+ORDER BY presenter_idx, epoch, seq LIMIT ?2 OFFSET ?3";
+
+/// A room's last event: only its place and its time stay.
+const EMPTY: &str = "
+UPDATE chatting_log SET kind = 'chat', act = NULL, room_idx = NULL, broadcast_id = NULL, user_idx = ?2, nickname = '',
+  message = '', idempotency_key = NULL, deleted_at = IFNULL(deleted_at, ?3), deleted_by = ?2
+WHERE id = ?1 AND (user_idx <> ?2 OR broadcast_id IS NOT NULL)";
+
+const ERASE: &str = "
+UPDATE chatting_log SET user_idx = ?2, nickname = '', message = '', idempotency_key = NULL,
+  deleted_at = IIF(kind = 'chat', IFNULL(deleted_at, ?3), NULL), deleted_by = IIF(kind = 'chat', IFNULL(deleted_by, ?2), NULL)
+WHERE id = ?1";
+
+const MENTIONS: &str = concat!(
+    "SELECT id, presenter_idx, epoch, seq, broadcast_id FROM chatting_log WHERE ",
+    about!(),
+    " = ?1 AND act IS NOT NULL AND id > ?2
+     UNION ALL
+     SELECT id, presenter_idx, epoch, seq, broadcast_id FROM chatting_log WHERE deleted_by = ?1 AND id > ?2
+     ORDER BY id LIMIT ?3"
+);
+
+const ERASE_MENTION: &str = concat!(
+    "UPDATE chatting_log SET act = IIF(",
+    about!(),
+    " = ?2, json_set(act, '$.user_idx', ?3), act), deleted_by = IIF(deleted_by = ?2, ?3, deleted_by) WHERE id = ?1"
+);
+
+fn held(connection: &Connection) -> rusqlite::Result<Holds> {
+    let mut statement =
+        connection.prepare_cached("SELECT record, corrected_start, legal_hold FROM broadcasts WHERE legal_hold = 1")?;
+    let held: Vec<Broadcast> = statement
+        .query_map([], |row| Ok(super::broadcast(row)?.broadcast))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(Holds::new(held))
+}
+
+fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
+    let bad = || rusqlite::Error::IntegralValueOutOfRange(1, -1);
+    Ok(Trace {
+        id: Uuid::from_bytes(row.get(0)?),
+        presenter: PresenterIdx::new(row.get(1)?).ok_or_else(bad)?,
+        epoch: Epoch(row.get::<_, String>(2)?.into()),
+        seq: Seq(row.get::<_, i64>(3)?.cast_unsigned()),
+        broadcast_id: row.get::<_, Option<[u8; 16]>>(4)?.map(Uuid::from_bytes),
+    })
+}
+
+/// Where a step begins and ends among the ids.
+fn ids(before_ms: i64, after: Option<Uuid>) -> ([u8; 16], [u8; 16]) {
+    let after = after.unwrap_or(Uuid::nil());
+    (after.into_bytes(), first_id_of(before_ms).into_bytes())
+}
+
+fn expire(connection: &mut Connection, before_ms: i64, after: Option<Uuid>, limit: usize) -> rusqlite::Result<Expired> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let holds = held(&transaction)?;
+    let (from, to) = ids(before_ms, after);
+    let found: Vec<Trace> = transaction
+        .prepare_cached(OLD_EVENTS)?
+        .query_map(params![&from[..], &to[..], count(limit)], trace)?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut removed = 0;
+    {
+        let mut last_of: HashMap<PresenterIdx, Seq> = HashMap::new();
+        let mut delete = transaction
+            .prepare_cached("DELETE FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2 AND seq = ?3")?;
+        let mut empty = transaction.prepare_cached(EMPTY)?;
+        for one in found.iter().filter(|one| holds.hold(one).is_none()) {
+            let last = match last_of.get(&one.presenter) {
+                Some(last) => *last,
+                None => {
+                    let last = last_seq(&transaction, one.presenter)?;
+                    last_of.insert(one.presenter, last);
+                    last
+                }
+            };
+            removed += if one.seq == last {
+                empty.execute(params![&one.id.as_bytes()[..], UserIdx::ERASED.get(), before_ms])?
+            } else {
+                delete.execute(params![one.presenter.get(), &*one.epoch.0, one.seq.0.cast_signed()])?
+            };
+        }
+    }
+    transaction.commit()?;
+    Ok(Expired {
+        removed: removed as u64,
+        last: found.last().filter(|_| found.len() >= limit).map(|last| last.id),
+    })
+}
+
+fn expire_broadcasts(
+    connection: &mut Connection,
+    before_ms: i64,
+    after: Option<Uuid>,
+    limit: usize,
+) -> rusqlite::Result<Expired> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let (from, to) = ids(before_ms, after);
+    let old: Vec<_> = transaction
+        .prepare_cached(
+            "SELECT record, corrected_start, legal_hold FROM broadcasts WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+        )?
+        .query_map(params![&from[..], &to[..], count(limit)], super::broadcast)?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut removed = 0;
+    {
+        let mut delete = transaction.prepare_cached("DELETE FROM broadcasts WHERE id = ?1")?;
+        for stored in &old {
+            let ended = stored.broadcast.ended_at_ms.is_some_and(|ended| ended < before_ms);
+            if ended && !stored.legal_hold {
+                removed += delete.execute([&stored.broadcast.id.as_bytes()[..]])?;
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(Expired {
+        removed: removed as u64,
+        last: old.last().filter(|_| old.len() >= limit).map(|last| last.broadcast.id),
+    })
+}
+
+impl Keeping for SqliteStore {
+    fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.run(move |connection| {
+            let sql = "UPDATE broadcasts SET legal_hold = ?2 WHERE id = ?1";
+            Ok(connection.execute(sql, params![&id.as_bytes()[..], hold])? > 0)
+        })
+    }
+
+    fn holds(&self) -> BoxFuture<'_, Result<Holds, StoreError>> {
+        self.look(|connection| held(connection))
+    }
+
+    fn expire(&self, before_ms: i64, after: Option<Uuid>, limit: usize) -> BoxFuture<'_, Result<Expired, StoreError>> {
+        self.run(move |connection| expire(connection, before_ms, after, limit))
+    }
+
+    fn expire_broadcasts(
+        &self,
+        before_ms: i64,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Expired, StoreError>> {
+        self.run(move |connection| expire_broadcasts(connection, before_ms, after, limit))
+    }
+
+    fn traces(&self, user: UserIdx, skip: usize, limit: usize) -> BoxFuture<'_, Result<Vec<Trace>, StoreError>> {
+        self.look(move |connection| {
+            let mut statement = connection.prepare(OF_USER)?;
+            let rows = statement.query_map(params![user.get(), count(limit), count(skip)], trace)?;
+            rows.collect()
+        })
+    }
+
+    fn erase<'a>(&'a self, traces: &'a [Trace], now_ms: i64) -> BoxFuture<'a, Result<(), StoreError>> {
+        let ids: Vec<Uuid> = traces.iter().map(|one| one.id).collect();
+        self.run(move |connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut erase = transaction.prepare_cached(ERASE)?;
+                for id in &ids {
+                    erase.execute(params![&id.as_bytes()[..], UserIdx::ERASED.get(), now_ms])?;
+                }
+            }
+            transaction.commit()
+        })
+    }
+
+    fn mentions(
+        &self,
+        user: UserIdx,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Trace>, StoreError>> {
+        self.look(move |connection| {
+            let after = after.unwrap_or(Uuid::nil());
+            let mut statement = connection.prepare(MENTIONS)?;
+            let rows = statement.query_map(params![user.get(), &after.as_bytes()[..], count(limit)], trace)?;
+            rows.collect()
+        })
+    }
+
+    fn erase_mentions<'a>(&'a self, user: UserIdx, traces: &'a [Trace]) -> BoxFuture<'a, Result<(), StoreError>> {
+        let ids: Vec<Uuid> = traces.iter().map(|one| one.id).collect();
+        self.run(move |connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut erase = transaction.prepare_cached(ERASE_MENTION)?;
+                for id in &ids {
+                    erase.execute(params![&id.as_bytes()[..], user.get(), UserIdx::ERASED.get()])?;
+                }
+            }
+            transaction.commit()
+        })
+    }
+}

@@ -1,0 +1,291 @@
+//! Every question to the log is served by an index, on both stores: their plans are read. What is asked is what the stores really
+//! ask, taken from SQLite's trace and from MongoDB's profiler.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, Once},
+    time::Duration,
+};
+
+use chatting_actors::{
+    moderation::Act,
+    seams::{LogRange, StoreBatch},
+    types::{Epoch, MessageText, Seq, UserIdx},
+};
+use chatting_server::store::{
+    Archive, Durability, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore, figures::FiguresQuery,
+    mongo::MongoSettings,
+};
+use mongodb::bson::{Document, doc};
+use rusqlite::{Connection, functions::FunctionFlags};
+
+use crate::{
+    figures::{broadcast, message, shared},
+    log_store::room,
+    support::{
+        mongod::{Mongod, fresh_database_name},
+        process::ScratchDir,
+    },
+};
+
+const START: i64 = 1_700_000_000_000;
+
+/// So many messages of room 12, and as many of others.
+const MESSAGES: u64 = 3_000;
+
+fn events() -> Vec<StoreBatch> {
+    let mut events = Vec::new();
+    for seq in 1..=MESSAGES {
+        let at_ms = START + i64::try_from(seq).unwrap() * 100;
+        let user = if seq % 100 == 0 {
+            12
+        } else {
+            i64::try_from(seq % 40).unwrap() + 20
+        };
+        events.push(message(at_ms, 12, "a", seq, user, "안녕 방송"));
+        let mut other = message(at_ms, 1000 + i64::try_from(seq % 20).unwrap(), "b", seq, user, "other");
+        other.id = uuid::Uuid::from_u128(other.id.as_u128() + (1 << 63));
+        events.push(other);
+    }
+    shared(events)
+        .chunks(1_000)
+        .map(|chunk| Arc::new(chunk.to_vec()))
+        .collect()
+}
+
+/// Asks everything that a log can be asked.
+async fn ask_everything(store: &dyn Archive) {
+    let (presenter, epoch, user) = (room(12), Epoch("a".into()), UserIdx::new(33).unwrap());
+    let record = broadcast(
+        &[(START, Some(START + 400_000))],
+        &[("a", 100, Some(2_000)), ("b", 0, Some(5)), ("a", 2_000, None)],
+    );
+    store.put_broadcasts(std::slice::from_ref(&record)).await.unwrap();
+    for batch in events() {
+        assert_eq!(store.append(batch).await.unwrap(), []);
+    }
+    let spans = [
+        Act::Message {
+            id: message(START + 10_000, 12, "a", 100, 12, "").id,
+            seq: Seq(100),
+        },
+        Act::User { user_idx: user },
+        Act::Span {
+            from_ms: START + 5_000,
+            to_ms: START + 6_000,
+        },
+    ];
+    for (n, act) in (1..).zip(spans) {
+        let at_ms = START + 500_000;
+        let mut one = message(at_ms, 12, "a", MESSAGES + n, 90, "");
+        one.act = Some(Arc::new(act));
+        one.chat.text = MessageText::maybe_empty(String::new(), 0).unwrap();
+        store.append(Arc::new(shared([one]))).await.unwrap();
+    }
+    store.last_seq(presenter).await.unwrap();
+    let range = LogRange {
+        presenter,
+        epoch: epoch.clone(),
+        after: Seq(50),
+        through: Seq(90),
+        limit: 20,
+    };
+    assert_eq!(store.read_range(range).await.unwrap().len(), 20);
+    store.epochs(presenter).await.unwrap();
+    for user in [None, Some(user)] {
+        for newest_first in [false, true] {
+            let scan = Scan {
+                presenter,
+                epoch: epoch.clone(),
+                after: Seq(1_000),
+                through: Seq(2_000),
+                user,
+                newest_first,
+                limit: 10,
+            };
+            assert_eq!(store.scan(scan).await.unwrap().len(), 10);
+        }
+    }
+    store.find(record.id).await.unwrap();
+    for before in [None, Some(record.id)] {
+        store.broadcasts(presenter, before, 10).await.unwrap();
+    }
+    store.broadcast(record.id).await.unwrap().unwrap();
+    assert!(store.correct_broadcast(record.id, Some(START)).await.unwrap());
+    assert!(store.hold_broadcast(record.id, true).await.unwrap());
+    assert!(store.holds().await.unwrap().holds(record.id));
+    let query = FiguresQuery {
+        broadcast: record,
+        corrected_start_ms: None,
+        bucket_ms: 1_000,
+        last_bucket: 99,
+        top: 10,
+        patience: Duration::from_secs(60),
+    };
+    let counted = store.figures(query).await.unwrap();
+    assert!(counted.replies() > 10 && counted.senders > 10, "{counted:?}");
+    let traces = store.traces(user, 3, 10).await.unwrap();
+    assert_eq!(traces.len(), 10);
+    store.erase(&traces, START).await.unwrap();
+    let mentions = store.mentions(user, None, 10).await.unwrap();
+    assert_eq!(mentions.len(), 1);
+    store.erase_mentions(user, &mentions).await.unwrap();
+    assert_eq!(
+        store.mentions(UserIdx::new(90).unwrap(), None, 10).await.unwrap().len(),
+        10
+    );
+    let first = store.expire(START + 50_000, None, 50).await.unwrap();
+    assert!(first.removed > 0);
+    store.expire(START + 50_000, first.last, 50).await.unwrap();
+    store.expire_broadcasts(START + 900_000, None, 50).await.unwrap();
+}
+
+/// Keeps the statements that the stores' connections run, those of other tests too.
+struct Statements(Mutex<BTreeSet<String>>);
+
+static STATEMENTS: Statements = Statements(Mutex::new(BTreeSet::new()));
+
+impl log::Log for Statements {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "chatting_server::sql"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.lock().unwrap().insert(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn keep_statements() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&STATEMENTS).unwrap();
+        log::set_max_level(log::LevelFilter::Trace);
+    });
+}
+
+/// What is asked with no row in mind, or only of small rooms.
+const EXEMPT: [&str; 2] = [
+    "SELECT NOT EXISTS (SELECT 1 FROM chatting_log)",
+    "ORDER BY seq, id LIMIT ?3",
+];
+
+#[actix_web::test]
+async fn every_statement_on_the_embedded_log_is_served_by_an_index() {
+    keep_statements();
+    let dir = ScratchDir::new("plans");
+    let path = dir.path().join("chat.db");
+    let (spool, _) = SqliteSpool::open(SpoolSettings {
+        path: path.clone(),
+        durability: Durability::Os,
+        max_bytes: None,
+        embedded: true,
+    })
+    .unwrap();
+    let store = SqliteStore::new(spool.connection());
+    chatting_actors::seams::LogStore::prepare(&store).await.unwrap();
+    ask_everything(&store).await;
+    let connection = Connection::open(&path).unwrap();
+    for name in ["offset_ms", "words"] {
+        connection
+            .create_scalar_function(name, 1, FunctionFlags::SQLITE_UTF8, |_| Ok(0))
+            .unwrap();
+    }
+    let statements = STATEMENTS.0.lock().unwrap().clone();
+    let mut looked = 0;
+    for sql in statements {
+        let is_ours = sql.contains("chatting_log") || sql.contains("broadcasts");
+        let is_plain = ["SELECT", "UPDATE", "DELETE", "WITH"]
+            .iter()
+            .any(|verb| sql.trim_start().starts_with(verb));
+        if !is_ours || !is_plain || EXEMPT.iter().any(|exempt| sql.contains(exempt)) {
+            continue;
+        }
+        // Another test's file may be of an older format.
+        let Ok(mut explained) = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")) else {
+            continue;
+        };
+        for n in 1..=explained.parameter_count() {
+            explained.raw_bind_parameter(n, 1).unwrap();
+        }
+        let mut plan = Vec::new();
+        let mut rows = explained.raw_query();
+        while let Some(row) = rows.next().unwrap() {
+            plan.push(row.get::<_, String>(3).unwrap());
+        }
+        looked += 1;
+        for step in &plan {
+            let scanned = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
+            let table = scanned.is_some_and(|name| ["chatting_log", "broadcasts", "log", "first"].contains(&name));
+            assert!(!table, "{sql}\n{plan:#?}");
+            // By the room and the numbering, or by more.
+            let wide = step.contains("PRIMARY KEY (presenter_idx=?)") || step.ends_with("(user_idx=?)");
+            assert!(!wide || sql.contains("LIMIT ?2 OFFSET ?3"), "{sql}\n{plan:#?}");
+        }
+        let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE FOR ORDER BY"));
+        assert!(!sorts || sql.contains("GROUP BY"), "{sql}\n{plan:#?}");
+    }
+    assert!(looked >= 25, "{looked} statements");
+}
+
+#[actix_web::test]
+async fn every_operation_on_the_log_in_mongodb_is_served_by_an_index() {
+    let mongod = Mongod::start_own().await;
+    let settings = MongoSettings {
+        uri: mongod.uri(),
+        database: fresh_database_name(),
+        connect_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(30),
+    };
+    let store = MongoStore::new(&settings).await.unwrap();
+    chatting_actors::seams::LogStore::prepare(&store).await.unwrap();
+    let database = store.database();
+    let scans = async || {
+        let status = database.run_command(doc! { "serverStatus": 1 }).await.unwrap();
+        let executor = status
+            .get_document("metrics")
+            .unwrap()
+            .get_document("queryExecutor")
+            .unwrap()
+            .clone();
+        let scans = executor.get_document("collectionScans").unwrap();
+        scans.get_i64("total").unwrap()
+    };
+    database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let before = scans().await;
+    ask_everything(&store).await;
+    // The whole of a collection was never read, within a pipeline neither.
+    assert_eq!(scans().await, before);
+    database.run_command(doc! { "profile": 0 }).await.unwrap();
+    let profile = database.collection::<Document>("system.profile");
+    let mut entries = profile
+        .find(doc! { "ns": { "$regex": "chatting_log|broadcasts" } })
+        .await
+        .unwrap();
+    let mut looked = 0;
+    while entries.advance().await.unwrap() {
+        let entry: Document = entries.deserialize_current().unwrap();
+        let Ok(plan) = entry.get_str("planSummary") else {
+            continue;
+        };
+        looked += 1;
+        assert!(!plan.contains("COLLSCAN"), "{entry:#?}");
+        let command = entry.get_document("command").unwrap();
+        let counts = command.contains_key("aggregate");
+        let sorts = entry.get_bool("hasSortStage").unwrap_or(false);
+        assert!(!sorts || counts, "{entry:#?}");
+        // What was looked at is what was asked for, or near it: 1,900 messages are counted, 20 replies among them waited for.
+        let number = |key: &str| entry.get_i32(key).map_or(0, i64::from);
+        let asked = number("nreturned")
+            .max(number("nModified"))
+            .max(number("ndeleted"))
+            .max(1);
+        let looked_at = number("docsExamined").max(number("keysExamined"));
+        let bound = if counts { 3_200 } else { asked * 2 + 60 };
+        assert!(looked_at <= bound, "{looked_at} for {asked}: {entry:#?}");
+    }
+    assert!(looked >= 40, "{looked} operations");
+}

@@ -1,0 +1,568 @@
+//! The end of what the log keeps: retention, legal hold, and the erasure of a user.
+
+use std::{path::Path, process::Command, sync::Arc};
+
+use chatting_actors::{
+    clock::system_ms,
+    idempotency::Keyed,
+    metrics::Metrics,
+    moderation::Act,
+    seams::Spool,
+    types::{Event, MessageText, Nickname, Seq, UserIdx},
+};
+use chatting_server::{
+    retention::{Retention, Swept},
+    settings::Settings,
+    store::{
+        Archive, Durability, Logged, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore, mongo::MongoSettings,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{
+    figures::{broadcast, message, shared},
+    history::{read, request, servers, token_with},
+    log_store::{batch, room, stores},
+    support::{
+        app::{KEY, spawn_app, spawn_in, use_mongodb},
+        eventually,
+        mongod::{Mongod, fresh_database_name},
+        process::ScratchDir,
+    },
+};
+
+const DAY_MS: i64 = 86_400_000;
+
+async fn all(store: &dyn Archive, presenter: i64, epoch: &str) -> Vec<Logged> {
+    let scan = Scan {
+        presenter: room(presenter),
+        epoch: chatting_actors::types::Epoch(epoch.into()),
+        after: Seq(0),
+        through: Seq(u64::MAX),
+        user: None,
+        newest_first: false,
+        limit: 10_000,
+    };
+    store.scan(scan).await.unwrap()
+}
+
+fn seqs(events: &[Logged]) -> Vec<u64> {
+    events.iter().map(|logged| logged.event.seq.0).collect()
+}
+
+fn act(mut event: Event, act: Act) -> Event {
+    event.act = Some(Arc::new(act));
+    event.chat.text = MessageText::maybe_empty(String::new(), 0).unwrap();
+    event
+}
+
+fn retention(store: &Arc<dyn Archive>) -> Retention {
+    let mut settings = Settings::default();
+    settings.log.retention_days = 1;
+    settings.log.retention_batch = 7;
+    settings.log.retention_pause_ms = 0;
+    Retention::new(&settings, Arc::clone(store), Metrics::default()).unwrap()
+}
+
+#[actix_web::test]
+async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last_number() {
+    for (name, store, _dir) in stores().await {
+        let now = system_ms();
+        let old = now - 10 * DAY_MS;
+        // Held from 20 to 30; the rest of the room's old events is not.
+        let mut held = broadcast(&[(old, Some(old + 60_000))], &[("a", 20, Some(30))]);
+        let mut over = broadcast(&[(old + 1, Some(old + 90_000))], &[("a", 30, Some(40))]);
+        let open = broadcast(&[(old + 2, None)], &[("a", 60, None)]);
+        store
+            .put_broadcasts(&[held.clone(), over.clone(), open.clone()])
+            .await
+            .unwrap();
+        assert!(store.hold_broadcast(held.id, true).await.unwrap(), "{name}");
+        assert!(
+            !store.hold_broadcast(uuid::Uuid::now_v7(), true).await.unwrap(),
+            "{name}"
+        );
+        // What the registry tells of it later does not take the hold away.
+        (held.version, over.version) = (2, 2);
+        store.put_broadcasts(&[held.clone(), over.clone()]).await.unwrap();
+        let mut events = Vec::new();
+        for seq in 1..=50 {
+            events.push(message(old + seq, 12, "a", seq.cast_unsigned(), 7, "old"));
+        }
+        for seq in 51..=60 {
+            events.push(message(now - DAY_MS / 2, 12, "a", seq, 7, "new"));
+        }
+        // In a room of which everything is old the last one is emptied; here it is an act, in the later of two numberings.
+        for seq in 1..=9 {
+            events.push(message(
+                old + 1_000 + i64::try_from(seq).unwrap(),
+                13,
+                "a",
+                seq,
+                8,
+                "old",
+            ));
+        }
+        let last = message(old + 2_000, 13, "b", 10, 8, "");
+        events.push(act(
+            last,
+            Act::User {
+                user_idx: UserIdx::new(7).unwrap(),
+            },
+        ));
+        store.append(batch(&shared(events))).await.unwrap();
+        let retention = retention(&store);
+        let swept = retention.sweep(now - DAY_MS).await.unwrap();
+        assert_eq!(
+            swept,
+            Swept {
+                events: 40 + 10,
+                broadcasts: 1
+            },
+            "{name}"
+        );
+        let left: Vec<u64> = (21..=30).chain(51..=60).collect();
+        assert_eq!(seqs(&all(&*store, 12, "a").await), left, "{name}");
+        assert!(
+            all(&*store, 12, "a")
+                .await
+                .iter()
+                .all(|logged| logged.deleted.is_none()),
+            "{name}"
+        );
+        assert_eq!(store.last_seq(room(13)).await.unwrap(), Seq(10), "{name}");
+        assert_eq!(all(&*store, 13, "a").await, [], "{name}");
+        let emptied = all(&*store, 13, "b").await;
+        let event = &emptied[0].event;
+        assert_eq!(
+            (emptied.len(), event.seq, event.sent_at_ms),
+            (1, Seq(10), old + 2_000),
+            "{name}"
+        );
+        assert!(
+            event.is_erased() && event.act.is_none() && emptied[0].deleted.is_some(),
+            "{name}: {event:?}"
+        );
+        assert_eq!(
+            (event.chat.text.as_str(), event.chat.nickname.as_str()),
+            ("", ""),
+            "{name}"
+        );
+        let kept: Vec<_> = store.broadcasts(room(12), None, 10).await.unwrap();
+        let kept: Vec<_> = kept
+            .iter()
+            .map(|stored| (stored.broadcast.id, stored.legal_hold))
+            .collect();
+        assert_eq!(kept, [(open.id, false), (held.id, true)], "{name}");
+        // A second time there is nothing to do.
+        assert_eq!(retention.sweep(now - DAY_MS).await.unwrap(), Swept::default(), "{name}");
+        // Newer events make the emptied one an old one like any other; a hold that is over holds nothing.
+        store
+            .append(batch(&shared([message(now, 13, "b", 11, 8, "new")])))
+            .await
+            .unwrap();
+        assert!(store.hold_broadcast(held.id, false).await.unwrap(), "{name}");
+        let swept = retention.sweep(now - DAY_MS).await.unwrap();
+        assert_eq!(
+            swept,
+            Swept {
+                events: 10 + 1,
+                broadcasts: 1
+            },
+            "{name}"
+        );
+        assert_eq!(seqs(&all(&*store, 13, "b").await), [11], "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn a_server_removes_what_is_too_old_by_itself_and_a_new_spool_still_goes_on_behind_it() {
+    let app = spawn_app(|settings| {
+        use_mongodb(settings);
+        settings.log.retention_days = 2;
+        settings.log.retention_every_seconds = 1;
+    })
+    .await;
+    assert_eq!(
+        app.metric("chat_retention_deleted_total{kind=\"event\"}").await,
+        Some(0.0)
+    );
+    let old = system_ms() - 3 * DAY_MS;
+    let events = (1..=5).map(|seq| message(old, 12, "before", seq, 7, "old"));
+    app.state.history.store().append(batch(&shared(events))).await.unwrap();
+    eventually("the old messages to be gone", async || {
+        (app.metric("chat_retention_deleted_total{kind=\"event\"}").await == Some(5.0)).then_some(())
+    })
+    .await;
+    assert!(app.metric("chat_retention_sweeps_total{outcome=\"ok\"}").await > Some(0.0));
+    let page = read(&app, "/v1/rooms/12/messages", &app.token(12)).await;
+    let left = page["messages"].as_array().unwrap();
+    assert_eq!(
+        (left.len(), &left[0]["seq"], &left[0]["deleted"]),
+        (1, &json!(5), &json!(true)),
+        "{page}"
+    );
+    assert!(
+        left[0].get("text").is_none() && left[0].get("user_idx").is_none(),
+        "{page}"
+    );
+    let (_, _, settings) = app.stop().await;
+    // The disk is lost: another spool, the same log.
+    let dir = ScratchDir::new("anew");
+    let mut settings = settings.clone();
+    settings.log.path = dir.path().join("chat.db").display().to_string();
+    let app = spawn_in(dir, settings).await;
+    app.go_live(12);
+    let _session = app.presenter(12).await;
+    let answer = app.post(12, 7, "new").await;
+    assert_eq!((answer.status, &answer.json()["seq"]), (201, &json!(6)), "{answer:?}");
+}
+
+#[actix_web::test]
+async fn operators_put_a_broadcast_under_legal_hold_and_nobody_else_sees_that() {
+    let quick = |settings: &mut Settings| {
+        settings.room.sweep_ms = 20;
+        settings.room.live_ttl_ms = 40;
+        settings.room.not_live_ttl_ms = 40;
+    };
+    for (app, mut session) in servers(quick).await {
+        assert_eq!(app.post(12, 7, "x").await.status, 201);
+        session.chats(1).await;
+        let operator = token_with(90, "operator", json!([]));
+        let page = eventually("the broadcast in the store", async || {
+            let page = read(&app, "/v1/rooms/12/broadcasts", &operator).await;
+            let id = page["broadcasts"][0]["id"].as_str().unwrap().parse().unwrap();
+            app.state.history.store().broadcast(id).await.unwrap().map(|_| page)
+        })
+        .await;
+        assert_eq!(page["broadcasts"][0]["legal_hold"], false);
+        let path = format!("/v1/broadcasts/{}", page["broadcasts"][0]["id"].as_str().unwrap());
+        let patch = async |token: &str, body: Value| request(&app, "PATCH", &path, token, &body.to_string()).await;
+        for token in [app.token(7), app.token(12), token_with(8, "moderator", json!("*"))] {
+            assert_eq!(patch(&token, json!({ "legal_hold": true })).await.status, 403);
+            assert!(read(&app, &path, &token).await.get("legal_hold").is_none());
+        }
+        for bad in [json!({}), json!({ "legal_hold": 1 }), json!({ "hold": true })] {
+            assert_eq!(patch(&operator, bad.clone()).await.status, 400, "{bad}");
+        }
+        let held = patch(&operator, json!({ "legal_hold": true })).await;
+        assert_eq!(
+            (held.status, &held.json()["legal_hold"]),
+            (200, &json!(true)),
+            "{held:?}"
+        );
+        // What happens to the broadcast afterwards leaves the hold as it is.
+        app.go_off(12);
+        eventually("the interruption in the store", async || {
+            let id = page["broadcasts"][0]["id"].as_str().unwrap().parse().unwrap();
+            let stored = app.state.history.store().broadcast(id).await.unwrap().unwrap();
+            stored.broadcast.segments[0].to_ms
+        })
+        .await;
+        assert_eq!(read(&app, &path, &operator).await["legal_hold"], true);
+        let both = json!({ "legal_hold": false, "started_at": null });
+        assert_eq!(patch(&operator, both).await.json()["legal_hold"], false);
+    }
+}
+
+const SECRET: &str = "비밀번호는 hunter2 입니다";
+
+/// A stopped server's directory with messages of users 7 and 8 everywhere, and the settings that name it.
+struct Site {
+    dir: Arc<ScratchDir>,
+    mongodb: Option<MongoStore>,
+    events: Vec<Arc<Event>>,
+}
+
+impl Site {
+    async fn new(mongodb: bool) -> Self {
+        let dir = ScratchDir::new("erase");
+        let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+        let store = match mongodb {
+            true => format!("backend = \"mongodb\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\n"),
+            false => "backend = \"sqlite\"\n".to_owned(),
+        };
+        let text = format!(
+            "[log]\npath = \"chat.db\"\nbatch_max = 7\n{store}[server]\nbind = \"127.0.0.1:0\"\n[room]\nmode = \"embedded\"\n"
+        );
+        std::fs::write(dir.path().join("settings.toml"), text).unwrap();
+        let mongodb = match mongodb {
+            false => None,
+            true => Some(
+                MongoStore::new(&MongoSettings {
+                    uri,
+                    database,
+                    connect_timeout: std::time::Duration::from_secs(10),
+                    write_timeout: std::time::Duration::from_secs(30),
+                })
+                .await
+                .unwrap(),
+            ),
+        };
+        let mut site = Self {
+            dir,
+            mongodb,
+            events: Vec::new(),
+        };
+        site.fill().await;
+        site
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("chat.db")
+    }
+
+    fn open(&self) -> (SqliteSpool, Arc<dyn Archive>, String) {
+        let (spool, info) = SqliteSpool::open(SpoolSettings {
+            path: self.path(),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: self.mongodb.is_none(),
+        })
+        .unwrap();
+        let store: Arc<dyn Archive> = match &self.mongodb {
+            Some(mongodb) => Arc::new(mongodb.clone()),
+            None => Arc::new(SqliteStore::new(spool.connection())),
+        };
+        (spool, store, info.epoch.0.to_string())
+    }
+
+    /// Seqs 1 to 60 are in the store, 61 to 70 in the spool, 71 and 72 are parked; 11 to 20 are of a broadcast under legal hold.
+    async fn fill(&mut self) {
+        let (mut spool, store, epoch) = self.open();
+        store.prepare().await.unwrap();
+        let start = system_ms() - 1_000_000;
+        let mut held = broadcast(&[(start, Some(start + 20_000))], &[("", 10, Some(20))]);
+        held.spans[0].epoch = chatting_actors::types::Epoch(epoch.as_str().into());
+        store.put_broadcasts(std::slice::from_ref(&held)).await.unwrap();
+        store.hold_broadcast(held.id, true).await.unwrap();
+        let user = |n| UserIdx::new(n).unwrap();
+        for seq in 1..=72_u64 {
+            let sender = 7 + i64::try_from(seq % 2).unwrap();
+            let text = format!("{SECRET} {seq}");
+            let mut one = message(
+                start + i64::try_from(seq).unwrap() * 1_000,
+                12,
+                &epoch,
+                seq,
+                sender,
+                &text,
+            );
+            one.keyed = (seq % 5 == 0).then(|| Keyed::new(user(sender), room(12), &format!("key {seq}"), &text));
+            one = match seq {
+                // What user 7 did to another, what another did to user 7, and what is not in the store yet.
+                30 => {
+                    one.chat.user_idx = user(7);
+                    act(
+                        one,
+                        Act::Message {
+                            id: self.events[28].id,
+                            seq: Seq(29),
+                        },
+                    )
+                }
+                40 | 66 => {
+                    one.chat.user_idx = user(99);
+                    one.chat.nickname = Nickname::new("staff", 64).unwrap();
+                    act(one, Act::User { user_idx: user(7) })
+                }
+                _ => one,
+            };
+            self.events.push(Arc::new(one));
+        }
+        spool.commit(&self.events).unwrap();
+        store.append(batch(&self.events[..60])).await.unwrap();
+        spool.free(60, &[], 0).unwrap();
+        spool.close();
+        drop((spool, store));
+        let connection = rusqlite::Connection::open(self.path()).unwrap();
+        let columns =
+            "pos, epoch, presenter_idx, seq, id, sent_at, room_idx, user_idx, nickname, message, role, idempotency_key";
+        connection
+            .execute_batch(&format!(
+                "INSERT INTO parked({columns}, reason, parked_at) SELECT {columns}, 'a test', 0 FROM spool WHERE seq > 70;
+                 DELETE FROM spool WHERE seq > 70"
+            ))
+            .unwrap();
+    }
+
+    /// Runs the command; exit code, standard output, standard error.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_chatting-server"))
+            .args(args)
+            .current_dir(self.dir.path())
+            .env_remove("RUST_LOG")
+            .env("CHAT__AUTH__HS256_SECRET", KEY)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    /// How often a text is in the files of the spool.
+    fn found(&self, text: &str) -> usize {
+        let files = ["chat.db", "chat.db-wal"].map(|name| self.dir.path().join(name));
+        let count = |path: &Path| {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            bytes
+                .windows(text.len())
+                .filter(|window| *window == text.as_bytes())
+                .count()
+        };
+        files.iter().map(|path| count(path)).sum()
+    }
+
+    /// Everything that store and spool have of the room, as text.
+    async fn everything(&self) -> Vec<String> {
+        let (mut spool, store, epoch) = self.open();
+        let mut all: Vec<String> = all(&*store, 12, &epoch)
+            .await
+            .iter()
+            .map(|one| format!("{one:?}"))
+            .collect();
+        all.extend(spool.read(0, 1000).unwrap().iter().map(|row| format!("{row:?}")));
+        all.extend(
+            spool
+                .read_parked(&[], 1000)
+                .unwrap()
+                .iter()
+                .map(|row| format!("{:?}", row.event)),
+        );
+        all.extend(spool.read_keys(0).unwrap().iter().map(|row| format!("key {row:?}")));
+        spool.close();
+        all
+    }
+}
+
+#[actix_web::test]
+async fn erasing_a_user_leaves_no_trace_of_what_they_sent_but_its_places() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let before = site.everything().await;
+        let told = "events 4, parked events 1, idempotency keys 6, acts of others that name the user 1";
+        // Looking changes nothing, and tells what would be done.
+        let (code, out, error) = site.run(&["erase", "--user", "7", "--dry-run", "--despite-hold"]);
+        assert_eq!(code, 0, "{out}{error}");
+        assert!(out.contains(&format!("would erase in the spool: {told}")), "{out}");
+        assert_eq!(site.everything().await, before);
+        let (code, done, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
+        assert_eq!(code, 0, "{done}{error}");
+        assert!(done.starts_with(&out.replace("would erase", "erased")), "{out}{done}");
+
+        let after = site.everything().await;
+        assert_eq!(after.len(), before.len() - 6, "every place is still there, and no key");
+        let of_user = |all: &[String], user: i64| {
+            let marks = [
+                format!("user_idx: UserIdx({user})"),
+                format!("이름{user}\""),
+                format!("by: UserIdx({user})"),
+            ];
+            all.iter()
+                .filter(|one| marks.iter().any(|mark| one.contains(mark)))
+                .count()
+        };
+        assert!(of_user(&before, 7) > 30 && of_user(&before, 8) > 30);
+        assert_eq!(of_user(&after, 7), 0, "{after:#?}");
+        // Others' messages are as they were, except that who deleted one is not known any more.
+        assert_eq!(of_user(&after, 8), of_user(&before, 8));
+        let (_, store, epoch) = site.open();
+        for logged in all(&*store, 12, &epoch).await {
+            let (event, was) = (
+                &logged.event,
+                &site.events[usize::try_from(logged.event.seq.0).unwrap() - 1],
+            );
+            assert_eq!((event.id, event.sent_at_ms), (was.id, was.sent_at_ms));
+            if was.chat.user_idx == UserIdx::new(7).unwrap() && was.act.is_none() {
+                assert!(
+                    event.is_erased() && logged.deleted.is_some() && event.keyed.is_none(),
+                    "{event:?}"
+                );
+                assert_eq!((event.chat.text.as_str(), event.chat.nickname.as_str()), ("", ""));
+            } else {
+                assert_eq!(event.chat.text, was.chat.text);
+            }
+        }
+        drop(store);
+        // Not in the file's free pages either.
+        assert_eq!(site.found("이름7"), 0);
+        // One each of what was in the store, in the spool, parked.
+        for (seq, others) in [(12, 13), (64, 65), (72, 71)] {
+            assert_eq!(site.found(&format!("{SECRET} {seq}")), 0);
+            assert!(mongodb || site.found(&format!("{SECRET} {others}")) > 0);
+        }
+        assert!(site.found("이름8") > 0);
+        // What was in the spool goes to the store as it is, and a second time there is nothing to erase.
+        let (code, out, error) = site.run(&["spool", "replay"]);
+        assert_eq!(code, 0, "{out}{error}");
+        let (code, out, _) = site.run(&["erase", "--user", "7"]);
+        assert_eq!(code, 0, "{out}");
+        assert!(out.contains("erased in the store: events 0,"), "{out}");
+        let (_, store, epoch) = site.open();
+        let drained = all(&*store, 12, &epoch).await;
+        assert_eq!(seqs(&drained), (1..=70).collect::<Vec<_>>());
+        assert!(
+            drained[61].deleted.is_some() && drained[61].event.is_erased(),
+            "{:?}",
+            drained[61]
+        );
+    }
+}
+
+#[actix_web::test]
+async fn what_is_under_legal_hold_is_listed_and_left_unless_it_is_asked_for() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        for args in [
+            &["erase", "--user", "7", "--dry-run"][..],
+            &["erase", "--user", "7"],
+            &["erase", "--user", "7"],
+        ] {
+            let (code, out, error) = site.run(args);
+            assert_eq!(code, 1, "{out}{error}");
+            assert!(out.contains("left: 5 under legal hold"), "{out}");
+            for seq in [12, 14, 16, 18, 20] {
+                let id = site.events[seq - 1].id;
+                assert!(out.contains(&format!("room 12, seq {seq}, id {id}")), "{out}");
+            }
+        }
+        let (_, store, epoch) = site.open();
+        let left: Vec<u64> = all(&*store, 12, &epoch)
+            .await
+            .iter()
+            .filter(|logged| logged.event.chat.user_idx == UserIdx::new(7).unwrap())
+            .map(|logged| logged.event.seq.0)
+            .collect();
+        assert_eq!(left, [12, 14, 16, 18, 20]);
+        drop(store);
+        let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
+        assert_eq!(code, 0, "{out}{error}");
+        assert!(out.contains("erased in the store: events 5,"), "{out}");
+    }
+}
+
+#[actix_web::test]
+async fn erasing_needs_the_server_stopped_and_tells_of_the_files_that_it_does_not_reach() {
+    let site = Site::new(false).await;
+    let (spool, store, _) = site.open();
+    let (code, _, error) = site.run(&["erase", "--user", "7"]);
+    assert_eq!(code, 69, "{error}");
+    assert!(
+        error.contains("is in use by process") && error.contains("stop that server first"),
+        "{error}"
+    );
+    // Looking does not.
+    let (code, out, error) = site.run(&["erase", "--user", "7", "--dry-run", "--despite-hold"]);
+    assert_eq!(code, 0, "{out}{error}");
+    drop((spool, store));
+    let aside = site.dir.path().join("chat.db.damaged-20260101T000000000Z");
+    std::fs::write(&aside, SECRET).unwrap();
+    std::fs::write(site.dir.path().join("chat.db.damaged-20260101T000000000Z-wal"), SECRET).unwrap();
+    let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
+    assert_eq!(code, 1, "{out}{error}");
+    assert_eq!(out.matches("not reached: ").count(), 1, "{out}");
+    assert!(out.contains("chat.db.damaged-20260101T000000000Z,"), "{out}");
+    for user in ["-1", "9223372036854775807", "x"] {
+        let (code, _, error) = site.run(&["erase", "--user", user]);
+        assert_eq!(code, 2, "{user}: {error}");
+    }
+}
