@@ -100,12 +100,12 @@ impl History {
             limit,
         };
         let mut events = self.store.scan(scan).await?;
-        if events.len() < limit {
-            let last = events.last().map_or(after, |last| last.event.seq);
-            let more = spooled.events.into_iter().filter(|event| event.seq > last);
-            let room = limit - events.len();
-            events.extend(more.take(room).map(|event| Logged { event, deleted: None }));
-        }
+        // What the spool has comes behind what the store has, but for events that were parked: those are in between.
+        let more = spooled.events.into_iter().map(|event| Logged { event, deleted: None });
+        events.extend(more);
+        events.sort_by_key(|logged| logged.event.seq);
+        events.dedup_by_key(|logged| logged.event.seq);
+        events.truncate(limit);
         let events = events.into_iter().map(|logged| logged.covered_by(&spooled.acts));
         Ok(events
             .take_while(|logged| logged.event.sent_at_ms < before_ms)
