@@ -121,6 +121,7 @@ impl App {
             info,
         );
         let sessions = Gate::new("sessions", settings.session.max);
+        let exports = Gate::new("exports", settings.export.max);
         let trusted = startup::trusted_proxies(settings)?;
         let parts = WriterParts::new(
             startup::writer_config(settings),
@@ -161,6 +162,7 @@ impl App {
             Arc::clone(writer_bytes),
             Arc::clone(&sessions),
             Arc::clone(history.gate()),
+            Arc::clone(&exports),
         ];
         let queues = QueueMetrics::register(&mut metric_names, gates);
         let room_breaker_open = metrics.room_breaker_open.clone();
@@ -181,11 +183,15 @@ impl App {
                 page_default: settings.history.page_default.min(settings.history.page_max),
                 page_max: settings.history.page_max,
                 scan_limit: settings.history.scan_limit,
+                export_rows: settings.export.page_rows,
+                cue_ms: settings.export.cue_ms.cast_signed(),
+                export_patience: Duration::from_secs(settings.export.busy_wait_seconds),
             },
             origins: settings.cors.origins.clone(),
             legacy: settings.legacy.enabled,
             rooms,
             history,
+            exports,
             metrics,
             metric_names,
             queues,

@@ -7,6 +7,7 @@ pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod error;
+pub mod export;
 pub mod http;
 pub mod legacy;
 pub mod limits;

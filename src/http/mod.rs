@@ -4,6 +4,7 @@
 pub mod client;
 pub mod cors;
 pub mod demo;
+mod export;
 mod guard;
 mod history;
 mod identify;

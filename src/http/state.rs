@@ -1,8 +1,11 @@
 //! What every handler shares: handles on the actors, and the settings that a request needs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use actix_web::{HttpResponse, http::ConnectionType};
@@ -40,6 +43,12 @@ pub struct Limits {
     pub page_max: usize,
     /// `history.scan_limit`
     pub scan_limit: usize,
+    /// `export.page_rows`
+    pub export_rows: usize,
+    /// `export.cue_ms`
+    pub cue_ms: i64,
+    /// `export.busy_wait_seconds`
+    pub export_patience: Duration,
 }
 
 /// See the module's text. One a process, shared by all workers.
@@ -72,6 +81,8 @@ pub struct State {
     pub rooms: Option<EmbeddedRooms>,
     /// Reads what was said.
     pub history: History,
+    /// `export.max`
+    pub exports: Arc<Gate>,
     /// What the actors count.
     pub metrics: Metrics,
     /// The names and the queues of what is counted.

@@ -30,7 +30,7 @@ pub use self::layers::{Layer, Load, Loaded, environment};
 pub use self::live::{
     Actors, Broadcast, CheckerActor, OnError, RegistryActor, Room, RoomMode, Session, SessionActor, WriterActor,
 };
-pub use self::log::{Durability, History, Idempotency, Limits, Log, LogBackend, Mongodb};
+pub use self::log::{Durability, Export, History, Idempotency, Limits, Log, LogBackend, Mongodb};
 pub use self::secret::Secret;
 pub use self::section::{Key, Section};
 pub use self::template::template;
@@ -58,6 +58,8 @@ pub struct Settings {
     pub log: Log,
     /// `[history]`
     pub history: History,
+    /// `[export]`
+    pub export: Export,
     /// `[idempotency]`
     pub idempotency: Idempotency,
     /// `[limits]`
@@ -99,7 +101,7 @@ macro_rules! sections {
 sections! {
     server, ops, shutdown, auth, room, session, broadcast,
     actors.registry, actors.checker, actors.session, actors.writer,
-    log, history, idempotency, limits, mongodb, message, legacy, cors, logging,
+    log, history, export, idempotency, limits, mongodb, message, legacy, cors, logging,
 }
 
 impl Settings {

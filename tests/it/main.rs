@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod broadcasts;
+mod export;
 mod history;
 mod hold;
 mod idempotency;
+mod import;
 mod legacy_http;
 mod legacy_ws;
 mod limits;
