@@ -123,8 +123,11 @@ async fn bad_input_is_named() {
             "not_found",
         );
     }
-    let get = app.client().await.request("GET", path, &[auth], "").await;
-    assert_eq!(problem(&get, 405, "method_not_allowed").header("allow"), Some("POST"));
+    let put = app.client().await.request("PUT", path, &[auth], "").await;
+    assert_eq!(
+        problem(&put, 405, "method_not_allowed").header("allow"),
+        Some("GET, POST, DELETE")
+    );
     assert_eq!(
         app.room(12).await.unwrap().last_seq.unwrap().0,
         2,

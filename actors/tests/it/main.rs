@@ -1,6 +1,7 @@
 //! The actors among themselves: a scripted spool, store and room server, and sessions without sockets.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod acts;
 mod keys;
 mod model;
 mod numbering;

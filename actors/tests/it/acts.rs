@@ -1,0 +1,117 @@
+//! Acts of moderation among the actors: a place in the order, without a live room, held for nobody.
+
+use std::sync::Arc;
+
+use chatting_actors::{
+    moderation::Act,
+    outcome::{Accepted, Outcome, Refusal, Submit},
+    types::{ChatMessage, MessageText, Nickname, Role, Seq, UserIdx},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    script::{Commit, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, room, until, writer_config},
+};
+
+fn stage() -> Stage {
+    let mut config = registry_config();
+    // A broadcast that may go on would keep its room.
+    config.broadcast_resume = std::time::Duration::ZERO;
+    Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        config,
+        writer_config(),
+    )
+}
+
+fn act(stage: &Stage, presenter: i64) -> oneshot::Receiver<Outcome> {
+    let user_idx = UserIdx::new(99).unwrap();
+    let submit = Submit {
+        presenter_idx: room(presenter),
+        chat: ChatMessage {
+            user_idx,
+            nickname: Nickname::new("staff", 64).unwrap(),
+            text: MessageText::maybe_empty(String::new(), 0).unwrap(),
+            role: Role::Operator,
+        },
+        act: Some(Arc::new(Act::User {
+            user_idx: UserIdx::new(7).unwrap(),
+        })),
+        keyed: None,
+    };
+    stage.registry.submit(submit).unwrap()
+}
+
+async fn done(stage: &Stage, presenter: i64) -> Accepted {
+    match act(stage, presenter).await.unwrap() {
+        Outcome::Accepted(accepted) => accepted,
+        Outcome::Refused(refusal) => panic!("{refusal:?}"),
+    }
+}
+
+#[actix::test]
+async fn an_act_is_numbered_among_messages_and_passed_over_by_a_legacy_session() {
+    let stage = stage();
+    let reader = stage.reader(1);
+    assert_eq!(stage.accepted(1, "one").await.seq, Seq(1));
+    assert_eq!(done(&stage, 1).await.seq, Seq(2));
+    assert_eq!(done(&stage, 1).await.seq, Seq(3));
+    assert_eq!(stage.accepted(1, "two").await.seq, Seq(4));
+    assert_eq!(reader.seqs(), [1, 4]);
+    assert_eq!(stage.stored(1).await.len(), 4);
+    // Nothing of it is owed to the next session.
+    reader.leave();
+    done(&stage, 1).await;
+    let next = stage.reader(1);
+    assert_eq!(stage.accepted(1, "three").await.seq, Seq(6));
+    assert_eq!(next.seqs(), [6]);
+}
+
+#[actix::test]
+async fn rule_10_an_act_needs_no_live_room_and_leaves_none_behind() {
+    let stage = stage();
+    stage.rooms.script().not_live.insert(1);
+    assert_eq!(done(&stage, 1).await.seq, Seq(1));
+    assert_eq!(done(&stage, 1).await.seq, Seq(2));
+    loop {
+        if stage.registry.view(room(1)).await.is_none() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    assert_eq!(done(&stage, 1).await.seq, Seq(3));
+}
+
+#[actix::test]
+async fn rule_01_an_act_whose_commit_fails_gives_its_number_back() {
+    let stage = stage();
+    let _reader = stage.reader(1);
+    stage.accepted(1, "one").await;
+    stage.spool.script().commits.push_back(Commit::FailsWithout);
+    assert_eq!(act(&stage, 1).await.unwrap(), Outcome::Refused(Refusal::LogUnavailable));
+    until("a spool that works", || stage.writer.writable()).await;
+    assert_eq!(done(&stage, 1).await.seq, Seq(2));
+}
+
+#[actix::test]
+async fn an_act_in_a_room_whose_numbering_cannot_be_told_is_refused_and_not_kept() {
+    let spool = ScriptedSpool::default();
+    spool.script().asks_store = true;
+    let store = ScriptedStore::default();
+    store.script().away = true;
+    let stage = Stage::with(spool, store, registry_config(), writer_config());
+    assert_eq!(act(&stage, 1).await.unwrap(), Outcome::Refused(Refusal::LogUnavailable));
+    stage.store.script().away = false;
+    until("the store", || stage.parts.state.error().is_none()).await;
+    assert_eq!(done(&stage, 1).await.seq, Seq(1));
+}
+
+#[actix::test]
+async fn a_registry_that_is_about_to_stop_refuses_acts_too() {
+    let stage = stage();
+    assert_eq!(done(&stage, 1).await.seq, Seq(1));
+    stage.registry.refuse_submits().await;
+    assert_eq!(act(&stage, 1).await.unwrap(), Outcome::Refused(Refusal::Draining));
+}
