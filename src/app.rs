@@ -127,6 +127,7 @@ impl App {
         );
         let sessions = Gate::new("sessions", settings.session.max);
         let figures = Gate::new("figures", settings.figures.at_once);
+        let exports = Gate::new("exports", settings.export.max);
         let trusted = startup::trusted_proxies(settings)?;
         let parts = WriterParts::new(
             startup::writer_config(settings),
@@ -176,6 +177,7 @@ impl App {
             Arc::clone(&sessions),
             Arc::clone(history.gate()),
             Arc::clone(&figures),
+            Arc::clone(&exports),
         ];
         let room_breaker_open = metrics.room_breaker_open.clone();
         let state = web::Data::new(State {
@@ -197,12 +199,16 @@ impl App {
                 page_max: settings.history.page_max,
                 scan_limit: settings.history.scan_limit,
                 figures: startup::figures_limits(settings),
+                export_rows: settings.export.page_rows,
+                cue_ms: settings.export.cue_ms.cast_signed(),
+                export_patience: Duration::from_secs(settings.export.busy_wait_seconds),
             },
             origins: settings.cors.origins.clone(),
             legacy: settings.legacy.enabled,
             rooms,
             history,
             figures,
+            exports,
             metrics,
             metric_names,
             gates,

@@ -10,6 +10,7 @@ pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod error;
+pub mod export;
 mod files;
 #[cfg(test)]
 mod fuzz;

@@ -41,6 +41,10 @@ pub struct Metrics {
     pub log_reads: Family<Label, Counter>,
     /// Sessions that wait for such a read.
     pub resumes_waiting: Gauge,
+    /// Exports by HTTP that are over, by `outcome`: ok, error, abandoned.
+    pub exports: Family<Label, Counter>,
+    /// Pages of the log read for exports by HTTP.
+    pub export_pages: Counter,
     /// Presenter sockets refused before or at their beginning, by `reason`.
     pub sessions_refused: Family<Label, Counter>,
     /// Rooms in the registry now.
@@ -115,6 +119,8 @@ impl Default for Metrics {
             resumes: Family::default(),
             log_reads: Family::default(),
             resumes_waiting: Gauge::default(),
+            exports: Family::default(),
+            export_pages: Counter::default(),
             sessions_refused: Family::default(),
             rooms: Gauge::default(),
             room_breaker_open: Gauge::default(),
@@ -170,7 +176,7 @@ impl Metrics {
     /// Makes every series whose label is known beforehand, at 0. One that first appears as 1 has no increase for whoever
     /// watches, so the first of the rare events would go unseen.
     fn begin(&self) {
-        let outcomes: [(&Family<Label, Counter>, &[&str]); 7] = [
+        let outcomes: [(&Family<Label, Counter>, &[&str]); 8] = [
             (
                 &self.room_checks,
                 &["live", "not_live", "cached", "stale", "error", "timeout"],
@@ -181,6 +187,7 @@ impl Metrics {
             (&self.key_reloads, &["ok", "error"]),
             (&self.jwks_fetches, &["ok", "error"]),
             (&self.retention_sweeps, &["ok", "error"]),
+            (&self.exports, &["ok", "error", "abandoned"]),
         ];
         for (family, values) in outcomes {
             for value in values {
@@ -253,6 +260,16 @@ impl Metrics {
             "chat_log_reads",
             "Reads of the log for sessions that are behind, by outcome",
             self.log_reads.clone(),
+        );
+        r.register(
+            "chat_exports",
+            "Exports by HTTP that are over, by outcome",
+            self.exports.clone(),
+        );
+        r.register(
+            "chat_export_pages",
+            "Pages of the log read for exports by HTTP",
+            self.export_pages.clone(),
         );
         r.register(
             "chat_resumes_waiting",

@@ -131,7 +131,7 @@ fn tell_held(held: &[(Uuid, Trace)]) -> usize {
 async fn tell(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
     let path = settings.log.path.clone().into();
     let store: Box<dyn Archive> = match settings.log.backend {
-        LogBackend::Sqlite => Box::new(SqliteStore::read_only(path)),
+        LogBackend::Sqlite => Box::new(SqliteStore::to_read(path)),
         LogBackend::Mongodb => Box::new(mongo(settings).await?),
     };
     let (holds, batch) = (holds(args, &*store).await?, settings.log.batch_max);

@@ -1,8 +1,11 @@
-//! The commands: `serve`, `demo`, `check-config`, `settings`, `spool`, `erase`, `token`, `load`, `watch`.
+//! The commands: `serve`, `demo`, `check-config`, `settings`, `spool`, `export`, `import`, `erase`, `token`, `load`, `watch`.
 
 mod demo;
 mod erase;
+mod export;
+mod import;
 mod load;
+mod progress;
 mod report;
 mod serve;
 mod signing;
@@ -66,6 +69,22 @@ enum Command {
     ///
     /// docs/OPERATIONS.md tells when to use which.
     Spool(spool::SpoolArgs),
+    /// Write a broadcast's chat to a file; the server may be running.
+    ///
+    /// Reads the log itself: the spool, and the store that the settings name. A broadcast that goes on is exported up to now. A
+    /// file has mode 0600 and gets its name when it is whole. docs/EXPORT.md describes the formats.
+    ///
+    /// Exit codes: 0 exported, 1 there is no such broadcast, 64 bad settings, 69 the spool, the store or the file is not to be
+    /// had, 75 interrupted.
+    Export(export::ExportArgs),
+    /// Read NDJSON exports into an empty log; the server must be stopped.
+    ///
+    /// Reads all of the files before it writes anything. One that was interrupted is run again with the same files to go on.
+    /// Rooms go on behind the last number that was imported. Give all files at once: the log is not empty afterwards.
+    ///
+    /// Exit codes: 0 imported, 1 the log is not empty or a file is bad, 64 bad settings, 69 a file, the spool or the store is not
+    /// to be had, 75 interrupted.
+    Import(import::ImportArgs),
     /// Erase what a user sent, everywhere: log, spool, parked events, idempotency keys; the server must be stopped.
     ///
     /// Of each message only its place, its id and its time stay; who sent it, the name and the text are gone, and it counts as
@@ -180,6 +199,8 @@ pub fn run() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Command::Spool(args) => spool::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::Erase(args) => erase::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Load(args) => load::run(&args),

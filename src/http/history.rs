@@ -5,7 +5,7 @@
     reason = "in what the macros for the document make of query parameters"
 )]
 
-use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use actix_web::{HttpRequest, HttpResponse, http::header, middleware::Compress, web};
 use chatting_actors::{
     types::{Role, Seq},
     wire::v1::timestamp,
@@ -15,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
+    export::get_export,
     identify::caller,
     moderation::delete_message,
     openapi::{Asking, Querying, WithBody},
@@ -61,6 +62,13 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/v1/broadcasts/{id}/replay")
                 .route(web::get().to(get_replay))
+                .default_service(web::to(super::v1::only_get)),
+        )
+        .service(
+            web::resource("/v1/broadcasts/{id}/export")
+                // Of all answers only these are long enough; a WebSocket's must never be compressed.
+                .wrap(Compress::default())
+                .route(web::get().to(get_export))
                 .default_service(web::to(super::v1::only_get)),
         );
 }

@@ -5,6 +5,7 @@ pub mod caught;
 pub mod client;
 pub mod cors;
 pub mod demo;
+mod export;
 pub(crate) mod guard;
 mod history;
 mod identify;

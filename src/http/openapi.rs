@@ -15,7 +15,7 @@ use utoipa::{
 };
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{history, legacy, moderation, ops, presenter, rooms, state::State, stats, v1};
+use super::{export, history, legacy, moderation, ops, presenter, rooms, state::State, stats, v1};
 use crate::error::{Code, Lang};
 
 #[derive(OpenApi)]
@@ -30,6 +30,7 @@ use crate::error::{Code, Lang};
         history::get_broadcast,
         history::patch_broadcast,
         history::get_replay,
+        export::get_export,
         stats::get_stats,
         presenter::presenter,
         legacy::home,

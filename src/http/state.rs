@@ -48,6 +48,12 @@ pub struct Limits {
     pub scan_limit: usize,
     /// `[figures]`
     pub figures: FiguresLimits,
+    /// `export.page_rows`
+    pub export_rows: usize,
+    /// `export.cue_ms`
+    pub cue_ms: i64,
+    /// `export.busy_wait_seconds`
+    pub export_patience: Duration,
 }
 
 /// See the module's text. One a process, shared by all workers.
@@ -82,6 +88,8 @@ pub struct State {
     pub history: History,
     /// `figures.at_once`
     pub figures: Arc<Gate>,
+    /// `export.max`
+    pub exports: Arc<Gate>,
     /// What the actors count.
     pub metrics: Metrics,
     /// The names of what is counted.

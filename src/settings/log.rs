@@ -95,6 +95,25 @@ section! {
 }
 
 section! {
+    /// Broadcasts as files: GET /v1/broadcasts/{id}/export and the command `export`.
+    /// 방송 채팅을 파일로 내보내기: GET /v1/broadcasts/{id}/export 와 `export` 명령.
+    pub struct Export {
+        /// Exports by HTTP at once; more are refused.
+        /// HTTP로 동시에 내보내는 최대 수. 넘치면 거절한다.
+        max: usize = 4, 1..=1024;
+        /// Messages read at once, which is what an export keeps in memory.
+        /// 한 번에 읽는 메시지 수. 내보내기 하나가 메모리에 두는 양이다.
+        page_rows: usize = 500, 1..=10_000;
+        /// Seconds that an export that has begun waits for its turn among log.readers; then it is broken off.
+        /// 시작된 내보내기가 log.readers 차례를 기다리는 시간(초). 지나면 중단된다.
+        busy_wait_seconds: u64 = 30, 1..=3600;
+        /// Milliseconds that a message is shown in WebVTT.
+        /// WebVTT에서 메시지 하나를 보여 주는 시간(밀리초).
+        cue_ms: u64 = 4000, 100..=600_000;
+    }
+}
+
+section! {
     /// Figures of a broadcast (GET /v1/broadcasts/{id}/stats).
     /// 방송 통계(GET /v1/broadcasts/{id}/stats).
     pub struct Figures {

@@ -36,7 +36,7 @@ pub use self::live::{
     Actors, Broadcast, CheckerActor, OnError, RegistryActor, Room, RoomMode, Session, SessionActor, Supervisor,
     WriterActor,
 };
-pub use self::log::{Durability, Figures, History, Idempotency, Limits, Log, LogBackend, Mongodb};
+pub use self::log::{Durability, Export, Figures, History, Idempotency, Limits, Log, LogBackend, Mongodb};
 pub use self::secret::Secret;
 pub use self::section::{Key, Section};
 pub use self::template::template;
@@ -64,6 +64,8 @@ pub struct Settings {
     pub log: Log,
     /// `[history]`
     pub history: History,
+    /// `[export]`
+    pub export: Export,
     /// `[figures]`
     pub figures: Figures,
     /// `[idempotency]`
@@ -107,7 +109,7 @@ macro_rules! sections {
 sections! {
     server, ops, shutdown, auth, room, session, broadcast,
     actors.registry, actors.checker, actors.session, actors.writer, actors.supervisor,
-    log, history, figures, idempotency, limits, mongodb, message, legacy, cors, logging,
+    log, history, export, figures, idempotency, limits, mongodb, message, legacy, cors, logging,
 }
 
 impl Settings {

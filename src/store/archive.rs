@@ -121,6 +121,10 @@ pub trait Archive: LogStore + Figures + Keeping {
 
     /// Corrects a broadcast's start, or takes the correction back. `false`: there is no such broadcast.
     fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>>;
+
+    /// Marks these messages as deleted, whatever they were before: for logs that are brought from elsewhere, where the act that
+    /// did it need not be part of what is brought. A message that is not there is passed over.
+    fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// Finds the first number in one numbering whose event was sent at some time or later, in a logarithmic number of steps: times

@@ -74,6 +74,11 @@ impl SharedConnection {
         Self(Arc::new(Mutex::new(Some(connection))))
     }
 
+    /// Never open: for those who only read, on connections of their own.
+    fn none() -> Self {
+        Self(Arc::new(Mutex::new(None)))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

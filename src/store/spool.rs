@@ -8,7 +8,7 @@
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,
 //! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
 //! or that the store does not have · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`, `last_ms`,
-//! `ask_store`. A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
+//! `ask_store`, `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
 pub mod erasure;
 
@@ -942,6 +942,48 @@ impl SqliteSpool {
                 transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;
             }
             transaction.commit()
+        })
+    }
+}
+
+/// An import of a log that was exported elsewhere. It goes past the spool into the store; the spool only knows of it.
+impl SqliteSpool {
+    /// What the import that has begun and not ended is known by.
+    pub fn importing(&mut self) -> Result<Option<String>, SpoolError> {
+        self.with(|_, connection| meta(connection, "importing"))
+    }
+
+    /// Begins one: remembers what it is known by, and that these rooms go on behind these numbers and after that time (rules 3
+    /// and 5), whether or not it comes to its end. One transaction.
+    pub fn begin_import(
+        &mut self,
+        known_by: &str,
+        rooms: impl IntoIterator<Item = (PresenterIdx, Seq)>,
+        newest_ms: i64,
+    ) -> Result<(), SpoolError> {
+        self.with(|_, connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let mut room = transaction.prepare_cached(
+                    "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
+                     ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)",
+                )?;
+                for (presenter, last) in rooms {
+                    room.execute(params![presenter.get(), last.0.cast_signed()])?;
+                }
+            }
+            let last_ms = meta::<i64>(&transaction, "last_ms")?.unwrap_or(0).max(newest_ms);
+            set_meta(&transaction, "last_ms", last_ms)?;
+            set_meta(&transaction, "importing", known_by)?;
+            transaction.commit()
+        })
+    }
+
+    /// It has come to its end.
+    pub fn end_import(&mut self) -> Result<(), SpoolError> {
+        self.with(|_, connection| {
+            connection.execute("DELETE FROM meta WHERE key = 'importing'", [])?;
+            Ok(())
         })
     }
 }

@@ -99,10 +99,10 @@ impl SqliteStore {
         }
     }
 
-    /// A log in this file that is only read: whatever would write to it fails.
-    pub fn read_only(path: PathBuf) -> Self {
+    /// The log in this file, to be read beside whatever server has it: no more than [`Archive`]'s questions.
+    pub fn to_read(path: PathBuf) -> Self {
         Self {
-            connection: SharedConnection(Arc::new(std::sync::Mutex::new(None))),
+            connection: SharedConnection::none(),
             path: Arc::new(path),
         }
     }
@@ -560,6 +560,20 @@ impl Archive for SqliteStore {
             let sql = "UPDATE broadcasts SET corrected_start = ?2 WHERE id = ?1";
             let changed = connection.execute(sql, params![&id.as_bytes()[..], corrected_start_ms])?;
             Ok(changed > 0)
+        })
+    }
+
+    fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.run(move |connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            {
+                let sql = "UPDATE chatting_log SET deleted_at = ?2, deleted_by = ?3 WHERE id = ?1";
+                let mut update = transaction.prepare_cached(sql)?;
+                for (id, deleted) in &marks {
+                    update.execute(params![&id.as_bytes()[..], deleted.at_ms, deleted.by.get()])?;
+                }
+            }
+            transaction.commit()
         })
     }
 }

@@ -4,11 +4,13 @@
 
 mod attacks;
 mod broadcasts;
+mod export;
 mod figures;
 mod flood;
 mod history;
 mod hold;
 mod idempotency;
+mod import;
 mod jwks;
 mod legacy_http;
 mod legacy_ws;

@@ -30,6 +30,7 @@ async fn the_document_has_every_route_that_these_settings_serve_and_no_other() {
         "DELETE /v1/rooms/{presenter_idx}/messages/{id}",
         "PATCH /v1/broadcasts/{id}",
         "GET /v1/broadcasts/{id}/replay",
+        "GET /v1/broadcasts/{id}/export",
         "GET /v1/broadcasts/{id}/stats",
         "GET /v1/presenter",
         "POST /send/message",

@@ -3,6 +3,8 @@
 mod replay;
 mod status;
 
+pub(super) use self::replay::refused;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
@@ -92,7 +94,7 @@ pub(super) fn run(args: &SpoolArgs) -> Result<ExitCode, Failure> {
 }
 
 /// "1 event", "2 events".
-fn counted(count: u64, what: &str) -> String {
+pub(super) fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 

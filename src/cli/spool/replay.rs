@@ -4,7 +4,6 @@
 //! between any two steps, however it ends; what the store has already is not written twice.
 
 use std::{
-    io::IsTerminal,
     path::Path,
     pin::pin,
     process::ExitCode,
@@ -19,10 +18,9 @@ use chatting_actors::{
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
-    super::{eprint, serve::stop_signal},
+    super::{progress::Progress, serve::stop_signal},
     Failure, counted, print,
 };
 use crate::{
@@ -74,7 +72,7 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
     })
 }
 
-fn refused(error: OpenError) -> Failure {
+pub(in crate::cli) fn refused(error: OpenError) -> Failure {
     let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
     let mut failure = Failure::from(StartError::from(error));
     if held {
@@ -302,52 +300,4 @@ fn refusal(event: &Event, reason: &str) -> String {
         "{}, room {}, seq {}: {reason}",
         event.id, event.presenter_idx, event.seq
     )
-}
-
-/// How far it is: a bar on a terminal, elsewhere a line a second.
-struct Progress {
-    bar: ProgressBar,
-    lines: bool,
-    what: &'static str,
-    total: u64,
-    told: std::cell::Cell<Instant>,
-}
-
-impl Progress {
-    fn new(what: &'static str, total: u64) -> Self {
-        let lines = !std::io::stderr().is_terminal();
-        // A bar draws nothing where standard error is no terminal, and counts all the same.
-        let bar = ProgressBar::new(total).with_message(what);
-        let template = "{msg} [{wide_bar}] {human_pos} of {human_len}, {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        Self {
-            bar,
-            lines,
-            what,
-            total,
-            told: std::cell::Cell::new(Instant::now()),
-        }
-    }
-
-    fn advance(&self, count: u64) {
-        self.bar.inc(count);
-        let done = self.bar.position();
-        if self.lines && (done >= self.total || self.told.get().elapsed() >= Duration::from_secs(1)) {
-            self.told.set(Instant::now());
-            eprint(&format!("chatting-server: {done} of {} {}", self.total, self.what));
-        }
-    }
-
-    /// A line above the bar.
-    fn say(&self, line: &str) {
-        self.bar.suspend(|| eprint(&format!("chatting-server: {line}")));
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.bar.abandon();
-    }
 }

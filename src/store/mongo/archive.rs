@@ -1,5 +1,7 @@
 //! What the log in MongoDB can be asked, and what acts of moderation do to it.
 
+use std::collections::HashMap;
+
 use chatting_actors::{
     broadcast::Broadcast,
     moderation::Act,
@@ -12,7 +14,7 @@ use futures_util::{
 };
 use mongodb::{
     Collection, IndexModel,
-    bson::{DateTime, Document, RawDocumentBuf, doc},
+    bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind, WriteFailure},
     options::{Hint, IndexOptions},
 };
@@ -23,7 +25,7 @@ use super::{
     document::{broadcast, broadcast_fields, bson_uuid, logged},
     failed, unreadable,
 };
-use crate::store::{Archive, Logged, Scan, StoredBroadcast, archive::Bisection};
+use crate::store::{Archive, Deleted, Logged, Scan, StoredBroadcast, archive::Bisection};
 
 pub(super) const USER_INDEX: &str = "user_presenter_epoch_seq";
 const BROADCASTS_INDEX: &str = "presenter_id";
@@ -246,6 +248,24 @@ impl MongoStore {
     }
 }
 
+impl MongoStore {
+    async fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> Result<(), StoreError> {
+        // One act deletes many messages, so there are few updates for many marks.
+        let mut by_act: HashMap<(i64, i64), Vec<Bson>> = HashMap::new();
+        for (id, deleted) in marks {
+            let ids = by_act.entry((deleted.at_ms, deleted.by.get())).or_default();
+            ids.push(bson_uuid(id).into());
+        }
+        for ((at_ms, by), ids) in by_act {
+            let which = doc! { "_id": { "$in": ids } };
+            let deleted = doc! { "$set": { "deleted_at": DateTime::from_millis(at_ms), "deleted_by": by } };
+            let update = self.log.update_many(which, deleted);
+            self.timed(update.into_future()).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
 fn is_duplicate(error: &Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Write(WriteFailure::WriteError(fault)) if fault.code == DUPLICATE_KEY)
 }
@@ -278,5 +298,8 @@ impl Archive for MongoStore {
 
     fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.correct_broadcast(id, corrected_start_ms).boxed()
+    }
+    fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.mark_deleted(marks).boxed()
     }
 }

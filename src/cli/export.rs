@@ -1,0 +1,219 @@
+//! `export`: a broadcast's chat, or a whole room's, as a file.
+//!
+//! Reads the log itself, so it needs no server and may run beside one. A file gets its name when it is whole, not before.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use chatting_actors::{clock::system_ms, seams::StoreError, types::PresenterIdx};
+use clap::Args;
+use futures_util::FutureExt;
+use uuid::Uuid;
+
+use super::{Failure, SettingsArgs, eprint, progress::Progress, serve::stop_signal};
+use crate::{
+    export::{Deletions, Export, Format, Options},
+    settings::{LogBackend, Settings},
+    startup::{self, StartError},
+    store::{Archive, History, MongoStore, SqliteStore, StoredBroadcast, history::HistoryError, inspect::SpoolFile},
+    telemetry,
+};
+
+/// Broadcasts of a room that are looked up at once.
+const BROADCASTS: usize = 100;
+
+#[derive(Args)]
+#[group(id = "what", required = true, multiple = false, args = ["broadcast", "room"])]
+pub(super) struct ExportArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// The broadcast, by its id
+    #[arg(long, value_name = "ID")]
+    broadcast: Option<Uuid>,
+    /// Every broadcast of this room (presenter number), the oldest first; with ndjson only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
+    room: Option<i64>,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Format::Ndjson)]
+    format: Format,
+    /// What becomes of deleted messages [default: mark with ndjson and csv; the others always omit]
+    #[arg(long, value_enum)]
+    deleted: Option<Deletions>,
+    /// Where to write it [default: standard output]; what is there is replaced when the file is whole
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
+    let wrong = |text: String| Failure { code: 64, text };
+    let deletions = Deletions::read(args.deleted.map(Deletions::as_str), args.format);
+    let deletions = deletions.map_err(|allowed| wrong(format!("--deleted: {allowed}")))?;
+    if args.room.is_some() && args.format != Format::Ndjson {
+        return Err(wrong(
+            "--room: with --format ndjson only, which can hold many broadcasts".into(),
+        ));
+    }
+    let settings = args.settings.load()?.settings;
+    telemetry::init(&settings);
+    let options = Options {
+        format: args.format,
+        deletions,
+        page_rows: settings.export.page_rows,
+        cue_ms: settings.export.cue_ms.cast_signed(),
+        now_ms: system_ms(),
+    };
+    actix_web::rt::System::new().block_on(async {
+        let history = open(&settings).await?;
+        let records = records(&history, args).await?;
+        let mut output = Output::open(args.output.as_deref())?;
+        let mut events = 0;
+        for record in records {
+            events += write(&history, record, options, &mut output).await?;
+        }
+        output.finish()?;
+        eprint(&format!("chatting-server: exported {events} events"));
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The log as the settings name it, for reading.
+async fn open(settings: &Settings) -> Result<History, Failure> {
+    let path = PathBuf::from(&settings.log.path);
+    // It says what is wrong with the file in words, where reading would only fail.
+    drop(SpoolFile::open(&path)?);
+    let store: Arc<dyn Archive> = match settings.log.backend {
+        LogBackend::Sqlite => Arc::new(SqliteStore::to_read(path.clone())),
+        LogBackend::Mongodb => {
+            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
+            Arc::new(store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?)
+        }
+    };
+    Ok(History::new(path, store, 1))
+}
+
+impl From<HistoryError> for Failure {
+    fn from(error: HistoryError) -> Self {
+        Self {
+            code: 69,
+            text: format!("the log cannot be read: {error}"),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        HistoryError::from(error).into()
+    }
+}
+
+async fn records(history: &History, args: &ExportArgs) -> Result<Vec<StoredBroadcast>, Failure> {
+    if let Some(id) = args.broadcast {
+        let found = history.broadcast(id).await?;
+        let found = found.ok_or_else(|| Failure::from(format!("there is no broadcast {id} in this log")))?;
+        return Ok(vec![found]);
+    }
+    let mut all = Vec::new();
+    if let Some(room) = args.room.and_then(PresenterIdx::new) {
+        loop {
+            let before = all.last().map(|last: &StoredBroadcast| last.broadcast.id);
+            let page = history.broadcasts(room, before, BROADCASTS).await?;
+            if page.is_empty() {
+                break;
+            }
+            all.extend(page);
+        }
+        if all.is_empty() {
+            return Err(Failure::from(format!("room {room} has no broadcast in this log")));
+        }
+    }
+    all.reverse();
+    Ok(all)
+}
+
+/// Writes one broadcast; returns how many events were read for it.
+async fn write(
+    history: &History,
+    record: StoredBroadcast,
+    options: Options,
+    output: &mut Output,
+) -> Result<u64, Failure> {
+    let mut stop = stop_signal()?.boxed_local();
+    let mut export = Export::begin(history.clone(), record, options).await?;
+    let progress = Progress::new("events", export.expected());
+    let mut events = 0;
+    loop {
+        let next = export.next_when_free(Duration::ZERO);
+        let piece = tokio::select! {
+            biased;
+            () = &mut stop => {
+                return Err(Failure { code: 75, text: "interrupted; nothing was exported".into() });
+            }
+            piece = next => piece?,
+        };
+        let Some(piece) = piece else {
+            return Ok(events);
+        };
+        output.writer.write_all(&piece.bytes)?;
+        events += piece.events;
+        progress.advance(piece.events);
+    }
+}
+
+/// Where the file goes: a name beside its own until it is whole.
+struct Output {
+    writer: BufWriter<Box<dyn Write>>,
+    names: Option<(PathBuf, PathBuf)>,
+}
+
+impl Output {
+    fn open(path: Option<&Path>) -> io::Result<Self> {
+        let Some(path) = path else {
+            let writer: Box<dyn Write> = Box::new(io::stdout());
+            return Ok(Self {
+                writer: BufWriter::new(writer),
+                names: None,
+            });
+        };
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", part.display()));
+        // Chat is personal data; one that was left by a killed export is begun anew.
+        let file: File = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)
+            .map_err(named)?;
+        let writer: Box<dyn Write> = Box::new(file);
+        Ok(Self {
+            writer: BufWriter::new(writer),
+            names: Some((part, path.to_owned())),
+        })
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.writer.flush()?;
+        if let Some((part, path)) = self.names.take() {
+            File::open(&part)?.sync_all()?;
+            fs::rename(part, path)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some((part, _)) = &self.names {
+            let _ = fs::remove_file(part);
+        }
+    }
+}

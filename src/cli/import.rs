@@ -1,0 +1,247 @@
+//! `import`: NDJSON exports into an empty log.
+//!
+//! The files are read whole before anything is written. The spool remembers which files an import is of until it has ended, so
+//! one that was interrupted, however, is run again with the same files and writes what is missing; what is there already is
+//! not written twice.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chatting_actors::{
+    clock::system_ms,
+    seams::{Spool, SpoolError, StoreError},
+};
+use clap::Args;
+use futures_util::{FutureExt, future::LocalBoxFuture};
+
+use super::{
+    Failure, SettingsArgs, print,
+    progress::Progress,
+    serve::stop_signal,
+    spool::{counted, refused},
+};
+use crate::{
+    export::import::{Contents, ImportError, Item, Lines, check},
+    settings::{LogBackend, Settings},
+    startup::{self, StartError},
+    store::{Archive, Logged, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, StoredBroadcast},
+    telemetry,
+};
+
+#[derive(Args)]
+pub(super) struct ImportArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// NDJSON exports; several broadcasts may be in one file
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
+    let settings = args.settings.load()?.settings;
+    telemetry::init(&settings);
+    let contents = check(&args.files, system_ms())?;
+    actix_web::rt::System::new().block_on(async {
+        let (mut spool, info) = SqliteSpool::open(SpoolSettings {
+            max_bytes: None,
+            ..startup::spool_settings(&settings)
+        })
+        .map_err(refused)?;
+        let waiting = (info.last - info.first + 1).cast_unsigned();
+        let done = import(&settings, args, &contents, &mut spool, waiting).await;
+        spool.close();
+        done
+    })
+}
+
+impl From<ImportError> for Failure {
+    fn from(error: ImportError) -> Self {
+        let code = match error {
+            ImportError::File { .. } => 69,
+            ImportError::Line { .. } => 1,
+        };
+        Self {
+            code,
+            text: error.to_string(),
+        }
+    }
+}
+
+impl From<SpoolError> for Failure {
+    fn from(error: SpoolError) -> Self {
+        Self {
+            code: 69,
+            text: format!("the spool: {error}"),
+        }
+    }
+}
+
+fn unwritten(error: &StoreError) -> Failure {
+    Failure {
+        code: 69,
+        text: format!("the store cannot be asked: {error}\nrun it again with the same files to go on"),
+    }
+}
+
+async fn import(
+    settings: &Settings,
+    args: &ImportArgs,
+    contents: &Contents,
+    spool: &mut SqliteSpool,
+    waiting: u64,
+) -> Result<ExitCode, Failure> {
+    let store = open_store(settings, spool).await?;
+    store.prepare().await.map_err(|error| unwritten(&error))?;
+    admit(contents, spool, waiting, &*store).await?;
+    let rooms = contents.rooms.iter().map(|(room, last)| (*room, *last));
+    spool.begin_import(&contents.digest, rooms, contents.newest_ms)?;
+    let began = Instant::now();
+    let mut writing = Writing {
+        store,
+        batch: Vec::new(),
+        batch_max: settings.log.batch_max,
+        progress: Progress::new("events", contents.events),
+        refused: 0,
+        stop: stop_signal()?.boxed_local(),
+    };
+    for file in &args.files {
+        let mut lines = Lines::open(file, system_ms())?;
+        while let Some(item) = lines.next()? {
+            writing.item(item).await?;
+        }
+    }
+    writing.flush().await?;
+    let refused = writing.refused;
+    drop(writing);
+    if refused > 0 {
+        return Err(Failure::from(format!(
+            "{} were refused, the others are in the log; the import has not ended",
+            counted(refused, "event")
+        )));
+    }
+    spool.end_import()?;
+    print(&format!(
+        "imported: {} of {} into {}, {:.1} s\n",
+        counted(contents.events, "event"),
+        counted(contents.broadcasts, "broadcast"),
+        settings.log.backend,
+        began.elapsed().as_secs_f64()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn open_store(settings: &Settings, spool: &SqliteSpool) -> Result<Arc<dyn Archive>, Failure> {
+    match settings.log.backend {
+        LogBackend::Sqlite => Ok(Arc::new(SqliteStore::new(spool.connection()))),
+        LogBackend::Mongodb => {
+            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
+            let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
+            // The lock keeps out this spool's server; this, any other's (rule 7).
+            let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
+            let beat = ServerBeat::new(&store, spool.server(), interval);
+            if let Some(other) = beat.other().await.map_err(|error| unwritten(&error))? {
+                return Err(StartError::Unavailable(other).into());
+            }
+            Ok(Arc::new(store))
+        }
+    }
+}
+
+/// Whether this import may go into this log: one that holds nothing, or a part of the same import.
+async fn admit(contents: &Contents, spool: &mut SqliteSpool, waiting: u64, store: &dyn Archive) -> Result<(), Failure> {
+    let refuse = |why: String| Err(Failure::from(format!("{why}; nothing was imported")));
+    match spool.importing()? {
+        Some(digest) if digest == contents.digest => return Ok(()),
+        Some(_) => return refuse("an import of other files has begun and not ended: run that one again first".into()),
+        None => {}
+    }
+    let parked = spool.count_parked()?;
+    if waiting + parked > 0 {
+        let waiting = counted(waiting, "event");
+        return refuse(format!(
+            "the log is not empty: its spool holds {waiting} to go and {parked} parked"
+        ));
+    }
+    if !store.is_empty().await.map_err(|error| unwritten(&error))? {
+        return refuse("the log is not empty: imports go into a new database or a new log.path".into());
+    }
+    Ok(())
+}
+
+struct Writing {
+    store: Arc<dyn Archive>,
+    batch: Vec<Logged>,
+    batch_max: usize,
+    progress: Progress,
+    refused: u64,
+    stop: LocalBoxFuture<'static, ()>,
+}
+
+impl Writing {
+    async fn item(&mut self, item: Item) -> Result<(), Failure> {
+        match item {
+            Item::Broadcast(record) => {
+                // Its events come behind it: what is imported by half is a broadcast that lacks its end.
+                self.flush().await?;
+                self.broadcast(*record).await.map_err(|error| unwritten(&error))
+            }
+            Item::Event(logged) => {
+                self.batch.push(*logged);
+                if self.batch.len() >= self.batch_max {
+                    self.flush().await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn broadcast(&self, record: StoredBroadcast) -> Result<(), StoreError> {
+        let id = record.broadcast.id;
+        self.store.put_broadcasts(&[record.broadcast]).await?;
+        self.store.correct_broadcast(id, record.corrected_start_ms).await?;
+        if record.legal_hold {
+            self.store.hold_broadcast(id, true).await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Failure> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        if self.stop.as_mut().now_or_never().is_some() {
+            return Err(Failure {
+                code: 75,
+                text: "interrupted; run it again with the same files to go on".into(),
+            });
+        }
+        let count = self.batch.len() as u64;
+        let refused = self.write().await.map_err(|error| unwritten(&error))?;
+        self.refused += refused;
+        self.progress.advance(count);
+        Ok(())
+    }
+
+    async fn write(&mut self) -> Result<u64, StoreError> {
+        let logged = std::mem::take(&mut self.batch);
+        let marks = logged
+            .iter()
+            .filter_map(|logged| Some((logged.event.id, logged.deleted?)));
+        let marks: Vec<_> = marks.collect();
+        let events: Arc<Vec<_>> = Arc::new(logged.into_iter().map(|logged| Arc::new(logged.event)).collect());
+        let poison = self.store.append(Arc::clone(&events)).await?;
+        for poison in &poison {
+            if let Some(event) = events.get(poison.index) {
+                let (id, room, seq) = (event.id, event.presenter_idx, event.seq);
+                self.progress
+                    .say(&format!("refused {id}, room {room}, seq {seq}: {}", poison.reason));
+            }
+        }
+        self.store.mark_deleted(marks).await?;
+        Ok(poison.len() as u64)
+    }
+}

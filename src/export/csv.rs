@@ -1,0 +1,116 @@
+//! CSV (RFC 4180): UTF-8 with a byte order mark, without which Excel shows no Korean; lines end with CR LF; the first names the
+//! columns.
+//!
+//! A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@` or a control character for a formula, and a formula can send
+//! what else is on the sheet elsewhere (OWASP, "CSV Injection"). Such a text of a user's gets a `'` in front, which spreadsheets
+//! read as "this is text".
+
+use chatting_actors::{moderation::Act, wire::v1::timestamp};
+
+use super::Encoder;
+use crate::store::{Logged, StoredBroadcast};
+
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
+const COLUMNS: &str =
+    "seq,epoch,id,type,sent_at,offset_ms,user_idx,nickname,role,text,target,deleted_at,deleted_by\r\n";
+
+pub(super) struct Csv;
+
+impl Encoder for Csv {
+    fn head(&mut self, _record: &StoredBroadcast, out: &mut Vec<u8>) {
+        out.extend_from_slice(BYTE_ORDER_MARK.as_bytes());
+        out.extend_from_slice(COLUMNS.as_bytes());
+    }
+
+    fn event(&mut self, logged: &Logged, offset_ms: i64, out: &mut Vec<u8>) {
+        let event = &logged.event;
+        let cells = [
+            event.seq.to_string(),
+            event.epoch.to_string(),
+            event.id.to_string(),
+            event.kind().to_owned(),
+            timestamp(event.sent_at_ms),
+            offset_ms.to_string(),
+            event.chat.user_idx.to_string(),
+            text(event.chat.nickname.as_str()),
+            event.chat.role.as_str().to_owned(),
+            text(event.chat.text.as_str()),
+            event.act.as_deref().map_or_else(String::new, target),
+            logged
+                .deleted
+                .map_or_else(String::new, |deleted| timestamp(deleted.at_ms)),
+            logged
+                .deleted
+                .map_or_else(String::new, |deleted| deleted.by.to_string()),
+        ];
+        for (n, cell) in cells.iter().enumerate() {
+            if n > 0 {
+                out.push(b',');
+            }
+            write(cell, out);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn tail(&mut self, _out: &mut Vec<u8>) {}
+}
+
+/// What an act deletes, in one cell.
+fn target(act: &Act) -> String {
+    match act {
+        Act::Message { id, .. } => format!("message {id}"),
+        Act::User { user_idx } => format!("user {user_idx}"),
+        Act::Span { from_ms, to_ms } => format!("span {} {}", timestamp(*from_ms), timestamp(*to_ms)),
+    }
+}
+
+/// What a user wrote, as a cell that is never a formula. NUL ends a text for many readers, so it becomes U+FFFD.
+fn text(text: &str) -> String {
+    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']);
+    let quote = if formula { "'" } else { "" };
+    format!("{quote}{}", text.replace('\0', "\u{fffd}"))
+}
+
+fn write(cell: &str, out: &mut Vec<u8>) {
+    let plain = !cell.contains([',', '"', '\r', '\n']) && cell.trim_ascii() == cell;
+    if plain {
+        out.extend_from_slice(cell.as_bytes());
+    } else {
+        out.push(b'"');
+        out.extend_from_slice(cell.replace('"', "\"\"").as_bytes());
+        out.push(b'"');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_quoted_where_they_must_be_and_are_never_formulas() {
+        let rows = [
+            ("plain 안녕", "plain 안녕"),
+            ("a,b", "\"a,b\""),
+            ("say \"hi\"", "\"say \"\"hi\"\"\""),
+            ("two\nlines", "\"two\nlines\""),
+            (" edge", "\" edge\""),
+            ("=1+1", "'=1+1"),
+            ("+82", "'+82"),
+            ("-1", "'-1"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\t=1", "'\t=1"),
+            ("\r=1", "\"'\r=1\""),
+            ("＝1", "'＝1"),
+            ("=\"a\",1", "\"'=\"\"a\"\",1\""),
+            ("a=1", "a=1"),
+            ("a\0b", "a\u{fffd}b"),
+            ("", ""),
+        ];
+        for (from, to) in rows {
+            let mut out = Vec::new();
+            write(&text(from), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), to, "{from:?}");
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Reads NDJSON exports back: into a log that is empty.
+//!
+//! The files are read twice. [`check`] reads all of them before anything is written, so that a bad file changes nothing, and
+//! returns what the import is known by. [`Lines`] then gives their contents to whoever writes them. What was deleted comes back
+//! as deleted, whether or not the act that did it is in the files; keys of idempotency are not in them.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use chatting_actors::{
+    broadcast::{Broadcast, Segment, Span},
+    moderation::Act,
+    types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::line::{Chat, End, FORMAT, Header, Line, Moderation};
+use crate::store::{Deleted, Logged, StoredBroadcast};
+
+/// A line is at most so long; the longest that an export writes is far below.
+const MAX_LINE: u64 = 4 * 1024 * 1024;
+
+/// A message from later than this is from a wrong clock, and would hold up the times of all that come after it.
+const MAX_AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Why files cannot be imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// A file is not to be had.
+    #[error("{path} cannot be read: {error}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// A line is not what an export writes.
+    #[error("{path}, line {line}: {why}", path = path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Something of a file.
+#[derive(Debug)]
+pub enum Item {
+    /// A broadcast, which has ended as far as this log is concerned.
+    Broadcast(Box<StoredBroadcast>),
+    /// An event of it.
+    Event(Box<Logged>),
+}
+
+/// What files hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// SHA-256 of the files in their order, in hexadecimal digits: what an import is known by.
+    pub digest: String,
+    /// How many broadcasts.
+    pub broadcasts: u64,
+    /// How many events.
+    pub events: u64,
+    /// The last seq of each room, with which its numbering goes on.
+    pub rooms: BTreeMap<PresenterIdx, Seq>,
+    /// When the newest event was sent, in milliseconds since 1970.
+    pub newest_ms: i64,
+}
+
+/// Reads files to their ends and says what they hold; `now_ms` is the present. Nothing is kept in memory but one line.
+///
+/// # Errors
+/// The first line, if there is one, that no export writes; a file that was cut off.
+pub fn check(paths: &[PathBuf], now_ms: i64) -> Result<Contents, ImportError> {
+    let mut contents = Contents::default();
+    let mut digest = Sha256::new();
+    for path in paths {
+        let mut lines = Lines::open(path, now_ms)?;
+        while let Some(item) = lines.next()? {
+            match item {
+                Item::Broadcast(_) => contents.broadcasts += 1,
+                Item::Event(logged) => {
+                    contents.events += 1;
+                    contents.newest_ms = contents.newest_ms.max(logged.event.sent_at_ms);
+                    let last = contents.rooms.entry(logged.event.presenter_idx).or_default();
+                    *last = (*last).max(logged.event.seq);
+                }
+            }
+        }
+        digest.update(lines.digest.finalize());
+    }
+    contents.digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(contents)
+}
+
+/// A broadcast whose events are being read.
+struct Open {
+    id: Uuid,
+    presenter: PresenterIdx,
+    events: u64,
+    /// The last event's numbering and place.
+    last: Option<(Epoch, Seq)>,
+}
+
+/// The contents of one file, in order.
+pub struct Lines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    digest: Sha256,
+    line: u64,
+    buffer: Vec<u8>,
+    open: Option<Open>,
+    now_ms: i64,
+}
+
+impl Lines {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(path: &Path, now_ms: i64) -> Result<Self, ImportError> {
+        let file = File::open(path).map_err(|error| ImportError::File {
+            path: path.to_owned(),
+            error,
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            reader: BufReader::new(file),
+            digest: Sha256::new(),
+            line: 0,
+            buffer: Vec::new(),
+            open: None,
+            now_ms,
+        })
+    }
+
+    /// The next of its contents; `None` at its end.
+    ///
+    /// # Errors
+    /// A line that no export writes, or an end where there should be none.
+    #[expect(clippy::should_implement_trait, reason = "an iterator would go on after an error")]
+    pub fn next(&mut self) -> Result<Option<Item>, ImportError> {
+        while self.read_line()? {
+            let line = serde_json::from_slice(&self.buffer).map_err(|error| self.bad(error))?;
+            if let Some(item) = self.item(line).map_err(|why| self.bad(why))? {
+                return Ok(Some(item));
+            }
+        }
+        match &self.open {
+            Some(open) => Err(self.bad(format!("the file ends within broadcast {}: it was cut off", open.id))),
+            None => Ok(None),
+        }
+    }
+
+    fn bad(&self, why: impl ToString) -> ImportError {
+        ImportError::Line {
+            path: self.path.clone(),
+            line: self.line,
+            why: why.to_string(),
+        }
+    }
+
+    fn read_line(&mut self) -> Result<bool, ImportError> {
+        self.buffer.clear();
+        let mut limited = (&mut self.reader).take(MAX_LINE);
+        let count = limited
+            .read_until(b'\n', &mut self.buffer)
+            .map_err(|error| ImportError::File {
+                path: self.path.clone(),
+                error,
+            })?;
+        self.digest.update(&self.buffer);
+        self.line += 1;
+        if count as u64 == MAX_LINE {
+            return Err(self.bad(format!("it is longer than {MAX_LINE} bytes")));
+        }
+        Ok(count > 0)
+    }
+
+    fn item(&mut self, line: Line) -> Result<Option<Item>, String> {
+        match (line, self.open.take()) {
+            (Line::Broadcast(header), None) => {
+                let record = record(header)?;
+                self.open = Some(Open {
+                    id: record.broadcast.id,
+                    presenter: record.broadcast.presenter,
+                    events: 0,
+                    last: None,
+                });
+                Ok(Some(Item::Broadcast(Box::new(record))))
+            }
+            (Line::Broadcast(_), Some(open)) => Err(format!(
+                "a broadcast begins within broadcast {}: it was cut off",
+                open.id
+            )),
+            (_, None) => Err("it belongs to no broadcast".into()),
+            (Line::End(End { broadcast_id, events }), Some(open)) => {
+                if (broadcast_id, events) != (open.id, open.events) {
+                    let (id, count) = (open.id, open.events);
+                    return Err(format!(
+                        "it ends broadcast {broadcast_id} with {events} events; broadcast {id} has {count}"
+                    ));
+                }
+                Ok(None)
+            }
+            (Line::Chat(chat), Some(open)) => self.event(chat_of(chat, open.presenter)?, open).map(Some),
+            (Line::Moderation(act), Some(open)) => self.event(act_of(act, open.presenter)?, open).map(Some),
+        }
+    }
+
+    fn event(&mut self, logged: Logged, mut open: Open) -> Result<Item, String> {
+        let event = &logged.event;
+        if event.seq == Seq(0) || i64::try_from(event.seq.0).is_err() {
+            return Err(format!("seq {} is none", event.seq));
+        }
+        if event.id.get_version_num() != 7 {
+            return Err(format!("the id {} is no UUIDv7", event.id));
+        }
+        if event.sent_at_ms > self.now_ms.saturating_add(MAX_AHEAD_MS) {
+            return Err("it was sent more than a day from now".into());
+        }
+        if let Some((epoch, last)) = &open.last
+            && *epoch == event.epoch
+            && *last >= event.seq
+        {
+            return Err(format!("seq {} comes behind seq {last}", event.seq));
+        }
+        open.last = Some((event.epoch.clone(), event.seq));
+        open.events += 1;
+        self.open = Some(open);
+        Ok(Item::Event(Box::new(logged)))
+    }
+}
+
+fn user(name: &str, number: i64) -> Result<UserIdx, String> {
+    UserIdx::new(number).ok_or_else(|| format!("{name} is negative"))
+}
+
+fn seq(number: u64) -> Result<Seq, String> {
+    match i64::try_from(number) {
+        Ok(_) => Ok(Seq(number)),
+        Err(_) => Err(format!("seq {number} is none")),
+    }
+}
+
+fn record(header: Header) -> Result<StoredBroadcast, String> {
+    if header.format != FORMAT {
+        let found = header.format;
+        return Err(format!("it has format {found}; this version reads format {FORMAT}"));
+    }
+    let presenter = PresenterIdx::new(header.presenter_idx).ok_or("presenter_idx is negative")?;
+    let spans = header.spans.into_iter().map(|span| {
+        Ok(Span {
+            epoch: Epoch(span.epoch.into()),
+            after: seq(span.after)?,
+            through: span.through.map(seq).transpose()?,
+        })
+    });
+    let mut broadcast = Broadcast {
+        id: header.id,
+        presenter,
+        room_idx: header.room_idx,
+        reported_start_ms: header.reported_start,
+        ended_at_ms: header.ended_at,
+        segments: header
+            .segments
+            .into_iter()
+            .map(|segment| Segment {
+                from_ms: segment.from,
+                to_ms: segment.to,
+            })
+            .collect(),
+        spans: spans.collect::<Result<_, String>>()?,
+        seen_at_ms: header.seen_at,
+        version: i64::try_from(header.version)
+            .map_err(|_| "version is too great")?
+            .cast_unsigned(),
+    };
+    if broadcast.segments.is_empty() || broadcast.spans.is_empty() {
+        return Err("segments and spans are never empty".into());
+    }
+    if broadcast.ended_at_ms.is_none() {
+        // Nobody would ever end it here.
+        let exported = header.exported_at.ok_or("it has neither ended_at nor exported_at")?;
+        if let Some(last) = broadcast.segments.last_mut() {
+            last.to_ms.get_or_insert(exported.max(last.from_ms));
+        }
+        broadcast.ended_at_ms = Some(exported);
+        broadcast.version += 1;
+    }
+    Ok(StoredBroadcast {
+        broadcast,
+        corrected_start_ms: header.corrected_start,
+        legal_hold: header.legal_hold,
+    })
+}
+
+fn message(user_idx: UserIdx, nickname: &str, text: String, role: Role) -> Result<ChatMessage, String> {
+    // Whatever the limits are today, what was accepted once is taken back.
+    Ok(ChatMessage {
+        user_idx,
+        nickname: Nickname::new(nickname, usize::MAX).map_err(|_| "nickname is too long")?,
+        text: MessageText::maybe_empty(text, usize::MAX).map_err(|_| "text is too long")?,
+        role,
+    })
+}
+
+fn chat_of(chat: Chat, presenter_idx: PresenterIdx) -> Result<Logged, String> {
+    let deleted = match (chat.deleted_at, chat.deleted_by) {
+        (Some(at_ms), Some(by)) => Some(Deleted {
+            at_ms,
+            by: user("deleted_by", by)?,
+        }),
+        (None, None) => None,
+        _ => return Err("deleted_at and deleted_by come together".into()),
+    };
+    Ok(Logged {
+        event: Event {
+            id: chat.id,
+            presenter_idx,
+            epoch: Epoch(chat.epoch.into()),
+            seq: Seq(chat.seq),
+            sent_at_ms: chat.sent_at,
+            room_idx: chat.room_idx,
+            broadcast_id: chat.broadcast_id,
+            chat: message(user("user_idx", chat.user_idx)?, &chat.nickname, chat.text, chat.role)?,
+            act: None,
+            keyed: None,
+        },
+        deleted,
+    })
+}
+
+fn act_of(line: Moderation, presenter_idx: PresenterIdx) -> Result<Logged, String> {
+    match line.act {
+        Act::User { user_idx } => {
+            user("user_idx", user_idx.get())?;
+        }
+        Act::Message { seq: target, .. } => {
+            seq(target.0)?;
+        }
+        Act::Span { .. } => {}
+    }
+    Ok(Logged {
+        event: Event {
+            id: line.id,
+            presenter_idx,
+            epoch: Epoch(line.epoch.into()),
+            seq: Seq(line.seq),
+            sent_at_ms: line.sent_at,
+            room_idx: line.room_idx,
+            broadcast_id: line.broadcast_id,
+            chat: message(user("by", line.by)?, &line.nickname, String::new(), line.role)?,
+            act: Some(Arc::new(line.act)),
+            keyed: None,
+        },
+        deleted: None,
+    })
+}

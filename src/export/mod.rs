@@ -1,0 +1,286 @@
+//! A broadcast's chat as a file: NDJSON, CSV, WebVTT, or the JSON that TwitchDownloader and renderers of its kind read.
+//!
+//! An [`Export`] is pulled: each call reads one page of the log and gives it encoded, so one page is in memory however long the
+//! broadcast is, and whoever stops asking stops the reading. A reader's permit (`log.readers`) is held while a page is read and
+//! not between pages. A broadcast that goes on is exported up to the event that was its last when the export began. An error in
+//! the middle is an error: the file must not end as if it were whole.
+//!
+//! Exports are for staff. NDJSON and CSV mark what was deleted, or leave it out on request; the other two are shown to people,
+//! so they never have it.
+
+mod csv;
+pub mod import;
+mod line;
+mod ndjson;
+mod twitch;
+mod webvtt;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chatting_actors::types::Seq;
+use serde::Serialize;
+
+use crate::store::{
+    History, Logged, StoredBroadcast,
+    history::{HistoryError, Query, ReplayPlace, Start},
+};
+
+/// How long an export waits before it asks again for a reader's permit.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a file is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One JSON object a line: everything that `import` needs.
+    Ndjson,
+    /// A table for spreadsheets (RFC 4180).
+    Csv,
+    /// TwitchDownloader's chat JSON (FileInfo 1.4), for chat renderers.
+    TwitchJson,
+    /// Cues beside a video (W3C WebVTT).
+    Webvtt,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 4] = [Self::Ndjson, Self::Csv, Self::TwitchJson, Self::Webvtt];
+
+    /// The name in queries, on command lines and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ndjson => "ndjson",
+            Self::Csv => "csv",
+            Self::TwitchJson => "twitch-json",
+            Self::Webvtt => "webvtt",
+        }
+    }
+
+    /// The inverse of [`Format::as_str`].
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.as_str() == name)
+    }
+
+    /// The media type of a file.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Ndjson => "application/x-ndjson",
+            Self::Csv => "text/csv; charset=utf-8; header=present",
+            Self::TwitchJson => "application/json",
+            Self::Webvtt => "text/vtt; charset=utf-8",
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Ndjson => "ndjson",
+            Self::Csv => "csv",
+            Self::TwitchJson => "json",
+            Self::Webvtt => "vtt",
+        }
+    }
+
+    /// A name for the file: of numbers and ASCII letters only, so that it is safe anywhere.
+    pub fn file_name(self, record: &StoredBroadcast) -> String {
+        let (room, id) = (record.broadcast.presenter, record.broadcast.id);
+        format!("chat-{room}-{id}.{}", self.extension())
+    }
+
+    /// Whether a file of this kind is shown to people: then it has neither what was deleted nor acts of moderation.
+    pub fn is_shown(self) -> bool {
+        matches!(self, Self::TwitchJson | Self::Webvtt)
+    }
+
+    fn encoder(self, options: &Options) -> Box<dyn Encoder> {
+        match self {
+            Self::Ndjson => Box::new(ndjson::Ndjson::new(options.now_ms)),
+            Self::Csv => Box::new(csv::Csv),
+            Self::TwitchJson => Box::new(twitch::Twitch::new(options.now_ms)),
+            Self::Webvtt => Box::new(webvtt::Webvtt::new(options.cue_ms)),
+        }
+    }
+}
+
+/// What becomes of deleted messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Deletions {
+    /// They are there, with who deleted them and when; and the acts of moderation in their places.
+    Mark,
+    /// They are left out, and the acts too: what viewers may see.
+    Omit,
+}
+
+impl Deletions {
+    /// What a request asks for, by its name; without one, what suits the format.
+    ///
+    /// # Errors
+    /// What is allowed, in words, when that is not it.
+    pub fn read(asked: Option<&str>, format: Format) -> Result<Self, &'static str> {
+        match (asked, format.is_shown()) {
+            (None, false) | (Some("mark"), false) => Ok(Self::Mark),
+            (None, true) | (Some("omit"), _) => Ok(Self::Omit),
+            (Some("mark"), true) => Err("omit: a file of this format has no place for a mark"),
+            (Some(_), _) => Err("mark or omit"),
+        }
+    }
+
+    /// The name in queries.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mark => "mark",
+            Self::Omit => "omit",
+        }
+    }
+}
+
+/// How a file is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// As what.
+    pub format: Format,
+    /// What becomes of deleted messages.
+    pub deletions: Deletions,
+    /// `export.page_rows`: events that are read at once.
+    pub page_rows: usize,
+    /// `export.cue_ms`: how long a message is shown in WebVTT.
+    pub cue_ms: i64,
+    /// When this is, in milliseconds since 1970.
+    pub now_ms: i64,
+}
+
+/// Writes one format. Texts come from anyone: whatever they hold, the file stays what it is.
+trait Encoder {
+    /// What stands before the first event.
+    fn head(&mut self, record: &StoredBroadcast, out: &mut Vec<u8>);
+
+    /// One event, at so many milliseconds of the broadcast.
+    fn event(&mut self, logged: &Logged, offset_ms: i64, out: &mut Vec<u8>);
+
+    /// What stands behind the last event.
+    fn tail(&mut self, out: &mut Vec<u8>);
+}
+
+/// Some of a file.
+#[derive(Debug)]
+pub struct Piece {
+    /// Never empty.
+    pub bytes: Bytes,
+    /// How many events were read for it.
+    pub events: u64,
+}
+
+/// See the module's text.
+pub struct Export {
+    history: History,
+    record: StoredBroadcast,
+    encoder: Box<dyn Encoder>,
+    options: Options,
+    began: bool,
+    /// Where the next page begins; `None` when the file has ended.
+    place: Option<ReplayPlace>,
+}
+
+impl Export {
+    /// Begins one. Errors: the log cannot be read now, or too much is read.
+    pub async fn begin(history: History, mut record: StoredBroadcast, options: Options) -> Result<Self, HistoryError> {
+        if record.broadcast.ended_at_ms.is_none() {
+            until_now(&history, &mut record).await?;
+        }
+        Ok(Self {
+            history,
+            record,
+            encoder: options.format.encoder(&options),
+            options,
+            began: false,
+            place: Some(ReplayPlace::default()),
+        })
+    }
+
+    /// About how many events it will have read when it has ended: numbers that are missing count.
+    pub fn expected(&self) -> u64 {
+        let spans = self.record.broadcast.spans.iter();
+        spans
+            .filter_map(|span| Some(span.through?.0.saturating_sub(span.after.0)))
+            .sum()
+    }
+
+    /// The next piece; `None` behind the last. [`HistoryError::Busy`] changes nothing: ask again.
+    pub async fn next(&mut self) -> Result<Option<Piece>, HistoryError> {
+        let (mut out, mut events) = (Vec::new(), 0);
+        while let Some(place) = self.place {
+            let replay = self
+                .history
+                .replay(&self.record.broadcast, place, i64::MAX, self.options.page_rows);
+            let (page, behind) = replay.await?;
+            if !self.began {
+                self.began = true;
+                self.encoder.head(&self.record, &mut out);
+            }
+            events += page.len() as u64;
+            for logged in &page {
+                self.encode(logged, &mut out);
+            }
+            self.place = behind;
+            if behind.is_none() {
+                self.encoder.tail(&mut out);
+            }
+            if !out.is_empty() {
+                let bytes = out.into();
+                return Ok(Some(Piece { bytes, events }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn encode(&mut self, logged: &Logged, out: &mut Vec<u8>) {
+        let hidden = logged.deleted.is_some() || logged.event.act.is_some();
+        if hidden && self.options.deletions == Deletions::Omit {
+            return;
+        }
+        let StoredBroadcast {
+            broadcast,
+            corrected_start_ms,
+            ..
+        } = &self.record;
+        let offset_ms = broadcast.offset_ms(logged.event.sent_at_ms, *corrected_start_ms);
+        self.encoder.event(logged, offset_ms, out);
+    }
+
+    /// The same, waiting for a reader's permit for so long: a file that has begun is not given up because others read, too.
+    pub async fn next_when_free(&mut self, patience: Duration) -> Result<Option<Piece>, HistoryError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.next().await {
+                Err(HistoryError::Busy) if Instant::now() < until => tokio::time::sleep(BUSY_PAUSE).await,
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Of a broadcast that goes on, what there is now; else an export might never catch up with a busy room.
+async fn until_now(history: &History, record: &mut StoredBroadcast) -> Result<(), HistoryError> {
+    let newest = Query {
+        presenter: record.broadcast.presenter,
+        start: Start::Before(Seq(i64::MAX.cast_unsigned())),
+        user: None,
+        text: None,
+        from_ms: None,
+        to_ms: None,
+        deleted_too: true,
+        limit: 1,
+        scan_limit: 1,
+    };
+    let newest = history.page(&newest).await?;
+    if let Some(span) = record.broadcast.spans.last_mut().filter(|span| span.through.is_none()) {
+        let of_span = newest.events.iter().filter(|logged| logged.event.epoch == span.epoch);
+        let last = of_span.map(|logged| logged.event.seq).max();
+        span.through = Some(last.unwrap_or(span.after).max(span.after));
+    }
+    Ok(())
+}
+
+fn json(out: &mut Vec<u8>, value: &impl Serialize) {
+    // Structs of texts and numbers cannot fail to serialize, and a vector takes everything.
+    let _ = serde_json::to_writer(out, value);
+}

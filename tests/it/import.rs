@@ -1,0 +1,362 @@
+//! The commands `export` and `import`, as an operator runs them: the real program, both stores, and a log that comes back whole.
+
+use std::{path::Path, process::Command, sync::Arc};
+
+use chatting_server::{
+    settings::{LogBackend, Settings},
+    store::Archive,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    export::{broadcast_id, event, fill},
+    history::{read, request, seqs},
+    support::{
+        app::{KEY, settings, spawn_in, use_mongodb},
+        mongod::{Mongod, fresh_database_name},
+        presenter::V1,
+        process::{Process, ScratchDir},
+    },
+};
+
+/// A directory with the settings of a server, in which commands are run.
+struct Site {
+    dir: Arc<ScratchDir>,
+    database: String,
+    mongodb: bool,
+}
+
+impl Site {
+    fn new(mongodb: bool) -> Self {
+        let site = Self {
+            dir: ScratchDir::new("export"),
+            database: fresh_database_name(),
+            mongodb,
+        };
+        let store = match mongodb {
+            true => format!(
+                "backend = \"mongodb\"\n[mongodb]\nuri = \"{}\"\ndatabase = \"{}\"\n",
+                Mongod::shared().uri(),
+                site.database
+            ),
+            false => "backend = \"sqlite\"\n".to_owned(),
+        };
+        let text = format!("[log]\npath = \"chat.db\"\n{store}");
+        std::fs::write(site.path("settings.toml"), text).unwrap();
+        site
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
+        command.args(args).current_dir(self.dir.path()).env_remove("RUST_LOG");
+        command.env("CHAT__AUTH__HS256_SECRET", KEY);
+        command
+    }
+
+    /// Runs a command; exit code, standard output, standard error.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.command(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    fn export(&self, more: &[&str]) -> String {
+        let id = broadcast_id().to_string();
+        let (code, out, error) = self.run(&[&["export", "--broadcast", &id][..], more].concat());
+        assert_eq!(code, 0, "{error}");
+        out
+    }
+
+    fn import(&self, file: &Path) -> (i32, String, String) {
+        self.run(&["import", file.to_str().unwrap()])
+    }
+
+    /// A server's settings for this directory and database.
+    fn settings(&self) -> Settings {
+        let mut settings = settings(&self.dir);
+        if self.mongodb {
+            use_mongodb(&mut settings);
+            settings.mongodb.database.clone_from(&self.database);
+            assert_eq!(settings.log.backend, LogBackend::Mongodb);
+        }
+        settings
+    }
+
+    /// Puts something into the log by a server that is stopped in order again.
+    async fn with_log(&self, put: impl AsyncFnOnce(&dyn Archive)) {
+        let app = spawn_in(Arc::clone(&self.dir), self.settings()).await;
+        app.state.history.store().prepare().await.unwrap();
+        put(&**app.state.history.store()).await;
+        app.stop().await;
+    }
+}
+
+const FORMATS: [&str; 4] = ["ndjson", "csv", "twitch-json", "webvtt"];
+
+/// Without what tells when a file was made.
+fn timeless(format: &str, text: &str) -> String {
+    if format != "twitch-json" {
+        return text.to_owned();
+    }
+    let mut chat: Value = serde_json::from_str(text).unwrap();
+    chat["FileInfo"] = Value::Null;
+    chat.to_string()
+}
+
+#[actix_web::test]
+async fn the_command_writes_what_the_route_gives_beside_a_running_server() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb);
+        let app = spawn_in(Arc::clone(&site.dir), site.settings()).await;
+        app.state.history.store().prepare().await.unwrap();
+        fill(&**app.state.history.store()).await;
+        for format in FORMATS {
+            let path = format!("/v1/broadcasts/{}/export?format={format}", broadcast_id());
+            let told = request(&app, "GET", &path, &app.token(12), "").await;
+            let written = site.export(&["--format", format]);
+            assert_eq!(timeless(format, told.text()), timeless(format, &written), "{format}");
+        }
+        assert!(!site.export(&["--deleted", "omit"]).contains("secret"));
+        // Into a file that is only its owner's.
+        let (code, out, error) = site.run(&["export", "--room", "12", "--output", "room.ndjson"]);
+        assert_eq!((code, out.as_str()), (0, ""), "{error}");
+        assert!(error.contains("exported 8 events"), "{error}");
+        assert_eq!(
+            std::fs::read_to_string(site.path("room.ndjson")).unwrap(),
+            site.export(&[])
+        );
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(site.path("room.ndjson")).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(!site.path("room.ndjson.part").exists());
+        for (args, code) in [
+            (&["--broadcast", "019b76da-a800-7000-8000-000000000001"][..], 1),
+            (&["--room", "99"], 1),
+            (&["--room", "12", "--format", "csv"], 64),
+            (&["--room", "12", "--output", "missing/file"], 69),
+            (&["--room", "12", "--set", "log.path=missing.db"], 69),
+        ] {
+            let (found, out, error) = site.run(&[&["export"][..], args].concat());
+            assert_eq!((found, out.as_str()), (code, ""), "{args:?}: {error}");
+        }
+        assert!(!site.path("missing.db").exists());
+    }
+}
+
+#[actix_web::test]
+async fn a_log_that_is_exported_and_imported_is_the_same_log_in_either_store() {
+    let from = Site::new(false);
+    from.with_log(async |store| {
+        fill(store).await;
+        store
+            .correct_broadcast(broadcast_id(), Some(1_767_225_599_000))
+            .await
+            .unwrap();
+    })
+    .await;
+    let files: Vec<_> = FORMATS.map(|format| from.export(&["--format", format])).into();
+    let file = from.path("all.ndjson");
+    std::fs::write(&file, &files[0]).unwrap();
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb);
+        let (code, out, error) = site.import(&file);
+        assert_eq!(code, 0, "{error}");
+        assert!(out.starts_with("imported: 8 events of 1 broadcast into "), "{out}");
+        for (format, before) in FORMATS.into_iter().zip(&files) {
+            let after = site.export(&["--format", format]);
+            assert_eq!(timeless(format, before), timeless(format, &after), "{format}");
+        }
+        // A server goes on where the imported log ended.
+        let app = spawn_in(Arc::clone(&site.dir), site.settings()).await;
+        app.go_live(12);
+        let mut session = V1::of(&app, 12, json!({})).await;
+        assert_eq!(app.post(12, 7, "next").await.json()["seq"], 9);
+        session.chats(1).await;
+        let page = read(&app, "/v1/rooms/12/messages?after=0", &app.token(12)).await;
+        assert_eq!(seqs(&page), (1..=9).collect::<Vec<_>>());
+        assert_eq!(page["messages"][4]["deleted_by"], 12);
+        let path = format!("/v1/broadcasts/{}/replay", broadcast_id());
+        // A page ends with a numbering.
+        let replay = read(&app, &path, &app.token(12)).await;
+        assert_eq!(seqs(&replay), [1, 2, 3]);
+        assert_eq!(replay["messages"][0]["offset_ms"], 2000);
+        let next = format!("{path}?cursor={}", replay["next"].as_str().unwrap());
+        assert_eq!(seqs(&read(&app, &next, &app.token(12)).await), [4, 5, 6, 7, 8]);
+        app.stop().await;
+        // It is no empty log any more.
+        let (code, _, error) = site.import(&file);
+        assert_eq!(code, 1, "{error}");
+        assert!(error.contains("the log is not empty"), "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn a_deletion_comes_back_without_the_act_that_did_it() {
+    let from = Site::new(true);
+    from.with_log(fill).await;
+    // As if the act had come after the broadcast's end.
+    let mut lines: Vec<Value> = from
+        .export(&[])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    lines.remove(6);
+    lines[8]["events"] = 7.into();
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb);
+        std::fs::write(site.path("file"), &text).unwrap();
+        let (code, _, error) = site.import(&site.path("file"));
+        assert_eq!(code, 0, "{error}");
+        let again = site.export(&[]);
+        let again: Vec<Value> = again.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(again, lines);
+    }
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_went_on_ends_where_its_export_did() {
+    let from = Site::new(false);
+    from.with_log(fill).await;
+    let text = from.export(&[]);
+    let text = text
+        .replacen(
+            "\"ended_at\":\"2026-01-01T00:00:40.000Z\"",
+            "\"ended_at\":null,\"exported_at\":\"2026-01-01T00:00:39.500Z\"",
+            1,
+        )
+        .replacen("\"to\":\"2026-01-01T00:00:40.000Z\"", "\"to\":null", 1);
+    let site = Site::new(false);
+    std::fs::write(site.path("file"), &text).unwrap();
+    let (code, _, error) = site.import(&site.path("file"));
+    assert_eq!(code, 0, "{error}");
+    let header: Value = serde_json::from_str(site.export(&[]).lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&header["ended_at"], &header["segments"][1]["to"], &header["version"]),
+        (&"2026-01-01T00:00:39.500Z".into(), &header["ended_at"], &5.into())
+    );
+}
+
+/// A file of so many messages.
+fn long_file(site: &Site, count: u64) -> std::path::PathBuf {
+    let header = json!({
+        "type": "broadcast", "format": 1, "id": broadcast_id(), "presenter_idx": 12, "room_idx": null,
+        "reported_start": null, "ended_at": "2026-01-01T01:00:00Z", "corrected_start": null,
+        "seen_at": "2026-01-01T01:00:00Z", "version": 2,
+        "segments": [{ "from": "2026-01-01T00:00:00Z", "to": "2026-01-01T01:00:00Z" }],
+        "spans": [{ "epoch": "a", "after": 0, "through": count }],
+    });
+    let mut text = format!("{header}\n");
+    for seq in 1..=count {
+        let event = event("a", seq, i64::try_from(seq).unwrap(), 7, "kim", "x");
+        let line = json!({
+            "type": "chat", "seq": seq, "epoch": "a", "id": event.id, "offset_ms": seq,
+            "sent_at": chatting_actors::wire::v1::timestamp(event.sent_at_ms),
+            "broadcast_id": broadcast_id(), "user_idx": 7, "nickname": "kim", "role": "viewer", "text": "x",
+        });
+        text += &format!("{line}\n");
+    }
+    text += &format!(
+        "{}\n",
+        json!({ "type": "end", "broadcast_id": broadcast_id(), "events": count })
+    );
+    let file = site.path("long.ndjson");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+#[actix_web::test]
+async fn an_import_that_was_interrupted_is_run_again_and_loses_and_doubles_nothing() {
+    for (mongodb, signal) in [(false, "KILL"), (true, "INT")] {
+        let site = Site::new(mongodb);
+        let file = long_file(&site, 20_000);
+        let name = file.to_str().unwrap();
+        let args = ["import", name, "--set", "log.batch_max=1"];
+        let import = Process::start(&site.dir, &mut site.command(&args));
+        import.line(" of 20000 events").await;
+        import.signal(signal);
+        let status = import.exited().await;
+        assert_eq!(status.code(), (signal == "INT").then_some(75), "{}", import.output());
+        // Another file must wait.
+        let other = site.path("other.ndjson");
+        std::fs::write(&other, "").unwrap();
+        let (code, _, error) = site.import(&other);
+        assert_eq!(code, 1, "{error}");
+        assert!(error.contains("an import of other files has begun"), "{error}");
+        let (code, out, error) = site.import(&file);
+        assert_eq!(code, 0, "{error}");
+        assert!(out.contains("20000 events"), "{out}");
+        let lines = site.export(&[]);
+        assert_eq!(lines.lines().count(), 20_002);
+        let seqs = lines.lines().skip(1).take(20_000).zip(1_u64..);
+        for (line, seq) in seqs {
+            assert!(line.contains(&format!("\"seq\":{seq},")), "{line}");
+        }
+        let (code, _, error) = site.import(&file);
+        assert_eq!(code, 1, "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
+    let from = Site::new(false);
+    from.with_log(fill).await;
+    let good = from.export(&[]);
+    let lines: Vec<&str> = good.lines().collect();
+    let cut = lines[..5].join("\n");
+    let without_header = lines[1..].join("\n");
+    let swapped = [lines[0], lines[2], lines[1]].join("\n");
+    let cases = [
+        (cut.as_str(), "line 6: the file ends within broadcast"),
+        (&good[..good.len() - 40], "line 10: "),
+        (&without_header, "line 1: it belongs to no broadcast"),
+        (&swapped, "line 3: seq 1 comes behind seq 2"),
+        ("{\"type\":\"chat\"}\n", "line 1: missing field"),
+        ("hello\n", "line 1: expected"),
+        (
+            &good.replacen("\"format\":1", "\"format\":2", 1),
+            "line 1: it has format 2",
+        ),
+        (
+            &good.replacen("\"events\":8", "\"events\":9", 1),
+            "line 10: it ends broadcast",
+        ),
+        (
+            &good.replacen("\"user_idx\":7", "\"user_idx\":-7", 1),
+            "line 3: user_idx is negative",
+        ),
+        (
+            &good.replacen("\"sent_at\":\"2026", "\"sent_at\":\"2226", 1),
+            "line 2: it was sent more than a day",
+        ),
+        (
+            &good.replacen("\"role\":\"viewer\"", "\"role\":\"king\"", 1),
+            "line 3: unknown variant",
+        ),
+        (
+            &good.replacen("\"room_idx\":77,\"user_idx\"", "\"colour\":1,\"user_idx\"", 1),
+            "line 2: unknown field",
+        ),
+    ];
+    let site = Site::new(false);
+    for (text, named) in cases {
+        std::fs::write(site.path("bad"), text).unwrap();
+        let (code, out, error) = site.run(&["import", "bad"]);
+        assert_eq!((code, out.as_str()), (1, ""), "{named}: {error}");
+        assert!(error.contains(&format!("bad, {named}")), "{named}: {error}");
+    }
+    let (code, _, error) = site.run(&["import", "missing"]);
+    assert_eq!(code, 69, "{error}");
+    assert!(!site.path("chat.db").exists(), "nothing was opened");
+    // Not beside a running server, either.
+    let app = spawn_in(Arc::clone(&site.dir), site.settings()).await;
+    std::fs::write(site.path("good"), &good).unwrap();
+    let (code, _, error) = site.run(&["import", "good"]);
+    assert_eq!(code, 69, "{error}");
+    assert!(error.contains("is in use by process"), "{error}");
+    app.stop().await;
+    assert_eq!(site.import(&site.path("good")).0, 0);
+}
