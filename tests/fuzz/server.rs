@@ -43,11 +43,11 @@ impl Server {
             "session.reconnect_burst=10000",
             "session.reconnect_per_minute=100000",
             "session.client_frames_per_second=100000",
-            "session.hello_seconds=1",
+            "session.hello_seconds=3",
             "session.keepalive_seconds=1",
-            "session.keepalive_missed=1",
-            "server.client_request_seconds=1",
-            "server.body_seconds=1",
+            "session.keepalive_missed=3",
+            "server.client_request_seconds=5",
+            "server.body_seconds=5",
             "server.keep_alive_seconds=2",
         ];
         if gateway {
