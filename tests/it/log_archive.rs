@@ -11,7 +11,7 @@ use chatting_actors::{
 };
 use chatting_server::store::{
     Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool,
-    history::{Folded, History, Query, Start},
+    history::{Folded, History, Query, ReplayPlace, Start},
 };
 use uuid::Uuid;
 
@@ -388,6 +388,54 @@ async fn a_search_looks_at_so_many_and_tells_where_to_go_on() {
                     assert!(found.len() > 50 / scan_limit, "{name}: it looks at no more than it may");
                 }
             }
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_replay_has_what_was_parked_in_its_place() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut spool, dir) = spool(&mut epoch);
+        let events: Vec<_> = (1..=7).map(|seq| event(&mut clock, 1, &epoch, seq, "x")).collect();
+        let first = spool.commit(&events).unwrap();
+        let parked = [(first + 2, Arc::clone(&events[2]), "refused".to_owned())];
+        spool.free(first + 4, &parked, 0).unwrap();
+        let stored: Vec<_> = events[..5]
+            .iter()
+            .filter(|event| event.seq != Seq(3))
+            .cloned()
+            .collect();
+        store.append(batch(&stored)).await.unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        let broadcast = Broadcast {
+            id: Uuid::now_v7(),
+            presenter: room(1),
+            room_idx: None,
+            reported_start_ms: None,
+            ended_at_ms: None,
+            segments: vec![Segment {
+                from_ms: 0,
+                to_ms: None,
+            }],
+            spans: vec![Span {
+                epoch: Epoch(epoch.as_str().into()),
+                after: Seq(0),
+                through: None,
+            }],
+            seen_at_ms: 0,
+            version: 1,
+        };
+        for limit in 1..=8 {
+            let (mut all, mut place) = (Vec::new(), Some(ReplayPlace::default()));
+            while let Some(from) = place {
+                let (page, next) = history.replay(&broadcast, from, i64::MAX, limit).await.unwrap();
+                assert!(page.len() <= limit, "{name}");
+                all.extend(page.iter().map(|logged| logged.event.seq.0));
+                place = next;
+            }
+            assert_eq!(all, [1, 2, 3, 4, 5, 6, 7], "{name}, {limit} a page");
         }
     }
 }
