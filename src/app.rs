@@ -103,8 +103,11 @@ impl App {
             AuthMode::Gateway => Some(Gateway::new(startup::gateway_settings(settings)?)),
         };
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
-        let (spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
+        let (mut spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
         log::info!("spool {}: {}", settings.log.path, spool.found());
+        if let Ok(Some(_)) = spool.importing() {
+            log::warn!("spool: an import has begun and not ended, so the log lacks some of it; stop, and run it again");
+        }
         let Opened { spool, store, beat } = open_store(settings, spool).await?;
         let history = History::new(
             settings.log.path.clone().into(),

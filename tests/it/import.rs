@@ -286,6 +286,12 @@ async fn an_import_that_was_interrupted_is_run_again_and_loses_and_doubles_nothi
         let (code, _, error) = site.import(&other);
         assert_eq!(code, 1, "{error}");
         assert!(error.contains("an import of other files has begun"), "{error}");
+        // A server on half of the log gives no number that the other half has.
+        let app = spawn_in(Arc::clone(&site.dir), site.settings()).await;
+        app.go_live(12);
+        let _session = V1::of(&app, 12, json!({})).await;
+        assert_eq!(app.post(12, 7, "meanwhile").await.json()["seq"], 20_001);
+        app.stop().await;
         let (code, out, error) = site.import(&file);
         assert_eq!(code, 0, "{error}");
         assert!(out.contains("20000 events"), "{out}");

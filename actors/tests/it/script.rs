@@ -126,6 +126,11 @@ impl SpoolScript {
         Ok(())
     }
 
+    /// Whether it is there at all. Broadcasts are not scripted: scripts are about events.
+    fn is_there(&self) -> Result<(), SpoolError> {
+        if self.killed { Err(error(false)) } else { Ok(()) }
+    }
+
     /// Events that were written although they had been already.
     pub fn written_twice(&self) -> Vec<&Event> {
         let mut ids = BTreeSet::new();
@@ -281,7 +286,7 @@ impl Spool for ScriptedSpool {
 
     fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError> {
         let mut script = self.script();
-        script.fails()?;
+        script.is_there()?;
         for broadcast in broadcasts {
             let newer = |(there, _): &(Broadcast, bool)| there.version >= broadcast.version;
             if !script.broadcasts.get(&broadcast.id).is_some_and(newer) {
@@ -292,8 +297,8 @@ impl Spool for ScriptedSpool {
     }
 
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
-        let mut script = self.script();
-        script.fails()?;
+        let script = self.script();
+        script.is_there()?;
         let open = script.broadcasts.values().map(|(broadcast, _)| broadcast);
         Ok(open
             .filter(|broadcast| broadcast.ended_at_ms.is_none())
@@ -302,15 +307,15 @@ impl Spool for ScriptedSpool {
     }
 
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
-        let mut script = self.script();
-        script.fails()?;
+        let script = self.script();
+        script.is_there()?;
         let unstored = script.broadcasts.values().filter(|(_, stored)| !stored);
         Ok(unstored.map(|(broadcast, _)| broadcast.clone()).take(limit).collect())
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast]) -> Result<(), SpoolError> {
         let mut script = self.script();
-        script.fails()?;
+        script.is_there()?;
         for broadcast in stored {
             if let Some((there, stored)) = script.broadcasts.get_mut(&broadcast.id) {
                 *stored |= there.version == broadcast.version;
