@@ -66,7 +66,7 @@ section! {
         /// Days that messages and broadcasts are kept, those under legal hold aside; 0 keeps them for ever.
         /// 메시지와 방송 기록을 보관하는 일수(법적 보존 대상 제외). 0이면 영구 보관한다.
         retention_days: u64 = 0, 0..=36_500;
-        /// Events looked at in one step of removing what is older; commits wait for a step with log.backend = "sqlite".
+        /// Events looked at in one step of removing what is older; with "sqlite" commits wait for a step.
         /// 보관 기간이 지난 것을 지우는 한 단계에서 살펴보는 이벤트 수. "sqlite"에서는 그동안 커밋이 기다린다.
         retention_batch: usize = 500, 1..=100_000;
         /// Milliseconds between two such steps.
