@@ -421,15 +421,18 @@ fn a_salvage_that_fails_leaves_everything_as_it_was_for_the_next_start() {
     drop(connection);
     let page = u64::try_from(page).unwrap() - 1;
     damage(&path, page..page + 1);
-    // No room for what is to be carried over.
-    let settings = |max_bytes| SpoolSettings {
+    let settings = SpoolSettings {
         path: path.clone(),
         durability: Durability::Disk,
-        max_bytes: Some(max_bytes),
+        max_bytes: Some(64 << 20),
         embedded: false,
     };
-    assert!(SqliteSpool::open(settings(100_000)).is_err());
-    let (mut spool, _) = SqliteSpool::open(settings(64 << 20)).unwrap();
+    // Something is in the way of the file that is to be built.
+    let beside = dir.path().join("chat.db.anew");
+    std::fs::create_dir(&beside).unwrap();
+    assert!(SqliteSpool::open(settings.clone()).is_err());
+    std::fs::remove_dir(&beside).unwrap();
+    let (mut spool, _) = SqliteSpool::open(settings).unwrap();
     assert_eq!(spool.read(0, 10_000).unwrap().len(), 3000);
 }
 

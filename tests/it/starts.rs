@@ -258,7 +258,7 @@ async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
         (
             &["auth.hs256_secret=", "auth.hs256_secret_base64=%%"],
             64,
-            "auth.hs256_secret_base64 is not base64",
+            "auth.hs256_secret_base64: it is not base64",
         ),
         (&["auth.hs256_secret="], 64, "no key to verify tokens with"),
         (&["log.backend=mongodb", "mongodb.uri=mongodb://"], 64, "mongodb.uri"),
