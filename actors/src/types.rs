@@ -219,7 +219,15 @@ impl Event {
 
     /// Whether it is a message of which nothing is left but its place: its user was erased, or its time is over.
     pub fn is_erased(&self) -> bool {
-        self.act.is_none() && self.chat.user_idx == UserIdx::ERASED
+        let ChatMessage {
+            user_idx,
+            nickname,
+            text,
+            ..
+        } = &self.chat;
+        // A user who really has that number says something under some name.
+        let nothing_left = text.as_str().is_empty() && nickname.as_str().is_empty();
+        self.act.is_none() && *user_idx == UserIdx::ERASED && nothing_left
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    history::{drained, read, request, seqs, servers},
+    history::{drained, read, recorded, request, seqs, servers},
     support::{
         app::{TestApp, spawn_app, spawn_in, spawn_with_rooms},
         eventually,
@@ -205,6 +205,7 @@ async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_st
         assert_eq!(seqs(&rest), [13]);
 
         let path = format!("/v1/broadcasts/{}", open["id"].as_str().unwrap());
+        recorded(&app, &open["id"]).await;
         let start: jiff::Timestamp = open["started_at"].as_str().unwrap().parse().unwrap();
         let earlier = chatting_actors::wire::v1::timestamp(start.as_millisecond() - 1000);
         let patch = async |body: Value| request(&app, "PATCH", &path, &app.token(12), &body.to_string()).await;

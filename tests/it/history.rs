@@ -37,6 +37,15 @@ pub async fn drained(app: &TestApp) {
     .await;
 }
 
+/// Returns when the store has this broadcast.
+pub async fn recorded(app: &TestApp, broadcast: &Value) {
+    let id = broadcast.as_str().unwrap().parse().unwrap();
+    eventually("the broadcast in the store", async || {
+        app.state.history.store().broadcast(id).await.unwrap().map(|_| ())
+    })
+    .await;
+}
+
 pub async fn request(app: &TestApp, method: &str, path: &str, token: &str, body: &str) -> Response {
     let bearer = format!("Bearer {token}");
     let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];

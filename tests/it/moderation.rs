@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    history::{drained, read, request, seqs, servers, token_with},
+    history::{drained, read, recorded, request, seqs, servers, token_with},
     support::{
         app::{spawn_app, spawn_in},
         presenter::V1,
@@ -308,7 +308,7 @@ async fn each_role_may_do_what_the_table_says_and_nothing_else() {
         let broadcast = broadcasts["broadcasts"][0]["id"].as_str().unwrap().to_owned();
         read(&app, &format!("/v1/broadcasts/{broadcast}"), &token).await;
         read(&app, &format!("/v1/broadcasts/{broadcast}/replay"), &token).await;
-        drained(&app).await;
+        recorded(&app, &broadcasts["broadcasts"][0]["id"]).await;
         let start = json!({ "started_at": null }).to_string();
         for (method, path, body) in [
             ("DELETE", format!("/v1/rooms/12/messages/{id}"), ""),
