@@ -5,6 +5,8 @@
     reason = "in what the macros for the document make of query parameters"
 )]
 
+use std::time::Instant;
+
 use actix_web::{HttpRequest, HttpResponse, web};
 use chatting_actors::{
     moderation::Act,
@@ -129,6 +131,8 @@ async fn staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Clai
     if !caller.is_staff_of(presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may delete messages"));
     }
+    let within = state.rates.senders.take(caller.user_idx, Instant::now());
+    within.map_err(|often| often.error("this user deletes too often"))?;
     Ok((caller, presenter))
 }
 

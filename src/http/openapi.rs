@@ -179,7 +179,7 @@ refusals! {
     Sending = InvalidMessage, IdempotencyConflict, IdempotencyInProgress, BroadcastEnded, RateLimited, OutcomeUnknown,
         PresenterDisconnected, Overloaded, RoomServerUnavailable, LogUnavailable;
     /// Of an act of moderation.
-    Acting = OutcomeUnknown, Overloaded, LogUnavailable;
+    Acting = RateLimited, OutcomeUnknown, Overloaded, LogUnavailable;
     /// Of a look at a room.
     Looking = RateLimited, Overloaded, RoomServerUnavailable, LogUnavailable;
     /// Of an upgrade.

@@ -146,3 +146,25 @@ async fn behind_a_trusted_proxy_the_address_is_the_clients() {
     let spoofed = upgrade(untrusting.addr, &from("203.0.113.9")).await;
     assert_eq!(spoofed.err().map(|answer| answer.status), Some(429));
 }
+
+#[actix_web::test]
+async fn rule_19_deletions_count_against_their_senders_rate() {
+    let app = spawn_app(|settings| {
+        settings.limits.sender_per_second = 1;
+        settings.limits.sender_burst = 2;
+    })
+    .await;
+    let delete = async || {
+        let path = "/v1/rooms/12/messages?user_idx=7";
+        crate::history::request(&app, "DELETE", path, &app.token(12), "").await
+    };
+    for _ in 0..2 {
+        assert_eq!(delete().await.status, 200);
+    }
+    let refused = delete().await;
+    assert_eq!(
+        (refused.status, refused.json()["code"].as_str()),
+        (429, Some("rate_limited"))
+    );
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+}
