@@ -18,11 +18,14 @@ use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
-use chatting_server::store::{
-    Archive, Durability, History, MongoStore, SpoolSettings, SqliteSpool, SqliteStore,
-    figures::FiguresQuery,
-    history::{Folded, Query, ReplayPlace, Start},
-    mongo::MongoSettings,
+use chatting_server::{
+    export::{Deletions, Export, Format, Options},
+    store::{
+        Archive, Durability, History, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, StoredBroadcast,
+        figures::FiguresQuery,
+        history::{Folded, Query, ReplayPlace, Start},
+        mongo::MongoSettings,
+    },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use uuid::Uuid;
@@ -252,27 +255,32 @@ async fn measure(name: &str, count: u64, store: Arc<dyn Archive>, spool: &Path) 
         usize::try_from(store.figures(query).await.unwrap().messages()).unwrap()
     })
     .await;
-    row(name, count, "all of it, in pages of 1,000, as NDJSON", 1, async || {
-        let (mut place, mut messages, mut sink) = (ReplayPlace::default(), 0, std::io::sink());
-        loop {
-            let (events, behind) = history.replay(&broadcast, place, i64::MAX, 1_000).await.unwrap();
-            messages += events.len();
-            for logged in &events {
-                let event = &logged.event;
-                let line = serde_json::json!({
-                    "seq": event.seq, "id": event.id, "sent_at_ms": event.sent_at_ms, "user_idx": event.chat.user_idx,
-                    "offset_ms": broadcast.offset_ms(event.sent_at_ms, None), "nickname": event.chat.nickname,
-                    "text": event.chat.text, "role": event.chat.role,
-                });
-                serde_json::to_writer(&mut sink, &line).unwrap();
+    let record = StoredBroadcast {
+        broadcast,
+        corrected_start_ms: None,
+        legal_hold: false,
+    };
+    for format in Format::ALL {
+        let options = Options {
+            format,
+            deletions: Deletions::read(None, format).unwrap(),
+            page_rows: 500,
+            cue_ms: 4000,
+            now_ms: START + LENGTH_MS,
+        };
+        let what = format!("exported as {}", format.as_str());
+        row(name, count, &what, 1, async || {
+            let (mut events, mut bytes) = (0, 0);
+            let mut export = Export::begin(history.clone(), record.clone(), options).await.unwrap();
+            while let Some(piece) = export.next().await.unwrap() {
+                events += piece.events;
+                bytes += piece.bytes.len();
             }
-            match behind {
-                Some(behind) => place = behind,
-                None => break messages,
-            }
-        }
-    })
-    .await;
+            assert!(bytes > 0);
+            usize::try_from(events).unwrap()
+        })
+        .await;
+    }
 }
 
 fn main() {

@@ -255,10 +255,7 @@ async fn a_file_that_is_no_database_is_set_aside_and_the_store_tells_where_rooms
     for n in 1..=3_u64 {
         assert_eq!(app.post(12, 7, "x").await.json()["seq"], n);
     }
-    eventually("the store to have them", async || {
-        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
-    })
-    .await;
+    crate::history::drained(&app).await;
     let before = app.post(12, 7, "x").await.json()["epoch"].clone();
     let (_, dir, settings) = app.stop().await;
     std::fs::write(
