@@ -39,12 +39,12 @@ once() {
   flock -n "$lock" || { say "waiting for another $1 to finish"; flock "$lock"; }
 }
 
-# unpack_debian PACKAGE BINARY: Debian's package below $tools/debian, unpacked and not installed, so that no service of
-# it starts. BINARY is its path in the package; nothing is done where that runs already. The libraries that it lacks are
+# unpack_debian PACKAGE FILE: Debian's package below $tools/debian, unpacked and not installed, so that no service of
+# it starts. FILE is its path in the package; nothing is done where that is there already. The libraries that it lacks are
 # installed.
 unpack_debian() {
   local package=$1 dir=$tools/debian/$1 parcel
-  [[ -x $dir/$2 ]] && return
+  [[ -e $dir/$2 ]] && return
   command -v apt-get >/dev/null || die "missing here: $package (no apt-get to fetch it with)"
   say "fetching Debian's $package"
   parcel=$(mktemp -d "$tools/debian.XXXXXX")
@@ -54,7 +54,7 @@ unpack_debian() {
   }
   mkdir -p "$parcel/$package" "$tools/debian"
   dpkg-deb --extract "$parcel"/*.deb "$parcel/$package"
-  [[ -x $parcel/$package/$2 ]] || die "Debian's $package does not hold $2"
+  [[ -e $parcel/$package/$2 ]] || die "Debian's $package does not hold $2"
   rm -rf "$dir"
   mv "$parcel/$package" "$dir" # whole or not at all: the directory is the same file system
   rm -rf "$parcel"

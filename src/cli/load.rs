@@ -129,7 +129,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         } else {
             print(&report.table());
         }
-        let well = report.lost == 0 && report.misplaced == 0;
+        let well = report.lost + report.doubled + report.out_of_order == 0;
         Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
 }

@@ -6,6 +6,7 @@
 
 mod presenter;
 mod report;
+mod seen;
 mod sender;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 use hdrhistogram::Histogram;
 
 pub use self::report::Report;
+use self::seen::Seen;
 
 /// What presenters speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -27,6 +29,8 @@ pub enum Speaks {
     Legacy,
     /// Dialect v1; every message is acknowledged.
     V1,
+    /// Another server's, for comparisons: a WebSocket at `/rooms/<room>` that gets each message's body as it was posted.
+    Plain,
 }
 
 /// Presenters that log in and then read nothing, each in a room of its own that is sent to as well.
@@ -74,6 +78,8 @@ pub struct Plan {
 /// What was counted so far.
 pub(crate) struct Counts {
     pub began: Instant,
+    /// This process's CPU until then, in microseconds.
+    pub cpu_before_us: f64,
     pub sent: u64,
     pub accepted: u64,
     pub refused: u64,
@@ -81,7 +87,8 @@ pub(crate) struct Counts {
     pub statuses: BTreeMap<u16, u64>,
     pub failed: u64,
     pub delivered: u64,
-    pub misplaced: u64,
+    pub out_of_order: u64,
+    pub doubled: u64,
     pub sender_us: Histogram<u64>,
     pub delivery_us: Histogram<u64>,
 }
@@ -96,20 +103,24 @@ pub async fn run(plan: Plan) -> Result<Report, String> {
     let counts = Counts::shared()?;
     let plan = Rc::new(plan);
     let mut presenters = Vec::new();
-    for token in &plan.presenter_tokens {
-        let socket = presenter::connect(plan.addr, token, plan.speaks, None).await?;
+    for (room, token) in (plan.first_room..).zip(&plan.presenter_tokens) {
+        let socket = presenter::connect(plan.addr, room, token, plan.speaks, None).await?;
         presenters.push(actix_web::rt::spawn(presenter::count(
             socket,
             plan.speaks,
+            Seen::new(plan.rooms, plan.senders),
             Rc::clone(&counts),
         )));
     }
     let mut stalled = Vec::new();
-    for token in &plan.stalled.tokens {
+    for (room, token) in (plan.first_room + plan.rooms..).zip(&plan.stalled.tokens) {
         // A small buffer, so that it is full soon.
-        stalled.push(presenter::connect(plan.addr, token, plan.speaks, Some(4096)).await?);
+        stalled.push(presenter::connect(plan.addr, room, token, plan.speaks, Some(4096)).await?);
     }
-    counts.borrow_mut().began = Instant::now();
+    {
+        let mut counts = counts.borrow_mut();
+        (counts.began, counts.cpu_before_us) = (Instant::now(), report::own_cpu_us());
+    }
     let burden = burden(&plan)?;
     let senders: Vec<_> = (0..plan.senders)
         .map(|n| actix_web::rt::spawn(sender::send(n, Rc::clone(&plan), Rc::clone(&counts))))
@@ -173,7 +184,7 @@ async fn wait_for_the_last(counts: &Shared) {
     loop {
         let (accepted, delivered) = {
             let counts = counts.borrow();
-            (counts.accepted, counts.delivered)
+            (counts.accepted, counts.delivered - counts.doubled)
         };
         if delivered >= accepted || since.elapsed() > Duration::from_secs(2) {
             return;
@@ -190,13 +201,15 @@ impl Counts {
         let histogram = || Histogram::new_with_max(MAX_US, 3).map_err(|error| error.to_string());
         Ok(Rc::new(RefCell::new(Self {
             began: Instant::now(),
+            cpu_before_us: 0.0,
             sent: 0,
             accepted: 0,
             refused: 0,
             statuses: BTreeMap::new(),
             failed: 0,
             delivered: 0,
-            misplaced: 0,
+            out_of_order: 0,
+            doubled: 0,
             sender_us: histogram()?,
             delivery_us: histogram()?,
         })))

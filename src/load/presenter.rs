@@ -1,6 +1,6 @@
 //! One presenter's WebSocket that counts what it gets.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{net::SocketAddr, ops::Range};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,11 +9,15 @@ use tokio::{
 
 use chatting_actors::wire::v1::SUBPROTOCOL;
 
-use super::{MAX_US, Shared, Speaks};
+use super::{
+    MAX_US, Shared, Speaks,
+    seen::{Came, Seen},
+};
 
 /// Connects, starts the session, and waits until it has begun: for the `pong` behind a legacy `start`, for v1's `welcome`.
 pub(super) async fn connect(
     addr: SocketAddr,
+    room: u64,
     token: &str,
     speaks: Speaks,
     receive_buffer: Option<u32>,
@@ -31,8 +35,12 @@ pub(super) async fn connect(
     let mut stream = socket.connect(addr).await.map_err(fail)?;
     stream.set_nodelay(true).map_err(fail)?;
     let (path, more) = match speaks {
-        Speaks::Legacy => ("/chatting", String::new()),
-        Speaks::V1 => ("/v1/presenter", format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n")),
+        Speaks::Legacy => ("/chatting".to_owned(), String::new()),
+        Speaks::V1 => (
+            "/v1/presenter".to_owned(),
+            format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"),
+        ),
+        Speaks::Plain => (format!("/rooms/{room}"), String::new()),
     };
     let upgrade = format!(
         "GET {path} HTTP/1.1\r\nHost: load\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{more}\
@@ -41,58 +49,74 @@ pub(super) async fn connect(
     stream.write_all(upgrade.as_bytes()).await.map_err(fail)?;
     let mut socket = Socket {
         stream,
-        unread: Vec::with_capacity(8192),
+        bytes: Vec::with_capacity(1024),
+        at: 0,
     };
     let head = loop {
-        if let Some(end) = socket.unread.windows(4).position(|window| window == b"\r\n\r\n") {
+        if let Some(end) = socket.bytes.windows(4).position(|window| window == b"\r\n\r\n") {
             break end;
         }
         socket.fill().await?;
     };
-    if !socket.unread.starts_with(b"HTTP/1.1 101") {
+    if !socket.bytes.starts_with(b"HTTP/1.1 101") {
         return Err(format!("{addr}: a presenter's WebSocket was refused"));
     }
-    socket.unread.drain(..head + 4);
+    socket.at = head + 4;
     let begin = match speaks {
         Speaks::Legacy => format!(r#"{{"id":"start","token":"{token}"}}"#),
         Speaks::V1 => format!(r#"{{"type":"hello","token":"{token}"}}"#),
+        Speaks::Plain => return Ok(socket),
     };
     socket.send(0x1, begin.as_bytes()).await?;
     if speaks == Speaks::Legacy {
         socket.send(0x1, b"ping").await?;
     }
-    match socket.next().await? {
+    let (opcode, payload) = socket.next().await?;
+    match (opcode, &socket.bytes[payload]) {
         (0x1, payload) if payload == b"pong" || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
         (_, payload) => Err(format!(
             "{addr}: a presenter was refused: {}",
-            String::from_utf8_lossy(&payload)
+            String::from_utf8_lossy(payload)
         )),
     }
 }
 
-/// Counts chat frames until the socket ends. A sender's messages to a room come in the order of their numbers, so one that
-/// is not greater than the last was doubled or misplaced.
-pub(super) async fn count(mut socket: Socket, speaks: Speaks, counts: Shared) {
-    let mut last: HashMap<u64, u64> = HashMap::new();
-    while let Ok((opcode, payload)) = socket.next().await {
-        if opcode == 0x9 {
-            let _ = socket.send(0xa, &payload).await;
-            continue;
+/// Counts chat frames until the socket ends. A v1 client acknowledges once what came together.
+pub(super) async fn count(mut socket: Socket, speaks: Speaks, mut seen: Seen, counts: Shared) {
+    loop {
+        let (mut newest, mut ping) = (None, None);
+        while let Some((opcode, at)) = socket.take() {
+            let payload = &socket.bytes[at];
+            if opcode == 0x9 {
+                ping = Some(payload.to_vec());
+                continue;
+            }
+            let Some([sender, turn, due]) = stamp(payload, speaks) else {
+                continue;
+            };
+            if speaks == Speaks::V1 {
+                newest = seq(payload).or(newest);
+            }
+            let mut counts = counts.borrow_mut();
+            counts.delivered += 1;
+            match seen.take(sender, turn) {
+                Came::InOrder => {}
+                Came::Late => counts.out_of_order += 1,
+                Came::Twice => counts.doubled += 1,
+            }
+            let took = counts.us().saturating_sub(due).min(MAX_US);
+            counts.delivery_us.saturating_record(took);
         }
-        let Some([sender, turn, due]) = stamp(&payload, speaks) else {
-            continue;
-        };
-        if let Some(seq) = seq(&payload).filter(|_| speaks == Speaks::V1) {
+        if let Some(payload) = ping {
+            let _ = socket.send(0xa, &payload).await;
+        }
+        if let Some(seq) = newest {
             let ack = format!(r#"{{"type":"ack","seq":{seq}}}"#);
             let _ = socket.send(0x1, ack.as_bytes()).await;
         }
-        let mut counts = counts.borrow_mut();
-        counts.delivered += 1;
-        if last.insert(sender, turn).is_some_and(|before| before >= turn) {
-            counts.misplaced += 1;
+        if socket.fill().await.is_err() {
+            return;
         }
-        let took = counts.us().saturating_sub(due).min(MAX_US);
-        counts.delivery_us.saturating_record(took);
     }
 }
 
@@ -101,7 +125,7 @@ fn stamp(payload: &[u8], speaks: Speaks) -> Option<[u64; 3]> {
     let text = std::str::from_utf8(payload).ok()?;
     let field = match speaks {
         Speaks::Legacy => "\"message\":\"",
-        Speaks::V1 => "\"text\":\"",
+        Speaks::V1 | Speaks::Plain => "\"text\":\"",
     };
     let text = text.split_once(field)?.1;
     let mut numbers = text.split(' ').map(|number| number.parse().ok());
@@ -117,12 +141,21 @@ fn seq(payload: &[u8]) -> Option<u64> {
 /// A WebSocket client with no more than this tool needs.
 pub(super) struct Socket {
     stream: TcpStream,
-    unread: Vec<u8>,
+    /// What was read; what comes before `at` was looked at already.
+    bytes: Vec<u8>,
+    at: usize,
 }
 
 impl Socket {
+    fn unread(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+
+    /// Reads more; what was looked at goes first, so that what is left is moved once a read and not once a frame.
     async fn fill(&mut self) -> Result<(), String> {
-        match self.stream.read_buf(&mut self.unread).await {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        match self.stream.read_buf(&mut self.bytes).await {
             Ok(0) => Err("the connection ended".into()),
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
@@ -145,13 +178,19 @@ impl Socket {
         self.stream.write_all(&frame).await.map_err(|error| error.to_string())
     }
 
-    /// The next frame's opcode and payload.
-    async fn next(&mut self) -> Result<(u8, Vec<u8>), String> {
+    /// The next frame's opcode and where its payload is, if all of it is here.
+    fn take(&mut self) -> Option<(u8, Range<usize>)> {
+        let (opcode, from, to) = frame(self.unread())?;
+        let payload = self.at + from..self.at + to;
+        self.at += to;
+        Some((opcode, payload))
+    }
+
+    /// The next frame's opcode and where its payload is in `bytes`, until the next call.
+    async fn next(&mut self) -> Result<(u8, Range<usize>), String> {
         loop {
-            if let Some((opcode, from, to)) = frame(&self.unread) {
-                let payload = self.unread[from..to].to_vec();
-                self.unread.drain(..to);
-                return Ok((opcode, payload));
+            if let Some(found) = self.take() {
+                return Ok(found);
             }
             self.fill().await?;
         }

@@ -56,15 +56,17 @@ pub struct Report {
     pub delivered: u64,
     /// Accepted and not seen.
     pub lost: u64,
-    /// Doubled or out of order.
-    pub misplaced: u64,
+    /// Seen again.
+    pub doubled: u64,
+    /// Seen after one that the same connection sent later.
+    pub out_of_order: u64,
     /// Accepted a second.
     pub accepted_per_second: f64,
     /// From due to answered.
     pub sender: Latency,
     /// From due to the presenter's socket.
     pub delivery: Latency,
-    /// This tool's own CPU, in microseconds a message.
+    /// This tool's own CPU while it sent and received, in microseconds a message.
     pub tool_cpu_us: f64,
 }
 
@@ -82,12 +84,13 @@ impl Report {
             statuses: counts.statuses.clone(),
             failed: counts.failed,
             delivered: counts.delivered,
-            lost: counts.accepted.saturating_sub(counts.delivered),
-            misplaced: counts.misplaced,
+            lost: counts.accepted.saturating_sub(counts.delivered - counts.doubled),
+            doubled: counts.doubled,
+            out_of_order: counts.out_of_order,
             accepted_per_second: counts.accepted as f64 / seconds,
             sender: Latency::of(&counts.sender_us),
             delivery: Latency::of(&counts.delivery_us),
-            tool_cpu_us: own_cpu_us() / counts.sent.max(1) as f64,
+            tool_cpu_us: (own_cpu_us() - counts.cpu_before_us) / counts.sent.max(1) as f64,
         }
     }
 
@@ -107,7 +110,7 @@ impl Report {
         };
         format!(
             "{} rooms, {} senders, {rate}, {:.1} s\n\
-             sent {}  accepted {}  refused {}  failed {}  delivered {}  lost {}  misplaced {}\n\
+             sent {}  accepted {}  refused {}  failed {}  delivered {}  lost {}  doubled {}  out of order {}\n\
              {:.0} accepted/s; this tool used {:.1} µs of CPU a message\n{}{}",
             self.rooms,
             self.senders,
@@ -118,7 +121,8 @@ impl Report {
             self.failed,
             self.delivered,
             self.lost,
-            self.misplaced,
+            self.doubled,
+            self.out_of_order,
             self.accepted_per_second,
             self.tool_cpu_us,
             line("sender", &self.sender),
@@ -128,7 +132,7 @@ impl Report {
 }
 
 /// User and system time of this process (Linux: /proc/self/stat, in ticks of 10 ms).
-fn own_cpu_us() -> f64 {
+pub(super) fn own_cpu_us() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks: u64 = after_name
