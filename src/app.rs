@@ -37,10 +37,9 @@ use crate::{
     error::Code,
     http::{
         self,
-        caught::caught,
+        around::around,
         client::AddressGate,
-        cors::cors,
-        lines::{Lines, watched},
+        lines::Lines,
         socket,
         state::{Failing, Health, Limits, State},
     },
@@ -212,6 +211,7 @@ impl App {
             history,
             figures,
             exports,
+            http_failures: metrics.restarts("http"),
             metrics,
             metric_names,
             gates,
@@ -478,9 +478,7 @@ fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Resul
     let server = HttpServer::new(move || {
         WebApp::new()
             .app_data(shared.clone())
-            .wrap(from_fn(caught))
-            .wrap(from_fn(cors))
-            .wrap(from_fn(watched))
+            .wrap(from_fn(around))
             .configure(|config| http::routes(config, &shared, ops_apart))
     })
     .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout, send_buffer, &lines))

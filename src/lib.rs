@@ -14,6 +14,8 @@ pub mod export;
 mod files;
 #[cfg(test)]
 mod fuzz;
+#[doc(hidden)]
+pub mod hot;
 pub mod http;
 pub mod legacy;
 pub mod limits;

@@ -195,6 +195,8 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
     let log = &settings.log;
     WriterConfig {
         commit_max: log.commit_max,
+        commit_interval: Duration::from_micros(log.commit_interval_us),
+        commit_enough: log.commit_enough,
         batch_max: log.batch_max,
         linger: Duration::from_millis(log.linger_ms),
         retry_min: Duration::from_millis(log.retry_min_ms),

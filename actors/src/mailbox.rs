@@ -4,8 +4,12 @@
 //! [`Mailbox::batches`] to its context as a stream and gets everything that has come since in one turn, so that a
 //! busy actor is woken once for many messages. It holds no bound of its own: whoever pushes holds a permit of a
 //! [`Gate`](crate::gate::Gate), or is bounded by something that does (an answer to a permitted question).
+//!
+//! Waking an actor on another thread costs more than most of what it is woken for. So whoever has many messages in a turn of
+//! its own pushes them with [`Mailbox::push_in_turn`], and wakes once at the turn's end.
 
 use std::{
+    cell::RefCell,
     mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -22,13 +26,28 @@ pub struct Mailbox<T> {
 
 #[derive(Debug)]
 struct Shared<T> {
-    queue: Mutex<Vec<T>>,
+    queue: Mutex<Queue<T>>,
     waker: AtomicWaker,
 }
 
+#[derive(Debug)]
+struct Queue<T> {
+    messages: Vec<T>,
+    /// The reader was woken since it took what there was last.
+    woken: bool,
+}
+
 impl<T> Shared<T> {
-    fn queue(&self) -> MutexGuard<'_, Vec<T>> {
+    fn queue(&self) -> MutexGuard<'_, Queue<T>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the reader, if there is something to read and nobody has woken it.
+    fn wake(&self, mut queue: MutexGuard<'_, Queue<T>>) {
+        if !queue.messages.is_empty() && !mem::replace(&mut queue.woken, true) {
+            drop(queue);
+            self.waker.wake();
+        }
     }
 }
 
@@ -44,33 +63,58 @@ impl<T> Default for Mailbox<T> {
     fn default() -> Self {
         Self {
             shared: Arc::new(Shared {
-                queue: Mutex::new(Vec::new()),
+                queue: Mutex::new(Queue {
+                    messages: Vec::new(),
+                    woken: false,
+                }),
                 waker: AtomicWaker::new(),
             }),
         }
     }
 }
 
+thread_local! {
+    /// The mailboxes whose readers this thread wakes at the end of its turn, by address.
+    static OWED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
 impl<T> Mailbox<T> {
-    /// Queues one message. Wakes the actor only when nothing was queued already.
+    /// Queues one message. Wakes the actor only when nobody has since it looked last.
     pub fn push(&self, message: T) {
-        let was_empty = {
-            let mut queue = self.shared.queue();
-            queue.push(message);
-            queue.len() == 1
-        };
-        if was_empty {
-            self.shared.waker.wake();
+        let mut queue = self.shared.queue();
+        queue.messages.push(message);
+        self.shared.wake(queue);
+    }
+
+    /// Queues one message unless so many wait already; returns whether it did.
+    pub fn push_below(&self, most: usize, message: T) -> bool {
+        let mut queue = self.shared.queue();
+        let fits = queue.messages.len() < most;
+        if fits {
+            queue.messages.push(message);
+            self.shared.wake(queue);
         }
+        fits
+    }
+
+    /// Queues one message and wakes nobody: something else will, or [`Mailbox::wake`] does.
+    pub fn push_quietly(&self, message: T) {
+        self.shared.queue().messages.push(message);
+    }
+
+    /// Wakes the actor, if there is something to read and nobody has since it looked last.
+    pub fn wake(&self) {
+        self.shared.wake(self.shared.queue());
     }
 
     /// Gives back what was taken and not dealt with: it comes before everything else again.
     pub fn give_back(&self, messages: impl Iterator<Item = T>) {
         {
             let mut queue = self.shared.queue();
-            let newer = mem::take(&mut *queue);
-            queue.extend(messages);
-            queue.extend(newer);
+            let newer = mem::take(&mut queue.messages);
+            queue.messages.extend(messages);
+            queue.messages.extend(newer);
+            queue.woken = true;
         }
         self.shared.waker.wake();
     }
@@ -79,6 +123,29 @@ impl<T> Mailbox<T> {
     pub fn batches(&self) -> Batches<T> {
         Batches {
             shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<T: 'static> Mailbox<T> {
+    /// Queues one message, and wakes the actor when everything that is ready on this thread now has had its turn. Only for
+    /// tasks on an arbiter or a worker: a task of its own does the waking.
+    pub fn push_in_turn(&self, message: T) {
+        self.push_quietly(message);
+        let address = Arc::as_ptr(&self.shared) as usize;
+        let owed = OWED.with_borrow_mut(|owed| {
+            let new = !owed.contains(&address);
+            if new {
+                owed.push(address);
+            }
+            new
+        });
+        if owed {
+            let mailbox = self.clone();
+            actix::spawn(async move {
+                OWED.with_borrow_mut(|owed| owed.retain(|one| *one != address));
+                mailbox.wake();
+            });
         }
     }
 }
@@ -94,12 +161,13 @@ impl<T> Stream for Batches<T> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut queue = self.shared.queue();
-        if queue.is_empty() {
+        queue.woken = false;
+        if queue.messages.is_empty() {
             self.shared.waker.register(cx.waker());
             return Poll::Pending;
         }
-        let room = queue.len().min(1024);
-        Poll::Ready(Some(mem::replace(&mut *queue, Vec::with_capacity(room))))
+        let room = queue.messages.len().min(1024);
+        Poll::Ready(Some(mem::replace(&mut queue.messages, Vec::with_capacity(room))))
     }
 }
 
@@ -170,6 +238,35 @@ mod tests {
         assert_eq!(turn.next(), Some(1));
         drop(turn);
         assert_eq!(mailbox.batches().next().await.unwrap(), [2, 3, 4]);
+    }
+
+    #[actix::test]
+    async fn what_is_pushed_in_one_turn_is_read_in_one_turn() {
+        let mailbox = Mailbox::default();
+        let mut batches = mailbox.batches();
+        let reader = actix::spawn(async move { batches.next().await });
+        // The reader waits.
+        tokio::task::yield_now().await;
+        for n in 0..3 {
+            mailbox.push_in_turn(n);
+        }
+        assert_eq!(reader.await.unwrap().unwrap(), [0, 1, 2]);
+        assert!(OWED.with_borrow(Vec::is_empty));
+    }
+
+    #[tokio::test]
+    async fn what_was_pushed_quietly_is_read_when_somebody_wakes_the_reader() {
+        let mailbox = Mailbox::default();
+        let mut batches = mailbox.batches();
+        let (sender, reader) = (mailbox.clone(), tokio::spawn(async move { batches.next().await }));
+        tokio::task::yield_now().await;
+        sender.push_quietly(1);
+        tokio::task::yield_now().await;
+        assert!(!reader.is_finished());
+        sender.wake();
+        assert_eq!(reader.await.unwrap().unwrap(), [1]);
+        assert!(sender.push_below(1, 2) && !sender.push_below(1, 3));
+        assert_eq!(mailbox.batches().next().await.unwrap(), [2]);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! What the actors count, in one place. Names follow Prometheus: base units, `_total`, `_seconds`; never a label by
 //! presenter or user.
 
+use std::{ops::Deref, sync::Arc};
+
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -17,8 +19,20 @@ use crate::{moderation::Act, queues::Queues, registry::End};
 pub type Label = [(&'static str, &'static str); 1];
 
 /// Every number that the actors keep. Cheap to clone: the numbers are shared.
-#[derive(Clone, Debug)]
-pub struct Metrics {
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Numbers>);
+
+impl Deref for Metrics {
+    type Target = Numbers;
+
+    fn deref(&self) -> &Numbers {
+        &self.0
+    }
+}
+
+/// See [`Metrics`].
+#[derive(Debug)]
+pub struct Numbers {
     /// Events committed and answered 200 or 201.
     pub accepted: Counter,
     /// Events that were queued to a session with credit when they were committed.
@@ -105,7 +119,7 @@ pub struct Metrics {
     pub queues: Queues,
 }
 
-impl Default for Metrics {
+impl Default for Numbers {
     fn default() -> Self {
         Self {
             accepted: Counter::default(),

@@ -110,9 +110,26 @@ impl Ring {
 
     /// Events after `seq` in order, from the first that is still here.
     pub fn after(&self, seq: Seq) -> impl Iterator<Item = &Arc<Entry>> {
-        // A search rather than arithmetic: an event whose outcome could not be known may be in the log and not here.
-        let skip = self.entries.partition_point(|entry| entry.event.seq <= seq);
-        self.entries.range(skip..)
+        self.entries.range(self.behind(seq)..)
+    }
+
+    /// How many events are here up to and including `seq`. Where none is missing, which can be when its outcome could not be
+    /// known, that is arithmetic; otherwise it is looked for.
+    fn behind(&self, seq: Seq) -> usize {
+        let (Some(first), Some(last)) = (self.first(), self.last()) else {
+            return 0;
+        };
+        if seq < first {
+            return 0;
+        }
+        if seq >= last {
+            return self.entries.len();
+        }
+        let at = usize::try_from(seq.0 - first.0).unwrap_or(usize::MAX);
+        if self.entries.get(at).is_some_and(|entry| entry.event.seq == seq) {
+            return at + 1;
+        }
+        self.entries.partition_point(|entry| entry.event.seq <= seq)
     }
 
     /// Whether the event with this seq is here.

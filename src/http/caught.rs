@@ -7,10 +7,8 @@ use std::fmt;
 
 use actix_web::{
     Error, HttpResponse, ResponseError,
-    body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
+    dev::ServiceRequest,
     http::{ConnectionType, StatusCode},
-    middleware::Next,
     web,
 };
 use chatting_actors::{clock::system_ms, supervise::catch_future};
@@ -21,40 +19,40 @@ use crate::{
     legacy::error::LegacyError,
 };
 
-/// The middleware.
-pub async fn caught<B: MessageBody + 'static>(
-    request: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<B>, Error> {
-    let Some(state) = request.app_data::<web::Data<State>>().cloned() else {
-        return next.call(request).await;
-    };
-    // The handler takes the request with it.
-    let panicked = Panicked {
-        code: if request.method().is_safe() {
-            Code::Internal
-        } else {
-            Code::OutcomeUnknown
-        },
-        lang: Lang::from_headers(request.headers()),
-        path: request.path().to_owned(),
-        state: state.clone(),
-    };
-    let failures = state.metrics.restarts("http");
-    match catch_future("http", &failures, next.call(request)).await {
-        Some(response) => response,
-        None => {
-            state.metrics.refuse(panicked.code.as_str());
-            Err(panicked.into())
+impl Panicked {
+    /// The answer to this request, should its handler panic: the handler takes the request with it.
+    pub fn over(request: &ServiceRequest, state: &web::Data<State>) -> Self {
+        let path = request.path();
+        Self {
+            code: if request.method().is_safe() {
+                Code::Internal
+            } else {
+                Code::OutcomeUnknown
+            },
+            lang: Lang::from_headers(request.headers()),
+            legacy: (state.legacy && !path.starts_with("/v1/")).then(|| path.to_owned()),
+            state: state.clone(),
+        }
+    }
+
+    /// What a handler says, or this.
+    pub async fn unless<T>(self, handler: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match catch_future("http", &self.state.http_failures, handler).await {
+            Some(response) => response,
+            None => {
+                self.state.metrics.refuse(self.code.as_str());
+                Err(self.into())
+            }
         }
     }
 }
 
 /// The answer to a request whose handler panicked, in the words of its dialect.
-struct Panicked {
+pub struct Panicked {
     code: Code,
     lang: Lang,
-    path: String,
+    /// The path, where its errors are those of the old server.
+    legacy: Option<String>,
     state: web::Data<State>,
 }
 
@@ -78,11 +76,12 @@ impl ResponseError for Panicked {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut response = if self.path.starts_with("/v1/") || !self.state.legacy {
-            ApiError::new(self.code).response(self.lang)
-        } else {
-            let now = self.state.clock.timestamp(system_ms());
-            LegacyError::from_code(self.code, None).response(&now, &self.path)
+        let mut response = match &self.legacy {
+            None => ApiError::new(self.code).response(self.lang),
+            Some(path) => {
+                let now = self.state.clock.timestamp(system_ms());
+                LegacyError::from_code(self.code, None).response(&now, path)
+            }
         };
         // What the handler left unread of the request is nobody's now.
         response.head_mut().set_connection_type(ConnectionType::Close);

@@ -4,15 +4,12 @@
 //! that it may send those.
 
 use actix_web::{
-    Error, HttpResponse,
-    body::{EitherBody, MessageBody},
-    dev::{ServiceRequest, ServiceResponse},
+    HttpResponse,
+    dev::ServiceRequest,
     http::{
         Method,
         header::{self, HeaderMap, HeaderName, HeaderValue},
     },
-    middleware::Next,
-    web,
 };
 
 use super::state::State;
@@ -34,43 +31,48 @@ fn rule(path: &str) -> Rule {
     }
 }
 
-/// The middleware.
-pub async fn cors<B: MessageBody + 'static>(
-    request: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-    let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
-        return Ok(next.call(request).await?.map_into_left_body());
-    };
-    let rule = rule(request.path());
-    let allowed = match (rule, request.app_data::<web::Data<State>>()) {
-        (Rule::Legacy, Some(state)) if state.legacy => Some(HeaderValue::from_static("*")),
-        (Rule::V1, Some(state)) => allowed(&state.origins, &origin),
-        _ => None,
-    };
-    let preflight = request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-        && rule != Rule::None;
-    let mut response = if preflight {
-        let mut response = HttpResponse::Ok().finish();
-        if allowed.is_some() {
-            answer_preflight(request.headers(), response.headers_mut());
+/// What a request with an `Origin` is told of itself.
+pub struct Asked {
+    rule: Rule,
+    allowed: Option<HeaderValue>,
+}
+
+impl Asked {
+    /// `None`: nobody asks.
+    pub fn by(request: &ServiceRequest, state: &State) -> Option<Self> {
+        let origin = request.headers().get(header::ORIGIN)?;
+        let rule = rule(request.path());
+        let allowed = match rule {
+            Rule::Legacy if state.legacy => Some(HeaderValue::from_static("*")),
+            Rule::V1 => allowed(&state.origins, origin),
+            Rule::Legacy | Rule::None => None,
+        };
+        Some(Self { rule, allowed })
+    }
+
+    /// The answer to a preflight, where the request is one.
+    pub fn preflight(&self, request: &ServiceRequest) -> Option<HttpResponse> {
+        let is_one = request.method() == Method::OPTIONS
+            && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+            && self.rule != Rule::None;
+        is_one.then(|| {
+            let mut response = HttpResponse::Ok().finish();
+            if self.allowed.is_some() {
+                answer_preflight(request.headers(), response.headers_mut());
+            }
+            response
+        })
+    }
+
+    /// Tells it.
+    pub fn tell(self, headers: &mut HeaderMap) {
+        if self.rule != Rule::None {
+            headers.append(header::VARY, HeaderValue::from_static("Origin"));
         }
-        request.into_response(response).map_into_right_body()
-    } else {
-        next.call(request).await?.map_into_left_body()
-    };
-    if rule != Rule::None {
-        response
-            .headers_mut()
-            .append(header::VARY, HeaderValue::from_static("Origin"));
+        if let Some(allowed) = self.allowed {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        }
     }
-    if let Some(allowed) = allowed {
-        response
-            .headers_mut()
-            .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
-    }
-    Ok(response)
 }
 
 fn allowed(origins: &[String], origin: &HeaderValue) -> Option<HeaderValue> {

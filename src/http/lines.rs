@@ -18,12 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix_web::{
-    Error,
-    body::{BodySize, MessageBody},
-    dev::{ServiceRequest, ServiceResponse},
-    middleware::Next,
-};
+use actix_web::body::{BodySize, MessageBody};
 use bytes::Bytes;
 use chatting_actors::seams::Socket;
 use pin_project_lite::pin_project;
@@ -106,14 +101,22 @@ impl Lines {
 }
 
 /// A request that is under way on its connection, until this is dropped.
-struct UnderWay(Option<Arc<Line>>);
+pub struct UnderWay(Option<Arc<Line>>);
 
 impl UnderWay {
-    fn new(line: Option<&Arc<Line>>) -> Self {
+    /// One on this connection, where it is watched.
+    pub fn new(line: Option<&Arc<Line>>) -> Self {
         if let Some(line) = line {
             line.under_way.fetch_add(1, Ordering::AcqRel);
         }
         Self(line.cloned())
+    }
+}
+
+impl UnderWay {
+    /// It goes on until the body of its answer has been handed over.
+    pub fn until_end_of<B>(self, body: B) -> Watched<B> {
+        Watched { body, under_way: self }
     }
 }
 
@@ -151,16 +154,6 @@ impl<B: MessageBody> MessageBody for Watched<B> {
         let Self { body, under_way } = self;
         body.try_into_bytes().map_err(|body| Self { body, under_way })
     }
-}
-
-/// The middleware: a request is under way from its head to its answer's last byte.
-pub async fn watched<B: MessageBody + 'static>(
-    request: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<Watched<B>>, Error> {
-    let under_way = UnderWay::new(request.conn_data::<Arc<Line>>());
-    let response = next.call(request).await?;
-    Ok(response.map_body(|_, body| Watched { body, under_way }))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The routes. Which dialect a path speaks decides the shape of its errors: problem+json on v1, the old server's bodies
 //! elsewhere.
 
+pub mod around;
 pub mod caught;
 pub mod client;
 pub mod cors;
@@ -12,6 +13,7 @@ mod identify;
 mod legacy;
 pub mod lines;
 mod moderation;
+mod named;
 mod openapi;
 pub mod ops;
 mod pages;

@@ -31,6 +31,7 @@ use prometheus_client::metrics::counter::Counter;
 use super::{
     guard::Guarded,
     lines::Lines,
+    named::Named,
     presenter::{Place, Titles, Tokens},
     state::State,
 };
@@ -39,6 +40,7 @@ use crate::error::Lang;
 /// A second handle on an accepted connection. It lives as long as the connection does, so that closing still closes.
 pub struct Connection(Arc<dyn Socket>);
 
+/// One that has the socket open a second time.
 struct SecondHandle(socket2::Socket);
 
 impl Socket for SecondHandle {
@@ -70,8 +72,14 @@ pub fn on_connect(
     {
         log::debug!("a socket takes no send buffer size: {error}");
     }
-    if let Ok(second) = socket.try_clone() {
-        let socket: Arc<dyn Socket> = Arc::new(SecondHandle(second));
+    let second: Option<Arc<dyn Socket>> = match Named::of(stream) {
+        Some(named) => Some(Arc::new(named)),
+        None => socket
+            .try_clone()
+            .ok()
+            .map(|second| Arc::new(SecondHandle(second)) as _),
+    };
+    if let Some(socket) = second {
         extensions.insert(lines.add(Arc::clone(&socket)));
         extensions.insert(Connection(socket));
     }

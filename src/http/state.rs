@@ -19,7 +19,10 @@ use chatting_actors::{
     wire::legacy::Clock,
     writer::{StoreState, WriterHandle, WriterParts},
 };
-use prometheus_client::{metrics::gauge::Gauge, registry::Registry as MetricNames};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry as MetricNames,
+};
 
 use super::{client::AddressGate, stats::FiguresLimits};
 use crate::{
@@ -92,6 +95,8 @@ pub struct State {
     pub exports: Arc<Gate>,
     /// What the actors count.
     pub metrics: Metrics,
+    /// Handlers that panicked.
+    pub http_failures: Counter,
     /// The names of what is counted.
     pub metric_names: MetricNames,
     /// What hands out permits; read when it is scraped.

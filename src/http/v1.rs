@@ -1,6 +1,10 @@
 //! v1 routes: problem+json errors, JSON bodies, nothing lenient.
 
-use std::sync::atomic::Ordering;
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+};
 
 use actix_web::{HttpRequest, HttpResponse, error::PayloadError, http::header, web};
 use chatting_actors::{
@@ -9,8 +13,10 @@ use chatting_actors::{
     types::{ChatMessage, MessageText, PresenterIdx, TextError},
     wire::v1::timestamp,
 };
+use futures_util::poll;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{
     history::get_messages,
@@ -131,11 +137,12 @@ pub(super) struct NewMessage {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Created {
     /// UUIDv7.
-    id: uuid::Uuid,
+    id: Uuid,
     /// Its place in the room.
     seq: u64,
     /// The numbering that `seq` belongs to.
-    epoch: String,
+    #[schema(value_type = String)]
+    epoch: Arc<str>,
     /// RFC 3339, UTC, with milliseconds.
     sent_at: String,
     /// `delivered`: queued to the presenter; `held`: kept until the presenter takes it.
@@ -158,16 +165,51 @@ pub(super) async fn post_message(
     payload: web::Payload,
     state: web::Data<State>,
 ) -> HttpResponse {
-    match accept(&request, &path, payload, &state).await {
-        Ok(accepted) => HttpResponse::Created().json(Created {
-            id: accepted.id,
-            seq: accepted.seq.0,
-            epoch: accepted.epoch.0.to_string(),
-            sent_at: timestamp(accepted.sent_at_ms),
-            delivery: accepted.delivery.as_str(),
-        }),
+    answer_message(&request, &path, payload, &state).await
+}
+
+/// The same, of the room that `room` names.
+pub(super) async fn answer_message(
+    request: &HttpRequest,
+    room: &str,
+    payload: web::Payload,
+    state: &State,
+) -> HttpResponse {
+    match accept(request, room, payload, state).await {
+        Ok(accepted) => HttpResponse::Created()
+            .content_type(header::ContentType::json())
+            .body(created(&accepted)),
         Err(error) => state.last_answer(error.response(Lang::from_headers(request.headers()))),
     }
+}
+
+/// [`Created`] as JSON, written at once: it is the answer to nearly every request.
+pub(crate) fn created(accepted: &Accepted) -> String {
+    let mut id = Uuid::encode_buffer();
+    let id = accepted.id.as_hyphenated().encode_lower(&mut id);
+    let mut seq = itoa::Buffer::new();
+    let epoch = &*accepted.epoch.0;
+    // Hexadecimal digits where this server made it; whatever else an import brought is told as JSON tells it.
+    let plain = epoch.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let escaped = (!plain).then(|| serde_json::to_string(epoch).unwrap_or_default());
+    let bare = |text: &'_ str| text.len().checked_sub(1).map(|end| 1..end);
+    let epoch = escaped
+        .as_deref()
+        .map_or(epoch, |text| bare(text).map_or("", |inside| &text[inside]));
+    [
+        "{\"id\":\"",
+        id,
+        "\",\"seq\":",
+        seq.format(accepted.seq.0),
+        ",\"epoch\":\"",
+        epoch,
+        "\",\"sent_at\":\"",
+        &timestamp(accepted.sent_at_ms),
+        "\",\"delivery\":\"",
+        accepted.delivery.as_str(),
+        "\"}",
+    ]
+    .concat()
 }
 
 async fn accept(request: &HttpRequest, path: &str, payload: web::Payload, state: &State) -> Result<Accepted, ApiError> {
@@ -194,15 +236,8 @@ async fn read_submit(
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
     }
     let body = read_body(request, payload, &state.limits).await?;
-    let message: NewMessage = serde_json::from_slice(&body)
-        .map_err(|error| ApiError::new(Code::InvalidMessage).with_detail(format!("the body is not valid: {error}")))?;
+    let text = parse(&body, state.limits.text_chars)?;
     let key = idempotency_key(request)?;
-    let text = MessageText::new(message.text, state.limits.text_chars).map_err(|error| {
-        ApiError::new(Code::InvalidMessage).with_detail(match error {
-            TextError::Empty => "text: it is empty".to_owned(),
-            TextError::TooLong(max) => format!("text: it is longer than {max} characters"),
-        })
-    })?;
     caller.within_rate_of(presenter_idx, state)?;
     let keyed = key.map(|key| Keyed::new(caller.user_idx, presenter_idx, &key, text.as_str()));
     Ok(Submit {
@@ -218,9 +253,21 @@ async fn read_submit(
     })
 }
 
+/// What is to be said, of a body.
+pub(crate) fn parse(body: &[u8], max_chars: usize) -> Result<MessageText, ApiError> {
+    let message: NewMessage = serde_json::from_slice(body)
+        .map_err(|error| ApiError::new(Code::InvalidMessage).with_detail(format!("the body is not valid: {error}")))?;
+    MessageText::new(message.text, max_chars).map_err(|error| {
+        ApiError::new(Code::InvalidMessage).with_detail(match error {
+            TextError::Empty => "text: it is empty".to_owned(),
+            TextError::TooLong(max) => format!("text: it is longer than {max} characters"),
+        })
+    })
+}
+
 /// Hands a message to the registry and waits for what comes of it.
 pub(super) async fn outcome(submit: Submit, state: &State) -> Outcome {
-    match state.registry.submit(submit) {
+    match state.registry.submit_in_turn(submit) {
         // A closed channel: the registry panicked with the message in hand.
         Ok(answer) => {
             let outcome = answer.await.unwrap_or(Outcome::Refused(Refusal::OutcomeUnknown));
@@ -254,9 +301,11 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
     }
 }
 
+static IDEMPOTENCY_KEY: header::HeaderName = header::HeaderName::from_static("idempotency-key");
+
 /// The `Idempotency-Key` of a request: 1 to 255 visible ASCII characters, quoted as the draft has it or bare as many send it.
 pub(crate) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
-    let Some(value) = request.headers().get("idempotency-key") else {
+    let Some(value) = request.headers().get(&IDEMPOTENCY_KEY) else {
         return Ok(None);
     };
     let text = value.to_str().unwrap_or_default().trim();
@@ -292,7 +341,13 @@ pub(super) async fn read_body(
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(limits.body_time, payload.to_bytes_limited(limit)).await {
+    // A body that came with its head, as nearly all do, needs no clock.
+    let mut whole = pin!(payload.to_bytes_limited(limit));
+    let read = match poll!(&mut whole) {
+        Poll::Ready(read) => Ok(read),
+        Poll::Pending => tokio::time::timeout(limits.body_time, whole).await,
+    };
+    match read {
         Ok(Ok(Ok(body))) => Ok(body),
         Ok(Ok(Err(error))) => Err(match error.as_error::<PayloadError>() {
             Some(PayloadError::Overflow) => too_large(),
@@ -302,6 +357,37 @@ pub(super) async fn read_body(
         Err(_) => {
             let seconds = limits.body_time.as_secs();
             Err(ApiError::new(Code::RequestTimeout).with_detail(format!("the body took longer than {seconds} s")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chatting_actors::{
+        outcome::Delivery,
+        types::{Epoch, Seq},
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_at_once_is_what_a_library_writes() {
+        for (n, epoch) in ["0123456789abcdef", "", "한 \"\\\n", "a-b"].into_iter().enumerate() {
+            let accepted = Accepted {
+                id: Uuid::from_u128(0x0192_0000_7000_8000_0000_0000_0000_0001 + n as u128),
+                seq: Seq([1, 0, u64::MAX, 42][n]),
+                epoch: Epoch(epoch.into()),
+                sent_at_ms: 1_767_225_600_007,
+                delivery: [Delivery::Delivered, Delivery::Held][n % 2],
+            };
+            let library = serde_json::to_string(&Created {
+                id: accepted.id,
+                seq: accepted.seq.0,
+                epoch: Arc::clone(&accepted.epoch.0),
+                sent_at: timestamp(accepted.sent_at_ms),
+                delivery: accepted.delivery.as_str(),
+            });
+            assert_eq!(created(&accepted), library.unwrap());
         }
     }
 }

@@ -5,10 +5,11 @@
 
 mod archive;
 mod document;
+mod fields;
 mod figures;
 mod keeping;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -22,12 +23,15 @@ use futures_util::{
 use mongodb::{
     Client, Collection, Database, IndexModel,
     action::Find,
-    bson::{Document, RawDocumentBuf, doc},
-    error::{Error, ErrorKind},
+    bson::{Bson, Document, RawDocumentBuf, doc},
+    error::Error,
     options::{Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, WriteConcern},
 };
 
-use self::document::{bson_uuid, document, event};
+use self::{
+    document::{bson_uuid, event},
+    fields::Fields,
+};
 
 use super::FoundStore;
 
@@ -42,6 +46,9 @@ const DOCUMENT_FAULTS: [i32; 6] = [
     10334, // BSONObjectTooLarge
     17280, // KeyTooLong
 ];
+
+/// Bytes of documents in one command; a command may have 16 MiB.
+const COMMAND_BYTES: usize = 8 * 1024 * 1024;
 
 /// What is said of a URI that the driver cannot read.
 const UNREADABLE_URI: &str = "it cannot be read; allowed: mongodb://user:password@host:port/?option=value, with what is \
@@ -136,46 +143,58 @@ impl MongoStore {
     }
 
     async fn append(&self, batch: StoreBatch) -> Result<Vec<Poison>, StoreError> {
-        let documents: Vec<RawDocumentBuf> = batch.iter().map(|event| document(event)).collect();
-        let error = match self
-            .timed(self.log.insert_many(documents).ordered(false).into_future())
-            .await
-        {
-            Ok(_) => return self.apply_acts(&batch, Vec::new()).await,
-            Err(error) => error,
-        };
-        let ErrorKind::InsertMany(many) = error.kind.as_ref() else {
-            return Err(failed(error));
-        };
-        if many.write_concern_error.is_some() {
-            return Err(failed(error));
-        }
-        let mut poison = Vec::new();
-        for fault in many.write_errors.iter().flatten() {
-            let Some(event) = batch.get(fault.index) else {
-                return Err(failed(error));
+        let (mut poison, mut from) = (Vec::new(), 0);
+        while from < batch.len() {
+            let mut bytes = 0;
+            let fits = |event: &&Arc<Event>| {
+                bytes += document::size(event);
+                bytes <= COMMAND_BYTES
             };
-            if fault.code == DUPLICATE_KEY {
-                // On `_id`: stored already. On our index: another event in its place, unless it is this very one.
-                if fault.message.contains("index: _id_") || self.holds(event).await? {
-                    continue;
-                }
-                let reason = format!("numbering conflict: {}", fault.message);
-                poison.push(Poison {
-                    index: fault.index,
-                    reason,
-                });
-            } else if DOCUMENT_FAULTS.contains(&fault.code) {
-                let reason = format!("{}: {}", fault.code, fault.message);
-                poison.push(Poison {
-                    index: fault.index,
-                    reason,
-                });
-            } else {
-                return Err(failed(error));
-            }
+            let count = batch[from..].iter().take_while(fits).count().max(1);
+            self.insert(&batch[from..from + count], from, &mut poison).await?;
+            from += count;
         }
         self.apply_acts(&batch, poison).await
+    }
+
+    /// Inserts events in one command, which is written here, into one buffer: the driver's `insert_many` goes over each
+    /// document three times more. What it will never take is told in `poison`, counted from `from`.
+    async fn insert(&self, events: &[Arc<Event>], from: usize, poison: &mut Vec<Poison>) -> Result<(), StoreError> {
+        let command = insert_command(self.log_name(), events);
+        let answer = self.timed(self.database.run_raw_command(command).into_future());
+        let answer = answer.await.map_err(failed)?;
+        if let Ok(error) = answer.get_document("writeConcernError") {
+            return Err(StoreError(error.to_string()));
+        }
+        let Ok(errors) = answer.get_array("writeErrors") else {
+            return Ok(());
+        };
+        for error in errors.iter().filter_map(Bson::as_document) {
+            let (code, message) = (error.get_i32("code"), error.get_str("errmsg").unwrap_or_default());
+            let index = error
+                .get_i32("index")
+                .ok()
+                .and_then(|index| usize::try_from(index).ok());
+            let (Some(index), Ok(code)) = (index.filter(|index| *index < events.len()), code) else {
+                return Err(StoreError(error.to_string()));
+            };
+            let reason = if code == DUPLICATE_KEY {
+                // On `_id`: stored already. On our index: another event in its place, unless it is this very one.
+                if message.contains("index: _id_") || self.holds(&events[index]).await? {
+                    continue;
+                }
+                format!("numbering conflict: {message}")
+            } else if DOCUMENT_FAULTS.contains(&code) {
+                format!("{code}: {message}")
+            } else {
+                return Err(StoreError(error.to_string()));
+            };
+            poison.push(Poison {
+                index: from + index,
+                reason,
+            });
+        }
+        Ok(())
     }
 
     /// What the acts of a batch cover came before them: in an earlier batch, or in this one, which is written.
@@ -273,6 +292,22 @@ impl MongoStore {
             .hint(Hint::Name(SEQ_INDEX.into()));
         Ok(self.timed(any.into_future()).await.map_err(failed)?.is_none())
     }
+}
+
+/// The command that inserts these events durably, in no order.
+pub(crate) fn insert_command(collection: &str, events: &[Arc<Event>]) -> RawDocumentBuf {
+    let bytes = events.iter().map(|event| document::size(event)).sum::<usize>() + 256;
+    let mut command = Fields::with_capacity(bytes);
+    command.text("insert", collection);
+    command.flag("ordered", false);
+    command.document("writeConcern", |concern| {
+        concern.text("w", "majority");
+        concern.flag("j", true);
+    });
+    command.documents("documents", events.iter(), |fields, event| {
+        document::write(fields, event);
+    });
+    command.finish()
 }
 
 impl LogStore for MongoStore {

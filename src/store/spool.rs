@@ -514,6 +514,33 @@ pub(super) fn meta<T: rusqlite::types::FromSql>(connection: &Connection, key: &s
         .optional()
 }
 
+/// A transaction that writes. It is rolled back where it is not committed. rusqlite's own has SQLite read `BEGIN` and `COMMIT`
+/// anew each time.
+struct Writing<'a> {
+    connection: &'a Connection,
+}
+
+impl<'a> Writing<'a> {
+    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
+        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Self { connection })
+    }
+
+    fn commit(self) -> rusqlite::Result<()> {
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(())
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        // After a commit there is none; and some errors have ended it already.
+        if !self.connection.is_autocommit() {
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+    }
+}
+
 fn insert_key(connection: &Connection, epoch: i64, event: &Event, keyed: &Keyed) -> rusqlite::Result<()> {
     connection.prepare_cached(INSERT_KEY)?.execute(params![
         epoch,
@@ -613,16 +640,16 @@ impl Spool for SqliteSpool {
         let epoch = self.epoch.0;
         let first = self.with(|this, connection| {
             let first = this.next_pos;
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let transaction = Writing::begin(connection)?;
             {
-                let mut statement = transaction.prepare_cached(INSERT)?;
+                let mut statement = connection.prepare_cached(INSERT)?;
                 for (n, event) in events.iter().enumerate() {
                     statement.raw_bind_parameter(1, first + n as Pos)?;
                     statement.raw_bind_parameter(2, epoch)?;
                     row::bind(&mut statement, 3, event)?;
                     statement.raw_execute()?;
                     if let Some(keyed) = &event.keyed {
-                        insert_key(&transaction, epoch, event, keyed)?;
+                        insert_key(connection, epoch, event, keyed)?;
                     }
                 }
             }

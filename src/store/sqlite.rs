@@ -408,7 +408,10 @@ impl LogStore for SqliteStore {
         let inserts = self.run(move |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut poison = Vec::new();
-            for (index, event) in inserted.iter().enumerate() {
+            // Room by room, so that neighbours in the table are written after each other.
+            let mut in_order: Vec<_> = inserted.iter().enumerate().collect();
+            in_order.sort_by_key(|(_, event)| (event.presenter_idx, event.seq));
+            for (index, event) in in_order {
                 if let Some(reason) = insert(&transaction, event)? {
                     poison.push(Poison { index, reason });
                 }

@@ -393,6 +393,23 @@ async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlo
 }
 
 #[actix_web::test]
+async fn log_commit_interval_us_lets_messages_share_a_commit_and_log_commit_enough_do_not_wait_for_it() {
+    let (app, _presenters) = two_rooms(|settings| {
+        settings.log.commit_interval_us = 10_000_000;
+        settings.log.commit_enough = 3;
+    })
+    .await;
+    // The first commit since the start waits for nothing; the next is due ten seconds later.
+    all_accepted(vec![post(&app, 12, "first")]).await;
+    let commits = app.metric("chat_commit_events_count").await.unwrap();
+    let mut answers = leave_in_flight(&app, 12, 2).await;
+    assert_eq!(app.metric("chat_commit_events_count").await, Some(commits), "two wait");
+    answers.push(post(&app, 12, "enough"));
+    all_accepted(answers).await;
+    assert_eq!(app.metric("chat_commit_events_count").await, Some(commits + 1.0));
+}
+
+#[actix_web::test]
 async fn idempotency_max_and_idempotency_sender_max_bound_the_keys_that_are_remembered() {
     let (app, _presenters) = two_rooms(|settings| {
         settings.idempotency.max = 3;

@@ -19,7 +19,7 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 17] = [
+const OTHERS: [&str; 19] = [
     "session.max",
     "session.credit_events",
     "session.credit_bytes",
@@ -32,6 +32,8 @@ const OTHERS: [&str; 17] = [
     "room.ring_bytes",
     "log.readers",
     "log.commit_max",
+    "log.commit_interval_us",
+    "log.commit_enough",
     "log.batch_max",
     "log.backlog_max",
     "log.spool_max_bytes",

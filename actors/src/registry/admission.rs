@@ -1,6 +1,37 @@
 //! Submits on their way in: what their key means, what they lack, and the one synchronous step that decides.
 
+use uuid::Uuid;
+
 use super::*;
+
+/// The place that an event got in its room.
+struct Numbered {
+    seq: Seq,
+    permit: WriterPermit,
+    broadcast_id: Option<Uuid>,
+}
+
+/// Gives an event its number, where the writer has room for it.
+fn number(
+    room: &mut Room,
+    waiting: &Waiting,
+    config: &RegistryConfig,
+    writer: &WriterHandle,
+) -> Result<Numbered, Refusal> {
+    let bytes = waiting.submit.chat.cost();
+    if room.in_flight >= config.writer_room_share {
+        return Err(Refusal::Overloaded("writer_room_share"));
+    }
+    if !writer.writable() {
+        return Err(Refusal::LogUnavailable);
+    }
+    let permit = writer.reserve(bytes)?;
+    Ok(Numbered {
+        seq: room.number(bytes).ok_or(Refusal::LogUnavailable)?,
+        permit,
+        broadcast_id: room.record.as_ref().map(|record| record.id),
+    })
+}
 
 impl SessionRegistry {
     pub(super) fn submit(&mut self, waiting: Waiting, now: Instant) {
@@ -17,7 +48,10 @@ impl SessionRegistry {
             return self.refuse(waiting, Refusal::Draining);
         }
         let presenter = waiting.submit.presenter_idx;
-        let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
+        let room = self
+            .rooms
+            .entry(presenter)
+            .or_insert_with(|| Box::new(Room::new(&self.config)));
         if room.in_flight + room.waiting.len() + room.acting.len() >= self.config.room_share {
             return self.refuse(waiting, Refusal::Overloaded("room_share"));
         }
@@ -112,10 +146,11 @@ impl SessionRegistry {
         if room.reconnect_due(now, &self.config) {
             self.checker.request_reconnect(presenter_idx);
         }
-        if let Err(refusal) = room.admit(waiting.submit.chat.cost(), &self.config, now) {
-            return self.refuse(waiting, refusal);
+        let admitted = room.admit(waiting.submit.chat.cost(), &self.config, now);
+        match admitted.and_then(|()| number(room, &waiting, &self.config, &self.writer)) {
+            Ok(numbered) => self.append(waiting, verdict.room_idx, numbered),
+            Err(refusal) => self.refuse(waiting, refusal),
         }
-        self.number(waiting, verdict.room_idx);
     }
 
     /// An act of moderation: it is for the log first, so it needs the numbering and no live room.
@@ -127,7 +162,10 @@ impl SessionRegistry {
         match room.numbering {
             Numbering::Known { .. } => {
                 let room_idx = room.verdict(now).and_then(|verdict| verdict.room_idx);
-                self.number(waiting, room_idx);
+                match number(room, &waiting, &self.config, &self.writer) {
+                    Ok(numbered) => self.append(waiting, room_idx, numbered),
+                    Err(refusal) => self.refuse(waiting, refusal),
+                }
             }
             Numbering::Asked => room.acting.push_back(waiting),
             Numbering::Unknown => {
@@ -157,35 +195,17 @@ impl SessionRegistry {
         room.map_or_else(VecDeque::new, |room| std::mem::take(&mut room.acting))
     }
 
-    /// Gives an event its number and hands it to the writer; or refuses it, where the writer has no room.
-    fn number(&mut self, waiting: Waiting, room_idx: Option<i64>) {
-        let presenter_idx = waiting.submit.presenter_idx;
-        let Some(room) = self.rooms.get_mut(&presenter_idx) else {
-            return self.refuse(waiting, Refusal::LogUnavailable);
-        };
-        let bytes = waiting.submit.chat.cost();
-        if room.in_flight >= self.config.writer_room_share {
-            return self.refuse(waiting, Refusal::Overloaded("writer_room_share"));
-        }
-        if !self.writer.writable() {
-            return self.refuse(waiting, Refusal::LogUnavailable);
-        }
-        let permit = match self.writer.reserve(bytes) {
-            Ok(permit) => permit,
-            Err(refusal) => return self.refuse(waiting, refusal),
-        };
-        let Some(seq) = room.number(bytes) else {
-            return self.refuse(waiting, Refusal::LogUnavailable);
-        };
+    /// Hands a numbered event to the writer.
+    fn append(&mut self, waiting: Waiting, room_idx: Option<i64>, numbered: Numbered) {
         let (sent_at_ms, id) = self.clock.stamp();
         let event = Arc::new(Event {
             id,
-            presenter_idx,
+            presenter_idx: waiting.submit.presenter_idx,
             epoch: self.epoch.clone(),
-            seq,
+            seq: numbered.seq,
             sent_at_ms,
             room_idx,
-            broadcast_id: room.record.as_ref().map(|record| record.id),
+            broadcast_id: numbered.broadcast_id,
             chat: waiting.submit.chat,
             act: waiting.submit.act,
             keyed: waiting.submit.keyed,
@@ -195,7 +215,7 @@ impl SessionRegistry {
             term: self.term,
             event,
             reply: waiting.reply,
-            _permits: (waiting.permit, permit),
+            _permits: (waiting.permit, numbered.permit),
         });
     }
 
@@ -291,7 +311,10 @@ impl SessionRegistry {
 
     /// Someone asks what a room looks like: it waits for the verdict in the same place as messages do.
     pub(super) fn look(&mut self, presenter: PresenterIdx, looking: Looking, now: Instant) {
-        let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
+        let room = self
+            .rooms
+            .entry(presenter)
+            .or_insert_with(|| Box::new(Room::new(&self.config)));
         if room.waiting.len() + room.looking.len() >= self.config.pending_max {
             let refusal = Refusal::Overloaded("room_pending");
             self.count_refusal(refusal);

@@ -27,7 +27,7 @@ impl SessionRegistry {
         self.broadcasts_known = true;
         for record in open {
             let room = self.rooms.entry(record.presenter);
-            let room = room.or_insert_with(|| Room::new(&self.config));
+            let room = room.or_insert_with(|| Box::new(Room::new(&self.config)));
             room.recorded_ms = record.seen_at_ms;
             room.record.get_or_insert(record);
         }

@@ -124,12 +124,28 @@ impl Cursor {
         self.acked = start;
     }
 
-    /// The session told that its socket took `events` more (legacy).
+    /// The session's socket took `events` more (legacy).
     pub fn flushed(&mut self, events: u64, now: Instant) {
         for _ in 0..events {
             self.settle_first();
         }
         self.progress_at = now;
+    }
+
+    /// Looks at what the session's socket took since.
+    pub fn look(&mut self, now: Instant) {
+        let events = self.flow.take_flushed();
+        if events > 0 {
+            self.flushed(events, now);
+        }
+    }
+
+    /// What there is to send has to wait for the session's socket. Returns whether it has taken something meanwhile.
+    pub fn wait(&mut self, now: Instant) -> bool {
+        self.flow.await_flush();
+        let before = self.outstanding.len();
+        self.look(now);
+        self.outstanding.len() < before
     }
 
     /// Everything up to here is known to have come (v1): what the client said, not what it may never have read.

@@ -51,7 +51,7 @@ impl RegistryQueues {
 impl SessionRegistry {
     /// Looks at every room.
     pub(super) fn show_queues(&self) {
-        let fullest = |of: fn(&Room) -> usize| self.rooms.values().map(of).max().unwrap_or(0);
+        let fullest = |of: fn(&Room) -> usize| self.rooms.values().map(|room| of(room)).max().unwrap_or(0);
         let queues = &self.queues;
         queues.share.holds(fullest(|room| room.in_flight + room.waiting.len()));
         queues

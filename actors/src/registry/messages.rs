@@ -200,15 +200,26 @@ impl RegistryHandle {
     /// Hands in a message. The outcome comes when the log has it, or when it is refused; dropping the receiver
     /// changes nothing. A closed channel means that the registry panicked: the outcome is unknown.
     pub fn submit(&self, submit: Submit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+        let (waiting, outcome) = self.admit(submit)?;
+        self.mailbox.push(RegistryMsg::Submit(waiting));
+        Ok(outcome)
+    }
+
+    /// As [`RegistryHandle::submit`], for a worker that has many requests in one turn: see [`Mailbox::push_in_turn`].
+    pub fn submit_in_turn(&self, submit: Submit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+        let (waiting, outcome) = self.admit(submit)?;
+        self.mailbox.push_in_turn(RegistryMsg::Submit(waiting));
+        Ok(outcome)
+    }
+
+    fn admit(&self, submit: Submit) -> Result<(Waiting, oneshot::Receiver<Outcome>), Refusal> {
         let Some(permit) = self.gate.try_acquire(1) else {
             let refusal = Refusal::Overloaded("registry");
             self.metrics.refuse(refusal.code());
             return Err(refusal);
         };
         let (reply, outcome) = oneshot::channel();
-        self.mailbox
-            .push(RegistryMsg::Submit(Waiting { submit, permit, reply }));
-        Ok(outcome)
+        Ok((Waiting { submit, permit, reply }, outcome))
     }
 
     /// Makes a new socket known before its presenter is.
@@ -259,7 +270,7 @@ impl RegistryHandle {
         left.await.unwrap_or(0)
     }
 
-    /// The socket took so many more events.
+    /// The socket took so many more events, apart from what its [`Flow`] counts, and there may be more for it.
     pub fn flushed(&self, session: SessionId, events: u64) {
         self.mailbox.push(RegistryMsg::Flushed { session, events });
     }

@@ -29,6 +29,7 @@ use std::{
 };
 
 use actix::prelude::*;
+use ahash::RandomState;
 use lru::LruCache;
 use tokio::sync::oneshot;
 
@@ -146,8 +147,8 @@ pub struct SessionRegistry {
     queues: RegistryQueues,
     clock: EventClock,
     epoch: Epoch,
-    rooms: HashMap<PresenterIdx, Room>,
-    sessions: HashMap<SessionId, Session>,
+    rooms: HashMap<PresenterIdx, Box<Room>, RandomState>,
+    sessions: HashMap<SessionId, Session, RandomState>,
     in_flight: VecDeque<Slot>,
     /// Appends of this turn, handed to the writer at its end.
     outbox: Vec<Arc<Event>>,
@@ -195,8 +196,8 @@ impl SessionRegistry {
             metrics,
             clock: EventClock::after(last_ms),
             epoch,
-            rooms: HashMap::new(),
-            sessions: HashMap::new(),
+            rooms: HashMap::default(),
+            sessions: HashMap::default(),
             in_flight: VecDeque::new(),
             outbox: Vec::new(),
             term,

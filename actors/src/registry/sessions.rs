@@ -38,7 +38,10 @@ impl SessionRegistry {
         {
             self.detach(session, before, now);
         }
-        let room = self.rooms.entry(presenter).or_insert_with(|| Room::new(&self.config));
+        let room = self
+            .rooms
+            .entry(presenter)
+            .or_insert_with(|| Box::new(Room::new(&self.config)));
         if let Some(why) = room.refuses(&reading, &self.epoch) {
             // It takes nothing over.
             flow.end();
@@ -85,7 +88,9 @@ impl SessionRegistry {
         if let Some(cursor) = self.rooms.get_mut(&presenter).and_then(|room| room.cursor.as_mut())
             && cursor.session == session
         {
-            cursor.flushed(events, now);
+            if events > 0 {
+                cursor.flushed(events, now);
+            }
             self.pump(presenter, now);
         }
     }
@@ -198,10 +203,11 @@ impl SessionRegistry {
             if room.wants_verdict(now) {
                 room.checking = self.checker.check(*presenter, false);
             }
-            if let Some(cursor) = &room.cursor
-                && cursor.stalled(now, self.config.stall)
-            {
-                stalled.push((*presenter, cursor.session));
+            if let Some(cursor) = &mut room.cursor {
+                cursor.look(now);
+                if cursor.stalled(now, self.config.stall) {
+                    stalled.push((*presenter, cursor.session));
+                }
             }
         }
         for (presenter, session) in stalled {

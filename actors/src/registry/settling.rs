@@ -36,7 +36,7 @@ impl SessionRegistry {
         }
         for presenter in touched {
             // A session may have waited for this commit before it could begin; one that begins is sent what there is.
-            if self.rooms.get(&presenter).is_some_and(Room::opening) {
+            if self.rooms.get(&presenter).is_some_and(|room| room.opening()) {
                 self.open(presenter, now);
             } else {
                 self.pump(presenter, now);

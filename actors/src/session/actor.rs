@@ -26,14 +26,15 @@ use super::{
     flood::FrameBucket,
     flow::Flow,
     fragments::Fragments,
-    handle::{Deliver, Fail, Finish, Greet, Reconnect, SessionHandle},
+    handle::{SessionHandle, Told},
     legacy,
     parts::{Dialect, SessionParts, Violation},
     waiting::Waiting,
 };
 use crate::{
     clock::system_ms,
-    registry::{End, Reading, SessionId},
+    mailbox::Mailbox,
+    registry::{Delivery, End, Reading, SessionId, Welcome},
     ring::Entry,
     types::{PresenterIdx, Seq},
     wire::{legacy::encode_chat, v1::ServerFrame},
@@ -274,7 +275,6 @@ impl Actor for PresenterSession {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let config = &self.parts.config;
-        ctx.set_mailbox_capacity(config.mailbox);
         ctx.run_interval(config.keepalive, Self::beat);
         if let Dialect::V1(_) = self.parts.dialect {
             ctx.run_later(config.hello, |this, ctx| {
@@ -285,8 +285,11 @@ impl Actor for PresenterSession {
                 }
             });
         }
+        let mailbox = Mailbox::default();
+        ctx.add_stream(mailbox.batches());
         let handle = SessionHandle {
-            actor: ctx.address(),
+            mailbox,
+            most: self.parts.config.mailbox,
             socket: self.parts.socket.clone(),
         };
         let session = self.parts.registry.connect(Arc::new(handle));
@@ -347,10 +350,23 @@ impl PresenterSession {
     }
 }
 
-impl Handler<Deliver> for PresenterSession {
-    type Result = ();
+impl StreamHandler<Vec<Told>> for PresenterSession {
+    fn handle(&mut self, batch: Vec<Told>, ctx: &mut Self::Context) {
+        for told in batch {
+            match told {
+                Told::Deliver(delivery) => self.deliver(&delivery, ctx),
+                Told::Finish(end) => self.finish(end, ctx),
+                Told::Greet(welcome) => self.greet(&welcome, ctx),
+                Told::Reconnect(after) => self.reconnect(after, ctx),
+                #[expect(clippy::panic, reason = "the planned failure point")]
+                Told::Fail => panic!("planned"),
+            }
+        }
+    }
+}
 
-    fn handle(&mut self, Deliver(delivery): Deliver, ctx: &mut Self::Context) {
+impl PresenterSession {
+    fn deliver(&mut self, delivery: &Delivery, ctx: &mut WebsocketContext<Self>) {
         if self.closing || !delivery.take() {
             return;
         }
@@ -359,19 +375,15 @@ impl Handler<Deliver> for PresenterSession {
         }
         match self.parts.dialect {
             Dialect::Legacy(_) => {
-                let taken = &self.parts.progress.taken;
-                taken.set(taken.get() + delivery.entries.len() as u64);
+                let count = delivery.entries.len() as u64;
+                self.parts.progress.wrote(&delivery.flow, count);
             }
             // What was taken the client itself tells, by its acks.
             Dialect::V1(_) => self.written = delivery.entries.last().map_or(self.written, |last| last.event.seq),
         }
     }
-}
 
-impl Handler<Greet> for PresenterSession {
-    type Result = ();
-
-    fn handle(&mut self, Greet(welcome): Greet, ctx: &mut Self::Context) {
+    fn greet(&self, welcome: &Welcome, ctx: &mut WebsocketContext<Self>) {
         if self.closing {
             return;
         }
@@ -386,12 +398,8 @@ impl Handler<Greet> for PresenterSession {
         };
         ctx.text(frame.encode());
     }
-}
 
-impl Handler<Reconnect> for PresenterSession {
-    type Result = ();
-
-    fn handle(&mut self, Reconnect(after): Reconnect, ctx: &mut Self::Context) {
+    fn reconnect(&self, after: Duration, ctx: &mut WebsocketContext<Self>) {
         if !self.closing {
             let frame = ServerFrame::Reconnect {
                 after_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
@@ -400,21 +408,8 @@ impl Handler<Reconnect> for PresenterSession {
             ctx.text(frame.encode());
         }
     }
-}
 
-impl Handler<Fail> for PresenterSession {
-    type Result = ();
-
-    #[expect(clippy::panic, reason = "the planned failure point")]
-    fn handle(&mut self, _: Fail, _: &mut Self::Context) {
-        panic!("planned");
-    }
-}
-
-impl Handler<Finish> for PresenterSession {
-    type Result = ();
-
-    fn handle(&mut self, Finish(end): Finish, ctx: &mut Self::Context) {
+    fn finish(&mut self, end: End, ctx: &mut WebsocketContext<Self>) {
         let close = match (&self.parts.dialect, end) {
             (_, End::GoingAway | End::Restarted) => Close::Away,
             (Dialect::Legacy(_), _) => Close::Normal,

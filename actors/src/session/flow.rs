@@ -3,8 +3,14 @@
 //! A session's actor does not run while its peer does not read, so a takeover cannot ask it how far it got. Both
 //! sides therefore meet in a [`Flow`]: the session takes events through it one delivery at a time, and whoever ends
 //! it learns exactly how many were taken. What was taken is never sent again to a legacy session (rule 11).
+//!
+//! What the socket took is counted here too (legacy, whose credit it is). The registry looks at it whenever it has to do with
+//! the room anyway, and asks to be told only when it waits for it, so that most deliveries cost it no message.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+};
 
 use crate::types::Seq;
 
@@ -12,6 +18,8 @@ use crate::types::Seq;
 #[derive(Debug)]
 pub struct Flow {
     state: Mutex<State>,
+    flushed: AtomicU64,
+    awaited: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -27,6 +35,8 @@ impl Default for Flow {
                 open: true,
                 taken: None,
             }),
+            flushed: AtomicU64::new(0),
+            awaited: AtomicBool::new(false),
         }
     }
 }
@@ -43,6 +53,25 @@ impl Flow {
             state.taken = Some(through);
         }
         state.open
+    }
+
+    /// The socket took so many more events. Returns whether the registry waits to be told.
+    pub fn flush(&self, events: u64) -> bool {
+        self.flushed.fetch_add(events, SeqCst);
+        self.awaited.swap(false, SeqCst)
+    }
+
+    /// How many events the socket took since this was asked last.
+    pub fn take_flushed(&self) -> u64 {
+        if self.flushed.load(SeqCst) == 0 {
+            return 0;
+        }
+        self.flushed.swap(0, SeqCst)
+    }
+
+    /// From now on the registry wants to be told of what the socket takes, once. Look again afterwards: it may have been before.
+    pub fn await_flush(&self) {
+        self.awaited.store(true, SeqCst);
     }
 
     /// Ends the flow; returns the last event that was taken in its whole life.
@@ -65,5 +94,15 @@ mod tests {
         assert_eq!(flow.end(), Some(Seq(5)));
         assert!(!flow.take(Seq(6)));
         assert_eq!(flow.end(), Some(Seq(5)));
+    }
+
+    #[test]
+    fn who_waits_is_told_once_and_everything_is_counted_once() {
+        let flow = Flow::default();
+        assert!(!flow.flush(2) && !flow.flush(1));
+        flow.await_flush();
+        assert_eq!(flow.take_flushed(), 3);
+        assert!(flow.flush(4) && !flow.flush(0));
+        assert_eq!((flow.take_flushed(), flow.take_flushed()), (4, 0));
     }
 }

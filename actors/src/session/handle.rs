@@ -2,54 +2,38 @@
 
 use std::{sync::Weak, time::Duration};
 
-use actix::prelude::*;
-
-use super::actor::PresenterSession;
 use crate::{
+    mailbox::Mailbox,
     registry::{Delivery, End, Subscriber, Welcome},
     seams::Socket,
 };
 
-/// Events of the room.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Deliver(pub Delivery);
+/// What a session is told.
+pub(super) enum Told {
+    /// Events of the room.
+    Deliver(Delivery),
+    /// The registry wants the session closed.
+    Finish(End),
+    /// The session may go on from here.
+    Greet(Welcome),
+    /// The server will stop; the client is to connect again after so long.
+    Reconnect(Duration),
+    /// The planned failure point, for tests of supervision.
+    Fail,
+}
 
-/// The registry wants the session closed.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Finish(pub End);
-
-/// The session may go on from here.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Greet(pub Welcome);
-
-/// The server will stop; the client is to connect again after so long.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Reconnect(pub Duration);
-
-/// The planned failure point, for tests of supervision.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Fail;
-
-/// See the module's text.
+/// See the module's text. A mailbox rather than the actor's address: all that came since is one turn and one write.
 pub struct SessionHandle {
-    pub(super) actor: Addr<PresenterSession>,
+    pub(super) mailbox: Mailbox<Told>,
+    /// `actors.session.mailbox`
+    pub(super) most: usize,
     pub(super) socket: Weak<dyn Socket>,
 }
 
 impl SessionHandle {
-    /// Credit is at most the mailbox, so a full one means that the session is beyond help; a closed one that it is gone. Either
-    /// way the room knows how far the socket got.
-    fn tell<M>(&self, message: M)
-    where
-        M: Message<Result = ()> + Send + 'static,
-        PresenterSession: Handler<M>,
-    {
-        if self.actor.try_send(message).is_err() {
+    /// Credit is at most the mailbox, so a full one means that the session is beyond help. The room knows how far the socket got.
+    fn tell(&self, told: Told) {
+        if !self.mailbox.push_below(self.most, told) {
             self.shut();
         }
     }
@@ -57,23 +41,23 @@ impl SessionHandle {
 
 impl Subscriber for SessionHandle {
     fn deliver(&self, delivery: Delivery) {
-        self.tell(Deliver(delivery));
+        self.tell(Told::Deliver(delivery));
     }
 
     fn welcome(&self, welcome: Welcome) {
-        self.tell(Greet(welcome));
+        self.tell(Told::Greet(welcome));
     }
 
     fn reconnect(&self, after: Duration) {
-        self.tell(Reconnect(after));
+        self.tell(Told::Reconnect(after));
     }
 
     fn close(&self, end: End) {
-        self.tell(Finish(end));
+        self.tell(Told::Finish(end));
     }
 
     fn panic_now(&self) {
-        self.tell(Fail);
+        self.tell(Told::Fail);
     }
 
     fn shut(&self) {

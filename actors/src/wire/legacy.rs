@@ -128,13 +128,35 @@ pub fn encode_chat(nickname: &str, message: &str, time: &str) -> String {
     frame
 }
 
+/// Bytes that may be, or begin, what is escaped.
+static SPECIAL: [bool; 256] = {
+    let mut special = [false; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        special[byte] = true;
+        byte += 1;
+    }
+    special[b'"' as usize] = true;
+    special[b'\\' as usize] = true;
+    special[0xe2] = true;
+    special
+};
+
+fn push_two(out: &mut String, number: u32) {
+    for digit in [number / 10 % 10, number % 10] {
+        out.push(char::from_digit(digit, 10).unwrap_or('0'));
+    }
+}
+
 /// JSON's own escapes, and `\u2028` and `\u2029`; nothing else (`<`, `&`, `'`, `/` stay). Runs that need none are copied
 /// whole.
 fn escape_into(text: &str, out: &mut String) {
     let bytes = text.as_bytes();
     let mut copied = 0;
     let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
+    while let Some(more) = bytes[at..].iter().position(|byte| SPECIAL[usize::from(*byte)]) {
+        at += more;
+        let byte = bytes[at];
         let (length, escape) = match byte {
             b'"' => (1, "\\\""),
             b'\\' => (1, "\\\\"),
@@ -201,7 +223,11 @@ impl Clock {
             self.minute.store(minute, Ordering::Release);
             of_day
         };
-        format!("{:02}:{:02}", of_day / 60, of_day % 60)
+        let mut time = String::with_capacity(5);
+        push_two(&mut time, of_day / 60);
+        time.push(':');
+        push_two(&mut time, of_day % 60);
+        time
     }
 
     fn of_day(&self, ms: i64) -> u32 {

@@ -2,6 +2,8 @@
 //!
 //! docs/asyncapi.json describes every one of them; a test holds the two together.
 
+use std::cell::RefCell;
+
 use bytestring::ByteString;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -215,9 +217,32 @@ fn chat(event: &Event) -> ServerFrame<'_> {
     }
 }
 
+thread_local! {
+    /// The second that was asked for last, and its text without the `Z`: a stream of messages asks for the same one thousands
+    /// of times.
+    static SECOND: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+}
+
 /// RFC 3339, UTC, with milliseconds.
 pub fn timestamp(ms: i64) -> String {
-    Timestamp::from_millisecond(ms).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+    let (second, ms) = (ms.div_euclid(1000), ms.rem_euclid(1000));
+    SECOND.with_borrow_mut(|(known, text)| {
+        if *known != second {
+            let Ok(time) = Timestamp::from_second(second) else {
+                return String::new();
+            };
+            (*known, *text) = (second, format!("{time:.0}"));
+            text.pop();
+        }
+        let mut whole = String::with_capacity(text.len() + 5);
+        whole.push_str(text);
+        whole.push('.');
+        for digit in [ms / 100, ms / 10 % 10, ms % 10] {
+            whole.push(char::from(b'0' + u8::try_from(digit).unwrap_or(0)));
+        }
+        whole.push('Z');
+        whole
+    })
 }
 
 /// Reads one text frame; the error says what is wrong with it, in English.
@@ -231,6 +256,26 @@ mod tests {
 
     use super::*;
     use crate::types::{ChatMessage, Epoch, MessageText, Nickname, Role, UserIdx};
+
+    #[test]
+    fn times_are_as_the_library_writes_them() {
+        let some = [
+            0,
+            1,
+            999,
+            1000,
+            -1,
+            -1000,
+            -62_135_596_800_000,
+            253_402_207_199_999,
+            1_767_225_600_000,
+        ];
+        for ms in some.into_iter().chain((0..50).map(|n| 1_700_000_000_000 + n * 777)) {
+            let time = Timestamp::from_millisecond(ms).unwrap();
+            assert_eq!(timestamp(ms), format!("{time:.3}"), "{ms}");
+        }
+        assert_eq!(timestamp(i64::MAX), "");
+    }
 
     #[test]
     fn what_a_client_may_say_is_read() {

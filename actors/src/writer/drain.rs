@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,6 +36,10 @@ use crate::{
 pub struct WriterConfig {
     /// `log.commit_max`
     pub commit_max: usize,
+    /// `log.commit_interval_us`
+    pub commit_interval: Duration,
+    /// `log.commit_enough`
+    pub commit_enough: usize,
     /// `log.batch_max`
     pub batch_max: usize,
     /// `log.linger_ms`
@@ -66,6 +73,30 @@ pub(crate) enum DrainMsg {
     /// Some broadcasts changed.
     Broadcasts,
     Panic,
+}
+
+/// What the spool's thread knows of the drain, so that it wakes it only for what cannot wait: while a batch is under way or
+/// waits to fill, the drain comes to look by itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Later {
+    looks: Arc<AtomicBool>,
+    unseen: Arc<AtomicUsize>,
+}
+
+impl Later {
+    /// So many more events are about to be put into the drain's mailbox; returns how many wait there then.
+    pub fn announce(&self, events: usize) -> usize {
+        self.unseen.fetch_add(events, SeqCst) + events
+    }
+
+    /// Whether the drain comes to look by itself. To be asked when the events are in its mailbox.
+    pub fn looks(&self) -> bool {
+        self.looks.load(SeqCst)
+    }
+
+    fn saw(&self, events: usize) {
+        self.unseen.fetch_sub(events, SeqCst);
+    }
 }
 
 /// How the store is, for `/readyz`.
@@ -115,6 +146,7 @@ pub struct WriterParts {
     /// Whether the spool's thread is.
     pub spool_watch: Watch,
     mailbox: Mailbox<DrainMsg>,
+    later: Later,
     /// The rooms that the store is being asked for. A writer that is made anew asks again: the registry waits for each.
     asking: Arc<Mutex<HashSet<PresenterIdx>>>,
 }
@@ -139,6 +171,7 @@ impl WriterParts {
             spool_watch: Watch::new("spool", pauses, &metrics),
             metrics,
             mailbox: Mailbox::default(),
+            later: Later::default(),
             asking: Arc::default(),
         }
     }
@@ -147,6 +180,9 @@ impl WriterParts {
     pub fn start_spool(&self, spool: Box<dyn Spool>) -> std::io::Result<SpoolThread> {
         let settings = SpoolThreadSettings {
             commit_max: self.config.commit_max,
+            commit_interval: self.config.commit_interval,
+            commit_enough: self.config.commit_enough,
+            batch_max: self.config.batch_max,
             probe_every: self.config.retry_min,
             answer_first: self.config.answer_first,
         };
@@ -155,7 +191,7 @@ impl WriterParts {
             settings,
             self.handle.clone(),
             self.registry.clone(),
-            self.mailbox.clone(),
+            (self.mailbox.clone(), self.later.clone()),
             self.metrics.clone(),
             self.spool_watch.clone(),
         )
@@ -220,6 +256,7 @@ impl LogWriter {
 
     fn stored(&mut self, stored: Stored) {
         let count = stored.events.len();
+        self.parts.later.saw(count);
         // Only what follows on without a gap is kept in memory; the rest is in the spool and read back in its turn.
         let next = self.backlog.back().map_or(self.done, |(pos, _)| *pos) + 1;
         if stored.first == next && self.backlog.len() + count <= self.parts.config.backlog_max {
@@ -236,10 +273,21 @@ impl LogWriter {
     }
 
     fn advance(&mut self, ctx: &mut Context<Self>) {
+        self.take_step(ctx);
+        let looks = !matches!(self.step, Step::Idle);
+        self.parts.later.looks.store(looks, SeqCst);
+        if !looks {
+            // What came a moment before this was known may have woken nobody.
+            self.parts.mailbox.wake();
+        }
+    }
+
+    fn take_step(&mut self, ctx: &mut Context<Self>) {
         self.parts.metrics.spool_events.set(self.head - self.done);
         self.queue.0.holds(self.backlog.len());
         match self.step {
             Step::Busy => return,
+            Step::Lingering(_) if !self.due() => return,
             Step::Lingering(timer) => {
                 ctx.cancel_future(timer);
                 self.step = Step::Idle;
@@ -257,16 +305,22 @@ impl LogWriter {
         }
         match self.backlog.front() {
             Some((pos, _)) if *pos == self.done + 1 => {
-                let waited = self.oldest.elapsed();
-                let full = self.backlog.len() >= self.parts.config.batch_max;
-                if full || waited >= self.parts.config.linger || !self.flushing.is_empty() {
+                if self.due() {
                     self.send(ctx);
                 } else {
-                    self.step = Step::Lingering(self.wake_after(self.parts.config.linger - waited, ctx));
+                    let left = self.parts.config.linger.saturating_sub(self.oldest.elapsed());
+                    self.step = Step::Lingering(self.wake_after(left, ctx));
                 }
             }
             _ => self.read_back(ctx),
         }
+    }
+
+    /// Whether the batch at the front of the backlog should wait no longer for more.
+    fn due(&self) -> bool {
+        self.backlog.len() >= self.parts.config.batch_max
+            || !self.flushing.is_empty()
+            || self.oldest.elapsed() >= self.parts.config.linger
     }
 
     pub(super) fn prepared(&self) -> bool {

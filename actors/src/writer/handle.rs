@@ -102,31 +102,71 @@ pub enum SpoolFailure {
 /// The spool thread's queue. Appends are bounded by the writer's permits, questions by rooms and by the one reader.
 #[derive(Default)]
 pub(crate) struct SpoolQueue {
-    commands: Mutex<Vec<SpoolCommand>>,
+    queue: Mutex<Commands>,
     filled: Condvar,
 }
 
+#[derive(Default)]
+struct Commands {
+    queued: Vec<SpoolCommand>,
+    /// Events in them.
+    events: usize,
+    /// The thread waits, and is to be woken when so many events are queued, or anything else is. While it is busy, which is
+    /// most of the time under load, nobody needs to wake it.
+    awaited: Option<usize>,
+}
+
+impl Commands {
+    /// Whether there is what the thread waits for.
+    fn enough(&self, events: usize) -> bool {
+        let other = |command: &SpoolCommand| !matches!(command, SpoolCommand::Append { .. });
+        self.events >= events || self.queued.last().is_some_and(other)
+    }
+
+    fn take(&mut self) -> Vec<SpoolCommand> {
+        self.events = 0;
+        std::mem::take(&mut self.queued)
+    }
+}
+
 impl SpoolQueue {
-    fn commands(&self) -> MutexGuard<'_, Vec<SpoolCommand>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    fn commands(&self) -> MutexGuard<'_, Commands> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn push(&self, command: SpoolCommand) {
-        self.commands().push(command);
-        self.filled.notify_one();
+        let wakes = {
+            let mut commands = self.commands();
+            if let SpoolCommand::Append { events, .. } = &command {
+                commands.events += events.len();
+            }
+            commands.queued.push(command);
+            let wakes = commands.awaited.is_some_and(|events| commands.enough(events));
+            if wakes {
+                commands.awaited = None;
+            }
+            wakes
+        };
+        if wakes {
+            self.filled.notify_one();
+        }
     }
 
     /// Blocks for so long, unless it is to stop.
     pub fn pause(&self, time: Duration) {
-        let goes_on = |commands: &mut Vec<SpoolCommand>| !commands.iter().any(|one| matches!(one, SpoolCommand::Stop));
+        let goes_on = |commands: &mut Commands| {
+            commands.awaited = Some(0);
+            !commands.queued.iter().any(|one| matches!(one, SpoolCommand::Stop))
+        };
         let waited = self.filled.wait_timeout_while(self.commands(), time, goes_on);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        waited.unwrap_or_else(PoisonError::into_inner).0.awaited = None;
     }
 
     /// Blocks until there is something to do, at most for `limit`, and takes all of it.
     pub fn take_all(&self, limit: Option<Duration>) -> Vec<SpoolCommand> {
         let mut commands = self.commands();
-        while commands.is_empty() {
+        while commands.queued.is_empty() {
+            commands.awaited = Some(0);
             match limit {
                 None => commands = self.filled.wait(commands).unwrap_or_else(PoisonError::into_inner),
                 Some(limit) => {
@@ -139,7 +179,20 @@ impl SpoolQueue {
                 }
             }
         }
-        std::mem::take(&mut *commands)
+        commands.awaited = None;
+        commands.take()
+    }
+
+    /// Blocks for so long, or until so many events are queued or anything else is, and takes all of it.
+    pub fn gather(&self, events: usize, time: Duration) -> Vec<SpoolCommand> {
+        let lacks = |commands: &mut Commands| {
+            commands.awaited = Some(events);
+            !commands.enough(events)
+        };
+        let waited = self.filled.wait_timeout_while(self.commands(), time, lacks);
+        let mut commands = waited.unwrap_or_else(PoisonError::into_inner).0;
+        commands.awaited = None;
+        commands.take()
     }
 }
 

@@ -18,7 +18,7 @@ mod handle;
 mod spool_thread;
 
 pub(crate) use self::{
-    drain::{DrainMsg, Stored},
+    drain::{DrainMsg, Later, Stored},
     handle::SpoolCommand,
 };
 pub use self::{

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DrainMsg, SpoolCommand, SpoolFailure, Stored, WriterHandle};
+use super::{DrainMsg, Later, SpoolCommand, SpoolFailure, Stored, WriterHandle};
 use crate::{
     broadcast::Broadcast,
     mailbox::Mailbox,
@@ -36,6 +36,12 @@ use uuid::Uuid;
 pub(crate) struct SpoolThreadSettings {
     /// The most events a commit.
     pub commit_max: usize,
+    /// How long after a commit began the next one may, unless there is enough for it.
+    pub commit_interval: Duration,
+    /// So many events are enough.
+    pub commit_enough: usize,
+    /// Events that are not to wait for more on their way to the store.
+    pub batch_max: usize,
     /// How long a spool that failed is left alone before it is tried again.
     pub probe_every: Duration,
     /// Answer before the commit (`log.durability = "memory"`).
@@ -54,7 +60,7 @@ impl SpoolThread {
         settings: SpoolThreadSettings,
         handle: WriterHandle,
         registry: RegistryHandle,
-        drain: Mailbox<DrainMsg>,
+        (drain, later): (Mailbox<DrainMsg>, Later),
         metrics: Metrics,
         watch: Watch,
     ) -> std::io::Result<Self> {
@@ -64,6 +70,7 @@ impl SpoolThread {
             handle,
             registry,
             drain,
+            later,
             metrics,
             fenced: 0,
             unwritten: Vec::new(),
@@ -80,6 +87,7 @@ impl SpoolThread {
             owed: Owed::Nothing,
             fails_behind_commit: false,
             stopping: false,
+            committed_at: None,
             watch,
         };
         let thread = thread::Builder::new().name("spool".into()).spawn(move || run.run())?;
@@ -113,6 +121,7 @@ struct Run {
     handle: WriterHandle,
     registry: RegistryHandle,
     drain: Mailbox<DrainMsg>,
+    later: Later,
     metrics: Metrics,
     /// Appends of this term and of earlier ones are fenced.
     fenced: u64,
@@ -141,6 +150,8 @@ struct Run {
     owed: Owed,
     fails_behind_commit: bool,
     stopping: bool,
+    /// When the last commit began.
+    committed_at: Option<Instant>,
     watch: Watch,
 }
 
@@ -171,6 +182,7 @@ impl Run {
                 // A spool that failed is tried again without waiting for a sender: refused senders may have gone elsewhere.
                 let probe = (!self.handle.writable()).then_some(self.settings.probe_every);
                 self.commands = self.handle.queue.take_all(probe).into();
+                self.gather();
                 if !self.handle.writable() && self.probed_at.elapsed() >= self.settings.probe_every {
                     // By the clock, not by silence: questions go on coming while appends are refused.
                     self.try_again();
@@ -201,6 +213,24 @@ impl Run {
                 }
             }
             self.commit();
+        }
+    }
+
+    /// Gives what comes meanwhile its time, so that it shares a commit with what has come: most of a commit's cost is its sync.
+    fn gather(&mut self) {
+        let since = self.committed_at.map(|at| at.elapsed());
+        let Some(left) = since.and_then(|since| self.settings.commit_interval.checked_sub(since)) else {
+            return;
+        };
+        let mut have = 0;
+        for command in &self.commands {
+            match command {
+                SpoolCommand::Append { events, .. } => have += events.len(),
+                _ => return,
+            }
+        }
+        if let Some(lacks) = self.settings.commit_enough.checked_sub(have).filter(|lacks| *lacks > 0) {
+            self.commands.extend(self.handle.queue.gather(lacks, left));
         }
     }
 
@@ -277,6 +307,7 @@ impl Run {
                 continue;
             }
             let began = Instant::now();
+            self.committed_at = Some(began);
             let result = commit_one(&mut *self.spool, &mut self.unsure, &self.committing);
             self.result = Some(result);
             assert!(!std::mem::take(&mut self.fails_behind_commit), "planned");
@@ -320,7 +351,11 @@ impl Run {
         self.handle
             .head
             .store(first + events.len() as Pos - 1, Ordering::Release);
-        self.drain.push(DrainMsg::Stored(Stored { first, events }));
+        let waiting = self.later.announce(events.len());
+        self.drain.push_quietly(DrainMsg::Stored(Stored { first, events }));
+        if waiting >= self.settings.batch_max || !self.later.looks() {
+            self.drain.wake();
+        }
     }
 
     fn settle(&self, count: usize, committed: Committed) {

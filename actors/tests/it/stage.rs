@@ -171,6 +171,8 @@ pub fn registry_config() -> RegistryConfig {
 pub fn writer_config() -> WriterConfig {
     WriterConfig {
         commit_max: 1024,
+        commit_interval: Duration::ZERO,
+        commit_enough: 16,
         batch_max: 100,
         linger: Duration::from_millis(1),
         retry_min: Duration::from_millis(1),

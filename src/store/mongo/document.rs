@@ -8,66 +8,68 @@ use chatting_actors::{
     moderation::Act,
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
-use mongodb::bson::{
-    Binary, Bson, DateTime, Document, RawDocument, RawDocumentBuf, Uuid as BsonUuid, doc, rawdoc, spec::BinarySubtype,
-};
+use mongodb::bson::{Bson, DateTime, Document, RawDocument, Uuid as BsonUuid, doc};
 use uuid::Uuid;
 
+use super::fields::Fields;
 use crate::store::{Deleted, Logged, StoredBroadcast};
 
 pub(super) fn bson_uuid(id: Uuid) -> BsonUuid {
     BsonUuid::from_bytes(id.into_bytes())
 }
 
-/// An event as it is stored (design.md, "Storage").
-pub(super) fn document(event: &Event) -> RawDocumentBuf {
-    let mut document = rawdoc! {
-        "_id": binary(event.id),
-        "kind": event.kind(),
-        "presenter_idx": event.presenter_idx.get(),
-        "epoch": &*event.epoch.0,
-        "seq": event.seq.0.cast_signed(),
-        "user_idx": event.chat.user_idx.get(),
-        "nickname": event.chat.nickname.as_str(),
-        "message": event.chat.text.as_str(),
-        "role": event.chat.role.as_str(),
-        "sent_at": DateTime::from_millis(event.sent_at_ms),
-    };
+/// How many bytes an event is as a document, near enough for limits.
+pub(super) fn size(event: &Event) -> usize {
+    320 + event.chat.text.as_str().len() + event.chat.nickname.as_str().len()
+}
+
+/// Writes an event as it is stored (design.md, "Storage").
+pub(super) fn write(fields: &mut Fields, event: &Event) {
+    let chat = &event.chat;
+    fields.uuid("_id", event.id);
+    fields.text("kind", event.kind());
+    fields.number("presenter_idx", event.presenter_idx.get());
+    fields.text("epoch", &event.epoch.0);
+    fields.number("seq", event.seq.0.cast_signed());
+    fields.number("user_idx", chat.user_idx.get());
+    fields.text("nickname", chat.nickname.as_str());
+    fields.text("message", chat.text.as_str());
+    fields.text("role", chat.role.as_str());
+    fields.time("sent_at", event.sent_at_ms);
     if let Some(room_idx) = event.room_idx {
-        document.append("room_idx", room_idx);
+        fields.number("room_idx", room_idx);
     }
     if let Some(keyed) = &event.keyed {
-        document.append("idempotency_key", &*keyed.key);
+        fields.text("idempotency_key", &keyed.key);
     }
-    if let Some(broadcast_id) = &event.broadcast_id {
-        document.append("broadcast_id", binary(*broadcast_id));
+    if let Some(broadcast_id) = event.broadcast_id {
+        fields.uuid("broadcast_id", broadcast_id);
     }
     if let Some(act) = &event.act {
-        document.append("act", act_document(act));
+        fields.document("act", |fields| write_act(fields, act));
     }
     if event.is_erased() {
-        document.append("deleted_at", DateTime::from_millis(event.sent_at_ms));
-        document.append("deleted_by", UserIdx::ERASED.get());
-    }
-    document
-}
-
-fn binary(id: Uuid) -> Binary {
-    Binary {
-        subtype: BinarySubtype::Uuid,
-        bytes: id.as_bytes().to_vec(),
+        fields.time("deleted_at", event.sent_at_ms);
+        fields.number("deleted_by", UserIdx::ERASED.get());
     }
 }
 
-fn act_document(act: &Act) -> RawDocumentBuf {
+fn write_act(fields: &mut Fields, act: &Act) {
     match act {
-        Act::Message { id, seq } => rawdoc! { "scope": "message", "id": binary(*id), "seq": seq.0.cast_signed() },
-        Act::User { user_idx } => rawdoc! { "scope": "user", "user_idx": user_idx.get() },
-        Act::Span { from_ms, to_ms } => rawdoc! {
-            "scope": "span",
-            "from": DateTime::from_millis(*from_ms),
-            "to": DateTime::from_millis(*to_ms),
-        },
+        Act::Message { id, seq } => {
+            fields.text("scope", "message");
+            fields.uuid("id", *id);
+            fields.number("seq", seq.0.cast_signed());
+        }
+        Act::User { user_idx } => {
+            fields.text("scope", "user");
+            fields.number("user_idx", user_idx.get());
+        }
+        Act::Span { from_ms, to_ms } => {
+            fields.text("scope", "span");
+            fields.time("from", *from_ms);
+            fields.time("to", *to_ms);
+        }
     }
 }
 
@@ -89,7 +91,7 @@ fn act(document: &RawDocument) -> Option<Act> {
     })
 }
 
-/// Reads what [`document`] wrote; the error says what is wrong with it.
+/// Reads what [`write()`] wrote; the error says what is wrong with it.
 pub(super) fn event(document: &RawDocument) -> Result<Event, String> {
     let bad = |what: &str| format!("a document of the log has a bad {what}");
     let number = |key: &str| document.get_i64(key).map_err(|_| bad(key));
@@ -216,4 +218,76 @@ pub(super) fn broadcast(document: &Document) -> Result<StoredBroadcast, String> 
             version: document.get_i64("version").map_err(|_| bad("version"))?.cast_unsigned(),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_the_driver_reads() {
+        let event = Event {
+            id: Uuid::from_u128(7),
+            presenter_idx: PresenterIdx::new(12).unwrap(),
+            epoch: Epoch("0123456789abcdef".into()),
+            seq: Seq(3),
+            sent_at_ms: 1_767_225_600_001,
+            room_idx: Some(99),
+            broadcast_id: Some(Uuid::from_u128(8)),
+            act: None,
+            chat: ChatMessage {
+                user_idx: UserIdx::new(5).unwrap(),
+                nickname: Nickname::new("김", 64).unwrap(),
+                text: MessageText::new("안녕 \0 \"x\"".into(), 64).unwrap(),
+                role: Role::Moderator,
+            },
+            keyed: None,
+        };
+        let keyed = Keyed::new(
+            event.chat.user_idx,
+            event.presenter_idx,
+            "key",
+            event.chat.text.as_str(),
+        );
+        let acts = [
+            Act::Message {
+                id: Uuid::from_u128(9),
+                seq: Seq(1),
+            },
+            Act::User {
+                user_idx: UserIdx::new(6).unwrap(),
+            },
+            Act::Span { from_ms: 1, to_ms: 2 },
+        ];
+        let mut events = vec![
+            event.clone(),
+            Event {
+                keyed: Some(keyed),
+                ..event.clone()
+            },
+        ];
+        events.push(Event {
+            room_idx: None,
+            broadcast_id: None,
+            ..event.clone()
+        });
+        events.extend(acts.map(|act| Event {
+            act: Some(Arc::new(act)),
+            ..event.clone()
+        }));
+        let document = |event: &Event| {
+            let mut fields = Fields::with_capacity(size(event));
+            write(&mut fields, event);
+            fields.finish()
+        };
+        for event in events {
+            let whole = Document::try_from(&*document(&event)).unwrap();
+            assert_eq!(
+                whole.get("role"),
+                Some(&Bson::from("moderator")),
+                "every field is read: {whole:?}"
+            );
+            assert_eq!(super::event(&document(&event)).unwrap(), event);
+        }
+    }
 }

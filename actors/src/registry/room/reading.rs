@@ -121,7 +121,22 @@ impl Room {
         let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.phase == Phase::Live) else {
             return 0;
         };
+        cursor.look(now);
         cursor.rest(now);
+        let mut entries = Vec::new();
+        while self.collect(&mut entries, config) && self.cursor.as_mut().is_some_and(|cursor| cursor.wait(now)) {}
+        let count = entries.len();
+        if let Some(cursor) = &self.cursor {
+            cursor.deliver(entries);
+        }
+        count
+    }
+
+    /// Takes what may be sent. Returns whether credit is what more has to wait for.
+    fn collect(&mut self, entries: &mut Vec<Arc<Entry>>, config: &RegistryConfig) -> bool {
+        let Some(cursor) = &mut self.cursor else {
+            return false;
+        };
         let (settled, held_bytes) = (&mut self.settled, &mut self.held_bytes);
         let mut settle = |entry: &Entry| {
             if entry.event.seq > *settled {
@@ -129,13 +144,10 @@ impl Room {
                 *held_bytes = held_bytes.saturating_sub(entry.held_bytes());
             }
         };
-        let mut entries = Vec::new();
-        let mut full = false;
         while let Some(entry) = cursor.buffered() {
             let passed = cursor.pass(&entry);
             if !passed && !cursor.spend(&entry, config) {
-                full = true;
-                break;
+                return true;
             }
             cursor.unbuffer();
             settle(&entry);
@@ -143,25 +155,21 @@ impl Room {
                 entries.push(entry);
             }
         }
-        if !full {
-            for entry in self.ring.after(cursor.sent) {
-                // Where the ring begins later, or has a hole, the log has what is between.
-                if entry.event.seq != cursor.sent.next() {
-                    break;
-                }
-                let passed = cursor.pass(entry);
-                if !passed && !cursor.spend(entry, config) {
-                    break;
-                }
-                settle(entry);
-                if !passed {
-                    entries.push(Arc::clone(entry));
-                }
+        for entry in self.ring.after(cursor.sent) {
+            // Where the ring begins later, or has a hole, the log has what is between.
+            if entry.event.seq != cursor.sent.next() {
+                break;
+            }
+            let passed = cursor.pass(entry);
+            if !passed && !cursor.spend(entry, config) {
+                return true;
+            }
+            settle(entry);
+            if !passed {
+                entries.push(Arc::clone(entry));
             }
         }
-        let count = entries.len();
-        cursor.deliver(entries);
-        count
+        false
     }
 
     /// Which events of the log the attached session waits for: those after the first of these, up to the second.

@@ -1,0 +1,90 @@
+//! What is around every handler: one middleware, so that a request is boxed once and not once a layer.
+//!
+//! From the outside in: a request is under way on its connection ([`UnderWay`]); CORS ([`Asked`]); a panic is answered
+//! ([`Panicked`]). Innermost is the router, but for the one path that nearly every request has: `POST /v1/rooms/{n}/messages` is
+//! known by its text, without trying the router's patterns in turn.
+
+use std::sync::Arc;
+
+use actix_web::{
+    Error, FromRequest, HttpResponse,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    error::ErrorInternalServerError,
+    http::Method,
+    middleware::Next,
+    web,
+};
+
+use super::{
+    caught::Panicked,
+    cors::Asked,
+    lines::{Line, UnderWay, Watched},
+    state::State,
+    v1,
+};
+
+/// The middleware. A connection keeps room for its future as long as it lives, and a WebSocket lives long: what is large is in
+/// boxes.
+pub async fn around<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<Watched<EitherBody<B>>>, Error> {
+    let under_way = UnderWay::new(request.conn_data::<Arc<Line>>());
+    let state = request.app_data::<web::Data<State>>().cloned();
+    let state = state.ok_or_else(|| ErrorInternalServerError("no state"))?;
+    let asked = Asked::by(&request, &state);
+    let preflight = asked.as_ref().and_then(|asked| asked.preflight(&request));
+    let mut response = match preflight {
+        Some(response) => request.into_response(response).map_into_right_body(),
+        None => {
+            let panicked = Panicked::over(&request, &state);
+            if request.method() == Method::POST && room_of_messages(request.path()).is_some() {
+                let answer = panicked.unless(Box::pin(message(request, state)));
+                answer.await?.map_into_right_body()
+            } else {
+                panicked.unless(next.call(request)).await?.map_into_left_body()
+            }
+        }
+    };
+    if let Some(asked) = asked {
+        asked.tell(response.headers_mut());
+    }
+    Ok(response.map_body(|_, body| under_way.until_end_of(body)))
+}
+
+async fn message(request: ServiceRequest, state: web::Data<State>) -> Result<ServiceResponse, Error> {
+    let (request, mut payload) = request.into_parts();
+    let payload = web::Payload::from_request(&request, &mut payload).await?;
+    let room = room_of_messages(request.path()).unwrap_or_default();
+    let response: HttpResponse = v1::answer_message(&request, room, payload, &state).await;
+    Ok(ServiceResponse::new(request, response))
+}
+
+/// What stands for the room in `/v1/rooms/{n}/messages`, where it is a number as it stands; the router sees to all others.
+fn room_of_messages(path: &str) -> Option<&str> {
+    let room = path.strip_prefix("/v1/rooms/")?.strip_suffix("/messages")?;
+    (!room.is_empty() && room.bytes().all(|byte| byte.is_ascii_digit())).then_some(room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_surely_a_room_is_known_without_the_router() {
+        assert_eq!(room_of_messages("/v1/rooms/12/messages"), Some("12"));
+        for other in [
+            "/v1/rooms//messages",
+            "/v1/rooms/1%32/messages",
+            "/v1/rooms/-1/messages",
+            "/v1/rooms/1/2/messages",
+            "/v1/rooms/12/messages/",
+            "/v1/rooms/messages",
+            "/v1/rooms/12",
+            "/V1/rooms/12/messages",
+        ] {
+            assert_eq!(room_of_messages(other), None, "{other}");
+        }
+    }
+}

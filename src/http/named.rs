@@ -1,0 +1,130 @@
+//! A connection's socket by its name, so that it can be shut from anywhere without being open twice: with ten thousand
+//! sessions, a second descriptor each is ten thousand more.
+//!
+//! Its name is the number of its descriptor and its cookie (socket(7), `SO_COOKIE`), which no other socket ever has. To shut
+//! it the descriptor is duplicated by number (`pidfd_getfd(2)`, on ourselves); where that number is another socket's by now,
+//! the cookie tells, and nothing is done. Linux from 5.6 on; where it is not allowed, as in some containers, the caller keeps a
+//! descriptor instead.
+
+use chatting_actors::seams::Socket;
+
+#[cfg(target_os = "linux")]
+pub use linux::Named;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::{
+        os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        sync::OnceLock,
+    };
+
+    use rustix::{
+        io::Result,
+        net::{Shutdown, shutdown, sockopt::socket_cookie},
+        process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
+    };
+
+    use super::Socket;
+
+    /// See the module's text.
+    pub struct Named {
+        number: RawFd,
+        cookie: u64,
+    }
+
+    /// This process, for [`pidfd_getfd`].
+    fn own() -> Option<&'static OwnedFd> {
+        static OWN: OnceLock<Option<OwnedFd>> = OnceLock::new();
+        OWN.get_or_init(|| pidfd_open(getpid(), PidfdFlags::empty()).ok())
+            .as_ref()
+    }
+
+    fn duplicate(number: RawFd) -> Result<OwnedFd> {
+        let own = own().ok_or(rustix::io::Errno::NOSYS)?;
+        pidfd_getfd(own, number, PidfdGetfdFlags::empty())
+    }
+
+    impl Named {
+        /// The name of a socket; `None` where it could not be shut by it.
+        pub fn of(socket: &(impl AsFd + AsRawFd)) -> Option<Self> {
+            /// Whether it works here; asked once.
+            static WORKS: OnceLock<bool> = OnceLock::new();
+            let number = socket.as_raw_fd();
+            WORKS
+                .get_or_init(|| duplicate(number).is_ok())
+                .then(|| socket_cookie(socket).ok())
+                .flatten()
+                .map(|cookie| Self { number, cookie })
+        }
+    }
+
+    impl Socket for Named {
+        fn shut(&self) {
+            if let Ok(socket) = duplicate(self.number)
+                && socket_cookie(&socket) == Ok(self.cookie)
+            {
+                let _ = shutdown(&socket, Shutdown::Both);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use std::{
+            io::Read,
+            net::{TcpListener, TcpStream},
+        };
+
+        use super::*;
+
+        fn pair() -> (TcpStream, TcpStream) {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (near, listener.accept().unwrap().0)
+        }
+
+        #[test]
+        fn a_socket_is_shut_by_its_name_and_another_one_with_its_number_is_not() {
+            let (near, mut far) = pair();
+            let Some(named) = Named::of(&near) else {
+                return; // Not allowed here.
+            };
+            let other = Named {
+                cookie: named.cookie + 1,
+                ..named
+            };
+            far.set_nonblocking(true).unwrap();
+            other.shut();
+            assert_eq!(far.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            named.shut();
+            far.set_nonblocking(false).unwrap();
+            assert_eq!(far.read(&mut [0]).unwrap(), 0, "it ended");
+            drop(near);
+            named.shut();
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod elsewhere {
+    use super::Socket;
+
+    /// No socket can be shut by name here.
+    pub enum Named {}
+
+    impl Named {
+        /// `None`.
+        pub fn of<T>(_: &T) -> Option<Self> {
+            None
+        }
+    }
+
+    impl Socket for Named {
+        fn shut(&self) {
+            match *self {}
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub use elsewhere::Named;
