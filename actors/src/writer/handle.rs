@@ -97,6 +97,8 @@ pub enum SpoolFailure {
     Now,
     /// When the next commit is in the file and nobody has been told.
     BehindCommit,
+    /// When the drain has been told of the next commit and the registry has not.
+    BeforeTelling,
 }
 
 /// The spool thread's queue. Appends are bounded by the writer's permits, questions by rooms and by the one reader.

@@ -84,8 +84,10 @@ impl SpoolThread {
             pending: Vec::new(),
             committing: Vec::new(),
             result: None,
+            telling: None,
             owed: Owed::Nothing,
             fails_behind_commit: false,
+            fails_before_telling: false,
             stopping: false,
             committed_at: None,
             watch,
@@ -147,8 +149,11 @@ struct Run {
     committing: Vec<Arc<Event>>,
     /// What came of that commit, once it is known and until it is told.
     result: Option<Result<Pos, Committed>>,
+    /// What the registry is still to be told, and of how many events.
+    telling: Option<(usize, Committed)>,
     owed: Owed,
     fails_behind_commit: bool,
+    fails_before_telling: bool,
     stopping: bool,
     /// When the last commit began.
     committed_at: Option<Instant>,
@@ -206,6 +211,7 @@ impl Run {
                     #[expect(clippy::panic, reason = "the planned failure point")]
                     Some(SpoolCommand::Fail(SpoolFailure::Now)) => panic!("planned"),
                     Some(SpoolCommand::Fail(SpoolFailure::BehindCommit)) => self.fails_behind_commit = true,
+                    Some(SpoolCommand::Fail(SpoolFailure::BeforeTelling)) => self.fails_before_telling = true,
                     Some(SpoolCommand::Hold(held)) => drop(held.recv()),
                     Some(SpoolCommand::Stop) => return self.stop(),
                     Some(other) => self.other(other),
@@ -265,6 +271,7 @@ impl Run {
         if self.watch.restarts() > 0 {
             self.spool.reopen();
         }
+        self.tell();
         if let Some(last) = self.committing.last().cloned() {
             let result = match self.result.take() {
                 Some(result) => result,
@@ -323,21 +330,29 @@ impl Run {
     /// Tells what came of the commit under way.
     fn conclude(&mut self, result: Result<Pos, Committed>) {
         let events = std::mem::take(&mut self.committing);
-        let count = events.len();
+        // Whatever happens on the way, their senders are answered.
+        self.telling = Some((events.len(), result.err().unwrap_or(Committed::Yes)));
         match result {
             Ok(first) => {
                 self.handle.writable.store(true, Ordering::Release);
                 // The drain hears of it first, so that a flush after an answer covers what was answered.
                 self.committed(first, events);
-                self.settle(count, Committed::Yes);
-                self.show_size();
+                assert!(!std::mem::take(&mut self.fails_before_telling), "planned");
             }
-            Err(committed) => {
+            Err(_) => {
                 self.fenced = self.term;
                 self.metrics.commit_failures.inc();
                 self.handle.writable.store(false, Ordering::Release);
-                self.settle(count, committed);
             }
+        }
+        self.tell();
+        self.show_size();
+    }
+
+    /// Tells the registry what it is still to be told.
+    fn tell(&mut self) {
+        if let Some((count, committed)) = self.telling.take() {
+            self.settle(count, committed);
         }
     }
 

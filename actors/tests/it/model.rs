@@ -146,6 +146,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             Just(Part::Writer),
             Just(Part::Spool(SpoolFailure::Now)),
             Just(Part::Spool(SpoolFailure::BehindCommit)),
+            Just(Part::Spool(SpoolFailure::BeforeTelling)),
         ].prop_map(Op::PanicOf),
         1 => (1..3_usize).prop_map(Op::SpoolPanics),
         2 => any::<bool>().prop_map(|kill| Op::Restart { kill }),

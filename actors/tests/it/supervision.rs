@@ -113,7 +113,12 @@ async fn a_spool_thread_that_panicked_with_events_in_hand_answers_each_once_and_
     let reader = stage.reader(1);
     let mut answered = Vec::new();
     for round in 0..20 {
-        let failure = [SpoolFailure::Now, SpoolFailure::BehindCommit][round % 2];
+        let failures = [
+            SpoolFailure::Now,
+            SpoolFailure::BehindCommit,
+            SpoolFailure::BeforeTelling,
+        ];
+        let failure = failures[round % failures.len()];
         let mut pending: Vec<_> = (0..5).map(|n| stage.submit(1, &n.to_string())).collect();
         stage.writer.panic_spool(failure);
         pending.extend((0..5).map(|n| stage.submit(1, &n.to_string())));
