@@ -13,7 +13,7 @@ use mongodb::{
 use serde::Serialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{Created, Shared, now_ms};
+use super::{Created, Shared};
 
 /// The most messages of one `insert_many`, as `log.batch_max` has it.
 const BATCH_MAX: usize = 1000;
@@ -46,7 +46,7 @@ impl Line {
             nickname: "load",
             message,
             role: "viewer",
-            sent_at: DateTime::from_millis(now_ms()),
+            sent_at: DateTime::now(),
             broadcast_id: BsonUuid::from_bytes([7; 16]),
         }
     }

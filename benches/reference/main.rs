@@ -146,7 +146,3 @@ fn framed(write: impl FnOnce(&mut BytesMut)) -> Bytes {
     write(&mut buffer);
     buffer.freeze()
 }
-
-fn now_ms() -> i64 {
-    system_ms()
-}

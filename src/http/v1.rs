@@ -188,22 +188,16 @@ pub(crate) fn created(accepted: &Accepted) -> String {
     let mut id = Uuid::encode_buffer();
     let id = accepted.id.as_hyphenated().encode_lower(&mut id);
     let mut seq = itoa::Buffer::new();
-    let epoch = &*accepted.epoch.0;
-    // Hexadecimal digits where this server made it; whatever else an import brought is told as JSON tells it.
-    let plain = epoch.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    let escaped = (!plain).then(|| serde_json::to_string(epoch).unwrap_or_default());
-    let bare = |text: &'_ str| text.len().checked_sub(1).map(|end| 1..end);
-    let epoch = escaped
-        .as_deref()
-        .map_or(epoch, |text| bare(text).map_or("", |inside| &text[inside]));
+    // The one text that is not ours to choose: an import may have brought it.
+    let epoch = serde_json::to_string(&accepted.epoch).unwrap_or_default();
     [
         "{\"id\":\"",
         id,
         "\",\"seq\":",
         seq.format(accepted.seq.0),
-        ",\"epoch\":\"",
-        epoch,
-        "\",\"sent_at\":\"",
+        ",\"epoch\":",
+        &epoch,
+        ",\"sent_at\":\"",
         &timestamp(accepted.sent_at_ms),
         "\",\"delivery\":\"",
         accepted.delivery.as_str(),
