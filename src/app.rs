@@ -16,7 +16,7 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_web::{App as WebApp, HttpServer, middleware::from_fn, web};
+use actix_web::web;
 use chatting_actors::{
     checker::{CheckerHandle, RoomChecker},
     gate::Gate,
@@ -36,14 +36,12 @@ use crate::{
     },
     error::Code,
     http::{
-        self,
-        around::around,
         client::AddressGate,
         lines::Lines,
-        socket,
         state::{Failing, Health, Limits, State},
     },
     limits::Rates,
+    listen::{Listening, listen, listen_ops},
     retention::Retention,
     room::{EmbeddedRooms, HttpRooms},
     settings::{AuthMode, LogBackend, RoomMode, Settings},
@@ -465,66 +463,6 @@ fn start_registry(
         )
     });
     watch
-}
-
-type Listening = (actix_web::dev::Server, SocketAddr);
-
-fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
-    let ops_apart = !settings.ops.bind.is_empty();
-    let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
-    let send_buffer = settings.server.send_buffer_bytes;
-    let shared = state.clone();
-    let lines = lines.clone();
-    let server = HttpServer::new(move || {
-        WebApp::new()
-            .app_data(shared.clone())
-            .wrap(from_fn(around))
-            .configure(|config| http::routes(config, &shared, ops_apart))
-    })
-    .on_connect(move |io, extensions| socket::on_connect(io, extensions, user_timeout, send_buffer, &lines))
-    .disable_signals()
-    .backlog(settings.server.backlog)
-    .max_connections(settings.server.max_connections)
-    .keep_alive(Duration::from_secs(settings.server.keep_alive_seconds))
-    .client_request_timeout(Duration::from_secs(settings.server.client_request_seconds))
-    .shutdown_timeout(settings.shutdown.deadline_seconds);
-    let server = match settings.server.workers {
-        0 => server,
-        workers => server.workers(workers),
-    };
-    let address = settings.server.bind.as_str();
-    let server = server
-        .bind(address)
-        .map_err(|error| unbound("server.bind", address, &error))?;
-    let addr = server.addrs().first().copied();
-    let addr = addr.ok_or_else(|| StartError::Unavailable(format!("server.bind {address}: nothing is bound")))?;
-    Ok((server.run(), addr))
-}
-
-/// Operations on an address of their own: one worker is plenty.
-fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Result<Option<Listening>, StartError> {
-    let address = settings.ops.bind.as_str();
-    if address.is_empty() {
-        return Ok(None);
-    }
-    let shared = state.clone();
-    let server = HttpServer::new(move || {
-        WebApp::new()
-            .app_data(shared.clone())
-            .configure(|config| http::ops::routes(config, &shared))
-    })
-    .disable_signals()
-    .workers(1)
-    .shutdown_timeout(1)
-    .bind(address)
-    .map_err(|error| unbound("ops.bind", address, &error))?;
-    let addr = server.addrs().first().copied();
-    let addr = addr.ok_or_else(|| StartError::Unavailable(format!("ops.bind {address}: nothing is bound")))?;
-    Ok(Some((server.run(), addr)))
-}
-
-fn unbound(key: &str, address: &str, error: &std::io::Error) -> StartError {
-    StartError::Unavailable(format!("{key} {address}: {error}"))
 }
 
 async fn join_blocking(work: impl FnOnce() + Send + 'static) {

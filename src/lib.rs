@@ -19,6 +19,7 @@ pub mod hot;
 pub mod http;
 pub mod legacy;
 pub mod limits;
+mod listen;
 pub mod load;
 pub mod retention;
 pub mod room;

@@ -22,6 +22,7 @@ mod rooms;
 pub mod socket;
 pub mod state;
 pub mod stats;
+pub mod transport;
 pub(crate) mod v1;
 
 use actix_web::{HttpRequest, HttpResponse, web};

@@ -1,7 +1,6 @@
 //! From an HTTP request to a presenter's session: the upgrade, the guard before the codec, and the flow after it.
 
 use std::{
-    any::Any,
     cell::Cell,
     net::Shutdown,
     pin::Pin,
@@ -38,6 +37,7 @@ use super::{
 use crate::error::Lang;
 
 /// A second handle on an accepted connection. It lives as long as the connection does, so that closing still closes.
+#[derive(Clone)]
 pub struct Connection(Arc<dyn Socket>);
 
 /// One that has the socket open a second time.
@@ -49,19 +49,16 @@ impl Socket for SecondHandle {
     }
 }
 
-/// For `HttpServer::on_connect`: sets how long a peer may acknowledge nothing and how much is kept for one that does not read
+/// For `HttpServiceBuilder::on_connect_ext`: sets how long a peer may acknowledge nothing and how much is kept for one that does not read
 /// (0: as the kernel has it), and keeps a handle on the socket, because a stalled peer's actor does not run, and neither does
 /// a request that never comes.
 pub fn on_connect(
-    io: &dyn Any,
+    stream: &TcpStream,
     extensions: &mut Extensions,
     user_timeout: Duration,
     send_buffer: usize,
     lines: &Lines,
 ) {
-    let Some(stream) = io.downcast_ref::<TcpStream>() else {
-        return;
-    };
     let _ = stream.set_nodelay(true);
     let socket = socket2::SockRef::from(stream);
     if let Err(error) = socket.set_tcp_user_timeout(Some(user_timeout)) {
@@ -95,7 +92,8 @@ pub(super) fn upgrade(
     tokens: Tokens,
     place: Place,
 ) -> HttpResponse {
-    let socket: Weak<dyn Socket> = match request.conn_data::<Connection>() {
+    let connection = request.conn_data::<Connection>().cloned();
+    let socket: Weak<dyn Socket> = match &connection {
         Some(Connection(socket)) => Arc::downgrade(socket),
         None => Weak::<SecondHandle>::new(),
     };
@@ -119,6 +117,7 @@ pub(super) fn upgrade(
         progress,
         failures: state.metrics.restarts("session"),
         linger: state.session.close_linger,
+        _connection: connection,
     })
 }
 
@@ -132,6 +131,7 @@ struct Flowing<S> {
     progress: Rc<Progress>,
     failures: Counter,
     linger: Duration,
+    _connection: Option<Connection>,
 }
 
 enum Frames<S> {

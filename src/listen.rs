@@ -1,0 +1,139 @@
+//! The addresses that the server listens on, and what is behind each.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, ToSocketAddrs},
+    time::Duration,
+};
+
+use actix_http::HttpService;
+use actix_server::{Server, ServerBuilder};
+use actix_service::{IntoServiceFactory, ServiceFactoryExt, map_config};
+use actix_web::{
+    App, HttpServer,
+    dev::{AppConfig, Extensions},
+    middleware::from_fn,
+    rt::net::TcpStream,
+    web,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    http::{self, around::around, lines::Lines, socket, state::State, transport::upgrades},
+    settings::Settings,
+    startup::StartError,
+};
+
+/// How long a connection that ended may take to be shut.
+const DISCONNECT: Duration = Duration::from_secs(1);
+
+/// A server that is to be run, and where it listens.
+pub(crate) type Listening = (Server, SocketAddr);
+
+/// `server.bind`: everything but what `ops.bind` has for itself.
+///
+/// This is what `HttpServer` does, and [`upgrades`] beside it, which `HttpServer` has no place for.
+pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
+    let ops_apart = !settings.ops.bind.is_empty();
+    let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
+    let send_buffer = settings.server.send_buffer_bytes;
+    let keep_alive = Duration::from_secs(settings.server.keep_alive_seconds);
+    let head = Duration::from_secs(settings.server.client_request_seconds);
+    let shared = state.clone();
+    let app = move || {
+        let shared = shared.clone();
+        let app = App::new()
+            .app_data(shared.clone())
+            .wrap(from_fn(around))
+            .configure(move |config| http::routes(config, &shared, ops_apart));
+        map_config(app.into_factory(), |()| AppConfig::default())
+            .map_err(|error: actix_web::Error| error.error_response())
+    };
+    let mut server = ServerBuilder::new()
+        .disable_signals()
+        .max_concurrent_connections(settings.server.max_connections)
+        .shutdown_timeout(settings.shutdown.deadline_seconds);
+    if settings.server.workers > 0 {
+        server = server.workers(settings.server.workers);
+    }
+    let address = settings.server.bind.as_str();
+    let fails = |error: io::Error| unbound("server.bind", address, &error);
+    let mut first = None;
+    for listener in bound(address, settings.server.backlog).map_err(fails)? {
+        let addr = listener.local_addr().map_err(fails)?;
+        let (app, lines, stopping) = (app.clone(), lines.clone(), server.graceful_shutdown_signal());
+        let service = move || {
+            let (lines, stopping) = (lines.clone(), stopping.clone());
+            HttpService::build()
+                .graceful_shutdown_signal(move || {
+                    let stopping = stopping.clone();
+                    async move { stopping.notified().await }
+                })
+                .keep_alive(keep_alive)
+                .client_request_timeout(head)
+                .client_disconnect_timeout(DISCONNECT)
+                .local_addr(addr)
+                .on_connect_ext(move |stream: &TcpStream, extensions: &mut Extensions| {
+                    socket::on_connect(stream, extensions, user_timeout, send_buffer, &lines);
+                })
+                .upgrade(upgrades(app()))
+                .finish(app())
+                .tcp()
+        };
+        server = server.listen("http", listener, service).map_err(fails)?;
+        first.get_or_insert(addr);
+    }
+    let addr = first.ok_or_else(|| StartError::Unavailable(format!("server.bind {address}: nothing is bound")))?;
+    Ok((server.run(), addr))
+}
+
+/// A listener on each address that this name stands for and that can be had; an error if none can.
+fn bound(address: &str, backlog: u32) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let mut failed = None;
+    for address in address.to_socket_addrs()? {
+        match bind(address, backlog) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => failed = Some(error),
+        }
+    }
+    match failed {
+        Some(error) if listeners.is_empty() => Err(error),
+        _ => Ok(listeners),
+    }
+}
+
+fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A server that starts again where connections of the one before it linger.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// Operations on an address of their own: one worker is plenty.
+pub(crate) fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Result<Option<Listening>, StartError> {
+    let address = settings.ops.bind.as_str();
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let shared = state.clone();
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(shared.clone())
+            .configure(|config| http::ops::routes(config, &shared))
+    })
+    .disable_signals()
+    .workers(1)
+    .shutdown_timeout(1)
+    .bind(address)
+    .map_err(|error| unbound("ops.bind", address, &error))?;
+    let addr = server.addrs().first().copied();
+    let addr = addr.ok_or_else(|| StartError::Unavailable(format!("ops.bind {address}: nothing is bound")))?;
+    Ok(Some((server.run(), addr)))
+}
+
+fn unbound(key: &str, address: &str, error: &io::Error) -> StartError {
+    StartError::Unavailable(format!("{key} {address}: {error}"))
+}
