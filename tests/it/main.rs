@@ -41,5 +41,6 @@ mod support;
 mod support_works;
 mod takeover;
 mod token_keys;
+mod transport;
 mod tuning;
 mod v1;

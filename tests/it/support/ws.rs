@@ -106,6 +106,14 @@ pub enum Incoming {
     Reset,
 }
 
+/// The headers of a request to upgrade.
+pub const HANDSHAKE: [(&str, &str); 4] = [
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", KEY),
+];
+
 /// One WebSocket.
 pub struct WsClient {
     stream: TcpStream,
@@ -133,26 +141,25 @@ impl WsClient {
         receive_buffer: Option<usize>,
     ) -> Result<Self, Response> {
         let mut http = HttpClient::connect_with(address, receive_buffer).await;
-        let mut all = vec![
-            ("Connection", "Upgrade"),
-            ("Upgrade", "websocket"),
-            ("Sec-WebSocket-Version", "13"),
-            ("Sec-WebSocket-Key", KEY),
-        ];
-        all.extend_from_slice(headers);
+        let all = [&HANDSHAKE, headers].concat();
         let upgrade = http.request("GET", path, &all, "").await;
         if upgrade.status != 101 {
             return Err(upgrade);
         }
+        Ok(Self::upgraded(http, upgrade))
+    }
+
+    /// Goes on over a connection that was upgraded by this answer.
+    pub fn upgraded(http: HttpClient, upgrade: Response) -> Self {
         assert_eq!(upgrade.header("sec-websocket-accept"), Some(ACCEPT), "{upgrade:?}");
         assert_eq!(upgrade.header("sec-websocket-extensions"), None, "we asked for none");
         let (stream, unread) = http.into_parts();
-        Ok(Self {
+        Self {
             stream,
             unread,
             early: VecDeque::new(),
             upgrade,
-        })
+        }
     }
 
     pub async fn send_text(&mut self, text: &str) {

@@ -1,0 +1,90 @@
+//! What happens on a connection around its upgrade: requests before it, frames right behind it, and upgrades that are none.
+
+use serde_json::json;
+
+use crate::support::{
+    http::HttpClient,
+    presenter::{app, hello, send},
+    ws::{Frame, HANDSHAKE, Incoming, TEXT, WsClient},
+};
+
+/// A request as it is on the wire.
+fn request(path: &str, headers: &[(&str, &str)]) -> String {
+    let headers: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")
+}
+
+#[actix_web::test]
+async fn what_a_client_says_right_behind_its_upgrade_is_heard_and_requests_before_it_are_answered_first() {
+    let app = app().await;
+    let upgrade = [&HANDSHAKE[..], &[("Sec-WebSocket-Protocol", "chat.v1")]].concat();
+    let said = Frame::new(TEXT, hello(12, json!({}))).encode();
+    let all = [
+        request("/livez", &[]).into_bytes(),
+        request("/nowhere", &[]).into_bytes(),
+        request("/v1/presenter", &upgrade).into_bytes(),
+        said,
+    ];
+    let mut http = HttpClient::connect(app.addr).await;
+    http.send_bytes(&all.concat()).await;
+    assert_eq!(http.read_response(false).await.status, 200);
+    assert_eq!(http.read_response(false).await.status, 404);
+    let answer = http.read_response(false).await;
+    assert_eq!(answer.status, 101);
+    let mut socket = WsClient::upgraded(http, answer);
+    assert_eq!(socket.next_json().await["type"], "welcome");
+    send(&app, 1..=1).await;
+    assert_eq!(socket.next_json().await["seq"], 1);
+}
+
+#[actix_web::test]
+async fn a_request_to_upgrade_what_is_no_socket_is_answered_as_ever_and_is_the_connections_last() {
+    let app = app().await;
+    for (path, status) in [
+        ("/livez", 200),
+        ("/openapi.json", 200),
+        ("/v1/nothing", 404),
+        ("/v1/presenter", 400),
+    ] {
+        let mut http = HttpClient::connect(app.addr).await;
+        let plain = app.client().await.request("GET", path, &[], "").await;
+        http.send_request("GET", path, &HANDSHAKE, "").await;
+        // What comes behind it is no request any more.
+        http.send_bytes(b"more").await;
+        let answer = http.read_response(false).await;
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (status, Some("close")),
+            "{path}"
+        );
+        if path != "/v1/presenter" {
+            assert_eq!(answer.text(), plain.text(), "{path}");
+        }
+        assert!(http.is_closed().await, "{path}");
+    }
+}
+
+#[actix_web::test]
+async fn a_session_goes_on_however_its_frames_are_cut() {
+    let app = app().await;
+    let upgrade = [("Sec-WebSocket-Protocol", "chat.v1")];
+    let mut socket = WsClient::connect_with(app.addr, "/v1/presenter", &upgrade, None)
+        .await
+        .ok()
+        .unwrap();
+    for byte in Frame::new(TEXT, hello(12, json!({}))).encode() {
+        socket.send_bytes(&[byte]).await;
+    }
+    assert_eq!(socket.next_json().await["type"], "welcome");
+    // More than one read of the server's, in one write of ours.
+    let pings: Vec<u8> = (0..40)
+        .flat_map(|n| Frame::new(crate::support::ws::PING, vec![n; 125]).encode())
+        .collect();
+    socket.send_bytes(&pings).await;
+    for n in 0..40 {
+        assert_eq!(socket.next().await, Incoming::Pong(vec![n; 125]));
+    }
+}
