@@ -14,21 +14,24 @@ use futures_util::{
 };
 use mongodb::{
     Collection, IndexModel,
-    bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
-    error::{Error, ErrorKind, WriteFailure},
+    bson::{Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc},
     options::{Hint, IndexOptions},
 };
 use uuid::Uuid;
 
 use super::{
-    DUPLICATE_KEY, MongoStore, SEQ_INDEX,
+    COMMAND_BYTES, DUPLICATE_KEY, MongoStore, SEQ_INDEX,
     document::{broadcast, broadcast_fields, bson_uuid, logged},
     failed, unreadable,
 };
 use crate::store::{Archive, Deleted, Logged, Scan, StoredBroadcast, archive::Bisection};
 
 pub(super) const USER_INDEX: &str = "user_presenter_epoch_seq";
+const BROADCASTS: &str = "broadcasts";
 const BROADCASTS_INDEX: &str = "presenter_id";
+
+/// Updates in one command.
+const UPDATES_MAX: usize = 500;
 
 impl MongoStore {
     /// Creates the indexes that reading needs.
@@ -54,7 +57,7 @@ impl MongoStore {
     }
 
     pub(super) fn records(&self) -> Collection<Document> {
-        self.database().collection("broadcasts")
+        self.database().collection(BROADCASTS)
     }
 
     /// Marks what an act of moderation covers and no act did before.
@@ -186,22 +189,55 @@ impl MongoStore {
         found.map(|found| logged(&found).map_err(StoreError)).transpose()
     }
 
+    /// Many in one command: when a server starts over with ten thousand rooms, all of them change at once.
     pub(super) async fn put_broadcasts(&self, broadcasts: &[Broadcast]) -> Result<(), StoreError> {
+        let mut updates = Vec::new();
+        let mut bytes = 0;
         for broadcast in broadcasts {
-            let version = broadcast.version.cast_signed();
-            let which = doc! { "_id": bson_uuid(broadcast.id), "version": { "$lt": version } };
-            let records = self.records();
-            let put = records
-                .update_one(which, doc! { "$set": broadcast_fields(broadcast) })
-                .upsert(true);
-            match self.timed(put.into_future()).await {
-                Ok(_) => {}
-                // There already, as new or newer.
-                Err(error) if is_duplicate(&error) => {}
-                Err(error) => return Err(failed(error)),
+            let which = doc! { "_id": bson_uuid(broadcast.id), "version": { "$lt": broadcast.version.cast_signed() } };
+            let update = doc! { "q": which, "u": { "$set": broadcast_fields(broadcast) }, "upsert": true };
+            let update = RawDocumentBuf::try_from(&update).map_err(|error| StoreError(error.to_string()))?;
+            let size = update.as_bytes().len();
+            if !updates.is_empty() && (bytes + size > COMMAND_BYTES || updates.len() == UPDATES_MAX) {
+                self.put(std::mem::take(&mut updates)).await?;
+                bytes = 0;
             }
+            bytes += size;
+            updates.push(update);
         }
-        Ok(())
+        if updates.is_empty() {
+            return Ok(());
+        }
+        self.put(updates).await
+    }
+
+    async fn put(&self, updates: Vec<RawDocumentBuf>) -> Result<(), StoreError> {
+        let command = rawdoc! {
+            "update": BROADCASTS,
+            "ordered": false,
+            "writeConcern": { "w": "majority", "j": true },
+            "updates": RawArrayBuf::from_iter(updates),
+        };
+        // Once more, as the driver would do for its own updates: the connection may be one of a mongod that started anew.
+        let again = command.clone();
+        let answer = match self.timed(self.database.run_raw_command(command).into_future()).await {
+            Ok(answer) => answer,
+            Err(_) => self
+                .timed(self.database.run_raw_command(again).into_future())
+                .await
+                .map_err(failed)?,
+        };
+        if let Ok(error) = answer.get_document("writeConcernError") {
+            return Err(StoreError(error.to_string()));
+        }
+        let errors = answer.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+        // There already, as new or newer.
+        let there =
+            |error: &&Bson| error.as_document().and_then(|error| error.get_i32("code").ok()) == Some(DUPLICATE_KEY);
+        match errors.iter().find(|error| !there(error)) {
+            Some(error) => Err(StoreError(error.to_string())),
+            None => Ok(()),
+        }
     }
 
     async fn broadcasts(
@@ -264,10 +300,6 @@ impl MongoStore {
         }
         Ok(())
     }
-}
-
-fn is_duplicate(error: &Error) -> bool {
-    matches!(error.kind.as_ref(), ErrorKind::Write(WriteFailure::WriteError(fault)) if fault.code == DUPLICATE_KEY)
 }
 
 impl Archive for MongoStore {
