@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Failure, SettingsArgs, print, signing::SigningArgs};
 use crate::{
     auth::{Mint, mint},
-    load::{Plan, Speaks, Stalled, run as run_plan},
+    load::{Plan, Speaks, Stalled, run as run_plan, told},
 };
 
 #[derive(Args)]
@@ -62,6 +62,10 @@ pub(super) struct LoadArgs {
     /// Make the rooms live in the server's embedded room server first
     #[arg(long)]
     start_rooms: bool,
+    /// Wait for a line on standard input when all presenters are connected, and for another with them still connected when the
+    /// report is printed; standard error says `connected` and `done`. For measuring a server from outside
+    #[arg(long)]
+    in_steps: bool,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -115,6 +119,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
             text_bytes: args.stalled_text_bytes,
         },
         progress: !args.json,
+        waits: args.in_steps,
     };
     let operator = token(0, Some(Role::Operator))?;
     actix_web::rt::System::new().block_on(async {
@@ -122,13 +127,17 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
             let rooms = args.first_room..args.first_room + args.rooms + args.stalled;
             start_rooms(&args.addr, rooms, &operator).await?;
         }
-        let report = run_plan(plan).await?;
+        let (report, connected) = run_plan(plan).await?;
         if args.json {
             let json = serde_json::to_string(&report).map_err(|error| error.to_string())?;
             print(&format!("{json}\n"));
         } else {
             print(&report.table());
         }
+        if args.in_steps {
+            told("done").await;
+        }
+        drop(connected);
         let well = report.lost + report.doubled + report.out_of_order == 0;
         Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use actix_web::rt::task::JoinHandle;
 use hdrhistogram::Histogram;
 
 pub use self::report::Report;
@@ -73,6 +74,19 @@ pub struct Plan {
     pub stalled: Stalled,
     /// Print a line a second.
     pub progress: bool,
+    /// Wait for a word on standard input before the first message is sent.
+    pub waits: bool,
+}
+
+/// Presenters who stay connected until this is dropped.
+pub struct Connected(Vec<JoinHandle<()>>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        for presenter in &self.0 {
+            presenter.abort();
+        }
+    }
 }
 
 /// What was counted so far.
@@ -98,8 +112,9 @@ pub(crate) type Shared = Rc<RefCell<Counts>>;
 /// The longest latency that is told apart: a minute.
 const MAX_US: u64 = 60_000_000;
 
-/// Runs the plan on this thread. The error says what could not be reached.
-pub async fn run(plan: Plan) -> Result<Report, String> {
+/// Runs the plan on this thread; gives what came of it, and the presenters, who are still there. The error says what could not
+/// be reached.
+pub async fn run(plan: Plan) -> Result<(Report, Connected), String> {
     let counts = Counts::shared()?;
     let plan = Rc::new(plan);
     let mut presenters = Vec::new();
@@ -116,6 +131,10 @@ pub async fn run(plan: Plan) -> Result<Report, String> {
     for (room, token) in (plan.first_room + plan.rooms..).zip(&plan.stalled.tokens) {
         // A small buffer, so that it is full soon.
         stalled.push(presenter::connect(plan.addr, room, token, plan.speaks, Some(4096)).await?);
+    }
+    let presenters = Connected(presenters);
+    if plan.waits {
+        told("connected").await;
     }
     {
         let mut counts = counts.borrow_mut();
@@ -143,18 +162,26 @@ pub async fn run(plan: Plan) -> Result<Report, String> {
     if let Some(progress) = progress {
         progress.abort();
     }
-    for presenter in presenters {
-        presenter.abort();
-    }
     let report = Report::new(&plan, &counts.borrow(), sending);
     match trouble {
         Some(error) if report.accepted == 0 => Err(error),
-        _ => Ok(report),
+        _ => Ok((report, presenters)),
     }
 }
 
+/// Says on standard error how far it is, and waits for a line of standard input, or its end.
+pub async fn told(step: &str) {
+    crate::cli::eprint(step);
+    let (goes_on, waits) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_line(&mut String::new());
+        let _ = goes_on.send(());
+    });
+    let _ = waits.await;
+}
+
 /// Who sends to the rooms of presenters that read nothing.
-fn burden(plan: &Plan) -> Result<Vec<actix_web::rt::task::JoinHandle<()>>, String> {
+fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
     let rooms = plan.stalled.tokens.len() as u64;
     if rooms == 0 {
         return Ok(Vec::new());

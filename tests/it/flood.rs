@@ -287,7 +287,7 @@ async fn a_flood_of_unknown_rooms_pushes_no_live_rooms_verdict_out() {
 #[actix_web::test]
 async fn the_load_tool_asks_for_rooms_that_nobody_presents_in_and_tells_how_often_it_was_told_what() {
     let app = spawn_app(|_| {}).await;
-    let report = run_load(Plan {
+    let (report, _) = run_load(Plan {
         addr: app.addr,
         rooms: 1000,
         first_room: 1_000_000,
@@ -301,6 +301,7 @@ async fn the_load_tool_asks_for_rooms_that_nobody_presents_in_and_tells_how_ofte
         speaks: Speaks::V1,
         stalled: Stalled::default(),
         progress: false,
+        waits: false,
     })
     .await
     .unwrap();

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,9 +13,12 @@ use std::{
 
 use crate::support::{
     app::{KEY, post_v1, settings, spawn_app, token_of},
+    command::command,
+    eventually,
     http::HttpClient,
     mongod::{Mongod, fresh_database_name},
     process::{Process, ScratchDir},
+    within,
     ws::{Incoming, WsClient},
 };
 
@@ -226,7 +230,7 @@ async fn load_until_stopped(
             })
         })
         .collect();
-    crate::support::eventually("some load", async || {
+    eventually("some load", async || {
         let metrics = crate::support::http::get(addr, "/metrics").await;
         let accepted = metrics
             .text()
@@ -281,4 +285,54 @@ async fn sigint_under_load_does_the_same_and_mongodb_has_it_all() {
     }
     logged.sort();
     assert_eq!(accepted, logged);
+}
+
+#[actix_web::test]
+async fn the_load_tool_goes_on_step_by_step_with_its_presenters_connected_until_the_last() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let (dir, addr) = (ScratchDir::new("steps"), app.addr.to_string());
+    let args = [
+        "load",
+        "--addr",
+        &addr,
+        "--rooms",
+        "1",
+        "--first-room",
+        "12",
+        "--messages",
+        "3",
+        "--json",
+        "--in-steps",
+    ];
+    let mut tool = command(&dir, &args)
+        .env("CHAT__AUTH__HS256_SECRET", KEY)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut goes_on = tool.stdin.take().unwrap();
+    let (say, mut said) = tokio::sync::mpsc::channel(8);
+    let said_lines = BufReader::new(tool.stderr.take().unwrap()).lines();
+    let reads = std::thread::spawn(move || {
+        for line in said_lines {
+            say.blocking_send(line.unwrap()).unwrap();
+        }
+        tool.wait_with_output().unwrap()
+    });
+    assert_eq!(within("a step", said.recv()).await.as_deref(), Some("connected"));
+    eventually("its presenter to be there", async || {
+        app.metric("chat_sessions").await.filter(|sessions| *sessions == 1.0)
+    })
+    .await;
+    assert_eq!(app.metric("chat_accepted_total").await, Some(0.0));
+    goes_on.write_all(b"\n").unwrap();
+    assert_eq!(within("a step", said.recv()).await.as_deref(), Some("done"));
+    assert_eq!(app.metric("chat_accepted_total").await, Some(3.0));
+    assert_eq!(app.metric("chat_sessions").await, Some(1.0));
+    drop(goes_on);
+    assert_eq!(within("the end", said.recv()).await, None);
+    let report: serde_json::Value = serde_json::from_slice(&reads.join().unwrap().stdout).unwrap();
+    assert_eq!((&report["accepted"], &report["lost"]), (&3.into(), &0.into()));
 }
