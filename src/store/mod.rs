@@ -28,9 +28,13 @@ pub use self::{
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{
     Connection, OpenFlags,
     trace::{TraceEvent, TraceEventCodes},
@@ -67,20 +71,44 @@ impl Durability {
 /// The one writing connection to a SQLite file: SQLite has one writer at a time, so spool and store take turns here rather
 /// than in busy loops. `None` while the file cannot be opened.
 #[derive(Clone)]
-pub struct SharedConnection(Arc<Mutex<Option<Connection>>>);
+pub struct SharedConnection(Arc<Taken>);
+
+struct Taken {
+    connection: Mutex<Option<Connection>>,
+    /// How many wait for it.
+    waiting: AtomicUsize,
+}
 
 impl SharedConnection {
+    fn of(connection: Option<Connection>) -> Self {
+        Self(Arc::new(Taken {
+            connection: Mutex::new(connection),
+            waiting: AtomicUsize::new(0),
+        }))
+    }
+
     fn new(connection: Connection) -> Self {
-        Self(Arc::new(Mutex::new(Some(connection))))
+        Self::of(Some(connection))
     }
 
     /// Never open: for those who only read, on connections of their own.
     fn none() -> Self {
-        Self(Arc::new(Mutex::new(None)))
+        Self::of(None)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        if let Some(free) = self.0.connection.try_lock() {
+            return free;
+        }
+        self.0.waiting.fetch_add(1, Ordering::SeqCst);
+        let mine = self.0.connection.lock();
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+        mine
+    }
+
+    /// Whether somebody waits for who has it now.
+    fn wanted(&self) -> bool {
+        self.0.waiting.load(Ordering::SeqCst) > 0
     }
 }
 

@@ -1,7 +1,7 @@
 //! The embedded log: indexed tables in the spool's own file, filled behind it.
 //!
 //! `chatting_log` is clustered by room and seq, so that a replay reads neighbours. It shares the spool's writing connection:
-//! while a batch is moved here, commits wait for it, so `log.batch_max` bounds that wait. Reads have connections of their own.
+//! while a batch is moved here, commits that come are let pass every few events. Reads have connections of their own.
 
 mod figures;
 mod keeping;
@@ -15,6 +15,7 @@ use chatting_actors::{
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
+use parking_lot::MutexGuard;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, ffi, params};
 use uuid::Uuid;
 
@@ -205,6 +206,79 @@ pub(super) fn rewrite(connection: &mut Connection) -> rusqlite::Result<()> {
 
 fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// Events after which it is asked whether a commit waits.
+const PIECE: usize = 64;
+
+/// Writes a batch, in as many transactions as it takes to let those go first who wait for the connection meanwhile: senders
+/// wait for commits, and nobody waits for this. What was written of a batch that fails is there already when it comes again.
+fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Result<Vec<Poison>, StoreError> {
+    // Room by room, so that neighbours in the table are written after each other.
+    let mut in_order: Vec<_> = batch.iter().enumerate().collect();
+    in_order.sort_by_key(|(_, event)| (event.presenter_idx, event.seq));
+    let mut left = in_order.chunks(PIECE);
+    let mut poison = Vec::new();
+    let mut taken = shared.lock();
+    while left.len() > 0 {
+        unsynced(&mut taken, |connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for events in left.by_ref() {
+                for (index, event) in events {
+                    if let Some(reason) = insert(&transaction, event)? {
+                        poison.push(Poison { index: *index, reason });
+                    }
+                }
+                if shared.wanted() {
+                    break;
+                }
+            }
+            transaction.commit()
+        })?;
+        MutexGuard::bump(&mut taken);
+    }
+    Ok(poison)
+}
+
+/// Writes without waiting for the disk. What is written so stands in the WAL before the transaction that frees its rows of the
+/// spool, whose sync therefore covers it; until then the spool has them.
+fn unsynced<T>(
+    taken: &mut Option<Connection>,
+    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+) -> Result<T, StoreError> {
+    let failed = |error: rusqlite::Error| StoreError(error.to_string());
+    let Some(connection) = taken else {
+        return Err(StoreError("the file is not open".into()));
+    };
+    let level = connection
+        .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
+        .map_err(failed)?;
+    let lax = Lax { taken, level };
+    match lax.taken {
+        Some(connection) => {
+            connection.pragma_update(None, SYNCHRONOUS, "NORMAL").map_err(failed)?;
+            work(connection).map_err(failed)
+        }
+        None => Err(StoreError("the file is not open".into())),
+    }
+}
+
+const SYNCHRONOUS: &str = "synchronous";
+
+/// A connection whose commits are not synced, until this is dropped. One that cannot be set back is closed: the spool opens it
+/// again, as it does after an error.
+struct Lax<'a> {
+    taken: &'a mut Option<Connection>,
+    level: i64,
+}
+
+impl Drop for Lax<'_> {
+    fn drop(&mut self) {
+        let back = |connection: &Connection| connection.pragma_update(None, SYNCHRONOUS, self.level).is_ok();
+        if !self.taken.as_ref().is_some_and(back) {
+            *self.taken = None;
+        }
+    }
 }
 
 /// Writes one event; `Some` says why it can never be written.
@@ -405,20 +479,8 @@ impl LogStore for SqliteStore {
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
         let this = self.clone();
         let inserted = Arc::clone(&batch);
-        let inserts = self.run(move |connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut poison = Vec::new();
-            // Room by room, so that neighbours in the table are written after each other.
-            let mut in_order: Vec<_> = inserted.iter().enumerate().collect();
-            in_order.sort_by_key(|(_, event)| (event.presenter_idx, event.seq));
-            for (index, event) in in_order {
-                if let Some(reason) = insert(&transaction, event)? {
-                    poison.push(Poison { index, reason });
-                }
-            }
-            transaction.commit()?;
-            Ok(poison)
-        });
+        let shared = self.connection.clone();
+        let inserts = blocking(move || insert_all(&shared, &inserted));
         async move {
             let poison = inserts.await?;
             let refused = |index| poison.iter().any(|one| one.index == index);
@@ -578,5 +640,33 @@ impl Archive for SqliteStore {
             }
             transaction.commit()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, open_file};
+
+    fn level(connection: &Connection) -> i64 {
+        connection
+            .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_connection_syncs_again_after_what_it_wrote_without_or_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut taken = Some(open_file(&dir.path().join("chat.db"), Durability::Disk).unwrap());
+        let full = level(taken.as_ref().unwrap());
+        let within = unsynced(&mut taken, |connection| Ok(level(connection))).unwrap();
+        assert_eq!((full, within), (2, 1));
+        assert_eq!(level(taken.as_ref().unwrap()), full);
+        let failed = unsynced(&mut taken, |connection| connection.execute_batch("no statement"));
+        assert!(failed.is_err());
+        assert_eq!(level(taken.as_ref().unwrap()), full);
+        // SQLite does not change it within a transaction.
+        unsynced(&mut taken, |connection| connection.execute_batch("BEGIN")).unwrap();
+        assert!(taken.is_none());
     }
 }
