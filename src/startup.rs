@@ -198,6 +198,11 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
         commit_interval: Duration::from_micros(log.commit_interval_us),
         commit_enough: log.commit_enough,
         batch_max: log.batch_max,
+        batch_enough: match log.backend {
+            LogBackend::Mongodb => log.batch_enough,
+            // In one file with the spool a batch costs a sync of its own, and lets commits pass anyway.
+            LogBackend::Sqlite => log.batch_max,
+        },
         linger: Duration::from_millis(log.linger_ms),
         retry_min: Duration::from_millis(log.retry_min_ms),
         retry_max: Duration::from_millis(log.retry_max_ms),

@@ -47,13 +47,16 @@ section! {
         commit_interval_us: u64 = 2000, 0..=10_000_000;
         /// Events that are enough for a commit, so that it does not wait for log.commit_interval_us.
         /// 이만큼 모이면 log.commit_interval_us를 기다리지 않고 커밋하는 이벤트 수.
-        commit_enough: usize = 24, 1..=100_000;
+        commit_enough: usize = 16, 1..=100_000;
         /// Events in one batch to the store.
         /// 저장소로 보내는 배치 하나의 최대 이벤트 수.
         batch_max: usize = 1000, 1..=100_000;
-        /// Milliseconds to wait at most for a batch to the store to fill; 0 sends what is there.
+        /// Events that are enough for a batch to MongoDB, so that it does not wait for log.linger_ms.
+        /// 이만큼 모이면 log.linger_ms를 기다리지 않고 MongoDB로 보내는 이벤트 수.
+        batch_enough: usize = 250, 1..=100_000;
+        /// Milliseconds to wait at most for enough for a batch to the store; 0 sends what is there.
         /// 저장소 배치가 차기를 기다리는 최대 밀리초. 0이면 있는 만큼 바로 보낸다.
-        linger_ms: u64 = 30, 0..=10_000;
+        linger_ms: u64 = 50, 0..=10_000;
         /// Milliseconds before the first new try after a failed write to the store; grows from try to try.
         /// 저장소 쓰기 실패 후 첫 재시도까지의 밀리초. 시도할수록 늘어난다.
         retry_min_ms: u64 = 100, 1..=600_000;

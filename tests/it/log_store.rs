@@ -293,3 +293,44 @@ async fn pages_of_the_log_bring_each_event_once_wherever_their_ranges_end() {
         }
     }
 }
+
+#[tokio::test]
+async fn commits_go_between_the_events_of_a_batch_on_its_way_into_the_embedded_log() {
+    const EVENTS: i64 = 10_000;
+    let dir = ScratchDir::new("between");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = SqliteSpool::open(SpoolSettings {
+        path: path.clone(),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: true,
+    })
+    .unwrap();
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let mut next = |presenter, seq| event(&mut clock, presenter, &info.epoch.0, seq, "x");
+    let many: Vec<_> = (1..=EVENTS.unsigned_abs()).map(|seq| next(1, seq)).collect();
+    let appended = tokio::spawn({
+        let (store, many) = (store.clone(), batch(&many));
+        async move { store.append(many).await }
+    });
+    // Here the batch begins, on a thread of its own.
+    tokio::task::yield_now().await;
+    let log = rusqlite::Connection::open(&path).unwrap();
+    let in_log = || {
+        log.query_row("SELECT count(*) FROM chatting_log", [], |row| row.get::<_, i64>(0))
+            .unwrap()
+    };
+    let mut seen = Vec::new();
+    while in_log() < EVENTS {
+        spool.commit(&[next(2, seen.len() as u64 + 1)]).unwrap();
+        seen.push(in_log());
+    }
+    assert!(
+        seen.iter().any(|rows| (1..EVENTS).contains(rows)),
+        "every commit waited for all of it"
+    );
+    assert!(appended.await.unwrap().unwrap().is_empty());
+    assert_eq!(store.last_seq(room(1)).await.unwrap(), Seq(EVENTS.unsigned_abs()));
+}

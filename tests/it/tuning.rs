@@ -19,7 +19,7 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 19] = [
+const OTHERS: [&str; 20] = [
     "session.max",
     "session.credit_events",
     "session.credit_bytes",
@@ -35,6 +35,7 @@ const OTHERS: [&str; 19] = [
     "log.commit_interval_us",
     "log.commit_enough",
     "log.batch_max",
+    "log.batch_enough",
     "log.backlog_max",
     "log.spool_max_bytes",
     "actors.supervisor.restart_min_ms",

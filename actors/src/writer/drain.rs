@@ -42,6 +42,8 @@ pub struct WriterConfig {
     pub commit_enough: usize,
     /// `log.batch_max`
     pub batch_max: usize,
+    /// `log.batch_enough`
+    pub batch_enough: usize,
     /// `log.linger_ms`
     pub linger: Duration,
     /// `log.retry_min_ms`
@@ -182,7 +184,7 @@ impl WriterParts {
             commit_max: self.config.commit_max,
             commit_interval: self.config.commit_interval,
             commit_enough: self.config.commit_enough,
-            batch_max: self.config.batch_max,
+            batch_enough: self.config.batch_enough.min(self.config.batch_max),
             probe_every: self.config.retry_min,
             answer_first: self.config.answer_first,
         };
@@ -318,7 +320,7 @@ impl LogWriter {
 
     /// Whether the batch at the front of the backlog should wait no longer for more.
     fn due(&self) -> bool {
-        self.backlog.len() >= self.parts.config.batch_max
+        self.backlog.len() >= self.parts.config.batch_enough.min(self.parts.config.batch_max)
             || !self.flushing.is_empty()
             || self.oldest.elapsed() >= self.parts.config.linger
     }

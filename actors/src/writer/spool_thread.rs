@@ -41,7 +41,7 @@ pub(crate) struct SpoolThreadSettings {
     /// So many events are enough.
     pub commit_enough: usize,
     /// Events that are not to wait for more on their way to the store.
-    pub batch_max: usize,
+    pub batch_enough: usize,
     /// How long a spool that failed is left alone before it is tried again.
     pub probe_every: Duration,
     /// Answer before the commit (`log.durability = "memory"`).
@@ -368,7 +368,7 @@ impl Run {
             .store(first + events.len() as Pos - 1, Ordering::Release);
         let waiting = self.later.announce(events.len());
         self.drain.push_quietly(DrainMsg::Stored(Stored { first, events }));
-        if waiting >= self.settings.batch_max || !self.later.looks() {
+        if waiting >= self.settings.batch_enough || !self.later.looks() {
             self.drain.wake();
         }
     }

@@ -237,6 +237,7 @@ impl Case {
         let writer = WriterConfig {
             commit_max: self.sizes.commit_max,
             batch_max: self.sizes.batch_max,
+            batch_enough: self.sizes.batch_max,
             backlog_max: self.sizes.backlog_max,
             answer_first: self.sizes.memory,
             ..writer_config()

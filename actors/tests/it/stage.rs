@@ -174,6 +174,7 @@ pub fn writer_config() -> WriterConfig {
         commit_interval: Duration::ZERO,
         commit_enough: 16,
         batch_max: 100,
+        batch_enough: 100,
         linger: Duration::from_millis(1),
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(5),

@@ -1,0 +1,37 @@
+//! When a batch goes to the store.
+
+use std::time::Duration;
+
+use chatting_actors::writer::WriterConfig;
+
+use crate::{
+    script::{ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, until, writer_config},
+};
+
+#[actix::test]
+async fn a_batch_waits_for_more_unless_there_is_enough() {
+    let writer = WriterConfig {
+        // Longer than a test.
+        linger: Duration::from_secs(3600),
+        batch_enough: 3,
+        ..writer_config()
+    };
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        writer,
+    );
+    let _reader = stage.reader(1);
+    let batches = || stage.store.script().batches.clone();
+    for round in 1..=2 {
+        for n in 1..=2 {
+            stage.accepted(1, &n.to_string()).await;
+        }
+        assert_eq!(batches().len(), round - 1, "two wait");
+        stage.accepted(1, "3").await;
+        until("three to be enough", || batches().len() == round).await;
+    }
+    assert_eq!(batches(), [3, 3]);
+}
