@@ -43,6 +43,9 @@ pub(super) const FORMAT: i64 = 2;
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
+/// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
+const LOG_CHECKPOINT_PAGES: i64 = 16_384;
+
 /// What a probe writes.
 const PROBE_BYTES: usize = 64 * 1024;
 
@@ -341,6 +344,9 @@ struct Start {
 fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
     let connection = open_file(&settings.path, settings.durability)?;
     connection.execute_batch(SCHEMA)?;
+    if settings.embedded {
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_CHECKPOINT_PAGES)?;
+    }
     Ok(connection)
 }
 

@@ -6,7 +6,13 @@
 mod figures;
 mod keeping;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -16,7 +22,7 @@ use chatting_actors::{
 };
 use futures_util::future::{BoxFuture, FutureExt};
 use parking_lot::MutexGuard;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, ffi, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior, ffi, params};
 use uuid::Uuid;
 
 use super::{
@@ -85,6 +91,8 @@ pub struct SqliteStore {
     connection: SharedConnection,
     /// For connections that only read.
     path: Arc<PathBuf>,
+    /// Events that were written since the last checkpoint.
+    written: Arc<AtomicUsize>,
 }
 
 impl SqliteStore {
@@ -97,6 +105,7 @@ impl SqliteStore {
         Self {
             connection,
             path: Arc::new(path.unwrap_or_default()),
+            written: Arc::default(),
         }
     }
 
@@ -105,6 +114,7 @@ impl SqliteStore {
         Self {
             connection: SharedConnection::none(),
             path: Arc::new(path),
+            written: Arc::default(),
         }
     }
 
@@ -240,8 +250,34 @@ fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Result<Vec<Poi
     Ok(poison)
 }
 
+/// Events between two checkpoints. Each touches a few pages, and neighbours the same ones.
+const CHECKPOINT_EVENTS: usize = 2000;
+
+/// Pages that are few enough for commits to wait for.
+const FEW_PAGES: i64 = 100;
+
+/// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: a thousand pages and their
+/// sync take as long as a dozen commits. Only for the last few pages nobody may write, so that the WAL begins anew.
+fn checkpoint(shared: &SharedConnection, path: &Path) -> rusqlite::Result<()> {
+    let own = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let pages_left = || {
+        own.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
+        })
+    };
+    // Each time there is less, for less came meanwhile.
+    for _ in 0..3 {
+        if pages_left()? <= FEW_PAGES {
+            let _nobody_writes = shared.lock();
+            return pages_left().map(drop);
+        }
+    }
+    Ok(())
+}
+
 /// Writes without waiting for the disk. What is written so stands in the WAL before the transaction that frees its rows of the
-/// spool, whose sync therefore covers it; until then the spool has them.
+/// spool, whose sync therefore covers it; until then the spool has them. An import has no such rows: the spool notes that it begins
+/// and that it ended, synced, and what is cut off between the two is imported again.
 fn unsynced<T>(
     taken: &mut Option<Connection>,
     work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
@@ -479,8 +515,22 @@ impl LogStore for SqliteStore {
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
         let this = self.clone();
         let inserted = Arc::clone(&batch);
-        let shared = self.connection.clone();
-        let inserts = blocking(move || insert_all(&shared, &inserted));
+        let (shared, path, written) = (
+            self.connection.clone(),
+            Arc::clone(&self.path),
+            Arc::clone(&self.written),
+        );
+        let inserts = blocking(move || {
+            let poison = insert_all(&shared, &inserted)?;
+            if written.fetch_add(inserted.len(), Ordering::Relaxed) + inserted.len() >= CHECKPOINT_EVENTS {
+                written.store(0, Ordering::Relaxed);
+                if let Err(error) = checkpoint(&shared, &path) {
+                    // Commits do it sooner or later.
+                    log::debug!("log: its file is not checkpointed: {error}");
+                }
+            }
+            Ok(poison)
+        });
         async move {
             let poison = inserts.await?;
             let refused = |index| poison.iter().any(|one| one.index == index);
