@@ -15,6 +15,7 @@ use futures_util::{
 use mongodb::{
     Collection, IndexModel,
     bson::{Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc},
+    error::{Error, ErrorKind, RETRYABLE_WRITE_ERROR},
     options::{Hint, IndexOptions},
 };
 use uuid::Uuid;
@@ -218,15 +219,13 @@ impl MongoStore {
             "writeConcern": { "w": "majority", "j": true },
             "updates": RawArrayBuf::from_iter(updates),
         };
-        // Once more, as the driver would do for its own updates: the connection may be one of a mongod that started anew.
+        // Once more, as the driver does for updates of its own: the connection may be one of a mongod that started anew.
         let again = command.clone();
         let answer = match self.timed(self.database.run_raw_command(command).into_future()).await {
-            Ok(answer) => answer,
-            Err(_) => self
-                .timed(self.database.run_raw_command(again).into_future())
-                .await
-                .map_err(failed)?,
+            Err(error) if is_passing(&error) => self.timed(self.database.run_raw_command(again).into_future()).await,
+            answered => answered,
         };
+        let answer = answer.map_err(failed)?;
         if let Ok(error) = answer.get_document("writeConcernError") {
             return Err(StoreError(error.to_string()));
         }
@@ -300,6 +299,15 @@ impl MongoStore {
         }
         Ok(())
     }
+}
+
+/// An error of the connection, or one that MongoDB says passes.
+fn is_passing(error: &Error) -> bool {
+    let of_the_connection = matches!(
+        error.kind.as_ref(),
+        ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. }
+    );
+    of_the_connection || error.contains_label(RETRYABLE_WRITE_ERROR)
 }
 
 impl Archive for MongoStore {
