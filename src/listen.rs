@@ -32,7 +32,8 @@ pub(crate) type Listening = (Server, SocketAddr);
 
 /// `server.bind`: everything but what `ops.bind` has for itself.
 ///
-/// This is what `HttpServer` does, and [`upgrades`] beside it, which `HttpServer` has no place for.
+/// As `HttpServer` does it, with [`upgrades`] beside it, which `HttpServer` has no place for. Only the application's idea of its own
+/// host name, which nothing here asks for, is the default one.
 pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
     let ops_apart = !settings.ops.bind.is_empty();
     let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);

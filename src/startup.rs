@@ -200,7 +200,7 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
         batch_max: log.batch_max,
         batch_enough: match log.backend {
             LogBackend::Mongodb => log.batch_enough,
-            // In one file with the spool a batch costs a sync of its own, and lets commits pass anyway.
+            // In one file with the spool each batch that is freed costs a sync, and a batch lets commits pass anyway.
             LogBackend::Sqlite => log.batch_max,
         },
         linger: Duration::from_millis(log.linger_ms),

@@ -2,10 +2,10 @@
 //!
 //! actix's codec refuses an oversized frame only when all of it has arrived, so a header that announces a gigabyte would
 //! be believed for a gigabyte. The guard reads the headers as they pass, reports a violation once, and swallows what
-//! follows, so that the close frame can still be read by a peer that is busy sending.
+//! follows, so that the close frame can still be read by a peer that is busy sending. It gives on only a few frames more than the
+//! session has dealt with.
 
 use std::{
-    cell::Cell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -13,8 +13,12 @@ use std::{
 
 use actix_web::error::PayloadError;
 use bytes::Bytes;
-use chatting_actors::session::Violation;
+use chatting_actors::session::{Inbound, Violation};
 use futures_util::{Stream, StreamExt};
+
+/// Frames that are given on before the session has dealt with them: what a client sends faster waits in its socket, and not in
+/// the codec's buffer, which has no bound of its own.
+const AHEAD: usize = 32;
 
 /// Where in the byte stream the next byte belongs (RFC 6455, 5.2).
 #[derive(Debug)]
@@ -28,6 +32,8 @@ enum At {
 pub struct FrameHeaders {
     at: At,
     max: u64,
+    /// Whole headers that passed.
+    passed: usize,
 }
 
 impl FrameHeaders {
@@ -39,6 +45,7 @@ impl FrameHeaders {
                 have: 0,
             },
             max: max as u64,
+            passed: 0,
         }
     }
 
@@ -65,6 +72,7 @@ impl FrameHeaders {
                         if length > self.max {
                             return Err(Violation::TooBig);
                         }
+                        self.passed += 1;
                         self.at = match length {
                             0 => At::Header {
                                 bytes: [0; 14],
@@ -115,16 +123,16 @@ fn complete(header: &[u8]) -> Result<Option<u64>, Violation> {
 pub struct Guarded<S> {
     payload: S,
     headers: FrameHeaders,
-    violation: Rc<Cell<Option<Violation>>>,
+    inbound: Rc<Inbound>,
 }
 
 impl<S> Guarded<S> {
-    /// Guards `payload`; what is wrong with it is left in `violation`, for the session to choose its close code by.
-    pub fn new(payload: S, max: usize, violation: Rc<Cell<Option<Violation>>>) -> Self {
+    /// Guards `payload`; what is wrong with it is left in `inbound`, for the session to choose its close code by.
+    pub fn new(payload: S, max: usize, inbound: Rc<Inbound>) -> Self {
         Self {
             payload,
             headers: FrameHeaders::new(max),
-            violation,
+            inbound,
         }
     }
 }
@@ -133,19 +141,26 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for Guarded<S
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.inbound.ahead() > AHEAD && self.inbound.violation().is_none() {
+            // The codec has whole frames to give; it asks here again before each of them.
+            return Poll::Pending;
+        }
         // Swallowing is bounded a turn, so that a flood cannot keep this worker from its other work.
         for _ in 0..32 {
             let chunk = match self.payload.poll_next_unpin(cx) {
                 Poll::Ready(Some(Ok(chunk))) => chunk,
                 other => return other,
             };
-            if self.violation.get().is_some() {
+            if self.inbound.violation().is_some() {
                 continue;
             }
+            let passed = self.headers.passed;
             if let Err(violation) = self.headers.pass(&chunk) {
-                self.violation.set(Some(violation));
+                self.inbound.violate(violation);
                 return Poll::Ready(Some(Err(PayloadError::Overflow)));
             }
+            let frames = self.headers.passed - passed;
+            self.inbound.came(frames);
             return Poll::Ready(Some(Ok(chunk)));
         }
         cx.waker().wake_by_ref();

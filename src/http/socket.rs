@@ -1,7 +1,6 @@
 //! From an HTTP request to a presenter's session: the upgrade, the guard before the codec, and the flow after it.
 
 use std::{
-    cell::Cell,
     net::Shutdown,
     pin::Pin,
     rc::Rc,
@@ -21,7 +20,7 @@ use actix_web_actors::ws::WebsocketContext;
 use bytes::{Bytes, BytesMut};
 use chatting_actors::{
     seams::Socket,
-    session::{Close, Dialect, PresenterSession, Progress, SessionParts},
+    session::{Close, Dialect, Inbound, PresenterSession, Progress, SessionParts},
     supervise::catch,
 };
 use futures_util::Stream;
@@ -97,7 +96,7 @@ pub(super) fn upgrade(
         Some(Connection(socket)) => Arc::downgrade(socket),
         None => Weak::<SecondHandle>::new(),
     };
-    let (progress, violation) = (Rc::<Progress>::default(), Rc::<Cell<_>>::default());
+    let (progress, inbound) = (Rc::<Progress>::default(), Rc::<Inbound>::default());
     let session = PresenterSession::new(SessionParts {
         config: state.session.clone(),
         dialect,
@@ -106,11 +105,11 @@ pub(super) fn upgrade(
         words: Rc::new(Titles(Lang::from_headers(request.headers()))),
         socket,
         progress: Rc::clone(&progress),
-        violation: Rc::clone(&violation),
+        inbound: Rc::clone(&inbound),
         place: Box::new(place),
     });
     let max = state.session.max_frame_bytes;
-    let guarded = Guarded::new(payload, max, violation);
+    let guarded = Guarded::new(payload, max, inbound);
     let frames = WebsocketContext::with_codec(session, guarded, Codec::new().max_size(max));
     response.streaming(Flowing {
         frames: Frames::Live(Box::pin(frames)),
@@ -121,8 +120,7 @@ pub(super) fn upgrade(
     })
 }
 
-/// The session's frames on their way to the connection. It is polled only while the connection's write buffer has room, so
-/// being polled means that what was given before has been taken.
+/// The session's frames on their way to the connection. It is polled only when the socket took what was given before.
 ///
 /// The session's actor runs in here, so this is where its panic is caught: it ends this session, with 1001, and no other on the
 /// worker.

@@ -3,13 +3,14 @@
 //! The dispatcher keeps two buffers of 8 KiB and its timers for every connection, which ten thousand idle presenters pay for,
 //! and each frame goes through one of those buffers. So a request to upgrade is answered by the same application, on the same
 //! worker, but over the bare socket: what is read goes straight to the session's codec, what the session writes straight to
-//! the socket, and an idle connection has no buffer at all. An answer that is no upgrade is written as it is, and ends the
-//! connection.
+//! the socket, and an idle connection has no buffer but what the codec keeps of its largest burst. An answer that is no upgrade is
+//! written as it is, and ends the connection.
 //!
-//! Backpressure: the session is polled for more only when the socket took all that it gave before, so being polled means that.
+//! Backpressure: the session is polled for more only when the socket took all that it gave before, so being polled means that. Its
+//! timers wait as well: a peer that takes nothing is ended by the registry when its credit is used up, and by `TCP_USER_TIMEOUT`.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     future::poll_fn,
     io,
@@ -79,38 +80,68 @@ where
 
     fn call(&self, (request, framed): Upgrading) -> Self::Future {
         let parts = framed.into_parts();
-        let socket = Rc::new(RefCell::new(parts.io));
+        let socket = Rc::new(Socket {
+            stream: RefCell::new(parts.io),
+            upgraded: Cell::new(false),
+        });
         let incoming = Incoming {
             socket: Rc::clone(&socket),
             // What came right behind the request; copied, so that its buffer can go.
             first: Bytes::copy_from_slice(&parts.read_buf),
         };
+        // Answers to requests before this one, and what a body waits for.
+        let mut before = BytesMut::from(&*parts.write_buf);
+        if request.head().expect() {
+            before.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
         let payload: BoxedPayloadStream = Box::pin(incoming);
         let (request, _) = request.replace_payload(Payload::Stream { payload });
-        // Answers to requests before this one.
-        let before = BytesMut::from(&*parts.write_buf);
         let codec = parts.codec;
         let answer = self.0.call(request);
         let answered = async move {
-            match answer.await {
-                Ok(response) => Outgoing::new(response.into().map_into_boxed_body(), before, codec, socket),
-                Err(error) => Outgoing::new(error.into(), before, codec, socket),
-            }
+            let mut before = before.freeze();
+            poll_fn(|cx| socket.poll_write(&mut before, cx)).await?;
+            let response = match answer.await {
+                Ok(response) => response.into().map_into_boxed_body(),
+                Err(error) => error.into(),
+            };
+            Outgoing::new(response, codec, socket)
         };
         Box::pin(async move {
             // In a box of its own: what it takes to answer is not kept for as long as the session lives.
-            Box::pin(answered).await.go().await;
+            if let Ok(outgoing) = Box::pin(answered).await {
+                outgoing.go().await;
+            }
             Ok(())
         })
     }
 }
 
 /// The socket of one connection, whose reading and writing are both of one task.
-type Shared = Rc<RefCell<TcpStream>>;
+struct Socket {
+    stream: RefCell<TcpStream>,
+    /// The answer was 101.
+    upgraded: Cell<bool>,
+}
 
-/// What the peer sends. It ends where the connection does, in whatever way.
+impl Socket {
+    /// Writes until nothing is left.
+    fn poll_write(&self, left: &mut Bytes, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !left.is_empty() {
+            let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, left);
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                all if all == left.len() => *left = Bytes::new(),
+                some => left.advance(some),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What the peer sends. A session ends where its connection does, in whatever way; a request that is none is cut off there.
 struct Incoming {
-    socket: Shared,
+    socket: Rc<Socket>,
     first: Bytes,
 }
 
@@ -123,15 +154,19 @@ impl Stream for Incoming {
         }
         let mut space = [MaybeUninit::uninit(); READ];
         let mut read = ReadBuf::uninit(&mut space);
-        let polled = Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, &mut read);
+        let polled = Pin::new(&mut *self.socket.stream.borrow_mut()).poll_read(cx, &mut read);
         let came = ready!(polled).is_ok() && !read.filled().is_empty();
-        Poll::Ready(came.then(|| Ok(Bytes::copy_from_slice(read.filled()))))
+        Poll::Ready(if came {
+            Some(Ok(Bytes::copy_from_slice(read.filled())))
+        } else {
+            (!self.socket.upgraded.get()).then_some(Err(PayloadError::Incomplete(None)))
+        })
     }
 }
 
 /// The answer on its way to the peer: of an upgrade, all that the session ever writes.
 struct Outgoing {
-    socket: Shared,
+    socket: Rc<Socket>,
     /// What the socket did not take yet.
     pending: Bytes,
     body: BoxBody,
@@ -141,26 +176,24 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    fn new(mut response: Response<BoxBody>, mut before: BytesMut, mut codec: Codec, socket: Shared) -> Self {
+    fn new(mut response: Response<BoxBody>, mut codec: Codec, socket: Rc<Socket>) -> io::Result<Self> {
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        socket.upgraded.set(upgraded);
         if !upgraded {
             response.head_mut().set_connection_type(ConnectionType::Close);
+            // The codec, which has seen a request to upgrade, would say that it writes chunks and write none.
+            response.head_mut().no_chunking(true);
         }
         let (head, body) = response.into_parts();
-        let body = match codec.encode(Message::Item((head, body.size())), &mut before) {
-            Ok(()) => body,
-            Err(error) => {
-                log::error!("the head of an answer cannot be written: {error}");
-                BoxBody::new(())
-            }
-        };
-        Self {
+        let mut pending = BytesMut::new();
+        codec.encode(Message::Item((head, body.size())), &mut pending)?;
+        Ok(Self {
             socket,
-            pending: before.freeze(),
+            pending: pending.freeze(),
             body,
             ended: false,
             refusal: (!upgraded).then(|| Box::new(codec)),
-        }
+        })
     }
 
     /// Until all is written or the peer is gone.
@@ -169,27 +202,20 @@ impl Outgoing {
         if written.is_err() {
             return;
         }
-        let _ = SockRef::from(&*self.socket.borrow()).shutdown(Shutdown::Write);
+        let _ = SockRef::from(&*self.socket.stream.borrow()).shutdown(Shutdown::Write);
         if self.refusal.is_some() {
             let mut rest = Incoming {
                 socket: self.socket,
                 first: Bytes::new(),
             };
-            let lingers = async move { while rest.next().await.is_some() {} };
+            let lingers = async move { while let Some(Ok(_)) = rest.next().await {} };
             let _ = Box::pin(timeout(LINGER, lingers)).await;
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            while !self.pending.is_empty() {
-                let written = Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, &self.pending);
-                match ready!(written)? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    all if all == self.pending.len() => self.pending = Bytes::new(),
-                    some => self.pending.advance(some),
-                }
-            }
+            ready!(self.socket.poll_write(&mut self.pending, cx))?;
             if self.ended {
                 return Poll::Ready(Ok(()));
             }

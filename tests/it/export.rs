@@ -20,6 +20,7 @@ use crate::{
         eventually,
         http::{HttpClient, Response},
         within,
+        ws::HANDSHAKE,
     },
 };
 
@@ -457,6 +458,20 @@ async fn twitch_json_has_every_field_that_chat_renderers_read() {
         assert_eq!((colour(1), colour(3)), (colour(4), colour(5)));
         assert_ne!(colour(1), colour(3));
     }
+}
+
+#[actix_web::test]
+async fn an_export_asked_for_by_a_request_to_upgrade_is_as_whole_as_any_other() {
+    let app = &filled().await[0];
+    let bearer = format!("Bearer {}", app.token(12));
+    let headers = [&HANDSHAKE[..], &[("Authorization", bearer.as_str())]].concat();
+    let answer = app
+        .client()
+        .await
+        .request("GET", &path("format=csv"), &headers, "")
+        .await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert_eq!(answer.text(), export(app, "format=csv").await.text());
 }
 
 #[actix_web::test]

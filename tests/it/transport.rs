@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::support::{
     http::HttpClient,
-    presenter::{app, hello, send},
-    ws::{Frame, HANDSHAKE, Incoming, TEXT, WsClient},
+    presenter::{V1, app, hello, send},
+    ws::{Frame, HANDSHAKE, Incoming, PING, TEXT, WsClient},
 };
 
 /// A request as it is on the wire.
@@ -80,11 +80,54 @@ async fn a_session_goes_on_however_its_frames_are_cut() {
     }
     assert_eq!(socket.next_json().await["type"], "welcome");
     // More than one read of the server's, in one write of ours.
-    let pings: Vec<u8> = (0..40)
-        .flat_map(|n| Frame::new(crate::support::ws::PING, vec![n; 125]).encode())
-        .collect();
+    let pings: Vec<u8> = (0..40).flat_map(|n| Frame::new(PING, vec![n; 125]).encode()).collect();
     socket.send_bytes(&pings).await;
     for n in 0..40 {
         assert_eq!(socket.next().await, Incoming::Pong(vec![n; 125]));
     }
+}
+
+#[actix_web::test]
+async fn what_was_asked_before_an_upgrade_is_answered_before_its_body_comes() {
+    let app = app().await;
+    let mut http = HttpClient::connect(app.addr).await;
+    let bearer = format!("Bearer {}", app.token(7));
+    let headers = [
+        &HANDSHAKE[..],
+        &[
+            ("Authorization", &bearer),
+            ("Content-Type", "application/json"),
+            ("Expect", "100-continue"),
+        ],
+    ]
+    .concat();
+    let post = request("/v1/rooms/12/messages", &headers).replacen("GET", "POST", 1);
+    http.send_bytes(format!("{}{post}", request("/livez", &[])).as_bytes())
+        .await;
+    assert_eq!(http.read_response(false).await.status, 200);
+    http.may_continue().await;
+    http.send_bytes(br#"{"text":"whole"}"#).await;
+    // A request to upgrade has no length, and the end of the connection does not say that its body is whole.
+    http.end_sending().await;
+    let answer = http.read_response(false).await;
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (400, Some("close")),
+        "{answer:?}"
+    );
+    assert_eq!(app.metric("chat_accepted_total").await, Some(0.0));
+}
+
+#[actix_web::test]
+async fn what_a_client_sends_faster_than_its_session_reads_waits_in_its_socket() {
+    let app = app().await;
+    let mut session = V1::of(&app, 12, json!({})).await;
+    send(&app, 1..=1).await;
+    session.chat().await;
+    // As many as a flood may have, in frames of six bytes: hundreds fit into one read.
+    let ack = Frame::new(TEXT, r#"{"type":"ack","seq":1}"#).encode();
+    session.socket.send_bytes(&ack.repeat(100)).await;
+    let ping = Frame::new(PING, "last").encode();
+    session.socket.send_bytes(&ping).await;
+    assert_eq!(session.socket.next().await, Incoming::Pong(b"last".to_vec()));
 }

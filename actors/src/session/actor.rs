@@ -259,7 +259,7 @@ impl PresenterSession {
     }
 
     fn failed(&mut self, error: &ProtocolError, ctx: &mut WebsocketContext<Self>) {
-        let close = match (self.parts.violation.get(), error) {
+        let close = match (self.parts.inbound.violation(), error) {
             (Some(Violation::TooBig), _) | (None, ProtocolError::Overflow) => Close::TooBig,
             (Some(Violation::Protocol), _) => Close::Protocol,
             // actix reports text that is not UTF-8 as an I/O error; a peer that is gone reads no close code anyway.
@@ -311,6 +311,7 @@ impl Drop for PresenterSession {
 
 impl StreamHandler<Result<Frame, ProtocolError>> for PresenterSession {
     fn handle(&mut self, frame: Result<Frame, ProtocolError>, ctx: &mut Self::Context) {
+        self.parts.inbound.handled();
         self.unanswered = 0;
         let frame = match frame {
             Ok(Frame::Close(reason)) => {

@@ -17,5 +17,5 @@ pub use self::{
     close::Close,
     flow::Flow,
     handle::SessionHandle,
-    parts::{Dialect, Progress, SessionConfig, SessionParts, Violation},
+    parts::{Dialect, Inbound, Progress, SessionConfig, SessionParts, Violation},
 };

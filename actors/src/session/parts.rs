@@ -45,6 +45,40 @@ pub enum Violation {
     Protocol,
 }
 
+/// The frames on their way in, as the transport and the session both see them.
+#[derive(Default)]
+pub struct Inbound {
+    violation: Cell<Option<Violation>>,
+    ahead: Cell<usize>,
+}
+
+impl Inbound {
+    /// The transport found this wrong with them; the session chooses its close code by it.
+    pub fn violate(&self, violation: Violation) {
+        self.violation.set(Some(violation));
+    }
+
+    /// What was found wrong with them.
+    pub fn violation(&self) -> Option<Violation> {
+        self.violation.get()
+    }
+
+    /// So many more frames began in what the transport gave on.
+    pub fn came(&self, frames: usize) {
+        self.ahead.set(self.ahead.get() + frames);
+    }
+
+    /// The session has dealt with one.
+    pub(super) fn handled(&self) {
+        self.ahead.set(self.ahead.get().saturating_sub(1));
+    }
+
+    /// How many frames the transport is ahead of the session.
+    pub fn ahead(&self) -> usize {
+        self.ahead.get()
+    }
+}
+
 /// What was written and is not known to have been taken by the socket yet; shared with the transport, which knows when it is.
 #[derive(Default)]
 pub struct Progress {
@@ -102,7 +136,7 @@ pub struct SessionParts {
     /// Shared with the transport.
     pub progress: Rc<Progress>,
     /// Shared with the transport.
-    pub violation: Rc<Cell<Option<Violation>>>,
+    pub inbound: Rc<Inbound>,
     /// Its place among those that may be open; given back when it is dropped.
     pub place: Box<dyn Any>,
 }

@@ -171,6 +171,17 @@ impl HttpClient {
         }
     }
 
+    /// Waits for `100 Continue`.
+    pub async fn may_continue(&mut self) {
+        let head = self.read_head().await;
+        assert_eq!(head.status, 100, "{head:?}");
+    }
+
+    /// Ends our half of the connection.
+    pub async fn end_sending(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
     /// Whether the peer ends the connection, and nothing more comes before.
     pub async fn is_closed(&mut self) -> bool {
         self.unread.is_empty() && !self.fill().await
