@@ -56,7 +56,7 @@ section! {
         batch_enough: usize = 250, 1..=100_000;
         /// Milliseconds to wait at most for enough for a batch to the store; 0 sends what is there.
         /// 저장소 배치가 차기를 기다리는 최대 밀리초. 0이면 있는 만큼 바로 보낸다.
-        linger_ms: u64 = 50, 0..=10_000;
+        linger_ms: u64 = 100, 0..=10_000;
         /// Milliseconds before the first new try after a failed write to the store; grows from try to try.
         /// 저장소 쓰기 실패 후 첫 재시도까지의 밀리초. 시도할수록 늘어난다.
         retry_min_ms: u64 = 100, 1..=600_000;

@@ -209,7 +209,7 @@ async fn check_config_prints_every_setting_with_its_layer_or_those_that_were_cha
     let dir = ScratchDir::new("check");
     std::fs::write(
         dir.path().join("settings.toml"),
-        "[log]\nbatch_max = 7\nlinger_ms = 50\n",
+        "[log]\nbatch_max = 7\nlinger_ms = 100\n",
     )
     .unwrap();
     let env = [
@@ -227,7 +227,7 @@ async fn check_config_prints_every_setting_with_its_layer_or_those_that_were_cha
     assert_eq!(keys, chatting_server::settings::Settings::default().keys());
     for line in [
         "log.batch_max = 7  # file",
-        "log.linger_ms = 50  # file",
+        "log.linger_ms = 100  # file",
         "log.commit_max = 9  # flag",
         "log.retry_min_ms = 100  # default",
         "auth.hs256_secret = \"***\"  # environment",
