@@ -1,11 +1,12 @@
 //! The conformance suite of the log: MongoDB and SQLite keep the same promises.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use chatting_actors::{
     clock::EventClock,
     seams::{LogRange, LogReader, LogStore, Spool, StoreBatch},
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
+    writer::SpoolInfo,
 };
 use chatting_server::store::{
     Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, history::History, mongo::MongoSettings,
@@ -20,13 +21,7 @@ use crate::support::{
 /// Both stores, each with what keeps it alive.
 pub async fn stores() -> Vec<(&'static str, Arc<dyn Archive>, Option<Arc<ScratchDir>>)> {
     let dir = ScratchDir::new("store");
-    let (spool, _) = SqliteSpool::open(SpoolSettings {
-        path: dir.path().join("chat.db"),
-        durability: Durability::Disk,
-        max_bytes: None,
-        embedded: true,
-    })
-    .unwrap();
+    let (spool, _) = embedded(&dir.path().join("chat.db"));
     let sqlite = SqliteStore::new(spool.connection());
     let stores: Vec<(_, Arc<dyn Archive>, _)> = vec![
         ("sqlite", Arc::new(sqlite), Some(dir)),
@@ -37,6 +32,17 @@ pub async fn stores() -> Vec<(&'static str, Arc<dyn Archive>, Option<Arc<Scratch
         store.prepare().await.unwrap();
     }
     stores
+}
+
+/// A new spool that the embedded log shares its file with.
+fn embedded(path: &Path) -> (SqliteSpool, SpoolInfo) {
+    SqliteSpool::open(SpoolSettings {
+        path: path.to_owned(),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: true,
+    })
+    .unwrap()
 }
 
 pub async fn mongo() -> MongoStore {
@@ -251,13 +257,7 @@ async fn a_document_has_the_fields_that_the_design_names() {
 async fn pages_of_the_log_bring_each_event_once_wherever_their_ranges_end() {
     let dir = ScratchDir::new("pages");
     let path = dir.path().join("chat.db");
-    let (mut spool, info) = SqliteSpool::open(SpoolSettings {
-        path: path.clone(),
-        durability: Durability::Disk,
-        max_bytes: None,
-        embedded: true,
-    })
-    .unwrap();
+    let (mut spool, info) = embedded(&path);
     let mut clock = EventClock::after(0);
     let epoch = info.epoch.clone();
     // Two rooms in turn, so that a room's rows do not follow each other.
@@ -299,13 +299,7 @@ async fn commits_go_between_the_events_of_a_batch_on_its_way_into_the_embedded_l
     const EVENTS: i64 = 10_000;
     let dir = ScratchDir::new("between");
     let path = dir.path().join("chat.db");
-    let (mut spool, info) = SqliteSpool::open(SpoolSettings {
-        path: path.clone(),
-        durability: Durability::Disk,
-        max_bytes: None,
-        embedded: true,
-    })
-    .unwrap();
+    let (mut spool, info) = embedded(&path);
     let store = SqliteStore::new(spool.connection());
     store.prepare().await.unwrap();
     let mut clock = EventClock::after(0);
