@@ -16,10 +16,11 @@ use chatting_actors::{
 };
 use chatting_server::{
     app::App,
-    auth::{ClaimNames, Key, Mint, SigningKey, TokenRules, TokenVerifier, mint},
+    auth::{Key, Mint, SigningKey, TokenVerifier, mint},
     hot,
     limits::Buckets,
     settings::{Auth, Durability as DurabilitySetting, RoomMode, Secret, Settings},
+    startup::token_rules,
     store::{
         Durability,
         spool::{SpoolSettings, SqliteSpool},
@@ -65,19 +66,7 @@ fn events(count: u64) -> Vec<Arc<Event>> {
 }
 
 fn tokens(c: &mut Criterion) {
-    let rules = || TokenRules {
-        leeway_seconds: 5,
-        issuer: None,
-        audience: None,
-        names: ClaimNames {
-            user: "user_idx".into(),
-            nickname: "nickname".into(),
-            role: "role".into(),
-            rooms: "rooms".into(),
-        },
-        max_token_bytes: 8192,
-        published: None,
-    };
+    let rules = || token_rules(&Settings::default());
     let auth = Auth::default();
     let of = Mint {
         user_idx: 7,

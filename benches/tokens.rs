@@ -21,8 +21,9 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chatting_actors::{clock::system_ms, metrics::Metrics};
 use chatting_server::{
-    auth::{ClaimNames, Key, Mint, SigningKey, TokenRules, TokenVerifier, mint},
-    settings::{Algorithm, Auth},
+    auth::{Key, Mint, SigningKey, TokenVerifier, mint},
+    settings::{Algorithm, Auth, Settings},
+    startup::token_rules,
 };
 
 /// How long each figure is measured for.
@@ -66,19 +67,7 @@ fn pair(algorithm: Algorithm) -> (SigningKey, Key) {
 }
 
 fn verifier(key: &Key, cache_max: usize) -> TokenVerifier {
-    let rules = TokenRules {
-        leeway_seconds: 5,
-        issuer: None,
-        audience: None,
-        names: ClaimNames {
-            user: "user_idx".into(),
-            nickname: "nickname".into(),
-            role: "role".into(),
-            rooms: "rooms".into(),
-        },
-        max_token_bytes: 8192,
-        published: None,
-    };
+    let rules = token_rules(&Settings::default());
     TokenVerifier::new(rules, vec![key.clone()], None, cache_max, Metrics::default())
 }
 

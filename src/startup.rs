@@ -98,7 +98,8 @@ pub(crate) fn rooms_file(settings: &Settings) -> PathBuf {
     Path::new(&settings.log.path).with_extension("rooms.json")
 }
 
-pub(crate) fn token_rules(settings: &Settings) -> TokenRules {
+/// What tokens must be, by the settings.
+pub fn token_rules(settings: &Settings) -> TokenRules {
     let auth = &settings.auth;
     let given = |text: &String| (!text.is_empty()).then(|| text.clone());
     TokenRules {

@@ -4,28 +4,13 @@ use chatting_actors::types::{PresenterIdx, Role};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
-use super::{
-    super::{ClaimNames, Rooms},
-    *,
-};
-use crate::error::Code;
+use super::{super::Rooms, *};
+use crate::{error::Code, settings::Settings, startup::token_rules};
 
 const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 fn rules() -> TokenRules {
-    TokenRules {
-        leeway_seconds: 5,
-        issuer: None,
-        audience: None,
-        names: ClaimNames {
-            user: "user_idx".into(),
-            nickname: "nickname".into(),
-            role: "role".into(),
-            rooms: "rooms".into(),
-        },
-        max_token_bytes: 8192,
-        published: None,
-    }
+    token_rules(&Settings::default())
 }
 
 fn with_rules(rules: TokenRules) -> TokenVerifier {
