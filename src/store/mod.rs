@@ -13,6 +13,7 @@ mod salvage;
 pub mod servers;
 pub mod spool;
 pub mod sqlite;
+mod turns;
 
 pub use self::{
     archive::{Archive, Deleted, Logged, Scan, StoredBroadcast},
@@ -26,15 +27,9 @@ pub use self::{
     sqlite::SqliteStore,
 };
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{path::Path, sync::Arc};
 
-use parking_lot::{Mutex, MutexGuard};
+use self::turns::Turns;
 use rusqlite::{
     Connection, OpenFlags,
     trace::{TraceEvent, TraceEventCodes},
@@ -70,47 +65,7 @@ impl Durability {
 
 /// The one writing connection to a SQLite file: SQLite has one writer at a time, so spool and store take turns here rather
 /// than in busy loops. `None` while the file cannot be opened.
-#[derive(Clone)]
-pub struct SharedConnection(Arc<Taken>);
-
-struct Taken {
-    connection: Mutex<Option<Connection>>,
-    /// How many wait for it.
-    waiting: AtomicUsize,
-}
-
-impl SharedConnection {
-    fn of(connection: Option<Connection>) -> Self {
-        Self(Arc::new(Taken {
-            connection: Mutex::new(connection),
-            waiting: AtomicUsize::new(0),
-        }))
-    }
-
-    fn new(connection: Connection) -> Self {
-        Self::of(Some(connection))
-    }
-
-    /// Never open: for those who only read, on connections of their own.
-    fn none() -> Self {
-        Self::of(None)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
-        if let Some(free) = self.0.connection.try_lock() {
-            return free;
-        }
-        self.0.waiting.fetch_add(1, Ordering::SeqCst);
-        let mine = self.0.connection.lock();
-        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
-        mine
-    }
-
-    /// Whether somebody waits for who has it now.
-    fn wanted(&self) -> bool {
-        self.0.waiting.load(Ordering::SeqCst) > 0
-    }
-}
+pub type SharedConnection = Arc<Turns<Option<Connection>>>;
 
 /// Opens or creates a SQLite file of mode 0600 in WAL mode.
 fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {

@@ -36,6 +36,7 @@ use super::{
     Durability, FoundSpool, Left, SharedConnection, SpoolLock, open_file,
     row::{self, columns},
     salvage, sqlite,
+    turns::Turns,
 };
 
 pub(super) const FORMAT: i64 = 2;
@@ -228,7 +229,7 @@ impl SqliteSpool {
         };
         let mut this = Self {
             settings,
-            connection: SharedConnection::new(connection),
+            connection: SharedConnection::new(Turns::new(Some(connection))),
             epochs: state.epochs,
             epoch: state.epoch,
             next_pos: state.next_pos,

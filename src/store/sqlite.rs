@@ -21,7 +21,6 @@ use chatting_actors::{
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
-use parking_lot::MutexGuard;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior, ffi, params};
 use uuid::Uuid;
 
@@ -30,6 +29,7 @@ use super::{
     archive::Bisection,
     open_to_read,
     row::{self, columns},
+    turns::Turns,
 };
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
@@ -112,7 +112,7 @@ impl SqliteStore {
     /// The log in this file, to be read beside whatever server has it: no more than [`Archive`]'s questions.
     pub fn to_read(path: PathBuf) -> Self {
         Self {
-            connection: SharedConnection::none(),
+            connection: SharedConnection::new(Turns::new(None)),
             path: Arc::new(path),
             written: Arc::default(),
         }
@@ -229,8 +229,8 @@ fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Result<Vec<Poi
     in_order.sort_by_key(|(_, event)| (event.presenter_idx, event.seq));
     let mut left = in_order.chunks(PIECE);
     let mut poison = Vec::new();
-    let mut taken = shared.lock();
     while left.len() > 0 {
+        let mut taken = shared.lock();
         unsynced(&mut taken, |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for events in left.by_ref() {
@@ -245,7 +245,6 @@ fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Result<Vec<Poi
             }
             transaction.commit()
         })?;
-        MutexGuard::bump(&mut taken);
     }
     Ok(poison)
 }
