@@ -2,7 +2,7 @@
 //!
 //! Of an ordinary mutex whoever runs gets hold: a thread that gives it back and asks again has it before one that waits has woken,
 //! and one that spins and yields is not even known to wait. Commits waited 12 ms so for a batch that had offered them the connection
-//! thirteen times.
+//! thirteen times. tokio's mutex keeps the order too, but cannot be waited for on a thread that runs tasks, as a start's does.
 
 use std::{
     ops::{Deref, DerefMut},
