@@ -11,6 +11,12 @@
 //! `ask_store`, `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
 pub mod erasure;
+mod freeing;
+mod import;
+mod opening;
+mod parked;
+
+pub use self::{opening::OpenError, parked::ParkedRow};
 
 use std::{
     collections::HashMap,
@@ -26,17 +32,18 @@ use chatting_actors::{
     outcome::{Accepted, Delivery},
     seams::{LastSeq, Place, Pos, Spool, SpoolError},
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
-    writer::SpoolInfo,
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
-
 use uuid::Uuid;
 
+use self::{
+    freeing::{COVERS, PARK, covering, free_rows, trim_keys},
+    opening::{last_of_rooms, limit, open_connection},
+};
 use super::{
-    Durability, FoundSpool, Left, SharedConnection, SpoolLock, open_file,
+    Durability, FoundSpool, SharedConnection, SpoolLock,
     row::{self, columns},
-    salvage, sqlite,
-    turns::Turns,
+    sqlite,
 };
 
 pub(super) const FORMAT: i64 = 2;
@@ -44,42 +51,8 @@ pub(super) const FORMAT: i64 = 2;
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
-/// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
-const LOG_CHECKPOINT_PAGES: i64 = 16_384;
-
 /// What a probe writes.
 const PROBE_BYTES: usize = 64 * 1024;
-
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS epochs(n INTEGER PRIMARY KEY, epoch TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS rooms(presenter_idx INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS spool(
-  pos INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
-  presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, sent_at INTEGER NOT NULL,
-  room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
-  idempotency_key TEXT, broadcast_id BLOB, act TEXT);
-CREATE TABLE IF NOT EXISTS keys(
-  pos INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
-  presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, sent_at INTEGER NOT NULL,
-  user_idx INTEGER NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS parked(
-  pos INTEGER NOT NULL, epoch INTEGER NOT NULL,
-  presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL PRIMARY KEY, sent_at INTEGER NOT NULL,
-  room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
-  idempotency_key TEXT, reason TEXT NOT NULL, parked_at INTEGER NOT NULL, broadcast_id BLOB, act TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS places(
-  presenter_idx INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, over INTEGER NOT NULL, position INTEGER NOT NULL,
-  exact INTEGER NOT NULL, room_idx INTEGER, session_at INTEGER, saved_at INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS records(
-  id BLOB NOT NULL PRIMARY KEY, presenter_idx INTEGER NOT NULL, version INTEGER NOT NULL, ended INTEGER NOT NULL,
-  stored INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
-";
-
-/// Made when the columns are there. It has nothing but acts, so chat costs nothing more, and no reader has to look through the
-/// whole spool for what was deleted.
-const ACTS_INDEX: &str = "CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL";
 
 const KEEP_PLACE: &str = "
 INSERT OR REPLACE INTO places(presenter_idx, epoch, over, position, exact, room_idx, session_at, saved_at)
@@ -94,14 +67,6 @@ const INSERT: &str = concat!(
 const INSERT_KEY: &str = "
 INSERT INTO keys(epoch, presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-
-const PARK: &str = concat!(
-    "INSERT OR IGNORE INTO parked(pos, epoch, ",
-    columns!(),
-    ", reason, parked_at) SELECT pos, epoch, ",
-    columns!(),
-    ", ?2, ?3 FROM spool WHERE pos = ?1"
-);
 
 /// That a broadcast was seen to be live again is for the spool alone: told of every open one, it would keep the store busy.
 const KEEP_RECORD: &str = "
@@ -146,106 +111,7 @@ pub struct SqliteSpool {
     lock: SpoolLock,
 }
 
-/// Why a spool cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It is not ours.
-    #[error(transparent)]
-    Lock(#[from] super::LockError),
-    /// SQLite says no.
-    #[error("the spool {path} cannot be opened: {error}")]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: rusqlite::Error,
-    },
-    /// It is damaged and cannot be set aside.
-    #[error("the spool {path} is damaged and cannot be set aside: {error}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: std::io::Error,
-    },
-    /// A later version wrote it.
-    #[error("the spool {path} has format {found}; this version reads format {FORMAT}")]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What it says of itself.
-        found: i64,
-    },
-}
-
 impl SqliteSpool {
-    /// Takes the lock, opens or creates the file, and finds out where the numbering goes on.
-    pub fn open(settings: SpoolSettings) -> Result<(Self, SpoolInfo), OpenError> {
-        let lock = SpoolLock::take(&settings.path)?;
-        let path = settings.path.clone();
-        let sqlite = |error| OpenError::Sqlite {
-            path: path.clone(),
-            error,
-        };
-        salvage::finish(&settings.path).map_err(|error| OpenError::Damaged {
-            path: settings.path.clone(),
-            error,
-        })?;
-        let mut damaged = false;
-        let (mut connection, found) = match open_checked(&settings) {
-            // A file that never was a spool of ours is somebody else's: it is not touched.
-            Err(error) if salvage::is_damage(&error) && lock.known() => {
-                damaged = true;
-                (begin_anew(&settings, &error)?, None)
-            }
-            opened => opened.map_err(sqlite)?,
-        };
-        match found {
-            Some(1) => upgrade(&mut connection).map_err(sqlite)?,
-            Some(found) if found != FORMAT => return Err(OpenError::Format { path, found }),
-            _ => {}
-        }
-        let state = start(&mut connection, &settings, found.is_none()).map_err(sqlite)?;
-        limit(&connection, &settings).map_err(sqlite)?;
-        let info = SpoolInfo {
-            epoch: state.epoch.1.clone(),
-            last_ms: state.last_ms,
-            first: state.first,
-            last: state.next_pos - 1,
-        };
-        let (rooms_known, furthest) = how_far(&connection, &state.last).map_err(sqlite)?;
-        let found = FoundSpool {
-            epoch: state.epoch.1.0.to_string(),
-            new_epoch: state.begun,
-            left: match state.left {
-                _ if damaged => Left::Damaged,
-                left => left,
-            },
-            rows: (info.first <= info.last).then_some((info.first, info.last)),
-            rooms_waiting: state.last.len(),
-            rooms_known,
-            furthest,
-            asks_store: state.ask_store,
-        };
-        let mut this = Self {
-            settings,
-            connection: SharedConnection::new(Turns::new(Some(connection))),
-            epochs: state.epochs,
-            epoch: state.epoch,
-            next_pos: state.next_pos,
-            untold: state.next_pos,
-            last: state.last,
-            ask_store: state.ask_store,
-            salvaged: state.salvaged,
-            found,
-            bytes: 0,
-            measured_at: Instant::now(),
-            lock,
-        };
-        this.measure();
-        Ok((this, info))
-    }
-
     /// The name of the server whose spool this is (rule 7).
     pub fn server(&self) -> &str {
         self.lock.server()
@@ -328,193 +194,6 @@ fn failed(error: rusqlite::Error) -> SpoolError {
     }
 }
 
-struct Start {
-    epochs: HashMap<i64, Epoch>,
-    epoch: (i64, Epoch),
-    first: Pos,
-    next_pos: Pos,
-    last: HashMap<PresenterIdx, (Seq, Pos)>,
-    last_ms: i64,
-    ask_store: bool,
-    salvaged: bool,
-    /// An epoch has begun.
-    begun: bool,
-    left: Left,
-}
-
-fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
-    let connection = open_file(&settings.path, settings.durability)?;
-    connection.execute_batch(SCHEMA)?;
-    if settings.embedded {
-        connection.pragma_update(None, "wal_autocheckpoint", LOG_CHECKPOINT_PAGES)?;
-    }
-    Ok(connection)
-}
-
-/// From now on the file grows no further than it may. Not before it has what this version needs: a full spool must start.
-fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
-    if let Some(max) = settings.max_bytes {
-        let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let pages = i64::try_from(max).unwrap_or(i64::MAX) / page.max(1);
-        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
-    }
-    Ok(())
-}
-
-/// Opens the file and reads its format. After an unclean stop its tables are checked first.
-fn open_checked(settings: &SpoolSettings) -> rusqlite::Result<(Connection, Option<i64>)> {
-    let connection = open_connection(settings)?;
-    let format = meta(&connection, "format")?;
-    if meta(&connection, "clean")? == Some(0_i64) {
-        salvage::check(&connection)?;
-    }
-    Ok((connection, format))
-}
-
-/// Begins a new file with what can be read of a damaged one, and sets that aside whole. The new file is built beside the old
-/// one and takes its place last, so that a start that fails or dies on the way finds everything as it was.
-fn begin_anew(settings: &SpoolSettings, error: &rusqlite::Error) -> Result<Connection, OpenError> {
-    let path = settings.path.clone();
-    let sqlite = |error| OpenError::Sqlite {
-        path: path.clone(),
-        error,
-    };
-    let files = |error| OpenError::Damaged {
-        path: path.clone(),
-        error,
-    };
-    let anew = SpoolSettings {
-        path: salvage::beside(&settings.path, ".anew"),
-        ..settings.clone()
-    };
-    salvage::remove(&anew.path);
-    let connection = open_connection(&anew).map_err(sqlite)?;
-    connection.execute_batch("BEGIN IMMEDIATE").map_err(sqlite)?;
-    let salvaged = salvage::carry_over(&settings.path, &connection, settings.embedded).map_err(sqlite)?;
-    set_meta(&connection, "salvaged", 1).map_err(sqlite)?;
-    connection
-        .execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)")
-        .map_err(sqlite)?;
-    connection.close().map_err(|(_, error)| sqlite(error))?;
-    let whole = salvage::beside(&settings.path, salvage::WHOLE);
-    std::fs::rename(&anew.path, &whole).map_err(files)?;
-    salvage::remove(&anew.path);
-    let aside = salvage::set_aside(&settings.path).map_err(files)?;
-    std::fs::rename(&whole, &settings.path).map_err(files)?;
-    log::error!(
-        "spool: {} is damaged ({error}) and was set aside as {}; salvaged: {} events to go, {} keys, {} parked, {} of the \
-         embedded log. A new epoch begins, and rooms go on when the store has told their last seq",
-        settings.path.display(),
-        aside.display(),
-        salvaged.events,
-        salvaged.keys,
-        salvaged.parked,
-        salvaged.log,
-    );
-    open_connection(settings).map_err(sqlite)
-}
-
-/// Brings a file of format 1 to format 2, in one transaction.
-fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for table in ["spool", "parked"] {
-        for column in row::SINCE_FORMAT_1 {
-            transaction.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column}"))?;
-        }
-    }
-    sqlite::upgrade(&transaction)?;
-    set_meta(&transaction, "format", FORMAT)?;
-    transaction.commit()?;
-    log::info!("spool: brought from format 1 to format {FORMAT}");
-    Ok(())
-}
-
-/// Reads where the spool stands and marks it as in use.
-fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute_batch(ACTS_INDEX)?;
-    let clean: Option<i64> = meta(&transaction, "clean")?;
-    let before: Option<String> = meta(&transaction, "durability")?;
-    // Under `os` and `memory` a crash may have taken back numbers that were told: a new numbering begins.
-    let lost = clean == Some(0) && before.as_deref() != Some(Durability::Disk.as_str());
-    if new {
-        set_meta(&transaction, "format", FORMAT)?;
-        let salvaged = meta::<i64>(&transaction, "salvaged")?.is_some();
-        set_meta(&transaction, "ask_store", i64::from(!settings.embedded || salvaged))?;
-        set_meta(&transaction, "last_ms", 0)?;
-    }
-    if new || lost {
-        let epoch = format!("{:016x}", rand::random::<u64>());
-        transaction.execute("INSERT INTO epochs(epoch) VALUES (?1)", params![epoch])?;
-        set_meta(&transaction, "epoch", transaction.last_insert_rowid())?;
-    }
-    set_meta(&transaction, "clean", 0)?;
-    set_meta(&transaction, "durability", settings.durability.as_str())?;
-    let mut epochs = HashMap::new();
-    let mut statement = transaction.prepare("SELECT n, epoch FROM epochs")?;
-    for row in statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
-        let (n, epoch) = row?;
-        epochs.insert(n, Epoch(epoch.into()));
-    }
-    drop(statement);
-    let n: i64 = meta(&transaction, "epoch")?.unwrap_or(0);
-    let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
-        transaction.query_row("SELECT MIN(pos), MAX(pos), MAX(sent_at) FROM spool", [], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })?;
-    let rooms = last_of_rooms(&transaction, 0)?;
-    let start = Start {
-        epochs,
-        epoch: (n, epoch),
-        first: first.unwrap_or(1),
-        next_pos: last.map_or(1, |last| last + 1),
-        last: rooms,
-        last_ms: meta::<i64>(&transaction, "last_ms")?
-            .unwrap_or(0)
-            .max(newest.unwrap_or(0)),
-        ask_store: meta::<i64>(&transaction, "ask_store")?.unwrap_or(1) != 0,
-        salvaged: meta::<i64>(&transaction, "salvaged")?.is_some(),
-        begun: new || lost,
-        left: match clean {
-            None => Left::New,
-            Some(0) => Left::Uncleanly(before.unwrap_or_else(|| "unknown".into())),
-            Some(_) => Left::Cleanly,
-        },
-    };
-    transaction.commit()?;
-    Ok(start)
-}
-
-/// How many rooms are known here, by `rooms` or by the rows whose last seqs are in `last`, and the highest of their last seqs.
-fn how_far(connection: &Connection, last: &HashMap<PresenterIdx, (Seq, Pos)>) -> rusqlite::Result<(u64, Seq)> {
-    let (mut known, freed): (u64, i64) =
-        connection.query_row("SELECT COUNT(*), COALESCE(MAX(last_seq), 0) FROM rooms", [], |row| {
-            Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
-        })?;
-    let mut furthest = Seq(freed.cast_unsigned());
-    let mut in_rooms = connection.prepare_cached("SELECT 1 FROM rooms WHERE presenter_idx = ?1")?;
-    for (presenter, (seq, _)) in last {
-        known += u64::from(!in_rooms.exists([presenter.get()])?);
-        furthest = furthest.max(*seq);
-    }
-    Ok((known, furthest))
-}
-
-/// The last seq of each room that has rows from `from` on, and the row that it is in.
-fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Result<HashMap<PresenterIdx, (Seq, Pos)>> {
-    let mut rooms = HashMap::new();
-    let sql = "SELECT presenter_idx, MAX(seq), MAX(pos) FROM spool WHERE pos >= ?1 GROUP BY presenter_idx";
-    let mut statement = connection.prepare(sql)?;
-    let mut rows = statement.query([from])?;
-    while let Some(row) = rows.next()? {
-        if let Some(presenter) = PresenterIdx::new(row.get(0)?) {
-            rooms.insert(presenter, (Seq(row.get::<_, i64>(1)?.cast_unsigned()), row.get(2)?));
-        }
-    }
-    Ok(rooms)
-}
-
 pub(super) fn meta<T: rusqlite::types::FromSql>(connection: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
     connection
         .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
@@ -559,63 +238,6 @@ fn insert_key(connection: &Connection, epoch: i64, event: &Event, keyed: &Keyed)
         &*keyed.key,
         &keyed.fingerprint()[..],
     ])?;
-    Ok(())
-}
-
-/// Rows are in the order of time, so what is old is found from the front, without an index.
-fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Result<()> {
-    let mut newest = connection.prepare_cached("SELECT pos FROM keys WHERE sent_at >= ?1 ORDER BY pos LIMIT 1")?;
-    let kept: Option<Pos> = newest.query_row([before_ms], |row| row.get(0)).optional()?;
-    let mut delete = connection.prepare_cached("DELETE FROM keys WHERE pos < ?1")?;
-    delete.execute([kept.unwrap_or(Pos::MAX)])?;
-    Ok(())
-}
-
-/// What is said of an act that the store has and that stays here for what is parked.
-const COVERS: &str = "stored; kept for the parked messages that it covers";
-
-/// Acts among the rows up to `through` that the store has and that may cover what is parked, of which it knows nothing: they
-/// stay with it.
-fn covering(connection: &Connection, through: Pos, parked: &[(Pos, Arc<Event>, String)]) -> rusqlite::Result<Vec<Pos>> {
-    let any: bool = connection
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM parked)")?
-        .query_row([], |row| row.get(0))?;
-    if !any && parked.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut acts = connection.prepare_cached(
-        "SELECT pos, presenter_idx, presenter_idx IN (SELECT presenter_idx FROM parked WHERE act IS NULL) FROM spool
-         WHERE pos <= ?1 AND act IS NOT NULL",
-    )?;
-    let mut found = Vec::new();
-    let mut rows = acts.query([through])?;
-    while let Some(row) = rows.next()? {
-        let (pos, presenter, before): (Pos, i64, bool) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let now = parked
-            .iter()
-            .any(|(_, event, _)| event.act.is_none() && event.presenter_idx.get() == presenter);
-        if (before || now) && parked.iter().all(|(parked, ..)| *parked != pos) {
-            found.push(pos);
-        }
-    }
-    Ok(found)
-}
-
-/// Deletes the rows up to `through`; those to be parked are copied before they go, and go last.
-fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &str)]) -> rusqlite::Result<()> {
-    let mut delete = connection.prepare_cached("DELETE FROM spool WHERE pos >= ?1 AND pos < ?2")?;
-    let mut kept: Vec<Pos> = parked.iter().map(|(pos, _)| *pos).collect();
-    kept.sort_unstable();
-    let mut from = Pos::MIN;
-    for pos in kept.into_iter().chain([through + 1]) {
-        delete.execute([from, pos])?;
-        from = pos + 1;
-    }
-    let mut park = connection.prepare_cached(PARK)?;
-    for (pos, reason) in parked {
-        park.execute(params![pos, reason, system_ms()])?;
-        delete.execute([*pos, pos + 1])?;
-    }
     Ok(())
 }
 
@@ -976,120 +598,6 @@ impl SqliteSpool {
                 transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;
             }
             transaction.commit()
-        })
-    }
-}
-
-/// An import of a log that was exported elsewhere. It goes past the spool into the store; the spool only knows of it.
-impl SqliteSpool {
-    /// What the import that has begun and not ended is known by.
-    pub fn importing(&mut self) -> Result<Option<String>, SpoolError> {
-        self.with(|_, connection| meta(connection, "importing"))
-    }
-
-    /// Begins one: remembers what it is known by, and that these rooms go on behind these numbers and after that time (rules 3
-    /// and 5), whether or not it comes to its end. One transaction.
-    pub fn begin_import(
-        &mut self,
-        known_by: &str,
-        rooms: impl IntoIterator<Item = (PresenterIdx, Seq)>,
-        newest_ms: i64,
-    ) -> Result<(), SpoolError> {
-        self.with(|_, connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            {
-                let mut room = transaction.prepare_cached(
-                    "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
-                     ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)",
-                )?;
-                for (presenter, last) in rooms {
-                    room.execute(params![presenter.get(), last.0.cast_signed()])?;
-                }
-            }
-            let last_ms = meta::<i64>(&transaction, "last_ms")?.unwrap_or(0).max(newest_ms);
-            set_meta(&transaction, "last_ms", last_ms)?;
-            set_meta(&transaction, "importing", known_by)?;
-            transaction.commit()
-        })
-    }
-
-    /// It has come to its end.
-    pub fn end_import(&mut self) -> Result<(), SpoolError> {
-        self.with(|_, connection| {
-            connection.execute("DELETE FROM meta WHERE key = 'importing'", [])?;
-            Ok(())
-        })
-    }
-}
-
-/// A parked event.
-pub struct ParkedRow {
-    /// What names it, whatever else of it can be read.
-    pub id: Vec<u8>,
-    /// The event, or why it cannot be read.
-    pub event: Result<Arc<Event>, String>,
-    /// Why the store refused it.
-    pub reason: String,
-}
-
-impl SqliteSpool {
-    /// At most `limit` parked events whose ids are greater than `after`, oldest first.
-    pub fn read_parked(&mut self, after: &[u8], limit: usize) -> Result<Vec<ParkedRow>, SpoolError> {
-        self.with(|this, connection| {
-            let sql = format!(
-                "SELECT id, reason, epoch, {} FROM parked WHERE id > ?1 ORDER BY id LIMIT ?2",
-                row::COLUMNS
-            );
-            let mut statement = connection.prepare_cached(&sql)?;
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = statement.query_map(params![after, limit], |found| {
-                let event = match this.epochs.get(&found.get(2)?) {
-                    Some(epoch) => row::read(found, 3, epoch.clone())
-                        .map(Arc::new)
-                        .map_err(|e| e.to_string()),
-                    None => Err("its epoch is not known".into()),
-                };
-                Ok(ParkedRow {
-                    id: found.get(0)?,
-                    event,
-                    reason: found.get(1)?,
-                })
-            })?;
-            rows.collect()
-        })
-    }
-
-    /// After parked events were tried again: forgets those that the store has now, but for acts that may cover what stays, and
-    /// keeps the others with their new reason. One transaction.
-    pub fn unpark(&mut self, stored: &[Uuid], refused: &[(Uuid, String)]) -> Result<(), SpoolError> {
-        self.with(|_, connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            {
-                let mut delete = transaction.prepare_cached(
-                    "DELETE FROM parked WHERE id = ?1 AND (act IS NULL OR NOT EXISTS (
-                     SELECT 1 FROM parked AS older
-                     WHERE older.id < ?1 AND older.presenter_idx = parked.presenter_idx AND older.act IS NULL))",
-                )?;
-                // What an act covers is older, and goes first.
-                let mut stored: Vec<&Uuid> = stored.iter().collect();
-                stored.sort_unstable();
-                for id in stored {
-                    delete.execute([&id.as_bytes()[..]])?;
-                }
-                let mut update = transaction.prepare_cached("UPDATE parked SET reason = ?2 WHERE id = ?1")?;
-                for (id, reason) in refused {
-                    update.execute(params![&id.as_bytes()[..], reason])?;
-                }
-            }
-            transaction.commit()
-        })
-    }
-
-    /// How many events are parked.
-    pub fn count_parked(&mut self) -> Result<u64, SpoolError> {
-        self.with(|_, connection| {
-            let count: i64 = connection.query_row("SELECT COUNT(*) FROM parked", [], |row| row.get(0))?;
-            Ok(count.cast_unsigned())
         })
     }
 }

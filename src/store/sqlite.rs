@@ -3,11 +3,13 @@
 //! `chatting_log` is clustered by room and seq, so that a replay reads neighbours. It shares the spool's writing connection:
 //! while a batch is moved here, commits that come are let pass every few events. Reads have connections of their own.
 
+mod acts;
 mod figures;
+mod filling;
 mod keeping;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -16,20 +18,17 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
-    moderation::Act,
     seams::{LogRange, LogStore, Poison, StoreBatch, StoreError},
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, TransactionBehavior, ffi, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, params};
 use uuid::Uuid;
 
+use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
 use super::{
-    Archive, Deleted, FoundStore, Logged, Scan, SharedConnection, StoredBroadcast,
-    archive::Bisection,
-    open_to_read,
-    row::{self, columns},
-    turns::Turns,
+    Archive, Deleted, FoundStore, Logged, Scan, SharedConnection, StoredBroadcast, archive::Bisection, open_to_read,
+    row, turns::Turns,
 };
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
@@ -59,12 +58,6 @@ CREATE INDEX IF NOT EXISTS chatting_log_about ON chatting_log(",
     ", id) WHERE act IS NOT NULL;
 CREATE INDEX IF NOT EXISTS chatting_log_deleted_by ON chatting_log(deleted_by, id) WHERE deleted_by IS NOT NULL;
 "
-);
-
-const INSERT: &str = concat!(
-    "INSERT INTO chatting_log(kind, epoch, ",
-    columns!(),
-    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
 );
 
 const PUT_BROADCAST: &str = "
@@ -163,41 +156,6 @@ impl SqliteStore {
     }
 }
 
-/// Messages that an act marks in one transaction: commits wait for each of them.
-const MARKED_AT_ONCE: usize = 500;
-
-impl SqliteStore {
-    /// Marks what an act of moderation covers and no act did before. Piece by piece, because commits wait for each of them and an
-    /// act may cover a whole broadcast.
-    async fn apply(&self, at: Arc<Event>, act: Arc<Act>) -> Result<(), StoreError> {
-        if let Act::Message { id, .. } = *act {
-            let one = move |connection: &mut Connection| {
-                let room = at.presenter_idx.get();
-                mark(
-                    connection,
-                    &at,
-                    "",
-                    "id = ?4 AND presenter_idx = ?5",
-                    &[&&id.as_bytes()[..], &room],
-                )
-            };
-            return self.run(one).await;
-        }
-        let of = Arc::clone(&at);
-        for named in self.look(move |connection| named(connection, &of, &act)).await? {
-            let named = Arc::new(named);
-            let mut from = Some(named.from);
-            while let Some(first) = from {
-                let (at, named) = (Arc::clone(&at), Arc::clone(&named));
-                from = self
-                    .run(move |connection| mark_some(connection, &at, &named, first))
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-}
-
 fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> BoxFuture<'static, Result<T, StoreError>> {
@@ -216,212 +174,6 @@ pub(super) fn rewrite(connection: &mut Connection) -> rusqlite::Result<()> {
 
 fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// Events after which it is asked whether a commit waits.
-const PIECE: usize = 64;
-
-/// Writes a batch, in as many transactions as it takes to let those go first who wait for the connection meanwhile: senders
-/// wait for commits, and nobody waits for this. What was written of a batch that fails is there already when it comes again.
-fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Result<Vec<Poison>, StoreError> {
-    // Room by room, so that neighbours in the table are written after each other.
-    let mut in_order: Vec<_> = batch.iter().enumerate().collect();
-    in_order.sort_by_key(|(_, event)| (event.presenter_idx, event.seq));
-    let mut left = in_order.chunks(PIECE);
-    let mut poison = Vec::new();
-    while left.len() > 0 {
-        let mut taken = shared.lock();
-        unsynced(&mut taken, |connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            for events in left.by_ref() {
-                for (index, event) in events {
-                    if let Some(reason) = insert(&transaction, event)? {
-                        poison.push(Poison { index: *index, reason });
-                    }
-                }
-                if shared.wanted() {
-                    break;
-                }
-            }
-            transaction.commit()
-        })?;
-    }
-    Ok(poison)
-}
-
-/// Events between two checkpoints. Each touches a few pages, and neighbours the same ones.
-const CHECKPOINT_EVENTS: usize = 2000;
-
-/// Pages that are few enough for commits to wait for.
-const FEW_PAGES: i64 = 100;
-
-/// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: a thousand pages and their
-/// sync take as long as a dozen commits. Only for the last few pages nobody may write, so that the WAL begins anew.
-fn checkpoint(shared: &SharedConnection, path: &Path) -> rusqlite::Result<()> {
-    let own = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let pages_left = || {
-        own.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-            Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
-        })
-    };
-    // Each time there is less, for less came meanwhile.
-    for _ in 0..3 {
-        if pages_left()? <= FEW_PAGES {
-            let _nobody_writes = shared.lock();
-            return pages_left().map(drop);
-        }
-    }
-    Ok(())
-}
-
-/// Writes without waiting for the disk. What is written so stands in the WAL before the transaction that frees its rows of the
-/// spool, whose sync therefore covers it; until then the spool has them. An import has no such rows: the spool notes that it begins
-/// and that it ended, synced, and what is cut off between the two is imported again.
-fn unsynced<T>(
-    taken: &mut Option<Connection>,
-    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
-) -> Result<T, StoreError> {
-    let failed = |error: rusqlite::Error| StoreError(error.to_string());
-    let Some(connection) = taken else {
-        return Err(StoreError("the file is not open".into()));
-    };
-    let level = connection
-        .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
-        .map_err(failed)?;
-    let lax = Lax { taken, level };
-    match lax.taken {
-        Some(connection) => {
-            connection.pragma_update(None, SYNCHRONOUS, "NORMAL").map_err(failed)?;
-            work(connection).map_err(failed)
-        }
-        None => Err(StoreError("the file is not open".into())),
-    }
-}
-
-const SYNCHRONOUS: &str = "synchronous";
-
-/// A connection whose commits are not synced, until this is dropped. One that cannot be set back is closed: the spool opens it
-/// again, as it does after an error.
-struct Lax<'a> {
-    taken: &'a mut Option<Connection>,
-    level: i64,
-}
-
-impl Drop for Lax<'_> {
-    fn drop(&mut self) {
-        let back = |connection: &Connection| connection.pragma_update(None, SYNCHRONOUS, self.level).is_ok();
-        if !self.taken.as_ref().is_some_and(back) {
-            *self.taken = None;
-        }
-    }
-}
-
-/// Writes one event; `Some` says why it can never be written.
-fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<String>> {
-    let mut statement = connection.prepare_cached(INSERT)?;
-    statement.raw_bind_parameter(1, event.kind())?;
-    statement.raw_bind_parameter(2, &*event.epoch.0)?;
-    row::bind(&mut statement, 3, event)?;
-    let error = match statement.raw_execute() {
-        Ok(_) => {
-            if event.is_erased() {
-                let mut mark = connection
-                    .prepare_cached("UPDATE chatting_log SET deleted_at = ?2, deleted_by = ?3 WHERE id = ?1")?;
-                mark.execute(params![
-                    &event.id.as_bytes()[..],
-                    event.sent_at_ms,
-                    UserIdx::ERASED.get()
-                ])?;
-            }
-            return Ok(None);
-        }
-        Err(rusqlite::Error::SqliteFailure(error, why)) if error.code == ffi::ErrorCode::ConstraintViolation => {
-            why.unwrap_or_else(|| error.to_string())
-        }
-        Err(error) => return Err(error),
-    };
-    // Stored already is success; another event in its place is a numbering conflict and never is (rule 4).
-    let mut stored = connection.prepare_cached("SELECT 1 FROM chatting_log WHERE id = ?1")?;
-    let found = stored.query_row([&event.id.as_bytes()[..]], |_| Ok(())).optional()?;
-    Ok(match found {
-        Some(()) => None,
-        None => Some(format!("numbering conflict: {error}")),
-    })
-}
-
-/// Which messages of one numbering an act names.
-struct Named {
-    epoch: Epoch,
-    user: Option<UserIdx>,
-    /// From this one on,
-    from: Seq,
-    /// and before this one.
-    beyond: Seq,
-}
-
-/// What an act names, but for one message.
-fn named(connection: &Connection, at: &Event, act: &Act) -> rusqlite::Result<Vec<Named>> {
-    let mut all = Vec::new();
-    for epoch in epochs(connection, at.presenter_idx)? {
-        let (user, from, beyond) = match act {
-            Act::Message { .. } => return Ok(Vec::new()),
-            Act::User { user_idx } => (Some(*user_idx), Seq(0), Seq(i64::MAX.cast_unsigned())),
-            Act::Span { from_ms, to_ms } => (
-                None,
-                first_from(connection, at.presenter_idx, &epoch, *from_ms)?,
-                first_from(connection, at.presenter_idx, &epoch, to_ms.saturating_add(1))?,
-            ),
-        };
-        all.push(Named {
-            epoch,
-            user,
-            from,
-            beyond,
-        });
-    }
-    Ok(all)
-}
-
-/// Marks what an act covers and no act did before, among the messages that `which` tells.
-fn mark(connection: &Connection, at: &Event, by: &str, which: &str, parameters: &[&dyn ToSql]) -> rusqlite::Result<()> {
-    let sql = format!(
-        "UPDATE chatting_log {by} SET deleted_at = ?1, deleted_by = ?2
-         WHERE {which} AND id < ?3 AND kind = 'chat' AND deleted_at IS NULL"
-    );
-    let (id, by) = (&at.id.as_bytes()[..], at.chat.user_idx.get());
-    let mut all: Vec<&dyn ToSql> = vec![&at.sent_at_ms, &by, &id];
-    all.extend(parameters);
-    connection.prepare_cached(&sql)?.execute(all.as_slice())?;
-    Ok(())
-}
-
-/// The same of at most [`MARKED_AT_ONCE`] of those that an act names; returns where to go on.
-fn mark_some(connection: &Connection, at: &Event, named: &Named, from: Seq) -> rusqlite::Result<Option<Seq>> {
-    let user = if named.user.is_some() { " AND user_idx = ?5" } else { "" };
-    let sql = format!(
-        "SELECT seq FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2 AND seq >= ?3 AND seq < ?4{user}
-         ORDER BY seq LIMIT 1 OFFSET {MARKED_AT_ONCE}"
-    );
-    let (room, user) = (at.presenter_idx.get(), named.user.map(UserIdx::get));
-    let (epoch, from, beyond) = (&*named.epoch.0, from.0.cast_signed(), named.beyond.0.cast_signed());
-    let mut asked: Vec<&dyn ToSql> = vec![&room, &epoch, &from, &beyond];
-    asked.extend(user.as_ref().map(|user| user as &dyn ToSql));
-    let mut step = connection.prepare_cached(&sql)?;
-    let next: Option<i64> = step.query_row(asked.as_slice(), |row| row.get(0)).optional()?;
-    let until = next.unwrap_or(beyond);
-    let which = "presenter_idx = ?4 AND epoch = ?5 AND seq >= ?6 AND seq < ?7";
-    match &user {
-        Some(user) => mark(
-            connection,
-            at,
-            // Left to choose, it would look through all that others said between two messages of this user.
-            "INDEXED BY chatting_log_by_user",
-            &format!("{which} AND user_idx = ?8"),
-            &[&room, &epoch, &from, &until, user],
-        )?,
-        None => mark(connection, at, "", which, &[&room, &epoch, &from, &until])?,
-    }
-    Ok(next.map(|next| Seq(next.cast_unsigned())))
 }
 
 /// The numberings of a room: one step of the index each, however long the log is.
@@ -689,33 +441,5 @@ impl Archive for SqliteStore {
             }
             transaction.commit()
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::{Durability, open_file};
-
-    fn level(connection: &Connection) -> i64 {
-        connection
-            .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
-            .unwrap()
-    }
-
-    #[test]
-    fn a_connection_syncs_again_after_what_it_wrote_without_or_is_closed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut taken = Some(open_file(&dir.path().join("chat.db"), Durability::Disk).unwrap());
-        let full = level(taken.as_ref().unwrap());
-        let within = unsynced(&mut taken, |connection| Ok(level(connection))).unwrap();
-        assert_eq!((full, within), (2, 1));
-        assert_eq!(level(taken.as_ref().unwrap()), full);
-        let failed = unsynced(&mut taken, |connection| connection.execute_batch("no statement"));
-        assert!(failed.is_err());
-        assert_eq!(level(taken.as_ref().unwrap()), full);
-        // SQLite does not change it within a transaction.
-        unsynced(&mut taken, |connection| connection.execute_batch("BEGIN")).unwrap();
-        assert!(taken.is_none());
     }
 }

@@ -1,0 +1,337 @@
+//! Opening a spool: the lock, the file's tables and format, what an unclean stop or damage left, where the numbering goes on.
+
+use std::{collections::HashMap, path::PathBuf, time::Instant};
+
+use chatting_actors::{
+    seams::Pos,
+    types::{Epoch, PresenterIdx, Seq},
+    writer::SpoolInfo,
+};
+use rusqlite::{Connection, TransactionBehavior, params};
+
+use super::{
+    super::{Durability, FoundSpool, Left, SharedConnection, SpoolLock, open_file, row, salvage, sqlite, turns::Turns},
+    FORMAT, SpoolSettings, SqliteSpool, meta, set_meta,
+};
+
+/// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
+const LOG_CHECKPOINT_PAGES: i64 = 16_384;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS epochs(n INTEGER PRIMARY KEY, epoch TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rooms(presenter_idx INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS spool(
+  pos INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
+  presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, sent_at INTEGER NOT NULL,
+  room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
+  idempotency_key TEXT, broadcast_id BLOB, act TEXT);
+CREATE TABLE IF NOT EXISTS keys(
+  pos INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
+  presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, sent_at INTEGER NOT NULL,
+  user_idx INTEGER NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS parked(
+  pos INTEGER NOT NULL, epoch INTEGER NOT NULL,
+  presenter_idx INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL PRIMARY KEY, sent_at INTEGER NOT NULL,
+  room_idx INTEGER, user_idx INTEGER NOT NULL, nickname TEXT NOT NULL, message TEXT NOT NULL, role TEXT NOT NULL,
+  idempotency_key TEXT, reason TEXT NOT NULL, parked_at INTEGER NOT NULL, broadcast_id BLOB, act TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS places(
+  presenter_idx INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, over INTEGER NOT NULL, position INTEGER NOT NULL,
+  exact INTEGER NOT NULL, room_idx INTEGER, session_at INTEGER, saved_at INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS records(
+  id BLOB NOT NULL PRIMARY KEY, presenter_idx INTEGER NOT NULL, version INTEGER NOT NULL, ended INTEGER NOT NULL,
+  stored INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
+";
+
+/// Made when the columns are there. It has nothing but acts, so chat costs nothing more, and no reader has to look through the
+/// whole spool for what was deleted.
+const ACTS_INDEX: &str = "CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL";
+
+/// Why a spool cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is not ours.
+    #[error(transparent)]
+    Lock(#[from] crate::store::LockError),
+    /// SQLite says no.
+    #[error("the spool {path} cannot be opened: {error}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: rusqlite::Error,
+    },
+    /// It is damaged and cannot be set aside.
+    #[error("the spool {path} is damaged and cannot be set aside: {error}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// A later version wrote it.
+    #[error("the spool {path} has format {found}; this version reads format {FORMAT}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it says of itself.
+        found: i64,
+    },
+}
+
+impl SqliteSpool {
+    /// Takes the lock, opens or creates the file, and finds out where the numbering goes on.
+    pub fn open(settings: SpoolSettings) -> Result<(Self, SpoolInfo), OpenError> {
+        let lock = SpoolLock::take(&settings.path)?;
+        let path = settings.path.clone();
+        let sqlite = |error| OpenError::Sqlite {
+            path: path.clone(),
+            error,
+        };
+        salvage::finish(&settings.path).map_err(|error| OpenError::Damaged {
+            path: settings.path.clone(),
+            error,
+        })?;
+        let mut damaged = false;
+        let (mut connection, found) = match open_checked(&settings) {
+            // A file that never was a spool of ours is somebody else's: it is not touched.
+            Err(error) if salvage::is_damage(&error) && lock.known() => {
+                damaged = true;
+                (begin_anew(&settings, &error)?, None)
+            }
+            opened => opened.map_err(sqlite)?,
+        };
+        match found {
+            Some(1) => upgrade(&mut connection).map_err(sqlite)?,
+            Some(found) if found != FORMAT => return Err(OpenError::Format { path, found }),
+            _ => {}
+        }
+        let state = start(&mut connection, &settings, found.is_none()).map_err(sqlite)?;
+        limit(&connection, &settings).map_err(sqlite)?;
+        let info = SpoolInfo {
+            epoch: state.epoch.1.clone(),
+            last_ms: state.last_ms,
+            first: state.first,
+            last: state.next_pos - 1,
+        };
+        let (rooms_known, furthest) = how_far(&connection, &state.last).map_err(sqlite)?;
+        let found = FoundSpool {
+            epoch: state.epoch.1.0.to_string(),
+            new_epoch: state.begun,
+            left: match state.left {
+                _ if damaged => Left::Damaged,
+                left => left,
+            },
+            rows: (info.first <= info.last).then_some((info.first, info.last)),
+            rooms_waiting: state.last.len(),
+            rooms_known,
+            furthest,
+            asks_store: state.ask_store,
+        };
+        let mut this = Self {
+            settings,
+            connection: SharedConnection::new(Turns::new(Some(connection))),
+            epochs: state.epochs,
+            epoch: state.epoch,
+            next_pos: state.next_pos,
+            untold: state.next_pos,
+            last: state.last,
+            ask_store: state.ask_store,
+            salvaged: state.salvaged,
+            found,
+            bytes: 0,
+            measured_at: Instant::now(),
+            lock,
+        };
+        this.measure();
+        Ok((this, info))
+    }
+}
+
+struct Start {
+    epochs: HashMap<i64, Epoch>,
+    epoch: (i64, Epoch),
+    first: Pos,
+    next_pos: Pos,
+    last: HashMap<PresenterIdx, (Seq, Pos)>,
+    last_ms: i64,
+    ask_store: bool,
+    salvaged: bool,
+    /// An epoch has begun.
+    begun: bool,
+    left: Left,
+}
+
+pub(super) fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
+    let connection = open_file(&settings.path, settings.durability)?;
+    connection.execute_batch(SCHEMA)?;
+    if settings.embedded {
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_CHECKPOINT_PAGES)?;
+    }
+    Ok(connection)
+}
+
+/// From now on the file grows no further than it may. Not before it has what this version needs: a full spool must start.
+pub(super) fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
+    if let Some(max) = settings.max_bytes {
+        let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let pages = i64::try_from(max).unwrap_or(i64::MAX) / page.max(1);
+        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+    }
+    Ok(())
+}
+
+/// Opens the file and reads its format. After an unclean stop its tables are checked first.
+fn open_checked(settings: &SpoolSettings) -> rusqlite::Result<(Connection, Option<i64>)> {
+    let connection = open_connection(settings)?;
+    let format = meta(&connection, "format")?;
+    if meta(&connection, "clean")? == Some(0_i64) {
+        salvage::check(&connection)?;
+    }
+    Ok((connection, format))
+}
+
+/// Begins a new file with what can be read of a damaged one, and sets that aside whole. The new file is built beside the old
+/// one and takes its place last, so that a start that fails or dies on the way finds everything as it was.
+fn begin_anew(settings: &SpoolSettings, error: &rusqlite::Error) -> Result<Connection, OpenError> {
+    let path = settings.path.clone();
+    let sqlite = |error| OpenError::Sqlite {
+        path: path.clone(),
+        error,
+    };
+    let files = |error| OpenError::Damaged {
+        path: path.clone(),
+        error,
+    };
+    let anew = SpoolSettings {
+        path: salvage::beside(&settings.path, ".anew"),
+        ..settings.clone()
+    };
+    salvage::remove(&anew.path);
+    let connection = open_connection(&anew).map_err(sqlite)?;
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(sqlite)?;
+    let salvaged = salvage::carry_over(&settings.path, &connection, settings.embedded).map_err(sqlite)?;
+    set_meta(&connection, "salvaged", 1).map_err(sqlite)?;
+    connection
+        .execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)")
+        .map_err(sqlite)?;
+    connection.close().map_err(|(_, error)| sqlite(error))?;
+    let whole = salvage::beside(&settings.path, salvage::WHOLE);
+    std::fs::rename(&anew.path, &whole).map_err(files)?;
+    salvage::remove(&anew.path);
+    let aside = salvage::set_aside(&settings.path).map_err(files)?;
+    std::fs::rename(&whole, &settings.path).map_err(files)?;
+    log::error!(
+        "spool: {} is damaged ({error}) and was set aside as {}; salvaged: {} events to go, {} keys, {} parked, {} of the \
+         embedded log. A new epoch begins, and rooms go on when the store has told their last seq",
+        settings.path.display(),
+        aside.display(),
+        salvaged.events,
+        salvaged.keys,
+        salvaged.parked,
+        salvaged.log,
+    );
+    open_connection(settings).map_err(sqlite)
+}
+
+/// Brings a file of format 1 to format 2, in one transaction.
+fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for table in ["spool", "parked"] {
+        for column in row::SINCE_FORMAT_1 {
+            transaction.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column}"))?;
+        }
+    }
+    sqlite::upgrade(&transaction)?;
+    set_meta(&transaction, "format", FORMAT)?;
+    transaction.commit()?;
+    log::info!("spool: brought from format 1 to format {FORMAT}");
+    Ok(())
+}
+
+/// Reads where the spool stands and marks it as in use.
+fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(ACTS_INDEX)?;
+    let clean: Option<i64> = meta(&transaction, "clean")?;
+    let before: Option<String> = meta(&transaction, "durability")?;
+    // Under `os` and `memory` a crash may have taken back numbers that were told: a new numbering begins.
+    let lost = clean == Some(0) && before.as_deref() != Some(Durability::Disk.as_str());
+    if new {
+        set_meta(&transaction, "format", FORMAT)?;
+        let salvaged = meta::<i64>(&transaction, "salvaged")?.is_some();
+        set_meta(&transaction, "ask_store", i64::from(!settings.embedded || salvaged))?;
+        set_meta(&transaction, "last_ms", 0)?;
+    }
+    if new || lost {
+        let epoch = format!("{:016x}", rand::random::<u64>());
+        transaction.execute("INSERT INTO epochs(epoch) VALUES (?1)", params![epoch])?;
+        set_meta(&transaction, "epoch", transaction.last_insert_rowid())?;
+    }
+    set_meta(&transaction, "clean", 0)?;
+    set_meta(&transaction, "durability", settings.durability.as_str())?;
+    let mut epochs = HashMap::new();
+    let mut statement = transaction.prepare("SELECT n, epoch FROM epochs")?;
+    for row in statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
+        let (n, epoch) = row?;
+        epochs.insert(n, Epoch(epoch.into()));
+    }
+    drop(statement);
+    let n: i64 = meta(&transaction, "epoch")?.unwrap_or(0);
+    let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
+        transaction.query_row("SELECT MIN(pos), MAX(pos), MAX(sent_at) FROM spool", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+    let rooms = last_of_rooms(&transaction, 0)?;
+    let start = Start {
+        epochs,
+        epoch: (n, epoch),
+        first: first.unwrap_or(1),
+        next_pos: last.map_or(1, |last| last + 1),
+        last: rooms,
+        last_ms: meta::<i64>(&transaction, "last_ms")?
+            .unwrap_or(0)
+            .max(newest.unwrap_or(0)),
+        ask_store: meta::<i64>(&transaction, "ask_store")?.unwrap_or(1) != 0,
+        salvaged: meta::<i64>(&transaction, "salvaged")?.is_some(),
+        begun: new || lost,
+        left: match clean {
+            None => Left::New,
+            Some(0) => Left::Uncleanly(before.unwrap_or_else(|| "unknown".into())),
+            Some(_) => Left::Cleanly,
+        },
+    };
+    transaction.commit()?;
+    Ok(start)
+}
+
+/// How many rooms are known here, by `rooms` or by the rows whose last seqs are in `last`, and the highest of their last seqs.
+fn how_far(connection: &Connection, last: &HashMap<PresenterIdx, (Seq, Pos)>) -> rusqlite::Result<(u64, Seq)> {
+    let (mut known, freed): (u64, i64) =
+        connection.query_row("SELECT COUNT(*), COALESCE(MAX(last_seq), 0) FROM rooms", [], |row| {
+            Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
+        })?;
+    let mut furthest = Seq(freed.cast_unsigned());
+    let mut in_rooms = connection.prepare_cached("SELECT 1 FROM rooms WHERE presenter_idx = ?1")?;
+    for (presenter, (seq, _)) in last {
+        known += u64::from(!in_rooms.exists([presenter.get()])?);
+        furthest = furthest.max(*seq);
+    }
+    Ok((known, furthest))
+}
+
+/// The last seq of each room that has rows from `from` on, and the row that it is in.
+pub(super) fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Result<HashMap<PresenterIdx, (Seq, Pos)>> {
+    let mut rooms = HashMap::new();
+    let sql = "SELECT presenter_idx, MAX(seq), MAX(pos) FROM spool WHERE pos >= ?1 GROUP BY presenter_idx";
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([from])?;
+    while let Some(row) = rows.next()? {
+        if let Some(presenter) = PresenterIdx::new(row.get(0)?) {
+            rooms.insert(presenter, (Seq(row.get::<_, i64>(1)?.cast_unsigned()), row.get(2)?));
+        }
+    }
+    Ok(rooms)
+}

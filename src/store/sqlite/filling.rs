@@ -1,0 +1,179 @@
+//! A batch's way into the tables: in pieces, between which commits go first, and checkpoints beside them.
+
+use std::{path::Path, sync::Arc};
+
+use chatting_actors::{
+    seams::{Poison, StoreError},
+    types::{Event, UserIdx},
+};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, ffi, params};
+
+use super::{
+    SharedConnection,
+    row::{self, columns},
+};
+
+const INSERT: &str = concat!(
+    "INSERT INTO chatting_log(kind, epoch, ",
+    columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+);
+
+/// Events after which it is asked whether a commit waits.
+const PIECE: usize = 64;
+
+/// Writes a batch, in as many transactions as it takes to let those go first who wait for the connection meanwhile: senders
+/// wait for commits, and nobody waits for this. What was written of a batch that fails is there already when it comes again.
+pub(super) fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Result<Vec<Poison>, StoreError> {
+    // Room by room, so that neighbours in the table are written after each other.
+    let mut in_order: Vec<_> = batch.iter().enumerate().collect();
+    in_order.sort_by_key(|(_, event)| (event.presenter_idx, event.seq));
+    let mut left = in_order.chunks(PIECE);
+    let mut poison = Vec::new();
+    while left.len() > 0 {
+        let mut taken = shared.lock();
+        unsynced(&mut taken, |connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for events in left.by_ref() {
+                for (index, event) in events {
+                    if let Some(reason) = insert(&transaction, event)? {
+                        poison.push(Poison { index: *index, reason });
+                    }
+                }
+                if shared.wanted() {
+                    break;
+                }
+            }
+            transaction.commit()
+        })?;
+    }
+    Ok(poison)
+}
+
+/// Events between two checkpoints. Each touches a few pages, and neighbours the same ones.
+pub(super) const CHECKPOINT_EVENTS: usize = 2000;
+
+/// Pages that are few enough for commits to wait for.
+const FEW_PAGES: i64 = 100;
+
+/// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: a thousand pages and their
+/// sync take as long as a dozen commits. Only for the last few pages nobody may write, so that the WAL begins anew.
+pub(super) fn checkpoint(shared: &SharedConnection, path: &Path) -> rusqlite::Result<()> {
+    let own = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let pages_left = || {
+        own.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+            Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
+        })
+    };
+    // Each time there is less, for less came meanwhile.
+    for _ in 0..3 {
+        if pages_left()? <= FEW_PAGES {
+            let _nobody_writes = shared.lock();
+            return pages_left().map(drop);
+        }
+    }
+    Ok(())
+}
+
+/// Writes without waiting for the disk. What is written so stands in the WAL before the transaction that frees its rows of the
+/// spool, whose sync therefore covers it; until then the spool has them. An import has no such rows: the spool notes that it begins
+/// and that it ended, synced, and what is cut off between the two is imported again.
+fn unsynced<T>(
+    taken: &mut Option<Connection>,
+    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+) -> Result<T, StoreError> {
+    let failed = |error: rusqlite::Error| StoreError(error.to_string());
+    let Some(connection) = taken else {
+        return Err(StoreError("the file is not open".into()));
+    };
+    let level = connection
+        .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
+        .map_err(failed)?;
+    let lax = Lax { taken, level };
+    match lax.taken {
+        Some(connection) => {
+            connection.pragma_update(None, SYNCHRONOUS, "NORMAL").map_err(failed)?;
+            work(connection).map_err(failed)
+        }
+        None => Err(StoreError("the file is not open".into())),
+    }
+}
+
+const SYNCHRONOUS: &str = "synchronous";
+
+/// A connection whose commits are not synced, until this is dropped. One that cannot be set back is closed: the spool opens it
+/// again, as it does after an error.
+struct Lax<'a> {
+    taken: &'a mut Option<Connection>,
+    level: i64,
+}
+
+impl Drop for Lax<'_> {
+    fn drop(&mut self) {
+        let back = |connection: &Connection| connection.pragma_update(None, SYNCHRONOUS, self.level).is_ok();
+        if !self.taken.as_ref().is_some_and(back) {
+            *self.taken = None;
+        }
+    }
+}
+
+/// Writes one event; `Some` says why it can never be written.
+fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<String>> {
+    let mut statement = connection.prepare_cached(INSERT)?;
+    statement.raw_bind_parameter(1, event.kind())?;
+    statement.raw_bind_parameter(2, &*event.epoch.0)?;
+    row::bind(&mut statement, 3, event)?;
+    let error = match statement.raw_execute() {
+        Ok(_) => {
+            if event.is_erased() {
+                let mut mark = connection
+                    .prepare_cached("UPDATE chatting_log SET deleted_at = ?2, deleted_by = ?3 WHERE id = ?1")?;
+                mark.execute(params![
+                    &event.id.as_bytes()[..],
+                    event.sent_at_ms,
+                    UserIdx::ERASED.get()
+                ])?;
+            }
+            return Ok(None);
+        }
+        Err(rusqlite::Error::SqliteFailure(error, why)) if error.code == ffi::ErrorCode::ConstraintViolation => {
+            why.unwrap_or_else(|| error.to_string())
+        }
+        Err(error) => return Err(error),
+    };
+    // Stored already is success; another event in its place is a numbering conflict and never is (rule 4).
+    let mut stored = connection.prepare_cached("SELECT 1 FROM chatting_log WHERE id = ?1")?;
+    let found = stored.query_row([&event.id.as_bytes()[..]], |_| Ok(())).optional()?;
+    Ok(match found {
+        Some(()) => None,
+        None => Some(format!("numbering conflict: {error}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, open_file};
+
+    fn level(connection: &Connection) -> i64 {
+        connection
+            .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_connection_syncs_again_after_what_it_wrote_without_or_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut taken = Some(open_file(&dir.path().join("chat.db"), Durability::Disk).unwrap());
+        let full = level(taken.as_ref().unwrap());
+        let within = unsynced(&mut taken, |connection| Ok(level(connection))).unwrap();
+        assert_eq!((full, within), (2, 1));
+        assert_eq!(level(taken.as_ref().unwrap()), full);
+        let failed = unsynced(&mut taken, |connection| connection.execute_batch("no statement"));
+        assert!(failed.is_err());
+        assert_eq!(level(taken.as_ref().unwrap()), full);
+        // SQLite does not change it within a transaction.
+        unsynced(&mut taken, |connection| connection.execute_batch("BEGIN")).unwrap();
+        assert!(taken.is_none());
+    }
+}
