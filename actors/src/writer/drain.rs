@@ -8,7 +8,7 @@ use std::{
     collections::{HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering, Ordering::SeqCst},
+        atomic::{AtomicUsize, Ordering, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -81,23 +81,29 @@ pub(crate) enum DrainMsg {
 /// waits to fill, the drain comes to look by itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Later {
-    looks: Arc<AtomicBool>,
     unseen: Arc<AtomicUsize>,
+    worth: Arc<AtomicUsize>,
 }
 
 impl Later {
-    /// So many more events are about to be put into the drain's mailbox; returns how many wait there then.
-    pub fn announce(&self, events: usize) -> usize {
-        self.unseen.fetch_add(events, SeqCst) + events
+    /// So many more events are about to be put into the drain's mailbox.
+    pub fn announce(&self, events: usize) {
+        self.unseen.fetch_add(events, SeqCst);
     }
 
-    /// Whether the drain comes to look by itself. To be asked when the events are in its mailbox.
-    pub fn looks(&self) -> bool {
-        self.looks.load(SeqCst)
+    /// Whether what waits in the drain's mailbox is worth waking it. To be asked when it is there.
+    pub fn is_worth_it(&self) -> bool {
+        self.unseen.load(SeqCst) >= self.worth.load(SeqCst)
     }
 
     fn saw(&self, events: usize) {
         self.unseen.fetch_sub(events, SeqCst);
+    }
+
+    /// From now on so many events are worth it; returns whether they have come already, perhaps without waking anybody.
+    fn worth(&self, events: usize) -> bool {
+        self.worth.store(events, SeqCst);
+        self.is_worth_it()
     }
 }
 
@@ -184,7 +190,6 @@ impl WriterParts {
             commit_max: self.config.commit_max,
             commit_interval: self.config.commit_interval,
             commit_enough: self.config.commit_enough,
-            batch_enough: self.config.batch_enough.min(self.config.batch_max),
             probe_every: self.config.retry_min,
             answer_first: self.config.answer_first,
         };
@@ -276,10 +281,13 @@ impl LogWriter {
 
     fn advance(&mut self, ctx: &mut Context<Self>) {
         self.take_step(ctx);
-        let looks = !matches!(self.step, Step::Idle);
-        self.parts.later.looks.store(looks, SeqCst);
-        if !looks {
-            // What came a moment before this was known may have woken nobody.
+        let worth = match self.step {
+            Step::Idle => 0,
+            Step::Lingering(_) => self.enough().saturating_sub(self.backlog.len()),
+            // A batch's worth at a time goes into the backlog, which is bounded.
+            Step::Busy => self.enough(),
+        };
+        if self.parts.later.worth(worth) {
             self.parts.mailbox.wake();
         }
     }
@@ -318,9 +326,14 @@ impl LogWriter {
         }
     }
 
+    /// Events that are enough for a batch.
+    fn enough(&self) -> usize {
+        self.parts.config.batch_enough.min(self.parts.config.batch_max)
+    }
+
     /// Whether the batch at the front of the backlog should wait no longer for more.
     fn due(&self) -> bool {
-        self.backlog.len() >= self.parts.config.batch_enough.min(self.parts.config.batch_max)
+        self.backlog.len() >= self.enough()
             || !self.flushing.is_empty()
             || self.oldest.elapsed() >= self.parts.config.linger
     }

@@ -40,8 +40,6 @@ pub(crate) struct SpoolThreadSettings {
     pub commit_interval: Duration,
     /// So many events are enough.
     pub commit_enough: usize,
-    /// Events that are not to wait for more on their way to the store.
-    pub batch_enough: usize,
     /// How long a spool that failed is left alone before it is tried again.
     pub probe_every: Duration,
     /// Answer before the commit (`log.durability = "memory"`).
@@ -366,9 +364,9 @@ impl Run {
         self.handle
             .head
             .store(first + events.len() as Pos - 1, Ordering::Release);
-        let waiting = self.later.announce(events.len());
+        self.later.announce(events.len());
         self.drain.push_quietly(DrainMsg::Stored(Stored { first, events }));
-        if waiting >= self.settings.batch_enough || !self.later.looks() {
+        if self.later.is_worth_it() {
             self.drain.wake();
         }
     }

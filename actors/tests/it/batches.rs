@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chatting_actors::writer::WriterConfig;
+use tokio::time::timeout;
 
 use crate::{
     script::{ScriptedSpool, ScriptedStore},
@@ -34,4 +35,29 @@ async fn a_batch_waits_for_more_unless_there_is_enough() {
         until("three to be enough", || batches().len() == round).await;
     }
     assert_eq!(batches(), [3, 3]);
+}
+
+#[actix::test]
+async fn what_waits_already_counts_for_what_is_enough() {
+    let writer = WriterConfig {
+        // Longer than a test.
+        linger: Duration::from_secs(3600),
+        batch_enough: 10,
+        ..writer_config()
+    };
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        writer,
+    );
+    let _reader = stage.reader(1);
+    stage.accepted(1, "the first").await;
+    until("the first to wait for more", || stage.metrics.spool_events.get() == 1).await;
+    for n in 2..=10 {
+        stage.accepted(1, &n.to_string()).await;
+    }
+    // Before a change of the broadcast's record wakes the writer anyhow.
+    let sent = until("ten to be enough", || stage.store.script().batches == [10]);
+    timeout(Duration::from_secs(5), sent).await.expect("ten to be enough");
 }
