@@ -10,7 +10,7 @@ mod seen;
 mod sender;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     net::SocketAddr,
     rc::Rc,
@@ -18,7 +18,13 @@ use std::{
 };
 
 use actix_web::rt::task::JoinHandle;
+use chatting_actors::clock::system_ms;
+use futures_util::future::join_all;
 use hdrhistogram::Histogram;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
+};
 
 pub use self::report::Report;
 use self::seen::Seen;
@@ -94,13 +100,19 @@ pub(crate) struct Counts {
     pub began: Instant,
     /// This process's CPU until then, in microseconds.
     pub cpu_before_us: f64,
+    /// What this run's messages begin with, so that what another one left behind in the rooms is not taken for them.
+    pub run: u64,
     pub sent: u64,
     pub accepted: u64,
     pub refused: u64,
     /// How often each status was answered.
     pub statuses: BTreeMap<u16, u64>,
+    /// How often each status and code was answered to what was refused.
+    pub reasons: BTreeMap<String, u64>,
     pub failed: u64,
     pub delivered: u64,
+    /// Messages that another run, or somebody else, sent to these rooms.
+    pub of_others: u64,
     pub out_of_order: u64,
     pub doubled: u64,
     pub sender_us: Histogram<u64>,
@@ -112,49 +124,81 @@ pub(crate) type Shared = Rc<RefCell<Counts>>;
 /// The longest latency that is told apart: a minute.
 const MAX_US: u64 = 60_000_000;
 
-/// Runs the plan on this thread; gives what came of it, and the presenters, who are still there. The error says what could not
-/// be reached.
-pub async fn run(plan: Plan) -> Result<(Report, Connected), String> {
+/// Runs are told apart by the millisecond of their beginning, for eleven days.
+const RUNS: u64 = 1_000_000_000;
+
+/// How long a server may take to let a presenter in, and to answer when the time is over.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// SIGINT and SIGTERM, which end nothing by themselves once they are caught.
+#[derive(Default)]
+pub struct Interrupts(Option<(Signal, Signal)>);
+
+impl Interrupts {
+    /// Catches them from now on; of the default nobody hears. The error is the system's.
+    pub fn caught() -> std::io::Result<Self> {
+        Ok(Self(Some((
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        ))))
+    }
+
+    async fn next(&mut self) {
+        let Some((interrupt, terminate)) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+}
+
+/// Tells senders to stop before the time is over.
+#[derive(Default)]
+pub(crate) struct Stop {
+    now: Cell<bool>,
+    told: Notify,
+}
+
+impl Stop {
+    fn now(&self) {
+        self.now.set(true);
+        self.told.notify_waiters();
+    }
+}
+
+/// Runs the plan on this thread; gives what came of it, and the presenters, who are still there. An interrupt ends the sending,
+/// and the report is of what was sent. The error says what could not be reached.
+pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Connected), String> {
     let counts = Counts::shared()?;
     let plan = Rc::new(plan);
-    let mut presenters = Vec::new();
-    for (room, token) in (plan.first_room..).zip(&plan.presenter_tokens) {
-        let socket = presenter::connect(plan.addr, room, token, plan.speaks, None).await?;
-        presenters.push(actix_web::rt::spawn(presenter::count(
-            socket,
-            plan.speaks,
-            Seen::new(plan.rooms, plan.senders),
-            Rc::clone(&counts),
-        )));
-    }
-    let mut stalled = Vec::new();
-    for (room, token) in (plan.first_room + plan.rooms..).zip(&plan.stalled.tokens) {
-        // A small buffer, so that it is full soon.
-        stalled.push(presenter::connect(plan.addr, room, token, plan.speaks, Some(4096)).await?);
-    }
-    let presenters = Connected(presenters);
+    let (presenters, stalled) = tokio::select! {
+        connected = connect(&plan, &counts) => connected?,
+        () = interrupts.next() => return Err("interrupted before the first message".into()),
+    };
     if plan.waits {
-        told("connected").await;
+        told("connected", interrupts).await;
     }
     {
         let mut counts = counts.borrow_mut();
         (counts.began, counts.cpu_before_us) = (Instant::now(), report::own_cpu_us());
     }
     let burden = burden(&plan)?;
-    let senders: Vec<_> = (0..plan.senders)
-        .map(|n| actix_web::rt::spawn(sender::send(n, Rc::clone(&plan), Rc::clone(&counts))))
+    let stop = Rc::new(Stop::default());
+    let mut senders: Vec<_> = (0..plan.senders)
+        .map(|n| actix_web::rt::spawn(sender::send(n, Rc::clone(&plan), Rc::clone(&counts), Rc::clone(&stop))))
         .collect();
     let progress = plan
         .progress
         .then(|| actix_web::rt::spawn(report::progress(Rc::clone(&counts))));
-    let mut trouble = None;
-    for sender in senders {
-        if let Ok(Err(error)) = sender.await {
-            trouble = Some(error);
-        }
-    }
+    let trouble = ended(&mut senders, &plan, &stop, interrupts).await;
     let sending = counts.borrow().began.elapsed();
-    wait_for_the_last(&counts).await;
+    for sender in senders {
+        sender.abort();
+    }
+    counts.borrow_mut().unanswered();
+    wait_for_the_last(&counts, interrupts).await;
     for sender in burden {
         sender.abort();
     }
@@ -162,22 +206,77 @@ pub async fn run(plan: Plan) -> Result<(Report, Connected), String> {
     if let Some(progress) = progress {
         progress.abort();
     }
-    let report = Report::new(&plan, &counts.borrow(), sending);
-    match trouble {
-        Some(error) if report.accepted == 0 => Err(error),
+    let report = Report::new(&plan, &counts.borrow(), sending, stop.now.get(), trouble);
+    match &report.trouble {
+        Some(error) if report.accepted == 0 => Err(error.clone()),
         _ => Ok((report, presenters)),
     }
 }
 
-/// Says on standard error how far it is, and waits for a line of standard input, or its end.
-pub async fn told(step: &str) {
+/// Who presents, and who presents and reads nothing.
+async fn connect(plan: &Plan, counts: &Shared) -> Result<(Connected, Vec<presenter::Socket>), String> {
+    let connect = async |room, token, buffer| {
+        let connected = presenter::connect(plan.addr, room, token, plan.speaks, buffer);
+        let late = |_| format!("{}: room {room}: no session within {PATIENCE:?}", plan.addr);
+        tokio::time::timeout(PATIENCE, connected).await.map_err(late)?
+    };
+    let mut presenters = Vec::new();
+    for (room, token) in (plan.first_room..).zip(&plan.presenter_tokens) {
+        let socket = connect(room, token, None).await?;
+        presenters.push(actix_web::rt::spawn(presenter::count(
+            socket,
+            plan.speaks,
+            Seen::new(plan.rooms, plan.senders),
+            Rc::clone(counts),
+        )));
+    }
+    let mut stalled = Vec::new();
+    for (room, token) in (plan.first_room + plan.rooms..).zip(&plan.stalled.tokens) {
+        // A small buffer, so that it is full soon.
+        stalled.push(connect(room, token, Some(4096)).await?);
+    }
+    Ok((Connected(presenters), stalled))
+}
+
+/// Waits until all have sent, and no longer for an answer than [`PATIENCE`]; says why some ended before.
+async fn ended(
+    senders: &mut [JoinHandle<Result<(), String>>],
+    plan: &Plan,
+    stop: &Stop,
+    interrupts: &mut Interrupts,
+) -> Option<String> {
+    let count = senders.len();
+    let late = format!("no answer within {PATIENCE:?} of the end");
+    let mut all = std::pin::pin!(join_all(senders));
+    let ended = tokio::select! {
+        ended = &mut all => ended,
+        () = tokio::time::sleep(plan.duration + PATIENCE) => return Some(late),
+        () = interrupts.next() => {
+            stop.now();
+            tokio::select! {
+                ended = &mut all => ended,
+                () = tokio::time::sleep(PATIENCE) => return Some(late),
+                () = interrupts.next() => return None,
+            }
+        }
+    };
+    let errors: Vec<_> = ended.into_iter().filter_map(|ended| ended.ok()?.err()).collect();
+    let first = errors.first()?;
+    Some(format!("{first} ({} of {count} senders ended early)", errors.len()))
+}
+
+/// Says on standard error how far it is, and waits for a line of standard input, its end, or an interrupt.
+pub async fn told(step: &str, interrupts: &mut Interrupts) {
     crate::cli::eprint(step);
     let (goes_on, waits) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let _ = std::io::stdin().read_line(&mut String::new());
         let _ = goes_on.send(());
     });
-    let _ = waits.await;
+    tokio::select! {
+        _ = waits => {}
+        () = interrupts.next() => {}
+    }
 }
 
 /// Who sends to the rooms of presenters that read nothing.
@@ -187,6 +286,7 @@ fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
         return Ok(Vec::new());
     }
     let counts = Counts::shared()?;
+    let stop = Rc::new(Stop::default());
     let burden = Rc::new(Plan {
         first_room: plan.first_room + plan.rooms,
         rooms,
@@ -195,9 +295,9 @@ fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
         ..plan.clone()
     });
     let send = |n| {
-        let (burden, counts) = (Rc::clone(&burden), Rc::clone(&counts));
+        let (burden, counts, stop) = (Rc::clone(&burden), Rc::clone(&counts), Rc::clone(&stop));
         actix_web::rt::spawn(async move {
-            if let Err(error) = sender::send(n, burden, counts).await {
+            if let Err(error) = sender::send(n, burden, counts, stop).await {
                 log::debug!("load: {error}");
             }
         })
@@ -205,8 +305,15 @@ fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
     Ok((0..plan.senders).map(send).collect())
 }
 
-/// Waits until everything accepted was delivered, or nothing has come for two seconds.
-async fn wait_for_the_last(counts: &Shared) {
+/// Waits until everything accepted was delivered, nothing has come for two seconds, or an interrupt.
+async fn wait_for_the_last(counts: &Shared, interrupts: &mut Interrupts) {
+    tokio::select! {
+        () = all_delivered(counts) => {}
+        () = interrupts.next() => {}
+    }
+}
+
+async fn all_delivered(counts: &Shared) {
     let (mut last, mut since) = (0, Instant::now());
     loop {
         let (accepted, delivered) = {
@@ -229,17 +336,25 @@ impl Counts {
         Ok(Rc::new(RefCell::new(Self {
             began: Instant::now(),
             cpu_before_us: 0.0,
+            run: system_ms().unsigned_abs() % RUNS,
             sent: 0,
             accepted: 0,
             refused: 0,
             statuses: BTreeMap::new(),
+            reasons: BTreeMap::new(),
             failed: 0,
             delivered: 0,
+            of_others: 0,
             out_of_order: 0,
             doubled: 0,
             sender_us: histogram()?,
             delivery_us: histogram()?,
         })))
+    }
+
+    /// What was sent and has no answer yet gets none.
+    fn unanswered(&mut self) {
+        self.failed = self.sent - self.accepted - self.refused;
     }
 
     fn us(&self) -> u64 {

@@ -91,13 +91,14 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, mut seen: Seen, co
                 ping = Some(payload.to_vec());
                 continue;
             }
-            let Some([sender, turn, due]) = stamp(payload, speaks) else {
-                continue;
-            };
             if speaks == Speaks::V1 {
                 newest = seq(payload).or(newest);
             }
             let mut counts = counts.borrow_mut();
+            let Some([_, sender, turn, due]) = stamp(payload, speaks).filter(|[run, ..]| *run == counts.run) else {
+                counts.of_others += 1;
+                continue;
+            };
             counts.delivered += 1;
             match seen.take(sender, turn) {
                 Came::InOrder => {}
@@ -120,8 +121,8 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, mut seen: Seen, co
     }
 }
 
-/// The three numbers at the start of a message's text.
-fn stamp(payload: &[u8], speaks: Speaks) -> Option<[u64; 3]> {
+/// The four numbers at the start of a message's text.
+fn stamp(payload: &[u8], speaks: Speaks) -> Option<[u64; 4]> {
     let text = std::str::from_utf8(payload).ok()?;
     let field = match speaks {
         Speaks::Legacy => "\"message\":\"",
@@ -129,7 +130,7 @@ fn stamp(payload: &[u8], speaks: Speaks) -> Option<[u64; 3]> {
     };
     let text = text.split_once(field)?.1;
     let mut numbers = text.split(' ').map(|number| number.parse().ok());
-    Some([numbers.next()??, numbers.next()??, numbers.next()??])
+    Some([numbers.next()??, numbers.next()??, numbers.next()??, numbers.next()??])
 }
 
 /// The seq of a v1 chat frame.

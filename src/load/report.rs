@@ -50,10 +50,14 @@ pub struct Report {
     pub refused: u64,
     /// How often each status was answered.
     pub statuses: BTreeMap<u16, u64>,
+    /// How often each status and code was answered to what was refused.
+    pub reasons: BTreeMap<String, u64>,
     /// Not answered.
     pub failed: u64,
     /// Seen by presenters.
     pub delivered: u64,
+    /// Seen by presenters and not of this run: what an earlier one left behind, or what somebody else sends to these rooms.
+    pub of_others: u64,
     /// Accepted and not seen.
     pub lost: u64,
     /// Seen again.
@@ -68,10 +72,27 @@ pub struct Report {
     pub delivery: Latency,
     /// This tool's own CPU while it sent and received, in microseconds a message.
     pub tool_cpu_us: f64,
+    /// An interrupt ended the sending.
+    pub interrupted: bool,
+    /// Why senders ended before the time was over.
+    pub trouble: Option<String>,
 }
 
 impl Report {
-    pub(super) fn new(plan: &Plan, counts: &Counts, sending: Duration) -> Self {
+    pub(super) fn new(
+        plan: &Plan,
+        counts: &Counts,
+        sending: Duration,
+        interrupted: bool,
+        trouble: Option<String>,
+    ) -> Self {
+        let to_the_end = plan.rate.is_some() && plan.messages.is_none() && !interrupted && trouble.is_none();
+        // At a rate the last message is due a moment before the time is over.
+        let sending = if to_the_end {
+            sending.max(plan.duration)
+        } else {
+            sending
+        };
         let seconds = sending.as_secs_f64();
         Self {
             rooms: plan.rooms,
@@ -82,8 +103,10 @@ impl Report {
             accepted: counts.accepted,
             refused: counts.refused,
             statuses: counts.statuses.clone(),
+            reasons: counts.reasons.clone(),
             failed: counts.failed,
             delivered: counts.delivered,
+            of_others: counts.of_others,
             lost: counts.accepted.saturating_sub(counts.delivered - counts.doubled),
             doubled: counts.doubled,
             out_of_order: counts.out_of_order,
@@ -91,7 +114,21 @@ impl Report {
             sender: Latency::of(&counts.sender_us),
             delivery: Latency::of(&counts.delivery_us),
             tool_cpu_us: (own_cpu_us() - counts.cpu_before_us) / counts.sent.max(1) as f64,
+            interrupted,
+            trouble,
         }
+    }
+
+    /// What is wrong with what was found; `None` when all is as it should be. `absent`: nobody presents, so every message is to be
+    /// refused.
+    pub fn fault(&self, absent: bool) -> Option<String> {
+        if let Some(trouble) = &self.trouble {
+            return Some(trouble.clone());
+        }
+        if self.lost + self.doubled + self.out_of_order > 0 {
+            return Some("messages were lost, doubled or out of order".into());
+        }
+        (self.accepted == 0 && self.sent > 0 && !absent).then(|| "no message was accepted".into())
     }
 
     /// The report for people.
@@ -108,10 +145,21 @@ impl Report {
                 latency.max_us as f64 / 1000.0,
             )
         };
+        let mut notes = String::new();
+        if !self.reasons.is_empty() {
+            let reasons = self.reasons.iter().map(|(reason, count)| format!("{count} × {reason}"));
+            notes += &format!("refused: {}\n", reasons.collect::<Vec<_>>().join(", "));
+        }
+        if self.of_others > 0 {
+            notes += &format!("{} more came that this run did not send\n", self.of_others);
+        }
+        if self.interrupted {
+            notes += "interrupted\n";
+        }
         format!(
             "{} rooms, {} senders, {rate}, {:.1} s\n\
              sent {}  accepted {}  refused {}  failed {}  delivered {}  lost {}  doubled {}  out of order {}\n\
-             {:.0} accepted/s; this tool used {:.1} µs of CPU a message\n{}{}",
+             {notes}{:.0} accepted/s; this tool used {:.1} µs of CPU a message\n{}{}",
             self.rooms,
             self.senders,
             self.seconds,

@@ -1,16 +1,16 @@
 //! One connection that posts messages.
 
-use std::{rc::Rc, time::Duration};
+use std::{ops::Range, rc::Rc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use super::{MAX_US, Plan, Shared};
+use super::{MAX_US, Plan, Shared, Stop};
 
-/// Sends until the time is over. Each message says which sender's how many-eth it is and when it was due.
-pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), String> {
+/// Sends until the time is over. Each message says of which run and which sender's how many-eth it is, and when it was due.
+pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>) -> Result<(), String> {
     let mut stream = connect(&plan).await?;
     let end = u64::try_from(plan.duration.as_micros()).unwrap_or(u64::MAX);
     let mut answer = vec![0; 16 * 1024];
@@ -21,17 +21,17 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), S
             Some(rate) => {
                 let due = (turn * plan.senders + n) * 1_000_000 / rate.max(1);
                 let now = counts.borrow().us();
-                if due > now {
-                    tokio::time::sleep(Duration::from_micros(due - now)).await;
+                if now < due && due < end {
+                    tokio::select! {
+                        () = tokio::time::sleep(Duration::from_micros(due - now)) => {}
+                        () = stop.told.notified() => {}
+                    }
                 }
                 due
             }
         };
-        if due >= end {
-            return Ok(());
-        }
         let number = turn * plan.senders + n;
-        if plan.messages.is_some_and(|most| number >= most) {
+        if due >= end || stop.now.get() || plan.messages.is_some_and(|most| number >= most) {
             return Ok(());
         }
         // Over all rooms and all users in turn, whatever the rate.
@@ -39,10 +39,14 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), S
         let users = plan.sender_tokens.len().max(1);
         let user = usize::try_from(number).unwrap_or(0) % users;
         let token = plan.sender_tokens.get(user).map_or("", String::as_str);
-        compose(&mut request, &plan, room, token, n, turn, due);
-        counts.borrow_mut().sent += 1;
-        let status = match exchange(&mut stream, &request, &mut answer).await {
-            Ok(status) => status,
+        let stamp = {
+            let mut counts = counts.borrow_mut();
+            counts.sent += 1;
+            [counts.run, n, turn, due]
+        };
+        compose(&mut request, &plan, room, token, stamp);
+        let answered = match exchange(&mut stream, &request, &mut answer).await {
+            Ok(answered) => answered,
             Err(error) => {
                 counts.borrow_mut().failed += 1;
                 log::debug!("load: {error}");
@@ -50,14 +54,22 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared) -> Result<(), S
                 continue;
             }
         };
-        let mut counts = counts.borrow_mut();
-        *counts.statuses.entry(status).or_default() += 1;
-        let took = counts.us().saturating_sub(due).min(MAX_US);
-        if status == 201 {
-            counts.accepted += 1;
-            counts.sender_us.saturating_record(took);
-        } else {
-            counts.refused += 1;
+        {
+            let mut counts = counts.borrow_mut();
+            let status = answered.status;
+            *counts.statuses.entry(status).or_default() += 1;
+            let took = counts.us().saturating_sub(due).min(MAX_US);
+            if status == 201 {
+                counts.accepted += 1;
+                counts.sender_us.saturating_record(took);
+            } else {
+                counts.refused += 1;
+                let code = code(&answer[answered.body]).unwrap_or_default();
+                *counts.reasons.entry(format!("{status} {code}")).or_default() += 1;
+            }
+        }
+        if answered.closes {
+            stream = connect(&plan).await?;
         }
     }
     Ok(())
@@ -71,9 +83,9 @@ async fn connect(plan: &Plan) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
-fn compose(request: &mut Vec<u8>, plan: &Plan, room: u64, token: &str, n: u64, turn: u64, due: u64) {
+fn compose(request: &mut Vec<u8>, plan: &Plan, room: u64, token: &str, [run, n, turn, due]: [u64; 4]) {
     use std::io::Write;
-    let mut body = format!("{{\"text\":\"{n} {turn} {due} ");
+    let mut body = format!("{{\"text\":\"{run} {n} {turn} {due} ");
     let text_at = body.len() - 9;
     for _ in text_at..plan.text_bytes {
         body.push('x');
@@ -89,8 +101,18 @@ fn compose(request: &mut Vec<u8>, plan: &Plan, room: u64, token: &str, n: u64, t
     );
 }
 
-/// Sends one request and reads one answer; returns its status.
-async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> Result<u16, String> {
+/// What came for a request.
+#[derive(Debug, PartialEq, Eq)]
+struct Answered {
+    status: u16,
+    /// Where its body is.
+    body: Range<usize>,
+    /// The server takes no other request on this connection.
+    closes: bool,
+}
+
+/// Sends one request and reads one answer.
+async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> Result<Answered, String> {
     stream.write_all(request).await.map_err(|error| error.to_string())?;
     let mut have = 0;
     loop {
@@ -102,8 +124,8 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> 
             return Err("the connection ended".into());
         }
         have += more;
-        if let Some(status) = whole(&answer[..have])? {
-            return Ok(status);
+        if let Some(answered) = whole(&answer[..have])? {
+            return Ok(answered);
         }
         if have == answer.len() {
             return Err("an answer is too long".into());
@@ -111,8 +133,8 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> 
     }
 }
 
-/// The status once head and body are there.
-fn whole(answer: &[u8]) -> Result<Option<u16>, String> {
+/// The answer once head and body are there.
+fn whole(answer: &[u8]) -> Result<Option<Answered>, String> {
     let Some(head) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
     };
@@ -121,13 +143,43 @@ fn whole(answer: &[u8]) -> Result<Option<u16>, String> {
         .get(9..12)
         .and_then(|status| status.parse().ok())
         .ok_or("an answer is not HTTP")?;
-    let length = text
-        .split("\r\n")
-        .find_map(|line| {
-            line.split_once(':')
-                .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-        })
-        .and_then(|(_, value)| value.trim().parse::<usize>().ok())
-        .unwrap_or(0);
-    Ok((answer.len() >= head + 4 + length).then_some(status))
+    let (mut length, mut closes) = (0, false);
+    for (name, value) in text.split("\r\n").filter_map(|line| line.split_once(':')) {
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().unwrap_or(0);
+        } else if name.eq_ignore_ascii_case("connection") {
+            closes = value.trim().eq_ignore_ascii_case("close");
+        }
+    }
+    let body = head + 4..head + 4 + length;
+    Ok((answer.len() >= body.end).then_some(Answered { status, body, closes }))
+}
+
+/// The code of a problem (RFC 9457, docs/PROTOCOL.md).
+fn code(body: &[u8]) -> Option<String> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(body.get("code")?.as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_when_its_body_is_and_says_whether_the_connection_ends() {
+        let bytes = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 23\r\nConnection: close\r\n\r\n{\"code\":\"rate_limited\"}";
+        assert_eq!(whole(&bytes[..60]), Ok(None));
+        assert_eq!(whole(&bytes[..bytes.len() - 2]), Ok(None));
+        let answered = whole(bytes).unwrap().unwrap();
+        assert_eq!((answered.status, answered.closes), (429, true));
+        let text = "HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n";
+        let answered = whole(text.as_bytes()).unwrap().unwrap();
+        assert_eq!((answered.status, answered.closes), (201, false));
+        assert_eq!(
+            code(br#"{"status":429,"code":"rate_limited"}"#).as_deref(),
+            Some("rate_limited")
+        );
+        assert_eq!(code(b"<html>"), None);
+        assert!(whole(b"nothing of HTTP\r\n\r\n").is_err());
+    }
 }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use actix_web::rt::task::JoinHandle;
 use chatting_server::{
-    load::{Plan, Speaks, Stalled, run as run_load},
+    load::{Interrupts, Plan, Speaks, Stalled, run as run_load},
     settings::OnError,
 };
 
@@ -287,22 +287,25 @@ async fn a_flood_of_unknown_rooms_pushes_no_live_rooms_verdict_out() {
 #[actix_web::test]
 async fn the_load_tool_asks_for_rooms_that_nobody_presents_in_and_tells_how_often_it_was_told_what() {
     let app = spawn_app(|_| {}).await;
-    let (report, _) = run_load(Plan {
-        addr: app.addr,
-        rooms: 1000,
-        first_room: 1_000_000,
-        senders: 8,
-        messages: Some(300),
-        rate: None,
-        duration: Duration::from_secs(600),
-        text_bytes: 60,
-        presenter_tokens: Vec::new(),
-        sender_tokens: (1..=50).map(|user| app.token(user)).collect(),
-        speaks: Speaks::V1,
-        stalled: Stalled::default(),
-        progress: false,
-        waits: false,
-    })
+    let (report, _) = run_load(
+        Plan {
+            addr: app.addr,
+            rooms: 1000,
+            first_room: 1_000_000,
+            senders: 8,
+            messages: Some(300),
+            rate: None,
+            duration: Duration::from_secs(600),
+            text_bytes: 60,
+            presenter_tokens: Vec::new(),
+            sender_tokens: (1..=50).map(|user| app.token(user)).collect(),
+            speaks: Speaks::V1,
+            stalled: Stalled::default(),
+            progress: false,
+            waits: false,
+        },
+        &mut Interrupts::default(),
+    )
     .await
     .unwrap();
     assert_eq!((report.sent, report.statuses), (300, BTreeMap::from([(409, 300)])));

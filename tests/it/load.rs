@@ -106,7 +106,7 @@ async fn thirty_two_senders_in_a_hundred_rooms_lose_nothing_and_double_nothing()
 }
 
 /// Starts the real binary; `store` are more settings as `--set KEY=VALUE`.
-async fn serve(dir: &Arc<ScratchDir>, store: &[String]) -> (Process, std::net::SocketAddr) {
+pub async fn serve(dir: &Arc<ScratchDir>, store: &[String]) -> (Process, std::net::SocketAddr) {
     let port_file = dir.path().join("port");
     let _ = std::fs::remove_file(&port_file);
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));

@@ -17,6 +17,7 @@ mod legacy_ws;
 mod limits;
 mod liveness;
 mod load;
+mod load_tool;
 mod log_archive;
 mod log_store;
 mod moderation;

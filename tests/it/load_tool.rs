@@ -1,0 +1,172 @@
+//! The load tool tells what it saw, and whether that is as it should be.
+
+use std::{process::ExitStatus, sync::Arc};
+
+use serde_json::{Value, json};
+
+use crate::{
+    load::serve,
+    support::{
+        app::{KEY, TestApp, spawn_app},
+        command::command,
+        eventually,
+        process::{Process, ScratchDir},
+    },
+};
+
+/// `load` on this server's room 12, under way.
+fn load(dir: &Arc<ScratchDir>, addr: impl ToString, args: &[&str]) -> Process {
+    let addr = addr.to_string();
+    let all = ["load", "--addr", &addr, "--rooms", "1", "--first-room", "12", "--json"];
+    let all: Vec<_> = all.iter().chain(args).copied().collect();
+    Process::start(dir, command(dir, &all).env("CHAT__AUTH__HS256_SECRET", KEY))
+}
+
+/// How it ended, its report, and all that it wrote.
+async fn ended(tool: &Process) -> (ExitStatus, Value, String) {
+    let (status, output) = (tool.exited().await, tool.output());
+    let report = output.lines().find_map(|line| serde_json::from_str(line).ok());
+    (status, report.unwrap_or_default(), output)
+}
+
+async fn live_app() -> (TestApp, Arc<ScratchDir>) {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    (app, ScratchDir::new("load-tool"))
+}
+
+#[actix_web::test]
+async fn what_an_earlier_run_left_is_not_taken_for_what_this_one_sent() {
+    let (app, dir) = live_app().await;
+    drop(app.presenter(12).await);
+    eventually("the presenter to be gone", async || {
+        app.metric("chat_sessions").await.filter(|sessions| *sessions == 0.0)
+    })
+    .await;
+    for turn in (0..5).rev() {
+        assert_eq!(app.post(12, 7, &format!("1 0 {turn} 0 xxx")).await.status, 201);
+    }
+    for speaks in ["legacy", "v1"] {
+        let (status, report, output) = ended(&load(&dir, app.addr, &["--messages", "20", "--speaks", speaks])).await;
+        assert!(status.success(), "{output}");
+        assert_eq!(
+            (&report["sent"], &report["delivered"]),
+            (&json!(20), &json!(20)),
+            "{output}"
+        );
+        let others = if speaks == "legacy" { 5 } else { 0 };
+        assert_eq!(report["of_others"], others, "{output}");
+    }
+}
+
+#[actix_web::test]
+async fn an_interrupt_ends_the_sending_and_the_report_is_of_what_was_sent() {
+    let (app, dir) = live_app().await;
+    for signal in ["INT", "TERM"] {
+        let before = app.metric("chat_accepted_total").await.unwrap();
+        let tool = load(&dir, app.addr, &["--seconds", "3600", "--rate", "200"]);
+        eventually("some messages", async || {
+            app.metric("chat_accepted_total")
+                .await
+                .filter(|accepted| *accepted > before + 20.0)
+        })
+        .await;
+        tool.signal(signal);
+        let (status, report, output) = ended(&tool).await;
+        assert!(status.success(), "{output}");
+        assert_eq!(report["interrupted"], true, "{output}");
+        assert_eq!(
+            (&report["delivered"], &report["lost"], &report["failed"]),
+            (&report["accepted"], &json!(0), &json!(0)),
+            "{output}"
+        );
+        assert!(report["accepted"].as_u64().unwrap() > 20, "{output}");
+    }
+}
+
+#[actix_web::test]
+async fn a_server_that_goes_away_is_said_and_fails_the_run() {
+    let dir = ScratchDir::new("load-tool");
+    let (server, addr) = serve(&dir, &[]).await;
+    let tool = load(&dir, addr, &["--seconds", "3600", "--start-rooms"]);
+    tool.line("/s accepted").await;
+    eventually("some messages", async || {
+        let metrics = crate::support::http::get(addr, "/metrics").await;
+        let accepted = metrics.text().lines().any(|line| {
+            line.strip_prefix("chat_accepted_total ")
+                .is_some_and(|count| count.parse::<u64>().unwrap() > 100)
+        });
+        accepted.then_some(())
+    })
+    .await;
+    server.kill().await;
+    let (status, report, output) = ended(&tool).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(report["accepted"].as_u64().unwrap() > 0, "{output}");
+    let trouble = report["trouble"].as_str().unwrap();
+    assert!(
+        trouble.contains("Connection refused") && trouble.contains("senders ended early"),
+        "{output}"
+    );
+    assert!(output.contains(&format!("chatting-server: {trouble}")), "{output}");
+}
+
+#[actix_web::test]
+async fn a_run_in_which_nothing_was_accepted_fails_and_says_what_was_answered() {
+    let app = spawn_app(|_| {}).await;
+    let dir = ScratchDir::new("load-tool");
+    let args = ["--messages", "10", "--senders", "2"];
+    let (status, report, output) = ended(&load(&dir, app.addr, &args)).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert_eq!(report["reasons"], json!({ "409 broadcast_ended": 10 }), "{output}");
+    assert!(output.contains("no message was accepted"), "{output}");
+    let (status, report, output) = ended(&load(&dir, app.addr, &[&args[..], &["--absent"]].concat())).await;
+    assert!(status.success(), "{output}");
+    assert_eq!(report["refused"], 10, "{output}");
+}
+
+#[actix_web::test]
+async fn a_connection_that_is_closed_after_a_refusal_fails_no_message() {
+    let app = spawn_app(|settings| {
+        settings.limits.sender_per_second = 1;
+        settings.limits.sender_burst = 5;
+    })
+    .await;
+    app.go_live(12);
+    let dir = ScratchDir::new("load-tool");
+    let args = ["--messages", "200", "--senders", "2", "--users", "1"];
+    let (status, report, output) = ended(&load(&dir, app.addr, &args)).await;
+    assert!(status.success(), "{output}");
+    assert_eq!(
+        (&report["sent"], &report["failed"]),
+        (&json!(200), &json!(0)),
+        "{output}"
+    );
+    assert!(
+        report["reasons"]["429 rate_limited"].as_u64().unwrap() > 100,
+        "{output}"
+    );
+}
+
+#[actix_web::test]
+async fn a_rate_of_few_messages_takes_no_longer_than_it_was_given() {
+    let (app, dir) = live_app().await;
+    let (status, report, output) = ended(&load(&dir, app.addr, &["--seconds", "1", "--rate", "1"])).await;
+    assert!(status.success(), "{output}");
+    assert_eq!(report["sent"], 1, "{output}");
+    // The next was due after 32 seconds, one for each sender.
+    assert!(report["seconds"].as_f64().unwrap() < 16.0, "{output}");
+}
+
+#[actix_web::test]
+async fn counts_of_nothing_are_refused_by_name() {
+    let dir = ScratchDir::new("load-tool");
+    for name in ["--rooms", "--senders", "--messages", "--rate", "--seconds", "--users"] {
+        let tool = Process::start(&dir, &mut command(&dir, &["load", name, "0"]));
+        let (status, _, output) = ended(&tool).await;
+        assert_eq!(status.code(), Some(2), "{output}");
+        assert!(output.contains(name), "{output}");
+    }
+    let tool = Process::start(&dir, &mut command(&dir, &["load", "--text-bytes", "999999999"]));
+    assert_eq!(ended(&tool).await.0.code(), Some(2));
+}
