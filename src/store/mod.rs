@@ -108,16 +108,58 @@ fn log_statements(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 /// Chat is personal data: nobody but the server's user reads the file, from its first byte on. SQLite gives its WAL the
-/// same mode.
+/// same mode. A file that is there is not opened: closing it again would take this process's locks from every connection that
+/// has it open (fcntl(2)), and another process could then take the WAL away under them.
 fn create_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent)?;
     }
-    std::fs::OpenOptions::new()
-        .create(true)
+    match std::fs::OpenOptions::new()
+        .create_new(true)
         .append(true)
         .mode(0o600)
-        .open(path)?;
-    Ok(())
+        .open(path)
+    {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// How many locks this process has of a file, by the kernel's list.
+    fn locks_of(path: &Path) -> usize {
+        let inode = std::fs::metadata(path).unwrap().ino();
+        let (pid, file) = (format!(" {} ", std::process::id()), format!(":{inode} "));
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        locks
+            .lines()
+            .filter(|lock| lock.contains(&pid) && lock.contains(&file))
+            .count()
+    }
+
+    #[test]
+    fn opening_a_file_again_takes_no_lock_from_who_has_it_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let first = open_file(&path, Durability::Disk).unwrap();
+        first
+            .execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
+            .unwrap();
+        let reader = open_to_read(&path).unwrap();
+        let count = |connection: &Connection| connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0));
+        assert_eq!(count(&reader), Ok(1));
+        drop(first);
+        let locked = locks_of(&path);
+        assert!(locked > 0);
+        let again = open_file(&path, Durability::Disk).unwrap();
+        assert_eq!(count(&again), Ok(1));
+        assert!(locks_of(&path) >= locked);
+    }
 }
