@@ -5,6 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use uuid::Uuid;
 
+/// An id has 12 bits to count within its millisecond.
+const MOST_WITHIN_MS: u16 = 0x0fff;
+
 /// Stamps events. Owned by the one actor that numbers.
 #[derive(Debug)]
 pub struct EventClock {
@@ -14,11 +17,12 @@ pub struct EventClock {
 }
 
 impl EventClock {
-    /// Goes on after `last_ms`, the newest time that is in the spool (milliseconds since 1970, UTC).
+    /// Goes on after `last_ms`, the newest time that is in the spool (milliseconds since 1970, UTC). How many ids that
+    /// millisecond has is not known, so it is taken to be full.
     pub fn after(last_ms: i64) -> Self {
         Self {
             last_ms,
-            within_ms: 0,
+            within_ms: MOST_WITHIN_MS,
             random: SmallRng::from_os_rng(),
         }
     }
@@ -38,11 +42,12 @@ impl EventClock {
             self.last_ms = now_ms;
             self.within_ms = 0;
         } else {
-            self.within_ms += 1;
-            if self.within_ms > 0x0fff {
+            if self.within_ms == MOST_WITHIN_MS {
                 // 4,096 ids in one millisecond: borrow from the next one rather than go back.
                 self.last_ms += 1;
                 self.within_ms = 0;
+            } else {
+                self.within_ms += 1;
             }
         }
         (self.last_ms, self.id())
@@ -67,6 +72,15 @@ pub fn system_ms() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rule_05_ids_go_on_after_those_of_a_server_before_whose_clock_was_ahead_too() {
+        let mut before = EventClock::after(1_000_000);
+        let given: Vec<_> = (0..100).map(|_| before.stamp_at(5)).collect();
+        let mut clock = EventClock::after(before.last_ms());
+        let next = clock.stamp_at(5);
+        assert!(given.iter().all(|(ms, id)| next.0 >= *ms && next.1 > *id), "{next:?}");
+    }
 
     #[test]
     fn rule_05_a_clock_set_back_changes_neither_times_nor_the_order_of_ids() {
