@@ -113,6 +113,8 @@ struct Commands {
     queued: Vec<SpoolCommand>,
     /// Events in them.
     events: usize,
+    /// Something else than events is among them.
+    other: bool,
     /// The thread waits, and is to be woken when so many events are queued, or anything else is. While it is busy, which is
     /// most of the time under load, nobody needs to wake it.
     awaited: Option<usize>,
@@ -121,12 +123,12 @@ struct Commands {
 impl Commands {
     /// Whether there is what the thread waits for.
     fn enough(&self, events: usize) -> bool {
-        let other = |command: &SpoolCommand| !matches!(command, SpoolCommand::Append { .. });
-        self.events >= events || self.queued.last().is_some_and(other)
+        self.events >= events || self.other
     }
 
     fn take(&mut self) -> Vec<SpoolCommand> {
         self.events = 0;
+        self.other = false;
         std::mem::take(&mut self.queued)
     }
 }
@@ -139,8 +141,9 @@ impl SpoolQueue {
     pub fn push(&self, command: SpoolCommand) {
         let wakes = {
             let mut commands = self.commands();
-            if let SpoolCommand::Append { events, .. } = &command {
-                commands.events += events.len();
+            match &command {
+                SpoolCommand::Append { events, .. } => commands.events += events.len(),
+                _ => commands.other = true,
             }
             commands.queued.push(command);
             let wakes = commands.awaited.is_some_and(|events| commands.enough(events));
@@ -332,5 +335,25 @@ impl WriterHandle {
     /// Commits what was appended, closes the spool and ends its thread.
     pub fn stop(&self) {
         self.queue.push(SpoolCommand::Stop);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_question_is_not_kept_waiting_by_events_that_came_behind_it() {
+        let queue = SpoolQueue::default();
+        queue.push(SpoolCommand::Stop);
+        queue.push(SpoolCommand::Append {
+            term: 0,
+            events: Vec::new(),
+        });
+        let began = Instant::now();
+        assert_eq!(queue.gather(10, Duration::from_secs(10)).len(), 2);
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 }
