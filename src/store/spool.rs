@@ -54,6 +54,9 @@ const MEASURE_EVERY: Duration = Duration::from_secs(1);
 /// What a probe writes.
 const PROBE_BYTES: usize = 64 * 1024;
 
+/// Times do not go back from row to row (rule 5), so the last row is the newest; a spool of gigabytes is not gone through.
+const NEWEST: &str = "SELECT sent_at FROM spool ORDER BY pos DESC LIMIT 1";
+
 const KEEP_PLACE: &str = "
 INSERT OR REPLACE INTO places(presenter_idx, epoch, over, position, exact, room_idx, session_at, saved_at)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
@@ -167,6 +170,36 @@ impl SqliteSpool {
         for (presenter, (seq, pos)) in last_of_rooms(connection, self.next_pos)? {
             self.last.insert(presenter, (seq, pos));
             self.next_pos = self.next_pos.max(pos + 1);
+        }
+        Ok(())
+    }
+
+    /// How a room's last seq is kept. Of a salvaged room only the store knows it, until it was asked.
+    fn keep_last_seq(&self) -> &'static str {
+        if self.salvaged && self.ask_store {
+            "UPDATE rooms SET last_seq = MAX(last_seq, ?2) WHERE presenter_idx = ?1"
+        } else {
+            "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
+             ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)"
+        }
+    }
+
+    /// Makes what is there durable after a sync that failed: the kernel may take pages of the WAL for written that are not, so a
+    /// later sync of it proves nothing, and all of it is written into the file itself.
+    fn all_synced(&mut self) -> Result<(), SpoolError> {
+        if self.settings.durability != Durability::Disk {
+            return Ok(());
+        }
+        let (pages, written) = self.with(|_, connection| {
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+            })
+        })?;
+        if pages != written {
+            return Err(SpoolError {
+                why: "what it holds could not be written into the file".into(),
+                full: false,
+            });
         }
         Ok(())
     }
@@ -308,6 +341,7 @@ impl Spool for SqliteSpool {
             statement.query_row(asked, |row| row.get::<_, Pos>(0)).optional()
         })?;
         if found.is_some() {
+            self.all_synced()?;
             self.untold = self.next_pos;
         }
         Ok(found)
@@ -338,13 +372,7 @@ impl Spool for SqliteSpool {
                 let aside = parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
                 let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
                 free_rows(&transaction, through, &aside)?;
-                // Of a salvaged room only the store knows the last seq, until it was asked.
-                let mut room = transaction.prepare_cached(if this.salvaged && this.ask_store {
-                    "UPDATE rooms SET last_seq = MAX(last_seq, ?2) WHERE presenter_idx = ?1"
-                } else {
-                    "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
-                     ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)"
-                })?;
+                let mut room = transaction.prepare_cached(this.keep_last_seq())?;
                 for (presenter, seq) in &ended {
                     room.execute(params![presenter.get(), seq.0.cast_signed()])?;
                 }
@@ -545,7 +573,7 @@ impl Spool for SqliteSpool {
 
     fn close(&mut self) {
         let newest = self.with(|_, connection| {
-            let newest: Option<i64> = connection.query_row("SELECT MAX(sent_at) FROM spool", [], |row| row.get(0))?;
+            let newest: Option<i64> = connection.query_row(NEWEST, [], |row| row.get(0)).optional()?;
             if let Some(newest) = newest {
                 set_meta(connection, "last_ms", newest)?;
             }
@@ -591,9 +619,21 @@ impl SqliteSpool {
         for (pos, why) in rows {
             log::error!("spool: row {pos} cannot be read and is parked: {why}");
         }
-        self.with(|_, connection| {
+        self.with(|this, connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for (pos, why) in rows {
+                // It may be its room's last, and its number must not be given again (rule 3).
+                let number = transaction
+                    .query_row(
+                        "SELECT presenter_idx, seq FROM spool
+                         WHERE pos = ?1 AND typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer'",
+                        [pos],
+                        |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
+                    )
+                    .optional()?;
+                if let Some((presenter, seq)) = number {
+                    transaction.execute(this.keep_last_seq(), [presenter, seq])?;
+                }
                 transaction.execute(PARK, params![pos, format!("unreadable: {why}"), system_ms()])?;
                 transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;
             }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use chatting_actors::{
     clock::EventClock,
-    seams::{LogRange, LogReader, LogStore, Spool, StoreBatch},
+    seams::{LastSeq, LogRange, LogReader, LogStore, Spool, StoreBatch},
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
 };
@@ -327,4 +327,24 @@ async fn commits_go_between_the_events_of_a_batch_on_its_way_into_the_embedded_l
     );
     assert!(appended.await.unwrap().unwrap().is_empty());
     assert_eq!(store.last_seq(room(1)).await.unwrap(), Seq(EVENTS.unsigned_abs()));
+}
+
+#[actix_web::test]
+async fn rule_03_the_number_of_a_row_that_cannot_be_read_is_not_given_again() {
+    let dir = ScratchDir::new("set-aside");
+    let path = dir.path().join("chat.db");
+    {
+        let (mut spool, _) = embedded(&path);
+        let mut clock = EventClock::after(0);
+        let epoch = spool.found().epoch.clone();
+        let events: Vec<_> = (1..=3).map(|seq| event(&mut clock, 12, &epoch, seq, "hi")).collect();
+        spool.commit(&events).unwrap();
+        let other = rusqlite::Connection::open(&path).unwrap();
+        let unknown = other.execute("UPDATE spool SET epoch = 99 WHERE pos = 3", []);
+        assert_eq!(unknown.unwrap(), 1);
+        assert_eq!(spool.read(0, 10).unwrap().len(), 2);
+        assert_eq!(spool.last_seq(room(12)).unwrap(), LastSeq::Known(Seq(3)));
+    }
+    let (mut spool, _) = embedded(&path);
+    assert_eq!(spool.last_seq(room(12)).unwrap(), LastSeq::Known(Seq(3)));
 }
