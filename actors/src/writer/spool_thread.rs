@@ -280,6 +280,12 @@ impl Run {
         if !self.unwritten.is_empty() {
             self.write_sooner_or_later(Vec::new());
         }
+        // A log in the same file waits for it to be open again, and perhaps nobody asks for anything else.
+        if self.watch.restarts() > 0
+            && let Err(error) = self.spool.probe()
+        {
+            log::error!("spool: it cannot be opened again: {error}");
+        }
     }
 
     /// Rule 1: what the reopened file holds of the commit whose last event this is.
