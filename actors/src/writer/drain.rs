@@ -119,6 +119,11 @@ impl StoreState {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The store was not there when the server began; it is tried from now on.
+    pub fn was_not_there(&self, error: String) {
+        self.set(Some(error));
+    }
+
     fn set(&self, error: Option<String>) {
         *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
@@ -349,7 +354,7 @@ impl LogWriter {
         })
     }
 
-    /// Waits longer after each failure; a success sets the pause back.
+    /// Waits longer after each failure; a batch that is stored and freed sets the pause back.
     fn back_off(&mut self, ctx: &mut Context<Self>) {
         let pause = self.pause;
         self.pause = (pause * 2).min(self.parts.config.retry_max);
@@ -366,6 +371,7 @@ impl LogWriter {
             match result {
                 Ok(()) => {
                     this.prepared = true;
+                    this.pause = this.parts.config.retry_min;
                     this.recovered();
                     this.advance(ctx);
                     this.advance_broadcasts(ctx);
@@ -439,6 +445,7 @@ impl LogWriter {
                 Ok(Ok(())) => {
                     this.parts.metrics.parked.inc_by(parked_count);
                     this.done = through;
+                    this.pause = this.parts.config.retry_min;
                     this.backlog.drain(..count.min(this.backlog.len()));
                     this.oldest = Instant::now();
                     this.advance(ctx);
@@ -501,7 +508,6 @@ impl LogWriter {
             log::info!("store: it takes events again; {} to go", self.head - self.done);
         }
         self.parts.state.set(None);
-        self.pause = self.parts.config.retry_min;
     }
 
     fn failed(&self, what: &str, error: &StoreError) {

@@ -1,6 +1,6 @@
 //! When a batch goes to the store.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chatting_actors::writer::WriterConfig;
 use tokio::time::timeout;
@@ -60,4 +60,30 @@ async fn what_waits_already_counts_for_what_is_enough() {
     // Before a change of the broadcast's record wakes the writer anyhow.
     let sent = until("ten to be enough", || stage.store.script().batches == [10]);
     timeout(Duration::from_secs(5), sent).await.expect("ten to be enough");
+}
+
+#[actix::test]
+async fn a_batch_that_is_stored_and_cannot_be_freed_is_given_again_after_longer_and_longer_pauses() {
+    let writer = WriterConfig {
+        retry_min: Duration::from_millis(1),
+        retry_max: Duration::from_secs(3600),
+        ..writer_config()
+    };
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        writer,
+    );
+    let _reader = stage.reader(1);
+    stage.accepted(1, "the first").await;
+    until("the first to be freed", || stage.spool.script().rows.is_empty()).await;
+    let before = stage.store.script().batches.len();
+    stage.spool.script().failing = usize::MAX;
+    let began = Instant::now();
+    stage.accepted(1, "the second").await;
+    until("eight tries", || stage.store.script().batches.len() >= before + 8).await;
+    // Of 1, 2, 4, … 64 ms.
+    assert!(began.elapsed() >= Duration::from_millis(127));
+    stage.spool.script().failing = 0;
 }
