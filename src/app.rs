@@ -22,12 +22,13 @@ use chatting_actors::{
     gate::Gate,
     metrics::Metrics,
     registry::{ReadLog, RegistryHandle, SessionRegistry},
-    seams::{LogStore, RoomApi, StoreError},
+    seams::{LogStore, RoomApi, Spool, StoreError},
     supervise::{Watch, log_panics, supervise},
     wire::legacy::Clock,
     writer::{LogWriter, SpoolThread, WriterHandle, WriterParts},
 };
 use prometheus_client::registry::Registry as MetricNames;
+use scopeguard::ScopeGuard;
 
 use crate::{
     auth::{
@@ -45,7 +46,7 @@ use crate::{
     retention::Retention,
     room::{EmbeddedRooms, HttpRooms},
     settings::{AuthMode, LogBackend, RoomMode, Settings},
-    shutdown::{Drain, stop_in_order},
+    shutdown::{CUT, Drain, stop_in_order},
     startup::{self, StartError},
     store::{Archive, FoundStore, History, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
 };
@@ -72,6 +73,7 @@ pub struct App {
     deadline: Duration,
     drain: Drain,
     watching: actix_web::rt::task::JoinHandle<()>,
+    lines: Lines,
 }
 
 /// How a stop went.
@@ -100,12 +102,15 @@ impl App {
             AuthMode::Gateway => Some(Gateway::new(startup::gateway_settings(settings)?)),
         };
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
-        let (mut spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
+        let trusted = startup::trusted_proxies(settings)?;
+        let (spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
+        // A start that comes to nothing, or is broken off, leaves a spool that was stopped cleanly.
+        let mut spool = scopeguard::guard(spool, |mut spool| spool.close());
         log::info!("spool {}: {}", settings.log.path, spool.found());
         if let Ok(Some(_)) = spool.importing() {
             log::warn!("spool: an import has begun and not ended, so the log lacks some of it; stop, and run it again");
         }
-        let Opened { spool, store, beat } = open_store(settings, spool).await?;
+        let Opened { store, beat, away } = open_store(settings, &mut spool).await?;
         let history = History::new(
             settings.log.path.clone().into(),
             Arc::clone(&store),
@@ -128,7 +133,6 @@ impl App {
         let sessions = Gate::new("sessions", settings.session.max);
         let figures = Gate::new("figures", settings.figures.at_once);
         let exports = Gate::new("exports", settings.export.max);
-        let trusted = startup::trusted_proxies(settings)?;
         let parts = WriterParts::new(
             startup::writer_config(settings),
             writer.clone(),
@@ -137,9 +141,16 @@ impl App {
             metrics.clone(),
             startup::pauses(settings),
         );
+        if let Some(away) = away {
+            parts.state.was_not_there(away);
+        }
         let spool_thread = parts
-            .start_spool(Box::new(spool))
+            .start_spool(Box::new(ScopeGuard::into_inner(spool)))
             .map_err(|error| StartError::Unavailable(format!("the spool's thread cannot start: {error}")))?;
+        let spool_thread = scopeguard::guard((writer.clone(), spool_thread), |(writer, thread)| {
+            writer.stop();
+            thread.join();
+        });
         let writer_arbiter = Arbiter::new();
         let made_of = parts.clone();
         supervise(&writer_arbiter.handle(), parts.watch.clone(), move || {
@@ -236,6 +247,7 @@ impl App {
         ));
         let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;
+        let (_, spool_thread) = ScopeGuard::into_inner(spool_thread);
         Ok(Self {
             server,
             addr,
@@ -256,7 +268,8 @@ impl App {
             ],
             deadline: Duration::from_secs(settings.shutdown.deadline_seconds),
             drain: Drain::new(&settings.shutdown),
-            watching: actix_web::rt::spawn(lines.keep()),
+            watching: actix_web::rt::spawn(lines.clone().keep()),
+            lines,
         })
     }
 
@@ -290,10 +303,14 @@ impl App {
             retention.abort();
         }
         let in_order = stop_in_order(&self.state, &handle, &self.writer, &self.drain, until).await;
-        if !in_order {
-            handle.stop(false).await;
-        }
-        let served = server.await;
+        let served = if in_order {
+            server.await
+        } else {
+            // The server is in its graceful stop and hears no other word before that is over.
+            self.lines.shut_all();
+            let cut = tokio::time::timeout(CUT, server).await;
+            cut.unwrap_or(Ok(Ok(())))
+        };
         self.watching.abort();
         self.state.health.writer.stop();
         join_blocking(move || self.spool_thread.join()).await;
@@ -362,14 +379,15 @@ async fn open_keys(
 
 /// The store behind the spool, and this server's place in it.
 struct Opened {
-    spool: SqliteSpool,
     store: Arc<dyn Archive>,
     beat: Option<ServerBeat>,
+    /// Why it was not there.
+    away: Option<String>,
 }
 
 /// Opens the store behind the spool. MongoDB need not be there: what is accepted stays in the spool until it is.
-async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opened, StartError> {
-    let mut beat = None;
+async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Opened, StartError> {
+    let (mut beat, mut away) = (None, None);
     let store: Arc<dyn Archive> = match settings.log.backend {
         LogBackend::Sqlite => {
             let store = SqliteStore::new(spool.connection());
@@ -388,21 +406,30 @@ async fn open_store(settings: &Settings, mut spool: SqliteSpool) -> Result<Opene
             match place.other().await {
                 Ok(None) => tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await),
                 Ok(Some(other)) => return Err(StartError::Unavailable(other)),
-                Err(error) => log::warn!("store: not there yet, so other servers on this log are not seen: {error}"),
+                Err(error) => {
+                    log::warn!("store: not there yet, so other servers on this log are not seen: {error}");
+                    away = Some(error.0);
+                }
             }
             Arc::new(store)
         }
     };
-    if spool.asks_store() {
+    if spool.asks_store() && away.is_some() {
+        // To wait for it a second time would only make the start longer.
+        log::warn!("store: rooms will ask it for their last seq");
+    } else if spool.asks_store() {
         match store.is_empty().await {
             Ok(true) => spool
                 .store_is_empty()
                 .map_err(|error| StartError::Unavailable(error.to_string()))?,
             Ok(false) => log::info!("store: it is older than the spool; rooms ask it for their last seq"),
-            Err(error) => log::warn!("store: not there yet, rooms will ask it for their last seq: {error}"),
+            Err(error) => {
+                log::warn!("store: not there yet, rooms will ask it for their last seq: {error}");
+                away = Some(error.0);
+            }
         }
     }
-    Ok(Opened { spool, store, beat })
+    Ok(Opened { store, beat, away })
 }
 
 /// Says what was found in the store. That it cannot be told stops no start: what is accepted waits in the spool.

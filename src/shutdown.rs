@@ -21,6 +21,9 @@ pub(crate) struct Drain {
     spread: Duration,
 }
 
+/// How long connections that were cut at the deadline may take to notice.
+pub(crate) const CUT: Duration = Duration::from_secs(1);
+
 /// How often some more sessions are told.
 const DRAIN_STEP: Duration = Duration::from_millis(100);
 

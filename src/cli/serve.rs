@@ -30,11 +30,18 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
     report::begin(&settings, &origins);
     actix_web::rt::System::new().block_on(async {
         // First, so that one that comes during the start does not end the process.
-        let hangup = signal(SignalKind::hangup())?;
-        let app = App::build(&settings).await?;
+        let (hangup, stop) = (signal(SignalKind::hangup())?, stop_signal()?);
+        let mut stop = std::pin::pin!(stop);
+        let app = tokio::select! {
+            app = App::build(&settings) => app?,
+            () = &mut stop => {
+                log::info!("stopped before it had started");
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
         actix_web::rt::spawn(reload_keys(hangup, args.settings.clone(), app.state()));
         report::listening(&app, &settings, args.port_file.as_deref())?;
-        let stopped = app.run_until(stop_signal()?).await?;
+        let stopped = app.run_until(stop).await?;
         Ok(exit_code(stopped))
     })
 }

@@ -75,6 +75,13 @@ impl Lines {
         }
     }
 
+    /// Ends all connections, whatever is under way on them.
+    pub fn shut_all(&self) {
+        for line in self.list().drain(..).filter_map(|line| line.upgrade()) {
+            line.socket.shut();
+        }
+    }
+
     fn sweep(&self, now_ms: u64) {
         let patience = u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX);
         self.list().retain(|line| {

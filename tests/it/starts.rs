@@ -420,6 +420,117 @@ async fn a_request_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75(
     server.line("stopped at the deadline").await;
 }
 
+#[actix_web::test]
+async fn the_deadline_of_a_stop_is_over_the_time_that_presenters_are_told_in_too() {
+    let dir = ScratchDir::new("deadline-over-all");
+    let more = [
+        "--set",
+        "shutdown.deadline_seconds=6",
+        "--set",
+        "shutdown.drain_seconds=5",
+        "--set",
+        "server.body_seconds=300",
+    ];
+    let server = Process::start(&dir, &mut serve(&dir, &more));
+    let addr = server.address(&dir.path().join("port")).await;
+    // So many that telling them takes all of its time.
+    let mut presenters = Vec::new();
+    for n in 0..60 {
+        let mut socket = WsClient::connect_with(addr, "/v1/presenter", &[("Sec-WebSocket-Protocol", "chat.v1")], None)
+            .await
+            .unwrap();
+        let token = token_of(&settings(&dir), 100 + n, "kim");
+        let hello = serde_json::json!({ "type": "hello", "token": token });
+        socket.send_text(&hello.to_string()).await;
+        assert_eq!(socket.next_json().await["type"], "welcome");
+        presenters.push(socket);
+    }
+    let mut client = HttpClient::connect(addr).await;
+    let head = format!(
+        "POST /v1/rooms/12/messages HTTP/1.1\r\nHost: chat\r\nContent-Type: application/json\r\ntoken: {}\r\n\
+         Content-Length: 20\r\n\r\n{{\"text\"",
+        token_of(&settings(&dir), 7, "kim")
+    );
+    client.send_bytes(head.as_bytes()).await;
+    let began = std::time::Instant::now();
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
+    // Six, and one for what was cut to notice; it was eleven when the request had a deadline of its own.
+    assert!(began.elapsed().as_secs() < 10, "{}", server.output());
+}
+
+#[actix_web::test]
+async fn a_start_that_is_refused_leaves_the_spool_as_one_that_was_stopped_cleanly() {
+    let dir = ScratchDir::new("refused");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = format!("server.bind={}", taken.local_addr().unwrap());
+    let more = ["--set", "log.durability=os"];
+    let epoch = async |begins: &str| {
+        let server = Process::start(&dir, &mut serve(&dir, &more));
+        server.address(&dir.path().join("port")).await;
+        server.signal("TERM");
+        server.exited().await;
+        let said = messages(&server.output(), false);
+        let found = said
+            .iter()
+            .find_map(|line| line.strip_prefix("spool "))
+            .unwrap()
+            .to_owned();
+        assert!(found.contains(begins), "{found}");
+        let epoch = found.split("epoch ").nth(1).unwrap().to_owned();
+        epoch[..16].to_owned()
+    };
+    let first = epoch("new; epoch ").await;
+    let (code, _, error) = run(&dir, &[&["serve", "--set", &bind][..], &more].concat(), &ENV);
+    assert_eq!(code, 69, "{error}");
+    assert_eq!(epoch("stopped cleanly; epoch ").await, first);
+}
+
+#[actix_web::test]
+async fn a_signal_during_a_start_ends_it_in_order() {
+    let dir = ScratchDir::new("stopped-early");
+    // Nobody answers there, and a start waits for it.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("mongodb.uri=mongodb://{}/", silent.local_addr().unwrap());
+    let more = [
+        "--set",
+        "log.backend=mongodb",
+        "--set",
+        &uri,
+        "--set",
+        "mongodb.connect_timeout_ms=60000",
+        "--set",
+        "log.durability=os",
+    ];
+    for (signal, begins) in [("TERM", "new; epoch"), ("INT", "stopped cleanly; epoch")] {
+        let server = Process::start(&dir, &mut serve(&dir, &more));
+        let found = server.line("spool ").await;
+        assert!(found.contains(begins), "{found}");
+        server.signal(signal);
+        assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+        server.line("stopped before it had started").await;
+    }
+}
+
+#[actix_web::test]
+async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_moment() {
+    let dir = ScratchDir::new("away");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("mongodb.uri=mongodb://{}/", silent.local_addr().unwrap());
+    let more = [
+        "--set",
+        "log.backend=mongodb",
+        "--set",
+        &uri,
+        "--set",
+        "mongodb.connect_timeout_ms=300",
+    ];
+    let server = Process::start(&dir, &mut serve(&dir, &more));
+    let addr = server.address(&dir.path().join("port")).await;
+    let ready = crate::support::http::get(addr, "/readyz").await;
+    assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
+}
+
 /// The table in the runbook and the one of `--help` name the same codes.
 #[actix_web::test]
 async fn every_exit_code_is_in_the_help_and_in_the_runbook() {
