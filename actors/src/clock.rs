@@ -1,6 +1,9 @@
 //! The time and the ids of events (rule 5): from max(now, last persisted), so a clock set back changes nothing.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::LazyLock,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use uuid::Uuid;
@@ -67,6 +70,14 @@ pub fn system_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Milliseconds since 1970 by the system's clock as it was when this was asked first, and by one that nobody sets from then on:
+/// for what is to be kept for so long, whatever happens to the system's clock meanwhile.
+pub fn steady_ms() -> i64 {
+    static BEGAN: LazyLock<(Instant, i64)> = LazyLock::new(|| (Instant::now(), system_ms()));
+    let (at, ms) = *BEGAN;
+    ms.saturating_add(i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -115,8 +115,8 @@ pub struct KeyTable {
 }
 
 impl KeyTable {
-    /// A table with what the spool kept, oldest first.
-    pub fn new(config: KeyConfig, rows: Vec<KeyRow>) -> Self {
+    /// A table with what the spool kept, oldest first, at `now_ms` ([`steady_ms`](crate::clock::steady_ms)).
+    pub fn new(config: KeyConfig, rows: Vec<KeyRow>, now_ms: i64) -> Self {
         let mut table = Self {
             config,
             entries: HashMap::new(),
@@ -125,7 +125,9 @@ impl KeyTable {
         };
         for row in rows {
             table.insert(row.user_idx, &row.keyed);
-            table.accept(&row.keyed, row.accepted);
+            // A message's time is ahead of ours where the system's clock was; its key is not kept the longer for it.
+            let at = row.accepted.sent_at_ms.min(now_ms);
+            table.accept(&row.keyed, row.accepted, at);
         }
         table
     }
@@ -140,7 +142,7 @@ impl KeyTable {
         self.entries.is_empty()
     }
 
-    /// A request brings this key at `now_ms`, milliseconds since 1970.
+    /// A request brings this key at `now_ms` ([`steady_ms`](crate::clock::steady_ms)).
     pub fn begin(&mut self, user: UserIdx, keyed: &Keyed, now_ms: i64) -> Found {
         self.expire(now_ms);
         if let Some(entry) = self.entries.get(&keyed.id) {
@@ -173,10 +175,11 @@ impl KeyTable {
         }
     }
 
-    /// The key's message was accepted: the answer is kept for the window, counted from the message's time.
-    pub fn accept(&mut self, keyed: &Keyed, accepted: Accepted) {
+    /// The key's message was accepted at `now_ms`: the answer is kept for the window from then on. The message's own time is no
+    /// measure: it is the system clock's, which may be set ahead and back.
+    pub fn accept(&mut self, keyed: &Keyed, accepted: Accepted, now_ms: i64) {
         if let Some(entry) = self.entries.get_mut(&keyed.id) {
-            self.by_age.push_back((accepted.sent_at_ms, keyed.id));
+            self.by_age.push_back((now_ms, keyed.id));
             entry.accepted = Some(accepted);
         }
     }
@@ -248,7 +251,30 @@ mod tests {
             max,
             sender_max,
         };
-        KeyTable::new(config, Vec::new())
+        KeyTable::new(config, Vec::new(), 0)
+    }
+
+    #[test]
+    fn rule_17_a_message_whose_time_is_ahead_keeps_its_key_for_the_window_and_no_longer() {
+        let mut table = table(10, 10);
+        let key = keyed(1, 2, "k", "hi");
+        assert_eq!(table.begin(user(1), &key, 5), Found::New);
+        table.accept(&key, answer(86_400_000), 5);
+        assert_eq!(table.begin(user(1), &key, 105), Found::Accepted(answer(86_400_000)));
+        assert_eq!(table.begin(user(1), &key, 106), Found::New);
+        let config = KeyConfig {
+            window_ms: 100,
+            max: 10,
+            sender_max: 10,
+        };
+        let row = KeyRow {
+            user_idx: user(1),
+            keyed: Keyed::restored(user(1), PresenterIdx::new(2).unwrap(), "k", *key.fingerprint()),
+            accepted: answer(86_400_000),
+        };
+        let mut restored = KeyTable::new(config, vec![row], 5);
+        assert_eq!(restored.begin(user(1), &key, 105), Found::Accepted(answer(86_400_000)));
+        assert_eq!(restored.begin(user(1), &key, 106), Found::New);
     }
 
     #[test]
@@ -257,7 +283,7 @@ mod tests {
         let first = keyed(1, 2, "k", "hi");
         assert_eq!(table.begin(user(1), &first, 0), Found::New);
         assert_eq!(table.begin(user(1), &first, 0), Found::InProgress);
-        table.accept(&first, answer(5));
+        table.accept(&first, answer(5), 5);
         assert_eq!(table.begin(user(1), &first, 105), Found::Accepted(answer(5)));
         assert_eq!(table.begin(user(1), &keyed(1, 2, "k", "other"), 50), Found::Conflict);
         assert_eq!(table.begin(user(1), &first, 106), Found::New);
@@ -292,7 +318,7 @@ mod tests {
         let keys: Vec<_> = (0..3).map(|n| keyed(1, 2, &n.to_string(), "x")).collect();
         for one in &keys[..2] {
             assert_eq!(table.begin(user(1), one, 0), Found::New);
-            table.accept(one, answer(1));
+            table.accept(one, answer(1), 1);
         }
         assert_eq!(table.begin(user(1), &keys[2], 0), Found::Full("idempotency_sender"));
         let other = keyed(2, 2, "k", "x");

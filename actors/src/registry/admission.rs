@@ -246,7 +246,7 @@ impl SessionRegistry {
         let Some(keys) = &mut self.keys else {
             return Some(Outcome::Refused(Refusal::Overloaded("idempotency")));
         };
-        Some(match keys.begin(submit.chat.user_idx, keyed, system_ms()) {
+        Some(match keys.begin(submit.chat.user_idx, keyed, steady_ms()) {
             Found::New => return None,
             Found::Accepted(accepted) => Outcome::Accepted(accepted),
             Found::InProgress => Outcome::Refused(Refusal::IdempotencyInProgress),
@@ -261,7 +261,7 @@ impl SessionRegistry {
             self.keys_asked = false;
             return;
         };
-        let mut keys = KeyTable::new(self.config.keys, rows);
+        let mut keys = KeyTable::new(self.config.keys, rows, steady_ms());
         for slot in &self.in_flight {
             if let Some(keyed) = &slot.event.keyed {
                 keys.insert(slot.event.chat.user_idx, keyed);
@@ -291,7 +291,7 @@ impl SessionRegistry {
         if self.keys.is_none() && !self.keys_asked {
             self.keys_asked = true;
             self.writer
-                .ask_keys(system_ms().saturating_sub(self.config.keys.window_ms));
+                .ask_keys(steady_ms().saturating_sub(self.config.keys.window_ms));
         }
     }
 

@@ -47,7 +47,7 @@ pub use self::{
 use crate::{
     bucket::{Bucket, Rate},
     checker::CheckerHandle,
-    clock::{EventClock, system_ms},
+    clock::{EventClock, steady_ms, system_ms},
     gate::Permit,
     idempotency::{Found, KeyConfig, KeyRow, KeyTable},
     mailbox::{Mailbox, Turn},

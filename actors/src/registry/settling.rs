@@ -70,7 +70,7 @@ impl SessionRegistry {
                 delivery,
             };
             if let (Some(keys), Some(keyed)) = (&mut self.keys, &event.keyed) {
-                keys.accept(keyed, accepted.clone());
+                keys.accept(keyed, accepted.clone(), steady_ms());
             }
             let _ = slot.reply.send(Outcome::Accepted(accepted));
         }

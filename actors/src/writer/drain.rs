@@ -21,7 +21,7 @@ use super::{
     SpoolCommand, SpoolThread, WriterHandle, broadcasts::Records, handle::Rows, spool_thread::SpoolThreadSettings,
 };
 use crate::{
-    clock::system_ms,
+    clock::steady_ms,
     mailbox::{Mailbox, Turn},
     metrics::Metrics,
     queues::Queue,
@@ -431,7 +431,7 @@ impl LogWriter {
             .collect();
         let (count, parked_count) = (rows.len(), parked.len() as u64);
         let (reply, freed) = oneshot::channel();
-        let keys_before_ms = system_ms().saturating_sub(self.parts.config.key_window_ms);
+        let keys_before_ms = steady_ms().saturating_sub(self.parts.config.key_window_ms);
         let command = SpoolCommand::Free {
             through,
             parked,
