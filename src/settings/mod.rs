@@ -123,25 +123,32 @@ impl Settings {
 
     /// The value of a key named in full as it may be shown (secrets as `***`), or `None` for an unknown key.
     pub fn get(&self, key: &str) -> Option<Value> {
+        let (section, key) = self.section_of(key)?;
+        section.get(key)
+    }
+
+    /// Whether a key named in full has its default.
+    fn is_default(&self, key: &str) -> bool {
+        self.section_of(key)
+            .is_some_and(|(section, key)| section.is_default(key))
+    }
+
+    /// The section of a key named in full, and its name there.
+    fn section_of<'a>(&self, key: &'a str) -> Option<(&dyn Section, &'a str)> {
         let (wanted, key) = key.rsplit_once('.')?;
         let (_, section) = self.sections().into_iter().find(|(name, _)| *name == wanted)?;
-        section.get(key)
+        Some((section, key))
     }
 
     /// Every key with its value as it may be shown and the layer it comes from, in the order of `settings.toml`. A key that
     /// `origins` lacks was set by the program.
     pub fn shown(&self, origins: &BTreeMap<String, Layer>) -> Vec<Shown> {
-        let defaults = Self::default();
         let shown = |key: String| {
-            let (value, default) = (self.get(&key)?, defaults.get(&key));
-            let layer = origins.get(&key).copied();
-            // Of a secret only that it was set can be told, not whether it is the default.
-            let hidden = value.as_str() == Some(secret::MASK) && layer.is_some_and(|layer| layer != Layer::Default);
             Some(Shown {
-                changed: hidden || Some(&value) != default.as_ref(),
-                layer: layer.map_or_else(|| "program".to_owned(), |layer| layer.to_string()),
+                value: self.get(&key)?,
+                layer: origins.get(&key).map_or_else(|| "program".to_owned(), Layer::to_string),
+                changed: !self.is_default(&key),
                 key,
-                value,
             })
         };
         self.keys().into_iter().filter_map(shown).collect()

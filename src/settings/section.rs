@@ -27,6 +27,9 @@ pub trait Section {
     /// The value of `key` as it may be shown (secrets as `***`), or `None` for an unknown key.
     fn get(&self, key: &str) -> Option<Value>;
 
+    /// Whether the value of `key` is the built-in default: of a secret, too, which as it is shown cannot be told.
+    fn is_default(&self, key: &str) -> bool;
+
     /// The keys whose present value is not allowed, each with the error that setting it would have given.
     fn refused(&self) -> Vec<(&'static str, String)>;
 }
@@ -136,6 +139,13 @@ macro_rules! section {
                         Some($crate::settings::value::SettingValue::to_shown(&self.$field))
                     })+
                     _ => None,
+                }
+            }
+
+            fn is_default(&self, key: &str) -> bool {
+                match key {
+                    $(stringify!($field) => self.$field == Self::default().$field,)+
+                    _ => false,
                 }
             }
 

@@ -248,6 +248,29 @@ async fn check_config_prints_every_setting_with_its_layer_or_those_that_were_cha
 }
 
 #[actix_web::test]
+async fn what_a_file_sets_to_its_default_is_not_changed_secrets_too() {
+    let dir = ScratchDir::new("unchanged");
+    let every = concat!(env!("CARGO_MANIFEST_DIR"), "/settings.toml");
+    let (_, changed, _) = run(&dir, &["check-config", "--changed", "--config", every], &[]);
+    assert_eq!(changed, "# every key has its default\n");
+    let (code, changed, error) = run(&dir, &["check-config", "--changed", "--config", every], &ENV[..1]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(changed, "auth.hs256_secret = \"***\"  # environment\n");
+    let server = Process::start(&dir, &mut serve(&dir, &["--config", every]));
+    server.address(&dir.path().join("port")).await;
+    let said = messages(&server.output(), false);
+    let settings: Vec<_> = said.iter().filter(|line| line.starts_with("setting ")).collect();
+    assert_eq!(
+        settings,
+        [
+            "setting server.bind = \"127.0.0.1:0\" (flag)",
+            "setting auth.hs256_secret = \"***\" (environment)",
+            "setting room.mode = \"embedded\" (environment)",
+        ]
+    );
+}
+
+#[actix_web::test]
 async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
     let dir = ScratchDir::new("check-more");
     std::fs::write(dir.path().join("broken.rooms.json"), "{").unwrap();
