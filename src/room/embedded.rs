@@ -51,7 +51,11 @@ impl EmbeddedRooms {
         let rooms: Rooms = match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| named(&error))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Rooms::default(),
-            Err(error) => return Err(named(&error)),
+            Err(error) => {
+                return Err(named(&format_args!(
+                    "it is beside log.path and cannot be read: {error}"
+                )));
+            }
         };
         // Counting never gets there; a file that was written by hand might be.
         if !(0..=MAX_ROOM_IDX).contains(&rooms.last_room_idx) {

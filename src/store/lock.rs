@@ -27,30 +27,29 @@ pub enum LockError {
         /// What the other process wrote of itself.
         holder: String,
     },
-    /// The lock file cannot be used.
-    #[error("the lock {path} cannot be taken: {error}")]
-    Io {
-        /// The lock file.
+    /// It cannot be where the settings have it, whoever has it.
+    #[error("log.path {path}: {why}")]
+    Place {
+        /// The spool.
         path: PathBuf,
-        /// Why not.
-        error: std::io::Error,
+        /// What of it cannot be used, and why not.
+        why: String,
     },
 }
 
 impl SpoolLock {
     /// Takes the lock of a spool, or says who has it.
     pub fn take(spool: &Path) -> Result<Self, LockError> {
-        let path = lock_of(spool);
-        let io = |error| LockError::Io {
-            path: path.clone(),
-            error,
+        let place = |why| LockError::Place {
+            path: spool.to_owned(),
+            why,
         };
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            std::fs::create_dir_all(parent).map_err(io)?;
-        }
+        directory_of(spool).map_err(place)?;
+        let path = lock_of(spool);
+        let unwritten = |error| place(format!("{} cannot be written: {error}", path.display()));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(&path).map_err(io)?;
+        let mut file = options.open(&path).map_err(unwritten)?;
         match try_exclusive(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -59,7 +58,10 @@ impl SpoolLock {
                     holder: told_by(&mut file),
                 });
             }
-            Err(TryLockError::Error(error)) => return Err(io(error)),
+            // Some network file systems have no locks.
+            Err(TryLockError::Error(error)) => {
+                return Err(place(format!("{} cannot be locked: {error}", path.display())));
+            }
         }
         let mut before = String::new();
         let _ = file.read_to_string(&mut before);
@@ -68,9 +70,9 @@ impl SpoolLock {
             .find_map(|line| line.strip_prefix("server "))
             .filter(|name| !name.is_empty());
         let server = known.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
-        file.set_len(0).map_err(io)?;
-        file.rewind().map_err(io)?;
-        write!(file, "process {}\nserver {server}\n", std::process::id()).map_err(io)?;
+        file.set_len(0).map_err(unwritten)?;
+        file.rewind().map_err(unwritten)?;
+        write!(file, "process {}\nserver {server}\n", std::process::id()).map_err(unwritten)?;
         Ok(Self {
             known: known.is_some(),
             server,
@@ -96,6 +98,20 @@ pub(super) fn holder(spool: &Path) -> Option<String> {
         Err(TryLockError::WouldBlock) => Some(told_by(&mut file)),
         // Let go when the file is closed.
         Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
+}
+
+/// Makes the spool's directory where there is none. The error says what of the path is in the way.
+fn directory_of(spool: &Path) -> Result<(), String> {
+    if let Some(parent) = spool.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|error| match parent.ancestors().find(|part| part.is_file()) {
+            Some(file) => format!("{} is a file, and a directory is wanted", file.display()),
+            None => format!("the directory {} cannot be made: {error}", parent.display()),
+        })?;
+    }
+    match spool.is_dir() {
+        true => Err("it is a directory, and the name of a file is wanted".into()),
+        false => Ok(()),
     }
 }
 

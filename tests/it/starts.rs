@@ -340,16 +340,36 @@ async fn a_port_that_is_taken_ends_the_start_with_69_naming_the_setting() {
 }
 
 #[actix_web::test]
-async fn a_data_directory_that_cannot_be_written_ends_the_start_with_69_naming_the_file() {
-    let dir = ScratchDir::new("unwritable");
-    std::fs::write(dir.path().join("a-file"), "").unwrap();
-    let (code, _, error) = run(
-        &dir,
-        &[&SERVE[..], &["--set", "log.path=a-file/chat.db"]].concat(),
-        &ENV,
-    );
+async fn a_log_path_that_cannot_be_used_ends_the_start_with_69_naming_the_setting_and_what_is_in_the_way() {
+    let dir = ScratchDir::new("unusable");
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("a-file"), "").unwrap();
+    std::fs::create_dir_all(path("a-directory")).unwrap();
+    std::fs::create_dir_all(path("chat.db.lock")).unwrap();
+    for (log_path, told) in [
+        ("a-file/chat.db", "a-file is a file, and a directory is wanted"),
+        ("a-file/in/chat.db", "a-file is a file, and a directory is wanted"),
+        ("a-directory", "it is a directory, and the name of a file is wanted"),
+        ("a-directory/", "it is a directory, and the name of a file is wanted"),
+        // Nobody may make anything there, root neither.
+        ("/proc/chat/chat.db", "the directory /proc/chat cannot be made: "),
+        ("/proc/chat.db", "/proc/chat.db.lock cannot be written: "),
+        ("chat.db", "chat.db.lock cannot be written: Is a directory"),
+    ] {
+        let set = format!("log.path={log_path}");
+        let (code, _, error) = run(&dir, &[&SERVE[..], &["--set", &set]].concat(), &ENV[..1]);
+        assert_eq!(code, 69, "{error}");
+        let told = format!("chatting-server: log.path {log_path}: {told}");
+        assert!(error.lines().any(|line| line.starts_with(&told)), "{told}: {error}");
+    }
+    // The embedded room server's file is beside the spool, and read first.
+    let set = ["--set", "log.path=a-file/chat.db"];
+    let (code, _, error) = run(&dir, &[&SERVE[..], &set].concat(), &ENV);
     assert_eq!(code, 69, "{error}");
-    assert!(error.contains("a-file"), "{error}");
+    assert!(
+        error.contains("a-file/chat.rooms.json: it is beside log.path and cannot be read: "),
+        "{error}"
+    );
 }
 
 #[actix_web::test]

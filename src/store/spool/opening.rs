@@ -55,7 +55,7 @@ pub enum OpenError {
     #[error(transparent)]
     Lock(#[from] crate::store::LockError),
     /// SQLite says no.
-    #[error("the spool {path} cannot be opened: {error}")]
+    #[error("the spool {path} (log.path) cannot be opened: {error}")]
     Sqlite {
         /// The file.
         path: PathBuf,
