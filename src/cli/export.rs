@@ -35,7 +35,7 @@ pub(super) struct ExportArgs {
     #[command(flatten)]
     settings: SettingsArgs,
     /// The broadcast, by its id
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = broadcast_id)]
     broadcast: Option<Uuid>,
     /// Every broadcast of this room (presenter number), the oldest first; with ndjson only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(0..))]
@@ -51,13 +51,19 @@ pub(super) struct ExportArgs {
     output: Option<PathBuf>,
 }
 
+fn broadcast_id(text: &str) -> Result<Uuid, String> {
+    Uuid::parse_str(text).map_err(|_| {
+        "a broadcast's id is a UUID, as in 019b76da-a800-7000-8000-000000000001; a presenter's number is for --room"
+            .into()
+    })
+}
+
 pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
-    let wrong = |text: String| Failure { code: 64, text };
     let deletions = Deletions::read(args.deleted.map(Deletions::as_str), args.format);
-    let deletions = deletions.map_err(|allowed| wrong(format!("--deleted: {allowed}")))?;
+    let deletions = deletions.map_err(|allowed| Failure::usage(format!("--deleted: {allowed}")))?;
     if args.room.is_some() && args.format != Format::Ndjson {
-        return Err(wrong(
-            "--room: with --format ndjson only, which can hold many broadcasts".into(),
+        return Err(Failure::usage(
+            "--room: with --format ndjson only, which can hold many broadcasts",
         ));
     }
     let settings = args.settings.load()?.settings;
@@ -75,12 +81,30 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
         let mut output = Output::open(args.output.as_deref())?;
         let mut events = 0;
         for record in records {
-            events += write(&history, record, options, &mut output).await?;
+            match write(&history, record, options, &mut output).await? {
+                Wrote::All(more) => events += more,
+                Wrote::ReaderGone => return Ok(ExitCode::SUCCESS),
+            }
         }
-        output.finish()?;
+        match output.finish() {
+            Err(error) if is_reader_gone(&error) => return Ok(ExitCode::SUCCESS),
+            finished => finished?,
+        }
         eprint(&format!("chatting-server: exported {events} events"));
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// What became of one broadcast.
+enum Wrote {
+    /// So many events were read for it.
+    All(u64),
+    /// Whoever reads our standard output has enough, as `head` does.
+    ReaderGone,
+}
+
+fn is_reader_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
 }
 
 /// The log as the settings name it, for reading.
@@ -137,13 +161,13 @@ async fn records(history: &History, args: &ExportArgs) -> Result<Vec<StoredBroad
     Ok(all)
 }
 
-/// Writes one broadcast; returns how many events were read for it.
+/// Writes one broadcast.
 async fn write(
     history: &History,
     record: StoredBroadcast,
     options: Options,
     output: &mut Output,
-) -> Result<u64, Failure> {
+) -> Result<Wrote, Failure> {
     let mut stop = stop_signal()?.boxed_local();
     let mut export = Export::begin(history.clone(), record, options).await?;
     let progress = Progress::new("events", export.expected());
@@ -158,9 +182,12 @@ async fn write(
             piece = next => piece?,
         };
         let Some(piece) = piece else {
-            return Ok(events);
+            return Ok(Wrote::All(events));
         };
-        output.writer.write_all(&piece.bytes)?;
+        match output.writer.write_all(&piece.bytes) {
+            Err(error) if is_reader_gone(&error) => return Ok(Wrote::ReaderGone),
+            written => written?,
+        }
         events += piece.events;
         progress.advance(piece.events);
     }

@@ -155,6 +155,16 @@ pub(crate) struct Failure {
     text: String,
 }
 
+impl Failure {
+    /// The command line is wrong in a way that shows only when its parts are seen together.
+    fn usage(text: impl Into<String>) -> Self {
+        Self {
+            code: 2,
+            text: text.into(),
+        }
+    }
+}
+
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
         Self {

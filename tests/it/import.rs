@@ -1,6 +1,11 @@
 //! The commands `export` and `import`, as an operator runs them: the real program, both stores, and a log that comes back whole.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+};
 
 use chatting_server::{
     settings::{LogBackend, Settings},
@@ -135,7 +140,9 @@ async fn the_command_writes_what_the_route_gives_beside_a_running_server() {
         for (args, code) in [
             (&["--broadcast", "019b76da-a800-7000-8000-000000000001"][..], 1),
             (&["--room", "99"], 1),
-            (&["--room", "12", "--format", "csv"], 64),
+            (&["--room", "12", "--format", "csv"], 2),
+            (&["--room", "12", "--format", "webvtt", "--deleted", "mark"], 2),
+            (&["--broadcast", "12"], 2),
             (&["--room", "12", "--output", "missing/file"], 69),
             (&["--room", "12", "--set", "log.path=missing.db"], 69),
         ] {
@@ -143,6 +150,31 @@ async fn the_command_writes_what_the_route_gives_beside_a_running_server() {
             assert_eq!((found, out.as_str()), (code, ""), "{args:?}: {error}");
         }
         assert!(!site.path("missing.db").exists());
+        let (_, _, error) = site.run(&["export", "--broadcast", "12"]);
+        assert!(error.contains("a broadcast's id is a UUID"), "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn an_export_whose_reader_has_enough_ends_without_a_word() {
+    let site = Site::new(false);
+    site.import(&long_file(&site, 20_000));
+    let id = broadcast_id().to_string();
+    for what in [["--broadcast", &id], ["--room", "12"]] {
+        let mut command = site.command(&[&["export"][..], &what].concat());
+        let mut export = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(export.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.starts_with("{\"type\":\"broadcast\""), "{line}");
+        let ended = export.wait_with_output().unwrap();
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{error}");
+        // How far it is may be told before that.
+        let more = error.lines().filter(|line| !line.ends_with(" events"));
+        assert_eq!(more.count(), 0, "{error}");
+        assert!(!error.contains("exported"), "{error}");
     }
 }
 
