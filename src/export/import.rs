@@ -17,6 +17,7 @@ use chatting_actors::{
     moderation::Act,
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -25,6 +26,11 @@ use crate::store::{Deleted, Logged, StoredBroadcast};
 
 /// A line is at most so long; the longest that an export writes is far below.
 const MAX_LINE: u64 = 4 * 1024 * 1024;
+
+/// How gzip begins (RFC 1952, 2.3.1).
+const GZIP: &[u8] = &[0x1f, 0x8b];
+
+const NOT_NDJSON: &str = "wanted is NDJSON, as `export --format ndjson` writes it";
 
 /// A message from later than this is from a wrong clock, and would hold up the times of all that come after it.
 const MAX_AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
@@ -150,7 +156,7 @@ impl Lines {
     #[expect(clippy::should_implement_trait, reason = "an iterator would go on after an error")]
     pub fn next(&mut self) -> Result<Option<Item>, ImportError> {
         while self.read_line()? {
-            let line = serde_json::from_slice(&self.buffer).map_err(|error| self.bad(error))?;
+            let line = self.parse()?;
             if let Some(item) = self.item(line).map_err(|why| self.bad(why))? {
                 return Ok(Some(item));
             }
@@ -159,6 +165,16 @@ impl Lines {
             Some(open) => Err(self.bad(format!("the file ends within broadcast {}: it was cut off", open.id))),
             None => Ok(None),
         }
+    }
+
+    fn parse(&self) -> Result<Line, ImportError> {
+        // Without its end, behind which the parser would count another line.
+        let text = self.buffer.trim_ascii_end();
+        serde_json::from_slice(text).map_err(|error| match self.line {
+            // Whoever gives a file of another kind is told so, and not of its first letter.
+            1 if !is_typed_object(text) => self.bad(format!("{NOT_NDJSON} ({})", in_line(&error))),
+            _ => self.bad(in_line(&error)),
+        })
     }
 
     fn bad(&self, why: impl ToString) -> ImportError {
@@ -180,6 +196,9 @@ impl Lines {
             })?;
         self.digest.update(&self.buffer);
         self.line += 1;
+        if self.line == 1 && self.buffer.starts_with(GZIP) {
+            return Err(self.bad(format!("it is gzip: decompress it first; {NOT_NDJSON}")));
+        }
         if count as u64 == MAX_LINE {
             return Err(self.bad(format!("it is longer than {MAX_LINE} bytes")));
         }
@@ -238,6 +257,20 @@ impl Lines {
         open.events += 1;
         self.open = Some(open);
         Ok(Item::Event(Box::new(logged)))
+    }
+}
+
+/// Whether this is an object that says of which type it is, as each line of an export does.
+fn is_typed_object(text: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(text).is_ok_and(|line| line.get("type").is_some_and(Value::is_string))
+}
+
+/// What is wrong within a line. The parser names a line of its own, which is always the first: that would be a second number.
+fn in_line(error: &serde_json::Error) -> String {
+    let (text, column) = (error.to_string(), error.column());
+    match text.strip_suffix(&format!(" at line {} column {column}", error.line())) {
+        Some(why) => format!("{why}, column {column}"),
+        None => text,
     }
 }
 

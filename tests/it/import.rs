@@ -346,6 +346,8 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
     let lines: Vec<&str> = good.lines().collect();
     let cut = lines[..5].join("\n");
     let without_header = lines[1..].join("\n");
+    let unquoted = [lines[0], "{1:2}", lines[2]].join("\n");
+    let unended = [lines[0], "{", lines[2]].join("\n");
     let swapped = [lines[0], lines[2], lines[1]].join("\n");
     let cases = [
         (cut.as_str(), "line 6: the file ends within broadcast"),
@@ -353,7 +355,20 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
         (&without_header, "line 1: it belongs to no broadcast"),
         (&swapped, "line 3: seq 1 comes behind seq 2"),
         ("{\"type\":\"chat\"}\n", "line 1: missing field"),
-        ("hello\n", "line 1: expected"),
+        (
+            "hello\n",
+            "line 1: wanted is NDJSON, as `export --format ndjson` writes it (expected value, column 1)",
+        ),
+        (
+            "{\n  \"FileInfo\": {}\n}\n",
+            "line 1: wanted is NDJSON, as `export --format ndjson` writes it (EOF while parsing an object, column 1)",
+        ),
+        (
+            "{\"comments\":[]}\n",
+            "line 1: wanted is NDJSON, as `export --format ndjson` writes it (missing field `type`, column 15)",
+        ),
+        (&unquoted, "line 2: key must be a string, column 2\n"),
+        (&unended, "line 2: EOF while parsing an object, column 1\n"),
         (
             &good.replacen("\"format\":1", "\"format\":2", 1),
             "line 1: it has format 2",
@@ -386,6 +401,13 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
         assert_eq!((code, out.as_str()), (1, ""), "{named}: {error}");
         assert!(error.contains(&format!("bad, {named}")), "{named}: {error}");
     }
+    std::fs::write(site.path("bad"), b"\x1f\x8b\x08\0no line end, and no text\xff").unwrap();
+    let (code, _, error) = site.run(&["import", "bad"]);
+    assert_eq!(code, 1, "{error}");
+    assert!(
+        error.contains("bad, line 1: it is gzip: decompress it first; "),
+        "{error}"
+    );
     let (code, _, error) = site.run(&["import", "missing"]);
     assert_eq!(code, 69, "{error}");
     assert!(!site.path("chat.db").exists(), "nothing was opened");
