@@ -106,6 +106,8 @@ enum Command {
     /// what was sent. Exit code 1 when a message was lost, doubled or out of order, none was accepted, or the server went away.
     Load(load::LoadArgs),
     /// Watch a room as its presenter: print every frame of the WebSocket, one a line.
+    ///
+    /// Speaks the original server's (legacy) protocol, at /chatting, and no other.
     Watch(watch::WatchArgs),
 }
 
@@ -232,10 +234,15 @@ pub(crate) fn try_parse(args: impl IntoIterator<Item = String>) {
 
 /// Standard output that does not panic when the reader has gone.
 fn print(text: &str) {
+    let _ = try_print(text);
+}
+
+/// The same, for what goes on only as long as someone reads it.
+fn try_print(text: &str) -> std::io::Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 pub(crate) fn eprint(line: &str) {

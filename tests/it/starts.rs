@@ -1,6 +1,10 @@
 //! What a start tells of itself, what is checked before one, and the code that each end of the process has.
 
-use std::{net::TcpListener, process::Command, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::{Command, Stdio},
+    sync::Arc,
+};
 
 use serde_json::Value;
 
@@ -44,9 +48,8 @@ fn find<'a>(messages: &'a [String], begins: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("nothing begins with '{begins}' in {messages:#?}"))
 }
 
-/// Makes presenter 12 live, connects it, and has a message accepted.
-async fn one_message(dir: &Arc<ScratchDir>, server: &Process) {
-    let addr = server.address(&dir.path().join("port")).await;
+/// Makes presenter 12 live.
+async fn go_live(addr: SocketAddr) {
     let mut operator = tokens::claims(1);
     operator["role"] = "operator".into();
     let live = [("token", &*tokens::signed(&operator))];
@@ -56,6 +59,12 @@ async fn one_message(dir: &Arc<ScratchDir>, server: &Process) {
             .status,
         200
     );
+}
+
+/// Makes presenter 12 live, connects it, and has a message accepted.
+async fn one_message(dir: &Arc<ScratchDir>, server: &Process) {
+    let addr = server.address(&dir.path().join("port")).await;
+    go_live(addr).await;
     let settings = settings(dir);
     let mut presenter = WsClient::connect(addr, "/chatting").await;
     let start = serde_json::json!({ "id": "start", "token": token_of(&settings, 12, "kim") });
@@ -425,6 +434,71 @@ async fn a_command_that_fails_in_its_own_work_ends_with_1() {
     );
     assert_eq!(code, 1, "{error}");
     assert!(!error.is_empty());
+}
+
+#[actix_web::test]
+async fn a_watch_that_is_refused_tells_the_status_and_what_the_server_says() {
+    let dir = ScratchDir::new("watch");
+    let server = Process::start(&dir, &mut serve(&dir, &["--set", "session.max=1"]));
+    let addr = server.address(&dir.path().join("port")).await;
+    let watch = |path: &str| {
+        let url = format!("ws://{addr}{path}");
+        let (code, out, error) = run(&dir, &["watch", "--url", &url, "--token", "x"], &[]);
+        (code, out, error.replace(&url, "URL"))
+    };
+    // The first has nothing to say, the second a detail, as v1 has.
+    for (path, told) in [
+        ("/nowhere", "404 Not Found\n"),
+        (
+            "/v1/rooms/12",
+            "401 Unauthorized: no token: send Authorization: Bearer, or the header token\n",
+        ),
+    ] {
+        let (code, out, error) = watch(path);
+        assert_eq!((code, &*out), (1, ""), "{error}");
+        assert_eq!(error, format!("chatting-server: URL: refused with {told}"));
+    }
+    // And a legacy error a message.
+    let _only = WsClient::connect(addr, "/chatting").await;
+    let (code, _, error) = watch("/chatting");
+    assert_eq!(code, 1, "{error}");
+    assert!(
+        error.starts_with("chatting-server: URL: refused with 503 Service Unavailable: "),
+        "{error}"
+    );
+    let (code, _, error) = watch("/v1/presenter");
+    assert_eq!(code, 2, "{error}");
+    assert!(
+        error.contains("the original server's protocol at /chatting only"),
+        "{error}"
+    );
+    let (_, help, _) = run(&dir, &["watch", "--help"], &[]);
+    assert!(help.contains("the original server's (legacy) protocol"), "{help}");
+}
+
+#[actix_web::test]
+async fn a_watch_whose_reader_has_enough_ends_without_a_word() {
+    let dir = ScratchDir::new("watch-head");
+    let server = Process::start(&dir, &mut serve(&dir, &[]));
+    let addr = server.address(&dir.path().join("port")).await;
+    go_live(addr).await;
+    let settings = settings(&dir);
+    let (url, presenter) = (format!("ws://{addr}/chatting"), token_of(&settings, 12, "kim"));
+    let mut watch = command(&dir, &["watch", "--url", &url, "--token", &presenter]);
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(watch.stdout.take());
+    let viewer = token_of(&settings, 7, "lee");
+    // Those that come before its session has begun are not for it.
+    crate::support::eventually("the watch to end", async || {
+        post_json(addr, "/v1/rooms/12/messages", &[("token", &viewer)], r#"{"text":"hi"}"#).await;
+        watch.try_wait().unwrap()
+    })
+    .await;
+    let ended = watch.wait_with_output().unwrap();
+    assert_eq!(
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap().as_str()),
+        (Some(0), "")
+    );
 }
 
 #[actix_web::test]
