@@ -58,7 +58,7 @@ pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Line
         server = server.workers(settings.server.workers);
     }
     let address = settings.server.bind.as_str();
-    let fails = |error: io::Error| unbound("server.bind", address, &error);
+    let fails = |error: io::Error| unbound("server.bind", address, error);
     let mut first = None;
     for listener in bound(address, settings.server.backlog).map_err(fails)? {
         let addr = listener.local_addr().map_err(fails)?;
@@ -129,12 +129,16 @@ pub(crate) fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Resul
     .workers(1)
     .shutdown_timeout(1)
     .bind(address)
-    .map_err(|error| unbound("ops.bind", address, &error))?;
+    .map_err(|error| unbound("ops.bind", address, error))?;
     let addr = server.addrs().first().copied();
     let addr = addr.ok_or_else(|| StartError::Unavailable(format!("ops.bind {address}: nothing is bound")))?;
     Ok(Some((server.run(), addr)))
 }
 
-fn unbound(key: &str, address: &str, error: &io::Error) -> StartError {
-    StartError::Unavailable(format!("{key} {address}: {error}"))
+fn unbound(key: &'static str, address: &str, error: io::Error) -> StartError {
+    StartError::Port {
+        key,
+        address: address.to_owned(),
+        error,
+    }
 }

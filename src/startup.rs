@@ -37,7 +37,17 @@ pub enum StartError {
     /// A setting is wrong; the text names it. Exit code 64.
     #[error("{0}")]
     Config(String),
-    /// A port, a file or a store is not to be had. Exit code 69.
+    /// A port is not to be had. Exit code 69.
+    #[error("{key} {address}: {error}")]
+    Port {
+        /// The setting.
+        key: &'static str,
+        /// What it says.
+        address: String,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// A file or a store is not to be had. Exit code 69.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -47,7 +57,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 64,
-            Self::Unavailable(_) => 69,
+            Self::Port { .. } | Self::Unavailable(_) => 69,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     auth::{Mint, SigningKey, mint},
     http::demo::page,
     settings::{LogBackend, RoomMode, Secret, Settings},
+    startup::StartError,
     telemetry,
 };
 
@@ -70,7 +71,7 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
         let extras = Extras {
             demo_page: Some(page(PRESENTER, &presenter, &viewer)),
         };
-        let app = App::build_with(&settings, extras).await?;
+        let app = App::build_with(&settings, extras).await.map_err(unbuilt)?;
         if let (Some(rooms), Some(room)) = (&app.state().rooms, PresenterIdx::new(PRESENTER)) {
             rooms.start(room)?;
         }
@@ -79,6 +80,18 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
         let stopped = app.run_until(stop_signal()?).await?;
         Ok(exit_code(stopped))
     })
+}
+
+/// A demo has no settings, so what is in the way is told by its flag.
+fn unbuilt(error: StartError) -> Failure {
+    let code = error.exit_code();
+    let text = match error {
+        StartError::Port { address, error, .. } => {
+            format!("{address}: {error}; --port takes another port, --port 0 a free one")
+        }
+        other => other.to_string(),
+    };
+    Failure { code, text }
 }
 
 fn welcome(addr: &str, presenter: &str, viewer: &str) -> String {

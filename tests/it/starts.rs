@@ -502,6 +502,21 @@ async fn a_watch_whose_reader_has_enough_ends_without_a_word() {
 }
 
 #[actix_web::test]
+async fn a_demo_on_a_taken_port_names_its_own_flag() {
+    let dir = ScratchDir::new("demo-port");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let (code, _, error) = run(&dir, &["demo", "--port", &addr.port().to_string()], &[]);
+    assert_eq!(code, 69, "{error}");
+    let told = error
+        .lines()
+        .find(|line| line.starts_with("chatting-server: "))
+        .unwrap();
+    assert!(told.contains(&addr.to_string()) && told.contains("--port 0"), "{told}");
+    assert!(!told.contains("server.bind"), "{told}");
+}
+
+#[actix_web::test]
 async fn a_request_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75() {
     let dir = ScratchDir::new("deadline");
     let more = [
