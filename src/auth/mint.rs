@@ -26,7 +26,7 @@ impl SigningKey {
     /// A private key in PEM (PKCS#8, for RSA PKCS#1 too). The error says what is wrong, never with what.
     pub fn pem(algorithm: Algorithm, pem: &[u8]) -> Result<Self, String> {
         let key = match algorithm {
-            Algorithm::Hs256 => return Err("HS256 has no private key: name the key's algorithm".into()),
+            Algorithm::Hs256 => return Err("HS256 has no private key: name the key's algorithm by --algorithm".into()),
             Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512 | Algorithm::Ps256 => EncodingKey::from_rsa_pem(pem),
             Algorithm::Es256 | Algorithm::Es384 => EncodingKey::from_ec_pem(pem),
             Algorithm::EdDsa => EncodingKey::from_ed_pem(pem),

@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use chatting_actors::{clock::system_ms, types::Role};
+use chatting_actors::{
+    clock::system_ms,
+    types::{PresenterIdx, Role},
+};
 use clap::Args;
 
 use super::{Failure, SettingsArgs, print, signing::SigningArgs};
@@ -23,8 +26,8 @@ pub(super) struct TokenArgs {
     /// moderator or operator
     #[arg(long, value_parser = role)]
     role: Option<Role>,
-    /// A room (presenter number) that a moderator is staff of, or * for all; may be given again
-    #[arg(long = "room", value_name = "N")]
+    /// A room (presenter number) that a moderator is staff of, or * for all; may be given again; with --role moderator only
+    #[arg(long = "room", value_name = "N", value_parser = room)]
     rooms: Vec<String>,
     /// Seconds until it expires
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
@@ -38,7 +41,21 @@ fn role(name: &str) -> Result<Role, String> {
     }
 }
 
+fn room(name: &str) -> Result<String, String> {
+    let number = name.parse().ok().and_then(PresenterIdx::new);
+    match number {
+        Some(number) => Ok(number.to_string()),
+        None if name == "*" => Ok(name.to_owned()),
+        None => Err("a presenter's number, or * for all rooms".into()),
+    }
+}
+
 pub(super) fn run(args: &TokenArgs) -> Result<ExitCode, Failure> {
+    if !args.rooms.is_empty() && args.role != Some(Role::Moderator) {
+        return Err(Failure::usage(
+            "--room: with --role moderator only; an operator is staff of every room",
+        ));
+    }
     let settings = args.settings.load()?.settings;
     let key = args.signing.key(&settings)?;
     let token = mint(

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chatting_server::settings::{Algorithm, Secret, Settings};
 use serde_json::json;
 
@@ -196,7 +197,40 @@ async fn a_token_minted_with_a_private_key_is_read_by_a_server_that_has_the_publ
     }
     let (code, _, error) = run(&dir, &["token", "--user", "12", "--key-file", "private.pem"], &[]);
     assert_eq!(code, 1);
-    assert!(error.contains("name the key's algorithm"), "{error}");
+    assert!(error.contains("name the key's algorithm by --algorithm"), "{error}");
+}
+
+#[actix_web::test]
+async fn rooms_are_a_moderators_and_are_numbers_or_all() {
+    let dir = ScratchDir::new("rooms");
+    let env = [("CHAT__AUTH__HS256_SECRET", KEY)];
+    let token = ["token", "--user", "7"];
+    for (more, told) in [
+        (
+            &["--role", "moderator", "--room", "x"][..],
+            "a presenter's number, or *",
+        ),
+        (
+            &["--role", "moderator", "--room", "12,13"],
+            "a presenter's number, or *",
+        ),
+        (&["--role", "moderator", "--room=-1"], "a presenter's number, or *"),
+        (&["--room", "12"], "with --role moderator only"),
+        (&["--role", "operator", "--room", "12"], "with --role moderator only"),
+    ] {
+        let (code, out, error) = run(&dir, &[&token[..], more].concat(), &env);
+        assert_eq!((code, &*out), (2, ""), "{more:?}: {error}");
+        assert!(error.contains("--room") && error.contains(told), "{more:?}: {error}");
+    }
+    let (code, out, error) = run(
+        &dir,
+        &[&token[..], &["--role", "moderator", "--room", "12", "--room", "*"]].concat(),
+        &env,
+    );
+    assert_eq!(code, 0, "{error}");
+    let claims = out.split('.').nth(1).unwrap();
+    let claims: serde_json::Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    assert_eq!(claims["rooms"], json!(["12", "*"]));
 }
 
 #[actix_web::test]
