@@ -118,6 +118,37 @@ async fn the_room_server_misbehaves_when_told_to() {
     eventually("its end", async || (rooms.stats().await.concurrent == 0).then_some(())).await;
 }
 
+/// The README has users run it.
+#[actix_web::test]
+async fn the_room_server_by_hand_tells_its_flags_and_what_is_wrong_with_them() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_room-server-standin"))
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, help, _) = run(&["--help"]);
+    assert_eq!(code, Some(0));
+    for part in ["--port <N>", "--port-file <FILE>", "/control/live/N"] {
+        assert!(help.contains(part), "{part} is not in:\n{help}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let (code, _, error) = run(&["--port", &addr.port().to_string()]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains(&format!("--port {}: {addr}: ", addr.port())), "{error}");
+    for port in ["x", "65536"] {
+        let (code, _, error) = run(&["--port", port]);
+        assert_eq!(code, Some(2), "{error}");
+        assert!(error.contains("--port"), "{error}");
+    }
+    let (code, _, error) = run(&["--port-file", "nowhere/port"]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("--port-file nowhere/port: "), "{error}");
+}
+
 #[actix_web::test]
 async fn mongod_survives_a_kill_and_keeps_its_port() {
     let mut mongod = Mongod::start_own().await;

@@ -27,42 +27,60 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use clap::Parser;
 use serde_json::{Map, Value, json};
 
 /// More than any sane client reads of an answer of sixty bytes.
 const HUGE: usize = 64 << 20;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut port = 0;
-    let mut port_file = None;
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| format!("{argument} needs a value"))?;
-        match argument.as_str() {
-            "--port" => port = value.parse()?,
-            "--port-file" => port_file = Some(value),
-            _ => return Err(format!("unknown option {argument}; there are --port and --port-file").into()),
+/// A stand-in for the room server, on 127.0.0.1, to try a server with.
+///
+/// POST /control/live/N makes presenter N live, POST /control/ended/N ends that. tests/room-server/main.rs tells the rest.
+#[derive(Parser)]
+#[command(name = "room-server-standin")]
+struct Args {
+    /// Port on 127.0.0.1; 0 picks a free one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    port: u16,
+    /// Write host:port to this file when it listens (for scripts)
+    #[arg(long, value_name = "FILE")]
+    port_file: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "room-server-standin: {error}");
+            ExitCode::FAILURE
         }
     }
+}
 
-    let listener = TcpListener::bind(("127.0.0.1", port))?;
-    let address = listener.local_addr()?;
-    writeln!(std::io::stdout(), "listening on http://{address}")?;
-    if let Some(path) = port_file {
+fn run(args: &Args) -> Result<(), String> {
+    let bind = SocketAddr::from(([127, 0, 0, 1], args.port));
+    let listener = TcpListener::bind(bind).map_err(|error| format!("--port {}: {bind}: {error}", args.port))?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    // Whoever started it may not read it.
+    let _ = writeln!(std::io::stdout(), "listening on http://{address}");
+    if let Some(path) = &args.port_file {
         // Renamed into place, so that a reader never sees half an address.
-        let partial = format!("{path}.partial");
-        std::fs::write(&partial, address.to_string())?;
-        std::fs::rename(&partial, &path)?;
+        let partial = path.with_added_extension("partial");
+        std::fs::write(&partial, address.to_string())
+            .and_then(|()| std::fs::rename(&partial, path))
+            .map_err(|error| format!("--port-file {}: {error}", path.display()))?;
     }
 
     let rooms = Arc::new(Mutex::new(Rooms::default()));
     for stream in listener.incoming() {
         let rooms = Arc::clone(&rooms);
-        let stream = stream?;
+        let stream = stream.map_err(|error| format!("{address}: {error}"))?;
         std::thread::spawn(move || {
             Connection {
                 rooms: &rooms,
