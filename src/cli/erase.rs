@@ -43,10 +43,7 @@ pub(super) struct EraseArgs {
 pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
     let settings = args.settings.load()?.settings;
     let user = UserIdx::new(args.user).filter(|user| *user != UserIdx::ERASED);
-    let user = user.ok_or_else(|| Failure {
-        code: 2,
-        text: format!("--user {}: no user has this number", args.user),
-    })?;
+    let user = user.ok_or_else(|| Failure::usage(format!("--user {}: no user has this number", args.user)))?;
     telemetry::init(&settings);
     let path = Path::new(&settings.log.path);
     // Opening makes a spool where there is none, which is not what was asked.

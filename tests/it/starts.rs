@@ -1,7 +1,9 @@
 //! What a start tells of itself, what is checked before one, and the code that each end of the process has.
 
 use std::{
+    ffi::OsStr,
     net::{SocketAddr, TcpListener},
+    os::unix::ffi::OsStrExt,
     process::{Command, Stdio},
     sync::Arc,
 };
@@ -422,6 +424,12 @@ async fn a_command_line_that_cannot_be_read_ends_with_2() {
         let (code, _, error) = run(&dir, args, &ENV);
         assert_eq!(code, 2, "{args:?}: {error}");
     }
+    let no_text = OsStr::from_bytes(b"\xff.db");
+    let output = command(&dir, &["spool", "status", "--path"])
+        .arg(no_text)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
 #[actix_web::test]

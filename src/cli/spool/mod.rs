@@ -61,10 +61,10 @@ impl SpoolArgs {
         let mut settings = self.settings.load()?.settings;
         if let Some(path) = &self.path {
             let Some(path) = path.to_str() else {
-                return Err(Failure {
-                    code: 64,
-                    text: format!("--path {}: the name is not UTF-8", path.display()),
-                });
+                return Err(Failure::usage(format!(
+                    "--path {}: the name is not UTF-8",
+                    path.display()
+                )));
             };
             settings.log.path = path.to_owned();
         }
