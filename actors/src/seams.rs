@@ -188,7 +188,8 @@ pub trait LogStore: Send + Sync {
 
     /// Writes a batch durably, and then marks what its acts of moderation cover: what they name came before them, so it is
     /// there. An event whose id is stored already is a no-op, so a batch may be given again in whole. Events that can never be stored come back as poison and the others are stored. After an error
-    /// nothing is known: give the whole batch again.
+    /// nothing is known: give the whole batch again. It takes as long as marking takes, which may be all that a room ever had; an
+    /// error then must not cost what is marked.
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>>;
 
     /// The greatest seq of a room over all epochs; `Seq(0)` when it has none.

@@ -3,13 +3,17 @@
 //! Batches are unordered, with write concern majority and journal. The old server's documents in the same collection
 //! have no `seq` and stay untouched: the unique index on `(presenter_idx, epoch, seq)` is partial on `seq` existing.
 
+mod acts;
 mod archive;
 mod document;
 mod fields;
 mod figures;
 mod keeping;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -29,6 +33,7 @@ use mongodb::{
 };
 
 use self::{
+    acts::Progress,
     document::{bson_uuid, event},
     fields::Fields,
 };
@@ -73,6 +78,8 @@ pub struct MongoStore {
     database: Database,
     log: Collection<RawDocumentBuf>,
     write_timeout: Duration,
+    /// Of the acts in the batch under way.
+    progress: Arc<Mutex<Progress>>,
 }
 
 impl MongoStore {
@@ -103,6 +110,7 @@ impl MongoStore {
             log: database.collection("chatting_log"),
             database,
             write_timeout: settings.write_timeout,
+            progress: Arc::default(),
         })
     }
 
@@ -195,20 +203,6 @@ impl MongoStore {
             });
         }
         Ok(())
-    }
-
-    /// What the acts of a batch cover came before them: in an earlier batch, or in this one, which is written.
-    async fn apply_acts(&self, batch: &StoreBatch, poison: Vec<Poison>) -> Result<Vec<Poison>, StoreError> {
-        for (index, event) in batch.iter().enumerate() {
-            if let Some(act) = event
-                .act
-                .as_ref()
-                .filter(|_| poison.iter().all(|one| one.index != index))
-            {
-                self.apply(event, act).await?;
-            }
-        }
-        Ok(poison)
     }
 
     async fn holds(&self, event: &Event) -> Result<bool, StoreError> {

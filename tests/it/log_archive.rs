@@ -20,13 +20,13 @@ use crate::{
     support::process::ScratchDir,
 };
 
-fn by(user: i64, event: Arc<Event>) -> Arc<Event> {
+pub fn by(user: i64, event: Arc<Event>) -> Arc<Event> {
     let mut event = Arc::unwrap_or_clone(event);
     event.chat.user_idx = UserIdx::new(user).unwrap();
     Arc::new(event)
 }
 
-fn act(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, act: Act) -> Arc<Event> {
+pub fn act(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, act: Act) -> Arc<Event> {
     let mut event = Arc::unwrap_or_clone(event(clock, presenter, epoch, seq, ""));
     event.act = Some(Arc::new(act));
     event.chat.user_idx = UserIdx::new(99).unwrap();
@@ -34,7 +34,7 @@ fn act(clock: &mut EventClock, presenter: i64, epoch: &str, seq: u64, act: Act) 
     Arc::new(event)
 }
 
-fn scan(presenter: i64, epoch: &str, after: u64, through: u64, limit: usize) -> Scan {
+pub fn scan(presenter: i64, epoch: &str, after: u64, through: u64, limit: usize) -> Scan {
     Scan {
         presenter: room(presenter),
         epoch: Epoch(epoch.into()),

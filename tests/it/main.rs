@@ -20,6 +20,7 @@ mod load;
 mod load_tool;
 mod log_archive;
 mod log_store;
+mod long_acts;
 mod moderation;
 mod old_faults;
 mod openapi;

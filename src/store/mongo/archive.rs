@@ -1,12 +1,11 @@
-//! What the log in MongoDB can be asked, and what acts of moderation do to it.
+//! What the log in MongoDB can be asked.
 
 use std::collections::HashMap;
 
 use chatting_actors::{
     broadcast::Broadcast,
-    moderation::Act,
     seams::StoreError,
-    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
+    types::{Epoch, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::{
     TryStreamExt,
@@ -61,48 +60,7 @@ impl MongoStore {
         self.database().collection(BROADCASTS)
     }
 
-    /// Marks what an act of moderation covers and no act did before.
-    pub(super) async fn apply(&self, at: &Event, act: &Act) -> Result<(), StoreError> {
-        let room = at.presenter_idx.get();
-        let mut which = match act {
-            Act::Message { id, .. } => vec![doc! { "_id": bson_uuid(*id), "presenter_idx": room }],
-            Act::User { user_idx } => {
-                vec![doc! { "user_idx": user_idx.get(), "presenter_idx": room, "seq": { "$gte": 0 } }]
-            }
-            Act::Span { from_ms, to_ms } => {
-                let mut spans = Vec::new();
-                for epoch in self.epochs(at.presenter_idx).await? {
-                    let from = self.first_from(at.presenter_idx, &epoch, *from_ms).await?;
-                    let beyond = self
-                        .first_from(at.presenter_idx, &epoch, to_ms.saturating_add(1))
-                        .await?;
-                    let seqs = doc! { "$gte": from.0.cast_signed(), "$lt": beyond.0.cast_signed() };
-                    spans.push(doc! { "presenter_idx": room, "epoch": &*epoch.0, "seq": seqs });
-                }
-                spans
-            }
-        };
-        for which in &mut which {
-            // Only what came before it, whatever was inserted since; `$and`, because a message's own id is named above.
-            which.insert("$and", vec![doc! { "_id": { "$lt": bson_uuid(at.id) } }]);
-            which.insert("kind", "chat");
-            which.insert("deleted_at", doc! { "$exists": false });
-            let deleted = doc! { "$set": {
-                "deleted_at": DateTime::from_millis(at.sent_at_ms),
-                "deleted_by": at.chat.user_idx.get(),
-            } };
-            let mut update = self.log.update_many(which.clone(), deleted);
-            match act {
-                Act::Message { .. } => {}
-                Act::User { .. } => update = update.hint(Hint::Name(USER_INDEX.into())),
-                Act::Span { .. } => update = update.hint(Hint::Name(SEQ_INDEX.into())),
-            }
-            self.timed(update.into_future()).await.map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    async fn epochs(&self, presenter: PresenterIdx) -> Result<Vec<Epoch>, StoreError> {
+    pub(super) async fn epochs(&self, presenter: PresenterIdx) -> Result<Vec<Epoch>, StoreError> {
         // One step of the index an epoch, however long the log is.
         let mut found = Vec::new();
         let mut last = String::new();
@@ -121,7 +79,12 @@ impl MongoStore {
         }
     }
 
-    async fn first_from(&self, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> Result<Seq, StoreError> {
+    pub(super) async fn first_from(
+        &self,
+        presenter: PresenterIdx,
+        epoch: &Epoch,
+        at_ms: i64,
+    ) -> Result<Seq, StoreError> {
         let last = self.next_of(presenter, epoch, Seq(0), -1).await?;
         let mut search = Bisection::new(last.map_or(Seq(0), |(seq, _)| seq), at_ms);
         while let Some(after) = search.question() {

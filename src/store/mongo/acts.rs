@@ -1,0 +1,209 @@
+//! Acts of moderation in MongoDB: what they cover is marked, never removed.
+//!
+//! An act may cover all that a room ever had, so it is marked in pieces, each with `mongodb.write_timeout_ms` of its own. A batch
+//! with such an act takes as long as the act: what is behind it waits in the spool for a time that grows with what the act covers
+//! and is over then. How far the acts of a batch got is remembered until all of it is done, so that a failure on the way costs a
+//! piece and not the act.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+use chatting_actors::{
+    moderation::Act,
+    seams::{Poison, StoreBatch, StoreError},
+    types::{Epoch, Event, Seq, UserIdx},
+};
+use futures_util::TryStreamExt;
+use mongodb::{
+    bson::{DateTime, Document, RawDocumentBuf, doc},
+    options::Hint,
+};
+use uuid::Uuid;
+
+use super::{MongoStore, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
+
+/// Messages that one update looks at. As many as a batch inserts by default (`log.batch_max`), and marking one is less work than
+/// inserting it: a store that takes batches in time takes these.
+const PIECE: usize = 1000;
+
+/// Pieces after which it is told that an act goes on.
+const TOLD_EVERY: usize = 100;
+
+/// How far the acts of the batch under way got. Lost, it costs time only: what is marked stays so.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// The batch's first event; a batch that is given again begins with it, too.
+    first: Option<Uuid>,
+    /// What the store refused of it.
+    refused: Vec<Uuid>,
+    acts: HashMap<Uuid, Reached>,
+}
+
+#[derive(Clone, Debug)]
+enum Reached {
+    /// Everything in numberings before this one, and in this one before this number.
+    Before(Epoch, Seq),
+    Everything,
+}
+
+/// Messages of one numbering of a room, or one user's among them.
+struct Stretch<'a> {
+    epoch: &'a Epoch,
+    user: Option<UserIdx>,
+    /// From this one on,
+    from: Seq,
+    /// and before this one.
+    beyond: Seq,
+}
+
+impl MongoStore {
+    /// What the acts of a batch cover came before them: in an earlier batch, or in this one, which is written.
+    pub(super) async fn apply_acts(&self, batch: &StoreBatch, poison: Vec<Poison>) -> Result<Vec<Poison>, StoreError> {
+        let acts = batch
+            .iter()
+            .enumerate()
+            .filter_map(|(index, event)| Some((index, event, event.act.as_ref()?)));
+        let acts: Vec<_> = acts
+            .filter(|(index, ..)| poison.iter().all(|one| one.index != *index))
+            .collect();
+        if acts.is_empty() {
+            return Ok(poison);
+        }
+        self.begin_acts(batch, &poison);
+        for (_, at, act) in acts {
+            if !matches!(self.progress().acts.get(&at.id), Some(Reached::Everything)) {
+                self.apply(at, act).await?;
+                self.reached(at, Reached::Everything);
+            }
+        }
+        // From here on an act that is given again is meant: `spool replay --parked` does so when what it covers was stored since.
+        *self.progress() = Progress::default();
+        Ok(poison)
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reached(&self, at: &Event, reached: Reached) {
+        self.progress().acts.insert(at.id, reached);
+    }
+
+    /// Keeps what is known if this is the batch again that it is known of.
+    fn begin_acts(&self, batch: &StoreBatch, poison: &[Poison]) {
+        let first = batch.first().map(|event| event.id);
+        let refused = poison.iter().filter_map(|one| batch.get(one.index));
+        let refused: Vec<_> = refused.map(|event| event.id).collect();
+        let mut progress = self.progress();
+        // What was refused then and was taken now may be where an act has been already.
+        if progress.first != first || progress.refused.iter().any(|id| !refused.contains(id)) {
+            progress.acts.clear();
+        }
+        (progress.first, progress.refused) = (first, refused);
+    }
+
+    /// Marks what an act of moderation covers and no act did before.
+    async fn apply(&self, at: &Arc<Event>, act: &Act) -> Result<(), StoreError> {
+        let user = match act {
+            Act::Message { id, .. } => {
+                let one = doc! { "_id": bson_uuid(*id), "presenter_idx": at.presenter_idx.get() };
+                return self.mark(at, one, None).await;
+            }
+            Act::User { user_idx } => Some(*user_idx),
+            Act::Span { .. } => None,
+        };
+        let reached = self.progress().acts.get(&at.id).cloned();
+        let mut pieces = 0;
+        for epoch in self.epochs(at.presenter_idx).await? {
+            let (mut from, beyond) = match act {
+                Act::Span { from_ms, to_ms } => (
+                    self.first_from(at.presenter_idx, &epoch, *from_ms).await?,
+                    self.first_from(at.presenter_idx, &epoch, to_ms.saturating_add(1))
+                        .await?,
+                ),
+                Act::Message { .. } | Act::User { .. } => (Seq(0), Seq(i64::MAX.cast_unsigned())),
+            };
+            match &reached {
+                Some(Reached::Before(there, _)) if epoch.0 < there.0 => continue,
+                Some(Reached::Before(there, seq)) if epoch == *there => from = from.max(*seq),
+                _ => {}
+            }
+            while from < beyond {
+                let stretch = Stretch {
+                    epoch: &epoch,
+                    user,
+                    from,
+                    beyond,
+                };
+                from = self.mark_some(at, &stretch).await?;
+                self.reached(at, Reached::Before(epoch.clone(), from));
+                pieces += 1;
+                if pieces % TOLD_EVERY == 0 {
+                    log::info!(
+                        "store: a deletion in room {} goes on, {} messages were looked at; the events behind it wait in the spool",
+                        at.presenter_idx,
+                        pieces * PIECE
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks what an act covers among the first [`PIECE`] messages of a stretch; returns where to go on.
+    async fn mark_some(&self, at: &Event, stretch: &Stretch<'_>) -> Result<Seq, StoreError> {
+        let index = stretch.user.map_or(SEQ_INDEX, |_| USER_INDEX);
+        let of = |seqs: Document| {
+            let mut which = doc! { "presenter_idx": at.presenter_idx.get(), "epoch": &*stretch.epoch.0, "seq": seqs };
+            if let Some(user) = stretch.user {
+                which.insert("user_idx", user.get());
+            }
+            which
+        };
+        let (from, beyond) = (stretch.from.0.cast_signed(), stretch.beyond.0.cast_signed());
+        // Out of the index alone, so that what was marked already costs little.
+        let found = self
+            .log
+            .find(of(doc! { "$gte": from, "$lt": beyond }))
+            .projection(doc! { "_id": 0, "seq": 1 })
+            .sort(doc! { "seq": 1 })
+            .limit(i64::try_from(PIECE).unwrap_or(i64::MAX))
+            .batch_size(u32::try_from(PIECE).unwrap_or(u32::MAX))
+            .hint(Hint::Name(index.into()));
+        let seqs: Vec<RawDocumentBuf> = self
+            .timed(async { found.await?.try_collect().await })
+            .await
+            .map_err(failed)?;
+        let Some(last) = seqs.last() else {
+            return Ok(stretch.beyond);
+        };
+        let last = last.get_i64("seq").map_err(unreadable)?;
+        self.mark(at, of(doc! { "$gte": from, "$lte": last }), Some(index))
+            .await?;
+        let all = seqs.len() < PIECE;
+        Ok(if all {
+            stretch.beyond
+        } else {
+            Seq(last.cast_unsigned() + 1)
+        })
+    }
+
+    async fn mark(&self, at: &Event, mut which: Document, index: Option<&str>) -> Result<(), StoreError> {
+        // Only what came before it, whatever was inserted since; `$and`, because a message's own id may be named already.
+        which.insert("$and", vec![doc! { "_id": { "$lt": bson_uuid(at.id) } }]);
+        which.insert("kind", "chat");
+        which.insert("deleted_at", doc! { "$exists": false });
+        let deleted = doc! { "$set": {
+            "deleted_at": DateTime::from_millis(at.sent_at_ms),
+            "deleted_by": at.chat.user_idx.get(),
+        } };
+        let mut update = self.log.update_many(which, deleted);
+        if let Some(index) = index {
+            update = update.hint(Hint::Name(index.into()));
+        }
+        self.timed(update.into_future()).await.map_err(failed)?;
+        Ok(())
+    }
+}

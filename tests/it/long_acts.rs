@@ -1,0 +1,223 @@
+//! Acts of moderation that cover more than a store marks at once.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chatting_actors::{
+    clock::EventClock,
+    moderation::Act,
+    seams::LogStore,
+    types::{Event, Seq, UserIdx},
+};
+use chatting_server::store::{Archive, Deleted, MongoStore, mongo::MongoSettings};
+use mongodb::bson::{Document, doc};
+use uuid::Uuid;
+
+use crate::{
+    log_archive::{act, by, scan},
+    log_store::{batch, event, room, stores},
+    support::mongod::{Mongod, fresh_database_name},
+};
+
+fn user(user: i64) -> Act {
+    Act::User {
+        user_idx: UserIdx::new(user).unwrap(),
+    }
+}
+
+const ALWAYS: Act = Act::Span {
+    from_ms: 0,
+    to_ms: i64::MAX,
+};
+
+/// What a room's numberings hold as deleted.
+async fn marked(store: &dyn Archive, presenter: i64) -> BTreeMap<Uuid, Deleted> {
+    let mut marked = BTreeMap::new();
+    for epoch in store.epochs(room(presenter)).await.unwrap() {
+        let all = store.scan(scan(presenter, &epoch.0, 0, u64::MAX, 100_000)).await;
+        let all = all.unwrap().into_iter();
+        marked.extend(all.filter_map(|logged| Some((logged.event.id, logged.deleted?))));
+    }
+    marked
+}
+
+/// What it should hold: what each act covers that no act before it did.
+fn covered<'a>(acts: &[&Event], events: impl Iterator<Item = &'a Arc<Event>>) -> BTreeMap<Uuid, Deleted> {
+    let first = |event: &Event| {
+        let covers = |at: &&&Event| at.act.as_ref().unwrap().covers(at, event);
+        acts.iter().find(covers).map(|at| (event.id, Deleted::by(at)))
+    };
+    events.filter_map(|event| first(event)).collect()
+}
+
+async fn append(store: &dyn Archive, events: &[Arc<Event>]) {
+    for part in events.chunks(1000) {
+        assert_eq!(store.append(batch(part)).await.unwrap(), []);
+    }
+}
+
+#[actix_web::test]
+async fn an_act_on_thousands_marks_exactly_what_it_names_in_every_numbering() {
+    for (name, store, _dir) in stores().await {
+        let base = 1_800_000_000_000;
+        let mut clock = EventClock::after(0);
+        let mut said = Vec::new();
+        for (epoch, seqs) in [("b", 1..=2400), ("a", 2401..=5000), ("c", 5001..=6000)] {
+            // A hole, as retention or a parked event leaves it.
+            for seq in seqs.filter(|seq| !(700..1200).contains(seq)) {
+                let of = 7 + i64::try_from(seq % 3).unwrap() % 2;
+                let mut one = Arc::unwrap_or_clone(by(of, event(&mut clock, 1, epoch, seq, "x")));
+                one.sent_at_ms = base + i64::try_from(seq).unwrap();
+                said.push(Arc::new(one));
+            }
+        }
+        let elsewhere: Vec<_> = (1..=1500)
+            .map(|seq| by(7, event(&mut clock, 2, "a", seq, "x")))
+            .collect();
+        append(&*store, &[&said[..], &elsewhere[..]].concat()).await;
+        let span = Act::Span {
+            from_ms: base + 300,
+            to_ms: base + 4800,
+        };
+        let span = act(&mut clock, 1, "c", 6001, span);
+        let user = act(&mut clock, 1, "c", 6002, user(7));
+        let later = by(7, event(&mut clock, 1, "c", 6003, "x"));
+        append(&*store, &[span.clone(), user.clone(), later.clone()]).await;
+        let wanted = covered(&[&span, &user], said.iter().chain([&later]));
+        assert!(wanted.len() > 4500, "{name}: {}", wanted.len());
+        assert!(marked(&*store, 1).await == wanted, "{name}");
+        assert_eq!(marked(&*store, 2).await.len(), 0, "{name}: another room");
+        // Given again, as after an error, they change nothing.
+        append(&*store, &[span, user, later]).await;
+        assert!(marked(&*store, 1).await == wanted, "{name}");
+    }
+}
+
+/// A MongoDB whose link is lost when it is asked to.
+struct Cut {
+    mongod: Mongod,
+    store: MongoStore,
+}
+
+impl Cut {
+    async fn start(write_timeout: Duration) -> Self {
+        let mongod = Mongod::start_own_with(&["--setParameter", "enableTestCommands=1"]).await;
+        let settings = MongoSettings {
+            uri: mongod.uri(),
+            database: fresh_database_name(),
+            connect_timeout: Duration::from_secs(10),
+            write_timeout,
+        };
+        let store = MongoStore::new(&settings).await.unwrap();
+        LogStore::prepare(&store).await.unwrap();
+        Self { mongod, store }
+    }
+
+    async fn admin(&self, command: Document) -> Document {
+        let client = mongodb::Client::with_uri_str(self.mongod.uri()).await.unwrap();
+        client.database("admin").run_command(command).await.unwrap()
+    }
+
+    async fn updates(&self, mode: impl Into<mongodb::bson::Bson>, how: Document) {
+        let mut data = doc! { "failCommands": ["update"] };
+        data.extend(how);
+        self.admin(doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": data })
+            .await;
+    }
+
+    /// Updates are taken, so many, and then the link is lost at each.
+    async fn after(&self, updates: i32) {
+        self.updates(doc! { "skip": updates }, doc! { "closeConnection": true })
+            .await;
+    }
+
+    async fn mended(&self) {
+        self.updates("off", doc! {}).await;
+    }
+
+    async fn updates_so_far(&self) -> i64 {
+        let status = self.admin(doc! { "serverStatus": 1 }).await;
+        let commands = status
+            .get_document("metrics")
+            .unwrap()
+            .get_document("commands")
+            .unwrap();
+        commands.get_document("update").unwrap().get_i64("total").unwrap()
+    }
+}
+
+#[actix_web::test]
+async fn an_act_that_was_cut_off_goes_on_where_it_was_and_what_is_behind_it_is_stored() {
+    let cut = Cut::start(Duration::from_secs(30)).await;
+    let store = &cut.store;
+    let mut clock = EventClock::after(0);
+    let said: Vec<_> = (1..=5000)
+        .map(|seq| by(7 + i64::from(seq > 2500), event(&mut clock, 1, "e", seq, "x")))
+        .collect();
+    append(store, &said).await;
+    let one = Act::Message {
+        id: said[2999].id,
+        seq: Seq(3000),
+    };
+    let one = act(&mut clock, 1, "e", 5001, one);
+    let user = act(&mut clock, 1, "e", 5002, user(7));
+    let all = act(&mut clock, 1, "e", 5003, ALWAYS);
+    let behind = event(&mut clock, 2, "e", 1, "x");
+    let mut given = vec![one.clone(), user.clone(), all.clone(), behind.clone()];
+    // One for the message, three for the user's 2500, and the first of six for all: that thousand was the user's.
+    cut.after(5).await;
+    store.append(batch(&given)).await.unwrap_err();
+    let wanted = covered(&[&one, &user, &all], said.iter());
+    let so_far = covered(&[&one, &user], said.iter());
+    assert!(marked(store, 1).await == so_far);
+    // It does not get a piece further, and loses nothing of what it had.
+    store.append(batch(&given)).await.unwrap_err();
+    assert!(marked(store, 1).await == so_far);
+    cut.mended().await;
+    // More has come meanwhile.
+    given.push(event(&mut clock, 2, "e", 2, "x"));
+    let before = cut.updates_so_far().await;
+    assert_eq!(store.append(batch(&given)).await.unwrap(), []);
+    assert!(marked(store, 1).await == wanted);
+    assert_eq!(cut.updates_so_far().await - before, 5, "none is looked at again");
+    assert_eq!(store.read_room(room(2), Seq(0), 10).await.unwrap().len(), 2);
+    append(store, &[event(&mut clock, 2, "e", 3, "x")]).await;
+    assert_eq!(LogStore::last_seq(store, room(2)).await.unwrap(), Seq(3));
+}
+
+#[actix_web::test]
+async fn an_act_may_take_longer_than_a_write_may() {
+    let patience = Duration::from_secs(1);
+    let cut = Cut::start(patience).await;
+    let mut clock = EventClock::after(0);
+    let said: Vec<_> = (1..=6000).map(|seq| event(&mut clock, 1, "e", seq, "x")).collect();
+    append(&cut.store, &said).await;
+    let all = act(&mut clock, 1, "e", 6001, ALWAYS);
+    let slow = doc! { "blockConnection": true, "blockTimeMS": 250 };
+    cut.updates("alwaysOn", slow).await;
+    let began = std::time::Instant::now();
+    append(&cut.store, &[all.clone(), event(&mut clock, 2, "e", 1, "x")]).await;
+    assert!(began.elapsed() > patience, "{:?}", began.elapsed());
+    assert!(marked(&cut.store, 1).await == covered(&[&all], said.iter()));
+}
+
+#[actix_web::test]
+async fn what_was_refused_when_an_act_began_and_was_taken_before_it_ended_is_marked() {
+    let cut = Cut::start(Duration::from_secs(30)).await;
+    let store = &cut.store;
+    let mut clock = EventClock::after(0);
+    let said: Vec<_> = (1..=3000).map(|seq| event(&mut clock, 1, "e", seq, "x")).collect();
+    append(store, &said[1..]).await;
+    // What is in its place is not ours, and goes.
+    let conflict = event(&mut clock, 1, "e", 1, "x");
+    append(store, std::slice::from_ref(&conflict)).await;
+    let all = act(&mut clock, 1, "e", 3001, ALWAYS);
+    let given = [said[0].clone(), all.clone()];
+    cut.after(2).await;
+    store.append(batch(&given)).await.unwrap_err();
+    let log = store.database().collection::<Document>("chatting_log");
+    let gone = log.delete_one(doc! { "seq": 1 }).await.unwrap();
+    assert_eq!(gone.deleted_count, 1);
+    cut.mended().await;
+    assert_eq!(store.append(batch(&given)).await.unwrap(), []);
+    assert!(marked(store, 1).await == covered(&[&all], said.iter()));
+}
