@@ -127,8 +127,9 @@ pub trait Spool: Send {
     /// At most `limit` broadcasts that the store does not have as they are here.
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError>;
 
-    /// The store has these, in these versions: those that have ended are forgotten.
-    fn broadcasts_stored(&mut self, stored: &[Broadcast]) -> Result<(), SpoolError>;
+    /// The store has these, in these versions: those that have ended are forgotten. It will not take the `refused` as they are:
+    /// they stay, and count as unstored again when they change, or when the spool is opened the next time.
+    fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError>;
 
     /// After a failure: whether a write would succeed again. Writes something and takes it away.
     fn probe(&mut self) -> Result<(), SpoolError>;
@@ -178,6 +179,17 @@ pub struct Poison {
     pub reason: String,
 }
 
+/// A broadcast that the store did not keep, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotPut {
+    /// Its index among those that were given.
+    pub index: usize,
+    /// What the store says.
+    pub reason: String,
+    /// It is for what the broadcast is: asking again changes nothing.
+    pub for_good: bool,
+}
+
 /// The batch that [`LogStore::append`] takes.
 pub type StoreBatch = Arc<Vec<Arc<Event>>>;
 
@@ -206,8 +218,9 @@ pub trait LogStore: Send + Sync {
     /// The events of a range, in order. Costs what it returns, however long the log is.
     fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
 
-    /// Keeps these broadcasts, each unless a newer version of it is there.
-    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Keeps these broadcasts, each unless a newer version of it is there. Those that it did not keep come back; it has the others.
+    /// After an error nothing is known.
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>>;
 
     /// Whether it holds any numbered event at all.
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;

@@ -201,7 +201,9 @@ impl Writing {
 
     async fn broadcast(&self, record: StoredBroadcast) -> Result<(), StoreError> {
         let id = record.broadcast.id;
-        self.store.put_broadcasts(&[record.broadcast]).await?;
+        if let Some(refused) = self.store.put_broadcasts(&[record.broadcast]).await?.pop() {
+            return Err(StoreError(refused.reason));
+        }
         self.store.correct_broadcast(id, record.corrected_start_ms).await?;
         if record.legal_hold {
             self.store.hold_broadcast(id, true).await?;

@@ -17,7 +17,7 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::{LogRange, LogStore, Poison, StoreBatch, StoreError},
+    seams::{LogRange, LogStore, NotPut, Poison, StoreBatch, StoreError},
     types::{Event, PresenterIdx, Seq},
 };
 use futures_util::{
@@ -43,13 +43,15 @@ use super::FoundStore;
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 const DUPLICATE_KEY: i32 = 11000;
 /// The codes of errors that a document earns for what it is: no retry changes them.
-const DOCUMENT_FAULTS: [i32; 6] = [
+const DOCUMENT_FAULTS: [i32; 8] = [
     2,     // BadValue
     22,    // InvalidBSON
     52,    // DollarPrefixedFieldName
     121,   // DocumentValidationFailure
     10334, // BSONObjectTooLarge
     17280, // KeyTooLong
+    17419, // an update makes it too large
+    17420, // an upsert would be too large
 ];
 
 /// Bytes of documents in one command; a command may have 16 MiB.
@@ -330,7 +332,7 @@ impl LogStore for MongoStore {
         self.read_range(range).boxed()
     }
 
-    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
         self.put_broadcasts(broadcasts).boxed()
     }
 

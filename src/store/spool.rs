@@ -7,7 +7,8 @@
 //! Format 2. `spool(pos, epoch, <event columns>)` · `rooms(presenter_idx, last_seq)` · `epochs(n, epoch)` · `keys(pos, epoch,
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,
 //! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
-//! or that the store does not have · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`, `last_ms`,
+//! or that the store does not have, with `stored` 1 for those that it has as they are and 2 for those that it refused as they are
+//! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`, `last_ms`,
 //! `ask_store`, `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
 pub mod erasure;
@@ -75,7 +76,7 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 const KEEP_RECORD: &str = "
 INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, 0, ?5)
 ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, record = ?5,
-  stored = stored AND json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms')
+  stored = stored * (json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms'))
 WHERE version < ?3";
 
 type SpoolRows = Vec<(Pos, Arc<Event>)>;
@@ -540,7 +541,7 @@ impl Spool for SqliteSpool {
         self.with(|_, connection| read_records(connection, "NOT stored", limit))
     }
 
-    fn broadcasts_stored(&mut self, stored: &[Broadcast]) -> Result<(), SpoolError> {
+    fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {
         self.with(|_, connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             {
@@ -552,6 +553,11 @@ impl Spool for SqliteSpool {
                     let which = params![&broadcast.id.as_bytes()[..], broadcast.version.cast_signed()];
                     over.execute(which)?;
                     open.execute(which)?;
+                }
+                let mut no =
+                    transaction.prepare_cached("UPDATE records SET stored = 2 WHERE id = ?1 AND version = ?2")?;
+                for broadcast in refused {
+                    no.execute(params![&broadcast.id.as_bytes()[..], broadcast.version.cast_signed()])?;
                 }
             }
             transaction.commit()

@@ -18,7 +18,7 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::{LogRange, LogStore, Poison, StoreBatch, StoreError},
+    seams::{LogRange, LogStore, NotPut, Poison, StoreBatch, StoreError},
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
@@ -333,7 +333,7 @@ impl LogStore for SqliteStore {
         async move { Ok(logged.await?.into_iter().map(|logged| logged.event).collect()) }.boxed()
     }
 
-    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
         let broadcasts = broadcasts.to_vec();
         self.run(move |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -349,7 +349,8 @@ impl LogStore for SqliteStore {
                     ])?;
                 }
             }
-            transaction.commit()
+            transaction.commit()?;
+            Ok(Vec::new())
         })
     }
 

@@ -171,7 +171,7 @@ async fn an_act_on_a_time_range_marks_both_ends_in_every_numbering() {
     }
 }
 
-fn broadcast(n: u128, presenter: i64, version: u64, ended_at_ms: Option<i64>) -> Broadcast {
+pub fn broadcast(n: u128, presenter: i64, version: u64, ended_at_ms: Option<i64>) -> Broadcast {
     Broadcast {
         id: Uuid::from_u128(n),
         presenter: room(presenter),
@@ -671,7 +671,7 @@ fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
     let first = broadcast(1, 1, 1, None);
     spool.keep_broadcasts(std::slice::from_ref(&first)).unwrap();
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&first));
-    spool.broadcasts_stored(std::slice::from_ref(&first)).unwrap();
+    spool.broadcasts_stored(std::slice::from_ref(&first), &[]).unwrap();
     let seen = Broadcast {
         version: 2,
         seen_at_ms: 99,

@@ -31,6 +31,7 @@ mod protocol;
 mod queues;
 mod reading;
 mod recovery;
+mod refused_broadcasts;
 mod resume;
 mod retention;
 mod rotation;

@@ -1,10 +1,17 @@
-//! Broadcasts on their way from the spool to the store, beside the events and never in their way.
+//! Broadcasts on their way from the spool to the store, beside the events and never in their way, nor in each other's: one that the
+//! store refuses for what it is stays in the spool, which has the only copy, and is tried again when it changed, or at the next
+//! start.
+
+use std::collections::HashMap;
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use super::{LogWriter, SpoolCommand};
-use crate::{broadcast::Broadcast, seams::SpoolError};
+use crate::{
+    broadcast::Broadcast,
+    seams::{NotPut, SpoolError},
+};
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,27 +66,29 @@ impl LogWriter {
             let result = store.put_broadcasts(&broadcasts).await;
             (result, broadcasts)
         };
-        ctx.spawn(put.into_actor(self).map(|(result, stored), this, ctx| {
-            if let Err(error) = result {
-                return this.broadcasts_failed(&error, ctx);
-            }
+        ctx.spawn(put.into_actor(self).map(|(result, broadcasts), this, ctx| {
+            let Sorted { stored, refused, wait } = match result {
+                Ok(not_put) => sorted(broadcasts, not_put),
+                Err(error) => return this.broadcasts_failed(&error, ctx),
+            };
             let (reply, freed) = oneshot::channel();
             this.parts
                 .handle
                 .queue
-                .push(SpoolCommand::BroadcastsStored { stored, reply });
+                .push(SpoolCommand::BroadcastsStored { stored, refused, reply });
             ctx.spawn(
-                freed
-                    .into_actor(this)
-                    .map(|freed: Result<Result<(), SpoolError>, _>, this, ctx| match freed {
-                        Ok(Ok(())) => {
+                freed.into_actor(this).map(
+                    |freed: Result<Result<(), SpoolError>, _>, this, ctx| match (freed, wait) {
+                        (Ok(Ok(())), None) => {
                             // There may be more than one batch of them.
                             this.records = Records::Due;
                             this.advance_broadcasts(ctx);
                         }
-                        Ok(Err(error)) => this.broadcasts_failed(&error, ctx),
-                        Err(_) => this.broadcasts_failed(&"the spool did not answer", ctx),
-                    }),
+                        (Ok(Ok(())), Some(reason)) => this.broadcasts_failed(&reason, ctx),
+                        (Ok(Err(error)), _) => this.broadcasts_failed(&error, ctx),
+                        (Err(_), _) => this.broadcasts_failed(&"the spool did not answer", ctx),
+                    },
+                ),
             );
         }));
     }
@@ -97,4 +106,37 @@ impl LogWriter {
             this.advance_broadcasts(ctx);
         });
     }
+}
+
+/// What became of some broadcasts.
+#[derive(Default)]
+struct Sorted {
+    stored: Vec<Broadcast>,
+    /// For good, as they are.
+    refused: Vec<Broadcast>,
+    /// Why one of them was not taken that may be taken later.
+    wait: Option<String>,
+}
+
+/// Sorts them by what the store said, and tells of what it refused.
+fn sorted(broadcasts: Vec<Broadcast>, not_put: Vec<NotPut>) -> Sorted {
+    let mut not_put: HashMap<_, _> = not_put.into_iter().map(|one| (one.index, one)).collect();
+    let mut sorted = Sorted::default();
+    for (index, broadcast) in broadcasts.into_iter().enumerate() {
+        match not_put.remove(&index) {
+            None => sorted.stored.push(broadcast),
+            Some(one) if one.for_good => {
+                log::error!(
+                    "store: broadcast {} of room {} is refused, it stays in the spool and is tried again when it changes or at \
+                     the next start: {}",
+                    broadcast.id,
+                    broadcast.presenter,
+                    one.reason
+                );
+                sorted.refused.push(broadcast);
+            }
+            Some(one) => sorted.wait = Some(one.reason),
+        }
+    }
+    sorted
 }

@@ -68,6 +68,7 @@ pub(crate) enum SpoolCommand {
     },
     BroadcastsStored {
         stored: Vec<Broadcast>,
+        refused: Vec<Broadcast>,
         reply: oneshot::Sender<Result<(), SpoolError>>,
     },
     KeepPlaces {

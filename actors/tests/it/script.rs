@@ -12,8 +12,8 @@ use chatting_actors::{
     idempotency::KeyRow,
     outcome::{Accepted, Delivery},
     seams::{
-        LastSeq, Liveness, LogPage, LogRange, LogReader, LogStore, Place, Poison, Pos, RoomApi, RoomApiError, Spool,
-        SpoolError, StoreBatch, StoreError,
+        LastSeq, Liveness, LogPage, LogRange, LogReader, LogStore, NotPut, Place, Poison, Pos, RoomApi, RoomApiError,
+        Spool, SpoolError, StoreBatch, StoreError,
     },
     types::{Event, PresenterIdx, Seq},
 };
@@ -313,10 +313,10 @@ impl Spool for ScriptedSpool {
         Ok(unstored.map(|(broadcast, _)| broadcast.clone()).take(limit).collect())
     }
 
-    fn broadcasts_stored(&mut self, stored: &[Broadcast]) -> Result<(), SpoolError> {
+    fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {
         let mut script = self.script();
         script.is_there()?;
-        for broadcast in stored {
+        for broadcast in stored.iter().chain(refused) {
             if let Some((there, stored)) = script.broadcasts.get_mut(&broadcast.id) {
                 *stored |= there.version == broadcast.version;
             }
@@ -470,7 +470,7 @@ impl LogStore for ScriptedStore {
     }
 
     /// Not counted as a call: scripts are about events.
-    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
         let mut script = self.script();
         if script.away {
             return ready(Err(StoreError("away".into()))).boxed();
@@ -478,7 +478,7 @@ impl LogStore for ScriptedStore {
         for broadcast in broadcasts {
             script.broadcasts.insert(broadcast.id, broadcast.clone());
         }
-        ready(Ok(())).boxed()
+        ready(Ok(Vec::new())).boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::StoreError,
+    seams::{NotPut, StoreError},
     types::{Epoch, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::{
@@ -20,7 +20,7 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    COMMAND_BYTES, DUPLICATE_KEY, MongoStore, SEQ_INDEX,
+    COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, MongoStore, SEQ_INDEX,
     document::{broadcast, broadcast_fields, bson_uuid, logged},
     failed, unreadable,
 };
@@ -154,28 +154,35 @@ impl MongoStore {
     }
 
     /// Many in one command: when a server starts over with ten thousand rooms, all of them change at once.
-    pub(super) async fn put_broadcasts(&self, broadcasts: &[Broadcast]) -> Result<(), StoreError> {
+    pub(super) async fn put_broadcasts(&self, broadcasts: &[Broadcast]) -> Result<Vec<NotPut>, StoreError> {
+        let (mut not_put, mut from) = (Vec::new(), 0);
         let mut updates = Vec::new();
         let mut bytes = 0;
-        for broadcast in broadcasts {
+        for (index, broadcast) in broadcasts.iter().enumerate() {
             let which = doc! { "_id": bson_uuid(broadcast.id), "version": { "$lt": broadcast.version.cast_signed() } };
             let update = doc! { "q": which, "u": { "$set": broadcast_fields(broadcast) }, "upsert": true };
             let update = RawDocumentBuf::try_from(&update).map_err(|error| StoreError(error.to_string()))?;
             let size = update.as_bytes().len();
             if !updates.is_empty() && (bytes + size > COMMAND_BYTES || updates.len() == UPDATES_MAX) {
-                self.put(std::mem::take(&mut updates)).await?;
-                bytes = 0;
+                self.put(std::mem::take(&mut updates), from, &mut not_put).await?;
+                (bytes, from) = (0, index);
             }
             bytes += size;
             updates.push(update);
         }
-        if updates.is_empty() {
-            return Ok(());
+        if !updates.is_empty() {
+            self.put(updates, from, &mut not_put).await?;
         }
-        self.put(updates).await
+        Ok(not_put)
     }
 
-    async fn put(&self, updates: Vec<RawDocumentBuf>) -> Result<(), StoreError> {
+    /// One command; what it did not take is told in `not_put`, counted from `from`.
+    async fn put(
+        &self,
+        updates: Vec<RawDocumentBuf>,
+        from: usize,
+        not_put: &mut Vec<NotPut>,
+    ) -> Result<(), StoreError> {
         let command = rawdoc! {
             "update": BROADCASTS,
             "ordered": false,
@@ -193,13 +200,24 @@ impl MongoStore {
             return Err(StoreError(error.to_string()));
         }
         let errors = answer.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
-        // There already, as new or newer.
-        let there =
-            |error: &&Bson| error.as_document().and_then(|error| error.get_i32("code").ok()) == Some(DUPLICATE_KEY);
-        match errors.iter().find(|error| !there(error)) {
-            Some(error) => Err(StoreError(error.to_string())),
-            None => Ok(()),
+        for error in errors {
+            let fields = error.as_document();
+            let code = fields.and_then(|error| error.get_i32("code").ok());
+            let index = fields.and_then(|error| usize::try_from(error.get_i32("index").ok()?).ok());
+            let (Some(code), Some(index)) = (code, index) else {
+                return Err(StoreError(error.to_string()));
+            };
+            // There already, as new or newer.
+            if code != DUPLICATE_KEY {
+                let message = fields.and_then(|error| error.get_str("errmsg").ok());
+                not_put.push(NotPut {
+                    index: from + index,
+                    reason: format!("{code}: {}", message.unwrap_or_default()),
+                    for_good: DOCUMENT_FAULTS.contains(&code),
+                });
+            }
         }
+        Ok(())
     }
 
     async fn broadcasts(

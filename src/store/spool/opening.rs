@@ -269,6 +269,8 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
         transaction.execute("INSERT INTO epochs(epoch) VALUES (?1)", params![epoch])?;
         set_meta(&transaction, "epoch", transaction.last_insert_rowid())?;
     }
+    // What the store refused it may take now.
+    transaction.execute("UPDATE records SET stored = 0 WHERE stored = 2", [])?;
     set_meta(&transaction, "clean", 0)?;
     set_meta(&transaction, "durability", settings.durability.as_str())?;
     let mut epochs = HashMap::new();

@@ -81,8 +81,8 @@ impl Run {
             SpoolCommand::UnstoredBroadcasts { limit, reply } => {
                 let _ = reply.send(self.spool.unstored_broadcasts(limit));
             }
-            SpoolCommand::BroadcastsStored { stored, reply } => {
-                let _ = reply.send(self.spool.broadcasts_stored(&stored));
+            SpoolCommand::BroadcastsStored { stored, refused, reply } => {
+                let _ = reply.send(self.spool.broadcasts_stored(&stored, &refused));
             }
             SpoolCommand::ReadKeys { since_ms } => {
                 let rows = self.spool.read_keys(since_ms).map_err(|error| {

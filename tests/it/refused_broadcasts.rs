@@ -1,0 +1,154 @@
+//! Records of broadcasts that MongoDB refuses.
+
+use chatting_actors::seams::{LogStore, NotPut, Spool};
+use chatting_server::store::{Archive, Durability, MongoStore, SpoolSettings, SqliteSpool};
+use mongodb::bson::{Document, doc};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    history::{read, recorded},
+    log_archive::broadcast,
+    log_store::mongo,
+    support::{
+        app::{TestApp, spawn_app, spawn_in, use_mongodb},
+        eventually,
+        mongod::Mongod,
+        presenter::V1,
+        process::ScratchDir,
+    },
+};
+
+/// From now on MongoDB takes no broadcast of these rooms; of none, all.
+async fn refuse(database: &mongodb::Database, rooms: &[i64]) {
+    let validator = doc! { "presenter_idx": { "$nin": rooms } };
+    let order = doc! { "collMod": "broadcasts", "validator": validator };
+    database.run_command(order).await.unwrap();
+}
+
+async fn has(store: &MongoStore, n: u128) -> bool {
+    store.broadcast(Uuid::from_u128(n)).await.unwrap().is_some()
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_is_refused_is_told_and_the_others_are_stored() {
+    let store = mongo().await;
+    store.prepare().await.unwrap();
+    refuse(store.database(), &[13]).await;
+    // More than one command's worth, one refused in each.
+    let room = |n: u128| if n == 7 || n == 900 { 13 } else { 12 };
+    let all: Vec<_> = (0..1200).map(|n| broadcast(n, room(n), 1, None)).collect();
+    for _ in 0..2 {
+        let not_put = store.put_broadcasts(&all).await.unwrap();
+        let told: Vec<_> = not_put.iter().map(|one| (one.index, one.for_good)).collect();
+        assert_eq!(told, [(7, true), (900, true)], "{not_put:?}");
+        let NotPut { reason, .. } = &not_put[0];
+        assert!(reason.starts_with("121: "), "{reason}");
+    }
+    for (n, there) in [
+        (6, true),
+        (7, false),
+        (8, true),
+        (899, true),
+        (900, false),
+        (1199, true),
+    ] {
+        assert_eq!(has(&store, n).await, there, "{n}");
+    }
+}
+
+#[test]
+fn what_is_refused_stays_in_the_spool_and_counts_again_when_it_changes_or_at_the_next_start() {
+    let dir = ScratchDir::new("refused");
+    let settings = SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    };
+    let (mut spool, _) = SqliteSpool::open(settings.clone()).unwrap();
+    let (open, over, taken) = (
+        broadcast(1, 1, 1, None),
+        broadcast(2, 2, 1, Some(30)),
+        broadcast(3, 3, 1, Some(30)),
+    );
+    spool
+        .keep_broadcasts(&[open.clone(), over.clone(), taken.clone()])
+        .unwrap();
+    spool
+        .broadcasts_stored(&[taken], &[open.clone(), over.clone()])
+        .unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
+    // That it was seen again makes it no other broadcast.
+    let mut seen = open.clone();
+    (seen.version, seen.seen_at_ms) = (2, 99);
+    spool.keep_broadcasts(std::slice::from_ref(&seen)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
+    let ended = broadcast(1, 1, 3, Some(40));
+    spool.keep_broadcasts(std::slice::from_ref(&ended)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&ended));
+    // Refused as it was before: that says nothing of how it is now.
+    spool.broadcasts_stored(&[], std::slice::from_ref(&seen)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&ended));
+    spool.broadcasts_stored(&[], std::slice::from_ref(&ended)).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
+    spool.close();
+    drop(spool);
+    let (mut spool, _) = SqliteSpool::open(settings).unwrap();
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), [ended, over]);
+}
+
+async fn newest(app: &TestApp, presenter: i64) -> Value {
+    let path = format!("/v1/rooms/{presenter}/broadcasts");
+    eventually("a broadcast", async || {
+        let page = read(app, &path, &app.token(7)).await;
+        page["broadcasts"].get(0).cloned()
+    })
+    .await
+}
+
+#[actix_web::test]
+async fn a_refused_broadcast_holds_up_no_other_and_is_stored_when_it_is_not_refused_any_more() {
+    let app = spawn_app(use_mongodb).await;
+    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+    let database = client.database(&app.settings.mongodb.database);
+    eventually("the collection to be there", async || {
+        let names = database.list_collection_names().await.unwrap();
+        names.contains(&"broadcasts".to_owned()).then_some(())
+    })
+    .await;
+    refuse(&database, &[12]).await;
+    database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let tries = async |id: &Value| {
+        let id: Uuid = id.as_str().unwrap().parse().unwrap();
+        let id = mongodb::bson::Uuid::from_bytes(*id.as_bytes());
+        let profile = database.collection::<Document>("system.profile");
+        let which = doc! { "op": "update", "command.q._id": id };
+        profile.count_documents(which).await.unwrap()
+    };
+    app.go_live(12);
+    let _refused = V1::of(&app, 12, json!({})).await;
+    let refused = newest(&app, 12).await;
+    eventually("it to be tried", async || {
+        (tries(&refused["id"]).await == 1).then_some(())
+    })
+    .await;
+    for presenter in [13, 14] {
+        app.go_live(presenter);
+        let _session = V1::of(&app, presenter, json!({})).await;
+        recorded(&app, &newest(&app, presenter).await["id"]).await;
+    }
+    assert_eq!(tries(&refused["id"]).await, 1, "once, whatever others do");
+    assert_eq!(newest(&app, 12).await["id"], refused["id"]);
+    // It is live no more, and so it may be one that is taken.
+    app.go_off(12);
+    eventually("it to be tried again", async || {
+        (tries(&refused["id"]).await == 2).then_some(())
+    })
+    .await;
+    let (_, dir, settings) = app.stop().await;
+    refuse(&database, &[]).await;
+    let app = spawn_in(dir, settings).await;
+    recorded(&app, &refused["id"]).await;
+    assert!(newest(&app, 12).await["segments"][0]["to"].is_string());
+}
