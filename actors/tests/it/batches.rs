@@ -1,6 +1,9 @@
-//! When a batch goes to the store.
+//! When a batch goes to the store, and what holds up no other.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use chatting_actors::writer::WriterConfig;
 use tokio::time::timeout;
@@ -86,4 +89,31 @@ async fn a_batch_that_is_stored_and_cannot_be_freed_is_given_again_after_longer_
     // Of 1, 2, 4, … 64 ms.
     assert!(began.elapsed() >= Duration::from_millis(127));
     stage.spool.script().failing = 0;
+}
+
+#[actix::test]
+async fn a_broadcast_that_the_store_does_not_keep_holds_up_no_other() {
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        writer_config(),
+    );
+    // For good, and for now.
+    stage.store.script().not_put = BTreeMap::from([(1, true), (2, false)]);
+    for room in 1..=3 {
+        let _reader = stage.reader(room);
+        stage.accepted(room, "x").await;
+    }
+    let has = |room: i64| {
+        let script = stage.store.script();
+        script.broadcasts.values().any(|one| one.presenter.get() == room)
+    };
+    until("the third to be stored", || has(3)).await;
+    let puts = |room: i64| stage.store.script().puts.get(&room).copied().unwrap_or_default();
+    until("the second to be tried again", || puts(2) > 2).await;
+    assert_eq!((puts(1), puts(3)), (1, 1));
+    stage.store.script().not_put.clear();
+    until("the second to be stored", || has(2)).await;
+    assert_eq!((puts(1), has(1)), (1, false));
 }

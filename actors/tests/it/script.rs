@@ -347,6 +347,10 @@ pub struct StoreScript {
     pub last_seqs: BTreeMap<i64, Seq>,
     pub batches: Vec<usize>,
     pub broadcasts: BTreeMap<Uuid, Broadcast>,
+    /// The rooms whose broadcasts are not kept, and whether that is for good.
+    pub not_put: BTreeMap<i64, bool>,
+    /// How many times a room's broadcasts were given.
+    pub puts: BTreeMap<i64, usize>,
     pub calls: VecDeque<Call>,
 }
 
@@ -475,10 +479,22 @@ impl LogStore for ScriptedStore {
         if script.away {
             return ready(Err(StoreError("away".into()))).boxed();
         }
-        for broadcast in broadcasts {
-            script.broadcasts.insert(broadcast.id, broadcast.clone());
+        let mut not_put = Vec::new();
+        for (index, broadcast) in broadcasts.iter().enumerate() {
+            let room = broadcast.presenter.get();
+            *script.puts.entry(room).or_default() += 1;
+            match script.not_put.get(&room) {
+                Some(for_good) => not_put.push(NotPut {
+                    index,
+                    reason: "scripted".into(),
+                    for_good: *for_good,
+                }),
+                None => {
+                    script.broadcasts.insert(broadcast.id, broadcast.clone());
+                }
+            }
         }
-        ready(Ok(Vec::new())).boxed()
+        ready(Ok(not_put)).boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
