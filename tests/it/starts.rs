@@ -626,24 +626,25 @@ async fn a_start_that_is_refused_leaves_the_spool_as_one_that_was_stopped_cleanl
     assert_eq!(epoch("stopped cleanly; epoch ").await, first);
 }
 
+/// A server whose MongoDB is not there: somebody listens for as long as the listener lives, and never answers.
+fn serve_without_mongodb(dir: &ScratchDir, patience_ms: u32, more: &[&str]) -> (TcpListener, Command) {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sets = [
+        "log.backend=mongodb".to_owned(),
+        format!("mongodb.uri=mongodb://{}/", silent.local_addr().unwrap()),
+        format!("mongodb.connect_timeout_ms={patience_ms}"),
+    ];
+    let mut command = serve(dir, more);
+    command.args(sets.iter().flat_map(|set| ["--set", set]));
+    (silent, command)
+}
+
 #[actix_web::test]
 async fn a_signal_during_a_start_ends_it_in_order() {
     let dir = ScratchDir::new("stopped-early");
-    // Nobody answers there, and a start waits for it.
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let uri = format!("mongodb.uri=mongodb://{}/", silent.local_addr().unwrap());
-    let more = [
-        "--set",
-        "log.backend=mongodb",
-        "--set",
-        &uri,
-        "--set",
-        "mongodb.connect_timeout_ms=60000",
-        "--set",
-        "log.durability=os",
-    ];
     for (signal, begins) in [("TERM", "new; epoch"), ("INT", "stopped cleanly; epoch")] {
-        let server = Process::start(&dir, &mut serve(&dir, &more));
+        let (_silent, mut command) = serve_without_mongodb(&dir, 60_000, &["--set", "log.durability=os"]);
+        let server = Process::start(&dir, &mut command);
         let found = server.line("spool ").await;
         assert!(found.contains(begins), "{found}");
         server.signal(signal);
@@ -655,17 +656,8 @@ async fn a_signal_during_a_start_ends_it_in_order() {
 #[actix_web::test]
 async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_moment() {
     let dir = ScratchDir::new("away");
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let uri = format!("mongodb.uri=mongodb://{}/", silent.local_addr().unwrap());
-    let more = [
-        "--set",
-        "log.backend=mongodb",
-        "--set",
-        &uri,
-        "--set",
-        "mongodb.connect_timeout_ms=300",
-    ];
-    let server = Process::start(&dir, &mut serve(&dir, &more));
+    let (_silent, mut command) = serve_without_mongodb(&dir, 300, &[]);
+    let server = Process::start(&dir, &mut command);
     let addr = server.address(&dir.path().join("port")).await;
     let ready = crate::support::http::get(addr, "/readyz").await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));

@@ -13,6 +13,15 @@ use crate::{
     stage::{Stage, registry_config, until, writer_config},
 };
 
+fn stage_of(writer: WriterConfig) -> Stage {
+    Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        writer,
+    )
+}
+
 #[actix::test]
 async fn a_batch_waits_for_more_unless_there_is_enough() {
     let writer = WriterConfig {
@@ -21,12 +30,7 @@ async fn a_batch_waits_for_more_unless_there_is_enough() {
         batch_enough: 3,
         ..writer_config()
     };
-    let stage = Stage::with(
-        ScriptedSpool::default(),
-        ScriptedStore::default(),
-        registry_config(),
-        writer,
-    );
+    let stage = stage_of(writer);
     let _reader = stage.reader(1);
     let batches = || stage.store.script().batches.clone();
     for round in 1..=2 {
@@ -48,12 +52,7 @@ async fn what_waits_already_counts_for_what_is_enough() {
         batch_enough: 10,
         ..writer_config()
     };
-    let stage = Stage::with(
-        ScriptedSpool::default(),
-        ScriptedStore::default(),
-        registry_config(),
-        writer,
-    );
+    let stage = stage_of(writer);
     let _reader = stage.reader(1);
     stage.accepted(1, "the first").await;
     until("the first to wait for more", || stage.metrics.spool_events.get() == 1).await;
@@ -72,12 +71,7 @@ async fn a_batch_that_is_stored_and_cannot_be_freed_is_given_again_after_longer_
         retry_max: Duration::from_secs(3600),
         ..writer_config()
     };
-    let stage = Stage::with(
-        ScriptedSpool::default(),
-        ScriptedStore::default(),
-        registry_config(),
-        writer,
-    );
+    let stage = stage_of(writer);
     let _reader = stage.reader(1);
     stage.accepted(1, "the first").await;
     until("the first to be freed", || stage.spool.script().rows.is_empty()).await;
@@ -93,12 +87,7 @@ async fn a_batch_that_is_stored_and_cannot_be_freed_is_given_again_after_longer_
 
 #[actix::test]
 async fn a_broadcast_that_the_store_does_not_keep_holds_up_no_other() {
-    let stage = Stage::with(
-        ScriptedSpool::default(),
-        ScriptedStore::default(),
-        registry_config(),
-        writer_config(),
-    );
+    let stage = stage_of(writer_config());
     // For good, and for now.
     stage.store.script().not_put = BTreeMap::from([(1, true), (2, false)]);
     for room in 1..=3 {
