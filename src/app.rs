@@ -306,9 +306,12 @@ impl App {
         let served = if in_order {
             server.await
         } else {
-            // The server is in its graceful stop and hears no other word before that is over.
+            // A server that is in its graceful stop hears this only when that is over, so its connections are ended; one that the
+            // deadline found before hears it at once.
+            let told = handle.stop(false);
             self.lines.shut_all();
             let cut = tokio::time::timeout(CUT, server).await;
+            drop(told);
             cut.unwrap_or(Ok(Ok(())))
         };
         self.watching.abort();

@@ -151,7 +151,9 @@ fn whole(answer: &[u8]) -> Result<Option<Answered>, String> {
             closes = value.trim().eq_ignore_ascii_case("close");
         }
     }
-    let body = head + 4..head + 4 + length;
+    let begins = head + 4;
+    // What a server claims may be any number.
+    let body = begins..begins.saturating_add(length);
     Ok((answer.len() >= body.end).then_some(Answered { status, body, closes }))
 }
 
