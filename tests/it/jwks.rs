@@ -194,6 +194,47 @@ async fn a_token_with_a_new_kid_waits_for_its_key_at_every_door() {
     assert_eq!(server.asked(), 2, "one fetch for all that waited");
 }
 
+#[actix_web::test]
+async fn a_session_that_waits_for_its_key_has_said_hello_in_time_and_goes_on_acknowledging() {
+    let old = es256("old");
+    let server = JwksServer::start(jwk_set(&[&old])).await;
+    let app = app(&server, |settings| {
+        settings.auth.jwks_timeout_ms = 20_000;
+        settings.session.hello_seconds = 1;
+    })
+    .await;
+    app.go_live(22);
+    app.go_live(23);
+    let mut open = connect(app.addr).await;
+    let hello = |token: &str| json!({ "type": "hello", "token": token }).to_string();
+    open.send_text(&hello(&old.token(&claims(22)))).await;
+    assert_eq!(open.next_json().await["type"], "welcome");
+    server.answer(Answer::Hang);
+    rested(&app, &old).await;
+    let new = es256("new");
+    let began = std::time::Instant::now();
+    let mut late = connect(app.addr).await;
+    late.send_text(&hello(&new.token(&claims(23)))).await;
+    open.send_text(&hello(&new.token(&claims(22)))).await;
+    let mut client = app.client().await;
+    let sender = old.token(&claims(7));
+    assert_eq!(post_v1(&mut client, 22, &sender, "meanwhile").await.status, 201);
+    assert_eq!(open.next_json().await["seq"], 1);
+    open.send_text(r#"{"type":"ack","seq":1,"fanned_out":3}"#).await;
+    eventually("the ack to count while the token waits", async || {
+        let look = client.request("GET", "/v1/rooms/22", &[("token", &sender)], "").await;
+        (look.json()["fanned_out"] == 3).then_some(())
+    })
+    .await;
+    // Another session that says nothing ends when its time is over, which the one that waits has survived then.
+    let mut silent = connect(app.addr).await;
+    assert_eq!(silent.next_json().await["code"], "no_hello");
+    assert_eq!(silent.next_close().await, Some(4006));
+    assert!(began.elapsed().as_secs() >= 1);
+    server.answer(Answer::Body(jwk_set(&[&old, &new])));
+    assert_eq!(late.next_json().await["type"], "welcome");
+}
+
 /// Returns when the pause after the last fetch is over and the next one has begun: a token of an unknown key has asked.
 async fn rested(app: &TestApp, known: &KeyPair) {
     assert_refusal!(app, known, GOOD);

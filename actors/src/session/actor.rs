@@ -37,7 +37,10 @@ use crate::{
     registry::{Delivery, End, Reading, SessionId, Welcome},
     ring::Entry,
     types::{PresenterIdx, Seq},
-    wire::{legacy::encode_chat, v1::ServerFrame},
+    wire::{
+        legacy::encode_chat,
+        v1::{ClientFrame, ServerFrame, parse_client},
+    },
 };
 
 /// How far ahead a timer is set at most; a token that is good for longer is looked at again then.
@@ -196,8 +199,27 @@ impl PresenterSession {
         ctx.ping(b"");
     }
 
+    /// A `hello` that waits for its token's key has come in time.
+    fn hello_due(&mut self, ctx: &mut WebsocketContext<Self>) {
+        match &self.parts.dialect {
+            Dialect::V1(machine) if !machine.open() && self.waiting.is_none() => self.close(Close::NoHello, ctx),
+            Dialect::V1(machine) if !machine.open() => {
+                ctx.run_later(self.parts.config.hello, Self::hello_due);
+            }
+            Dialect::V1(_) | Dialect::Legacy(_) => {}
+        }
+    }
+
+    /// Whether a frame need not wait for the token before it: what an open session acknowledges, it has.
+    fn is_ack(&self, text: &str) -> bool {
+        matches!(&self.parts.dialect, Dialect::V1(machine) if machine.open())
+            && matches!(parse_client(text), Ok(ClientFrame::Ack { .. }))
+    }
+
     fn text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
-        if let Some(waiting) = &mut self.waiting {
+        if self.waiting.is_some() && self.is_ack(text) {
+            // The room would find that its client takes nothing, else.
+        } else if let Some(waiting) = &mut self.waiting {
             if !waiting.take(text, &self.parts.config) {
                 self.close(Close::Flood, ctx);
             }
@@ -277,13 +299,7 @@ impl Actor for PresenterSession {
         let config = &self.parts.config;
         ctx.run_interval(config.keepalive, Self::beat);
         if let Dialect::V1(_) = self.parts.dialect {
-            ctx.run_later(config.hello, |this, ctx| {
-                if let Dialect::V1(machine) = &this.parts.dialect
-                    && !machine.open()
-                {
-                    this.close(Close::NoHello, ctx);
-                }
-            });
+            ctx.run_later(config.hello, Self::hello_due);
         }
         let mailbox = Mailbox::default();
         ctx.add_stream(mailbox.batches());

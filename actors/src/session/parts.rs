@@ -69,7 +69,7 @@ impl Inbound {
     }
 
     /// The session has dealt with one.
-    pub(super) fn handled(&self) {
+    pub fn handled(&self) {
         self.ahead.set(self.ahead.get().saturating_sub(1));
     }
 
