@@ -242,9 +242,7 @@ impl App {
             failing,
         });
         let retention = Retention::new(settings, Arc::clone(state.history.store()), state.metrics.clone());
-        let lines = Lines::new(Duration::from_secs(
-            settings.server.keep_alive_seconds + settings.server.client_request_seconds,
-        ));
+        let lines = Lines::new(startup::patience(settings), state.metrics.answers_cut.clone());
         let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;
         let (_, spool_thread) = ScopeGuard::into_inner(spool_thread);
@@ -302,7 +300,7 @@ impl App {
         if let Some(retention) = self.retention {
             retention.abort();
         }
-        let in_order = stop_in_order(&self.state, &handle, &self.writer, &self.drain, until).await;
+        let in_order = stop_in_order(&self.state, (&handle, &self.lines), &self.writer, &self.drain, until).await;
         let served = if in_order {
             server.await
         } else {
@@ -322,7 +320,8 @@ impl App {
         }
         if let Some((beat, task)) = self.beating {
             task.abort();
-            let _ = tokio::time::timeout(startup::STORE_COURTESY, beat.leave()).await;
+            let left = until.saturating_duration_since(Instant::now()).max(CUT);
+            let _ = tokio::time::timeout(left.min(startup::STORE_COURTESY), beat.leave()).await;
         }
         for (name, arbiter) in self.arbiters {
             arbiter.stop();

@@ -1,7 +1,11 @@
 //! A stop, in order (design.md, "Stopping"): v1 sessions are told when to come back while chat goes on, submits are refused, everything
-//! numbered is answered, sessions are closed, HTTP ends.
+//! numbered is answered, sessions are closed, HTTP ends. What is still under way there then accepts nothing: a read of the log, an
+//! answer that its client does not take, a body that does not come. It has `shutdown.requests_seconds` and is cut.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use actix_web::dev::ServerHandle;
 use chatting_actors::{
@@ -9,10 +13,18 @@ use chatting_actors::{
     writer::WriterParts,
 };
 
-use crate::{http::state::State, settings::Shutdown, startup};
+use tokio::time::timeout;
 
-/// How v1 sessions are told of a stop, before anything is refused: they are to connect again when the next server is there.
+use crate::{
+    http::{lines::Lines, state::State},
+    settings::Shutdown,
+    startup,
+};
+
+/// How long a stop gives to what is under way.
 pub(crate) struct Drain {
+    /// `shutdown.requests_seconds`
+    requests: Duration,
     /// `shutdown.drain_seconds`
     over: Duration,
     /// `shutdown.reconnect_after_ms`
@@ -30,13 +42,15 @@ const DRAIN_STEP: Duration = Duration::from_millis(100);
 impl Drain {
     pub(crate) fn new(shutdown: &Shutdown) -> Self {
         Self {
+            requests: Duration::from_secs(shutdown.requests_seconds),
             over: Duration::from_secs(shutdown.drain_seconds),
             after: Duration::from_millis(shutdown.reconnect_after_ms),
             spread: Duration::from_millis(shutdown.reconnect_spread_ms),
         }
     }
 
-    /// Tells them all, evenly over the time there is. Chat goes on meanwhile. With no v1 session it takes no time.
+    /// Tells v1 sessions to connect again when the next server is there, before anything is refused: all of them, evenly over the time
+    /// there is. Chat goes on meanwhile. With no v1 session it takes no time.
     async fn tell(&self, registry: &RegistryHandle) {
         let mut left = registry.tell_reconnect(0, Duration::ZERO, Duration::ZERO).await;
         let mut steps = usize::try_from(self.over.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(0);
@@ -56,7 +70,7 @@ impl Drain {
 /// Everything up to the spool's last commit, within the time there is; `false`: the deadline was over first.
 pub(crate) async fn stop_in_order(
     state: &State,
-    handle: &ServerHandle,
+    (handle, lines): (&ServerHandle, &Lines),
     writer: &WriterParts,
     drain: &Drain,
     until: Instant,
@@ -66,9 +80,14 @@ pub(crate) async fn stop_in_order(
         drain.tell(&state.registry).await;
         state.registry.refuse_submits().await;
         state.registry.end_sessions(End::GoingAway).await;
-        handle.stop(true).await;
+        let mut http_ends = pin!(handle.stop(true));
+        if timeout(drain.requests, &mut http_ends).await.is_err() {
+            let cut = lines.shut_all();
+            log::warn!("stopping: {cut} connections with requests under way are cut");
+            http_ends.await;
+        }
     };
-    if tokio::time::timeout(left(), ordered).await.is_err() {
+    if timeout(left(), ordered).await.is_err() {
         log::error!(
             "stopping: the deadline is over; {} submits, {} sessions left",
             state.registry.gate().depth(),
@@ -78,7 +97,7 @@ pub(crate) async fn stop_in_order(
     }
     // The spool has everything; the store gets a moment if it is well, so that little is left for the next start.
     if state.health.store.error().is_none() {
-        let _ = tokio::time::timeout(left().min(startup::STORE_COURTESY), writer.flush()).await;
+        let _ = timeout(left().min(startup::STORE_COURTESY), writer.flush()).await;
     }
     true
 }

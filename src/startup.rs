@@ -16,7 +16,7 @@ use crate::{
         jwks::{RefreshSettings, Source, SourceSettings},
         keys_of_settings, secret_of_settings,
     },
-    http::stats::FiguresLimits,
+    http::{lines::Patience, stats::FiguresLimits},
     room::{EmbeddedRooms, http::HttpRoomSettings},
     settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
     store::{Durability, MongoStore, SpoolSettings, figures::PeakRule, mongo::MongoSettings, spool::OpenError},
@@ -323,6 +323,16 @@ pub(crate) fn session_config(settings: &Settings) -> SessionConfig {
         close_on_expiry: session.close_on_expiry,
         client_frames_per_second: session.client_frames_per_second,
         close_linger: CLOSE_LINGER,
+    }
+}
+
+/// How long clients may take, between requests and over an answer.
+pub(crate) fn patience(settings: &Settings) -> Patience {
+    let server = &settings.server;
+    Patience {
+        idle: Duration::from_secs(server.keep_alive_seconds + server.client_request_seconds),
+        answer: Duration::from_secs(server.answer_seconds),
+        answer_bytes_per_second: server.answer_bytes_per_second,
     }
 }
 

@@ -99,6 +99,8 @@ pub struct Numbers {
     pub spool_bytes: Gauge,
     /// x-forward headers from peers that are not trusted to set them.
     pub forward_refused: Counter,
+    /// Connections that were cut because their client did not take an answer.
+    pub answers_cut: Counter,
     /// Tokens that were refused, by `reason`.
     pub tokens_refused: Family<Label, Counter>,
     /// Tokens that were known to be good.
@@ -155,6 +157,7 @@ impl Default for Numbers {
             spool_events: Gauge::default(),
             spool_bytes: Gauge::default(),
             forward_refused: Counter::default(),
+            answers_cut: Counter::default(),
             tokens_refused: Family::default(),
             token_cache_hits: Counter::default(),
             token_cache_misses: Counter::default(),
@@ -373,6 +376,11 @@ impl Metrics {
             "chat_forward_refused",
             "x-forward headers from untrusted peers",
             self.forward_refused.clone(),
+        );
+        r.register(
+            "chat_answers_cut",
+            "Connections cut because their client did not take an answer",
+            self.answers_cut.clone(),
         );
         r.register(
             "chat_tokens_refused",

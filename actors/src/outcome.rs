@@ -72,8 +72,13 @@ pub enum Refusal {
     PresenterDisconnected,
     /// A queue on the way is full; the name of the queue.
     Overloaded(&'static str),
-    /// The sender asked for too many rooms that nobody is known to present in; when one more may come.
-    RateLimited(Duration),
+    /// The sender asked for too many rooms that nobody is known to present in.
+    RateLimited {
+        /// When one more may come.
+        wait: Duration,
+        /// How many may come at once.
+        burst: u32,
+    },
     /// The room server gave no answer that counts, and `room.on_error` says to refuse.
     RoomServerUnavailable,
     /// The spool cannot take it, or the room's last number is not known yet.
@@ -95,7 +100,7 @@ impl Refusal {
             Self::NotLive => "broadcast_ended",
             Self::PresenterDisconnected => "presenter_disconnected",
             Self::Overloaded(_) | Self::Draining => "overloaded",
-            Self::RateLimited(_) => "rate_limited",
+            Self::RateLimited { .. } => "rate_limited",
             Self::RoomServerUnavailable => "room_server_unavailable",
             Self::LogUnavailable => "log_unavailable",
             Self::OutcomeUnknown => "outcome_unknown",

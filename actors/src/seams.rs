@@ -306,4 +306,7 @@ pub trait LogReader: Send + Sync {
 pub trait Socket: Send + Sync {
     /// Shuts both directions down. A no-op when it is closed already.
     fn shut(&self);
+    /// Makes its end, which is to come, a reset for the peer, so that it is not taken for the end of what was said. What was not
+    /// sent yet is not sent. A no-op where sockets know no such thing.
+    fn end_by_reset(&self) {}
 }

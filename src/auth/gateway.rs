@@ -75,6 +75,11 @@ impl Gateway {
         if known && told { Ok(()) } else { Err(Untrusted) }
     }
 
+    /// The header that names a caller's role, where there is one (`auth.gateway_role_header`).
+    pub fn role_header(&self) -> Option<&str> {
+        self.settings.role_header.as_deref()
+    }
+
     /// Who the caller is. Only for a peer that [`Gateway::check_peer`] let through.
     pub fn read(&self, headers: &HeaderMap) -> Result<Forwarded, ForwardedError> {
         for name in ["x-forward-userIdx", "x-forward-email", "x-forward-nickname"] {

@@ -11,7 +11,7 @@ use actix_web::{
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     error::ErrorInternalServerError,
-    http::Method,
+    http::{Method, StatusCode},
     middleware::Next,
     web,
 };
@@ -34,11 +34,11 @@ pub async fn around<B: MessageBody + 'static>(
     let state = request.app_data::<web::Data<State>>().cloned();
     let state = state.ok_or_else(|| ErrorInternalServerError("no state"))?;
     let asked = Asked::by(&request, &state);
-    let preflight = asked.as_ref().and_then(|asked| asked.preflight(&request));
+    let preflight = asked.as_ref().and_then(|asked| asked.preflight(&request, &state));
     let mut response = match preflight {
         Some(response) => request.into_response(response).map_into_right_body(),
         None => {
-            let panicked = Panicked::over(&request, &state);
+            let panicked = Panicked::over(&request, &state, asked.as_ref());
             if request.method() == Method::POST && room_of_messages(request.path()).is_some() {
                 let answer = panicked.unless(Box::pin(message(request, state)));
                 answer.await?.map_into_right_body()
@@ -50,7 +50,8 @@ pub async fn around<B: MessageBody + 'static>(
     if let Some(asked) = asked {
         asked.tell(response.headers_mut());
     }
-    Ok(response.map_body(|_, body| under_way.until_end_of(body)))
+    let session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    Ok(response.map_body(|_, body| under_way.until_end_of(body, session)))
 }
 
 async fn message(request: ServiceRequest, state: web::Data<State>) -> Result<ServiceResponse, Error> {

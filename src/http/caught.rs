@@ -13,7 +13,7 @@ use actix_web::{
 };
 use chatting_actors::{clock::system_ms, supervise::catch_future};
 
-use super::state::State;
+use super::{cors::Asked, is_v1, state::State};
 use crate::{
     error::{ApiError, Code, Lang},
     legacy::error::LegacyError,
@@ -21,8 +21,8 @@ use crate::{
 
 impl Panicked {
     /// The answer to this request, should its handler panic: the handler takes the request with it.
-    pub fn over(request: &ServiceRequest, state: &web::Data<State>) -> Self {
-        let path = request.path();
+    pub fn over(request: &ServiceRequest, state: &web::Data<State>, asked: Option<&Asked>) -> Self {
+        let v1 = is_v1(request.match_info().as_str());
         Self {
             code: if request.method().is_safe() {
                 Code::Internal
@@ -30,7 +30,8 @@ impl Panicked {
                 Code::OutcomeUnknown
             },
             lang: Lang::from_headers(request.headers()),
-            legacy: (state.legacy && !path.starts_with("/v1/")).then(|| path.to_owned()),
+            legacy: (state.legacy && !v1).then(|| request.path().to_owned()),
+            asked: asked.cloned(),
             state: state.clone(),
         }
     }
@@ -53,6 +54,8 @@ pub struct Panicked {
     lang: Lang,
     /// The path, where its errors are those of the old server.
     legacy: Option<String>,
+    /// What a page may read of it.
+    asked: Option<Asked>,
     state: web::Data<State>,
 }
 
@@ -85,6 +88,9 @@ impl ResponseError for Panicked {
         };
         // What the handler left unread of the request is nobody's now.
         response.head_mut().set_connection_type(ConnectionType::Close);
+        if let Some(asked) = self.asked.clone() {
+            asked.tell(response.headers_mut());
+        }
         response
     }
 }

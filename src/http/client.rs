@@ -57,6 +57,11 @@ impl AddressGate {
         }
     }
 
+    /// How many sessions an address may have.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
     fn open(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,6 +2,8 @@
 //!
 //! A preflight on a legacy route gets what it asked for, except the headers that a gateway sets: a page must never be told
 //! that it may send those.
+//!
+//! A path counts as the router reads it: `/%6detrics` is `/metrics` there, and must not be a legacy path here.
 
 use actix_web::{
     HttpResponse,
@@ -13,6 +15,7 @@ use actix_web::{
 };
 
 use super::state::State;
+use crate::auth::Gateway;
 
 /// What a path's CORS follows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,7 @@ fn rule(path: &str) -> Rule {
 }
 
 /// What a request with an `Origin` is told of itself.
+#[derive(Clone)]
 pub struct Asked {
     rule: Rule,
     allowed: Option<HeaderValue>,
@@ -41,7 +45,7 @@ impl Asked {
     /// `None`: nobody asks.
     pub fn by(request: &ServiceRequest, state: &State) -> Option<Self> {
         let origin = request.headers().get(header::ORIGIN)?;
-        let rule = rule(request.path());
+        let rule = rule(request.match_info().as_str());
         let allowed = match rule {
             Rule::Legacy if state.legacy => Some(HeaderValue::from_static("*")),
             Rule::V1 => allowed(&state.origins, origin),
@@ -51,14 +55,15 @@ impl Asked {
     }
 
     /// The answer to a preflight, where the request is one.
-    pub fn preflight(&self, request: &ServiceRequest) -> Option<HttpResponse> {
+    pub fn preflight(&self, request: &ServiceRequest, state: &State) -> Option<HttpResponse> {
         let is_one = request.method() == Method::OPTIONS
             && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
             && self.rule != Rule::None;
         is_one.then(|| {
             let mut response = HttpResponse::Ok().finish();
             if self.allowed.is_some() {
-                answer_preflight(request.headers(), response.headers_mut());
+                let role = state.gateway.as_ref().and_then(Gateway::role_header);
+                answer_preflight(request.headers(), response.headers_mut(), role);
             }
             response
         })
@@ -83,7 +88,8 @@ fn allowed(origins: &[String], origin: &HeaderValue) -> Option<HeaderValue> {
     known.then(|| origin.clone())
 }
 
-fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap) {
+/// `role`: the header in which a gateway names a caller's role.
+fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap, role: Option<&str>) {
     if let Some(method) = asked.get(header::ACCESS_CONTROL_REQUEST_METHOD) {
         answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, method.clone());
     }
@@ -92,7 +98,7 @@ fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
-        .filter(|name| may_be_asked_for(name))
+        .filter(|name| may_be_asked_for(name, role))
         .collect();
     if let Ok(value) = HeaderValue::from_str(&headers.join(", "))
         && !headers.is_empty()
@@ -103,8 +109,12 @@ fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap) {
 }
 
 /// A real header name that is not the gateway's to set.
-fn may_be_asked_for(name: &str) -> bool {
-    HeaderName::try_from(name).is_ok_and(|name| !name.as_str().starts_with("x-forward") && name != "x-gateway-secret")
+fn may_be_asked_for(name: &str, role: Option<&str>) -> bool {
+    HeaderName::try_from(name).is_ok_and(|name| {
+        let name = name.as_str();
+        let sets_role = role.is_some_and(|role| name.eq_ignore_ascii_case(role));
+        !name.starts_with("x-forward") && name != "x-gateway-secret" && !sets_role
+    })
 }
 
 #[cfg(test)]
@@ -121,8 +131,11 @@ mod tests {
             "",
             "a b",
         ] {
-            assert!(!may_be_asked_for(name), "{name}");
+            assert!(!may_be_asked_for(name, None), "{name}");
         }
-        assert!(may_be_asked_for("token") && may_be_asked_for("Content-Type"));
+        for name in ["token", "Content-Type", "X-Role"] {
+            assert!(may_be_asked_for(name, None), "{name}");
+        }
+        assert!(!may_be_asked_for("x-role", Some("X-Role")), "a gateway sets it");
     }
 }

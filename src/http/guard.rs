@@ -170,6 +170,10 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for Guarded<S
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use futures_util::{FutureExt, stream};
+
     use super::*;
 
     /// A masked frame as a client sends it, with a zero mask.
@@ -212,6 +216,24 @@ mod tests {
             let announced = &frame(0x81, length)[..14];
             assert_eq!(FrameHeaders::new(32_768).pass(announced), Err(Violation::TooBig));
         }
+    }
+
+    #[test]
+    fn what_the_session_has_not_dealt_with_is_not_added_to_without_end() {
+        let polls = Rc::new(Cell::new(0));
+        let counts = Rc::clone(&polls);
+        let payload = stream::repeat_with(move || {
+            counts.set(counts.get() + 1);
+            Ok(Bytes::from(frame(0x81, 1)))
+        });
+        let inbound = Rc::<Inbound>::default();
+        let mut guarded = Guarded::new(payload, 100, Rc::clone(&inbound));
+        let mut passes = || guarded.next().now_or_never().is_some();
+        assert!((0..=AHEAD).all(|_| passes()));
+        assert!(!passes() && !passes());
+        assert_eq!(polls.get(), AHEAD + 1, "the socket keeps the rest");
+        inbound.handled();
+        assert!(passes() && !passes());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, http::Method, web};
-use actix_web_actors::ws::{self, HandshakeError};
+use actix_web_actors::ws::HandshakeError;
 use chatting_actors::{
     idempotency::Keyed,
     outcome::{Outcome, Refusal, Submit},
@@ -54,7 +54,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
 }
 
 async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
-    let allow = if request.path().starts_with("/send") {
+    let allow = if request.match_info().as_str().starts_with("/send") {
         Method::POST
     } else {
         Method::GET
@@ -245,7 +245,7 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
 )]
 pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
     // First, so that a request which cannot be upgraded never costs a session its place.
-    let response = match ws::handshake(&request) {
+    let response = match socket::handshake(&request, &[]) {
         Ok(response) => response,
         Err(HandshakeError::UnsupportedVersion) => {
             let mut response = HttpResponse::build(actix_web::http::StatusCode::UPGRADE_REQUIRED);

@@ -1,10 +1,16 @@
-//! Ends connections on which nobody asks for anything and that stay open all the same.
+//! Ends connections on which nobody asks for anything and that stay open all the same, and those whose client does not take its
+//! answer.
 //!
 //! actix-web gives the head of a connection's first request its time (`server.client_request_seconds`), and waits so long for a
 //! next one to begin (`server.keep_alive_seconds`). A next one that has begun has all the time in the world: a byte now and
 //! then keeps such a connection for ever, and so does a chunked body that nobody reads any more. So each connection says here
 //! when a request is under way, answer included, and one that has had none for both times together is shut. WebSockets are
 //! requests under way: their own times are the session's.
+//!
+//! An answer is given to the connection in pieces ([`PIECE`]), the next one when the socket took nearly all before it. The time in
+//! between is the client's. It may be `server.answer_seconds` in all, and a second more for each `server.answer_bytes_per_second`
+//! that were given; then the connection is shut, so that an answer, what it holds and its permits do not stay for ever. An answer
+//! that fails on the way ends with a reset, which no client takes for its end.
 //!
 //! When full: it holds a pointer a connection, and `server.max_connections` bounds those.
 
@@ -14,7 +20,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -22,9 +28,27 @@ use actix_web::body::{BodySize, MessageBody};
 use bytes::Bytes;
 use chatting_actors::seams::Socket;
 use pin_project_lite::pin_project;
+use prometheus_client::metrics::counter::Counter;
 
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
+
+/// The most bytes of an answer that are given to its connection at once.
+const PIECE: usize = 16 * 1024;
+
+/// Nothing is waited for.
+const NEVER: u64 = u64::MAX;
+
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A connection may be without a request.
+    pub idle: Duration,
+    /// A client may keep an answer waiting in all,
+    pub answer: Duration,
+    /// and a second more for so many bytes of it.
+    pub answer_bytes_per_second: u64,
+}
 
 /// One connection, as far as it is watched.
 pub struct Line {
@@ -34,24 +58,31 @@ pub struct Line {
     under_way: AtomicUsize,
     /// When the last of them ended, in milliseconds since the list began.
     idle_since_ms: AtomicU64,
+    /// When its client will have kept an answer waiting for too long, if it takes nothing until then.
+    waits_until_ms: AtomicU64,
 }
 
 /// See the module's text; clones share the list.
 #[derive(Clone)]
 pub struct Lines {
-    /// How long a connection may be without a request.
-    patience: Duration,
+    patience: Patience,
     began: Instant,
     list: Arc<Mutex<Vec<Weak<Line>>>>,
+    /// The time of the last look at them: near enough for answers, and costs no look at the clock.
+    looked_ms: Arc<AtomicU64>,
+    /// Connections that were shut over an answer.
+    answers_cut: Counter,
 }
 
 impl Lines {
-    /// Lets a connection be without a request for so long.
-    pub fn new(patience: Duration) -> Self {
+    /// A list of clients who may take so long; `answers_cut` counts those who took longer over an answer.
+    pub fn new(patience: Patience, answers_cut: Counter) -> Self {
         Self {
             patience,
             began: Instant::now(),
             list: Arc::default(),
+            looked_ms: Arc::default(),
+            answers_cut,
         }
     }
 
@@ -62,6 +93,7 @@ impl Lines {
             all: self.clone(),
             under_way: AtomicUsize::new(0),
             idle_since_ms: AtomicU64::new(self.now_ms()),
+            waits_until_ms: AtomicU64::new(NEVER),
         });
         self.list().push(Arc::downgrade(&line));
         line
@@ -75,19 +107,33 @@ impl Lines {
         }
     }
 
-    /// Ends all connections, whatever is under way on them.
-    pub fn shut_all(&self) {
-        for line in self.list().drain(..).filter_map(|line| line.upgrade()) {
+    /// Ends all connections, whatever is under way on them; gives how many there were.
+    pub fn shut_all(&self) -> usize {
+        let lines = std::mem::take(&mut *self.list());
+        let open = lines.iter().filter_map(Weak::upgrade);
+        open.map(|line| {
+            if line.waits_until_ms.load(Ordering::Relaxed) != NEVER {
+                // It has a part of an answer.
+                line.socket.end_by_reset();
+            }
             line.socket.shut();
-        }
+        })
+        .count()
     }
 
     fn sweep(&self, now_ms: u64) {
-        let patience = u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX);
+        self.looked_ms.store(now_ms, Ordering::Relaxed);
+        let patience = ms(self.patience.idle);
         self.list().retain(|line| {
             let Some(line) = line.upgrade() else {
                 return false;
             };
+            if now_ms > line.waits_until_ms.load(Ordering::Relaxed) {
+                self.answers_cut.inc();
+                line.socket.end_by_reset();
+                line.socket.shut();
+                return false;
+            }
             let idle = line.under_way.load(Ordering::Acquire) == 0;
             if idle && now_ms.saturating_sub(line.idle_since_ms.load(Ordering::Acquire)) > patience {
                 // The connection's own task notices and lets the line go.
@@ -99,12 +145,16 @@ impl Lines {
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        ms(self.began.elapsed())
     }
 
     fn list(&self) -> MutexGuard<'_, Vec<Weak<Line>>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A request that is under way on its connection, until this is dropped.
@@ -121,15 +171,21 @@ impl UnderWay {
 }
 
 impl UnderWay {
-    /// It goes on until the body of its answer has been handed over.
-    pub fn until_end_of<B>(self, body: B) -> Watched<B> {
-        Watched { body, under_way: self }
+    /// It goes on until the body of its answer has been handed over. `session`: that is a WebSocket, whose times are not watched here.
+    pub fn until_end_of<B>(self, body: B, session: bool) -> Watched<B> {
+        Watched {
+            body,
+            rest: Bytes::new(),
+            pace: self.0.as_ref().filter(|_| !session).map(|_| Pace::default()),
+            under_way: self,
+        }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         if let Some(line) = &self.0 {
+            line.waits_until_ms.store(NEVER, Ordering::Relaxed);
             // The time first: a sweep that sees no request sees when the last one ended, too.
             line.idle_since_ms.store(line.all.now_ms(), Ordering::Release);
             line.under_way.fetch_sub(1, Ordering::AcqRel);
@@ -137,11 +193,45 @@ impl Drop for UnderWay {
     }
 }
 
+/// How a client takes its answer.
+#[derive(Default)]
+struct Pace {
+    /// Bytes that were given to the connection.
+    given: u64,
+    /// How long the client has kept it waiting before.
+    waited_ms: u64,
+    /// Since when it does now.
+    waits_since_ms: Option<u64>,
+}
+
+impl Pace {
+    /// The connection asks for more: its client took what it had.
+    fn taken(&mut self, line: &Line) {
+        if let Some(since) = self.waits_since_ms.take() {
+            self.waited_ms += line.all.looked_ms.load(Ordering::Relaxed).saturating_sub(since);
+            line.waits_until_ms.store(NEVER, Ordering::Relaxed);
+        }
+    }
+
+    /// The connection has so many bytes more for its client.
+    fn given(&mut self, bytes: usize, line: &Line) {
+        let patience = &line.all.patience;
+        self.given += bytes as u64;
+        let for_bytes = self.given.saturating_mul(1000) / patience.answer_bytes_per_second.max(1);
+        let left = (ms(patience.answer) + for_bytes).saturating_sub(self.waited_ms);
+        let now = line.all.looked_ms.load(Ordering::Relaxed);
+        self.waits_since_ms = Some(now);
+        line.waits_until_ms.store(now.saturating_add(left), Ordering::Relaxed);
+    }
+}
+
 pin_project! {
-    /// An answer's body that counts as a request under way until it has been handed over.
+    /// An answer's body that counts as a request under way until it has been handed over, piece by piece.
     pub struct Watched<B> {
         #[pin]
         body: B,
+        rest: Bytes,
+        pace: Option<Pace>,
         under_way: UnderWay,
     }
 }
@@ -154,20 +244,62 @@ impl<B: MessageBody> MessageBody for Watched<B> {
     }
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        self.project().body.poll_next(cx)
+        let this = self.project();
+        let (Some(pace), Some(line)) = (this.pace, &this.under_way.0) else {
+            return this.body.poll_next(cx);
+        };
+        pace.taken(line);
+        let mut next = std::mem::take(this.rest);
+        if next.is_empty() {
+            next = match ready!(this.body.poll_next(cx)) {
+                Some(Ok(next)) => next,
+                Some(Err(error)) => {
+                    line.socket.end_by_reset();
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => return Poll::Ready(None),
+            };
+        }
+        if next.len() > PIECE {
+            *this.rest = next.split_off(PIECE);
+        }
+        pace.given(next.len(), line);
+        Poll::Ready(Some(Ok(next)))
     }
 
     fn try_into_bytes(self) -> Result<Bytes, Self> {
-        let Self { body, under_way } = self;
-        body.try_into_bytes().map_err(|body| Self { body, under_way })
+        // What is whole already needs no pieces, and is handed over with this.
+        let Self {
+            body,
+            rest,
+            pace,
+            under_way,
+        } = self;
+        body.try_into_bytes().map_err(|body| Self {
+            body,
+            rest,
+            pace,
+            under_way,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::{future::poll_fn, sync::atomic::AtomicBool};
+
+    use actix_web::body::BodyStream;
 
     use super::*;
+
+    fn lines() -> Lines {
+        let patience = Patience {
+            idle: Duration::from_secs(10),
+            answer: Duration::from_secs(4),
+            answer_bytes_per_second: 10_000,
+        };
+        Lines::new(patience, Counter::default())
+    }
 
     #[derive(Default)]
     struct Shut(AtomicBool);
@@ -180,7 +312,7 @@ mod tests {
 
     #[test]
     fn only_a_connection_that_has_long_had_no_request_is_shut() {
-        let lines = Lines::new(Duration::from_secs(10));
+        let lines = lines();
         let sockets: Vec<Arc<Shut>> = (0..3).map(|_| Arc::default()).collect();
         let mut open: Vec<_> = sockets
             .iter()
@@ -198,5 +330,60 @@ mod tests {
         assert!(!shut(1), "its time begins when its request ends");
         lines.sweep(20_000);
         assert!(shut(1));
+    }
+
+    #[actix_web::test]
+    async fn an_answer_is_given_in_pieces_and_its_client_is_cut_when_it_has_kept_them_waiting_for_too_long() {
+        let lines = lines();
+        let socket = Arc::<Shut>::default();
+        let line = lines.add(Arc::clone(&socket) as _);
+        let shut = || socket.0.load(Ordering::Acquire);
+        let said = vec![7; 2 * PIECE + 5];
+        let mut answer = UnderWay::new(Some(&line)).until_end_of(said.clone(), false);
+        let mut next = async || {
+            let piece = poll_fn(|cx| Pin::new(&mut answer).poll_next(cx)).await;
+            piece.map(|piece| piece.unwrap_or_default())
+        };
+        lines.sweep(1_000);
+        let first = next().await.unwrap_or_default();
+        // Four seconds, and 1.6 for the bytes.
+        lines.sweep(6_000);
+        assert_eq!((first.len(), shut()), (PIECE, false));
+        let second = next().await.unwrap_or_default();
+        // It has taken 5 of 4 + 3.2 s.
+        lines.sweep(8_000);
+        assert_eq!((second.len(), shut()), (PIECE, false));
+        let third = next().await.unwrap_or_default();
+        assert_eq!([&first[..], &second, &third].concat(), said);
+        lines.sweep(8_200);
+        assert!(!shut());
+        lines.sweep(8_300);
+        assert!(shut(), "7 of 7.2 s were used, and 0.3 more");
+        assert_eq!((lines.answers_cut.get(), lines.list().len()), (1, 0));
+    }
+
+    #[actix_web::test]
+    async fn what_an_answer_waits_for_here_is_not_its_clients_time_and_a_session_has_its_own() {
+        let lines = lines();
+        let socket = Arc::<Shut>::default();
+        let line = lines.add(Arc::clone(&socket) as _);
+        let (mut tell, told) = tokio::sync::mpsc::channel::<Bytes>(1);
+        let body = BodyStream::new(futures_util::stream::unfold(told, async |mut told| {
+            Some((Ok::<_, std::io::Error>(told.recv().await?), told))
+        }));
+        let mut answer = Box::pin(UnderWay::new(Some(&line)).until_end_of(body, false));
+        let pending = poll_fn(|cx| Poll::Ready(answer.as_mut().poll_next(cx).is_pending())).await;
+        assert!(pending);
+        lines.sweep(100_000);
+        tell.send(Bytes::from_static(b"at last")).await.unwrap();
+        assert!(poll_fn(|cx| answer.as_mut().poll_next(cx)).await.is_some());
+        lines.sweep(104_000);
+        assert!(!socket.0.load(Ordering::Acquire));
+        drop((answer, &mut tell));
+        let mut session = Box::pin(UnderWay::new(Some(&line)).until_end_of(vec![0; 3 * PIECE], true));
+        let all = poll_fn(|cx| session.as_mut().poll_next(cx)).await;
+        assert_eq!(all.unwrap().unwrap().len(), 3 * PIECE, "frames go as they are");
+        lines.sweep(900_000);
+        assert!(!socket.0.load(Ordering::Acquire));
     }
 }

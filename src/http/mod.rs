@@ -56,9 +56,14 @@ pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
     }));
 }
 
+/// Whether a path, as the router reads it, is one of v1.
+fn is_v1(path: &str) -> bool {
+    path.starts_with("/v1/")
+}
+
 /// Nothing is at this path, in the words of its dialect.
 pub(crate) fn not_found(request: &HttpRequest, state: &State) -> HttpResponse {
-    if request.path().starts_with("/v1/") || !state.legacy {
+    if is_v1(request.match_info().as_str()) || !state.legacy {
         ApiError::new(Code::NotFound).response(Lang::from_headers(request.headers()))
     } else {
         FrameworkError::NotFound.response(request.path())

@@ -16,11 +16,15 @@ mod linux {
     use std::{
         os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         sync::OnceLock,
+        time::Duration,
     };
 
     use rustix::{
         io::Result,
-        net::{Shutdown, shutdown, sockopt::socket_cookie},
+        net::{
+            Shutdown, shutdown,
+            sockopt::{set_socket_linger, socket_cookie},
+        },
         process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
     };
 
@@ -56,14 +60,24 @@ mod linux {
                 .flatten()
                 .map(|cookie| Self { number, cookie })
         }
+
+        /// The socket, while it is open.
+        fn socket(&self) -> Option<OwnedFd> {
+            let socket = duplicate(self.number).ok()?;
+            (socket_cookie(&socket) == Ok(self.cookie)).then_some(socket)
+        }
     }
 
     impl Socket for Named {
         fn shut(&self) {
-            if let Ok(socket) = duplicate(self.number)
-                && socket_cookie(&socket) == Ok(self.cookie)
-            {
+            if let Some(socket) = self.socket() {
                 let _ = shutdown(&socket, Shutdown::Both);
+            }
+        }
+
+        fn end_by_reset(&self) {
+            if let Some(socket) = self.socket() {
+                let _ = set_socket_linger(&socket, Some(Duration::ZERO));
             }
         }
     }
@@ -121,6 +135,10 @@ mod elsewhere {
 
     impl Socket for Named {
         fn shut(&self) {
+            match *self {}
+        }
+
+        fn end_by_reset(&self) {
             match *self {}
         }
     }

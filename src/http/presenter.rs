@@ -7,7 +7,7 @@
 use std::{cell::Cell, sync::Arc, time::Instant};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use actix_web_actors::ws::{self, HandshakeError};
+use actix_web_actors::ws::HandshakeError;
 use chatting_actors::{
     gate::Permit,
     metrics::Metrics,
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     auth::{Claims, TokenError, TokenVerifier},
-    error::{ApiError, Code, Lang},
+    error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS, Lang},
     limits::Rates,
 };
 
@@ -60,7 +60,7 @@ pub(super) async fn presenter(request: HttpRequest, payload: web::Payload, state
 }
 
 async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<HttpResponse, ApiError> {
-    let response = ws::handshake_with_protocols(request, &[SUBPROTOCOL]).map_err(|error| match error {
+    let response = socket::handshake(request, &[SUBPROTOCOL]).map_err(|error| match error {
         HandshakeError::NoWebsocketUpgrade
         | HandshakeError::NoConnectionUpgrade
         | HandshakeError::NoVersionHeader
@@ -135,7 +135,10 @@ pub(super) fn place(request: &HttpRequest, state: &State) -> Result<Place, ApiEr
         admitted.map_err(|often| often.error("this address connects too often"))?;
     }
     let of_address = state.addresses.enter(address).ok_or_else(|| {
-        ApiError::new(Code::RateLimited).with_detail("this address has limits.sessions_per_address sessions")
+        let most = u32::try_from(state.addresses.most()).unwrap_or(u32::MAX);
+        ApiError::new(Code::RateLimited)
+            .with_detail("this address has limits.sessions_per_address sessions")
+            .with_rate_limit(most, DEFAULT_RETRY_AFTER_SECONDS)
     })?;
     let in_all = state.sessions.try_acquire(1).ok_or_else(|| {
         // The client tries again, and finds the place of one whose room is not live.

@@ -13,10 +13,11 @@ use actix_http::ws::{CloseCode, CloseReason, Codec, Parser};
 use actix_web::{
     HttpRequest, HttpResponse, HttpResponseBuilder,
     dev::Extensions,
+    http::header::SEC_WEBSOCKET_VERSION,
     rt::{net::TcpStream, time::Sleep},
     web,
 };
-use actix_web_actors::ws::WebsocketContext;
+use actix_web_actors::ws::{self, HandshakeError, WebsocketContext};
 use bytes::{Bytes, BytesMut};
 use chatting_actors::{
     seams::Socket,
@@ -32,6 +33,7 @@ use super::{
     named::Named,
     presenter::{Place, Titles, Tokens},
     state::State,
+    transport,
 };
 use crate::error::Lang;
 
@@ -45,6 +47,10 @@ struct SecondHandle(socket2::Socket);
 impl Socket for SecondHandle {
     fn shut(&self) {
         let _ = self.0.shutdown(Shutdown::Both);
+    }
+
+    fn end_by_reset(&self) {
+        let _ = self.0.set_linger(Some(Duration::ZERO));
     }
 }
 
@@ -79,6 +85,20 @@ pub fn on_connect(
         extensions.insert(lines.add(Arc::clone(&socket)));
         extensions.insert(Connection(socket));
     }
+}
+
+/// What a good handshake is answered. Version 13 is the only one (RFC 6455), `Upgrade` names nothing but `websocket`, and the
+/// request has no body: everything else is not on [`transport`]'s way, where alone a session can be.
+pub(super) fn handshake(request: &HttpRequest, protocols: &[&str]) -> Result<HttpResponseBuilder, HandshakeError> {
+    let response = ws::handshake_with_protocols(request, protocols)?;
+    let version = request.headers().get(SEC_WEBSOCKET_VERSION);
+    if version.is_none_or(|version| version.as_bytes() != b"13") {
+        return Err(HandshakeError::UnsupportedVersion);
+    }
+    if !transport::is_open_to(request) {
+        return Err(HandshakeError::NoWebsocketUpgrade);
+    }
+    Ok(response)
 }
 
 /// Starts the session's actor inside the response to a good handshake.

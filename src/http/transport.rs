@@ -6,6 +6,8 @@
 //! the socket, and an idle connection has no buffer but what the codec keeps of its largest burst. An answer that is no upgrade is
 //! written as it is, and ends the connection.
 //!
+//! Only what is answered here may become a session ([`is_open_to`]): the dispatcher would go on reading HTTP behind a 101.
+//!
 //! Backpressure: the session is polled for more only when the socket took all that it gave before, so being polled means that. Its
 //! timers wait as well: a peer that takes nothing is ended by the registry when its credit is used up, and by `TCP_USER_TIMEOUT`.
 
@@ -29,9 +31,14 @@ use actix_http::{
     body::{BoxBody, MessageBody},
     error::PayloadError,
     h1::{Codec, Message},
+    header::CONTENT_LENGTH,
 };
 use actix_service::{Service, ServiceFactory, fn_factory};
-use actix_web::rt::{net::TcpStream, time::timeout};
+use actix_web::{
+    HttpMessage, HttpRequest,
+    http::Method,
+    rt::{net::TcpStream, time::timeout},
+};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, future::LocalBoxFuture};
 use socket2::SockRef;
@@ -42,6 +49,14 @@ const READ: usize = 4096;
 /// How long a client that was refused may go on sending before the connection is dropped: what was not read by then can take
 /// the answer with it.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Stands among the data of a request whose answer may be 101: it is answered here, and has no body.
+struct Open;
+
+/// Whether this request may become a session.
+pub fn is_open_to(request: &HttpRequest) -> bool {
+    request.extensions().contains::<Open>()
+}
 
 /// A request to upgrade, and its connection.
 type Upgrading = (Request, Framed<TcpStream, Codec>);
@@ -84,11 +99,16 @@ where
             stream: RefCell::new(parts.io),
             upgraded: Cell::new(false),
         });
+        let body = body_bytes(&request);
         let incoming = Incoming {
             socket: Rc::clone(&socket),
             // What came right behind the request; copied, so that its buffer can go.
             first: Bytes::copy_from_slice(&parts.read_buf),
+            left: body,
         };
+        if body.is_none() {
+            request.extensions_mut().insert(Open);
+        }
         // Answers to requests before this one, and what a body waits for.
         let mut before = BytesMut::from(&*parts.write_buf);
         if request.head().expect() {
@@ -139,25 +159,59 @@ impl Socket {
     }
 }
 
-/// What the peer sends. A session ends where its connection does, in whatever way; a request that is none is cut off there.
+/// The length of a request's body, where it says one: asking for an upgrade does not change it (RFC 9110, section 7.8). `None` for
+/// one that may go on as a session, and where only the connection's end is the body's.
+fn body_bytes(request: &Request) -> Option<u64> {
+    // The decoder has seen that it is one number.
+    let length = request
+        .headers()
+        .get(CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    (length > 0 || request.method() != Method::GET).then_some(length)
+}
+
+/// What the peer sends. A session ends where its connection does, in whatever way; a request that is none is cut off there, unless
+/// it has said how long it is.
 struct Incoming {
     socket: Rc<Socket>,
     first: Bytes,
+    /// Bytes that are still to come, where that is known.
+    left: Option<u64>,
+}
+
+impl Incoming {
+    /// As much of what came as belongs to the request.
+    fn of_request(&mut self, mut came: Bytes) -> Bytes {
+        if let Some(left) = &mut self.left {
+            came.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= came.len() as u64;
+        }
+        came
+    }
 }
 
 impl Stream for Incoming {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.left == Some(0) {
+            return Poll::Ready(None);
+        }
         if !self.first.is_empty() {
-            return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
+            let first = std::mem::take(&mut self.first);
+            return Poll::Ready(Some(Ok(self.of_request(first))));
         }
         let mut space = [MaybeUninit::uninit(); READ];
         let mut read = ReadBuf::uninit(&mut space);
         let polled = Pin::new(&mut *self.socket.stream.borrow_mut()).poll_read(cx, &mut read);
         let came = ready!(polled).is_ok() && !read.filled().is_empty();
         Poll::Ready(if came {
-            Some(Ok(Bytes::copy_from_slice(read.filled())))
+            let came = Bytes::copy_from_slice(read.filled());
+            Some(Ok(self.of_request(came)))
         } else {
             (!self.socket.upgraded.get()).then_some(Err(PayloadError::Incomplete(None)))
         })
@@ -207,6 +261,7 @@ impl Outgoing {
             let mut rest = Incoming {
                 socket: self.socket,
                 first: Bytes::new(),
+                left: None,
             };
             let lingers = async move { while let Some(Ok(_)) = rest.next().await {} };
             let _ = Box::pin(timeout(LINGER, lingers)).await;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{
     history::get_messages,
-    identify::sender,
+    identify::{caller, sender},
     moderation::delete_messages,
     openapi::{Asking, Looking, Sending, WithBody},
     state::{Limits, State},
@@ -108,7 +108,7 @@ pub(super) async fn get_room(request: HttpRequest, path: web::Path<String>, stat
 }
 
 async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, ApiError> {
-    sender(request, state).await?;
+    caller(request, state).await?;
     let presenter = room_of(path)?;
     let look = state.registry.look(presenter).await.map_err(refused)?;
     Ok(Room {
@@ -278,7 +278,7 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
         Refusal::NotLive => Code::BroadcastEnded,
         Refusal::PresenterDisconnected => Code::PresenterDisconnected,
         Refusal::Overloaded(_) | Refusal::Draining => Code::Overloaded,
-        Refusal::RateLimited(_) => Code::RateLimited,
+        Refusal::RateLimited { .. } => Code::RateLimited,
         Refusal::RoomServerUnavailable => Code::RoomServerUnavailable,
         Refusal::LogUnavailable => Code::LogUnavailable,
         Refusal::OutcomeUnknown => Code::OutcomeUnknown,
@@ -287,9 +287,9 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
     };
     match refusal {
         Refusal::Overloaded(queue) => ApiError::new(code).with_detail(format!("the queue {queue} is full")),
-        Refusal::RateLimited(wait) => ApiError::new(code)
+        Refusal::RateLimited { wait, burst } => ApiError::new(code)
             .with_detail("this user asks for too many rooms")
-            .with_retry_after(whole_seconds(wait)),
+            .with_rate_limit(burst, whole_seconds(wait)),
         Refusal::Draining => ApiError::new(code).with_detail("the server is about to stop"),
         _ => ApiError::new(code),
     }

@@ -28,6 +28,12 @@ section! {
         /// Seconds a client has to send the body of a request; then it is answered 408 and cut.
         /// 클라이언트가 요청 본문을 다 보내야 하는 초. 넘으면 408로 응답하고 끊는다.
         body_seconds: u64 = 10, 1..=300;
+        /// Seconds a client may keep an answer waiting in all; what takes longer is cut. See answer_bytes_per_second.
+        /// 클라이언트가 응답을 받아 가지 않고 기다리게 할 수 있는 총 초. 넘으면 끊는다. answer_bytes_per_second 참고.
+        answer_seconds: u64 = 30, 1..=3600;
+        /// Bytes of an answer for which a client has a second more than answer_seconds.
+        /// answer_seconds에 1초를 더해 주는 응답 바이트 수.
+        answer_bytes_per_second: u64 = 16_384, 1..=1_000_000_000;
         /// Seconds after which a peer that acknowledges nothing sent to it is cut (TCP_USER_TIMEOUT).
         /// 보낸 것에 아무 확인(ACK)이 없는 상대를 끊기까지의 초(TCP_USER_TIMEOUT).
         tcp_user_timeout_seconds: u64 = 20, 1..=600;
@@ -57,6 +63,9 @@ section! {
         /// Seconds that stopping may take in all; what is not done by then is cut.
         /// 종료 전체에 허용하는 초. 그때까지 끝나지 않은 일은 끊는다.
         deadline_seconds: u64 = 20, 1..=600;
+        /// Seconds that requests still under way have once everything numbered is answered; then they are cut.
+        /// 번호가 붙은 메시지에 모두 응답한 뒤, 아직 처리 중인 요청에 허용하는 초. 넘으면 끊는다.
+        requests_seconds: u64 = 3, 0..=600;
         /// Seconds over which v1 sessions are told to connect again, before anything is refused; 0 tells all at once.
         /// 거절을 시작하기 전에 v1 세션에 재연결을 알리는 데 쓰는 초. 0이면 한꺼번에 알린다.
         drain_seconds: u64 = 5, 0..=300;

@@ -7,7 +7,7 @@ use chatting_actors::{
     moderation::Act,
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, Role, Seq, UserIdx},
 };
-use chatting_server::{settings::Settings, store::Archive};
+use chatting_server::{app::Stopped, settings::Settings, store::Archive};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use uuid::{Builder, Uuid};
@@ -595,12 +595,22 @@ fn long(settings: &mut Settings) {
 
 /// A client that has asked for a long export and reads nothing.
 async fn stalled(app: &TestApp) -> HttpClient {
+    stalled_with(app, &[]).await
+}
+
+async fn stalled_with(app: &TestApp, headers: &[(&str, &str)]) -> HttpClient {
     let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
     let bearer = format!("Bearer {}", app.token(12));
+    let headers = [headers, &[("Authorization", &bearer)]].concat();
+    client.send_request("GET", &path(""), &headers, "").await;
     client
-        .send_request("GET", &path(""), &[("Authorization", &bearer)], "")
-        .await;
-    client
+}
+
+/// The rest of what a connection says; whether it ended as it should have been.
+async fn rest(client: HttpClient) -> std::io::Result<Vec<u8>> {
+    let (mut stream, mut said) = client.into_parts();
+    within("the connection's end", stream.read_to_end(&mut said)).await?;
+    Ok(said)
 }
 
 #[actix_web::test]
@@ -669,6 +679,76 @@ async fn a_log_that_cannot_be_read_any_more_breaks_the_answer_off_rather_than_en
     assert!(!body.ends_with(b"0\r\n\r\n"), "it ended as if it were whole");
     assert_eq!(app.metric("chat_exports_total{outcome=\"error\"}").await, Some(1.0));
     std::fs::rename(&away, &app.settings.log.path).unwrap();
+}
+
+/// The answer to a request to upgrade has no length and no chunks: that it ends is all that says it is whole.
+#[actix_web::test]
+async fn an_export_without_chunks_that_breaks_off_ends_with_a_reset() {
+    let app = spawn_app(long).await;
+    fill_long(&**app.state.history.store(), 5000, 300).await;
+    let whole = rest(stalled_with(&app, &HANDSHAKE).await).await;
+    assert!(
+        whole.is_ok_and(|said| said.len() > 1_500_000),
+        "one that is whole ends well"
+    );
+    let client = stalled_with(&app, &HANDSHAKE).await;
+    pages_at_rest(&app).await;
+    let away = std::path::Path::new(&app.settings.log.path).with_extension("away");
+    std::fs::rename(&app.settings.log.path, &away).unwrap();
+    let broken = rest(client).await.map(|said| said.len());
+    std::fs::rename(&away, &app.settings.log.path).unwrap();
+    assert_eq!(broken.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[actix_web::test]
+async fn a_client_that_does_not_take_its_answer_is_cut_in_its_time_and_makes_room_for_the_next() {
+    let app = spawn_app(|settings| {
+        long(settings);
+        settings.export.max = 1;
+        settings.server.answer_seconds = 1;
+        settings.server.answer_bytes_per_second = 1_000_000;
+    })
+    .await;
+    fill_long(&**app.state.history.store(), 5000, 300).await;
+    let client = stalled(&app).await;
+    eventually("it to be cut", async || {
+        let cut = app.metric("chat_answers_cut_total").await;
+        (cut == Some(1.0)).then_some(())
+    })
+    .await;
+    assert_eq!(
+        rest(client).await.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
+    eventually("its place", async || {
+        (app.metric("chat_queue_depth{queue=\"exports\"}").await == Some(0.0)).then_some(())
+    })
+    .await;
+    assert_eq!(lines(&export(&app, "").await).len(), 5002);
+    assert_eq!(
+        app.metric("chat_answers_cut_total").await,
+        Some(1.0),
+        "who takes it is not cut"
+    );
+}
+
+#[actix_web::test]
+async fn a_stop_waits_for_no_client_that_does_not_take_its_answer() {
+    let app = spawn_app(|settings| {
+        long(settings);
+        settings.shutdown.requests_seconds = 1;
+        settings.shutdown.deadline_seconds = 600;
+    })
+    .await;
+    fill_long(&**app.state.history.store(), 5000, 300).await;
+    let client = stalled(&app).await;
+    pages_at_rest(&app).await;
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
+    assert_eq!(
+        rest(client).await.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
 }
 
 #[actix_web::test]

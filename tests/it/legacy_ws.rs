@@ -649,9 +649,61 @@ async fn the_words_of_an_upgrade_are_read_in_any_case() {
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
             ("SEC-WEBSOCKET-VERSION", "13"),
         ];
-        let answer = app.client().await.request("GET", "/chatting", &headers, "").await;
+        let mut http = app.client().await;
+        let answer = http.request("GET", "/chatting", &headers, "").await;
         assert_eq!(answer.status, 101, "{connection} {upgrade}: {answer:?}");
+        let mut socket = WsClient::upgraded(http, answer);
+        socket.send_text("ping").await;
+        assert_eq!(socket.next_text().await, "pong");
     }
+}
+
+/// Behind a 101 there are frames and nothing else: no request that goes on being read as HTTP is answered with one.
+#[actix_web::test]
+async fn what_is_no_clean_handshake_is_no_session_in_either_dialect() {
+    let app = spawn_app(|_| {}).await;
+    let handshake = |upgrade: &'static str, version: &'static str| {
+        vec![
+            ("Connection", "Upgrade"),
+            ("Upgrade", upgrade),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("Sec-WebSocket-Version", version),
+            ("Sec-WebSocket-Protocol", "chat.v1"),
+        ]
+    };
+    let chunked = [handshake("websocket", "13"), vec![("Transfer-Encoding", "chunked")]].concat();
+    let body = [handshake("websocket", "13"), vec![("Content-Length", "4")]].concat();
+    for (headers, version) in [
+        (handshake("websocket, x", "13"), false),
+        (handshake("x, websocket", "13"), false),
+        (chunked, false),
+        (body, false),
+        (handshake("websocket", "8"), true),
+        (handshake("websocket", "7"), true),
+    ] {
+        for (path, refusal) in [("/chatting", 400), ("/v1/presenter", 426)] {
+            let head: String = headers
+                .iter()
+                .map(|(name, value)| format!("{name}: {value}\r\n"))
+                .collect();
+            let mut http = app.client().await;
+            // What would be chunks or a body, and a request that must not be answered as one behind an upgrade.
+            let request = format!("GET {path} HTTP/1.1\r\nHost: chat\r\n{head}\r\n0\r\n\r\n");
+            http.send_bytes(request.as_bytes()).await;
+            let answer = http.read_response(false).await;
+            let expected = if version { 426 } else { refusal };
+            assert_eq!(answer.status, expected, "{path} {headers:?}: {answer:?}");
+        }
+    }
+    assert_eq!(app.metric("chat_sessions").await, Some(0.0));
+    // An empty body is none.
+    let none = [("Content-Length", "0")];
+    let mut socket = WsClient::connect_with(app.addr, "/chatting", &none, None)
+        .await
+        .ok()
+        .unwrap();
+    socket.send_text("ping").await;
+    assert_eq!(socket.next_text().await, "pong");
 }
 
 // ---- taking over -------------------------------------------------------------------------------------------------

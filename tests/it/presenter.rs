@@ -417,6 +417,11 @@ async fn a_room_can_be_looked_at_by_anyone_with_a_token() {
     };
     let answer = look("/v1/rooms/12").await;
     assert_eq!(answer.status, 200, "{answer:?}");
+    // Whoever only looks needs no name.
+    let nameless = signed(&json!({ "user_idx": 7, "exp": 4_000_000_000_u64 }));
+    let headers = [("token", nameless.as_str())];
+    let seen = app.client().await.request("GET", "/v1/rooms/12", &headers, "").await;
+    assert_eq!((seen.status, seen.json()), (200, answer.json()), "{seen:?}");
     let rules = json!({ "max_chars": 2000, "max_body_bytes": 65_536, "nickname_max_chars": 64 });
     assert_eq!(
         answer.json(),

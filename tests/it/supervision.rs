@@ -186,7 +186,9 @@ async fn a_legacy_sender_whose_handler_panics_gets_the_old_error_body() {
     let _presenter = app.presenter(13).await;
     app.state.failing.http.store(true, Ordering::Relaxed);
     let body = r#"{"presenterIdx":13,"userType":"viewer","textMessage":"hi"}"#;
-    let answer = app.send(7, body).await;
+    let token = app.token(7);
+    let headers = [("token", token.as_str()), ("Origin", "https://a.example")];
+    let answer = app.client().await.post_json("/send/message", &headers, body).await;
     assert_eq!(
         (answer.status, answer.json()["status"].as_u64()),
         (504, Some(504)),
@@ -194,6 +196,11 @@ async fn a_legacy_sender_whose_handler_panics_gets_the_old_error_body() {
     );
     assert_eq!(answer.json()["path"], "/send/message");
     assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(
+        (answer.header("access-control-allow-origin"), answer.header("vary")),
+        (Some("*"), Some("Origin")),
+        "a page may read it"
+    );
     assert_eq!(app.send(7, body).await.status, 200, "the next one is served");
 }
 

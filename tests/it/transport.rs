@@ -118,6 +118,28 @@ async fn what_was_asked_before_an_upgrade_is_answered_before_its_body_comes() {
     assert_eq!(app.metric("chat_accepted_total").await, Some(0.0));
 }
 
+/// RFC 9110, section 7.8: a server that does not upgrade answers as if it had not been asked to.
+#[actix_web::test]
+async fn a_message_whose_request_asks_for_an_upgrade_as_well_is_accepted_as_any_other() {
+    let app = app().await;
+    let _session = V1::of(&app, 12, json!({})).await;
+    let bearer = format!("Bearer {}", app.token(7));
+    let headers = [&HANDSHAKE[..], &[("Authorization", &bearer)]].concat();
+    let mut http = HttpClient::connect(app.addr).await;
+    let answer = http
+        .post_json("/v1/rooms/12/messages", &headers, r#"{"text":"whole"}"#)
+        .await;
+    assert_eq!((answer.status, answer.header("connection")), (201, Some("close")));
+    // A body that ends before its length is none.
+    let mut http = HttpClient::connect(app.addr).await;
+    let more = [("Content-Type", "application/json"), ("Content-Length", "17")];
+    let post = request("/v1/rooms/12/messages", &[&headers[..], &more].concat()).replacen("GET", "POST", 1);
+    http.send_bytes(format!(r#"{post}{{"text":"whole"}}"#).as_bytes()).await;
+    http.end_sending().await;
+    assert_eq!(http.read_response(false).await.status, 400);
+    assert_eq!(app.metric("chat_accepted_total").await, Some(1.0));
+}
+
 #[actix_web::test]
 async fn what_a_client_sends_faster_than_its_session_reads_waits_in_its_socket() {
     let app = app().await;

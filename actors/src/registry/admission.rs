@@ -73,8 +73,8 @@ impl SessionRegistry {
                 }
                 // A room that somebody presents in is asked about anyway; others are asked about for this sender alone.
                 let for_it_alone = verdict.is_none() && !room.checking && room.cursor.is_none();
-                if for_it_alone && let Err(wait) = self.may_look_up(waiting.submit.chat.user_idx, now) {
-                    self.refuse(waiting, Refusal::RateLimited(wait));
+                if for_it_alone && let Err(refusal) = self.may_look_up(waiting.submit.chat.user_idx, now) {
+                    self.refuse(waiting, refusal);
                     return self.forget_if_idle(presenter, now);
                 }
                 let Some(room) = self.rooms.get_mut(&presenter) else {
@@ -86,13 +86,16 @@ impl SessionRegistry {
         }
     }
 
-    /// Counts one more lookup that a sender causes; the error tells when the next one may come.
-    fn may_look_up(&mut self, user: UserIdx, now: Instant) -> Result<(), Duration> {
+    /// Counts one more lookup that a sender causes; the refusal tells when the next one may come.
+    fn may_look_up(&mut self, user: UserIdx, now: Instant) -> Result<(), Refusal> {
         let Some(rate) = self.config.lookups else {
             return Ok(());
         };
         let bucket = self.lookups.get_or_insert_mut(user, || Bucket::full(rate, now));
-        bucket.take(1.0, rate, now)
+        bucket.take(1.0, rate, now).map_err(|wait| Refusal::RateLimited {
+            wait,
+            burst: rate.burst as u32,
+        })
     }
 
     /// Asks for whatever the room's waiting submits lack, and settles them when they lack nothing.

@@ -28,7 +28,12 @@ enum Mode {
 
 impl Mode {
     async fn app(self) -> TestApp {
+        self.app_with(|_| {}).await
+    }
+
+    async fn app_with(self, more: impl FnOnce(&mut Settings)) -> TestApp {
         let change = move |settings: &mut Settings| {
+            more(settings);
             if self != Self::Token {
                 settings.auth.mode = AuthMode::Gateway;
                 settings.auth.gateway_secret = Secret::new(SECRET);
@@ -309,7 +314,12 @@ fn told(answer: &Response, user: Option<i64>) -> String {
 #[actix_web::test]
 async fn no_page_is_ever_told_that_it_may_send_the_gateways_headers() {
     for mode in [Mode::Token, Mode::Gateway] {
-        let app = mode.app().await;
+        let app = mode
+            .app_with(|settings| {
+                settings.cors.origins = vec!["https://evil.example".into()];
+                settings.auth.gateway_role_header = "X-Role".into();
+            })
+            .await;
         for (path, method) in [
             ("/send/message", "POST"),
             ("/token", "GET"),
@@ -319,6 +329,7 @@ async fn no_page_is_ever_told_that_it_may_send_the_gateways_headers() {
                 "x-forward-userIdx",
                 "X-Forward-UserIdx, X-FORWARD-EMAIL,x-forward-nickname",
                 "content-type, x-forward-useridx, token",
+                "content-type, x-role",
                 "x-gateway-secret",
                 "x-forward-userIdx\t",
             ] {
@@ -334,6 +345,17 @@ async fn no_page_is_ever_told_that_it_may_send_the_gateways_headers() {
                     .to_lowercase();
                 assert!(
                     !allowed.contains("forward") && !allowed.contains("gateway"),
+                    "{path} {asked}: {answer:?}"
+                );
+                assert_eq!(
+                    allowed.contains("content-type"),
+                    asked.contains("content-type"),
+                    "{path} {asked}: {answer:?}"
+                );
+                let sets_role = mode == Mode::Gateway;
+                assert_eq!(
+                    allowed.contains("x-role"),
+                    asked.contains("x-role") && !sets_role,
                     "{path} {asked}: {answer:?}"
                 );
                 assert_ne!(allowed, "*", "{path}");
