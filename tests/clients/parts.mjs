@@ -150,6 +150,37 @@ export class Server {
   }
 }
 
+/** What says what the test wants, where the real server says it only when something is wrong. */
+export class Scripted {
+  /** The `hello` of each connection. */
+  hellos = [];
+
+  /** `answers[n]` is given the socket of connection n when it has said `hello`. `WebSocketServer` is that of `ws`. */
+  constructor(WebSocketServer, answers) {
+    this.listener = new WebSocketServer({ host: "127.0.0.1", port: 0 });
+    this.listener.on("connection", (socket) => {
+      const answer = answers[this.hellos.length];
+      socket.once("message", (hello) => {
+        this.hellos.push(JSON.parse(hello));
+        if (!answer) fail(new Error(`a connection too many: ${hello}`));
+        else answer(socket);
+        news();
+      });
+      socket.on("error", () => {});
+    });
+  }
+
+  async listen() {
+    if (!this.listener.address()) await new Promise((done) => this.listener.once("listening", done));
+    atEnd(() => {
+      for (const socket of this.listener.clients) socket.terminate();
+      this.listener.close();
+    });
+    this.url = `ws://127.0.0.1:${this.listener.address().port}/v1/presenter`;
+    return this;
+  }
+}
+
 // ---- a line that can be cut -----------------------------------------------------------------------------------------
 
 /** A TCP link to where the server is now. */

@@ -12,18 +12,28 @@
 // It keeps the numbering's epoch and the last seq that it has, and goes on from there after a cut: each message is
 // given to `onChat` once, in order, and acknowledged after that. When the server cannot send what is missing,
 // `welcome.gap` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it
-// takes a line for gone on which nothing is heard; it is over when another session has the room, the broadcast is over,
-// or its token or a frame is refused.
+// takes a line for gone on which nothing is heard. A token that is refused it replaces, and what it kept it forgets when
+// that is refused; it is over when that does not help, another session has the room, or the broadcast is over.
 
 const SUBPROTOCOL = "chat.v1";
-/** How long a connection may take until its `welcome`. */
-const WELCOME_MS = 10_000;
+/** How long a connection may take until it is open. */
+const OPEN_MS = 10_000;
+/**
+ * The same from then on until its `welcome`. A server that cannot read its log finds that out first, which takes some
+ * seconds, then tries for session.resume_wait_seconds (10) more, perhaps behind others that want to read, and only then
+ * tells what is missing. Each connection is a new wait: who leaves earlier than that never gets a `welcome`.
+ */
+const WELCOME_MS = 60_000;
 const FIRST_DELAY_MS = 250;
 const LONGEST_DELAY_MS = 15_000;
 /** How late timers can be set. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 /** After these there is no coming back. 1000 is the end of the broadcast. */
-const OVER = { 1000: "broadcast_ended", 4001: "unauthenticated", 4003: "replaced", 4004: "bad_frame" };
+const OVER = { 1000: "broadcast_ended", 4003: "replaced" };
+/** After these there is, with another token, or with nothing kept. */
+const REFUSED = { 4001: "unauthenticated", 4004: "bad_frame" };
+/** So many of them, with no session that lasted in between, are the end. */
+const MOST_REFUSALS = 3;
 
 export class Presenter {
   #url;
@@ -39,6 +49,10 @@ export class Presenter {
   /** When this session will have lasted long enough for the next one to be tried without delay. */
   #settledAt = Infinity;
   #unheard = 0;
+  /** The token that was said last, and the one that was refused. */
+  #said;
+  #refused;
+  #refusals = 0;
   #notBefore = 0;
   /** Milliseconds; 0 outside of a session. */
   #keepalive = 0;
@@ -87,11 +101,14 @@ export class Presenter {
       return this.#again({ reason: `no token: ${error.message}` });
     }
     if (this.#over) return;
+    if (token === this.#refused) return this.#end({ reason: "no other token" }, REFUSED[4001]);
     const socket = new this.#WebSocket(this.#url, [SUBPROTOCOL]);
     this.#socket = socket;
-    this.#after("welcome", WELCOME_MS, () => this.#again({ reason: "no welcome" }));
+    this.#after("open", OPEN_MS, () => this.#again({ reason: "no connection" }));
     socket.onopen = () => {
-      this.#say({ type: "hello", token, epoch: this.#epoch, resume_after: this.#last });
+      this.#cancel("open");
+      this.#after("welcome", WELCOME_MS, () => this.#again({ reason: "no welcome" }));
+      this.#hello({ token, epoch: this.#epoch, resume_after: this.#last });
       this.#refreshLater(token);
     };
     socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
@@ -101,6 +118,11 @@ export class Presenter {
 
   #say(frame) {
     this.#socket.send(JSON.stringify(frame));
+  }
+
+  #hello(what) {
+    this.#said = what.token;
+    this.#say({ type: "hello", ...what });
   }
 
   #hear(frame) {
@@ -177,7 +199,7 @@ export class Presenter {
       }
       if (socket !== this.#socket) return;
       if (fresh !== token) {
-        this.#say({ type: "hello", token: fresh });
+        this.#hello({ token: fresh });
         this.#onEvent({ type: "refreshed" });
       }
       this.#refreshLater(fresh);
@@ -185,11 +207,21 @@ export class Presenter {
   }
 
   #closed(code, reason) {
-    const over = OVER[code];
-    if (!over) return this.#again({ code, reason });
+    if (OVER[code]) return this.#end({ code, reason }, OVER[code]);
+    if (REFUSED[code]) {
+      if (now() > this.#settledAt) this.#refusals = 0;
+      this.#refusals += 1;
+      if (this.#refusals === MOST_REFUSALS) return this.#end({ code, reason }, REFUSED[code]);
+      if (code === 4001) this.#refused = this.#said;
+      else this.#epoch = this.#last = undefined; // of another numbering, or wrong
+    }
+    this.#again({ code, reason });
+  }
+
+  #end(why, over) {
     this.#drop();
     this.#over = true;
-    this.#onEvent({ type: "closed", code, reason, over });
+    this.#onEvent({ type: "closed", ...why, over });
     this.#finish(over);
   }
 

@@ -12,8 +12,8 @@
 It keeps the numbering's epoch and the last seq that it has, and goes on from there after a cut: each message is given
 to `on_chat` once, in order, and acknowledged after that. When the server cannot send what is missing, the `gap` of
 `welcome` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it takes a
-line for gone on which nothing is heard; it is over when another session has the room, the broadcast is over, or its
-token or a frame is refused.
+line for gone on which nothing is heard. A token that is refused it replaces, and what it kept it forgets when that is
+refused; it is over when that does not help, another session has the room, or the broadcast is over.
 """
 
 import asyncio
@@ -29,12 +29,20 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 SUBPROTOCOL = "chat.v1"
-WELCOME_SECONDS = 10
-"""How long a connection may take until its `welcome`."""
+OPEN_SECONDS = 10
+"""How long a connection may take until it is open."""
+WELCOME_SECONDS = 60
+"""The same from then on until its `welcome`. A server that cannot read its log finds that out first, which takes some
+seconds, then tries for session.resume_wait_seconds (10) more, perhaps behind others that want to read, and only then tells
+what is missing. Each connection is a new wait: who leaves earlier than that never gets a `welcome`."""
 FIRST_DELAY_SECONDS = 0.25
 LONGEST_DELAY_SECONDS = 15
-OVER = {1000: "broadcast_ended", 4001: "unauthenticated", 4003: "replaced", 4004: "bad_frame"}
+OVER = {1000: "broadcast_ended", 4003: "replaced"}
 """After these close codes there is no coming back. 1000 is the end of the broadcast."""
+REFUSED = {4001: "unauthenticated", 4004: "bad_frame"}
+"""After these there is, with another token, or with nothing kept."""
+MOST_REFUSALS = 3
+"""So many of them, with no session that lasted in between, are the end."""
 
 
 class Presenter:
@@ -64,6 +72,10 @@ class Presenter:
         self._attempts = 0
         # When this session will have lasted long enough for the next one to be tried without delay.
         self._settled_at = math.inf
+        # The token that was said last, and the one that was refused.
+        self._said: str | None = None
+        self._refused: str | None = None
+        self._refusals = 0
         self._not_before = 0.0
         self._goodbyes: set[asyncio.Task] = set()
 
@@ -76,11 +88,11 @@ class Presenter:
         """Connects, and stays connected. Gives the reason when that is over."""
         while True:
             closed = await self._connection()
-            if over := OVER.get(closed.get("code")):
+            if time.monotonic() > self._settled_at:
+                self._attempts = self._refusals = 0
+            if over := closed.get("over") or self._over(closed.get("code")):
                 self._on_event({"type": "closed", **closed, "over": over})
                 return over
-            if time.monotonic() > self._settled_at:
-                self._attempts = 0
             self._settled_at = math.inf
             longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._attempts)
             self._attempts += 1
@@ -92,18 +104,33 @@ class Presenter:
             self._on_event({"type": "closed", **closed, "again_ms": round(delay * 1000)})
             await asyncio.sleep(delay)
 
+    def _over(self, code: int | None) -> str | None:
+        """Why it is over after a close with this code, if it is."""
+        if code not in REFUSED:
+            return OVER.get(code)
+        self._refusals += 1
+        if self._refusals == MOST_REFUSALS:
+            return REFUSED[code]
+        if code == 4001:
+            self._refused = self._said
+        else:
+            self._epoch = self._last = None  # of another numbering, or wrong
+        return None
+
     async def _connection(self) -> dict:
         """One connection, until it has ended; says how."""
         try:
             token = await self._token()
         except OSError as error:
             return {"reason": f"no token: {error}"}
+        if token == self._refused:
+            return {"reason": "no other token", "over": REFUSED[4001]}
         try:
             # We listen for ourselves: see `_next`.
             socket = await connect(
                 self._url,
                 subprotocols=[SUBPROTOCOL],
-                open_timeout=WELCOME_SECONDS,
+                open_timeout=OPEN_SECONDS,
                 ping_interval=None,
                 **self._options,
             )
@@ -115,7 +142,7 @@ class Presenter:
             return {"reason": f"no connection: {error}"}
         refresher = None
         try:
-            await self._say(socket, type="hello", token=token, epoch=self._epoch, resume_after=self._last)
+            await self._hello(socket, token=token, epoch=self._epoch, resume_after=self._last)
             refresher = asyncio.create_task(self._refresh(socket, token))
             return {"reason": await self._session(socket)}
         except ConnectionClosed:
@@ -133,6 +160,10 @@ class Presenter:
         # Once the server has closed there is still to be read what it said before; after that, `recv` raises this too.
         with contextlib.suppress(ConnectionClosed):
             await socket.send(json.dumps({key: value for key, value in frame.items() if value is not None}))
+
+    async def _hello(self, socket: ClientConnection, **what) -> None:
+        self._said = what["token"]
+        await self._say(socket, type="hello", **what)
 
     async def _session(self, socket: ClientConnection) -> str:
         """Hears what the server says, until we have a reason to leave."""
@@ -205,7 +236,7 @@ class Presenter:
             try:
                 fresh = await self._token()
                 if fresh != token:
-                    await self._say(socket, type="hello", token=fresh)
+                    await self._hello(socket, token=fresh)
                     self._on_event({"type": "refreshed"})
                     token = fresh
             except OSError:

@@ -6,7 +6,7 @@
 //   CHROMIUM         the browser (default: chromium from PATH)
 //
 // A client's line to the server is a link of the test, so that it can be cut; the server is stopped and started once
-// for all.
+// for all. Beside that each meets a server that is none and says what the real one says when something is wrong.
 
 import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
@@ -16,7 +16,9 @@ import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
-import { Client, Link, Sender, Server, atEnd, end, expect, fail, failed, serveFiles, senders } from "./parts.mjs";
+import {
+  Client, Link, Scripted, Sender, Server, atEnd, end, expect, fail, failed, serveFiles, senders,
+} from "./parts.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = resolve(here, "../..");
@@ -28,6 +30,8 @@ const binary = resolve(process.env.CHATTING_SERVER ?? join(target, "debug/chatti
 const CREDIT = 8;
 /** Half a minute is what it takes on two cores that have nothing else to do. */
 const DEADLINE_MS = 120_000;
+/** Longer than a connection may take to open. */
+const LATE_WELCOME_MS = 11_000;
 /** A timer of Node's or Chromium's may fire this much early. */
 const EARLY_MS = 5;
 
@@ -172,6 +176,35 @@ async function overTheStop({ client, sender }, { a, b, lines, connects, welcomes
   told(`saw ${all.length} of ${accepted.length} messages, in order, without a hole or a repeat`);
 }
 
+/** What the real server says only when MongoDB is away, or when it is given something that is wrong. */
+async function withAScriptedServer(client) {
+  const told = (promise) => kept(client.name, promise);
+  const { WebSocketServer } = createRequire(join(tools, "clients/package.json"))("ws");
+  const welcome = (socket) =>
+    socket.send(JSON.stringify({
+      type: "welcome", session_id: String(scripted.hellos.length), presenter_idx: 1, epoch: "e", last_seq: 7,
+      resumed_from: 8, gap: null, keepalive_seconds: 15,
+    }));
+  const scripted = await new Scripted(WebSocketServer, [
+    (socket) => setTimeout(() => (welcome(socket), socket.close(4001, "unauthenticated")), LATE_WELCOME_MS),
+    (socket) => socket.close(4004, "bad_frame"),
+    (socket) => (welcome(socket), socket.close(4001, "unauthenticated")),
+  ]).listen();
+  const c = await client.start("c", scripted.url, (asked) => `token ${asked}`);
+  await c.until("its end", () => c.over);
+  const hellos = scripted.hellos.map(({ token, epoch, resume_after }) => [token, epoch ?? null, resume_after ?? null]);
+  expect("its hellos", hellos, [["token 1", null, null], ["token 2", "e", 7], ["token 3", null, null]]);
+  expect("how it ends", [c.over, c.closes.map(({ code }) => code)], ["unauthenticated", [4001, 4004, 4001]]);
+  told(`waits ${LATE_WELCOME_MS / 1000} s for its welcome`);
+  told("comes back with another token after 4001, with nothing kept after 4004, and not for ever");
+
+  const same = await new Scripted(WebSocketServer, [(socket) => socket.close(4001, "unauthenticated")]).listen();
+  const d = await client.start("d", same.url, () => "the same");
+  await d.until("its end", () => d.over);
+  expect("how it ends", [d.over, d.asked, same.hellos.length], ["unauthenticated", 2, 1]);
+  told("ends where its token is refused and there is no other");
+}
+
 /** For `until`: asks again and again, one question at a time. */
 function poll(probe) {
   let [answer, asking] = [false, false];
@@ -259,6 +292,8 @@ async function scenario() {
     await goesLive(server, room);
     plays.push({ client, server, room, viewer });
   }
+  const scripted = Promise.all(clients.map(withAScriptedServer));
+  scripted.catch(fail);
   const stops = await Promise.all(
     plays.map(async (play) => {
       // Chat is refused before a broadcast's first session, so the sender's first message waits for it.
@@ -272,7 +307,7 @@ async function scenario() {
     await server.start();
     kept("server", "ends with 0, and is started again on the same log");
   })();
-  await Promise.all([restart, ...plays.map((play, index) => overTheStop(play, stops[index], restart))]);
+  await Promise.all([scripted, restart, ...plays.map((play, index) => overTheStop(play, stops[index], restart))]);
   expect("the server's exit code after SIGTERM", await server.stop(), 0);
 }
 
