@@ -105,6 +105,10 @@ impl Queues {
             self.capacity.get_or_create(&label).set(to_i64(gate.capacity()));
             let counted = self.refused.get_or_create(&label);
             counted.inc_by(gate.refused().saturating_sub(counted.get()));
+            if Gate::WAITED.contains(&gate.name()) {
+                let waited = self.waits.get_or_create(&label);
+                waited.inc_by(gate.waited().saturating_sub(waited.get()));
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ mod webvtt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chatting_actors::types::Seq;
+use chatting_actors::{gate::Permit, types::Seq};
 use serde::Serialize;
 
 use crate::store::{
@@ -206,12 +206,19 @@ impl Export {
 
     /// The next piece; `None` behind the last. [`HistoryError::Busy`] changes nothing: ask again.
     pub async fn next(&mut self) -> Result<Option<Piece>, HistoryError> {
+        self.next_when_free(Duration::ZERO).await
+    }
+
+    /// The same, waiting for each reader's permit for so long: a file that has begun is not given up because others read, too.
+    pub async fn next_when_free(&mut self, patience: Duration) -> Result<Option<Piece>, HistoryError> {
         let (mut out, mut events) = (Vec::new(), 0);
         while let Some(place) = self.place {
+            let turn = self.turn(patience).await?;
             let replay = self
                 .history
-                .replay(&self.record.broadcast, place, i64::MAX, self.options.page_rows);
+                .replay_in(&turn, &self.record.broadcast, place, i64::MAX, self.options.page_rows);
             let (page, behind) = replay.await?;
+            drop(turn);
             if !self.began {
                 self.began = true;
                 self.encoder.head(&self.record, &mut out);
@@ -246,15 +253,22 @@ impl Export {
         self.encoder.event(logged, offset_ms, out);
     }
 
-    /// The same, waiting for a reader's permit for so long: a file that has begun is not given up because others read, too.
-    pub async fn next_when_free(&mut self, patience: Duration) -> Result<Option<Piece>, HistoryError> {
+    /// A reader's turn. Only who waits in vain is refused, and that once: its tries before are none.
+    async fn turn(&self, patience: Duration) -> Result<Permit, HistoryError> {
+        let gate = self.history.gate();
         let until = Instant::now() + patience;
-        loop {
-            match self.next().await {
-                Err(HistoryError::Busy) if Instant::now() < until => tokio::time::sleep(BUSY_PAUSE).await,
-                done => return done,
+        let mut waits = false;
+        while Instant::now() < until {
+            if let Some(turn) = gate.acquire_if_free(1) {
+                return Ok(turn);
             }
+            if !waits {
+                waits = true;
+                gate.begin_wait();
+            }
+            tokio::time::sleep(BUSY_PAUSE).await;
         }
+        self.history.turn()
     }
 }
 

@@ -77,7 +77,7 @@ impl History {
     }
 
     /// A reader's turn, held for as long as it reads.
-    fn turn(&self) -> Result<Permit, HistoryError> {
+    pub(crate) fn turn(&self) -> Result<Permit, HistoryError> {
         self.readers.try_acquire(1).ok_or(HistoryError::Busy)
     }
 

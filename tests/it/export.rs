@@ -764,11 +764,13 @@ async fn an_export_that_has_begun_waits_for_its_turn_among_the_readers() {
     let turn = app.state.history.gate().try_acquire(1).unwrap();
     let answer = actix_web::rt::spawn(async move { client.read_response(false).await });
     eventually("it to ask for a turn", async || {
-        let refused = app.metric("chat_queue_refused_total{queue=\"readers\"}").await;
-        (refused > Some(2.0)).then_some(())
+        let waits = app.metric("chat_queue_waits_total{queue=\"readers\"}").await;
+        (waits == Some(1.0)).then_some(())
     })
     .await;
     assert!(app.metric("chat_export_pages_total").await <= Some(pages + 1.0));
     drop(turn);
     assert_eq!(lines(&answer.await.unwrap()).len(), 5002);
+    let refused = app.metric("chat_queue_refused_total{queue=\"readers\"}").await;
+    assert_eq!(refused, Some(0.0), "it waited, and nobody was refused");
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chatting_actors::{
     broadcast::{Broadcast, Span},
+    gate::Permit,
     types::{Epoch, PresenterIdx, Seq},
 };
 use uuid::Uuid;
@@ -126,7 +127,19 @@ impl History {
         before_ms: i64,
         limit: usize,
     ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
-        let _turn = self.turn()?;
+        let turn = self.turn()?;
+        self.replay_in(&turn, broadcast, place, before_ms, limit).await
+    }
+
+    /// The same for who has its turn already.
+    pub(crate) async fn replay_in(
+        &self,
+        _turn: &Permit,
+        broadcast: &Broadcast,
+        place: ReplayPlace,
+        before_ms: i64,
+        limit: usize,
+    ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
         let mut place = place;
         while let Some(span) = broadcast.spans.get(place.span) {
             let after = place.after.max(span.after);
