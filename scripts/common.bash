@@ -1,7 +1,10 @@
 # What the scripts here share; sourced, not run. Goes to the repository's root and names the places:
 #   $target  cargo's target directory, absolute
 #   $tools   what get-tools and get-mongod keep: below the target directory, so never in git
+# Settings of whoever runs a script (CHAT__*) are not the script's: they are unset, so that a test never runs, and nothing is
+# ever measured, on what an operator's shell happens to hold.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+for name in "${!CHAT__@}"; do unset "$name"; done
 
 target=${CARGO_TARGET_DIR:-target}
 [[ $target == /* ]] || target=$PWD/$target
