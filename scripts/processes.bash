@@ -1,6 +1,6 @@
 # Processes that a script starts, and their end; sourced after common.bash, not run. Gives:
 #   $work               a directory of the script's own, gone at its end
-#   start NAME COMMAND…, stop NAME, until_true WHAT COMMAND…, free_port
+#   start NAME COMMAND…, stop NAME, until_true WHAT COMMAND…, free_port, start_mongod BINARY DIRECTORY CACHE_GB
 # Whatever was started is stopped by its own pid when the script ends, however it ends; when it fails, the end of what
 # each process wrote is shown.
 work=$(mktemp -d)
@@ -48,9 +48,9 @@ stop() {
   unset "pids[$1]"
 }
 
-# until_true WHAT COMMAND…: asks again until it succeeds; fails when a process has ended or after 30 seconds.
+# until_true WHAT COMMAND…: asks again until it succeeds; fails when a process has ended or after $patience (30) seconds.
 until_true() {
-  local what=$1 deadline=$((SECONDS + 30)) name
+  local what=$1 deadline=$((SECONDS + ${patience:-30})) name
   shift
   until "$@"; do
     for name in "${!pids[@]}"; do
@@ -62,3 +62,22 @@ until_true() {
 }
 
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+# start_mongod BINARY DIRECTORY CACHE_GB: as `mongod`, until it takes connections; sets $mongo_port. On a port that was free a
+# moment ago, and on another when it no longer is.
+start_mongod() {
+  local deadline
+  mkdir -p "$2"
+  for _ in 1 2 3 4 5; do
+    mongo_port=$(free_port)
+    start mongod "$1" --port "$mongo_port" --bind_ip 127.0.0.1 --dbpath "$2" --nounixsocket --wiredTigerCacheSizeGB "$3"
+    deadline=$((SECONDS + 60))
+    until grep -qs '"Waiting for connections"' "$work/mongod.log"; do
+      ((SECONDS < deadline)) || die 'mongod does not start'
+      kill -0 "${pids[mongod]}" 2>/dev/null || { unset 'pids[mongod]'; continue 2; }
+      sleep 0.05
+    done
+    return
+  done
+  die 'mongod does not start'
+}
