@@ -244,6 +244,10 @@ async fn a_room_server_that_keeps_failing_is_left_alone_and_tried_again_by_one_q
         (ready.status, &ready.json()["status"]),
         (200, &serde_json::json!("degraded"))
     );
+    assert_eq!(
+        ready.json()["reasons"],
+        serde_json::json!(["the room server does not answer; rooms that are known to be live go on for a while"])
+    );
     // It stays shut away: each time that it is tried costs it one question, however many ask.
     let (before, opened) = (
         rooms.stats().await.all_checks(),
