@@ -63,8 +63,8 @@ section! {
         /// Milliseconds between two tries at most.
         /// 재시도 사이의 최대 밀리초.
         retry_max_ms: u64 = 10_000, 1..=600_000;
-        /// Bytes of the local file at which messages are refused with log_unavailable.
-        /// 로컬 파일이 이 바이트에 이르면 메시지를 log_unavailable로 거절한다.
+        /// Bytes of the local file at which messages are refused with log_unavailable; not used with "sqlite".
+        /// 로컬 파일이 이 바이트에 이르면 메시지를 log_unavailable로 거절한다. "sqlite"에서는 쓰지 않는다.
         spool_max_bytes: u64 = 8_589_934_592, 1_048_576..;
         /// Events kept in memory for the store; what is over is read back from the local file.
         /// 저장소로 보낼 이벤트를 메모리에 두는 최대 수. 넘치면 로컬 파일에서 다시 읽는다.
