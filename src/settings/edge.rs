@@ -47,8 +47,8 @@ section! {
 }
 
 section! {
-    /// What operators ask: /livez, /readyz and /metrics.
-    /// 운영용 경로: /livez, /readyz, /metrics.
+    /// What operators ask: /livez, /readyz, /metrics, and the routes' documentation, /openapi.json and /docs.
+    /// 운영용 경로: /livez, /readyz, /metrics와 API 문서 /openapi.json, /docs.
     pub struct Ops {
         /// Own address and port for them; empty serves them on server.bind.
         /// 운영용 경로의 별도 주소와 포트. 비우면 server.bind에서 함께 제공한다.
