@@ -196,7 +196,15 @@ impl Metrics {
         let outcomes: [(&Family<Label, Counter>, &[&str]); 8] = [
             (
                 &self.room_checks,
-                &["live", "not_live", "cached", "stale", "error", "timeout"],
+                &[
+                    "live",
+                    "not_live",
+                    "cached",
+                    "stale",
+                    "error",
+                    "timeout",
+                    "breaker_open",
+                ],
             ),
             (&self.reconnect_requests, &["ok", "error"]),
             (&self.resumes, &["up_to_date", "resumed", "gap"]),
