@@ -68,16 +68,25 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
     };
     let (presenter, viewer) = (token(PRESENTER, "streamer")?, token(VIEWER, "viewer")?);
     actix_web::rt::System::new().block_on(async {
+        // First, so that one that comes during the start does not end the process, whose directory would be left.
+        let stop = stop_signal()?;
+        let mut stop = std::pin::pin!(stop);
         let extras = Extras {
             demo_page: Some(page(PRESENTER, &presenter, &viewer)),
         };
-        let app = App::build_with(&settings, extras).await.map_err(unbuilt)?;
+        let app = tokio::select! {
+            app = App::build_with(&settings, extras) => app.map_err(unbuilt)?,
+            () = &mut stop => {
+                log::info!("stopped before it had started");
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
         if let (Some(rooms), Some(room)) = (&app.state().rooms, PresenterIdx::new(PRESENTER)) {
             rooms.start(room)?;
         }
         report::listening(&app, &settings, args.port_file.as_deref())?;
         print(&welcome(&app.addr().to_string(), &presenter, &viewer));
-        let stopped = app.run_until(stop_signal()?).await?;
+        let stopped = app.run_until(stop).await?;
         Ok(exit_code(stopped))
     })
 }
