@@ -125,7 +125,7 @@ impl Cursor {
     }
 
     /// The session's socket took `events` more (legacy).
-    pub fn flushed(&mut self, events: u64, now: Instant) {
+    fn flushed(&mut self, events: u64, now: Instant) {
         for _ in 0..events {
             self.settle_first();
         }

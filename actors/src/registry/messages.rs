@@ -122,7 +122,6 @@ pub(crate) enum RegistryMsg {
     },
     Flushed {
         session: SessionId,
-        events: u64,
     },
     Gone {
         session: SessionId,
@@ -270,9 +269,9 @@ impl RegistryHandle {
         left.await.unwrap_or(0)
     }
 
-    /// The socket took so many more events, apart from what its [`Flow`] counts, and there may be more for it.
-    pub fn flushed(&self, session: SessionId, events: u64) {
-        self.mailbox.push(RegistryMsg::Flushed { session, events });
+    /// The socket took some of what its room sent, as its [`Flow`] counts, and there may be more for it.
+    pub fn flushed(&self, session: SessionId) {
+        self.mailbox.push(RegistryMsg::Flushed { session });
     }
 
     /// The socket is gone.

@@ -222,7 +222,7 @@ impl SessionRegistry {
             match message {
                 RegistryMsg::Submit(waiting) => self.submit(waiting, now),
                 RegistryMsg::Settled { term, count, committed } => self.settled(term, count, committed, now),
-                RegistryMsg::Flushed { session, events } => self.flushed(session, events, now),
+                RegistryMsg::Flushed { session } => self.flushed(session, now),
                 RegistryMsg::Verdict(verdict) => self.verdict(verdict, now),
                 RegistryMsg::LastSeq { presenter, last, place } => self.last_seq(presenter, last, place, now),
                 RegistryMsg::Connect { session, subscriber } => {

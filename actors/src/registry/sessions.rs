@@ -81,16 +81,11 @@ impl SessionRegistry {
         }
     }
 
-    pub(super) fn flushed(&mut self, session: SessionId, events: u64, now: Instant) {
-        let Some(presenter) = self.sessions.get(&session).and_then(|session| session.presenter) else {
-            return;
-        };
-        if let Some(cursor) = self.rooms.get_mut(&presenter).and_then(|room| room.cursor.as_mut())
-            && cursor.session == session
+    pub(super) fn flushed(&mut self, session: SessionId, now: Instant) {
+        let presenter = self.sessions.get(&session).and_then(|session| session.presenter);
+        if let Some(presenter) = presenter
+            && self.rooms.get(&presenter).is_some_and(|room| room.is_read_by(session))
         {
-            if events > 0 {
-                cursor.flushed(events, now);
-            }
             self.pump(presenter, now);
         }
     }

@@ -106,7 +106,7 @@ impl Progress {
             && flow.flush(events)
             && let Some((registry, session)) = &*self.told.borrow()
         {
-            registry.flushed(*session, 0);
+            registry.flushed(*session);
         }
     }
 }

@@ -418,8 +418,9 @@ impl Peer {
         }
         if !self.is_v1() {
             state.flushed += delivery.entries.len();
-            let count = delivery.entries.len() as u64;
-            self.registry.flushed(state.session.unwrap(), count);
+            if delivery.flow.flush(delivery.entries.len() as u64) {
+                self.registry.flushed(state.session.unwrap());
+            }
         } else if state.acks {
             self.acknowledge(state, last);
         }

@@ -623,3 +623,21 @@ async fn rule_11_a_place_that_is_saved_behind_a_mark_must_be_marked_again() {
     assert_eq!(fourth.seqs(), [4]);
     fine(&[&first, &second, &third, &fourth]);
 }
+
+#[actix::test]
+async fn rule_13_a_legacy_session_gets_all_that_is_held_from_the_log_by_what_its_socket_takes() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    first.has(1).await;
+    first.leave();
+    // More than three times its credit, and nothing of it in memory any more.
+    send(&stage, 200).await;
+    stage.stop_well().await;
+    let stage = Stage::with(spool, store, registry_config(), writer_config());
+    let next = legacy(&stage);
+    next.has(201).await;
+    assert_eq!(next.seqs(), (2..=201).collect::<Vec<_>>());
+    fine(&[&first, &next]);
+}

@@ -80,8 +80,10 @@ impl Reader {
         for entry in &delivery.entries {
             seen.push((entry.event.seq.0, entry.event.chat.text.as_str().to_owned()));
         }
-        let session = *self.session.lock().unwrap();
-        self.registry.flushed(session.unwrap(), delivery.entries.len() as u64);
+        if delivery.flow.flush(delivery.entries.len() as u64) {
+            let session = *self.session.lock().unwrap();
+            self.registry.flushed(session.unwrap());
+        }
     }
 }
 

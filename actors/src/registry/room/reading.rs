@@ -132,8 +132,9 @@ impl Room {
         count
     }
 
-    /// Takes what may be sent. Returns whether credit is what more has to wait for.
+    /// Takes what may be sent. Returns whether credit is what more has to wait for, of what is here or of what the log has.
     fn collect(&mut self, entries: &mut Vec<Arc<Entry>>, config: &RegistryConfig) -> bool {
+        let committed = self.committed().unwrap_or_default();
         let Some(cursor) = &mut self.cursor else {
             return false;
         };
@@ -169,7 +170,7 @@ impl Room {
                 entries.push(Arc::clone(entry));
             }
         }
-        false
+        cursor.sent < committed && cursor.credit(config) == 0
     }
 
     /// Which events of the log the attached session waits for: those after the first of these, up to the second.
