@@ -66,6 +66,7 @@ impl SessionRegistry {
             return Vec::new();
         };
         if !liveness.live && room.record.is_none() {
+            room.goes_on_no_more();
             return Vec::new();
         }
         let now_ms = system_ms();
@@ -78,7 +79,13 @@ impl SessionRegistry {
             last: room.last_numbered(),
             resume_ms: i64::try_from(self.config.broadcast_resume.as_millis()).unwrap_or(i64::MAX),
         };
+        let before = room.record.as_ref().map(|record| record.id);
         let mut changed = follow(&mut room.record, &heard, || self.clock.stamp().1);
+        if liveness.live {
+            room.is_live_in(before);
+        } else if room.record.is_none() {
+            room.goes_on_no_more();
+        }
         if let Some(record) = room.record.as_mut().filter(|_| changed.is_empty()) {
             // When it was last seen to be live is kept now and then: after a restart it tells how long it was away.
             let age = now_ms - room.recorded_ms;

@@ -67,6 +67,8 @@ pub(super) struct Cursor {
     pub phase: Phase,
     /// When the session began to read, for the patience of its opening.
     pub began: Instant,
+    /// When the session became the room's; a second `start` or `hello` on its socket does not change it.
+    pub came: Instant,
     /// The last event that the session said, or is believed, to have when it came.
     pub wanted: Seq,
     /// Where the flow began; between `wanted` and it is a gap.
@@ -100,6 +102,7 @@ impl Cursor {
             reading,
             phase: Phase::Opening,
             began: now,
+            came: now,
             wanted: Seq(0),
             start: Seq(0),
             sent: Seq(0),
@@ -122,6 +125,11 @@ impl Cursor {
         self.start = start;
         self.sent = start;
         self.acked = start;
+    }
+
+    /// Whether it reads and was sent nothing yet.
+    pub fn is_new(&self) -> bool {
+        self.phase == Phase::Live && self.sent == self.start && !self.page.under_way && self.buffer.is_empty()
     }
 
     /// The session's socket took `events` more (legacy).

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use uuid::Uuid;
+
 use super::{
     RegistryConfig,
     cursor::{Cursor, Paged, Phase},
@@ -58,6 +60,14 @@ pub(super) enum Numbering {
     Known { committed: Seq, next: Seq },
 }
 
+/// What a broadcast finds again when it goes on after the room was not live for a moment. Meanwhile it is taken for ended: who comes
+/// then may come for the next one.
+#[derive(Clone, Copy, Debug)]
+struct Paused {
+    over: Seq,
+    session_ended: Option<Instant>,
+}
+
 /// Everything the registry keeps for one presenter.
 pub(super) struct Room {
     pub lease: Option<Lease>,
@@ -82,6 +92,8 @@ pub(super) struct Room {
     legacy_from: Seq,
     /// Everything up to here belongs to a broadcast that is over: a later session gets it only if it asks (rule 13).
     over: Seq,
+    /// The room is not live, and its broadcast may yet go on.
+    paused: Option<Paused>,
     /// Everything up to here waits for nobody: it was sent, or the log has it for whoever comes.
     settled: Seq,
     /// Bytes of committed events that wait.
@@ -90,7 +102,7 @@ pub(super) struct Room {
     session_ended: Option<Instant>,
     /// When the room server was last asked to make the presenter reconnect.
     reconnect_asked: Option<Instant>,
-    /// Since when the room has not been live while it has a session.
+    /// Since when the room has not been live.
     not_live_since: Option<Instant>,
     /// The room server's own number of the broadcast's room, as far as it was ever named.
     broadcast: Option<i64>,
@@ -130,6 +142,7 @@ impl Room {
             position: Seq(0),
             legacy_from: Seq(0),
             over: Seq(0),
+            paused: None,
             settled: Seq(0),
             held_bytes: 0,
             session_ended: None,
@@ -169,6 +182,17 @@ impl Room {
             self.broadcast = liveness.room_idx;
             self.moved = true;
         }
+        if another {
+            self.paused = None;
+        } else if let Some(paused) = &mut self.paused {
+            // A session that ended meanwhile is one of it, if it goes on.
+            paused.session_ended = self.session_ended.or(paused.session_ended);
+        } else if !liveness.live && self.restored {
+            self.paused = Some(Paused {
+                over: self.over,
+                session_ended: self.session_ended,
+            });
+        }
         if !liveness.live || begins || another {
             // Only a session of this very broadcast is held for.
             self.session_ended = None;
@@ -202,9 +226,43 @@ impl Room {
         self.let_go();
     }
 
-    /// How long the room has been known not to be live.
+    /// The record of the broadcast tells whether the live room goes on with the one that it had, if it had one.
+    pub fn is_live_in(&mut self, before: Option<Uuid>) {
+        let now = self.record.as_ref().map(|record| record.id);
+        let paused = self.paused.take();
+        if before.is_some() && before != now {
+            // What names a broadcast may be its start, and what tells two apart may be time alone.
+            self.session_ended = None;
+            self.broadcast_ends();
+        } else if let Some(paused) = paused.filter(|_| before.is_some()) {
+            self.goes_on(paused);
+        }
+    }
+
+    /// The broadcast that might have gone on has ended.
+    pub fn goes_on_no_more(&mut self) {
+        self.paused = None;
+    }
+
+    fn goes_on(&mut self, paused: Paused) {
+        self.over = paused.over;
+        self.moved = true;
+        let from = self.legacy_from.max(self.over);
+        match &mut self.cursor {
+            None => self.session_ended = paused.session_ended,
+            // One that came meanwhile and has had nothing yet has what is held before it.
+            Some(cursor) if cursor.reading == Reading::Legacy && cursor.is_new() && from < cursor.start => {
+                cursor.begin(from);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// How long the room has been known not to be live, and its session, if it has one, has been there.
     pub fn not_live_for(&self, now: Instant) -> Option<Duration> {
-        self.not_live_since.map(|since| now.saturating_duration_since(since))
+        let since = self.not_live_since?;
+        let since = self.cursor.as_ref().map_or(since, |cursor| since.max(cursor.came));
+        Some(now.saturating_duration_since(since))
     }
 
     /// Admission: one synchronous step after liveness and before numbering.
@@ -320,6 +378,9 @@ impl Room {
         if let Numbering::Known { committed, next } = &mut self.numbering {
             *next = committed.next();
             self.over = self.over.min(*committed);
+            if let Some(paused) = &mut self.paused {
+                paused.over = paused.over.min(*committed);
+            }
             self.settled = self.settled.min(*committed);
             // A session may have begun behind it, and left.
             self.position = self.position.min(*committed);

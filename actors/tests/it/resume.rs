@@ -398,14 +398,103 @@ async fn a_page_that_comes_while_the_numbering_is_not_known_welcomes_nobody_yet(
     fine(&[&peer]);
 }
 
+async fn is_live(stage: &Stage, live: bool) {
+    match live {
+        true => stage.rooms.script().not_live.remove(&1),
+        false => stage.rooms.script().not_live.insert(1),
+    };
+    while stage.registry.look(room(1)).await.is_ok_and(|look| look.live != live) {}
+}
+
 /// The broadcast ends, and another one begins.
 async fn another_broadcast(stage: &Stage) {
-    for live in [false, true] {
-        match live {
-            true => stage.rooms.script().not_live.remove(&1),
-            false => stage.rooms.script().not_live.insert(1),
+    is_live(stage, false).await;
+    stage.rooms.script().started_at_ms.insert(1, 2_000);
+    is_live(stage, true).await;
+}
+
+fn quick_rooms() -> ScriptedRooms {
+    let rooms = ScriptedRooms::default();
+    rooms.script().ttl = Duration::from_millis(2);
+    rooms.script().started_at_ms.insert(1, 1_000);
+    rooms
+}
+
+/// A room whose session is gone and for which three messages are held.
+async fn held(rooms: ScriptedRooms) -> Stage {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms, spool, store, registry_config(), writer_config());
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    first.has(1).await;
+    first.leave();
+    send(&stage, 3).await;
+    stage
+}
+
+#[actix::test]
+async fn rule_13_what_is_held_waits_for_the_session_when_its_broadcast_was_away_for_a_moment_only() {
+    // The session comes after it; while it is away; and one that speaks v1 and says what it has.
+    for (early, reading) in [(false, Reading::Legacy), (true, Reading::Legacy), (true, v1(Some(1)))] {
+        let rooms = quick_rooms();
+        if !early {
+            // That nothing names it does not make it another one.
+            rooms.script().started_at_ms.clear();
+        }
+        let stage = held(rooms).await;
+        is_live(&stage, false).await;
+        let early = early.then(|| come_as(&stage, reading.clone(), None));
+        while early.is_some() && !stage.registry.view(room(1)).await.unwrap().session {}
+        is_live(&stage, true).await;
+        let last = if early.is_none() {
+            // Rule 12: its session ended a moment ago, and so it is held for still.
+            let after = stage.accepted(1, "after").await;
+            assert_eq!(after.delivery, Delivery::Held);
+            after.seq.0
+        } else {
+            4
         };
-        while stage.registry.look(room(1)).await.is_ok_and(|look| look.live != live) {}
+        let peer = early.unwrap_or_else(|| come_as(&stage, reading.clone(), None));
+        peer.has(last).await;
+        assert_eq!(peer.seqs(), (2..=last).collect::<Vec<_>>());
+        fine(&[&peer]);
+    }
+}
+
+#[actix::test]
+async fn rule_16_a_session_that_comes_while_its_broadcast_is_away_is_told_what_it_does_not_get() {
+    let stage = held(quick_rooms()).await;
+    is_live(&stage, false).await;
+    let peer = come(&stage, None);
+    assert_eq!(gap(&peer.welcomed().await), Some((2, 4)));
+    // It goes again without a word: what is held is still there for the next.
+    peer.leave();
+    is_live(&stage, true).await;
+    let next = come(&stage, None);
+    assert_eq!(gap(&next.welcomed().await), None);
+    next.has(4).await;
+    fine(&[&next]);
+}
+
+#[actix::test]
+async fn rule_13_another_start_is_another_broadcast_even_without_a_moment_between_them() {
+    for between in [false, true] {
+        let stage = held(quick_rooms()).await;
+        let records = || stage.spool.script().broadcasts.len();
+        until("a broadcast", || records() == 1).await;
+        if between {
+            another_broadcast(&stage).await;
+        } else {
+            stage.rooms.script().started_at_ms.insert(1, 2_000);
+        }
+        until("another broadcast", || records() == 2).await;
+        assert_eq!(stage.refused(1, "nobody's").await, Refusal::PresenterDisconnected);
+        let next = legacy(&stage);
+        while !stage.registry.view(room(1)).await.unwrap().session {}
+        let new = stage.accepted(1, "new").await.seq.0;
+        next.has(new).await;
+        assert_eq!(next.seqs(), [new]);
+        fine(&[&next]);
     }
 }
 
@@ -416,10 +505,8 @@ async fn another_broadcast(stage: &Stage) {
 )]
 async fn rule_01_no_session_is_welcomed_behind_what_may_yet_be_taken_back() {
     for how in [Commit::Works, Commit::FailsWithout] {
-        let rooms = ScriptedRooms::default();
-        rooms.script().ttl = Duration::from_millis(2);
         let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
-        let stage = Stage::among(rooms, spool, store, small(), writer_config());
+        let stage = Stage::among(quick_rooms(), spool, store, small(), writer_config());
         let first = come(&stage, None);
         send(&stage, 1).await;
         first.has(1).await;
@@ -457,10 +544,8 @@ async fn rule_01_no_session_is_welcomed_behind_what_may_yet_be_taken_back() {
     reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
 )]
 async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_after_one_that_began_behind_it() {
-    let rooms = ScriptedRooms::default();
-    rooms.script().ttl = Duration::from_millis(2);
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
-    let stage = Stage::among(rooms, spool, store, registry_config(), writer_config());
+    let stage = Stage::among(quick_rooms(), spool, store, registry_config(), writer_config());
     let first = legacy(&stage);
     send(&stage, 1).await;
     let gate = Arc::clone(&stage.spool.script().gate);

@@ -628,6 +628,8 @@ impl LogReader for ScriptedLog {
 /// What the room server says: everyone is live but these.
 pub struct RoomScript {
     pub not_live: BTreeSet<i64>,
+    /// When their broadcasts began, where that is told.
+    pub started_at_ms: BTreeMap<i64, i64>,
     /// How long a verdict holds.
     pub ttl: Duration,
 }
@@ -636,6 +638,7 @@ impl Default for RoomScript {
     fn default() -> Self {
         Self {
             not_live: BTreeSet::new(),
+            started_at_ms: BTreeMap::new(),
             ttl: Duration::from_secs(60),
         }
     }
@@ -653,8 +656,10 @@ impl ScriptedRooms {
 
 impl RoomApi for ScriptedRooms {
     fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
+        let script = self.script();
         ready(Ok(Liveness {
-            live: !self.script().not_live.contains(&presenter.get()),
+            live: !script.not_live.contains(&presenter.get()),
+            started_at_ms: script.started_at_ms.get(&presenter.get()).copied(),
             ..Liveness::default()
         }))
         .boxed_local()

@@ -812,6 +812,7 @@ impl Case {
         for seq in gap.from.0..=gap.to.0 {
             let explained = seq + self.sizes.resume_max <= last
                 || self.lost.contains_key(&(came.presenter, seq))
+                || self.ended
                 || (self.sizes.short_wait && self.trouble);
             assert!(
                 explained,

@@ -42,7 +42,11 @@ impl Room {
         let old = self.detach(now);
         self.session_ended = None;
         self.fanned_out = None;
-        self.cursor = Some(Cursor::new(session, subscriber, flow, reading, now));
+        let mut cursor = Cursor::new(session, subscriber, flow, reading, now);
+        if let Some(same) = old.as_ref().filter(|old| old.session == session) {
+            cursor.came = same.came;
+        }
+        self.cursor = Some(cursor);
         old
     }
 
@@ -64,14 +68,16 @@ impl Room {
                 Opened::Mark
             };
         }
-        let wanted = match &cursor.reading {
-            Reading::Legacy => self.legacy_from.max(self.over),
+        // Where the broadcast began that may yet go on, while the room is not live.
+        let began = self.paused.map_or(self.over, |paused| paused.over);
+        let (wanted, over) = match &cursor.reading {
+            Reading::Legacy => (self.legacy_from.max(self.over), self.over),
             Reading::V1(resume) => {
                 let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
                 match resume.after.filter(|_| ours) {
-                    Some(Seq(0)) => self.over,
-                    Some(after) => after,
-                    None => self.position.max(self.over),
+                    Some(Seq(0)) => (began, self.over),
+                    Some(after) => (after, Seq(0)),
+                    None => (self.position.max(began), self.over),
                 }
             }
         };
@@ -79,7 +85,7 @@ impl Room {
             // It begins behind what is on its way and may yet be taken back (rule 1): no `welcome` can be told now.
             return Opened::NotYet;
         }
-        let start = wanted.max(Seq(committed.0.saturating_sub(config.resume_max)));
+        let start = wanted.max(over).max(Seq(committed.0.saturating_sub(config.resume_max)));
         let in_memory = start >= committed || self.ring.has(start.next());
         if let Some(cursor) = &mut self.cursor {
             cursor.wanted = wanted;
@@ -101,7 +107,9 @@ impl Room {
         self.session_ended = Some(now);
         let taken = cursor.flow.end();
         if cursor.phase == Phase::Live {
-            let got = match cursor.reading {
+            let got = match &cursor.reading {
+                // It began behind what a broadcast that goes on still has for the next one.
+                Reading::Legacy if self.paused.is_some() => taken.unwrap_or_default(),
                 Reading::Legacy => taken.unwrap_or(cursor.start),
                 Reading::V1(_) => cursor.position(),
             };
