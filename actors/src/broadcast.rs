@@ -236,7 +236,9 @@ impl Broadcast {
             .sum()
     }
 
-    fn shift_ms(&self, corrected_start_ms: Option<i64>) -> i64 {
+    /// How far offsets are less than the time that it had been live: by how much of that lies before the start that it was
+    /// corrected to; negative where that is earlier.
+    pub fn shift_ms(&self, corrected_start_ms: Option<i64>) -> i64 {
         corrected_start_ms.map_or(0, |corrected| {
             // A later start may lie behind an interruption, which does not count.
             self.live_ms(corrected).max(0) + (corrected - self.started_at_ms()).min(0)

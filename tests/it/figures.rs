@@ -220,6 +220,8 @@ async fn the_figures_of_a_broadcast_are_what_was_said_in_it_and_the_same_in_both
             (10_000, 3, Some(start + 30_000)),
             (1_000, 1, Some(start - 5_000)),
             (700_000, 1000, None),
+            // Behind the interruption, which does not count.
+            (60_000, 1000, Some(start + 450_000)),
         ] {
             let query = FiguresQuery {
                 top,

@@ -178,9 +178,7 @@ fn offset(query: &FiguresQuery) -> Bson {
         doc! { "$max": [0_i64, { "$subtract": [until, segment.from_ms] }] }
     });
     let live: Vec<Document> = live.collect();
-    let shift = query
-        .corrected_start_ms
-        .map_or(0, |corrected| corrected - query.broadcast.started_at_ms());
+    let shift = query.broadcast.shift_ms(query.corrected_start_ms);
     doc! { "$max": [0_i64, { "$subtract": [{ "$add": live }, shift] }] }.into()
 }
 
