@@ -113,7 +113,8 @@ fn by_hand(query: &FiguresQuery, events: &[Event], deleted: &BTreeSet<u64>) -> C
             let within = event.epoch == span.epoch
                 && event.seq > span.after
                 && span.through.is_none_or(|through| event.seq <= through)
-                && event.presenter_idx == query.broadcast.presenter;
+                && event.presenter_idx == query.broadcast.presenter
+                && event.broadcast_id.is_none_or(|id| id == query.broadcast.id);
             if !within {
                 continue;
             }
@@ -248,6 +249,37 @@ async fn the_figures_of_a_broadcast_are_what_was_said_in_it_and_the_same_in_both
             "{words:?}"
         );
         assert!(of("방송을").is_none() && of("그냥").is_none() && of("that").is_none() && of("ㅋㅋㅋㅋ").is_none());
+    }
+}
+
+#[actix_web::test]
+async fn the_figures_have_nothing_of_another_broadcast_whatever_numbers_were_taken_back() {
+    let start = 1_700_000_000_000;
+    let record = broadcast(&[(start, Some(start + 60_000))], &[("e", 0, Some(8))]);
+    let events: Vec<_> = (1..=8_u64)
+        .map(|seq| {
+            let other = [4, 5, 8].contains(&seq);
+            let (user, text) = match seq {
+                4 | 7 => (12, "고마워요"),
+                _ if other => (8, "다른방송"),
+                _ => (7, "안녕하세요"),
+            };
+            let mut one = message(start + i64::try_from(seq).unwrap() * 5_000, 12, "e", seq, user, text);
+            // What says nothing of a broadcast is of the one in whose span it is.
+            let of = if other { id_of(start, 99) } else { record.id };
+            one.broadcast_id = (seq != 1).then_some(of);
+            one
+        })
+        .collect();
+    for (name, store, _dir) in stores().await {
+        store.append(batch(&shared(events.clone()))).await.unwrap();
+        let query = query(&record, 60_000);
+        let counted = count(&*store, query.clone()).await;
+        assert_eq!(counted, by_hand(&query, &events, &BTreeSet::new()), "{name}");
+        assert_eq!(counted.messages(), 5, "{name}");
+        assert_eq!(counted.through, Some((Epoch("e".into()), Seq(7))), "{name}");
+        // From the first message to the presenter's own of this broadcast.
+        assert_eq!(counted.waits, [(30, 1)], "{name}");
     }
 }
 

@@ -15,13 +15,20 @@ use mongodb::{
     bson::{Bson, Document, doc},
     options::Hint,
 };
+use uuid::Uuid;
 
-use super::{MongoStore, SEQ_INDEX, archive::USER_INDEX, failed, unreadable};
+use super::{MongoStore, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
 use crate::store::figures::{Counted, Figures, FiguresQuery, LONGEST_WAIT_SECONDS, Sender, words};
 
-/// What counts.
-fn said() -> Document {
-    doc! { "kind": "chat", "deleted_at": { "$exists": false } }
+/// What counts. A span is as wide as numbers had been given; those of a commit that failed were given again, maybe to another
+/// broadcast's messages.
+fn said(broadcast: Uuid) -> Document {
+    doc! { "kind": "chat", "deleted_at": { "$exists": false }, "broadcast_id": of(broadcast) }
+}
+
+/// What says that it is of this broadcast, or says nothing of one.
+fn of(broadcast: Uuid) -> Document {
+    doc! { "$in": [Bson::Null, bson_uuid(broadcast)] }
 }
 
 /// One span of the broadcast up to the last event that the store had when it was first asked.
@@ -59,7 +66,7 @@ impl MongoStore {
         let spans = stretches
             .iter()
             .map(|stretch| doc! { "presenter_idx": room, "epoch": &*stretch.epoch.0, "seq": stretch.seqs() });
-        let mut which = said();
+        let mut which = said(query.broadcast.id);
         which.insert("$or", spans.collect::<Vec<_>>());
         let ask = async |stages: Vec<Document>| {
             let mut pipeline = vec![doc! { "$match": which.clone() }];
@@ -94,7 +101,7 @@ impl MongoStore {
         }
         let mut waits = std::collections::BTreeMap::new();
         for stretch in &stretches {
-            let pipeline = by_wait(room, stretch, self.log_name());
+            let pipeline = by_wait(&query.broadcast, stretch, self.log_name());
             for found in self.aggregate(pipeline, USER_INDEX, query.patience).await? {
                 *waits.entry(whole(&found, "_id")?).or_default() += count_of(&found)?;
             }
@@ -129,6 +136,7 @@ impl MongoStore {
                 "presenter_idx": broadcast.presenter.get(),
                 "epoch": &*span.epoch.0,
                 "seq": { "$gt": after, "$lte": end },
+                "broadcast_id": of(broadcast.id),
             };
             let newest = self.documents();
             let newest = newest
@@ -222,13 +230,14 @@ fn by_word(top: usize) -> Vec<Document> {
 }
 
 /// The presenter's messages by the index of users, and for each one step of the log's index to who waited.
-fn by_wait(room: i64, stretch: &Stretch, log: &str) -> Vec<Document> {
-    let mut replies = said();
+fn by_wait(broadcast: &Broadcast, stretch: &Stretch, log: &str) -> Vec<Document> {
+    let room = broadcast.presenter.get();
+    let mut replies = said(broadcast.id);
     replies.insert("user_idx", room);
     replies.insert("presenter_idx", room);
     replies.insert("epoch", &*stretch.epoch.0);
     replies.insert("seq", stretch.seqs());
-    let mut first = said();
+    let mut first = said(broadcast.id);
     first.insert("presenter_idx", room);
     first.insert("epoch", &*stretch.epoch.0);
     first.insert("seq", stretch.seqs());

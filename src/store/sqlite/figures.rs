@@ -14,18 +14,20 @@ use super::SqliteStore;
 use crate::store::figures::{Counted, Figures, FiguresQuery, LONGEST_WAIT_SECONDS, Sender, words};
 
 /// The events of the broadcast's spans, which are given as JSON; the order of the join is as written, so each span is one range of
-/// the log's key.
+/// the log's key. A span is as wide as numbers had been given; those of a commit that failed were given again, maybe to another
+/// broadcast's messages.
 macro_rules! said {
     () => {
         "json_each(:spans) AS span CROSS JOIN chatting_log AS log
          ON log.presenter_idx = :room AND log.epoch = span.value ->> 'epoch'
          AND log.seq > span.value ->> 'after' AND log.seq <= span.value ->> 'through'
-         WHERE log.kind = 'chat' AND log.deleted_at IS NULL"
+         WHERE log.kind = 'chat' AND log.deleted_at IS NULL AND IFNULL(log.broadcast_id, :broadcast) = :broadcast"
     };
 }
 
 const LAST: &str = "
 SELECT epoch, seq FROM chatting_log WHERE presenter_idx = :room AND epoch = :epoch AND seq > :after AND seq <= :through
+  AND IFNULL(broadcast_id, :broadcast) = :broadcast
 ORDER BY seq DESC LIMIT 1";
 
 const BUCKETS: &str = concat!(
@@ -55,12 +57,13 @@ WITH reply AS (
   FROM json_each(:spans) AS span CROSS JOIN chatting_log AS log INDEXED BY chatting_log_by_user
     ON log.user_idx = :room AND log.presenter_idx = :room AND log.epoch = span.value ->> 'epoch'
     AND log.seq > span.value ->> 'after' AND log.seq <= span.value ->> 'through'
-  WHERE log.kind = 'chat' AND log.deleted_at IS NULL)
+  WHERE log.kind = 'chat' AND log.deleted_at IS NULL AND IFNULL(log.broadcast_id, :broadcast) = :broadcast)
 SELECT MIN((sent_at - since) / 1000, :longest) AS wait, COUNT(*) FROM (
   SELECT reply.sent_at, (
     SELECT first.sent_at FROM chatting_log AS first
     WHERE first.presenter_idx = :room AND first.epoch = reply.epoch AND first.seq > reply.before AND first.seq < reply.seq
-      AND first.kind = 'chat' AND first.deleted_at IS NULL ORDER BY first.seq LIMIT 1) AS since
+      AND first.kind = 'chat' AND first.deleted_at IS NULL AND IFNULL(first.broadcast_id, :broadcast) = :broadcast
+    ORDER BY first.seq LIMIT 1) AS since
   FROM reply)
 WHERE since IS NOT NULL GROUP BY wait ORDER BY wait";
 
@@ -82,16 +85,17 @@ fn count(connection: &mut Connection, query: FiguresQuery) -> rusqlite::Result<C
         ..Counted::default()
     };
     let room = query.broadcast.presenter.get();
+    let id = &query.broadcast.id.as_bytes()[..];
     let spans = spans(&query.broadcast);
     let top = super::count(query.top);
     let pair = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
     let mut buckets = snapshot.prepare(BUCKETS)?;
     let asked = named_params! {
-        ":spans": spans, ":room": room, ":bucket": query.bucket_ms, ":last": query.last_bucket
+        ":spans": spans, ":room": room, ":broadcast": id, ":bucket": query.bucket_ms, ":last": query.last_bucket
     };
     counted.buckets = buckets.query_map(asked, pair)?.collect::<rusqlite::Result<_>>()?;
     let mut senders = snapshot.prepare(SENDERS)?;
-    let asked = named_params! { ":spans": spans, ":room": room, ":top": top };
+    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":top": top };
     let mut rows = senders.query(asked)?;
     while let Some(row) = rows.next()? {
         counted.senders = row.get::<_, i64>(4)?.cast_unsigned();
@@ -108,11 +112,11 @@ fn count(connection: &mut Connection, query: FiguresQuery) -> rusqlite::Result<C
         );
     }
     let mut words = snapshot.prepare(WORDS)?;
-    let asked = named_params! { ":spans": spans, ":room": room, ":top": top };
+    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":top": top };
     let pair_of_text = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
     counted.top_words = words.query_map(asked, pair_of_text)?.collect::<rusqlite::Result<_>>()?;
     let mut waits = snapshot.prepare(WAITS)?;
-    let asked = named_params! { ":spans": spans, ":room": room, ":longest": LONGEST_WAIT_SECONDS };
+    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":longest": LONGEST_WAIT_SECONDS };
     counted.waits = waits.query_map(asked, pair)?.collect::<rusqlite::Result<_>>()?;
     Ok(counted)
 }
@@ -160,6 +164,7 @@ fn last(connection: &Connection, broadcast: &Broadcast) -> rusqlite::Result<Opti
     for span in broadcast.spans.iter().rev() {
         let asked = named_params! {
             ":room": broadcast.presenter.get(),
+            ":broadcast": &broadcast.id.as_bytes()[..],
             ":epoch": &*span.epoch.0,
             ":after": span.after.0.cast_signed(),
             ":through": span.through.map_or(i64::MAX, |through| through.0.cast_signed()),
