@@ -103,7 +103,8 @@ impl App {
         };
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
         let trusted = startup::trusted_proxies(settings)?;
-        let (spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
+        let (mut spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
+        spool.count_parked_in(metrics.parked.clone());
         // A start that comes to nothing, or is broken off, leaves a spool that was stopped cleanly.
         let mut spool = scopeguard::guard(spool, |mut spool| spool.close());
         log::info!("spool {}: {}", settings.log.path, spool.found());

@@ -34,6 +34,7 @@ use chatting_actors::{
     seams::{LastSeq, Place, Pos, Spool, SpoolError},
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
+use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
@@ -112,6 +113,8 @@ pub struct SqliteSpool {
     found: FoundSpool,
     bytes: u64,
     measured_at: Instant,
+    /// Rows that were parked because they cannot be read.
+    set_aside: Counter,
     lock: SpoolLock,
 }
 
@@ -129,6 +132,12 @@ impl SqliteSpool {
     /// The writing connection, for a store in the same file.
     pub fn connection(&self) -> SharedConnection {
         self.connection.clone()
+    }
+
+    /// Where rows are counted from now on that are parked here because they cannot be read; those that the store refuses are
+    /// counted by who gave them to it.
+    pub fn count_parked_in(&mut self, counter: Counter) {
+        self.set_aside = counter;
     }
 
     /// The store holds nothing, so a room that this spool has never seen begins at 1 and needs no question.
@@ -644,6 +653,8 @@ impl SqliteSpool {
                 transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;
             }
             transaction.commit()
-        })
+        })?;
+        self.set_aside.inc_by(rows.len() as u64);
+        Ok(())
     }
 }

@@ -270,6 +270,27 @@ async fn a_file_that_is_no_database_is_set_aside_and_the_store_tells_where_rooms
     assert_ne!(next.json()["epoch"], before);
 }
 
+#[actix_web::test]
+async fn rule_04_a_row_that_cannot_be_read_is_parked_and_counts_as_parked() {
+    let dir = ScratchDir::new("unreadable");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.commit(&events(&info, 12, 1..=3)).unwrap();
+    spool.close();
+    drop(spool);
+    rusqlite::Connection::open(&path)
+        .unwrap()
+        .execute("UPDATE spool SET role = 'king' WHERE pos = 2", [])
+        .unwrap();
+    let settings = settings(&dir);
+    let app = spawn_in(dir, settings).await;
+    crate::history::drained(&app).await;
+    eventually("the row to be counted", async || {
+        (app.metric("chat_parked_total").await == Some(1.0)).then_some(())
+    })
+    .await;
+}
+
 /// A small file system of our own; `None` where we may not mount one.
 struct SmallDisk(Arc<ScratchDir>);
 

@@ -567,9 +567,10 @@ async fn what_was_parked_is_taken_by_replay_parked_once_the_conflict_is_gone_and
     );
     assert_eq!(site.run(&["spool", "verify"]).0, 0);
 
+    // Replay alone leaves what is parked, and it is not in the store.
     let (code, out, _) = site.run(&["spool", "replay"]);
-    assert_eq!(code, 0, "replay alone leaves what is parked: {out}");
-    assert!(out.contains("2 in all"), "{out}");
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("0 to go") && out.contains("0 more, 2 in all"), "{out}");
     let (code, out, _) = site.run(&["spool", "replay", "--parked"]);
     assert_eq!(code, 1, "{out}");
     assert!(
@@ -607,4 +608,29 @@ async fn what_was_parked_is_taken_by_replay_parked_once_the_conflict_is_gone_and
         texts.push(found.get_str("message").unwrap().to_owned());
     }
     assert_eq!(texts, ["1", "2", "3", "4", "5"]);
+}
+
+#[actix_web::test]
+async fn replay_does_not_say_that_all_is_in_the_store_while_a_row_cannot_be_read() {
+    let site = Site::new(&[(12, 30)], None);
+    site.sql("UPDATE spool SET role = 'king' WHERE pos IN (5, 25)");
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 1, "{out}{error}");
+    assert!(
+        out.contains("replayed: 28 events in ") && out.contains("; 0 to go"),
+        "{out}"
+    );
+    assert!(out.contains("parked: 2 more, 2 in all"), "{out}");
+    // Nothing is new the second time, and two are missing all the same.
+    let (code, out, _) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("parked: 0 more, 2 in all"), "{out}");
+    let (code, out, error) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 1, "{out}");
+    assert!(error.contains("a parked event cannot be read, it stays"), "{error}");
+    site.sql("UPDATE parked SET role = 'viewer'");
+    let (code, out, error) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 0, "{out}{error}");
+    let (code, out, _) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{out}");
 }

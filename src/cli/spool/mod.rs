@@ -50,8 +50,8 @@ enum SpoolCommand {
     /// refuses for good is parked, as the server does. Ctrl-C ends it after the batch under way; run it again to go
     /// on. What the store has already is not written twice.
     ///
-    /// Exit codes: 0 all is in the store, 1 events are parked or cannot be read, 64 bad settings, 69 the spool or the store is not
-    /// to be had, 75 interrupted.
+    /// Exit codes: 0 all is in the store, 1 events are parked, by this replay or before it (--parked tries them again), 64 bad
+    /// settings, 69 the spool or the store is not to be had, 75 interrupted.
     Replay(replay::ReplayArgs),
 }
 

@@ -7,6 +7,7 @@ use chatting_actors::{
     types::{Epoch, PresenterIdx, Seq},
     writer::SpoolInfo,
 };
+use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
@@ -142,6 +143,7 @@ impl SqliteSpool {
             found,
             bytes: 0,
             measured_at: Instant::now(),
+            set_aside: Counter::default(),
             lock,
         };
         this.measure();

@@ -71,6 +71,14 @@ impl SqliteSpool {
         })
     }
 
+    /// How many events the store may not have and are not parked either.
+    pub fn count_left(&mut self) -> Result<u64, SpoolError> {
+        self.with(|_, connection| {
+            let count: i64 = connection.query_row("SELECT COUNT(*) FROM spool", [], |row| row.get(0))?;
+            Ok(count.cast_unsigned())
+        })
+    }
+
     /// How many events are parked.
     pub fn count_parked(&mut self) -> Result<u64, SpoolError> {
         self.with(|_, connection| {
