@@ -18,7 +18,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
-    history::find_broadcast,
+    history::{find_broadcast, is_operator},
     identify::caller,
     openapi::{Asking, Querying},
     pages::{bad, query, unread},
@@ -113,7 +113,9 @@ async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> 
     };
     let deletions = Deletions::read(asked.deleted.as_deref(), format);
     let deletions = deletions.map_err(|allowed| bad(&format!("deleted: {allowed}")))?;
-    let record = find_broadcast(path, state).await?;
+    let mut record = find_broadcast(path, state).await?;
+    // A hold is for operators to see.
+    record.legal_hold &= is_operator(&caller);
     if !caller.is_staff_of(record.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may export its broadcasts"));
     }

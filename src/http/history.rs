@@ -233,7 +233,7 @@ impl BroadcastBody {
     }
 }
 
-fn is_operator(caller: &Claims) -> bool {
+pub(super) fn is_operator(caller: &Claims) -> bool {
     caller.role == Role::Operator
 }
 

@@ -251,6 +251,16 @@ async fn operators_put_a_broadcast_under_legal_hold_and_nobody_else_sees_that() 
             (200, &json!(true)),
             "{held:?}"
         );
+        // Nor does its file tell of it.
+        for (token, told) in [
+            (&operator, Some(&json!(true))),
+            (&app.token(12), None),
+            (&token_with(8, "moderator", json!("*")), None),
+        ] {
+            let file = request(&app, "GET", &format!("{path}/export"), token, "").await;
+            let header: Value = serde_json::from_str(file.text().lines().next().unwrap()).unwrap();
+            assert_eq!((&header["type"], header.get("legal_hold")), (&json!("broadcast"), told));
+        }
         // What happens to the broadcast afterwards leaves the hold as it is.
         app.go_off(12);
         eventually("the interruption in the store", async || {
