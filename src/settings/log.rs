@@ -208,8 +208,8 @@ section! {
     /// MongoDB, with log.backend = "mongodb".
     /// MongoDB(log.backend = "mongodb"일 때).
     pub struct Mongodb {
-        /// Connection string. It may hold a password and is never shown: better set it in CHAT__MONGODB__URI.
-        /// 연결 문자열. 비밀번호가 들어갈 수 있어 절대 표시하지 않으며, CHAT__MONGODB__URI로 설정하는 것이 좋다.
+        /// Connection string, never shown: set CHAT__MONGODB__URI. Read preference and concerns in it do not count.
+        /// 연결 문자열. 절대 표시하지 않으며, CHAT__MONGODB__URI로 설정하는 것이 좋다. read preference와 concern은 무시한다.
         uri: Secret = "mongodb://127.0.0.1:27017", MONGODB_URI;
         /// Name of the database.
         /// 데이터베이스 이름.

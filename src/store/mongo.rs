@@ -29,7 +29,9 @@ use mongodb::{
     action::Find,
     bson::{Bson, Document, RawDocumentBuf, doc},
     error::Error,
-    options::{Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, WriteConcern},
+    options::{
+        Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, WriteConcern,
+    },
 };
 
 use self::{
@@ -95,17 +97,7 @@ impl MongoStore {
 
     /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI.
     pub async fn new(settings: &MongoSettings) -> Result<Self, StoreError> {
-        Self::check_uri(&settings.uri)?;
-        let mut options = ClientOptions::parse(&settings.uri).await.map_err(failed)?;
-        options.app_name.get_or_insert_with(|| "chatting-server".into());
-        options.connect_timeout = Some(settings.connect_timeout);
-        options.server_selection_timeout = Some(settings.connect_timeout);
-        let durable = WriteConcern::builder()
-            .w(Acknowledgment::Majority)
-            .journal(true)
-            .build();
-        options.write_concern = Some(durable);
-        let database = Client::with_options(options)
+        let database = Client::with_options(client_options(settings).await?)
             .map_err(failed)?
             .database(&settings.database);
         Ok(Self {
@@ -290,6 +282,24 @@ impl MongoStore {
     }
 }
 
+/// The URI's options, but for what the log's promises rest on. A row leaves the spool when a majority has it, and is read in the
+/// store from then on: a secondary may not have it yet, the primary does, whatever it is asked for as `local`.
+async fn client_options(settings: &MongoSettings) -> Result<ClientOptions, StoreError> {
+    MongoStore::check_uri(&settings.uri)?;
+    let mut options = ClientOptions::parse(&settings.uri).await.map_err(failed)?;
+    options.app_name.get_or_insert_with(|| "chatting-server".into());
+    options.connect_timeout = Some(settings.connect_timeout);
+    options.server_selection_timeout = Some(settings.connect_timeout);
+    let durable = WriteConcern::builder()
+        .w(Acknowledgment::Majority)
+        .journal(true)
+        .build();
+    options.write_concern = Some(durable);
+    options.selection_criteria = Some(ReadPreference::Primary.into());
+    options.read_concern = Some(ReadConcern::local());
+    Ok(options)
+}
+
 /// The command that inserts these events durably, in no order.
 pub(crate) fn insert_command(collection: &str, events: &[Arc<Event>]) -> RawDocumentBuf {
     let bytes = events.iter().map(|event| document::size(event)).sum::<usize>() + 256;
@@ -347,4 +357,38 @@ fn failed(error: Error) -> StoreError {
 
 fn unreadable(error: impl std::fmt::Display) -> StoreError {
     StoreError(format!("a document of the log cannot be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::options::SelectionCriteria;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_uri_does_not_change_what_the_log_promises() {
+        let settings = MongoSettings {
+            uri:
+                "mongodb://127.0.0.1:1/?readPreference=secondaryPreferred&readConcernLevel=available&w=1&journal=false\
+                  &appName=ours&connectTimeoutMS=1"
+                    .into(),
+            database: "chatting".into(),
+            connect_timeout: Duration::from_millis(300),
+            write_timeout: Duration::from_secs(1),
+        };
+        let options = client_options(&settings).await.unwrap();
+        let Some(SelectionCriteria::ReadPreference(from)) = options.selection_criteria else {
+            panic!("{:?}", options.selection_criteria);
+        };
+        assert_eq!(from, ReadPreference::Primary);
+        assert_eq!(options.read_concern, Some(ReadConcern::local()));
+        let durable = options.write_concern.unwrap();
+        assert_eq!(
+            (durable.w, durable.journal),
+            (Some(Acknowledgment::Majority), Some(true))
+        );
+        assert_eq!(options.connect_timeout, Some(Duration::from_millis(300)));
+        // The rest is as it says.
+        assert_eq!(options.app_name.as_deref(), Some("ours"));
+    }
 }
