@@ -13,10 +13,11 @@ use chatting_server::store::{
     Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool, SqliteStore,
     history::{Folded, History, Query, ReplayPlace, Start},
 };
+use mongodb::bson::{Document, doc};
 use uuid::Uuid;
 
 use crate::{
-    log_store::{batch, event, room, stores},
+    log_store::{batch, event, mongo, room, stores},
     support::process::ScratchDir,
 };
 
@@ -619,6 +620,106 @@ async fn where_a_page_of_one_user_ends_does_not_tell_whose_a_deleted_message_was
             }
         }
     }
+}
+
+#[actix_web::test]
+async fn what_was_deleted_does_not_show_in_where_the_pages_of_its_user_end() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (_spool, dir) = spool(&mut epoch);
+        // Numbers 3 to 10 and the last one are deleted: in room 1 they were the user's, in room 2 another's.
+        for (presenter, other) in [(1, 7), (2, 8)] {
+            let gone = |seq: u64| (3..=10).contains(&seq) || seq == 16;
+            let mut events: Vec<_> = (1..=16)
+                .map(|seq| {
+                    let text = if seq % 3 == 0 { "hello" } else { "x" };
+                    let said = event(&mut clock, presenter, &epoch, seq, text);
+                    by(if gone(seq) { other } else { 7 }, said)
+                })
+                .collect();
+            for n in (0..16).filter(|n| gone(*n as u64 + 1)) {
+                let target = Act::Message {
+                    id: events[n].id,
+                    seq: events[n].seq,
+                };
+                let seq = events.len() as u64 + 1;
+                events.push(act(&mut clock, presenter, &epoch, seq, target));
+            }
+            store.append(batch(&events)).await.unwrap();
+        }
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for start in [Start::After(Seq(0)), Start::Before(Seq(u64::MAX))] {
+            for (limit, scan_limit, text) in [1, 2, 5, 7, 10]
+                .into_iter()
+                .flat_map(|limit| [1, 2, 3, 1000].map(|scan| (limit, scan)))
+                .flat_map(|(limit, scan)| [None, Some("hello")].map(|text| (limit, scan, text)))
+            {
+                let mut told = Vec::new();
+                for presenter in [1, 2] {
+                    let mut query = pages(presenter, start, limit);
+                    query.user = UserIdx::new(7);
+                    query.text = text.map(Folded::new);
+                    query.scan_limit = scan_limit;
+                    let mut walked = Vec::new();
+                    loop {
+                        let page = history.page(&query).await.unwrap();
+                        let seqs: Vec<_> = page.events.iter().map(|logged| logged.event.seq.0).collect();
+                        walked.push((seqs, page.next));
+                        let Some(next) = page.next else {
+                            break;
+                        };
+                        query.start = match query.start {
+                            Start::Before(_) => Start::Before(next),
+                            Start::After(_) => Start::After(next),
+                        };
+                    }
+                    told.push(walked);
+                }
+                assert_eq!(told[0], told[1], "{name}: {start:?}, {limit}, {scan_limit}, {text:?}");
+                let mut all: Vec<u64> = told[0].iter().flat_map(|(seqs, _)| seqs.clone()).collect();
+                all.sort_unstable();
+                let wanted: &[u64] = match text {
+                    None => &[1, 2, 11, 12, 13, 14, 15],
+                    Some(_) => &[12, 15],
+                };
+                assert_eq!(all, wanted, "{name}: {start:?}, {limit}, {scan_limit}");
+            }
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_page_behind_thousands_of_deleted_messages_is_found_in_few_steps() {
+    let store = mongo().await;
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let mut epoch = String::new();
+    let (_spool, dir) = spool(&mut epoch);
+    let mut events: Vec<_> = (1..=3000)
+        .map(|seq| by(7, event(&mut clock, 1, &epoch, seq, "x")))
+        .collect();
+    let all = Act::User {
+        user_idx: UserIdx::new(7).unwrap(),
+    };
+    events.push(act(&mut clock, 1, &epoch, 3001, all));
+    events.push(by(7, event(&mut clock, 1, &epoch, 3002, "x")));
+    LogStore::append(&store, batch(&events)).await.unwrap();
+    let database = store.database().clone();
+    let history = History::new(dir.path().join("chat.db"), Arc::new(store), 4);
+    database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let mut query = pages(1, Start::After(Seq(0)), 1);
+    query.user = UserIdx::new(7);
+    let page = history.page(&query).await.unwrap();
+    let seqs: Vec<_> = page.events.iter().map(|logged| logged.event.seq.0).collect();
+    assert_eq!((seqs, page.next), (vec![3002], Some(Seq(3002))));
+    database.run_command(doc! { "profile": 0 }).await.unwrap();
+    let questions = database.collection::<Document>("system.profile");
+    let asked = questions
+        .count_documents(doc! { "ns": { "$regex": "chatting_log$" } })
+        .await
+        .unwrap();
+    assert!((1..50).contains(&asked), "{asked} questions");
 }
 
 #[actix_web::test]

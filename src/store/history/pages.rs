@@ -236,27 +236,37 @@ impl History {
     }
 
     /// Looks through at most `scan_limit` events for those that are wanted, and tells where to go on.
+    ///
+    /// What a viewer may not see of a user does not count as looked at, and no page ends at it: where a page ends, and whether
+    /// there is another, follows from what the viewer sees.
     async fn search(&self, query: &Query) -> Result<Page, HistoryError> {
-        let at_once = query.text.as_ref().map_or(query.limit, |_| SEARCH_ROWS);
+        let hides = query.user.is_some() && !query.deleted_too;
         let mut query = query.clone();
-        let (mut looked, mut found, mut next) = (0, Vec::new(), None);
+        let mut rows = query.text.as_ref().map_or(query.limit, |_| SEARCH_ROWS);
+        let (mut looked, mut found, mut last, mut next) = (0, Vec::new(), None, None);
         while looked < query.scan_limit && found.len() < query.limit {
-            let rows = at_once.min(query.scan_limit - looked);
+            if !hides {
+                rows = rows.min(query.scan_limit - looked);
+                looked += rows;
+            }
             let mut page = self.read_page(&query, rows).await?;
-            looked += rows;
             next = page.next;
             if query.newest_first() {
                 page.events.reverse();
             }
             for logged in page.events {
+                let seq = logged.event.seq;
                 let has = |text: &Folded| logged.event.act.is_none() && text.is_in(logged.event.chat.text.as_str());
                 let is_match = query.text.as_ref().is_none_or(has);
-                let last = found.last().map(|last: &Logged| last.event.seq);
+                let enough = found.len() >= query.limit || (hides && looked >= query.scan_limit);
                 // Events with the same number stay together.
-                let full = found.len() >= query.limit && last.is_some_and(|last| logged.event.seq != last);
-                if is_match && full {
+                if enough && (hides || is_match) && last.is_some_and(|last| seq != last) {
                     next = last;
                     break;
+                }
+                looked += usize::from(hides);
+                if hides || is_match {
+                    last = Some(seq);
                 }
                 if is_match {
                     found.push(logged);
@@ -269,9 +279,13 @@ impl History {
                 Start::Before(_) => Start::Before(place),
                 Start::After(_) => Start::After(place),
             };
+            rows = query.limit.max(SEARCH_ROWS);
         }
-        if found.len() >= query.limit {
-            next = next.and(found.last().map(|last| last.event.seq));
+        if hides {
+            let ended = found.len() < query.limit && looked < query.scan_limit;
+            next = last.filter(|_| !ended);
+        } else if found.len() >= query.limit {
+            next = next.and(last);
         }
         if query.newest_first() {
             found.reverse();
