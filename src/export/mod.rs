@@ -18,12 +18,12 @@ mod webvtt;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chatting_actors::{gate::Permit, types::Seq};
+use chatting_actors::gate::Permit;
 use serde::Serialize;
 
 use crate::store::{
     History, Logged, StoredBroadcast,
-    history::{HistoryError, Query, ReplayPlace, Start},
+    history::{HistoryError, ReplayPlace},
 };
 
 /// How long an export waits before it asks again for a reader's permit.
@@ -274,21 +274,10 @@ impl Export {
 
 /// Of a broadcast that goes on, what there is now; else an export might never catch up with a busy room.
 async fn until_now(history: &History, record: &mut StoredBroadcast) -> Result<(), HistoryError> {
-    let newest = Query {
-        presenter: record.broadcast.presenter,
-        start: Start::Before(Seq(i64::MAX.cast_unsigned())),
-        user: None,
-        text: None,
-        from_ms: None,
-        to_ms: None,
-        deleted_too: true,
-        limit: 1,
-        scan_limit: 1,
-    };
-    let newest = history.page(&newest).await?;
+    let presenter = record.broadcast.presenter;
     if let Some(span) = record.broadcast.spans.last_mut().filter(|span| span.through.is_none()) {
-        let of_span = newest.events.iter().filter(|logged| logged.event.epoch == span.epoch);
-        let last = of_span.map(|logged| logged.event.seq).max();
+        // Of this numbering: one before it may have gone further.
+        let last = history.last_of(presenter, &span.epoch).await?;
         span.through = Some(last.unwrap_or(span.after).max(span.after));
     }
     Ok(())

@@ -774,3 +774,34 @@ async fn an_export_that_has_begun_waits_for_its_turn_among_the_readers() {
     let refused = app.metric("chat_queue_refused_total{queue=\"readers\"}").await;
     assert_eq!(refused, Some(0.0), "it waited, and nobody was refused");
 }
+
+#[actix_web::test]
+async fn a_broadcast_that_goes_on_is_whole_where_an_older_numbering_went_further() {
+    for app in filled().await {
+        let store = app.state.history.store();
+        // The numbering before went up to 50, and this one began again behind what the store had.
+        let mut events = vec![event("a", 50, -500, 7, "kim", "elsewhere")];
+        events.extend((9..=11).map(|seq| event("b", seq, 40_000 + i64::try_from(seq).unwrap(), 7, "kim", "x")));
+        for event in &mut events {
+            event.broadcast_id = None;
+        }
+        let batch = Arc::new(events.into_iter().map(Arc::new).collect());
+        assert_eq!(store.append(batch).await.unwrap(), []);
+        let mut open = record(id(START + 40_000, 1), vec![span("b", 8, 0)]);
+        open.spans[0].through = None;
+        (open.ended_at_ms, open.segments) = (
+            None,
+            vec![Segment {
+                from_ms: START + 40_000,
+                to_ms: None,
+            }],
+        );
+        store.put_broadcasts(std::slice::from_ref(&open)).await.unwrap();
+        let path = format!("/v1/broadcasts/{}/export", open.id);
+        let file = lines(&request(&app, "GET", &path, &app.token(12), "").await);
+        assert_eq!(file[0]["spans"][0]["through"], 11, "{file:?}");
+        let seqs: Vec<_> = file[1..4].iter().map(|line| line["seq"].as_u64()).collect();
+        assert_eq!(seqs, [Some(9), Some(10), Some(11)], "{file:?}");
+        assert_eq!(file[4]["events"], 3, "{file:?}");
+    }
+}

@@ -173,6 +173,36 @@ impl History {
         })
     }
 
+    /// The last number of a numbering, in the spool or in the store; `None` when it has no event.
+    pub async fn last_of(&self, presenter: PresenterIdx, epoch: &Epoch) -> Result<Option<Seq>, HistoryError> {
+        let _turn = self.turn()?;
+        let window = Window {
+            presenter,
+            epoch: Some(epoch.clone()),
+            after: Seq(0),
+            through: Seq(u64::MAX),
+            user: None,
+            from_ms: None,
+            to_ms: None,
+            newest_first: true,
+            limit: 1,
+        };
+        let spooled = self.on_spool(move |path| spooled::of_room(path, &window)).await?;
+        let scan = Scan {
+            presenter,
+            epoch: epoch.clone(),
+            after: Seq(0),
+            through: Seq(u64::MAX),
+            user: None,
+            newest_first: true,
+            limit: 1,
+        };
+        let stored = self.store.scan(scan).await?;
+        // Both parts of the spool have told their newest.
+        let spooled = spooled.events.iter().map(|event| event.seq);
+        Ok(spooled.chain(stored.iter().map(|logged| logged.event.seq)).max())
+    }
+
     /// The place in a broadcast before its first event that was sent at `from_ms` or later.
     pub async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
         let _turn = self.turn()?;
