@@ -20,7 +20,10 @@ use crate::{
     store::{
         Archive, LockError, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, files_aside,
         keeping::{Holds, Trace},
-        spool::{OpenError, erasure},
+        spool::{
+            OpenError,
+            erasure::{self, Kept},
+        },
     },
     telemetry,
 };
@@ -125,6 +128,25 @@ fn tell_held(held: &[(Uuid, Trace)]) -> usize {
     held.len()
 }
 
+/// How much that is not held the store has of what a user sent, and what of it is held.
+async fn sent(
+    store: &dyn Archive,
+    user: UserIdx,
+    holds: &Holds,
+    batch: usize,
+) -> Result<(u64, Vec<(Uuid, Trace)>), Failure> {
+    let (mut events, mut held, mut seen) = (0, Vec::new(), 0);
+    loop {
+        let traces = store.traces(user, seen, batch).await.map_err(not_asked)?;
+        let all = traces.len();
+        seen += all;
+        events += split(traces, holds, &mut held).len() as u64;
+        if all < batch {
+            return Ok((events, held));
+        }
+    }
+}
+
 async fn tell(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
     let path = settings.log.path.clone().into();
     let store: Box<dyn Archive> = match settings.log.backend {
@@ -132,18 +154,14 @@ async fn tell(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<us
         LogBackend::Mongodb => Box::new(mongo(settings).await?),
     };
     let (holds, batch) = (holds(args, &*store).await?, settings.log.batch_max);
-    let spooled = erasure::count(settings.log.path.as_ref(), user, &holds, batch)
+    let (events, mut held) = sent(&*store, user, &holds, batch).await?;
+    let kept = Kept {
+        holds: &holds,
+        stored: &held,
+    };
+    let spooled = erasure::count(settings.log.path.as_ref(), user, kept, batch)
         .map_err(|error| unavailable(format!("the spool: {error}")))?;
-    let (mut events, mut held, mut seen) = (0, spooled.held.clone(), 0);
-    loop {
-        let traces = store.traces(user, seen, batch).await.map_err(not_asked)?;
-        seen += traces.len();
-        let all = traces.len();
-        events += split(traces, &holds, &mut held).len() as u64;
-        if all < batch {
-            break;
-        }
-    }
+    held.extend_from_slice(&spooled.held);
     let (mut mentions, mut after) = (0, None);
     loop {
         let traces = store.mentions(user, after, batch).await.map_err(not_asked)?;
@@ -220,7 +238,12 @@ async fn erase_all(
     store.prepare().await.map_err(not_asked)?;
     let holds = holds(args, &*store).await?;
     let failed = |error: chatting_actors::seams::SpoolError| unavailable(format!("the spool: {error}"));
-    let mut spooled = spool.erase(user, &holds, batch).map_err(failed)?;
+    let (_, stored) = sent(&*store, user, &holds, batch).await?;
+    let kept = Kept {
+        holds: &holds,
+        stored: &stored,
+    };
+    let mut spooled = spool.erase(user, kept, batch).map_err(failed)?;
     let (mut events, mut held) = (0, std::mem::take(&mut spooled.held));
     // What is erased is not found again, so only what is held must be stepped over.
     let mut skip = 0;

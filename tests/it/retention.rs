@@ -529,8 +529,9 @@ async fn what_is_under_legal_hold_is_listed_and_left_unless_it_is_asked_for() {
         ] {
             let (code, out, error) = site.run(args);
             assert_eq!(code, 1, "{out}{error}");
-            assert!(out.contains("left: 5 under legal hold"), "{out}");
-            for seq in [12, 14, 16, 18, 20] {
+            // The messages, and the act that is on its way to the store and may cover them.
+            assert!(out.contains("left: 6 under legal hold"), "{out}");
+            for seq in [12, 14, 16, 18, 20, 66] {
                 let id = site.events[seq - 1].id;
                 assert!(out.contains(&format!("room 12, seq {seq}, id {id}")), "{out}");
             }
@@ -547,6 +548,68 @@ async fn what_is_under_legal_hold_is_listed_and_left_unless_it_is_asked_for() {
         let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
         assert_eq!(code, 0, "{out}{error}");
         assert!(out.contains("erased in the store: events 5,"), "{out}");
+    }
+}
+
+#[actix_web::test]
+async fn what_is_held_and_was_deleted_stays_deleted_when_its_user_is_erased() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let (mut spool, store, epoch) = site.open();
+        let start = system_ms() - 500_000;
+        let mut held = broadcast(&[(start, Some(start + 20_000))], &[("", 0, Some(4))]);
+        held.spans[0].epoch = chatting_actors::types::Epoch(epoch.as_str().into());
+        held.presenter = room(13);
+        store.put_broadcasts(std::slice::from_ref(&held)).await.unwrap();
+        store.hold_broadcast(held.id, true).await.unwrap();
+        let user = |n| UserIdx::new(n).unwrap();
+        // Messages of user 7 that the store has, and an act on them that it does not have yet. Only room 13's are held.
+        for presenter in [13, 14] {
+            let said = (1..=4).map(|seq| {
+                let at_ms = start + i64::try_from(seq).unwrap() * 1_000;
+                message(at_ms + presenter, presenter, &epoch, seq, 7, SECRET)
+            });
+            store.append(batch(&shared(said))).await.unwrap();
+            let mut one = message(start + 30_000 + presenter, presenter, &epoch, 5, 99, "");
+            one.chat.nickname = Nickname::new("staff", 64).unwrap();
+            spool
+                .commit(&shared([act(one, Act::User { user_idx: user(7) })]))
+                .unwrap();
+        }
+        spool.close();
+        drop((spool, store));
+        let (code, looked, error) = site.run(&["erase", "--user", "7", "--dry-run"]);
+        assert_eq!(code, 1, "{looked}{error}");
+        let (code, out, error) = site.run(&["erase", "--user", "7"]);
+        assert_eq!(code, 1, "{out}{error}");
+        assert!(
+            out.starts_with(&looked.lines().next().unwrap().replace("would erase", "erased")),
+            "{looked}{out}"
+        );
+        for told in [&looked, &out] {
+            assert!(
+                told.contains("room 13, seq 4") && told.contains("room 13, seq 5"),
+                "{told}"
+            );
+            assert!(!told.contains("room 14"), "{told}");
+        }
+        let (code, out, _) = site.run(&["spool", "replay"]);
+        assert_eq!(code, 1, "two are parked: {out}");
+        let (_, store, epoch) = site.open();
+        let kept = all(&*store, 13, &epoch).await;
+        assert!(
+            kept[..4]
+                .iter()
+                .all(|one| one.event.chat.user_idx == user(7) && one.deleted.is_some()),
+            "{kept:?}"
+        );
+        let erased = all(&*store, 14, &epoch).await;
+        assert!(erased[..4].iter().all(|one| one.event.is_erased()), "{erased:?}");
+        assert!(!format!("{erased:?}").contains("UserIdx(7)"), "{erased:?}");
+        drop(store);
+        let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
+        assert_eq!(code, 0, "{out}{error}");
+        assert!(!format!("{:?}", site.everything().await).contains("UserIdx(7)"));
     }
 }
 

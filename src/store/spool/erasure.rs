@@ -2,6 +2,9 @@
 //!
 //! No index leads to them, so the spool is read through in the order of its rows. It is the operator's command that asks, with the
 //! server stopped.
+//!
+//! An act about the user that the store has not applied yet is all that hides what it covers. Where that is under legal hold, the
+//! act stays with it.
 
 use std::path::Path;
 
@@ -29,8 +32,19 @@ pub struct Found {
     pub keys: u64,
     /// Acts of others that name the user.
     pub mentions: u64,
-    /// What is under legal hold, which is not among the others, each with its broadcast.
+    /// What is under legal hold, or hides what is, each with its broadcast; it is not among the others.
     pub held: Vec<(Uuid, Trace)>,
+    /// What of that the user sent.
+    sent_held: Vec<(Uuid, Trace)>,
+}
+
+/// What is left as it is.
+#[derive(Clone, Copy)]
+pub struct Kept<'a> {
+    /// The broadcasts under legal hold.
+    pub holds: &'a Holds,
+    /// What the store has of the user and is held, each with its broadcast.
+    pub stored: &'a [(Uuid, Trace)],
 }
 
 /// Rows of one table that know the user in one way, and what is done to them.
@@ -42,6 +56,8 @@ struct Traces {
     start: Value,
     which: &'static str,
     change: &'static str,
+    /// They are acts about the user, not what the user sent.
+    acts: bool,
     count: fn(&mut Found) -> &mut u64,
 }
 
@@ -55,39 +71,41 @@ const ABOUT: (&str, &str) = (
 );
 
 fn all_traces() -> [Traces; 4] {
-    let spool = |(which, change), count| Traces {
+    let spool = |(which, change), acts, count| Traces {
         table: "spool",
         key: "pos",
         start: Value::Integer(Pos::MIN),
         which,
         change,
+        acts,
         count,
     };
-    let parked = |(which, change), count| Traces {
+    let parked = |(which, change), acts, count| Traces {
         table: "parked",
         key: "id",
         start: Value::Blob(Vec::new()),
         which,
         change,
+        acts,
         count,
     };
     [
-        spool(SENT, |found| &mut found.events),
-        parked(SENT, |found| &mut found.parked),
-        spool(ABOUT, |found| &mut found.mentions),
-        parked(ABOUT, |found| &mut found.mentions),
+        spool(SENT, false, |found| &mut found.events),
+        parked(SENT, false, |found| &mut found.parked),
+        spool(ABOUT, true, |found| &mut found.mentions),
+        parked(ABOUT, true, |found| &mut found.mentions),
     ]
 }
 
 /// Counts what a spool has of a user; the server may be running.
-pub fn count(path: &Path, user: UserIdx, holds: &Holds, batch: usize) -> rusqlite::Result<Found> {
+pub fn count(path: &Path, user: UserIdx, kept: Kept<'_>, batch: usize) -> rusqlite::Result<Found> {
     let mut connection = open_to_read(path)?;
     let snapshot = connection.transaction()?;
     let mut found = Found::default();
     for traces in all_traces() {
         let mut after = traces.start.clone();
         while traces
-            .next(&snapshot, user, holds, batch, &mut after, &mut found)?
+            .next(&snapshot, user, kept, batch, &mut after, &mut found)?
             .is_some()
         {}
     }
@@ -103,7 +121,7 @@ impl Traces {
         &self,
         connection: &Connection,
         user: UserIdx,
-        holds: &Holds,
+        kept: Kept<'_>,
         batch: usize,
         after: &mut Value,
         found: &mut Found,
@@ -125,8 +143,18 @@ impl Traces {
         }
         let mut free = Vec::new();
         for (one, key) in rows {
-            match holds.hold(&one) {
-                Some(broadcast) => found.held.push((broadcast, one)),
+            let hides = || {
+                self.acts
+                    .then(|| hidden_by(&one, kept.stored, &found.sent_held))
+                    .flatten()
+            };
+            match kept.holds.hold(&one).or_else(hides) {
+                Some(broadcast) => {
+                    if !self.acts {
+                        found.sent_held.push((broadcast, one.clone()));
+                    }
+                    found.held.push((broadcast, one));
+                }
                 None => free.push(key),
             }
         }
@@ -144,6 +172,13 @@ impl Traces {
     }
 }
 
+/// The broadcast of something held of the user that came before this act in its room, and that the act may hide.
+fn hidden_by(act: &Trace, stored: &[(Uuid, Trace)], spooled: &[(Uuid, Trace)]) -> Option<Uuid> {
+    let mut held = stored.iter().chain(spooled);
+    let covered = held.find(|(_, sent)| sent.presenter == act.presenter && sent.id < act.id);
+    covered.map(|(broadcast, _)| *broadcast)
+}
+
 fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
     let bad = || rusqlite::Error::IntegralValueOutOfRange(1, -1);
     Ok(Trace {
@@ -157,7 +192,7 @@ fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
 
 impl SqliteSpool {
     /// Empties the events of a user, at most `batch` a transaction, and forgets the user's keys. What is held stays.
-    pub fn erase(&mut self, user: UserIdx, holds: &Holds, batch: usize) -> Result<Found, SpoolError> {
+    pub fn erase(&mut self, user: UserIdx, kept: Kept<'_>, batch: usize) -> Result<Found, SpoolError> {
         let mut found = Found::default();
         for traces in all_traces() {
             let mut after = traces.start.clone();
@@ -165,7 +200,7 @@ impl SqliteSpool {
             while more {
                 more = self.with(|_, connection| {
                     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-                    let Some(keys) = traces.next(&transaction, user, holds, batch, &mut after, &mut found)? else {
+                    let Some(keys) = traces.next(&transaction, user, kept, batch, &mut after, &mut found)? else {
                         return Ok(false);
                     };
                     traces.erase(&transaction, &keys)?;
