@@ -460,11 +460,14 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         None => i64::MAX,
         Some(to) => broadcast.time_at(to, corrected_start_ms).unwrap_or(i64::MAX),
     };
+    let goes_on = broadcast.ended_at_ms.is_none() && to.is_none();
     let place = match (&asked.cursor, from.unwrap_or(0)) {
         (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
         (None, 0) => ReplayPlace::default(),
         (None, from) => match broadcast.time_at(from, corrected_start_ms) {
             Some(from_ms) => state.history.replay_from(&broadcast, from_ms).await.map_err(unread)?,
+            // Interrupted before that, and it may go on: behind all that there is.
+            None if goes_on => state.history.replay_from(&broadcast, i64::MAX).await.map_err(unread)?,
             None => {
                 return Ok(Replay {
                     broadcast_id: broadcast.id,
@@ -487,7 +490,6 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         item.offset_ms = Some(broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms));
         item
     });
-    let goes_on = broadcast.ended_at_ms.is_none() && to.is_none();
     let next = behind.or_else(|| goes_on.then_some(place));
     Ok(Replay {
         broadcast_id: broadcast.id,

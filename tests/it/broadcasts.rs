@@ -85,11 +85,20 @@ async fn an_interruption_belongs_to_the_broadcast_and_does_not_shift_the_replay(
     let _session = V1::of(&app, 12, json!({})).await;
     say(&app, "before").await;
     rooms.ended(12).await;
-    newest(&app, 12, |one| one["segments"][0]["to"].is_string()).await;
+    let off = newest(&app, 12, |one| one["segments"][0]["to"].is_string()).await;
+    // It may go on, so there is something to ask for again, however far the question goes.
+    let far = replay(&app, &off, "from_ms=1000000000").await;
+    assert_eq!(seqs(&far), [0_u64; 0]);
+    let cursor = far["next"].as_str().unwrap().to_owned();
+    assert_eq!(
+        replay(&app, &off, "from_ms=1000000000&to_ms=1000000001").await["next"],
+        Value::Null
+    );
     rooms.live(12).await;
     let open = newest(&app, 12, |one| one["segments"].as_array().unwrap().len() == 2).await;
     assert_eq!((broadcasts(&app, 12).await.len(), &open["ended_at"]), (1, &Value::Null));
     say(&app, "after").await;
+    assert_eq!(seqs(&replay(&app, &open, &format!("cursor={cursor}")).await), [2]);
     let page = replay(&app, &open, "").await;
     assert_eq!(seqs(&page), [1, 2]);
     let ms = |text: &Value| -> i64 {
