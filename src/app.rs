@@ -103,7 +103,7 @@ impl App {
         };
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
         let trusted = startup::trusted_proxies(settings)?;
-        let (mut spool, info) = SqliteSpool::open(startup::spool_settings(settings))?;
+        let (mut spool, mut info) = SqliteSpool::open(startup::spool_settings(settings))?;
         spool.count_parked_in(metrics.parked.clone());
         // A start that comes to nothing, or is broken off, leaves a spool that was stopped cleanly.
         let mut spool = scopeguard::guard(spool, |mut spool| spool.close());
@@ -111,7 +111,14 @@ impl App {
         if let Ok(Some(_)) = spool.importing() {
             log::warn!("spool: an import has begun and not ended, so the log lacks some of it; stop, and run it again");
         }
-        let Opened { store, beat, away } = open_store(settings, &mut spool).await?;
+        let Opened {
+            store,
+            beat,
+            away,
+            newest_ms,
+        } = open_store(settings, &mut spool).await?;
+        // A spool that is new, or was damaged, does not know the times that were told before it (rule 5).
+        info.last_ms = info.last_ms.max(newest_ms);
         let history = History::new(
             settings.log.path.clone().into(),
             Arc::clone(&store),
@@ -386,11 +393,13 @@ struct Opened {
     beat: Option<ServerBeat>,
     /// Why it was not there.
     away: Option<String>,
+    /// When its newest event was sent, in milliseconds since 1970; 0 where that cannot be told.
+    newest_ms: i64,
 }
 
 /// Opens the store behind the spool. MongoDB need not be there: what is accepted stays in the spool until it is.
 async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Opened, StartError> {
-    let (mut beat, mut away) = (None, None);
+    let (mut beat, mut away, mut newest_ms) = (None, None, 0);
     let store: Arc<dyn Archive> = match settings.log.backend {
         LogBackend::Sqlite => {
             let store = SqliteStore::new(spool.connection());
@@ -398,7 +407,7 @@ async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Open
                 .prepare()
                 .await
                 .map_err(|error| StartError::Unavailable(error.to_string()))?;
-            tell_store("the spool's own file", store.found().await);
+            newest_ms = tell_store("the spool's own file", store.found().await);
             Arc::new(store)
         }
         LogBackend::Mongodb => {
@@ -407,7 +416,9 @@ async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Open
             let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
             let place = beat.insert(ServerBeat::new(&store, spool.server(), interval));
             match place.other().await {
-                Ok(None) => tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await),
+                Ok(None) => {
+                    newest_ms = tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await);
+                }
                 Ok(Some(other)) => return Err(StartError::Unavailable(other)),
                 Err(error) => {
                     log::warn!("store: not there yet, so other servers on this log are not seen: {error}");
@@ -432,14 +443,26 @@ async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Open
             }
         }
     }
-    Ok(Opened { store, beat, away })
+    Ok(Opened {
+        store,
+        beat,
+        away,
+        newest_ms,
+    })
 }
 
-/// Says what was found in the store. That it cannot be told stops no start: what is accepted waits in the spool.
-fn tell_store(store: &str, found: Result<FoundStore, StoreError>) {
+/// Says what was found in the store, and returns when its newest event was sent, 0 without one. That it cannot be told stops no
+/// start: what is accepted waits in the spool.
+fn tell_store(store: &str, found: Result<FoundStore, StoreError>) -> i64 {
     match found {
-        Ok(found) => log::info!("store ({store}): {found}"),
-        Err(error) => log::warn!("store ({store}): what it holds cannot be told: {error}"),
+        Ok(found) => {
+            log::info!("store ({store}): {found}");
+            found.newest.map_or(0, |event| event.sent_at_ms)
+        }
+        Err(error) => {
+            log::warn!("store ({store}): what it holds cannot be told: {error}");
+            0
+        }
     }
 }
 

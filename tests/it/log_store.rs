@@ -35,7 +35,7 @@ pub async fn stores() -> Vec<(&'static str, Arc<dyn Archive>, Option<Arc<Scratch
 }
 
 /// A new spool that the embedded log shares its file with.
-fn embedded(path: &Path) -> (SqliteSpool, SpoolInfo) {
+pub fn embedded(path: &Path) -> (SqliteSpool, SpoolInfo) {
     SqliteSpool::open(SpoolSettings {
         path: path.to_owned(),
         durability: Durability::Disk,

@@ -8,13 +8,17 @@ use chatting_actors::{
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
 };
-use chatting_server::store::{Durability, SpoolSettings, SqliteSpool};
+use chatting_server::store::{Archive, Durability, SpoolSettings, SqliteSpool, SqliteStore};
 
-use crate::support::{
-    app::{TestApp, settings, spawn_in, use_mongodb},
-    eventually,
-    http::get,
-    process::ScratchDir,
+use crate::{
+    figures::{message, shared},
+    log_store::{batch, embedded, mongo},
+    support::{
+        app::{TestApp, settings, spawn_in, use_mongodb},
+        eventually,
+        http::get,
+        process::ScratchDir,
+    },
 };
 
 fn room(n: i64) -> PresenterIdx {
@@ -289,6 +293,39 @@ async fn rule_04_a_row_that_cannot_be_read_is_parked_and_counts_as_parked() {
         (app.metric("chat_parked_total").await == Some(1.0)).then_some(())
     })
     .await;
+}
+
+#[actix_web::test]
+async fn rule_05_a_spool_that_knows_no_time_goes_on_behind_the_newest_in_the_store() {
+    for mongodb in [false, true] {
+        let dir = ScratchDir::new("newest");
+        let mut settings = settings(&dir);
+        let store: Arc<dyn Archive> = if mongodb {
+            let store = mongo().await;
+            use_mongodb(&mut settings);
+            settings.mongodb.database = store.database().name().to_owned();
+            Arc::new(store)
+        } else {
+            let (spool, _) = embedded(&dir.path().join("chat.db"));
+            Arc::new(SqliteStore::new(spool.connection()))
+        };
+        store.prepare().await.unwrap();
+        // As if the clock had been an hour further when this was said. The spool knows nothing of it.
+        let later = chatting_actors::clock::system_ms() + 3_600_000;
+        let said = message(later, 13, "before", 1, 7, "x");
+        let poison = store.append(batch(&shared([said.clone()]))).await;
+        assert_eq!(poison.unwrap(), []);
+        drop(store);
+        let app = spawn_in(dir, settings).await;
+        app.go_live(12);
+        let _presenter = app.presenter(12).await;
+        let next = app.post(12, 7, "x").await;
+        assert_eq!(next.status, 201, "{next:?}");
+        let sent_at: jiff::Timestamp = next.json()["sent_at"].as_str().unwrap().parse().unwrap();
+        assert!(sent_at.as_millisecond() >= later, "{next:?}");
+        let id: uuid::Uuid = next.json()["id"].as_str().unwrap().parse().unwrap();
+        assert!(id > said.id, "{next:?}");
+    }
 }
 
 /// A small file system of our own; `None` where we may not mount one.
