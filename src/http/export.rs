@@ -37,7 +37,7 @@ pub(super) struct ExportQuery {
     #[param(pattern = "^(ndjson|csv|twitch-json|webvtt)$")]
     format: Option<String>,
     /// Deleted messages: `mark` (with who and when; the default of `ndjson` and `csv`), or `omit`, as the other formats always do.
-    #[param(pattern = "^omit$")]
+    #[param(pattern = "^(mark|omit)$")]
     deleted: Option<String>,
 }
 

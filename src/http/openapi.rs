@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use actix_web::{HttpResponse, web};
 use utoipa::{
-    IntoResponses, OpenApi, ToSchema,
+    IntoResponses, Number, OpenApi, ToSchema,
     openapi::{
-        ContentBuilder, HttpMethod, InfoBuilder, Ref, RefOr, Response, ResponseBuilder,
+        ContentBuilder, HttpMethod, InfoBuilder, Ref, RefOr, Response, ResponseBuilder, Schema,
         path::Operation,
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
@@ -99,6 +99,7 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
             let Some(operation) = operation else {
                 continue;
             };
+            bound(operation, state);
             if needs_token(path) {
                 operation.security = Some(vec![
                     SecurityRequirement::new("bearer", [""; 0]),
@@ -108,6 +109,24 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
         }
     }
     document
+}
+
+/// The most that these settings allow in a query, in place of what is allowed by default.
+fn bound(operation: &mut Operation, state: &State) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        let RefOr::T(parameter) = parameter else {
+            continue;
+        };
+        let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema else {
+            continue;
+        };
+        match parameter.name.as_str() {
+            "limit" => schema.maximum = Some(Number::UInt(state.limits.page_max)),
+            "top" => schema.maximum = Some(Number::UInt(state.limits.figures.top_max)),
+            "q" => schema.max_length = Some(state.limits.text_chars),
+            _ => {}
+        }
+    }
 }
 
 fn needs_token(path: &str) -> bool {

@@ -84,3 +84,32 @@ async fn docs_is_a_page_that_needs_nothing_from_elsewhere() {
     }
     assert!(scripts > 0);
 }
+
+#[actix_web::test]
+async fn the_document_allows_what_these_settings_allow() {
+    let app = spawn_app(|settings| {
+        settings.history.page_max = 20;
+        settings.figures.top_default = 5;
+        settings.figures.top_max = 30;
+        settings.message.max_chars = 100;
+    })
+    .await;
+    let document = get(app.addr, "/openapi.json").await.json();
+    let parameter = |path: &str, name: &str| {
+        let all = document["paths"][path]["get"]["parameters"].as_array().unwrap();
+        all.iter().find(|one| one["name"] == name).unwrap()["schema"].clone()
+    };
+    for path in [
+        "/v1/rooms/{presenter_idx}/messages",
+        "/v1/rooms/{presenter_idx}/broadcasts",
+        "/v1/broadcasts/{id}/replay",
+    ] {
+        assert_eq!(parameter(path, "limit")["maximum"], 20, "{path}");
+    }
+    assert_eq!(parameter("/v1/rooms/{presenter_idx}/messages", "q")["maxLength"], 100);
+    assert_eq!(parameter("/v1/broadcasts/{id}/stats", "top")["maximum"], 30);
+    assert_eq!(
+        parameter("/v1/broadcasts/{id}/export", "deleted")["pattern"],
+        "^(mark|omit)$"
+    );
+}
