@@ -177,7 +177,7 @@ async fn write(
         let piece = tokio::select! {
             biased;
             () = &mut stop => {
-                return Err(Failure { code: 75, text: "interrupted; nothing was exported".into() });
+                return Err(Failure { code: 75, text: format!("interrupted; {}", output.left()) });
             }
             piece = next => piece?,
         };
@@ -225,6 +225,14 @@ impl Output {
             writer: BufWriter::new(writer),
             names: Some((part, path.to_owned())),
         })
+    }
+
+    /// What is left of it when it does not get whole.
+    fn left(&self) -> &'static str {
+        match self.names {
+            Some(_) => "nothing was exported",
+            None => "what was written is cut off",
+        }
     }
 
     fn finish(mut self) -> io::Result<()> {

@@ -179,6 +179,31 @@ async fn an_export_whose_reader_has_enough_ends_without_a_word() {
 }
 
 #[actix_web::test]
+async fn an_export_that_is_interrupted_tells_what_became_of_its_output() {
+    let site = Site::new(false);
+    site.import(&long_file(&site, 20_000));
+    // More than a pipe holds, so it has not ended when the signal comes.
+    let mut export = site
+        .command(&["export", "--room", "12"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(export.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    let signal = Command::new("kill").arg("-INT").arg(export.id().to_string()).status();
+    assert!(signal.unwrap().success());
+    let rest = out.lines().map(Result::unwrap).collect::<Vec<_>>();
+    let ended = export.wait_with_output().unwrap();
+    let error = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(75), "{error}");
+    assert!(!rest.is_empty() && !rest.iter().any(|line| line.starts_with("{\"type\":\"end\"")));
+    assert!(error.contains("interrupted; what was written is cut off"), "{error}");
+    assert!(!error.contains("nothing was exported"), "{error}");
+}
+
+#[actix_web::test]
 async fn a_log_that_is_exported_and_imported_is_the_same_log_in_either_store() {
     let from = Site::new(false);
     from.with_log(async |store| {
