@@ -250,6 +250,7 @@ pub(crate) fn checker_config(settings: &Settings) -> CheckerConfig {
         cache_max: room.cache_max,
         not_live_cache_max: room.not_live_cache_max,
         max_lookups: room.max_lookups,
+        max_reconnects: room.max_reconnects,
         breaker_failures: room.breaker_failures,
         breaker_open: Duration::from_millis(room.breaker_open_ms),
         stale: (room.on_error == OnError::LastKnown).then(|| Duration::from_secs(room.stale_seconds)),
@@ -273,6 +274,7 @@ pub(crate) fn http_room_settings(settings: &Settings) -> HttpRoomSettings {
         timeout: Duration::from_millis(room.timeout_ms),
         max_answer_bytes: room.max_answer_bytes,
         max_lookups: room.max_lookups,
+        max_reconnects: room.max_reconnects,
     }
 }
 

@@ -50,6 +50,8 @@ pub struct CheckerConfig {
     pub not_live_cache_max: usize,
     /// `room.max_lookups`
     pub max_lookups: usize,
+    /// `room.max_reconnects`
+    pub max_reconnects: usize,
     /// `room.stale_seconds` when `room.on_error` is `last_known`, else `None`
     pub stale: Option<Duration>,
     /// `room.breaker_failures`; 0 never opens it.
@@ -69,8 +71,8 @@ enum Breaker {
     HalfOpen,
 }
 
-/// The most requests to make a presenter reconnect that are under way at once; what is over is left out.
-pub const MAX_RECONNECTS: usize = 16;
+/// The queue of requests to make a presenter reconnect, in the metrics.
+const RECONNECTS: &str = "reconnects";
 
 enum Ask {
     Check(Check),
@@ -193,6 +195,8 @@ pub struct RoomChecker {
     breaker: Breaker,
     /// Requests to make a presenter reconnect that are under way.
     reconnects: usize,
+    /// `room.max_reconnects`
+    asking: Queue,
     _present: Present,
 }
 
@@ -208,6 +212,7 @@ impl RoomChecker {
     ) -> Self {
         metrics.room_breaker_open.set(0);
         let lookups = metrics.queues.waiting("lookups", config.max_lookups);
+        let asking = metrics.queues.refusing(RECONNECTS, config.max_reconnects);
         let cache = Cache::new(config.cache_max, config.not_live_cache_max, &metrics);
         Self {
             config,
@@ -221,6 +226,7 @@ impl RoomChecker {
             lookups,
             breaker: Breaker::Closed { failures: 0 },
             reconnects: 0,
+            asking,
             _present: present,
         }
     }
@@ -364,15 +370,17 @@ impl RoomChecker {
     }
 
     fn reconnect(&mut self, presenter: PresenterIdx, permit: Permit, ctx: &mut Context<Self>) {
-        if self.reconnects >= MAX_RECONNECTS {
-            // A room server that hangs on these must not cost the checks their connections.
-            return;
+        if self.reconnects >= self.config.max_reconnects {
+            // A room server that hangs on these must not cost the checks their connections. The room asks again.
+            return self.metrics.queues.refused(RECONNECTS);
         }
         self.reconnects += 1;
+        self.asking.holds(self.reconnects);
         let asked = timeout(self.config.timeout, self.api.request_reconnect(presenter));
         ctx.spawn(asked.into_actor(self).map(move |answer, this, _| {
             drop(permit);
             this.reconnects -= 1;
+            this.asking.holds(this.reconnects);
             let outcome = match answer.unwrap_or(Err(RoomApiError::Timeout)) {
                 Ok(()) => "ok",
                 Err(error) => {

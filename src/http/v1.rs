@@ -108,9 +108,9 @@ pub(super) async fn get_room(request: HttpRequest, path: web::Path<String>, stat
 }
 
 async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, ApiError> {
-    caller(request, state).await?;
+    let user = caller(request, state).await?.user_idx;
     let presenter = room_of(path)?;
-    let look = state.registry.look(presenter).await.map_err(refused)?;
+    let look = state.registry.look(presenter, user).await.map_err(refused)?;
     Ok(Room {
         presenter_idx: presenter.get(),
         live: look.live,

@@ -8,7 +8,6 @@ use std::time::Duration;
 use actix_web::http::{StatusCode, header};
 use awc::{Client, Connector};
 use chatting_actors::{
-    checker::MAX_RECONNECTS,
     seams::{Liveness, RoomApi, RoomApiError},
     types::PresenterIdx,
 };
@@ -31,6 +30,8 @@ pub struct HttpRoomSettings {
     pub max_answer_bytes: usize,
     /// `room.max_lookups`
     pub max_lookups: usize,
+    /// `room.max_reconnects`
+    pub max_reconnects: usize,
 }
 
 /// See the module's text. Not `Send`: it lives on the checker's arbiter.
@@ -54,7 +55,7 @@ impl HttpRooms {
             },
             // Room for every lookup and for the requests to reconnect beside them.
             client: Client::builder()
-                .connector(Connector::new().limit(settings.max_lookups + MAX_RECONNECTS))
+                .connector(Connector::new().limit(settings.max_lookups + settings.max_reconnects))
                 .disable_redirects()
                 .timeout(settings.timeout)
                 .finish(),

@@ -60,6 +60,9 @@ section! {
         /// Questions under way at the room server at once; the rest wait.
         /// 룸 서버에 동시에 보내는 질의 수. 나머지는 기다린다.
         max_lookups: usize = 64, 1..=10_000;
+        /// Requests to make a presenter reconnect at once; what is over is left out, and its room asks again later.
+        /// 동시에 보내는 재연결 요청의 최대 수. 넘치는 요청은 건너뛰고 나중에 다시 보낸다.
+        max_reconnects: usize = 16, 1..=1000;
         /// Bytes of an answer of the room server; longer ones count as errors.
         /// 룸 서버 응답의 최대 바이트. 넘으면 오류로 본다.
         max_answer_bytes: usize = 65_536, 256..=16_777_216;

@@ -305,6 +305,14 @@ async fn one_sender_cannot_have_the_room_server_asked_about_ever_more_rooms() {
     let asked = rooms.stats().await.all_checks() - before;
     assert!(limited >= 200, "{limited} of 300");
     assert!(asked + limited <= 300 + 10, "{asked} asked, {limited} refused");
+    // To look at a room is to ask about it.
+    let look = async |presenter: i64, user: i64| {
+        let (path, token) = (format!("/v1/rooms/{presenter}"), app.token(user));
+        app.client().await.request("GET", &path, &[("token", &token)], "").await
+    };
+    crate::limits::limited(&look(2000, 7).await, "20");
+    assert_eq!(look(12, 7).await.status, 200, "which is known");
+    assert_eq!(look(2001, 8).await.json()["live"], false, "another user");
     assert_eq!(app.post(2000, 8, "another sender").await.status, 409);
     eventually("what nobody presents in to be forgotten", async || {
         (app.metric("chat_rooms").await <= Some(5.0)).then_some(())

@@ -305,6 +305,51 @@ async fn room_max_lookups_bounds_questions_under_way_and_the_rest_wait() {
 }
 
 #[actix_web::test]
+async fn room_max_reconnects_bounds_requests_under_way_and_the_rest_are_left_out() {
+    let rooms = RoomServer::start().await;
+    for room in [12, 13] {
+        rooms.live(room).await;
+    }
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.max_reconnects = 1;
+        settings.room.live_ttl_ms = 600_000;
+        settings.room.timeout_ms = 60_000;
+        settings.session.reconnect_request_seconds = 1;
+    })
+    .await;
+    for room in [12, 13] {
+        assert_eq!(
+            app.post(room, 7, "anyone?").await.json()["code"],
+            "presenter_disconnected"
+        );
+    }
+    rooms.mode(Mode::Hang).await;
+    let queue = async |what: &str| {
+        let name = format!("chat_queue_{what}{{queue=\"reconnects\"}}");
+        app.metric(&name).await
+    };
+    let ask = async || {
+        for room in [12, 13] {
+            let answer = app.post(room, 7, "anyone?").await;
+            assert_eq!(answer.json()["code"], "presenter_disconnected");
+        }
+    };
+    eventually("one to be under way", async || {
+        ask().await;
+        (queue("depth").await == Some(1.0)).then_some(())
+    })
+    .await;
+    // Those before it may have met, too.
+    let left_out = queue("refused_total").await;
+    eventually("another to be left out", async || {
+        ask().await;
+        (queue("refused_total").await > left_out).then_some(())
+    })
+    .await;
+    assert_eq!((queue("depth").await, queue("capacity").await), (Some(1.0), Some(1.0)));
+}
+
+#[actix_web::test]
 async fn room_ring_events_bounds_what_waits_for_a_presenter_that_is_behind() {
     let app = spawn_app(|settings| {
         settings.session.credit_events = 1;

@@ -19,13 +19,14 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 20] = [
+const OTHERS: [&str; 21] = [
     "session.max",
     "session.credit_events",
     "session.credit_bytes",
     "session.resume_reads",
     "room.pending_max",
     "room.max_lookups",
+    "room.max_reconnects",
     "room.cache_max",
     "room.not_live_cache_max",
     "room.ring_events",

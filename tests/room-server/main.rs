@@ -220,11 +220,7 @@ impl Connection<'_> {
         let nothing_more = Map::new();
         let truth = checked(data.is_some(), data.unwrap_or(&nothing_more));
         match mode {
-            "hang" => {
-                // Reads until the peer gives up: then this check is over.
-                let _ = std::io::copy(&mut &*self.stream, &mut std::io::sink());
-                Answer::Nothing
-            }
+            "hang" => self.hang(),
             "garbage" => Answer::Garbage,
             "no-data" => Answer::Json(200, json!({})),
             "not-boolean" => Answer::Json(200, json!({"data": {"alive": "true"}})),
@@ -244,10 +240,23 @@ impl Connection<'_> {
         }
     }
 
+    /// Reads until the peer gives up: then what it asked is over.
+    fn hang(&self) -> Answer {
+        let _ = std::io::copy(&mut &*self.stream, &mut std::io::sink());
+        Answer::Nothing
+    }
+
     fn reconnect(&self, request: &Request) -> Answer {
         match self.presenter_of(request) {
             Ok(presenter) => {
-                *self.rooms().stats.reconnects.entry(presenter).or_default() += 1;
+                let hangs = {
+                    let mut rooms = self.rooms();
+                    *rooms.stats.reconnects.entry(presenter).or_default() += 1;
+                    rooms.mode.as_deref() == Some("hang")
+                };
+                if hangs {
+                    return self.hang();
+                }
                 Answer::Json(200, envelope(&json!({})))
             }
             Err(answer) => answer,

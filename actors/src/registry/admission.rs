@@ -72,8 +72,9 @@ impl SessionRegistry {
                     return self.refuse(waiting, Refusal::Overloaded("room_pending"));
                 }
                 // A room that somebody presents in is asked about anyway; others are asked about for this sender alone.
-                let for_it_alone = verdict.is_none() && !room.checking && room.cursor.is_none();
-                if for_it_alone && let Err(refusal) = self.may_look_up(waiting.submit.chat.user_idx, now) {
+                if !room.is_asked_about_anyway(now)
+                    && let Err(refusal) = self.may_look_up(waiting.submit.chat.user_idx, now)
+                {
                     self.refuse(waiting, refusal);
                     return self.forget_if_idle(presenter, now);
                 }
@@ -318,13 +319,21 @@ impl SessionRegistry {
             .rooms
             .entry(presenter)
             .or_insert_with(|| Box::new(Room::new(&self.config)));
-        if room.waiting.len() + room.looking.len() >= self.config.pending_max {
-            let refusal = Refusal::Overloaded("room_pending");
+        let refused = if room.waiting.len() + room.looking.len() >= self.config.pending_max {
+            Err(Refusal::Overloaded("room_pending"))
+        } else if room.is_asked_about_anyway(now) {
+            Ok(())
+        } else {
+            self.may_look_up(looking.user, now)
+        };
+        if let Err(refusal) = refused {
             self.count_refusal(refusal);
             let _ = looking.reply.send(Err(refusal));
-            return;
+            return self.forget_if_idle(presenter, now);
         }
-        room.looking.push(looking);
+        if let Some(room) = self.rooms.get_mut(&presenter) {
+            room.looking.push(looking);
+        }
         self.pursue(presenter, now);
     }
 }

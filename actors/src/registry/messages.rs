@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use crate::{
     outcome::{Outcome, Refusal, Submit},
     seams::{LastSeq, Liveness, Place},
     session::{Close, Flow},
-    types::{PresenterIdx, Seq},
+    types::{PresenterIdx, Seq, UserIdx},
 };
 
 /// Names one socket for as long as the process lives.
@@ -54,6 +54,8 @@ pub struct RoomLook {
 pub(crate) struct Looking {
     /// Given back when it is answered.
     pub _permit: Permit,
+    /// Who asks: whose lookup it is, if one is needed.
+    pub user: UserIdx,
     pub reply: oneshot::Sender<Result<RoomLook, Refusal>>,
 }
 
@@ -126,7 +128,6 @@ pub(crate) enum RegistryMsg {
     Gone {
         session: SessionId,
     },
-    MakeRoom,
     Verdict(Verdict),
     Keys {
         rows: Result<Vec<KeyRow>, ()>,
@@ -177,6 +178,8 @@ pub struct RegistryHandle {
     pub(crate) mailbox: Mailbox<RegistryMsg>,
     gate: Arc<Gate>,
     sessions: Arc<AtomicU64>,
+    /// Sessions that were refused for want of a place since the registry looked last.
+    refused: Arc<AtomicUsize>,
     metrics: Metrics,
 }
 
@@ -187,6 +190,7 @@ impl RegistryHandle {
             mailbox: Mailbox::default(),
             gate: Gate::new("registry", mailbox),
             sessions: Arc::new(AtomicU64::new(0)),
+            refused: Arc::default(),
             metrics,
         }
     }
@@ -248,10 +252,14 @@ impl RegistryHandle {
     }
 
     /// What the room server and the registry say of a room. Waits for the verdict as a message does, and is refused as one.
-    pub async fn look(&self, presenter: PresenterIdx) -> Result<RoomLook, Refusal> {
+    pub async fn look(&self, presenter: PresenterIdx, user: UserIdx) -> Result<RoomLook, Refusal> {
         let permit = self.gate.try_acquire(1).ok_or(Refusal::Overloaded("registry"))?;
         let (reply, look) = oneshot::channel();
-        let looking = Looking { _permit: permit, reply };
+        let looking = Looking {
+            _permit: permit,
+            user,
+            reply,
+        };
         self.mailbox.push(RegistryMsg::Look { presenter, looking });
         look.await.unwrap_or(Err(Refusal::Overloaded("registry")))
     }
@@ -285,9 +293,14 @@ impl RegistryHandle {
         self.metrics.sessions_ended.get_or_create(&reason).inc();
     }
 
-    /// There is no place for another socket: one whose room is not live is to go (rule 10).
+    /// There is no place for another socket: at the next sweep one whose room is not live is to go (rule 10).
     pub fn make_room(&self) {
-        self.mailbox.push(RegistryMsg::MakeRoom);
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often [`RegistryHandle::make_room`] was called since this was.
+    pub(super) fn places_wanted(&self) -> usize {
+        self.refused.swap(0, Ordering::Relaxed)
     }
 
     /// A checker begins: questions that the one before it left open must be asked again.

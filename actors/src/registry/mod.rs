@@ -254,7 +254,6 @@ impl SessionRegistry {
                     let _ = reply.send(self.tell_reconnect(most, after, spread));
                 }
                 RegistryMsg::Gone { session } => self.gone(session),
-                RegistryMsg::MakeRoom => self.make_room(now),
                 RegistryMsg::View { presenter, reply } => {
                     let _ = reply.send(self.view(presenter, now));
                 }

@@ -171,6 +171,11 @@ impl Room {
         !self.checking && self.lease.is_some_and(|lease| lease.refresh_due(now, percent))
     }
 
+    /// Whether whoever asks causes no lookup: there is a verdict, one is under way, or its session needs one.
+    pub fn is_asked_about_anyway(&self, now: Instant) -> bool {
+        self.verdict(now).is_some() || self.checking || self.cursor.is_some()
+    }
+
     /// Takes a new verdict.
     pub fn renew(&mut self, liveness: Liveness, now: Instant, expires_at: Instant) {
         let another = self

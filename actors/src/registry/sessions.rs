@@ -1,5 +1,7 @@
 //! Sockets: who is attached, what flows to whom, who must go.
 
+use std::cmp::Reverse;
+
 use super::*;
 
 impl SessionRegistry {
@@ -30,6 +32,11 @@ impl SessionRegistry {
             flow.end();
             return;
         };
+        if this.ended.get().is_some() {
+            // It was told to go before it said this: it takes over from nobody.
+            flow.end();
+            return;
+        }
         let subscriber = Arc::clone(&this.subscriber);
         this.detached_at = None;
         this.v1 = reading.is_v1();
@@ -172,18 +179,25 @@ impl SessionRegistry {
         left
     }
 
-    /// Rule 10: when sessions are full, one whose room is not live goes first; then one that never said whose it is.
-    pub(super) fn make_room(&mut self, now: Instant) {
+    /// Rule 10: when sessions are full, those whose room is not live go first; then those that never said whose they are. As many
+    /// as were refused since the last sweep, so that a crowd at the door costs a look at all sessions once a sweep.
+    fn make_room(&self, now: Instant) {
+        let wanted = self.handle.places_wanted();
+        if wanted == 0 {
+            return;
+        }
         let idle_for = |session: &Session| match session.presenter {
             None => Some(Duration::ZERO),
             Some(presenter) => self.rooms.get(&presenter).and_then(|room| room.not_live_for(now)),
         };
-        let victim = self
+        let idle = self
             .sessions
             .values()
             .filter(|session| session.ended.get().is_none())
             .filter_map(|session| Some((idle_for(session)?, session)));
-        if let Some((_, session)) = victim.max_by_key(|(idle, _)| *idle) {
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_unstable_by_key(|(idle, _)| Reverse(*idle));
+        for (_, session) in idle.into_iter().take(wanted) {
             let known = session.presenter.is_some();
             self.end(session, if known { End::NotLive } else { End::Crowded });
         }
@@ -227,6 +241,7 @@ impl SessionRegistry {
                 self.end(session, End::NotLive);
             }
         }
+        self.make_room(now);
         self.save_places(now);
         self.rooms.retain(|_, room| !room.idle(now, &self.config));
         self.show_queues();

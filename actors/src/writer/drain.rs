@@ -413,7 +413,7 @@ impl LogWriter {
 
     /// The store has them: the spool's rows go, and what the store will never take is set aside.
     fn free(&mut self, rows: &Rows, poison: Vec<Poison>, ctx: &mut Context<Self>) {
-        let Some((through, _)) = rows.last().cloned() else {
+        let Some((through, last)) = rows.last().cloned() else {
             self.step = Step::Idle;
             return;
         };
@@ -431,7 +431,9 @@ impl LogWriter {
             .collect();
         let (count, parked_count) = (rows.len(), parked.len() as u64);
         let (reply, freed) = oneshot::channel();
-        let keys_before_ms = steady_ms().saturating_sub(self.parts.config.key_window_ms);
+        // Rows are told apart by their own times: this clock may be ahead of them, where the system's was set back.
+        let now_ms = steady_ms().min(last.sent_at_ms);
+        let keys_before_ms = now_ms.saturating_sub(self.parts.config.key_window_ms);
         let command = SpoolCommand::Free {
             through,
             parked,

@@ -2,13 +2,14 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chatting_actors::{
     outcome::{Delivery, Outcome, Refusal},
-    registry::{End, Reading, RegistryConfig, Welcome},
-    types::Seq,
+    registry::{self, End, Reading, RegistryConfig, Subscriber, Welcome},
+    session::Flow,
+    types::{Seq, UserIdx},
     writer::WriterConfig,
 };
 
@@ -398,12 +399,21 @@ async fn a_page_that_comes_while_the_numbering_is_not_known_welcomes_nobody_yet(
     fine(&[&peer]);
 }
 
+fn asker() -> UserIdx {
+    UserIdx::new(7).unwrap()
+}
+
 async fn is_live(stage: &Stage, live: bool) {
     match live {
         true => stage.rooms.script().not_live.remove(&1),
         false => stage.rooms.script().not_live.insert(1),
     };
-    while stage.registry.look(room(1)).await.is_ok_and(|look| look.live != live) {}
+    while stage
+        .registry
+        .look(room(1), asker())
+        .await
+        .is_ok_and(|look| look.live != live)
+    {}
 }
 
 /// The broadcast ends, and another one begins.
@@ -725,4 +735,88 @@ async fn rule_13_a_legacy_session_gets_all_that_is_held_from_the_log_by_what_its
     next.has(201).await;
     assert_eq!(next.seqs(), (2..=201).collect::<Vec<_>>());
     fine(&[&first, &next]);
+}
+
+#[actix::test]
+async fn rule_10_a_session_that_comes_long_after_its_room_was_live_has_as_much_time_as_any() {
+    let config = RegistryConfig {
+        not_live: Duration::from_millis(300),
+        sweep: Duration::from_millis(3),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(quick_rooms(), spool, store, config.clone(), writer_config());
+    let first = come(&stage, None);
+    send(&stage, 1).await;
+    first.has(1).await;
+    is_live(&stage, false).await;
+    assert_eq!(first.closed().await, End::NotLive);
+    first.leave();
+    // Its broadcast may go on, so the room is kept, and has not been live for longer than that.
+    let came = Instant::now();
+    let next = come(&stage, None);
+    assert_eq!(next.closed().await, End::NotLive);
+    assert!(came.elapsed() >= config.not_live, "{:?}", came.elapsed());
+    fine(&[&first, &next]);
+}
+
+/// A session that says nothing, and remembers how it was ended.
+#[derive(Default)]
+struct Quiet(Mutex<Option<End>>);
+
+impl Subscriber for Quiet {
+    fn deliver(&self, _: registry::Delivery) {}
+
+    fn close(&self, end: End) {
+        *self.0.lock().unwrap() = Some(end);
+    }
+
+    fn shut(&self) {}
+}
+
+#[actix::test]
+async fn rule_15_a_session_that_was_told_to_go_takes_over_from_nobody() {
+    let stage = stage(small());
+    let live = come(&stage, None);
+    send(&stage, 1).await;
+    live.has(1).await;
+    let quiet = Arc::<Quiet>::default();
+    let session = stage.registry.connect(Arc::clone(&quiet) as Arc<dyn Subscriber>);
+    stage.registry.make_room();
+    until("one to make room", || *quiet.0.lock().unwrap() == Some(End::Crowded)).await;
+    // What it said before it read that.
+    let flow = Arc::new(Flow::default());
+    stage.registry.attach(session, room(1), Arc::clone(&flow), v1(None));
+    send(&stage, 1).await;
+    live.has(2).await;
+    assert_eq!((live.told(), flow.take(Seq(1))), (None, false));
+    fine(&[&live]);
+}
+
+#[actix::test]
+async fn rule_12_a_session_that_was_there_when_its_server_was_killed_is_held_for_as_one_that_ended_then() {
+    let config = RegistryConfig {
+        grace: Duration::from_secs(10),
+        broadcast_resume: Duration::from_secs(300),
+        checkpoint: Duration::from_millis(1),
+        ..registry_config()
+    };
+    // A place is saved every 30 s while nothing moves. It was saved so long before the kill:
+    for (saved_ago_s, held) in [(25, true), (45, false)] {
+        let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+        killed(&spool, &store, &config).await;
+        {
+            let mut script = spool.script();
+            let place = script.places.get_mut(&1).unwrap();
+            assert_eq!(place.session_at_ms, Some(place.saved_at_ms));
+            place.saved_at_ms -= saved_ago_s * 1000;
+            place.session_at_ms = Some(place.saved_at_ms);
+        }
+        let stage = Stage::with(spool, store, config.clone(), writer_config());
+        if held {
+            assert_eq!(stage.accepted(1, "held").await.delivery, Delivery::Held);
+        } else {
+            assert_eq!(stage.refused(1, "too late").await, Refusal::PresenterDisconnected);
+        }
+    }
 }

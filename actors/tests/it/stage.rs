@@ -261,6 +261,7 @@ impl Stage {
                 cache_max: 1000,
                 not_live_cache_max: 1000,
                 max_lookups: 64,
+                max_reconnects: 16,
                 stale: None,
                 breaker_failures: 0,
                 breaker_open: ttl,

@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// How soon a place is saved again while a session is there and nothing moves.
+fn anew(config: &RegistryConfig) -> Duration {
+    config.broadcast_resume / 10
+}
+
 impl Room {
     /// The writer told what the room's last number is, and how far the room had got when that was last saved; `now_ms` is
     /// milliseconds since 1970.
@@ -37,8 +42,15 @@ impl Room {
                 self.over = place.over.max(self.over).min(last);
                 self.broadcast = self.broadcast.or(place.room_idx);
                 // A restart is short: whoever was there before it is held for as if nothing had been.
+                // Where a session was there it may have been until the next save was due, which a server that was killed did not do.
+                let late = anew(config) + config.checkpoint * 2;
+                let late_ms = place
+                    .saved_at_ms
+                    .saturating_add(i64::try_from(late.as_millis()).unwrap_or(i64::MAX));
+                let was_there = place.session_at_ms == Some(place.saved_at_ms);
                 self.session_ended = place
                     .session_at_ms
+                    .map(|at_ms| if was_there { late_ms.min(now_ms) } else { at_ms })
                     .and_then(|at_ms| now.checked_sub(age(at_ms)))
                     .filter(|_| self.cursor.is_none() && !ended);
             }
@@ -59,7 +71,7 @@ impl Room {
             None => self.moved,
             Some(ago) if ago < config.checkpoint => false,
             // A place tells when there was last a session, so it is saved anew while there is one.
-            Some(ago) => self.moved || (self.cursor.is_some() && ago >= config.broadcast_resume / 10),
+            Some(ago) => self.moved || (self.cursor.is_some() && ago >= anew(config)),
         };
         if !due || !self.restored {
             return None;
