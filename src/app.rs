@@ -327,9 +327,9 @@ impl App {
             task.abort();
         }
         if let Some((beat, task)) = self.beating {
-            task.abort();
             let left = until.saturating_duration_since(Instant::now()).max(CUT);
             let _ = tokio::time::timeout(left.min(startup::STORE_COURTESY), beat.leave()).await;
+            task.abort();
         }
         for (name, arbiter) in self.arbiters {
             arbiter.stop();

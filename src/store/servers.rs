@@ -4,13 +4,15 @@
 //! has said so lately. Times are the database's own, so clocks of machines need not agree. A database that is not there refuses
 //! nothing: what is accepted meanwhile is in the spool.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chatting_actors::seams::StoreError;
 use mongodb::{
     Collection,
     bson::{Document, doc},
 };
+
+use tokio::sync::Mutex;
 
 use super::MongoStore;
 
@@ -23,6 +25,8 @@ pub struct ServerBeat {
     servers: Collection<Document>,
     id: String,
     interval: Duration,
+    /// It has left. Held while a heartbeat is under way: one that came after it would say that this server lives.
+    left: Arc<Mutex<bool>>,
 }
 
 impl ServerBeat {
@@ -32,6 +36,7 @@ impl ServerBeat {
             servers: store.database().collection("servers"),
             id: id.to_owned(),
             interval,
+            left: Arc::default(),
         }
     }
 
@@ -54,8 +59,12 @@ impl ServerBeat {
         }))
     }
 
-    /// Says that this server lives.
+    /// Says that this server lives, unless it has left. Not to be dropped before it is done: it may come to the database all the same.
     pub async fn beat(&self) -> Result<(), StoreError> {
+        let left = self.left.lock().await;
+        if *left {
+            return Ok(());
+        }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let set = doc! {
             "$currentDate": { "heartbeat": true },
@@ -91,8 +100,9 @@ impl ServerBeat {
         }
     }
 
-    /// Says that this server is gone, so that another may start at once.
+    /// Says that this server is gone, so that another may start at once. What keeps beating is to be ended after this, not before.
     pub async fn leave(&self) {
+        *self.left.lock().await = true;
         let _ = self.servers.delete_one(doc! { "_id": &self.id }).await;
     }
 }

@@ -1,5 +1,7 @@
 //! Rule 12: a presenter who was there a moment ago is held for, and the room server asked to bring them back.
 
+use std::time::{Duration, Instant};
+
 use crate::support::{
     app::{TestApp, spawn_with_rooms},
     eventually,
@@ -42,6 +44,40 @@ async fn rule_12_messages_are_held_for_a_session_that_ended_a_moment_ago_and_com
         Some(&1),
         "once an interval a room"
     );
+}
+
+#[actix_web::test]
+async fn rule_12_the_hold_ends_when_nobody_came_and_the_room_server_is_asked_again_and_again() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.session.grace_seconds = 1;
+        settings.session.reconnect_request_seconds = 1;
+    })
+    .await;
+    let presenter = app.presenter(12).await;
+    leave(&app, presenter).await;
+    let left_at = Instant::now();
+    let mut held = 0;
+    eventually("the hold to end", async || {
+        let answer = app.post(12, 7, &held.to_string()).await.json();
+        held += i32::from(answer["delivery"] == "held");
+        (answer["code"] == "presenter_disconnected").then_some(())
+    })
+    .await;
+    assert!(held > 0 && left_at.elapsed() >= Duration::from_millis(900), "{held}");
+    eventually("the room server to be asked a second time", async || {
+        app.post(12, 7, "anyone?").await;
+        let asked = rooms.stats().await.reconnects.get("12").copied();
+        (asked >= Some(2)).then_some(())
+    })
+    .await;
+    assert!(left_at.elapsed() >= Duration::from_secs(1), "once an interval");
+    // What was held is never withdrawn.
+    let mut presenter = app.presenter(12).await;
+    for n in 0..held {
+        assert_eq!(presenter.next_json().await["message"], n.to_string());
+    }
 }
 
 #[actix_web::test]

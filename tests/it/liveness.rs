@@ -172,10 +172,11 @@ async fn rule_09_last_known_goes_on_with_the_last_answer_while_it_is_not_stale()
     let app = spawn_with_rooms(&rooms, |settings| {
         settings.room.on_error = OnError::LastKnown;
         settings.room.live_ttl_ms = 20;
-        settings.room.stale_seconds = 3600;
+        settings.room.stale_seconds = 2;
     })
     .await;
     let _presenter = app.presenter(12).await;
+    let known_at = Instant::now();
     assert_eq!(app.post(12, 7, "known").await.status, 201);
     rooms.mode(Mode::Status(500)).await;
     eventually("a stale verdict to be used", async || {
@@ -188,6 +189,13 @@ async fn rule_09_last_known_goes_on_with_the_last_answer_while_it_is_not_stale()
         app.post(13, 7, "unknown").await.json()["code"],
         "room_server_unavailable"
     );
+    // And the other has for so long, and no longer.
+    eventually("the answer to be too old", async || {
+        let code = app.post(12, 7, "too old").await.json()["code"].clone();
+        (code == "room_server_unavailable").then_some(())
+    })
+    .await;
+    assert!(known_at.elapsed() >= Duration::from_secs(2), "{:?}", known_at.elapsed());
 }
 
 #[actix_web::test]

@@ -1,8 +1,8 @@
 //! A presenter goes on where it was (rule 16): from memory, from the log, across restarts and cuts; what cannot be sent again is told.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use chatting_server::settings::{Durability, LogBackend, Secret};
+use chatting_server::settings::{Durability, LogBackend, Secret, Settings};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -130,15 +130,19 @@ async fn a_restart_in_place_is_resumed_with_what_was_held_before_and_after_it() 
         first.settle().await;
         leave(&app, first).await;
         send(&app, 6..=7).await;
-        if kill {
-            // What a kill leaves is what was saved by then.
+        let app = if kill {
             eventually("the place to be saved", async || {
                 saved_position(&app).filter(|saved| *saved == 3)
             })
             .await;
-        }
-        let (_, dir, settings) = app.stop().await;
-        let app = spawn_in(dir, settings).await;
+            app.sqlite_log(12).await;
+            let (dir, settings) = as_a_kill_leaves_it(&app);
+            app.stop().await;
+            spawn_in(dir, settings).await
+        } else {
+            let (_, dir, settings) = app.stop().await;
+            spawn_in(dir, settings).await
+        };
         // Still held for: the session ended a moment ago, before the restart.
         send(&app, 8..=8).await;
         let mut session = V1::of(&app, 12, json!({})).await;
@@ -180,6 +184,35 @@ async fn a_crash_that_begins_a_new_epoch_is_told_as_a_gap() {
         (&second.welcome["resumed_from"], &second.welcome["gap"]),
         (&json!(6), &json!({ "from": 4, "to": 5 }))
     );
+}
+
+#[actix_web::test]
+async fn a_session_that_waits_for_its_welcome_is_told_of_a_stop_by_its_close_alone() {
+    // A new spool knows no room's last number, and the store that does is not there.
+    let app = spawn_app(|settings| {
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new("mongodb://127.0.0.1:1");
+        settings.mongodb.connect_timeout_ms = 100;
+    })
+    .await;
+    app.go_live(12);
+    let mut waits = connect(app.addr).await;
+    waits.send_text(&hello(12, json!({}))).await;
+    eventually("its session", async || app.room(12).await.filter(|room| room.session)).await;
+    let (_, texts) = tokio::join!(app.stop(), waits.texts_to_the_end());
+    assert_eq!(texts, Vec::<String>::new());
+}
+
+/// The files of a server that rests, as they are while it runs: nothing was closed or said goodbye to.
+fn as_a_kill_leaves_it(app: &TestApp) -> (Arc<ScratchDir>, Settings) {
+    let dir = ScratchDir::new("killed");
+    for entry in std::fs::read_dir(app.dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let mut settings = app.settings.clone();
+    settings.log.path = dir.path().join("chat.db").display().to_string();
+    (dir, settings)
 }
 
 fn saved_position(app: &TestApp) -> Option<i64> {

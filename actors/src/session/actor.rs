@@ -61,6 +61,10 @@ pub struct PresenterSession {
     waiting: Option<Waiting>,
     /// The last event that was written (v1).
     written: Seq,
+    /// `welcome` was written (v1).
+    greeted: bool,
+    /// When to connect again, which waits for `welcome`: that is always the first frame.
+    reconnect: Option<Duration>,
     closing: bool,
 }
 
@@ -78,6 +82,8 @@ impl PresenterSession {
             unanswered: 0,
             waiting: None,
             written: Seq(0),
+            greeted: false,
+            reconnect: None,
             closing: false,
         }
     }
@@ -400,7 +406,7 @@ impl PresenterSession {
         }
     }
 
-    fn greet(&self, welcome: &Welcome, ctx: &mut WebsocketContext<Self>) {
+    fn greet(&mut self, welcome: &Welcome, ctx: &mut WebsocketContext<Self>) {
         if self.closing {
             return;
         }
@@ -414,10 +420,16 @@ impl PresenterSession {
             keepalive_seconds: self.parts.config.keepalive.as_secs(),
         };
         ctx.text(frame.encode());
+        self.greeted = true;
+        if let Some(after) = self.reconnect.take() {
+            self.reconnect(after, ctx);
+        }
     }
 
-    fn reconnect(&self, after: Duration, ctx: &mut WebsocketContext<Self>) {
-        if !self.closing {
+    fn reconnect(&mut self, after: Duration, ctx: &mut WebsocketContext<Self>) {
+        if !self.greeted {
+            self.reconnect = Some(after);
+        } else if !self.closing {
             let frame = ServerFrame::Reconnect {
                 after_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
                 reason: "drain",

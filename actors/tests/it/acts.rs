@@ -116,3 +116,27 @@ async fn a_registry_that_is_about_to_stop_refuses_acts_too() {
     stage.registry.refuse_submits().await;
     assert_eq!(act(&stage, 1).await.unwrap(), Outcome::Refused(Refusal::Draining));
 }
+
+#[actix::test]
+async fn what_is_deleted_while_the_log_is_read_for_a_legacy_session_is_not_shown_there() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let first = stage.reader(1);
+    stage.accepted(1, "numbered").await;
+    first.leave();
+    for text in ["bad", "worse"] {
+        stage.accepted(1, text).await;
+    }
+    stage.stop_well().await;
+    let stage = Stage::with(spool, store, registry_config(), writer_config());
+    stage.log.hold(true);
+    let reader = stage.reader(1);
+    until("a page to be asked for", || stage.log.script().under_way == 1).await;
+    done(&stage, 1).await;
+    stage.log.hold(false);
+    let after = stage.submit_as(8, "lee", 1, "fine", None).await.unwrap();
+    assert!(matches!(after, Outcome::Accepted(_)), "{after:?}");
+    reader.has_seen(1).await;
+    let seen: Vec<_> = reader.seen().into_iter().map(|(_, text)| text).collect();
+    assert_eq!(seen, ["fine"]);
+}

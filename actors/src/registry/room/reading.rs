@@ -222,6 +222,15 @@ impl Room {
         match cursor.take_page(through, page, now, config) {
             Paged::OnIt => {
                 cursor.phase = Phase::Live;
+                // What was deleted while it was read; all else the page knows.
+                let acts = self
+                    .ring
+                    .after(Seq(0))
+                    .filter_map(|entry| Some((entry.event.act.as_ref()?, entry)));
+                for (act, by) in acts {
+                    let covered = cursor.buffer().filter(|entry| act.covers(&by.event, &entry.event));
+                    covered.for_each(|entry| entry.delete());
+                }
                 None
             }
             Paged::Later => None,
