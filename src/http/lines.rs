@@ -7,7 +7,7 @@
 //! when a request is under way, answer included, and one that has had none for both times together is shut. WebSockets are
 //! requests under way: their own times are the session's.
 //!
-//! An answer is given to the connection in pieces ([`PIECE`]), the next one when the socket took nearly all before it. The time in
+//! An answer is given to the connection in pieces of 16 KiB, the next one when the socket took nearly all before it. The time in
 //! between is the client's. It may be `server.answer_seconds` in all, and a second more for each `server.answer_bytes_per_second`
 //! that were given; then the connection is shut, so that an answer, what it holds and its permits do not stay for ever. An answer
 //! that fails on the way ends with a reset, which no client takes for its end.
