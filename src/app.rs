@@ -310,7 +310,8 @@ impl App {
         }
         let in_order = stop_in_order(&self.state, (&handle, &self.lines), &self.writer, &self.drain, until).await;
         let served = if in_order {
-            server.await
+            // It has ended, but for connections that were cut and whose handlers do not notice.
+            tokio::time::timeout(CUT, server).await.unwrap_or(Ok(Ok(())))
         } else {
             // A server that is in its graceful stop hears this only when that is over, so its connections are ended; one that the
             // deadline found before hears it at once.

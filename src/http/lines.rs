@@ -107,15 +107,13 @@ impl Lines {
         }
     }
 
-    /// Ends all connections, whatever is under way on them; gives how many there were.
+    /// Ends all connections, whatever is under way on them; gives how many there were. By a reset: what they have of an answer is not
+    /// all of it.
     pub fn shut_all(&self) -> usize {
         let lines = std::mem::take(&mut *self.list());
         let open = lines.iter().filter_map(Weak::upgrade);
         open.map(|line| {
-            if line.waits_until_ms.load(Ordering::Relaxed) != NEVER {
-                // It has a part of an answer.
-                line.socket.end_by_reset();
-            }
+            line.socket.end_by_reset();
             line.socket.shut();
         })
         .count()

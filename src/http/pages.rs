@@ -100,6 +100,7 @@ pub fn id(path: &str) -> Result<Uuid, ApiError> {
 pub fn unread(error: HistoryError) -> ApiError {
     match error {
         HistoryError::Busy => ApiError::new(Code::Overloaded).with_detail("the queue readers is full"),
+        HistoryError::TooMuch => ApiError::new(Code::BadRequest).with_detail(error.to_string()),
         HistoryError::Unavailable(why) => {
             log::warn!("history: the log cannot be read: {why}");
             ApiError::new(Code::LogUnavailable).with_detail("the log cannot be read now")

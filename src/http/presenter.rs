@@ -145,6 +145,7 @@ pub(super) fn place(request: &HttpRequest, state: &State) -> Result<Place, ApiEr
         state.registry.make_room();
         ApiError::new(Code::Overloaded).with_detail("session.max sessions are open")
     })?;
+    state.registry.has_room();
     Ok(Place {
         _in_all: in_all,
         _of_address: of_address,

@@ -39,6 +39,9 @@ pub enum HistoryError {
     /// `log.readers` reads are under way.
     #[error("too many reads at once (log.readers)")]
     Busy,
+    /// A search came upon so many deleted messages of its user that it gave up.
+    #[error("too many deleted messages in between: ask for a shorter time (from, to)")]
+    TooMuch,
     /// The spool or the store cannot be read now.
     #[error("{0}")]
     Unavailable(String),

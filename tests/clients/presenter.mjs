@@ -228,7 +228,10 @@ export class Presenter {
   /** Leaves this connection and makes another, in a while. */
   #again(why) {
     this.#drop();
-    if (now() > this.#settledAt) this.#attempts = 0;
+    if (now() > this.#settledAt) {
+      this.#attempts = 0;
+      if (!REFUSED[why.code]) this.#refusals = 0;
+    }
     this.#settledAt = Infinity;
     const longest = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#attempts);
     this.#attempts += 1;

@@ -11,7 +11,7 @@ use chatting_actors::{
 };
 use chatting_server::store::{
     Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool, SqliteStore,
-    history::{Folded, History, Query, ReplayPlace, Start},
+    history::{Folded, History, HistoryError, Query, ReplayPlace, Start},
 };
 use mongodb::bson::{Document, doc};
 use uuid::Uuid;
@@ -720,6 +720,41 @@ async fn a_page_behind_thousands_of_deleted_messages_is_found_in_few_steps() {
         .await
         .unwrap();
     assert!((1..50).contains(&asked), "{asked} questions");
+}
+
+#[actix_web::test]
+async fn a_search_behind_more_deleted_messages_than_anyone_should_read_is_refused_and_tells_no_place() {
+    let dir = ScratchDir::new("archive");
+    let settings = SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Os,
+        max_bytes: None,
+        embedded: true,
+    };
+    let (spool, info) = SqliteSpool::open(settings).unwrap();
+    let epoch = info.epoch.0.to_string();
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let events: Vec<_> = (1..=52_000)
+        .map(|seq| by(7, event(&mut clock, 1, &epoch, seq, "x")))
+        .collect();
+    for part in events.chunks(1000) {
+        store.append(batch(part)).await.unwrap();
+    }
+    let all = Act::User {
+        user_idx: UserIdx::new(7).unwrap(),
+    };
+    store
+        .append(batch(&[act(&mut clock, 1, &epoch, 52_001, all)]))
+        .await
+        .unwrap();
+    let history = History::new(dir.path().join("chat.db"), Arc::new(store), 4);
+    let mut query = pages(1, Start::After(Seq(0)), 10);
+    (query.user, query.scan_limit) = (UserIdx::new(7), 10);
+    assert!(matches!(history.page(&query).await, Err(HistoryError::TooMuch)));
+    query.deleted_too = true;
+    assert_eq!(history.page(&query).await.unwrap().events.len(), 10, "staff");
 }
 
 #[actix_web::test]

@@ -6,10 +6,14 @@ use chatting_actors::{
     seams::{LogRange, LogReader},
     types::{Epoch, PresenterIdx, Seq},
 };
-use chatting_server::settings::{LogBackend, Secret};
+use chatting_server::{
+    app::Stopped,
+    settings::{LogBackend, Secret},
+};
 
 use crate::support::{
     app::{KEY, post_v1, spawn_app, use_mongodb},
+    eventually,
     http::HttpClient,
     mongod::{Mongod, fresh_database_name},
     process::{Process, ScratchDir},
@@ -102,7 +106,7 @@ async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
     let (one, two) = (ScratchDir::new("one"), ScratchDir::new("two"));
     let first = Process::start(&one, &mut serve(&one));
     first.address(&one.path().join("port")).await;
-    crate::support::eventually("its first heartbeat", async || {
+    eventually("its first heartbeat", async || {
         let client = mongodb::Client::with_uri_str(&uri).await.unwrap();
         let servers = client
             .database(&database)
@@ -176,4 +180,31 @@ async fn pages_of_the_spool_follow_each_other_without_a_hole_whatever_each_was_a
         seen.extend(page.events.iter().map(|event| event.seq.0));
     }
     assert_eq!(seen, (1..=10).collect::<Vec<_>>());
+}
+
+#[actix_web::test]
+async fn a_stop_waits_for_no_read_of_a_log_that_does_not_answer() {
+    let mongod = Mongod::start_own().await;
+    let app = spawn_app(|settings| {
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new(mongod.uri());
+        settings.shutdown.requests_seconds = 1;
+        settings.shutdown.deadline_seconds = 600;
+    })
+    .await;
+    let token = app.token(7);
+    let headers = [("token", token.as_str())];
+    let path = "/v1/rooms/12/messages";
+    assert_eq!(app.client().await.request("GET", path, &headers, "").await.status, 200);
+    mongod.freeze();
+    let mut client = app.client().await;
+    client.send_request("GET", path, &headers, "").await;
+    eventually("it to read", async || {
+        (app.metric("chat_queue_depth{queue=\"readers\"}").await == Some(1.0)).then_some(())
+    })
+    .await;
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
+    assert!(client.is_closed().await);
+    mongod.thaw();
 }

@@ -97,6 +97,8 @@ impl SessionRegistry {
         if !changed.is_empty() {
             room.recorded_ms = now_ms;
         }
+        // What is held may be for its session again.
+        self.pump(presenter, now);
         changed
     }
 }

@@ -73,8 +73,10 @@ pub(super) struct Cursor {
     pub wanted: Seq,
     /// Where the flow began; between `wanted` and it is a gap.
     pub start: Seq,
-    /// The last event queued to the session.
+    /// The last event queued to the session, or passed over.
     pub sent: Seq,
+    /// It was sent something.
+    gave: bool,
     /// v1: the last event that the session has acknowledged.
     pub acked: Seq,
     /// What was sent and not yet flushed (legacy) or acknowledged (v1), oldest first, with sizes.
@@ -106,6 +108,7 @@ impl Cursor {
             wanted: Seq(0),
             start: Seq(0),
             sent: Seq(0),
+            gave: false,
             acked: Seq(0),
             outstanding: VecDeque::new(),
             outstanding_bytes: 0,
@@ -127,9 +130,9 @@ impl Cursor {
         self.acked = start;
     }
 
-    /// Whether it reads and was sent nothing yet.
+    /// Whether it reads and was sent nothing yet; what it passed over was not.
     pub fn is_new(&self) -> bool {
-        self.phase == Phase::Live && self.sent == self.start && !self.page.under_way && self.buffer.is_empty()
+        self.phase == Phase::Live && !self.gave && !self.page.under_way && self.buffer.is_empty()
     }
 
     /// The session's socket took `events` more (legacy).
@@ -208,6 +211,7 @@ impl Cursor {
         if self.credit(config) == 0 || (!first && self.outstanding_bytes + bytes > config.credit_bytes) {
             return false;
         }
+        self.gave = true;
         self.outstanding.push_back((entry.event.seq, bytes));
         self.outstanding_bytes += bytes;
         self.sent = entry.event.seq;

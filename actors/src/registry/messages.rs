@@ -298,7 +298,12 @@ impl RegistryHandle {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often [`RegistryHandle::make_room`] was called since this was.
+    /// There was a place for another socket: whoever found none before has to ask again.
+    pub fn has_room(&self) {
+        self.refused.store(0, Ordering::Relaxed);
+    }
+
+    /// How often [`RegistryHandle::make_room`] was called since this was, and since there was a place.
     pub(super) fn places_wanted(&self) -> usize {
         self.refused.swap(0, Ordering::Relaxed)
     }

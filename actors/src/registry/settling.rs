@@ -151,8 +151,6 @@ impl SessionRegistry {
             Some((liveness, expires_at)) => {
                 room.renew(liveness, now, expires_at);
                 self.follow_broadcast(presenter, now);
-                // What is held may be for its session again.
-                self.pump(presenter, now);
                 self.pursue(presenter, now);
             }
             None if room.verdict(now).is_some() => self.pursue(presenter, now),

@@ -1,6 +1,6 @@
 //! Acts of moderation among the actors: a place in the order, without a live room, held for nobody.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{
     moderation::Act,
@@ -10,14 +10,14 @@ use chatting_actors::{
 use tokio::sync::oneshot;
 
 use crate::{
-    script::{Commit, ScriptedSpool, ScriptedStore},
+    script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
     stage::{Stage, registry_config, room, until, writer_config},
 };
 
 fn stage() -> Stage {
     let mut config = registry_config();
     // A broadcast that may go on would keep its room.
-    config.broadcast_resume = std::time::Duration::ZERO;
+    config.broadcast_resume = Duration::ZERO;
     Stage::with(
         ScriptedSpool::default(),
         ScriptedStore::default(),
@@ -79,7 +79,7 @@ async fn rule_10_an_act_needs_no_live_room_and_leaves_none_behind() {
         if stage.registry.view(room(1)).await.is_none() {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(stage.registry.view(room(1)).await, None, "the room is kept for nothing");
     assert_eq!(done(&stage, 1).await.seq, Seq(3));
@@ -139,4 +139,30 @@ async fn what_is_deleted_while_the_log_is_read_for_a_legacy_session_is_not_shown
     reader.has_seen(1).await;
     let seen: Vec<_> = reader.seen().into_iter().map(|(_, text)| text).collect();
     assert_eq!(seen, ["fine"]);
+}
+
+#[actix::test]
+async fn rule_13_an_act_while_its_broadcast_is_away_takes_nothing_held_from_a_session_that_came_before_it() {
+    let rooms = ScriptedRooms::default();
+    rooms.script().ttl = Duration::from_millis(2);
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms, spool, store, registry_config(), writer_config());
+    let first = stage.reader(1);
+    stage.accepted(1, "seen").await;
+    first.leave();
+    let held = stage.submit_as(8, "lee", 1, "held", None).await.unwrap();
+    assert!(matches!(held, Outcome::Accepted(_)), "{held:?}");
+    let live = async |live: bool| {
+        match live {
+            true => stage.rooms.script().not_live.remove(&1),
+            false => stage.rooms.script().not_live.insert(1),
+        };
+        while stage.registry.view(room(1)).await.and_then(|room| room.live) != Some(live) {}
+    };
+    live(false).await;
+    let next = stage.reader(1);
+    done(&stage, 1).await;
+    live(true).await;
+    next.has_seen(1).await;
+    assert_eq!(next.seen(), [(2, "held".to_owned())]);
 }

@@ -514,7 +514,13 @@ async fn rule_13_another_start_is_another_broadcast_even_without_a_moment_betwee
     reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
 )]
 async fn rule_01_no_session_is_welcomed_behind_what_may_yet_be_taken_back() {
-    for how in [Commit::Works, Commit::FailsWithout] {
+    // One of another broadcast, and one that comes while it is not known whether this one goes on.
+    for (how, away) in [
+        (Commit::Works, false),
+        (Commit::FailsWithout, false),
+        (Commit::Works, true),
+        (Commit::FailsWithout, true),
+    ] {
         let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
         let stage = Stage::among(quick_rooms(), spool, store, small(), writer_config());
         let first = come(&stage, None);
@@ -526,7 +532,11 @@ async fn rule_01_no_session_is_welcomed_behind_what_may_yet_be_taken_back() {
         let under_way: Vec<_> = (0..2).map(|n| stage.submit(1, &n.to_string())).collect();
         while stage.registry.view(room(1)).await.unwrap().in_flight < 2 {}
         first.leave();
-        another_broadcast(&stage).await;
+        if away {
+            is_live(&stage, false).await;
+        } else {
+            another_broadcast(&stage).await;
+        }
         let peer = come(&stage, None);
         while !stage.registry.view(room(1)).await.unwrap().session {}
         drop(held);
@@ -542,6 +552,9 @@ async fn rule_01_no_session_is_welcomed_behind_what_may_yet_be_taken_back() {
             (Seq(last + 1), Seq(last)),
             "{how:?}"
         );
+        if away {
+            is_live(&stage, true).await;
+        }
         stage.accepted_again(1, "next").await;
         peer.has(last + 1).await;
         fine(&[&first, &peer]);
@@ -819,4 +832,28 @@ async fn rule_12_a_session_that_was_there_when_its_server_was_killed_is_held_for
             assert_eq!(stage.refused(1, "too late").await, Refusal::PresenterDisconnected);
         }
     }
+}
+
+#[actix::test]
+async fn rule_12_a_session_that_ended_with_its_server_is_not_held_for_longer_than_others() {
+    let config = RegistryConfig {
+        grace: Duration::from_secs(10),
+        broadcast_resume: Duration::from_secs(300),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+    let last = legacy(&stage);
+    send(&stage, 1).await;
+    last.has(1).await;
+    stage.stop_well().await;
+    {
+        let mut script = spool.script();
+        let place = script.places.get_mut(&1).unwrap();
+        assert!(place.session_at_ms < Some(place.saved_at_ms), "{place:?}");
+        let ended = place.session_at_ms.unwrap();
+        (place.saved_at_ms, place.session_at_ms) = (place.saved_at_ms - 15_000, Some(ended - 15_000));
+    }
+    let stage = Stage::with(spool, store, config, writer_config());
+    assert_eq!(stage.refused(1, "too late").await, Refusal::PresenterDisconnected);
 }

@@ -67,6 +67,9 @@ struct Bounds {
 /// Rows that are read from the store at once where a text is searched.
 const SEARCH_ROWS: usize = 1000;
 
+/// How many times `history.scan_limit`, or [`SEARCH_ROWS`] where that is more, a search reads because its caller may not see it.
+const MOST_HIDDEN: usize = 50;
+
 impl Query {
     fn newest_first(&self) -> bool {
         matches!(self.start, Start::Before(_))
@@ -238,13 +241,18 @@ impl History {
     /// Looks through at most `scan_limit` events for those that are wanted, and tells where to go on.
     ///
     /// What a viewer may not see of a user does not count as looked at, and no page ends at it: where a page ends, and whether
-    /// there is another, follows from what the viewer sees.
+    /// there is another, follows from what the viewer sees. Too much of it is an error, and not the end of a page.
     async fn search(&self, query: &Query) -> Result<Page, HistoryError> {
         let hides = query.user.is_some() && !query.deleted_too;
         let mut query = query.clone();
         let mut rows = query.text.as_ref().map_or(query.limit, |_| SEARCH_ROWS);
         let (mut looked, mut found, mut last, mut next) = (0, Vec::new(), None, None);
+        let mut read = 0_usize;
         while looked < query.scan_limit && found.len() < query.limit {
+            if read >= query.scan_limit.max(SEARCH_ROWS).saturating_mul(MOST_HIDDEN) {
+                return Err(HistoryError::TooMuch);
+            }
+            read += rows;
             if !hides {
                 rows = rows.min(query.scan_limit - looked);
                 looked += rows;

@@ -101,7 +101,8 @@ impl Room {
             .map_or(Seq(0), Cursor::position);
         let ended_ms = |ended: Instant| {
             let ago = now.saturating_duration_since(ended).as_millis();
-            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX))
+            // Before now, which is what is told of a session that is there.
+            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX).max(1))
         };
         Place {
             presenter,

@@ -81,7 +81,7 @@ impl Room {
                 }
             }
         };
-        if cursor.reading.is_v1() && wanted > committed {
+        if cursor.reading.is_v1() && wanted.max(over) > committed {
             // It begins behind what is on its way and may yet be taken back (rule 1): no `welcome` can be told now.
             return Opened::NotYet;
         }
