@@ -71,15 +71,27 @@ pub(super) async fn connect(
     if speaks == Speaks::Legacy {
         socket.send(0x1, b"ping").await?;
     }
+    while frame(socket.unread()).is_none() {
+        socket.fill().await?;
+    }
+    let before = socket.at;
     let (opcode, payload) = socket.next().await?;
     match (opcode, &socket.bytes[payload]) {
-        (0x1, payload) if payload == b"pong" || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
+        (0x1, payload) if payload == PONG || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
+        (0x1, payload) if speaks == Speaks::Legacy && payload.starts_with(br#"{"id":"sendChatting""#) => {
+            // What was held for it: it is let in, its pong comes later, and this is to be counted.
+            socket.at = before;
+            Ok(socket)
+        }
         (_, payload) => Err(format!(
             "{addr}: a presenter was refused: {}",
             String::from_utf8_lossy(payload)
         )),
     }
 }
+
+/// What the original server answers to a `ping`.
+const PONG: &[u8] = b"pong";
 
 /// Counts chat frames until the socket ends. A v1 client acknowledges once what came together.
 pub(super) async fn count(mut socket: Socket, speaks: Speaks, mut seen: Seen, counts: Shared) {
@@ -89,6 +101,9 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, mut seen: Seen, co
             let payload = &socket.bytes[at];
             if opcode == 0x9 {
                 ping = Some(payload.to_vec());
+                continue;
+            }
+            if payload == PONG {
                 continue;
             }
             if speaks == Speaks::V1 {
