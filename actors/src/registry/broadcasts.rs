@@ -81,9 +81,8 @@ impl SessionRegistry {
         };
         let before = room.record.as_ref().map(|record| record.id);
         let mut changed = follow(&mut room.record, &heard, || self.clock.stamp().1);
-        if liveness.live {
-            room.is_live_in(before);
-        } else if room.record.is_none() {
+        let lacks = liveness.live && room.is_live_in(before);
+        if !liveness.live && room.record.is_none() {
             room.goes_on_no_more();
         }
         if let Some(record) = room.record.as_mut().filter(|_| changed.is_empty()) {
@@ -97,8 +96,9 @@ impl SessionRegistry {
         if !changed.is_empty() {
             room.recorded_ms = now_ms;
         }
-        // What is held may be for its session again.
-        self.pump(presenter, now);
+        if lacks {
+            self.pump(presenter, now);
+        }
         changed
     }
 }

@@ -231,17 +231,19 @@ impl Room {
         self.let_go();
     }
 
-    /// The record of the broadcast tells whether the live room goes on with the one that it had, if it had one.
-    pub fn is_live_in(&mut self, before: Option<Uuid>) {
+    /// The record of the broadcast tells whether the live room goes on with the one that it had, if it had one. Returns whether there
+    /// is something for its session again.
+    pub fn is_live_in(&mut self, before: Option<Uuid>) -> bool {
         let now = self.record.as_ref().map(|record| record.id);
         let paused = self.paused.take();
         if before.is_some() && before != now {
             // What names a broadcast may be its start, and what tells two apart may be time alone.
             self.session_ended = None;
             self.broadcast_ends();
-        } else if let Some(paused) = paused.filter(|_| before.is_some()) {
-            self.goes_on(paused);
+            return false;
         }
+        let goes_on = paused.filter(|_| before.is_some());
+        goes_on.is_some_and(|paused| self.goes_on(paused))
     }
 
     /// The broadcast that might have gone on has ended.
@@ -249,17 +251,21 @@ impl Room {
         self.paused = None;
     }
 
-    fn goes_on(&mut self, paused: Paused) {
+    fn goes_on(&mut self, paused: Paused) -> bool {
         self.over = paused.over;
         self.moved = true;
         let from = self.legacy_from.max(self.over);
         match &mut self.cursor {
-            None => self.session_ended = paused.session_ended,
+            None => {
+                self.session_ended = paused.session_ended;
+                false
+            }
             // One that came meanwhile and has had nothing yet has what is held before it.
             Some(cursor) if cursor.reading == Reading::Legacy && cursor.is_new() && from < cursor.start => {
                 cursor.begin(from);
+                true
             }
-            Some(_) => {}
+            Some(_) => false,
         }
     }
 
