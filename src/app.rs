@@ -39,7 +39,7 @@ use crate::{
     http::{
         client::AddressGate,
         lines::Lines,
-        state::{Failing, Health, Limits, State},
+        state::{Failing, Health, Limits, RoomServer, State},
     },
     limits::Rates,
     listen::{Listening, listen, listen_ops},
@@ -198,7 +198,7 @@ impl App {
             Arc::clone(&figures),
             Arc::clone(&exports),
         ];
-        let room_breaker_open = metrics.room_breaker_open.clone();
+        let room_server = RoomServer::new(&metrics, settings.room.breaker_failures);
         let state = web::Data::new(State {
             registry,
             session: startup::session_config(settings),
@@ -242,7 +242,7 @@ impl App {
                 ],
                 writer,
                 store: parts.state.clone(),
-                room_breaker_open,
+                room_server,
                 tokens,
                 by_token: settings.auth.mode == AuthMode::Token,
             },

@@ -7,7 +7,8 @@
 //!
 //! A room server that failed `room.breaker_failures` times in a row is left alone for `room.breaker_open_ms` (a circuit breaker): what is
 //! asked meanwhile is answered as without an answer, at once. Then one lookup tries it; its answer closes the breaker, another
-//! failure opens it again.
+//! failure opens it again. A question that it refuses (a 404 for a presenter that it does not know) is no failure of it: whoever sends
+//! to such rooms must not have it left alone for all the others. Where it refuses everything, `/readyz` says so.
 //!
 //! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
 
@@ -328,7 +329,13 @@ impl RoomChecker {
     }
 
     fn answered(&mut self, presenter: PresenterIdx, answer: Result<Liveness, RoomApiError>) {
-        self.heard(answer.is_ok(), Instant::now());
+        let refused = matches!(answer, Err(RoomApiError::Refused(_)));
+        self.heard(refused || answer.is_ok(), Instant::now());
+        if refused {
+            self.metrics.room_refusals.inc();
+        } else if answer.is_ok() {
+            self.metrics.room_refusals.set(0);
+        }
         match answer {
             Ok(liveness) => {
                 self.count(if liveness.live { "live" } else { "not_live" });

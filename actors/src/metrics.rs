@@ -67,6 +67,8 @@ pub struct Numbers {
     pub room_breaker_open: Gauge,
     /// How often that began.
     pub room_breaker_opened: Counter,
+    /// Questions in a row that the room server refused, without a verdict in between.
+    pub room_refusals: Gauge,
     /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout, breaker_open.
     pub room_checks: Family<Label, Counter>,
     /// Verdicts that are kept, by `verdict`: live, not_live.
@@ -141,6 +143,7 @@ impl Default for Numbers {
             rooms: Gauge::default(),
             room_breaker_open: Gauge::default(),
             room_breaker_opened: Counter::default(),
+            room_refusals: Gauge::default(),
             room_checks: Family::default(),
             room_verdicts: Family::default(),
             reconnect_requests: Family::default(),
@@ -316,6 +319,11 @@ impl Metrics {
             "chat_room_breaker_opened",
             "Times that the room server was left alone",
             self.room_breaker_opened.clone(),
+        );
+        r.register(
+            "chat_room_refusals",
+            "Questions in a row that the room server refused",
+            self.room_refusals.clone(),
         );
         r.register(
             "chat_room_checks",

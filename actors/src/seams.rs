@@ -30,6 +30,8 @@ pub enum RoomApiError {
     Timeout,
     /// The connection failed, or the answer was not a 200 with a boolean `alive`.
     Unusable(String),
+    /// It answered, and would not say: a status that is about the question (4xx but 408 and 429).
+    Refused(u16),
 }
 
 impl fmt::Display for RoomApiError {
@@ -37,6 +39,7 @@ impl fmt::Display for RoomApiError {
         match self {
             Self::Timeout => f.write_str("no answer in time"),
             Self::Unusable(why) => f.write_str(why),
+            Self::Refused(status) => write!(f, "status {status}"),
         }
     }
 }

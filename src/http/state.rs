@@ -143,12 +143,41 @@ pub struct Health {
     pub writer: WriterHandle,
     /// Knows whether the store does.
     pub store: StoreState,
-    /// 1 while the room server is left alone.
-    pub room_breaker_open: Gauge,
+    /// Knows how the room server does.
+    pub room_server: RoomServer,
     /// Knows whether there is a key to verify tokens with.
     pub tokens: Arc<TokenVerifier>,
     /// `auth.mode = "token"`: without a key nobody can send.
     pub by_token: bool,
+}
+
+/// How the room server does.
+pub struct RoomServer {
+    breaker_open: Gauge,
+    refusals: Gauge,
+    /// `room.breaker_failures`; 0 for never.
+    enough: i64,
+}
+
+impl RoomServer {
+    /// As the checker tells it.
+    pub fn new(metrics: &Metrics, breaker_failures: u32) -> Self {
+        Self {
+            breaker_open: metrics.room_breaker_open.clone(),
+            refusals: metrics.room_refusals.clone(),
+            enough: i64::from(breaker_failures),
+        }
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        if self.breaker_open.get() > 0 {
+            Some("the room server does not answer; rooms that are known to be live go on for a while")
+        } else if self.enough > 0 && self.refusals.get() >= self.enough {
+            Some("the room server refuses every question; see room.base_url and its own log")
+        } else {
+            None
+        }
+    }
 }
 
 /// What `/readyz` says.
@@ -193,10 +222,7 @@ impl Health {
         if let Some(trouble) = trouble {
             reasons.push(format!("published keys cannot be fetched: {}", trouble.error));
         }
-        if self.room_breaker_open.get() > 0 {
-            reasons
-                .push("the room server does not answer; rooms that are known to be live go on for a while".to_owned());
-        }
+        reasons.extend(self.room_server.trouble().map(str::to_owned));
         if let Some(error) = self.store.error() {
             reasons.push(format!("the store takes no events, they stay in the spool: {error}"));
         }

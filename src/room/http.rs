@@ -78,13 +78,23 @@ impl HttpRooms {
                 other => RoomApiError::Unusable(other.to_string()),
             })?;
             if answer.status() != StatusCode::OK {
-                return Err(RoomApiError::Unusable(format!("status {}", answer.status().as_u16())));
+                return Err(refusal(answer.status()));
             }
             let body = answer.body().limit(limit).await;
             body.map(|body| body.to_vec())
                 .map_err(|error| RoomApiError::Unusable(error.to_string()))
         }
         .boxed_local()
+    }
+}
+
+/// A status other than 200: about the question, or about the room server itself.
+fn refusal(status: StatusCode) -> RoomApiError {
+    let of_itself = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+    if status.is_client_error() && !of_itself.contains(&status) {
+        RoomApiError::Refused(status.as_u16())
+    } else {
+        RoomApiError::Unusable(format!("status {}", status.as_u16()))
     }
 }
 

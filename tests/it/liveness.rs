@@ -284,6 +284,38 @@ async fn a_room_server_that_keeps_failing_is_left_alone_and_tried_again_by_one_q
 }
 
 #[actix_web::test]
+async fn presenters_that_the_room_server_refuses_to_know_have_it_left_alone_for_nobody_else() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.breaker_failures = 3;
+        settings.room.breaker_open_ms = 600_000;
+    })
+    .await;
+    for presenter in 1..=5 {
+        rooms.mode_of(presenter, Mode::Status(404)).await;
+        let answer = app.post(presenter, 7, "hi").await;
+        assert_eq!(answer.json()["code"], "room_server_unavailable");
+    }
+    assert_eq!(app.metric("chat_room_breaker_open").await, Some(0.0));
+    assert_eq!(app.metric("chat_room_refusals").await, Some(5.0));
+    let ready = crate::support::http::get(app.addr, "/readyz").await;
+    assert_eq!(
+        (ready.status, &ready.json()["reasons"]),
+        (
+            200,
+            &serde_json::json!(["the room server refuses every question; see room.base_url and its own log"])
+        )
+    );
+    // It knows this one.
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "hi").await.status, 201);
+    assert_eq!(app.metric("chat_room_refusals").await, Some(0.0));
+    let ready = crate::support::http::get(app.addr, "/readyz").await;
+    assert_eq!(ready.json()["status"], "ready");
+}
+
+#[actix_web::test]
 async fn one_sender_cannot_have_the_room_server_asked_about_ever_more_rooms() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;

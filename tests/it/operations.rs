@@ -49,6 +49,7 @@ async fn livez_readyz_and_metrics_answer() {
         "chat_store_batch_events_count",
         "chat_store_batch_seconds_count",
         "chat_sessions",
+        "chat_room_refusals",
         "chat_rooms",
     ] {
         assert!(
