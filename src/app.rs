@@ -141,6 +141,7 @@ impl App {
         let sessions = Gate::new("sessions", settings.session.max);
         let figures = Gate::new("figures", settings.figures.at_once);
         let exports = Gate::new("exports", settings.export.max);
+        let answers = Gate::new("answers", settings.server.answers_max_bytes);
         let parts = WriterParts::new(
             startup::writer_config(settings),
             writer.clone(),
@@ -197,6 +198,7 @@ impl App {
             Arc::clone(history.gate()),
             Arc::clone(&figures),
             Arc::clone(&exports),
+            Arc::clone(&answers),
         ];
         let room_server = RoomServer::new(&metrics, settings.room.breaker_failures);
         let state = web::Data::new(State {
@@ -216,6 +218,7 @@ impl App {
                 nickname_chars: settings.message.nickname_max_chars,
                 page_default: settings.history.page_default.min(settings.history.page_max),
                 page_max: settings.history.page_max,
+                page_bytes: settings.history.page_bytes,
                 scan_limit: settings.history.scan_limit,
                 figures: startup::figures_limits(settings),
                 export_rows: settings.export.page_rows,
@@ -228,6 +231,7 @@ impl App {
             history,
             figures,
             exports,
+            answers,
             http_failures: metrics.restarts("http"),
             metrics,
             metric_names,

@@ -22,7 +22,7 @@ pub struct Gate {
 
 impl Gate {
     /// Every gate there is: their names are labels of the metrics.
-    pub const NAMES: [&str; 8] = [
+    pub const NAMES: [&str; 9] = [
         "registry",
         "checker",
         "writer",
@@ -31,6 +31,7 @@ impl Gate {
         "readers",
         "figures",
         "exports",
+        "answers",
     ];
 
     /// Those of them that somebody waits for.

@@ -1,13 +1,13 @@
 //! What is around every handler: one middleware, so that a request is boxed once and not once a layer.
 //!
 //! From the outside in: a request is under way on its connection ([`UnderWay`]); CORS ([`Asked`]); a panic is answered
-//! ([`Panicked`]). Innermost is the router, but for the one path that nearly every request has: `POST /v1/rooms/{n}/messages` is
+//! ([`Panicked`]); a long answer has room in memory or is refused ([`long`]). Innermost is the router, but for the one path that nearly every request has: `POST /v1/rooms/{n}/messages` is
 //! known by its text, without trying the router's patterns in turn.
 
 use std::sync::Arc;
 
 use actix_web::{
-    Error, FromRequest, HttpResponse,
+    Error, FromRequest, HttpRequest, HttpResponse,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     error::ErrorInternalServerError,
@@ -15,13 +15,19 @@ use actix_web::{
     middleware::Next,
     web,
 };
+use chatting_actors::clock::system_ms;
 
 use super::{
     caught::Panicked,
     cors::Asked,
-    lines::{Line, UnderWay, Watched},
+    is_v1,
+    lines::{Line, UnderWay, Watched, long},
     state::State,
     v1,
+};
+use crate::{
+    error::{ApiError, Code, Lang},
+    legacy::error::LegacyError,
 };
 
 /// The middleware. A connection keeps room for its future as long as it lives, and a WebSocket lives long: what is large is in
@@ -40,18 +46,41 @@ pub async fn around<B: MessageBody + 'static>(
         None => {
             let panicked = Panicked::over(&request, &state, asked.as_ref());
             if request.method() == Method::POST && room_of_messages(request.path()).is_some() {
-                let answer = panicked.unless(Box::pin(message(request, state)));
+                let answer = panicked.unless(Box::pin(message(request, state.clone())));
                 answer.await?.map_into_right_body()
             } else {
                 panicked.unless(next.call(request)).await?.map_into_left_body()
             }
         }
     };
+    let mut held = None;
+    if let Some(bytes) = long(response.response()) {
+        // One that is longer than all may be is given when it is the only one.
+        held = state.answers.try_acquire(bytes.min(state.answers.capacity()));
+        if held.is_none() {
+            let request = response.request().clone();
+            let refusal = no_room(&request, &state);
+            response = ServiceResponse::new(request, refusal).map_into_right_body();
+        }
+    }
     if let Some(asked) = asked {
         asked.tell(response.headers_mut());
     }
     let session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    Ok(response.map_body(|_, body| under_way.until_end_of(body, session)))
+    Ok(response.map_body(|_, body| under_way.until_end_of(body, session, held)))
+}
+
+/// In place of an answer that there is no memory for.
+fn no_room(request: &HttpRequest, state: &State) -> HttpResponse {
+    let error = ApiError::new(Code::Overloaded).with_detail("the queue answers is full");
+    // The old server's errors repeat the path, which may be what is so long.
+    let legacy = state.legacy && !is_v1(request.match_info().as_str()) && request.path().len() < 1024;
+    state.last_answer(if legacy {
+        let now = state.clock.timestamp(system_ms());
+        LegacyError::from_code(error.code, error.retry_after()).response(&now, request.path())
+    } else {
+        error.response(Lang::from_headers(request.headers()))
+    })
 }
 
 async fn message(request: ServiceRequest, state: web::Data<State>) -> Result<ServiceResponse, Error> {

@@ -19,7 +19,7 @@ use super::{
     identify::caller,
     moderation::delete_message,
     openapi::{Asking, Querying, WithBody},
-    pages::{Item, bad, id, limit, offset, parameter, query, seq, time, unread, user},
+    pages::{Item, Space, bad, id, limit, offset, parameter, query, seq, time, unread, user},
     state::State,
     stats::get_stats,
     v1::{is_json, only, read_body, room_of},
@@ -29,7 +29,7 @@ use crate::{
     error::{ApiError, Code, Lang},
     store::{
         StoredBroadcast,
-        history::{Folded, Query, ReplayPlace, Start},
+        history::{Folded, Page, Query, ReplayPlace, Start},
     },
 };
 
@@ -93,7 +93,7 @@ pub(super) struct MessagesQuery {
     /// The oldest messages after this seq.
     #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     after: Option<String>,
-    /// Messages on the page, 1 to `history.page_max`.
+    /// Messages on the page, 1 to `history.page_max`; it may end earlier, at `history.page_bytes`.
     #[param(value_type = Option<u64>, minimum = 1, maximum = 500)]
     limit: Option<String>,
     /// Of this user only.
@@ -163,10 +163,28 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
         limit: limit(asked.limit.as_deref(), state)?,
         scan_limit: state.limits.scan_limit,
     };
-    let page = state.history.page(&query).await.map_err(unread)?;
+    let Page { mut events, mut next } = state.history.page(&query).await.map_err(unread)?;
+    let newest_first = matches!(start, Start::Before(_));
+    if newest_first {
+        events.reverse();
+    }
+    let (mut messages, mut space, mut last) = (Vec::new(), Space::new(state), None);
+    for logged in events {
+        let (seq, item) = (logged.event.seq, Item::new(&logged, staff));
+        // One is on it whatever its length, and events with the same number stay together.
+        if !space.takes(&item) && last.is_some_and(|last| last != seq) {
+            next = last;
+            break;
+        }
+        last = Some(seq);
+        messages.push(item);
+    }
+    if newest_first {
+        messages.reverse();
+    }
     Ok(Messages {
-        messages: page.events.iter().map(|logged| Item::new(logged, staff)).collect(),
-        next: page.next.map(|seq| seq.0),
+        messages,
+        next: next.map(|seq| seq.0),
     })
 }
 
@@ -407,7 +425,7 @@ pub(super) struct ReplayQuery {
     /// Up to and without this offset.
     #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
     to_ms: Option<String>,
-    /// Messages on the page, 1 to `history.page_max`.
+    /// Messages on the page, 1 to `history.page_max`; it may end earlier, at `history.page_bytes`.
     #[param(value_type = Option<u64>, minimum = 1, maximum = 500)]
     limit: Option<String>,
     /// `next` of the page before; it goes before `from_ms`.
@@ -482,18 +500,26 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         .replay(&broadcast, place, before_ms, limit)
         .await
         .map_err(unread)?;
-    let messages = events
+    let shown = events
         .iter()
         .filter(|logged| staff || (logged.deleted.is_none() && logged.event.act.is_none()));
-    let messages = messages.map(|logged| {
+    let mut next = behind.or_else(|| goes_on.then_some(place));
+    let (mut messages, mut space, mut last) = (Vec::new(), Space::new(state), None);
+    for logged in shown {
         let mut item = Item::new(logged, staff);
         item.offset_ms = Some(broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms));
-        item
-    });
-    let next = behind.or_else(|| goes_on.then_some(place));
+        if !space.takes(&item)
+            && let (Some(after), Some(behind)) = (last, behind)
+        {
+            next = Some(ReplayPlace { after, ..behind });
+            break;
+        }
+        last = Some(logged.event.seq);
+        messages.push(item);
+    }
     Ok(Replay {
         broadcast_id: broadcast.id,
-        messages: messages.collect(),
+        messages,
         next: next.map(|place| format!("{}.{}", place.span, place.after.0)),
     })
 }

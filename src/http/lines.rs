@@ -12,6 +12,10 @@
 //! that were given; then the connection is shut, so that an answer, what it holds and its permits do not stay for ever. An answer
 //! that fails on the way ends with a reset, which no client takes for its end.
 //!
+//! An answer is in memory until its last piece is given. What all of those hold that are longer than a piece is bounded
+//! (`server.answers_max_bytes`, [`long`]): one more is refused. Not counted are streams, which are made as they are taken, and what all
+//! answers share ([`Shared`]).
+//!
 //! When full: it holds a pointer a connection, and `server.max_connections` bounds those.
 
 use std::{
@@ -24,9 +28,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix_web::body::{BodySize, MessageBody};
+use actix_web::{
+    HttpResponse,
+    body::{BodySize, MessageBody},
+};
 use bytes::Bytes;
-use chatting_actors::seams::Socket;
+use chatting_actors::{gate::Permit, seams::Socket};
 use pin_project_lite::pin_project;
 use prometheus_client::metrics::counter::Counter;
 
@@ -155,6 +162,23 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Stands among the data of an answer whose body is the same bytes for everyone: it takes no memory of its own.
+pub struct Shared;
+
+/// What an answer keeps in memory until its client has taken it; `None` where that is a piece or less, or not its own.
+pub fn long<B: MessageBody>(response: &HttpResponse<B>) -> Option<usize> {
+    let bytes = length(response.body()).filter(|bytes| *bytes > PIECE);
+    bytes.filter(|_| !response.extensions().contains::<Shared>())
+}
+
+/// The length of a body that is there as a whole.
+fn length(body: &impl MessageBody) -> Option<usize> {
+    match body.size() {
+        BodySize::Sized(bytes) => Some(usize::try_from(bytes).unwrap_or(usize::MAX)),
+        BodySize::None | BodySize::Stream => None,
+    }
+}
+
 /// A request that is under way on its connection, until this is dropped.
 pub struct UnderWay(Option<Arc<Line>>);
 
@@ -169,13 +193,15 @@ impl UnderWay {
 }
 
 impl UnderWay {
-    /// It goes on until the body of its answer has been handed over. `session`: that is a WebSocket, whose times are not watched here.
-    pub fn until_end_of<B>(self, body: B, session: bool) -> Watched<B> {
+    /// It goes on until the body of its answer has been handed over; until then that keeps `held`. `session`: that is a WebSocket, whose
+    /// times are not watched here.
+    pub fn until_end_of<B>(self, body: B, session: bool, held: Option<Permit>) -> Watched<B> {
         Watched {
             body,
             rest: Bytes::new(),
             pace: self.0.as_ref().filter(|_| !session).map(|_| Pace::default()),
             under_way: self,
+            held,
         }
     }
 }
@@ -231,6 +257,7 @@ pin_project! {
         rest: Bytes,
         pace: Option<Pace>,
         under_way: UnderWay,
+        held: Option<Permit>,
     }
 }
 
@@ -266,18 +293,24 @@ impl<B: MessageBody> MessageBody for Watched<B> {
     }
 
     fn try_into_bytes(self) -> Result<Bytes, Self> {
-        // What is whole already needs no pieces, and is handed over with this.
+        // What is no longer than a piece is handed over with this. The rest stays what it is, whatever it is put into: it is given in
+        // pieces, and counts until then.
+        if length(&self.body).is_some_and(|bytes| bytes > PIECE) {
+            return Err(self);
+        }
         let Self {
             body,
             rest,
             pace,
             under_way,
+            held,
         } = self;
         body.try_into_bytes().map_err(|body| Self {
             body,
             rest,
             pace,
             under_way,
+            held,
         })
     }
 }
@@ -337,7 +370,7 @@ mod tests {
         let line = lines.add(Arc::clone(&socket) as _);
         let shut = || socket.0.load(Ordering::Acquire);
         let said = vec![7; 2 * PIECE + 5];
-        let mut answer = UnderWay::new(Some(&line)).until_end_of(said.clone(), false);
+        let mut answer = UnderWay::new(Some(&line)).until_end_of(said.clone(), false, None);
         let mut next = async || {
             let piece = poll_fn(|cx| Pin::new(&mut answer).poll_next(cx)).await;
             piece.map(|piece| piece.unwrap_or_default())
@@ -369,7 +402,7 @@ mod tests {
         let body = BodyStream::new(futures_util::stream::unfold(told, async |mut told| {
             Some((Ok::<_, std::io::Error>(told.recv().await?), told))
         }));
-        let mut answer = Box::pin(UnderWay::new(Some(&line)).until_end_of(body, false));
+        let mut answer = Box::pin(UnderWay::new(Some(&line)).until_end_of(body, false, None));
         let pending = poll_fn(|cx| Poll::Ready(answer.as_mut().poll_next(cx).is_pending())).await;
         assert!(pending);
         lines.sweep(100_000);
@@ -378,7 +411,7 @@ mod tests {
         lines.sweep(104_000);
         assert!(!socket.0.load(Ordering::Acquire));
         drop((answer, &mut tell));
-        let mut session = Box::pin(UnderWay::new(Some(&line)).until_end_of(vec![0; 3 * PIECE], true));
+        let mut session = Box::pin(UnderWay::new(Some(&line)).until_end_of(vec![0; 3 * PIECE], true, None));
         let all = poll_fn(|cx| session.as_mut().poll_next(cx)).await;
         assert_eq!(all.unwrap().unwrap().len(), 3 * PIECE, "frames go as they are");
         lines.sweep(900_000);

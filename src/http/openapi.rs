@@ -2,9 +2,10 @@
 //!
 //! What the settings turn off is left out: the legacy routes, the embedded room server's, operations on an address of their own.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use actix_web::{HttpResponse, web};
+use bytes::Bytes;
 use utoipa::{
     IntoResponses, Number, OpenApi, ToSchema,
     openapi::{
@@ -13,9 +14,9 @@ use utoipa::{
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::Config;
 
-use super::{export, history, legacy, moderation, ops, presenter, rooms, state::State, stats, v1};
+use super::{export, history, legacy, lines::Shared, moderation, ops, presenter, rooms, state::State, stats, v1};
 use crate::error::{Code, Lang};
 
 #[derive(OpenApi)]
@@ -52,17 +53,48 @@ struct Document;
 /// The routes: the document, and the page that shows it.
 pub fn routes(config: &mut web::ServiceConfig, state: &State) {
     let document = document(state);
-    // Its own route rather than the page's, so that it is there without the page's path in it.
-    let text = document.to_json().unwrap_or_default();
+    let text = Bytes::from(document.to_json().unwrap_or_default());
     config.route(
         "/openapi.json",
         web::get().to(move || {
             let text = text.clone();
-            async move { HttpResponse::Ok().content_type("application/json").body(text) }
+            async move { shared(HttpResponse::Ok().content_type("application/json").body(text)) }
         }),
     );
     config.route("/docs", web::get().to(async || web::Redirect::to("/docs/")));
-    config.service(SwaggerUi::new("/docs/{_:.*}").config(utoipa_swagger_ui::Config::new(["/openapi.json"])));
+    let page = Arc::new(Config::new(["/openapi.json"]));
+    config.route(
+        "/docs/{file:.*}",
+        web::get().to(move |file: web::Path<String>| {
+            let answer = page_file(&file, &page);
+            async move { answer }
+        }),
+    );
+}
+
+/// A file of the page, as it is in the binary: the largest has megabytes, and whoever asks for it does not always take it.
+fn page_file(file: &str, page: &Arc<Config<'static>>) -> HttpResponse {
+    match utoipa_swagger_ui::serve(file, Arc::clone(page)) {
+        Ok(Some(found)) => {
+            let mut response = HttpResponse::Ok();
+            response.content_type(found.content_type);
+            match found.bytes {
+                Cow::Borrowed(bytes) => shared(response.body(Bytes::from_static(bytes))),
+                Cow::Owned(bytes) => response.body(bytes),
+            }
+        }
+        Ok(None) => HttpResponse::NotFound().finish(),
+        Err(error) => {
+            log::error!("/docs/{file}: {error}");
+            HttpResponse::InternalServerError().finish()
+        }
+    }
+}
+
+/// An answer whose body costs nothing, however many clients have it before them.
+fn shared(mut response: HttpResponse) -> HttpResponse {
+    response.extensions_mut().insert(Shared);
+    response
 }
 
 /// The document for these settings.
@@ -216,4 +248,24 @@ pub(super) struct LegacyProblem {
     error: Option<String>,
     message: String,
     path: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::body::MessageBody;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_page_is_given_as_it_is_in_the_binary() {
+        let page = Arc::new(Config::new(["/openapi.json"]));
+        let file = || {
+            let answer = page_file("swagger-ui-bundle.js", &page);
+            assert!(answer.extensions().contains::<Shared>());
+            answer.into_body().try_into_bytes().ok().unwrap()
+        };
+        let (one, other) = (file(), file());
+        assert!(one.len() > 1_000_000);
+        assert_eq!(one.as_ptr(), other.as_ptr());
+    }
 }

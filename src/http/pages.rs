@@ -3,7 +3,7 @@
 //! A deleted message keeps its place: to viewers it is a number, an id and a time; staff see all of it, with who deleted it and
 //! when. Nor are viewers told who did it by the act itself.
 
-use std::str::FromStr;
+use std::{io, str::FromStr};
 
 use actix_web::HttpRequest;
 use chatting_actors::{
@@ -186,6 +186,40 @@ pub struct Item {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     by: Option<i64>,
+}
+
+/// What is left of `history.page_bytes` on a page that is being filled.
+pub struct Space(usize);
+
+impl Space {
+    /// All of it.
+    pub fn new(state: &State) -> Self {
+        Self(state.limits.page_bytes)
+    }
+
+    /// Whether this one, and all before it, still fit; from the first that does not on, none does.
+    pub fn takes(&mut self, item: &Item) -> bool {
+        let mut bytes = Length(0);
+        // Counting cannot fail.
+        let counted = serde_json::to_writer(&mut bytes, item).is_ok();
+        let left = self.0.checked_sub(bytes.0).filter(|_| counted);
+        self.0 = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A user's number, unless that user was erased.

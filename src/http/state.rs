@@ -47,6 +47,8 @@ pub struct Limits {
     pub page_default: usize,
     /// `history.page_max`
     pub page_max: usize,
+    /// `history.page_bytes`
+    pub page_bytes: usize,
     /// `history.scan_limit`
     pub scan_limit: usize,
     /// `[figures]`
@@ -93,6 +95,8 @@ pub struct State {
     pub figures: Arc<Gate>,
     /// `export.max`
     pub exports: Arc<Gate>,
+    /// `server.answers_max_bytes`
+    pub answers: Arc<Gate>,
     /// What the actors count.
     pub metrics: Metrics,
     /// Handlers that panicked.

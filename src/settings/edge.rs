@@ -34,6 +34,9 @@ section! {
         /// Bytes of an answer for which a client has a second more than answer_seconds.
         /// answer_seconds에 1초를 더해 주는 응답 바이트 수.
         answer_bytes_per_second: u64 = 16_384, 1..=1_000_000_000;
+        /// Bytes of answers over 16 KiB that clients have not taken yet, of all; more are refused. Not exports.
+        /// 클라이언트가 아직 받아 가지 않은 16 KiB 초과 응답의 총 바이트. 넘치면 거절한다. 내보내기는 제외.
+        answers_max_bytes: usize = 67_108_864, 65_536..=2_147_483_648;
         /// Seconds after which a peer that acknowledges nothing sent to it is cut (TCP_USER_TIMEOUT).
         /// 보낸 것에 아무 확인(ACK)이 없는 상대를 끊기까지의 초(TCP_USER_TIMEOUT).
         tcp_user_timeout_seconds: u64 = 20, 1..=600;

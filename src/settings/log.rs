@@ -97,6 +97,9 @@ section! {
         /// Messages on a page at most.
         /// 한 페이지의 최대 메시지 수.
         page_max: usize = 500, 1..=10_000;
+        /// Bytes of JSON after which a page of messages ends, whatever its limit is; one message is always on it.
+        /// 메시지 페이지 하나가 끝나는 JSON 바이트(limit와 무관). 메시지 하나는 항상 들어간다.
+        page_bytes: usize = 262_144, 1024..=16_777_216;
         /// Messages looked at for one page of a search; the answer tells where to go on.
         /// 검색 한 페이지를 위해 살펴보는 최대 메시지 수. 응답이 이어서 찾을 위치를 알려 준다.
         scan_limit: usize = 20_000, 1..=10_000_000;

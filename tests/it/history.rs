@@ -134,6 +134,68 @@ async fn pages_lead_through_a_room_both_ways_with_everything_once() {
     }
 }
 
+/// All that pages lead to from `start` on, each of at most so many bytes of messages; `next` goes on as `direction`.
+async fn pages_within(app: &TestApp, path: &str, direction: &str, start: &str, most: usize) -> Vec<Vec<u64>> {
+    let (mut all, mut start) = (Vec::new(), start.to_owned());
+    loop {
+        let page = read(app, &format!("{path}{start}"), &app.token(8)).await;
+        let lengths = page["messages"].as_array().unwrap().iter();
+        let bytes: usize = lengths.map(|message| message.to_string().len()).sum();
+        let seqs = seqs(&page);
+        assert!(bytes <= most || seqs.len() == 1, "{bytes} bytes of {seqs:?}");
+        let next = match &page["next"] {
+            Value::String(cursor) => cursor.clone(),
+            next => next.to_string(),
+        };
+        // A replay of what goes on has always a next one.
+        if !seqs.is_empty() {
+            all.push(seqs);
+        } else if next != "null" {
+            return all;
+        }
+        if next == "null" {
+            return all;
+        }
+        start = format!("&{direction}={next}");
+    }
+}
+
+#[actix_web::test]
+async fn a_page_ends_at_its_bytes_with_one_message_at_least_and_the_next_one_goes_on_there() {
+    // As JSON each is of 12,000 bytes and some hundred more.
+    let long = "\u{1}".repeat(2000);
+    for (most, on_a_page) in [(30_000, 2), (1024, 1)] {
+        for (app, _session) in servers(|settings| settings.history.page_bytes = most).await {
+            for n in 0..5 {
+                say(&app, 7, &long).await;
+                say(&app, 7, &format!("short {n}")).await;
+            }
+            say(&app, 7, &long).await;
+            let list = read(&app, "/v1/rooms/12/broadcasts", &app.token(8)).await;
+            let id = list["broadcasts"][0]["id"].as_str().unwrap();
+            let replay = format!("/v1/broadcasts/{id}/replay?limit=50");
+            for (path, direction, start) in [
+                ("/v1/rooms/12/messages?limit=50", "before", ""),
+                ("/v1/rooms/12/messages?limit=50", "after", "&after=0"),
+                ("/v1/rooms/12/messages?limit=50&user_idx=7", "before", ""),
+                ("/v1/rooms/12/messages?limit=50&user_idx=7", "after", "&after=0"),
+                (&replay, "cursor", ""),
+            ] {
+                let mut pages = pages_within(&app, path, direction, start, most).await;
+                let longest = pages
+                    .iter()
+                    .map(|page| page.iter().filter(|seq| *seq % 2 == 1).count())
+                    .max();
+                assert_eq!(longest, Some(on_a_page), "{path} {direction} {pages:?}");
+                if direction == "before" {
+                    pages.reverse();
+                }
+                assert_eq!(pages.concat(), (1..=11).collect::<Vec<_>>(), "{path} {direction}");
+            }
+        }
+    }
+}
+
 #[actix_web::test]
 async fn messages_are_found_by_user_by_time_and_by_text() {
     for (app, _session) in servers(|_| {}).await {

@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,12 +12,16 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{
-    app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
-    http::get,
-    room_server::{Mode, RoomServer},
-    within,
-    ws::WsClient,
+use crate::{
+    export::event,
+    support::{
+        app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
+        eventually,
+        http::{HttpClient, get},
+        room_server::{Mode, RoomServer},
+        within,
+        ws::WsClient,
+    },
 };
 
 /// How often a dribbling client sends its next byte.
@@ -206,6 +211,82 @@ async fn a_body_that_nobody_reads_any_more_keeps_no_connection() {
     let head = head_of_a_message(&app.token(7), "Content-Length: 70000");
     let ended = dribble(app.addr, head.as_bytes(), b"x").await;
     assert!(ended.answer.starts_with("HTTP/1.1 413 "), "{ended:?}");
+}
+
+/// A page of some 250 kB, and a client that asks for it and takes nothing of it.
+const LONG_PAGE: &str = "/v1/rooms/12/messages?limit=21";
+
+async fn leave_unread(app: &TestApp, headers: &[(&str, &str)]) -> HttpClient {
+    let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
+    let token = app.token(7);
+    let headers = [headers, &[("token", token.as_str())]].concat();
+    client.send_request("GET", LONG_PAGE, &headers, "").await;
+    client
+}
+
+#[actix_web::test]
+async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() {
+    let app = spawn_app(|settings| {
+        settings.server.answers_max_bytes = 600_000;
+        settings.server.send_buffer_bytes = 4096;
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let text = "\u{1}".repeat(2000);
+    let events = (1..=21).map(|seq| Arc::new(event("a", seq, seq.cast_signed(), 7, "kim", &text)));
+    let store = app.state.history.store();
+    assert_eq!(store.append(Arc::new(events.collect())).await.unwrap(), []);
+    let (gate, token) = (&app.state.answers, app.token(7));
+    let ask = async |path: &str| app.client().await.request("GET", path, &[("token", &token)], "").await;
+
+    let page = ask(LONG_PAGE).await;
+    assert_eq!((page.status, gate.capacity()), (200, 600_000));
+    let bytes = page.body.len();
+    assert!((200_000..300_000).contains(&bytes), "{bytes}");
+    eventually("what was taken to be given back", async || {
+        (gate.depth() == 0).then_some(())
+    })
+    .await;
+
+    // One that asks for an upgrade as well is answered elsewhere, and counts the same.
+    let upgrade = [("Connection", "upgrade"), ("Upgrade", "websocket")];
+    let left = [leave_unread(&app, &[]).await, leave_unread(&app, &upgrade).await];
+    eventually("two answers to be left", async || {
+        (gate.depth() == 2 * bytes).then_some(())
+    })
+    .await;
+    let refused = ask(LONG_PAGE).await;
+    assert_eq!(
+        (refused.status, refused.header("retry-after"), &refused.json()["detail"]),
+        (503, Some("1"), &"the queue answers is full".into()),
+        "{refused:?}"
+    );
+    assert_eq!(refused.json()["code"], "overloaded");
+    let count = app.metric("chat_queue_refused_total{queue=\"answers\"}").await;
+    assert_eq!(count, Some(1.0));
+
+    // What is short or the same for everyone goes on, also where there is nothing left.
+    let rest = gate.try_acquire(gate.capacity() - gate.depth()).unwrap();
+    for path in [
+        "/livez",
+        "/v1/rooms/12/messages?limit=1",
+        "/openapi.json",
+        "/docs/swagger-ui-bundle.js",
+    ] {
+        assert_eq!(ask(path).await.status, 200, "{path}");
+    }
+    assert_eq!(app.post(12, 7, "chat, too").await.status, 201);
+    let long_path = format!("/{}", "x".repeat(60_000));
+    let refused = ask(&long_path).await;
+    assert_eq!(
+        (refused.status, refused.body.len() < 1000),
+        (503, true),
+        "its 404 names it"
+    );
+    drop((rest, left));
+    eventually("the memory of who has gone", async || (gate.depth() == 0).then_some(())).await;
+    assert_eq!(ask(LONG_PAGE).await.status, 200);
 }
 
 #[actix_web::test]

@@ -19,7 +19,8 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 21] = [
+const OTHERS: [&str; 22] = [
+    "server.answers_max_bytes",
     "session.max",
     "session.credit_events",
     "session.credit_bytes",
