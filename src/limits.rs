@@ -35,9 +35,10 @@ pub struct TooOften {
     pub burst: u32,
 }
 
-/// Whole seconds to wait, rounded up, as Retry-After has them.
+/// Whole seconds to wait, rounded up, as Retry-After has them: one at least, for 0 would be an invitation.
 pub fn whole_seconds(wait: Duration) -> u32 {
-    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+    let seconds = wait.as_nanos().div_ceil(1_000_000_000).max(1);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 impl TooOften {
@@ -145,7 +146,13 @@ mod tests {
         let later = now + Duration::from_millis(1500);
         assert_eq!(buckets.take(presenter(1), later), Ok(()));
         assert_eq!(buckets.take(presenter(1), later), wait(500));
-        assert_eq!(whole_seconds(Duration::from_millis(500)), 1);
+    }
+
+    #[test]
+    fn who_is_to_wait_is_told_one_second_at_least() {
+        let told = [0, 1, 200_000, 999_999_999, 1_000_000_000, 1_000_000_001].map(Duration::from_nanos);
+        assert_eq!(told.map(whole_seconds), [1, 1, 1, 1, 1, 2]);
+        assert_eq!(whole_seconds(Duration::MAX), u32::MAX);
     }
 
     #[test]

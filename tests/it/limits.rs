@@ -106,6 +106,24 @@ async fn rule_19_a_crowd_in_one_room_is_limited_and_its_staff_and_other_rooms_ar
 }
 
 #[actix_web::test]
+async fn rule_19_who_would_wait_for_less_than_a_millisecond_is_told_a_second() {
+    let app = spawn_app(|settings| {
+        settings.limits.room_per_second = 1100;
+        settings.limits.room_burst = 1;
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let refused = eventually("one too many", async || {
+        let crowd = (100..130).map(|user| app.post(12, user, "one of a crowd"));
+        let answers = futures_util::future::join_all(crowd).await;
+        answers.into_iter().find(|answer| answer.status == 429)
+    })
+    .await;
+    limited(&refused, "1");
+}
+
+#[actix_web::test]
 async fn an_address_has_so_many_sessions_and_connects_so_often() {
     let app = spawn_app(|settings| settings.limits.sessions_per_address = 2).await;
     let mut one = connect(app.addr).await;
