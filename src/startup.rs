@@ -143,6 +143,7 @@ pub(crate) fn jwks_source(settings: &Settings) -> Result<Option<Source>, StartEr
         ca_file: auth.jwks_ca_file.clone(),
         algorithms: jwks_algorithms(settings),
         max_bytes: auth.jwks_max_bytes,
+        timeout: Duration::from_millis(auth.jwks_timeout_ms),
     });
     source.map(Some).map_err(StartError::Config)
 }

@@ -53,9 +53,15 @@ impl HttpRooms {
                 "" => format!("{base}/reconnect"),
                 url => url.to_owned(),
             },
-            // Room for every lookup and for the requests to reconnect beside them.
             client: Client::builder()
-                .connector(Connector::new().limit(settings.max_lookups + settings.max_reconnects))
+                .connector(
+                    Connector::new()
+                        // Room for every lookup and for the requests to reconnect beside them.
+                        .limit(settings.max_lookups + settings.max_reconnects)
+                        // It has times of its own, which are not to be over before the setting's is.
+                        .timeout(settings.timeout)
+                        .handshake_timeout(settings.timeout),
+                )
                 .disable_redirects()
                 .timeout(settings.timeout)
                 .finish(),

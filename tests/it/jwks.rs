@@ -473,3 +473,21 @@ async fn a_session_that_waits_for_its_key_is_bounded_in_frames_and_ends_with_its
     drop(socket);
     within("the sockets to end", app.without_sockets()).await;
 }
+
+#[actix_web::test]
+async fn auth_jwks_timeout_ms_is_all_the_time_that_a_fetch_has_also_beyond_five_seconds() {
+    let (key, server) = (es256("a"), JwksServer::start("").await);
+    server.answer(Answer::Hang);
+    let late = async {
+        server.asked_at_least(1).await;
+        // Longer than the HTTP client would wait by itself.
+        tokio::time::sleep(std::time::Duration::from_millis(5200)).await;
+        server.answer(Answer::Body(jwk_set(&[&key])));
+    };
+    let (app, ()) = tokio::join!(app(&server, |settings| settings.auth.jwks_timeout_ms = 30_000), late);
+    eventually("the keys", async || {
+        (refusal(&app, &key).await.1 == GOOD.1).then_some(())
+    })
+    .await;
+    assert_eq!(server.asked(), 1, "it was not given up before its time");
+}

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use actix_web::http::{StatusCode, header};
@@ -34,6 +35,8 @@ pub struct SourceSettings {
     pub algorithms: Vec<Algorithm>,
     /// `auth.jwks_max_bytes`
     pub max_bytes: usize,
+    /// `auth.jwks_timeout_ms`
+    pub timeout: Duration,
 }
 
 /// See the module's text. Not `Send`: it lives where it is made.
@@ -61,12 +64,15 @@ impl Source {
                 path: path.to_owned(),
                 reading: Arc::default(),
             },
-            None => From::Http(
-                Client::builder()
-                    .connector(Connector::new().limit(1).rustls_0_23(Arc::new(tls(&settings.ca_file)?)))
-                    .disable_redirects()
-                    .finish(),
-            ),
+            None => {
+                // Both have times of their own, which are not to be over before the setting's is.
+                let connector = Connector::new()
+                    .timeout(settings.timeout)
+                    .handshake_timeout(settings.timeout);
+                let connector = connector.limit(1).rustls_0_23(Arc::new(tls(&settings.ca_file)?));
+                let client = Client::builder().connector(connector);
+                From::Http(client.disable_timeout().disable_redirects().finish())
+            }
         };
         Ok(Self { settings, from })
     }
