@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,11 +10,29 @@ use actix_web::{HttpRequest, http::header::HeaderMap};
 
 use crate::auth::Net;
 
-/// The client's address: the TCP peer's, or what trusted peers say of whom they stand for. Of `X-Forwarded-For` the last
-/// address counts that is not itself a trusted proxy's: what is before it anyone may have written.
+/// What limits count a client by: its address, and of IPv6 the network. It is the TCP peer's, or what trusted peers say of whom they
+/// stand for. Of `X-Forwarded-For` the last address counts that is not itself a trusted proxy's: what is before it anyone may have
+/// written.
 pub fn address(request: &HttpRequest, trusted: &[Net]) -> Option<IpAddr> {
     let peer = request.peer_addr()?.ip().to_canonical();
-    Some(behind(peer, request.headers(), trusted))
+    Some(network(behind(peer, request.headers(), trusted)))
+}
+
+/// An IPv6 address without what its client chooses: one customer has a /64 at least (RFC 6177), and all the addresses in it.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
+/// An address as proxies write it: with its port or without, an IPv6 one in brackets or bare.
+pub(crate) fn hop(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
+    let with_port = || text.parse().ok().map(|address: SocketAddr| address.ip());
+    let address = text.parse().ok().or_else(with_port).or_else(bracketed)?;
+    Some(address.to_canonical())
 }
 
 fn behind(peer: IpAddr, headers: &HeaderMap, trusted: &[Net]) -> IpAddr {
@@ -28,12 +46,12 @@ fn behind(peer: IpAddr, headers: &HeaderMap, trusted: &[Net]) -> IpAddr {
         .flat_map(|value| value.split(','))
         .collect();
     let mut nearest = peer;
-    for hop in forwarded.into_iter().rev() {
-        let Ok(address) = hop.trim().parse::<IpAddr>() else {
+    for text in forwarded.into_iter().rev() {
+        let Some(address) = hop(text) else {
             // What is no address was not written by a proxy of ours.
             break;
         };
-        nearest = address.to_canonical();
+        nearest = address;
         if !is_trusted(nearest) {
             break;
         }
@@ -107,7 +125,10 @@ impl Drop for AddressPermit {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::{HeaderName, HeaderValue};
+    use actix_web::{
+        http::header::{HeaderName, HeaderValue},
+        test::TestRequest,
+    };
 
     use super::*;
 
@@ -129,6 +150,13 @@ mod tests {
             ("10.0.0.1", &["10.0.0.9, 10.0.0.8"], "10.0.0.9"),
             ("::1", &["2001:db8::5"], "2001:db8::5"),
             ("10.0.0.1", &["::ffff:1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6, 1.2.3.4:51234"], "1.2.3.4"),
+            ("10.0.0.1", &["1.2.3.4:51234, 10.0.0.7:80"], "1.2.3.4"),
+            ("10.0.0.1", &["[2001:db8::5]"], "2001:db8::5"),
+            ("10.0.0.1", &["[2001:db8::5]:51234"], "2001:db8::5"),
+            ("10.0.0.1", &["[::ffff:1.2.3.4]:51234"], "1.2.3.4"),
+            ("10.0.0.1", &["1.2.3.4, 6.6.6.6:99999"], "10.0.0.1"),
+            ("10.0.0.1", &["1.2.3.4, [6.6.6.6]"], "10.0.0.1"),
         ];
         for (peer, forwarded, client) in rows {
             let mut headers = HeaderMap::new();
@@ -138,6 +166,24 @@ mod tests {
             }
             assert_eq!(behind(ip(peer), &headers, &trusted), ip(client), "{peer} {forwarded:?}");
         }
+    }
+
+    #[test]
+    fn all_addresses_of_one_ipv6_network_are_one_client() {
+        let of = |peer: &str, forwarded: &str| {
+            let peer = SocketAddr::new(ip(peer), 1);
+            let request = TestRequest::default().peer_addr(peer);
+            let request = request.insert_header(("X-Forwarded-For", forwarded)).to_http_request();
+            address(&request, &["10.0.0.0/8".parse().unwrap()])
+        };
+        let one = Some(ip("2001:db8:0:1::"));
+        assert_eq!(of("2001:db8:0:1::5", ""), one);
+        assert_eq!(of("2001:db8:0:1:ffff:ffff:ffff:ffff", ""), one);
+        assert_eq!(of("10.0.0.1", "2001:db8:0:1::6"), one);
+        assert_eq!(of("10.0.0.1", "[2001:db8:0:1:7::]:443"), one);
+        assert_eq!(of("2001:db8:0:2::5", ""), Some(ip("2001:db8:0:2::")));
+        assert_eq!(of("::ffff:1.2.3.4", ""), Some(ip("1.2.3.4")));
+        assert_eq!(of("10.0.0.1", "1.2.3.4:443"), Some(ip("1.2.3.4")));
     }
 
     #[test]

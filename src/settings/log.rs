@@ -192,14 +192,14 @@ section! {
         /// 그런 질의를 한꺼번에 일으킬 수 있는 수.
         lookups_burst: u32 = 60, 1..=1_000_000;
         // Behind a proxy that is not trusted every client has the proxy's address, so neither is limited by default.
-        /// WebSockets a minute from one client address (behind auth.trusted_proxies too); 0 is no limit.
-        /// 클라이언트 주소 하나가 분당 열 수 있는 WebSocket 수(auth.trusted_proxies 뒤에서도). 0이면 제한하지 않는다.
+        /// WebSockets a minute from one address (IPv6: one /64), also behind auth.trusted_proxies; 0 is no limit.
+        /// 주소 하나(IPv6는 /64 하나)가 분당 열 수 있는 WebSocket 수(auth.trusted_proxies 뒤에서도). 0이면 제한하지 않는다.
         address_per_minute: u32 = 0, 0..=1_000_000;
         /// WebSockets from one client address that may come at once.
         /// 클라이언트 주소 하나가 한꺼번에 열 수 있는 WebSocket 수.
         address_burst: u32 = 100, 1..=1_000_000;
-        /// Sessions open at once from one client address; 0 is no limit.
-        /// 클라이언트 주소 하나가 동시에 여는 최대 세션 수. 0이면 제한하지 않는다.
+        /// Sessions open at once from one client address (IPv6: one /64); 0 is no limit.
+        /// 클라이언트 주소 하나(IPv6는 /64 하나)가 동시에 여는 최대 세션 수. 0이면 제한하지 않는다.
         sessions_per_address: usize = 0, 0..=1_000_000;
         /// Senders, rooms, presenters and addresses that are remembered, each; the one unseen for longest goes first.
         /// 기억하는 사용자, 방, 방송자, 주소의 수(각각). 가장 오래 보지 못한 것부터 잊는다.
