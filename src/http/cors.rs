@@ -1,7 +1,7 @@
 //! CORS: `*` on legacy routes, as the old server had it; `cors.origins` on v1; nothing on operations.
 //!
 //! A preflight on a legacy route gets what it asked for, except the headers that a gateway sets: a page must never be told
-//! that it may send those.
+//! that it may send those. Which headers of an answer a page may read v1 says, too; the old server did not.
 //!
 //! A path counts as the router reads it: `/%6detrics` is `/metrics` there, and must not be a legacy path here.
 
@@ -16,6 +16,10 @@ use actix_web::{
 
 use super::state::State;
 use crate::auth::Gateway;
+
+/// What pages read of answers besides what any may: when to try again, and a file's name.
+static READABLE: HeaderValue =
+    HeaderValue::from_static("Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Content-Disposition");
 
 /// What a path's CORS follows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,6 +80,9 @@ impl Asked {
         }
         if let Some(allowed) = self.allowed {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+            if self.rule == Rule::V1 {
+                headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, READABLE.clone());
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::support::{
     app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms, token_of},
+    eventually,
     http::Response,
     room_server::RoomServer,
 };
@@ -272,6 +273,58 @@ async fn cors_on_v1_follows_the_setting() {
             .header("access-control-allow-origin"),
         Some("https://chat.example")
     );
+}
+
+#[actix_web::test]
+async fn a_page_of_cors_origins_may_read_when_to_try_again() {
+    let app = spawn_app(|settings| {
+        settings.cors.origins = vec!["https://chat.example".into()];
+        settings.limits.sender_per_second = 1;
+        settings.limits.sender_burst = 1;
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let token = app.token(7);
+    let too_often = async |path: &str, origin: &str, body: &str| {
+        eventually("one too many", async || {
+            let headers = [("Origin", origin), ("token", &token)];
+            let answer = app.client().await.post_json(path, &headers, body).await;
+            (answer.status == 429).then_some(answer)
+        })
+        .await
+    };
+    let v1 = ("/v1/rooms/12/messages", r#"{"text":"hi"}"#);
+    let legacy = (
+        "/send/message",
+        r#"{"presenterIdx":12,"userType":"viewer","textMessage":"hi"}"#,
+    );
+    let answer = too_often(v1.0, "https://chat.example", v1.1).await;
+    let readable = answer.header("access-control-expose-headers").unwrap();
+    let readable: Vec<_> = readable.split(", ").collect();
+    let standard = [
+        "date",
+        "connection",
+        "content-type",
+        "content-length",
+        "content-language",
+    ];
+    for (name, _) in &answer.headers {
+        let told = readable.iter().any(|one| one.eq_ignore_ascii_case(name));
+        let of_cors = name.starts_with("access-control-") || name == "vary";
+        assert!(
+            told || of_cors || standard.contains(&name.as_str()),
+            "{name} is in {answer:?}"
+        );
+    }
+    assert!(readable.contains(&"Content-Disposition"), "{readable:?}");
+    for (path, origin, body) in [
+        (v1.0, "https://evil.example", v1.1),
+        (legacy.0, "https://chat.example", legacy.1),
+    ] {
+        let answer = too_often(path, origin, body).await;
+        assert_eq!(answer.header("access-control-expose-headers"), None, "{path} {origin}");
+    }
 }
 
 #[actix_web::test]
