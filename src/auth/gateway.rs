@@ -75,6 +75,11 @@ impl Gateway {
         if known && told { Ok(()) } else { Err(Untrusted) }
     }
 
+    /// Whether a peer must tell it (`auth.gateway_secret`).
+    pub fn has_secret(&self) -> bool {
+        self.settings.secret.is_some()
+    }
+
     /// The header that names a caller's role, where there is one (`auth.gateway_role_header`).
     pub fn role_header(&self) -> Option<&str> {
         self.settings.role_header.as_deref()

@@ -85,7 +85,8 @@ fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResp
     get, path = "/token", tag = "legacy",
     responses(
         (status = 200, description = "The user's number", body = i64, content_type = "application/json"),
-        (status = 400, description = "No token, or a bad one", body = LegacyProblem)
+        (status = 400, description = "No token, or a bad one", body = LegacyProblem),
+        (status = 503, description = "The keys to judge it by are not there; Retry-After tells when to ask again", body = LegacyProblem)
     )
 )]
 pub(super) async fn who(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
@@ -151,6 +152,7 @@ fn from_api(error: &ApiError) -> LegacyError {
         (status = 202, description = "Refused: the presenter's own message while no session is there", body = LegacyProblem),
         (status = 400, description = "Refused; the message says why", body = LegacyProblem),
         (status = 403, description = "This peer may not set x-forward headers", body = LegacyProblem),
+        (status = 408, description = "The body took too long; the connection ends", body = LegacyProblem),
         (status = 409, description = "A request with this Idempotency-Key is still running", body = LegacyProblem),
         (status = 413, description = "The body is too large", body = LegacyProblem),
         (status = 415, description = "The media type is not supported", body = LegacyProblem),
@@ -239,6 +241,7 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
     responses(
         (status = 101, description = "A WebSocket"),
         (status = 400, description = "No WebSocket", body = str, content_type = "text/plain"),
+        (status = 426, description = "Another version than 13; no body"),
         (status = 429, description = "Too often; Retry-After tells when", body = LegacyProblem),
         (status = 503, description = "Not now; Retry-After tells when", body = LegacyProblem)
     )

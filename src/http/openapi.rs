@@ -120,6 +120,15 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
     let header = ApiKey::Header(ApiKeyValue::new("token"));
     components.add_security_scheme("token", SecurityScheme::ApiKey(header));
+    if let Some(gateway) = &state.gateway {
+        let told = "The user's number. Set by the gateway, with x-forward-email and x-forward-nickname";
+        let header = ApiKey::Header(ApiKeyValue::with_description("x-forward-userIdx", told));
+        components.add_security_scheme("forwarded", SecurityScheme::ApiKey(header));
+        if gateway.has_secret() {
+            let header = ApiKey::Header(ApiKeyValue::with_description("x-gateway-secret", "Set by the gateway"));
+            components.add_security_scheme("gateway_secret", SecurityScheme::ApiKey(header));
+        }
+    }
     for (path, item) in &mut document.paths.paths {
         for method in [HttpMethod::Get, HttpMethod::Post, HttpMethod::Patch, HttpMethod::Delete] {
             let operation: &mut Option<Operation> = match method {
@@ -132,12 +141,7 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
                 continue;
             };
             bound(operation, state);
-            if needs_token(path) {
-                operation.security = Some(vec![
-                    SecurityRequirement::new("bearer", [""; 0]),
-                    SecurityRequirement::new("token", [""; 0]),
-                ]);
-            }
+            operation.security = security(path, state);
         }
     }
     document
@@ -161,12 +165,20 @@ fn bound(operation: &mut Operation, state: &State) {
     }
 }
 
-fn needs_token(path: &str) -> bool {
-    path.starts_with("/v1/")
-        || path == "/send/message"
-        || path == "/token"
-        || path == "/room/live/start"
-        || path == "/room/live/stop"
+/// By what a route knows who asks: one of these; `None` for those that do not want to know.
+fn security(path: &str, state: &State) -> Option<Vec<SecurityRequirement>> {
+    let by = |scheme: &str| SecurityRequirement::new(scheme, [""; 0]);
+    match path {
+        // A presenter, and who starts a room here, has a token in either mode.
+        "/v1/presenter" | "/room/live/start" | "/room/live/stop" => Some(vec![by("bearer"), by("token")]),
+        "/token" => Some(vec![by("token")]),
+        _ if path.starts_with("/v1/") || path == "/send/message" => Some(match &state.gateway {
+            None => vec![by("bearer"), by("token")],
+            Some(gateway) if gateway.has_secret() => vec![by("forwarded").add("gateway_secret", [""; 0])],
+            Some(_) => vec![by("forwarded")],
+        }),
+        _ => None,
+    }
 }
 
 /// A refusal (RFC 9457).

@@ -1,6 +1,7 @@
 //! `/openapi.json` and `/docs`; scripts/openapi drives the server by the document.
 
-use serde_json::Value;
+use chatting_server::settings::{AuthMode, Secret};
+use serde_json::{Value, json};
 
 use crate::support::{app::spawn_app, http::get};
 
@@ -66,6 +67,64 @@ async fn the_document_has_every_route_that_these_settings_serve_and_no_other() {
         "operations are elsewhere"
     );
     assert_eq!(get(bare.addr, "/docs/").await.status, 404);
+}
+
+#[actix_web::test]
+async fn the_document_has_the_refusals_that_depend_on_the_clients_pace_the_keys_and_the_version() {
+    let app = spawn_app(|_| {}).await;
+    let document = get(app.addr, "/openapi.json").await.json();
+    for (method, path, status) in [
+        ("post", "/send/message", "408"),
+        ("get", "/token", "503"),
+        ("get", "/chatting", "426"),
+    ] {
+        let answers = &document["paths"][path][method]["responses"];
+        assert!(answers[status].is_object(), "{status} of {path}: {answers}");
+    }
+}
+
+#[actix_web::test]
+async fn the_document_says_how_these_settings_know_who_asks() {
+    let document = async |secret: Option<&str>| {
+        let app = spawn_app(|settings| {
+            let Some(secret) = secret else { return };
+            settings.auth.mode = AuthMode::Gateway;
+            settings.auth.trusted_proxies = vec!["127.0.0.2".into()];
+            settings.auth.gateway_secret = Secret::new(secret);
+        })
+        .await;
+        get(app.addr, "/openapi.json").await.json()
+    };
+    let token = json!([{ "bearer": [] }, { "token": [] }]);
+    let modes = [
+        (None, token.clone()),
+        (Some(""), json!([{ "forwarded": [] }])),
+        (Some("told"), json!([{ "forwarded": [], "gateway_secret": [] }])),
+    ];
+    for (secret, known_by) in modes {
+        let document = document(secret).await;
+        let security = |method: &str, path: &str| document["paths"][path][method]["security"].clone();
+        for (method, path) in [
+            ("post", "/v1/rooms/{presenter_idx}/messages"),
+            ("get", "/v1/broadcasts/{id}/replay"),
+            ("post", "/send/message"),
+        ] {
+            assert_eq!(security(method, path), known_by, "{path} {secret:?}");
+        }
+        // Presenters, and the embedded room server, want a token in either mode.
+        assert_eq!(security("get", "/v1/presenter"), token);
+        assert_eq!(security("post", "/room/live/start"), token);
+        assert_eq!(security("get", "/token"), json!([{ "token": [] }]));
+        assert_eq!(security("get", "/readyz"), Value::Null);
+        let schemes = &document["components"]["securitySchemes"];
+        let name = |scheme: &str| schemes[scheme]["name"].clone();
+        let there = |name: &str, there: bool| if there { Value::from(name) } else { Value::Null };
+        assert_eq!(name("forwarded"), there("x-forward-userIdx", secret.is_some()));
+        assert_eq!(
+            name("gateway_secret"),
+            there("x-gateway-secret", secret == Some("told"))
+        );
+    }
 }
 
 #[actix_web::test]
