@@ -324,12 +324,14 @@ impl WriterHandle {
         self.queue.push(SpoolCommand::Fail(failure));
     }
 
-    /// A planned brake, for tests of queues: once the spool's thread has come to it, nothing is committed until what is returned is
-    /// dropped.
+    /// A planned brake, for tests of queues: when this returns the spool's thread has come to it, and nothing is committed until what is
+    /// returned is dropped. Blocks.
     #[doc(hidden)]
     pub fn hold_spool(&self) -> SyncSender<()> {
         let (hold, held) = sync_channel(0);
         self.queue.push(SpoolCommand::Hold(held));
+        // What is appended from now on is taken together.
+        let _ = hold.send(());
         hold
     }
 

@@ -210,7 +210,7 @@ impl Run {
                     Some(SpoolCommand::Fail(SpoolFailure::Now)) => panic!("planned"),
                     Some(SpoolCommand::Fail(SpoolFailure::BehindCommit)) => self.fails_behind_commit = true,
                     Some(SpoolCommand::Fail(SpoolFailure::BeforeTelling)) => self.fails_before_telling = true,
-                    Some(SpoolCommand::Hold(held)) => drop(held.recv()),
+                    Some(SpoolCommand::Hold(held)) => while held.recv().is_ok() {},
                     Some(SpoolCommand::Stop) => return self.stop(),
                     Some(other) => self.other(other),
                     None => {}
