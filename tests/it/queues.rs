@@ -411,6 +411,8 @@ async fn log_readers_bounds_reads_of_history() {
 #[actix_web::test]
 async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlog_max_what_is_kept_in_memory() {
     let (app, _presenters) = two_rooms(|settings| {
+        // Nothing that is kept of rooms now and then comes between them and parts them.
+        settings.room.sweep_ms = 60_000;
         settings.log.commit_max = 4;
         settings.log.batch_max = 2;
         settings.log.backlog_max = 3;
