@@ -1,6 +1,6 @@
 //! `import`: NDJSON exports into an empty log.
 //!
-//! The files are read whole before anything is written. The spool remembers which files an import is of until it has ended, so
+//! The files are read whole before anything is written, and what is read while it is written must be the same. The spool remembers which files an import is of until it has ended, so
 //! one that was interrupted, however, is run again with the same files and writes what is missing; what is there already is
 //! not written twice.
 
@@ -25,7 +25,7 @@ use super::{
     spool::{counted, refused},
 };
 use crate::{
-    export::import::{Contents, ImportError, Item, Lines, check},
+    export::import::{Contents, ImportError, Item, Lines, Tally, check},
     settings::{LogBackend, Settings},
     startup::{self, StartError},
     store::{Archive, Logged, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, StoredBroadcast},
@@ -61,7 +61,7 @@ pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
 impl From<ImportError> for Failure {
     fn from(error: ImportError) -> Self {
         let code = match error {
-            ImportError::File { .. } => 69,
+            ImportError::File { .. } | ImportError::Once { .. } => 69,
             ImportError::Line { .. } => 1,
         };
         Self {
@@ -108,11 +108,14 @@ async fn import(
         refused: 0,
         stop: stop_signal()?.boxed_local(),
     };
+    let mut read = Tally::default();
     for file in &args.files {
         let mut lines = Lines::open(file, system_ms())?;
         while let Some(item) = lines.next()? {
+            read.item(&item);
             writing.item(item).await?;
         }
+        read.file(lines);
     }
     writing.flush().await?;
     let refused = writing.refused;
@@ -122,6 +125,13 @@ async fn import(
             "{} were refused, the others are in the log; the import has not ended",
             counted(refused, "event")
         )));
+    }
+    if read.contents() != *contents {
+        return Err(Failure::from(
+            "the files changed while they were imported, so the log holds something else than was checked, and the import has \
+             not ended: begin again with an empty log (another log.path, another database)"
+                .to_owned(),
+        ));
     }
     spool.end_import()?;
     print(&format!(

@@ -79,7 +79,7 @@ enum Command {
     Export(export::ExportArgs),
     /// Read NDJSON exports into an empty log; the server must be stopped.
     ///
-    /// Reads all of the files before it writes anything. One that was interrupted is run again with the same files to go on.
+    /// Reads all of the files before it writes anything, so they must be regular ones, no pipes. One that was interrupted is run again with the same files to go on.
     /// Rooms go on behind the last number that was imported. Give all files at once: the log is not empty afterwards.
     ///
     /// Exit codes: 0 imported, 1 the log is not empty or a file is bad, 64 bad settings, 69 a file, the spool or the store is not

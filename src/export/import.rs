@@ -1,8 +1,9 @@
 //! Reads NDJSON exports back: into a log that is empty.
 //!
 //! The files are read twice. [`check`] reads all of them before anything is written, so that a bad file changes nothing, and
-//! returns what the import is known by. [`Lines`] then gives their contents to whoever writes them. What was deleted comes back
-//! as deleted, whether or not the act that did it is in the files; keys of idempotency are not in them.
+//! returns what the import is known by. [`Lines`] then gives their contents to whoever writes them, and a [`Tally`] of them tells
+//! whether that is what was checked. What can be read once only, as a pipe, is refused. What was deleted comes back as deleted,
+//! whether or not the act that did it is in the files; keys of idempotency are not in them.
 
 use std::{
     collections::BTreeMap,
@@ -46,6 +47,15 @@ pub enum ImportError {
         /// Why not.
         error: std::io::Error,
     },
+    /// It cannot be read twice.
+    #[error(
+        "{path} is not a regular file, and what is imported is read twice: write it to a file first",
+        path = path.display()
+    )]
+    Once {
+        /// What is no regular file.
+        path: PathBuf,
+    },
     /// A line is not what an export writes.
     #[error("{path}, line {line}: {why}", path = path.display())]
     Line {
@@ -85,27 +95,55 @@ pub struct Contents {
 /// Reads files to their ends and says what they hold; `now_ms` is the present. Nothing is kept in memory but one line.
 ///
 /// # Errors
-/// The first line, if there is one, that no export writes; a file that was cut off.
+/// The first line, if there is one, that no export writes; a file that was cut off, or that cannot be read twice.
 pub fn check(paths: &[PathBuf], now_ms: i64) -> Result<Contents, ImportError> {
-    let mut contents = Contents::default();
-    let mut digest = Sha256::new();
+    let mut tally = Tally::default();
     for path in paths {
         let mut lines = Lines::open(path, now_ms)?;
         while let Some(item) = lines.next()? {
-            match item {
-                Item::Broadcast(_) => contents.broadcasts += 1,
-                Item::Event(logged) => {
-                    contents.events += 1;
-                    contents.newest_ms = contents.newest_ms.max(logged.event.sent_at_ms);
-                    let last = contents.rooms.entry(logged.event.presenter_idx).or_default();
-                    *last = (*last).max(logged.event.seq);
-                }
+            tally.item(&item);
+        }
+        tally.file(lines);
+    }
+    Ok(tally.contents())
+}
+
+/// What was read of files so far.
+#[derive(Default)]
+pub struct Tally {
+    contents: Contents,
+    digest: Sha256,
+}
+
+impl Tally {
+    /// This was read.
+    pub fn item(&mut self, item: &Item) {
+        let contents = &mut self.contents;
+        match item {
+            Item::Broadcast(_) => contents.broadcasts += 1,
+            Item::Event(logged) => {
+                contents.events += 1;
+                contents.newest_ms = contents.newest_ms.max(logged.event.sent_at_ms);
+                let last = contents.rooms.entry(logged.event.presenter_idx).or_default();
+                *last = (*last).max(logged.event.seq);
             }
         }
-        digest.update(lines.digest.finalize());
     }
-    contents.digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(contents)
+
+    /// A file was read to its end.
+    pub fn file(&mut self, lines: Lines) {
+        self.digest.update(lines.digest.finalize());
+    }
+
+    /// All of it was read.
+    #[must_use]
+    pub fn contents(self) -> Contents {
+        let digest = self.digest.finalize();
+        Contents {
+            digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            ..self.contents
+        }
+    }
 }
 
 /// A broadcast whose events are being read.
@@ -132,12 +170,17 @@ impl Lines {
     /// Opens a file.
     ///
     /// # Errors
-    /// It cannot be opened.
+    /// It cannot be opened, or is no regular file.
     pub fn open(path: &Path, now_ms: i64) -> Result<Self, ImportError> {
-        let file = File::open(path).map_err(|error| ImportError::File {
+        let failed = |error| ImportError::File {
             path: path.to_owned(),
             error,
-        })?;
+        };
+        // Before it is opened: a pipe that nobody writes to would not even be.
+        if !std::fs::metadata(path).map_err(failed)?.is_file() {
+            return Err(ImportError::Once { path: path.to_owned() });
+        }
+        let file = File::open(path).map_err(failed)?;
         Ok(Self {
             path: path.to_owned(),
             reader: BufReader::new(file),

@@ -364,6 +364,68 @@ async fn an_import_that_was_interrupted_is_run_again_and_loses_and_doubles_nothi
 }
 
 #[actix_web::test]
+async fn what_can_be_read_once_only_is_refused_before_anything_is_opened() {
+    let site = Site::new(false);
+    let file = long_file(&site, 10);
+    let pipe = site.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut command = site.command(&["import", "/dev/stdin"]);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let from_pipe = command.spawn().unwrap().wait_with_output().unwrap();
+    let error = String::from_utf8(from_pipe.stderr).unwrap();
+    assert_eq!(from_pipe.status.code(), Some(69), "{error}");
+    assert!(error.contains("/dev/stdin is not a regular file"), "{error}");
+    for path in [&pipe, site.dir.path()] {
+        let (code, out, error) = site.run(&["import", path.to_str().unwrap()]);
+        assert_eq!((code, out.as_str()), (69, ""), "{error}");
+        assert!(error.contains("is read twice: write it to a file first"), "{error}");
+    }
+    assert!(!site.path("chat.db").exists());
+    // A redirected file can be read from its beginning again.
+    let mut command = site.command(&["import", "/dev/stdin"]);
+    let redirected = command.stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
+    assert_eq!(redirected.status.code(), Some(0), "{redirected:?}");
+    assert_eq!(site.export(&[]).lines().count(), 12);
+}
+
+#[actix_web::test]
+async fn an_import_whose_file_changed_between_its_two_readings_has_not_ended() {
+    let site = Site::new(false);
+    let file = long_file(&site, 20_000);
+    let args = ["import", "long.ndjson", "--set", "log.batch_max=1"];
+    let import = Process::start(&site.dir, &mut site.command(&args));
+    import.line(" of 20000 events").await;
+    import.signal("STOP");
+    // One that is still an export, but for a letter near its end, which was not read yet.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let at = text.rfind("\"text\":\"x\"").unwrap() + 8;
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::OpenOptions::new().write(true).open(&file).unwrap(),
+        b"y",
+        at as u64,
+    )
+    .unwrap();
+    import.signal("CONT");
+    let status = import.exited().await;
+    assert_eq!(status.code(), Some(1), "{}", import.output());
+    let output = import.output();
+    assert!(
+        output.contains("the files changed while they were imported"),
+        "{output}"
+    );
+    assert!(!output.contains("imported: "), "{output}");
+    let (code, _, error) = site.import(&file);
+    assert_eq!(code, 1, "{error}");
+    assert!(
+        error.contains("an import of other files has begun and not ended"),
+        "{error}"
+    );
+}
+
+#[actix_web::test]
 async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
     let from = Site::new(false);
     from.with_log(fill).await;
