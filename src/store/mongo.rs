@@ -11,7 +11,7 @@ mod figures;
 mod keeping;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -28,11 +28,12 @@ use mongodb::{
     Client, Collection, Database, IndexModel,
     action::Find,
     bson::{Bson, Document, RawDocumentBuf, doc},
-    error::Error,
+    error::{Error, ErrorKind},
     options::{
         Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, WriteConcern,
     },
 };
+use tokio::runtime::Handle;
 
 use self::{
     acts::Progress,
@@ -76,14 +77,14 @@ pub struct MongoSettings {
     pub write_timeout: Duration,
 }
 
-/// See the module's text.
+/// See the module's text. Clones share one client.
 #[derive(Clone)]
 pub struct MongoStore {
-    database: Database,
-    log: Collection<RawDocumentBuf>,
-    write_timeout: Duration,
-    /// Of the acts in the batch under way.
-    progress: Arc<Mutex<Progress>>,
+    settings: MongoSettings,
+    /// Empty until the URI's names are known (`mongodb+srv://`).
+    mongo: Arc<OnceLock<Mongo>>,
+    /// Where the client is made: its own tasks run there, and it is of no use any more when that runtime has ended.
+    runtime: Handle,
 }
 
 impl MongoStore {
@@ -95,26 +96,74 @@ impl MongoStore {
         readable.then_some(()).ok_or_else(|| StoreError(UNREADABLE_URI.into()))
     }
 
-    /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI.
+    /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI. That name servers
+    /// do not know its hosts now is none (rule 3): they are asked again whenever the store is.
     pub async fn new(settings: &MongoSettings) -> Result<Self, StoreError> {
-        let database = Client::with_options(client_options(settings).await?)
-            .map_err(failed)?
-            .database(&settings.database);
-        Ok(Self {
-            log: database.collection("chatting_log"),
-            database,
-            write_timeout: settings.write_timeout,
-            progress: Arc::default(),
-        })
+        Self::check_uri(&settings.uri)?;
+        let this = Self::later(settings.clone());
+        match this.look_up().await {
+            Err(error) if !of_names(&error) => Err(failed(error)),
+            _ => Ok(this),
+        }
+    }
+
+    /// The same for a URI that was checked, without asking name servers before the store is asked for something. Its client will
+    /// be made in the runtime that this is called in.
+    pub fn later(settings: MongoSettings) -> Self {
+        Self {
+            settings,
+            mongo: Arc::default(),
+            runtime: Handle::current(),
+        }
     }
 
     /// The database, for what else is kept there.
-    pub fn database(&self) -> &Database {
-        &self.database
+    pub async fn database(&self) -> Result<&Database, StoreError> {
+        Ok(&self.reach().await?.database)
     }
 
     /// The newest event, by the index of `_id`, and how many documents MongoDB counts without looking at them.
     pub async fn found(&self) -> Result<FoundStore, StoreError> {
+        self.reach().await?.found().await
+    }
+
+    async fn reach(&self) -> Result<&Mongo, StoreError> {
+        match self.mongo.get() {
+            Some(mongo) => Ok(mongo),
+            None => self.look_up().await.map_err(failed),
+        }
+    }
+
+    /// Who comes meanwhile asks too, rather than wait for it and then ask: one client is kept.
+    async fn look_up(&self) -> Result<&Mongo, Error> {
+        let settings = self.settings.clone();
+        let made = self.runtime.spawn(async move { Mongo::new(&settings).await });
+        let made = made.await.map_err(|error| Error::custom(error.to_string()))??;
+        Ok(self.mongo.get_or_init(|| made))
+    }
+}
+
+/// A client and what it is asked for.
+struct Mongo {
+    database: Database,
+    log: Collection<RawDocumentBuf>,
+    write_timeout: Duration,
+    /// Of the acts in the batch under way.
+    progress: Mutex<Progress>,
+}
+
+impl Mongo {
+    async fn new(settings: &MongoSettings) -> Result<Self, Error> {
+        let database = Client::with_options(client_options(settings).await?)?.database(&settings.database);
+        Ok(Self {
+            log: database.collection("chatting_log"),
+            database,
+            write_timeout: settings.write_timeout,
+            progress: Mutex::default(),
+        })
+    }
+
+    async fn found(&self) -> Result<FoundStore, StoreError> {
         // Ours have UUIDs; the old server's documents have ObjectIds, which an index keeps elsewhere.
         let newest = self
             .log
@@ -284,9 +333,17 @@ impl MongoStore {
 
 /// The URI's options, but for what the log's promises rest on. A row leaves the spool when a majority has it, and is read in the
 /// store from then on: a secondary may not have it yet, the primary does, whatever it is asked for as `local`.
-async fn client_options(settings: &MongoSettings) -> Result<ClientOptions, StoreError> {
-    MongoStore::check_uri(&settings.uri)?;
-    let mut options = ClientOptions::parse(&settings.uri).await.map_err(failed)?;
+async fn client_options(settings: &MongoSettings) -> Result<ClientOptions, Error> {
+    // Name servers that are silent have no more time than a server that is.
+    let patience = settings.connect_timeout;
+    let mut options = match tokio::time::timeout(patience, ClientOptions::parse(&settings.uri)).await {
+        Ok(parsed) => parsed?,
+        Err(_) => {
+            return Err(Error::custom(format!(
+                "name servers gave no answer within {patience:?}"
+            )));
+        }
+    };
     options.app_name.get_or_insert_with(|| "chatting-server".into());
     options.connect_timeout = Some(settings.connect_timeout);
     options.server_selection_timeout = Some(settings.connect_timeout);
@@ -318,15 +375,15 @@ pub(crate) fn insert_command(collection: &str, events: &[Arc<Event>]) -> RawDocu
 
 impl LogStore for MongoStore {
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.prepare().boxed()
+        async move { self.reach().await?.prepare().await }.boxed()
     }
 
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
-        self.append(batch).boxed()
+        async move { self.reach().await?.append(batch).await }.boxed()
     }
 
     fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>> {
-        self.last_seq(presenter).boxed()
+        async move { self.reach().await?.last_seq(presenter).await }.boxed()
     }
 
     fn read_room(
@@ -335,20 +392,25 @@ impl LogStore for MongoStore {
         after: Seq,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        self.read_room(presenter, after, limit).boxed()
+        async move { self.reach().await?.read_room(presenter, after, limit).await }.boxed()
     }
 
     fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        self.read_range(range).boxed()
+        async move { self.reach().await?.read_range(range).await }.boxed()
     }
 
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
-        self.put_broadcasts(broadcasts).boxed()
+        async move { self.reach().await?.put_broadcasts(broadcasts).await }.boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.is_empty().boxed()
+        async move { self.reach().await?.is_empty().await }.boxed()
     }
+}
+
+/// Whether what a name server said, or that it said nothing, is all that is wrong.
+fn of_names(error: &Error) -> bool {
+    matches!(*error.kind, ErrorKind::DnsResolve { .. } | ErrorKind::Custom(_))
 }
 
 fn failed(error: Error) -> StoreError {

@@ -22,7 +22,7 @@ const FRESH_INTERVALS: u32 = 3;
 /// This server's place in `servers`.
 #[derive(Clone)]
 pub struct ServerBeat {
-    servers: Collection<Document>,
+    store: MongoStore,
     id: String,
     interval: Duration,
     /// It has left. Held while a heartbeat is under way: one that came after it would say that this server lives.
@@ -33,11 +33,15 @@ impl ServerBeat {
     /// The place of the server whose spool has this name; `interval` is `mongodb.heartbeat_seconds`.
     pub fn new(store: &MongoStore, id: &str, interval: Duration) -> Self {
         Self {
-            servers: store.database().collection("servers"),
+            store: store.clone(),
             id: id.to_owned(),
             interval,
             left: Arc::default(),
         }
+    }
+
+    async fn servers(&self) -> Result<Collection<Document>, StoreError> {
+        Ok(self.store.database().await?.collection("servers"))
     }
 
     /// Another server that said lately that it lives, in words for the operator.
@@ -47,7 +51,7 @@ impl ServerBeat {
             "_id": { "$ne": &self.id },
             "$expr": { "$gt": ["$heartbeat", { "$subtract": ["$$NOW", fresh] }] },
         };
-        let found = self.servers.find_one(filter).await.map_err(failed)?;
+        let found = self.servers().await?.find_one(filter).await.map_err(failed)?;
         Ok(found.map(|other| {
             format!(
                 "another server writes to this log: spool {}, process {} on {}; it counts as gone {} s after its last heartbeat",
@@ -70,7 +74,8 @@ impl ServerBeat {
             "$currentDate": { "heartbeat": true },
             "$set": { "pid": i64::from(std::process::id()), "host": host.trim(), "version": env!("CARGO_PKG_VERSION") },
         };
-        self.servers
+        let servers = self.servers().await?;
+        servers
             .update_one(doc! { "_id": &self.id }, set)
             .upsert(true)
             .await
@@ -103,7 +108,9 @@ impl ServerBeat {
     /// Says that this server is gone, so that another may start at once. What keeps beating is to be ended after this, not before.
     pub async fn leave(&self) {
         *self.left.lock().await = true;
-        let _ = self.servers.delete_one(doc! { "_id": &self.id }).await;
+        if let Ok(servers) = self.servers().await {
+            let _ = servers.delete_one(doc! { "_id": &self.id }).await;
+        }
     }
 }
 

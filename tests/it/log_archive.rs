@@ -705,7 +705,7 @@ async fn a_page_behind_thousands_of_deleted_messages_is_found_in_few_steps() {
     events.push(act(&mut clock, 1, &epoch, 3001, all));
     events.push(by(7, event(&mut clock, 1, &epoch, 3002, "x")));
     LogStore::append(&store, batch(&events)).await.unwrap();
-    let database = store.database().clone();
+    let database = store.database().await.unwrap().clone();
     let history = History::new(dir.path().join("chat.db"), Arc::new(store), 4);
     database.run_command(doc! { "profile": 2 }).await.unwrap();
     let mut query = pages(1, Start::After(Seq(0)), 1);

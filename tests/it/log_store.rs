@@ -55,6 +55,29 @@ pub async fn mongo() -> MongoStore {
     MongoStore::new(&settings).await.unwrap()
 }
 
+#[actix_web::test]
+async fn a_mongodb_whose_names_are_known_later_is_used_from_then_on() {
+    let settings = MongoSettings {
+        uri: Mongod::shared().uri(),
+        database: fresh_database_name(),
+        connect_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(30),
+    };
+    let store = MongoStore::later(settings);
+    // Whoever asks first may be gone long before the store is, and the runtime that it asked in.
+    let first = store.clone();
+    let (done, wait) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let prepared = actix_web::rt::System::new().block_on(first.prepare());
+        let _ = done.send(prepared);
+    });
+    wait.await.unwrap().unwrap();
+    let mut clock = EventClock::after(0);
+    let batch = Arc::new(vec![event(&mut clock, 1, "a", 1, "x")]);
+    assert_eq!(store.append(batch).await.unwrap(), []);
+    assert_eq!(store.clone().last_seq(room(1)).await.unwrap(), Seq(1));
+}
+
 pub fn room(n: i64) -> PresenterIdx {
     PresenterIdx::new(n).unwrap()
 }
@@ -205,7 +228,7 @@ async fn the_last_seq_of_a_room_is_over_all_epochs_and_of_no_other_room() {
 #[actix_web::test]
 async fn the_old_servers_documents_stay_untouched_and_count_for_nothing() {
     let store = mongo().await;
-    let collection = store.database().collection::<Document>("chatting_log");
+    let collection = store.database().await.unwrap().collection::<Document>("chatting_log");
     let old = doc! { "_id": 0, "roomIdx": 1, "presenterIdx": 1, "userIdx": 2, "nickname": "n", "sendMessage": "m", "sendTime": "2021-01-01 00:00:00" };
     collection.insert_one(&old).await.unwrap();
     store.prepare().await.unwrap();
@@ -227,7 +250,7 @@ async fn a_document_has_the_fields_that_the_design_names() {
     LogStore::append(&store, batch(std::slice::from_ref(&one)))
         .await
         .unwrap();
-    let collection = store.database().collection::<Document>("chatting_log");
+    let collection = store.database().await.unwrap().collection::<Document>("chatting_log");
     let found = collection.find_one(doc! {}).await.unwrap().unwrap();
     assert!(
         matches!(found.get("_id"), Some(Bson::Binary(id)) if id.bytes == one.id.as_bytes()),

@@ -214,7 +214,7 @@ async fn what_was_refused_when_an_act_began_and_was_taken_before_it_ended_is_mar
     let given = [said[0].clone(), all.clone()];
     cut.after(2).await;
     store.append(batch(&given)).await.unwrap_err();
-    let log = store.database().collection::<Document>("chatting_log");
+    let log = store.database().await.unwrap().collection::<Document>("chatting_log");
     let gone = log.delete_one(doc! { "seq": 1 }).await.unwrap();
     assert_eq!(gone.deleted_count, 1);
     cut.mended().await;

@@ -242,7 +242,7 @@ async fn every_operation_on_the_log_in_mongodb_is_served_by_an_index() {
     };
     let store = MongoStore::new(&settings).await.unwrap();
     chatting_actors::seams::LogStore::prepare(&store).await.unwrap();
-    let database = store.database();
+    let database = store.database().await.unwrap();
     let scans = async || {
         let status = database.run_command(doc! { "serverStatus": 1 }).await.unwrap();
         let executor = status

@@ -303,7 +303,7 @@ async fn rule_05_a_spool_that_knows_no_time_goes_on_behind_the_newest_in_the_sto
         let store: Arc<dyn Archive> = if mongodb {
             let store = mongo().await;
             use_mongodb(&mut settings);
-            settings.mongodb.database = store.database().name().to_owned();
+            settings.mongodb.database = store.database().await.unwrap().name().to_owned();
             Arc::new(store)
         } else {
             let (spool, _) = embedded(&dir.path().join("chat.db"));

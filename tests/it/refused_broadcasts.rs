@@ -34,7 +34,7 @@ async fn has(store: &MongoStore, n: u128) -> bool {
 async fn a_broadcast_that_is_refused_is_told_and_the_others_are_stored() {
     let store = mongo().await;
     store.prepare().await.unwrap();
-    refuse(store.database(), &[13]).await;
+    refuse(store.database().await.unwrap(), &[13]).await;
     // More than one command's worth, one refused in each.
     let room = |n: u128| if n == 7 || n == 900 { 13 } else { 12 };
     let all: Vec<_> = (0..1200).map(|n| broadcast(n, room(n), 1, None)).collect();

@@ -663,6 +663,41 @@ async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_momen
     assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
 }
 
+/// A name that no name server ever knows (RFC 6761, 6.4), where the driver asks for the hosts behind it.
+const UNKNOWN_NAME: [&str; 6] = [
+    "--set",
+    "log.backend=mongodb",
+    "--set",
+    "mongodb.uri=mongodb+srv://chatting.invalid/",
+    "--set",
+    "mongodb.connect_timeout_ms=300",
+];
+
+#[actix_web::test]
+async fn rule_03_a_start_needs_no_name_server_either() {
+    let dir = ScratchDir::new("no-names");
+    let server = Process::start(&dir, &mut serve(&dir, &UNKNOWN_NAME));
+    let addr = server.address(&dir.path().join("port")).await;
+    let ready = crate::support::http::get(addr, "/readyz").await;
+    assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+    // What the commands cannot do without it is not the settings' fault.
+    std::fs::write(dir.path().join("empty.ndjson"), "").unwrap();
+    for command in [
+        &["export", "--room", "12"][..],
+        &["import", "empty.ndjson"],
+        &["erase", "--user", "7"],
+        &["erase", "--user", "7", "--dry-run"],
+    ] {
+        let (code, out, error) = run(&dir, &[command, &UNKNOWN_NAME].concat(), &ENV);
+        assert_eq!(code, 69, "{command:?}: {out}{error}");
+    }
+    // There is nothing to replay, so it is not needed.
+    let (code, _, error) = run(&dir, &[&["spool", "replay"][..], &UNKNOWN_NAME].concat(), &ENV);
+    assert_eq!(code, 0, "{error}");
+}
+
 /// The table in the runbook and the one of `--help` name the same codes.
 #[actix_web::test]
 async fn every_exit_code_is_in_the_help_and_in_the_runbook() {

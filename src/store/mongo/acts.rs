@@ -22,7 +22,7 @@ use mongodb::{
 };
 use uuid::Uuid;
 
-use super::{MongoStore, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
+use super::{Mongo, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
 
 /// Messages that one update looks at. As many as a batch inserts by default (`log.batch_max`), and marking one is less work than
 /// inserting it: a store that takes batches in time takes these.
@@ -58,7 +58,7 @@ struct Stretch<'a> {
     beyond: Seq,
 }
 
-impl MongoStore {
+impl Mongo {
     /// What the acts of a batch cover came before them: in an earlier batch, or in this one, which is written.
     pub(super) async fn apply_acts(&self, batch: &StoreBatch, poison: Vec<Poison>) -> Result<Vec<Poison>, StoreError> {
         let acts = batch

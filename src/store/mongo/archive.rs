@@ -20,7 +20,7 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, MongoStore, SEQ_INDEX,
+    COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, Mongo, MongoStore, SEQ_INDEX,
     document::{broadcast, broadcast_fields, bson_uuid, logged},
     failed, unreadable,
 };
@@ -33,7 +33,7 @@ const BROADCASTS_INDEX: &str = "presenter_id";
 /// Updates in one command.
 const UPDATES_MAX: usize = 500;
 
-impl MongoStore {
+impl Mongo {
     /// Creates the indexes that reading needs.
     pub(super) async fn prepare_archive(&self) -> Result<(), StoreError> {
         let by_user = IndexOptions::builder()
@@ -57,7 +57,7 @@ impl MongoStore {
     }
 
     pub(super) fn records(&self) -> Collection<Document> {
-        self.database().collection(BROADCASTS)
+        self.database.collection(BROADCASTS)
     }
 
     pub(super) async fn epochs(&self, presenter: PresenterIdx) -> Result<Vec<Epoch>, StoreError> {
@@ -264,7 +264,7 @@ impl MongoStore {
     }
 }
 
-impl MongoStore {
+impl Mongo {
     async fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> Result<(), StoreError> {
         // One act deletes many messages, so there are few updates for many marks.
         let mut by_act: HashMap<(i64, i64), Vec<Bson>> = HashMap::new();
@@ -293,15 +293,15 @@ fn is_passing(error: &Error) -> bool {
 
 impl Archive for MongoStore {
     fn epochs(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Vec<Epoch>, StoreError>> {
-        self.epochs(presenter).boxed()
+        async move { self.reach().await?.epochs(presenter).await }.boxed()
     }
 
     fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>> {
-        self.scan(scan).boxed()
+        async move { self.reach().await?.scan(scan).await }.boxed()
     }
 
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {
-        self.find(id).boxed()
+        async move { self.reach().await?.find(id).await }.boxed()
     }
 
     fn broadcasts(
@@ -310,17 +310,17 @@ impl Archive for MongoStore {
         before: Option<Uuid>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
-        self.broadcasts(presenter, before, limit).boxed()
+        async move { self.reach().await?.broadcasts(presenter, before, limit).await }.boxed()
     }
 
     fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>> {
-        self.broadcast(id).boxed()
+        async move { self.reach().await?.broadcast(id).await }.boxed()
     }
 
     fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.correct_broadcast(id, corrected_start_ms).boxed()
+        async move { self.reach().await?.correct_broadcast(id, corrected_start_ms).await }.boxed()
     }
     fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.mark_deleted(marks).boxed()
+        async move { self.reach().await?.mark_deleted(marks).await }.boxed()
     }
 }

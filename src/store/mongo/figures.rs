@@ -17,7 +17,7 @@ use mongodb::{
 };
 use uuid::Uuid;
 
-use super::{MongoStore, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
+use super::{Mongo, MongoStore, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
 use crate::store::figures::{Counted, Figures, FiguresQuery, LONGEST_WAIT_SECONDS, Sender, words};
 
 /// What counts. A span is as wide as numbers had been given; those of a commit that failed were given again, maybe to another
@@ -44,7 +44,7 @@ impl Stretch {
     }
 }
 
-impl MongoStore {
+impl Mongo {
     async fn count(&self, query: FiguresQuery) -> Result<Counted, StoreError> {
         let patience = query.patience;
         match tokio::time::timeout(patience, self.count_all(&query)).await {
@@ -273,6 +273,6 @@ fn limit(top: usize) -> i64 {
 
 impl Figures for MongoStore {
     fn figures(&self, query: FiguresQuery) -> BoxFuture<'_, Result<Counted, StoreError>> {
-        self.count(query).boxed()
+        async move { self.reach().await?.count(query).await }.boxed()
     }
 }

@@ -19,7 +19,7 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    MongoStore,
+    Mongo, MongoStore,
     archive::USER_INDEX,
     document::{broadcast, bson_uuid},
     failed, unreadable,
@@ -29,7 +29,7 @@ use crate::store::keeping::{Expired, Holds, Keeping, Trace, first_id_of};
 /// Who is named in others' events; both indexes have an entry for those only that name somebody.
 const MENTIONS: [&str; 2] = ["act.user_idx", "deleted_by"];
 
-impl MongoStore {
+impl Mongo {
     /// Creates the indexes that these need.
     pub(super) async fn prepare_keeping(&self) -> Result<(), StoreError> {
         for field in MENTIONS {
@@ -263,15 +263,15 @@ fn whole(limit: usize) -> i64 {
 
 impl Keeping for MongoStore {
     fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.hold(id, hold).boxed()
+        async move { self.reach().await?.hold(id, hold).await }.boxed()
     }
 
     fn holds(&self) -> BoxFuture<'_, Result<Holds, StoreError>> {
-        self.held().boxed()
+        async move { self.reach().await?.held().await }.boxed()
     }
 
     fn expire(&self, before_ms: i64, after: Option<Uuid>, limit: usize) -> BoxFuture<'_, Result<Expired, StoreError>> {
-        self.expire(before_ms, after, limit).boxed()
+        async move { self.reach().await?.expire(before_ms, after, limit).await }.boxed()
     }
 
     fn expire_broadcasts(
@@ -280,15 +280,15 @@ impl Keeping for MongoStore {
         after: Option<Uuid>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Expired, StoreError>> {
-        self.expire_broadcasts(before_ms, after, limit).boxed()
+        async move { self.reach().await?.expire_broadcasts(before_ms, after, limit).await }.boxed()
     }
 
     fn traces(&self, user: UserIdx, skip: usize, limit: usize) -> BoxFuture<'_, Result<Vec<Trace>, StoreError>> {
-        self.traces(user, skip, limit).boxed()
+        async move { self.reach().await?.traces(user, skip, limit).await }.boxed()
     }
 
     fn erase<'a>(&'a self, traces: &'a [Trace], now_ms: i64) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.erase(traces, now_ms).boxed()
+        async move { self.reach().await?.erase(traces, now_ms).await }.boxed()
     }
 
     fn mentions(
@@ -297,10 +297,10 @@ impl Keeping for MongoStore {
         after: Option<Uuid>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Trace>, StoreError>> {
-        self.mentions(user, after, limit).boxed()
+        async move { self.reach().await?.mentions(user, after, limit).await }.boxed()
     }
 
     fn erase_mentions<'a>(&'a self, user: UserIdx, traces: &'a [Trace]) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.erase_mentions(user, traces).boxed()
+        async move { self.reach().await?.erase_mentions(user, traces).await }.boxed()
     }
 }
