@@ -67,6 +67,9 @@ impl Durability {
 /// than in busy loops. `None` while the file cannot be opened.
 pub type SharedConnection = Arc<Turns<Option<Connection>>>;
 
+/// The pragma that says which commits are synced.
+const SYNCHRONOUS: &str = "synchronous";
+
 /// Opens or creates a SQLite file of mode 0600 in WAL mode.
 fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
     create_private(path).map_err(|error| {
@@ -77,7 +80,7 @@ fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection
     log_statements(&mut connection)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", durability.synchronous())?;
+    connection.pragma_update(None, SYNCHRONOUS, durability.synchronous())?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)

@@ -11,7 +11,10 @@ use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
-    super::{Durability, FoundSpool, Left, SharedConnection, SpoolLock, open_file, row, salvage, sqlite, turns::Turns},
+    super::{
+        Durability, FoundSpool, Left, SYNCHRONOUS, SharedConnection, SpoolLock, open_file, row, salvage, sqlite,
+        turns::Turns,
+    },
     FORMAT, SpoolSettings, SqliteSpool, meta, set_meta,
 };
 
@@ -252,8 +255,10 @@ fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Reads where the spool stands and marks it as in use.
+/// Reads where the spool stands and marks it as in use. That mark is synced under any durability: without it a machine that goes down
+/// would leave a spool that seems to have been stopped cleanly, and numbers that were told would be given again in the same epoch.
 fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
+    connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(ACTS_INDEX)?;
     let clean: Option<i64> = meta(&transaction, "clean")?;
@@ -308,6 +313,7 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
         },
     };
     transaction.commit()?;
+    connection.pragma_update(None, SYNCHRONOUS, settings.durability.synchronous())?;
     Ok(start)
 }
 
@@ -338,4 +344,40 @@ pub(super) fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Res
         }
     }
     Ok(rooms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_that_a_spool_is_in_use_is_synced_under_any_durability() {
+        for durability in [Durability::Disk, Durability::Os, Durability::Memory] {
+            let dir = tempfile::tempdir().unwrap();
+            let settings = SpoolSettings {
+                path: dir.path().join("chat.db"),
+                durability,
+                max_bytes: None,
+                embedded: false,
+            };
+            let mut connection = open_connection(&settings).unwrap();
+            // What it is when the mark is written.
+            connection
+                .execute_batch(
+                    "CREATE TEMP TABLE seen(level);
+                     CREATE TEMP TRIGGER marked AFTER INSERT ON main.meta WHEN NEW.key = 'clean' AND NEW.value = 0
+                     BEGIN INSERT INTO seen SELECT synchronous FROM pragma_synchronous; END",
+                )
+                .unwrap();
+            start(&mut connection, &settings, true).unwrap();
+            let seen: i64 = connection
+                .query_row("SELECT level FROM temp.seen", [], |row| row.get(0))
+                .unwrap();
+            let after: i64 = connection
+                .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
+                .unwrap();
+            let wanted = if durability == Durability::Disk { 2 } else { 1 };
+            assert_eq!((seen, after), (2, wanted), "{durability:?}");
+        }
+    }
 }

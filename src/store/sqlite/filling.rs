@@ -9,6 +9,7 @@ use chatting_actors::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, ffi, params};
 
 use super::{
+    super::SYNCHRONOUS,
     SharedConnection,
     row::{self, columns},
 };
@@ -98,8 +99,6 @@ fn unsynced<T>(
         None => Err(StoreError("the file is not open".into())),
     }
 }
-
-const SYNCHRONOUS: &str = "synchronous";
 
 /// A connection whose commits are not synced, until this is dropped. One that cannot be set back is closed: the spool opens it
 /// again, as it does after an error.
