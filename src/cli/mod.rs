@@ -89,7 +89,7 @@ enum Command {
     ///
     /// Of each message only its place, its id and its time stay; who sent it, the name and the text are gone, and it counts as
     /// deleted. What others did keeps no trace of the user either. Messages of broadcasts under legal hold are listed and
-    /// left. With SQLite the file is rewritten at the end, which needs room for a second copy. It may be interrupted: run it
+    /// left. The spool's file is rewritten at the end, which needs room for two more copies. It may be interrupted: run it
     /// again to go on. docs/OPERATIONS.md tells what it does not reach.
     ///
     /// Exit codes: 0 done, 1 something of the user is left or may be (legal hold, damaged spools that were set aside), 64 bad settings,

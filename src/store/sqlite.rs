@@ -9,7 +9,7 @@ mod filling;
 mod keeping;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -167,9 +167,19 @@ fn blocking<T: Send + 'static>(
     .boxed()
 }
 
-/// Rewrites a file from what is in it, so that nothing is left of what was.
+/// Rewrites a file from what is in it, so that nothing is left of what was. The copy that SQLite makes on the way is a file, too, of
+/// mode 0600 and without a name: memory need not hold a whole log. It is made in `SQLITE_TMPDIR`, where that is set, else beside the
+/// file, whose disk must have room anyway.
 pub(super) fn rewrite(connection: &mut Connection) -> rusqlite::Result<()> {
-    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
+    let beside = connection
+        .path()
+        .and_then(|path| Some(Path::new(path).parent()?.to_str()?.to_owned()));
+    if let Some(beside) = beside.filter(|beside| !beside.is_empty() && std::env::var_os("SQLITE_TMPDIR").is_none()) {
+        connection.pragma_update(None, "temp_store_directory", beside)?;
+    }
+    connection.pragma_update(None, "temp_store", "FILE")?;
+    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")?;
+    connection.pragma_update(None, "temp_store", "MEMORY")
 }
 
 fn count(limit: usize) -> i64 {
@@ -442,5 +452,45 @@ impl Archive for SqliteStore {
             }
             transaction.commit()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::store::{Durability, open_file};
+
+    /// Whether this process has a file open that had a name in this directory and has none any more.
+    fn has_unnamed_file(dir: &Path) -> bool {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let mut names = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        names.any(|name| name.starts_with(dir) && name.to_string_lossy().ends_with(" (deleted)"))
+    }
+
+    #[test]
+    fn a_file_is_rewritten_beside_itself_and_not_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut connection = open_file(&dir.path().join("chat.db"), Durability::Disk).unwrap();
+        // More than SQLite keeps of a file in memory.
+        connection
+            .execute_batch(
+                "CREATE TABLE t(x);
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000)
+                 INSERT INTO t SELECT randomblob(1000) FROM n",
+            )
+            .unwrap();
+        let seen = Arc::new(AtomicBool::new(false));
+        let (told, beside) = (Arc::clone(&seen), dir.path().to_owned());
+        let look = move || {
+            told.fetch_or(has_unnamed_file(&beside), Ordering::Relaxed);
+            false
+        };
+        connection.progress_handler(1000, Some(look)).unwrap();
+        rewrite(&mut connection).unwrap();
+        assert!(seen.load(Ordering::Relaxed));
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+        assert!(left.len() <= 3, "{left:?}");
     }
 }

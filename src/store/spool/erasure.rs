@@ -216,7 +216,7 @@ impl SqliteSpool {
         Ok(found)
     }
 
-    /// Rewrites the file, so that nothing is left in it of what was taken out. Needs room on the disk for a second copy.
+    /// Rewrites the file, so that nothing is left in it of what was taken out. Needs room on the disk for two more copies.
     pub fn rewrite(&mut self) -> Result<(), SpoolError> {
         self.with(|_, connection| sqlite::rewrite(connection))
     }
