@@ -88,11 +88,33 @@ pub enum Stopped {
 impl App {
     /// Opens everything and begins to listen. Needs an actix system around it.
     pub async fn build(settings: &Settings) -> Result<Self, StartError> {
-        Self::build_with(settings, Extras::default()).await
+        let mut beat = None;
+        let built = Self::open(settings, Extras::default(), &mut beat).await;
+        if built.is_err() {
+            leave(beat).await;
+        }
+        built
     }
 
-    /// As [`App::build`], with what only `demo` asks for.
-    pub async fn build_with(settings: &Settings, extras: Extras) -> Result<Self, StartError> {
+    /// As [`App::build`], with what only `demo` asks for, and unless `stop` is done first: then there is none.
+    pub async fn build_until(
+        settings: &Settings,
+        extras: Extras,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Self>, StartError> {
+        let mut beat = None;
+        let built = tokio::select! {
+            built = Self::open(settings, extras, &mut beat) => built.map(Some),
+            () = stop => Ok(None),
+        };
+        if !matches!(built, Ok(Some(_))) {
+            leave(beat).await;
+        }
+        built
+    }
+
+    /// `beat`: the place in MongoDB that was taken on the way, to be left when this comes to nothing.
+    async fn open(settings: &Settings, extras: Extras, beat: &mut Option<ServerBeat>) -> Result<Self, StartError> {
         log_panics();
         startup::check(settings)?;
         let metrics = Metrics::default();
@@ -111,12 +133,7 @@ impl App {
         if let Ok(Some(_)) = spool.importing() {
             log::warn!("spool: an import has begun and not ended, so the log lacks some of it; stop, and run it again");
         }
-        let Opened {
-            store,
-            beat,
-            away,
-            newest_ms,
-        } = open_store(settings, &mut spool).await?;
+        let Opened { store, away, newest_ms } = open_store(settings, &mut spool, beat).await?;
         // A spool that is new, or was damaged, does not know the times that were told before it (rule 5).
         info.last_ms = info.last_ms.max(newest_ms);
         let history = History::new(
@@ -392,19 +409,30 @@ async fn open_keys(
     Ok((tokens, Some(actix_web::rt::spawn(fetching))))
 }
 
-/// The store behind the spool, and this server's place in it.
+/// Gives up the place of a server that does not start; no longer than a stop would.
+async fn leave(beat: Option<ServerBeat>) {
+    if let Some(beat) = beat {
+        let _ = tokio::time::timeout(startup::STORE_COURTESY, beat.leave()).await;
+    }
+}
+
+/// The store behind the spool.
 struct Opened {
     store: Arc<dyn Archive>,
-    beat: Option<ServerBeat>,
     /// Why it was not there.
     away: Option<String>,
     /// When its newest event was sent, in milliseconds since 1970; 0 where that cannot be told.
     newest_ms: i64,
 }
 
-/// Opens the store behind the spool. MongoDB need not be there: what is accepted stays in the spool until it is.
-async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Opened, StartError> {
-    let (mut beat, mut away, mut newest_ms) = (None, None, 0);
+/// Opens the store behind the spool, and takes this server's place in it. MongoDB need not be there: what is accepted stays in the
+/// spool until it is.
+async fn open_store(
+    settings: &Settings,
+    spool: &mut SqliteSpool,
+    beat: &mut Option<ServerBeat>,
+) -> Result<Opened, StartError> {
+    let (mut away, mut newest_ms) = (None, 0);
     let store: Arc<dyn Archive> = match settings.log.backend {
         LogBackend::Sqlite => {
             let store = SqliteStore::new(spool.connection());
@@ -420,7 +448,7 @@ async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Open
             let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
             let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
             let place = beat.insert(ServerBeat::new(&store, spool.server(), interval));
-            match place.other().await {
+            match place.take().await {
                 Ok(None) => {
                     newest_ms = tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await);
                 }
@@ -448,12 +476,7 @@ async fn open_store(settings: &Settings, spool: &mut SqliteSpool) -> Result<Open
             }
         }
     }
-    Ok(Opened {
-        store,
-        beat,
-        away,
-        newest_ms,
-    })
+    Ok(Opened { store, away, newest_ms })
 }
 
 /// Says what was found in the store, and returns when its newest event was sent, 0 without one. That it cannot be told stops no

@@ -74,12 +74,10 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
         let extras = Extras {
             demo_page: Some(page(PRESENTER, &presenter, &viewer)),
         };
-        let app = tokio::select! {
-            app = App::build_with(&settings, extras) => app.map_err(unbuilt)?,
-            () = &mut stop => {
-                log::info!("stopped before it had started");
-                return Ok(ExitCode::SUCCESS);
-            }
+        let built = App::build_until(&settings, extras, &mut stop).await;
+        let Some(app) = built.map_err(unbuilt)? else {
+            log::info!("stopped before it had started");
+            return Ok(ExitCode::SUCCESS);
         };
         if let (Some(rooms), Some(room)) = (&app.state().rooms, PresenterIdx::new(PRESENTER)) {
             rooms.start(room)?;

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, SettingsArgs, report};
 use crate::{
-    app::{App, Stopped},
+    app::{App, Extras, Stopped},
     files::off_thread,
     http::state::State,
     settings::Loaded,
@@ -32,12 +32,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
         // First, so that one that comes during the start does not end the process.
         let (hangup, stop) = (signal(SignalKind::hangup())?, stop_signal()?);
         let mut stop = std::pin::pin!(stop);
-        let app = tokio::select! {
-            app = App::build(&settings) => app?,
-            () = &mut stop => {
-                log::info!("stopped before it had started");
-                return Ok(ExitCode::SUCCESS);
-            }
+        let Some(app) = App::build_until(&settings, Extras::default(), &mut stop).await? else {
+            log::info!("stopped before it had started");
+            return Ok(ExitCode::SUCCESS);
         };
         actix_web::rt::spawn(reload_keys(hangup, args.settings.clone(), app.state()));
         report::listening(&app, &settings, args.port_file.as_deref())?;

@@ -1,10 +1,16 @@
 //! Which server writes to this log (rule 7): two servers on one log would number the same rooms twice.
 //!
 //! Each server says in `servers` that it lives, under the name of its spool. A start is refused while another spool's server
-//! has said so lately. Times are the database's own, so clocks of machines need not agree. A database that is not there refuses
+//! has said so lately; of two that start at once at most one goes on. Times are the database's own, so clocks of machines need not agree. A database that is not there refuses
 //! nothing: what is accepted meanwhile is in the spool.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use chatting_actors::seams::StoreError;
 use mongodb::{
@@ -25,6 +31,8 @@ pub struct ServerBeat {
     store: MongoStore,
     id: String,
     interval: Duration,
+    /// It has said that it lives, or is about to.
+    said: Arc<AtomicBool>,
     /// It has left. Held while a heartbeat is under way: one that came after it would say that this server lives.
     left: Arc<Mutex<bool>>,
 }
@@ -36,6 +44,7 @@ impl ServerBeat {
             store: store.clone(),
             id: id.to_owned(),
             interval,
+            said: Arc::default(),
             left: Arc::default(),
         }
     }
@@ -63,6 +72,21 @@ impl ServerBeat {
         }))
     }
 
+    /// Takes the place of the server that writes to this log; returns the other one, in words, that has it. Of two that start at
+    /// once each says that it lives before it looks, so that at most one goes on. To be [left](Self::leave) by a start that does
+    /// not.
+    pub async fn take(&self) -> Result<Option<String>, StoreError> {
+        // First, for the server that runs would take one that is refused for a second one.
+        if let Some(other) = self.other().await? {
+            return Ok(Some(other));
+        }
+        // A start may be broken off.
+        let this = self.clone();
+        let said = tokio::spawn(async move { this.beat().await });
+        said.await.map_err(|error| StoreError(error.to_string()))??;
+        self.other().await
+    }
+
     /// Says that this server lives, unless it has left. Not to be dropped before it is done: it may come to the database all the same.
     pub async fn beat(&self) -> Result<(), StoreError> {
         let left = self.left.lock().await;
@@ -75,6 +99,7 @@ impl ServerBeat {
             "$set": { "pid": i64::from(std::process::id()), "host": host.trim(), "version": env!("CARGO_PKG_VERSION") },
         };
         let servers = self.servers().await?;
+        self.said.store(true, Ordering::Release);
         servers
             .update_one(doc! { "_id": &self.id }, set)
             .upsert(true)
@@ -108,6 +133,9 @@ impl ServerBeat {
     /// Says that this server is gone, so that another may start at once. What keeps beating is to be ended after this, not before.
     pub async fn leave(&self) {
         *self.left.lock().await = true;
+        if !self.said.load(Ordering::Acquire) {
+            return;
+        }
         if let Ok(servers) = self.servers().await {
             let _ = servers.delete_one(doc! { "_id": &self.id }).await;
         }

@@ -7,12 +7,12 @@ use chatting_actors::{
     types::{Epoch, PresenterIdx, Seq},
 };
 use chatting_server::{
-    app::Stopped,
+    app::{App, Extras, Stopped},
     settings::{LogBackend, Secret},
 };
 
 use crate::support::{
-    app::{KEY, post_v1, spawn_app, use_mongodb},
+    app::{KEY, post_v1, settings, spawn_app, use_mongodb},
     eventually,
     http::HttpClient,
     mongod::{Mongod, fresh_database_name},
@@ -75,6 +75,46 @@ async fn rule_06_a_read_misses_nothing_that_moves_from_the_spool_to_the_store_an
             (101..=150).collect::<Vec<_>>()
         );
     }
+}
+
+#[actix_web::test]
+async fn rule_07_of_two_servers_that_start_on_one_log_at_once_at_most_one_goes_on() {
+    let database = fresh_database_name();
+    let with_mongodb = |dir: &Arc<ScratchDir>| {
+        let mut settings = settings(dir);
+        use_mongodb(&mut settings);
+        settings.mongodb.database.clone_from(&database);
+        settings.mongodb.heartbeat_seconds = 600;
+        settings
+    };
+    let (one, two) = (ScratchDir::new("one"), ScratchDir::new("two"));
+    let (first, second) = (with_mongodb(&one), with_mongodb(&two));
+    let started = tokio::join!(App::build(&first), App::build(&second));
+    let apps: Vec<App> = [started.0, started.1].into_iter().flatten().collect();
+    assert!(apps.len() <= 1, "both started");
+    for app in apps {
+        app.run_until(std::future::ready(())).await.unwrap();
+    }
+    // Who was refused, or came to nothing otherwise, is in nobody's way.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut without_port = first.clone();
+    without_port.server.bind = taken.local_addr().unwrap().to_string();
+    assert!(App::build(&without_port).await.is_err());
+    let broken_off = App::build_until(&first, Extras::default(), async {
+        let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+        let servers = client
+            .database(&database)
+            .collection::<mongodb::bson::Document>("servers");
+        eventually("it to say that it lives", async || {
+            servers.find_one(mongodb::bson::doc! {}).await.unwrap()
+        })
+        .await;
+    });
+    if let Some(app) = broken_off.await.unwrap() {
+        app.run_until(std::future::ready(())).await.unwrap();
+    }
+    let app = App::build(&second).await.unwrap();
+    app.run_until(std::future::ready(())).await.unwrap();
 }
 
 #[actix_web::test]
