@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Failure, print, report,
-    serve::{exit_code, stop_signal},
+    serve::{run_app, stop_signal},
 };
 use crate::{
     app::{App, Extras},
@@ -79,14 +79,19 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
             log::info!("stopped before it had started");
             return Ok(ExitCode::SUCCESS);
         };
-        if let (Some(rooms), Some(room)) = (&app.state().rooms, PresenterIdx::new(PRESENTER)) {
-            rooms.start(room)?;
+        let begun = go_live(&app).and_then(|()| report::listening(&app, &settings, args.port_file.as_deref()));
+        if begun.is_ok() {
+            print(&welcome(&app.addr().to_string(), &presenter, &viewer));
         }
-        report::listening(&app, &settings, args.port_file.as_deref())?;
-        print(&welcome(&app.addr().to_string(), &presenter, &viewer));
-        let stopped = app.run_until(stop).await?;
-        Ok(exit_code(stopped))
+        run_app(app, begun, stop).await
     })
+}
+
+fn go_live(app: &App) -> Result<(), Failure> {
+    if let (Some(rooms), Some(room)) = (&app.state().rooms, PresenterIdx::new(PRESENTER)) {
+        rooms.start(room)?;
+    }
+    Ok(())
 }
 
 /// A demo has no settings, so what is in the way is told by its flag.

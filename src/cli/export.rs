@@ -186,7 +186,7 @@ async fn write(
         };
         match output.writer.write_all(&piece.bytes) {
             Err(error) if is_reader_gone(&error) => return Ok(Wrote::ReaderGone),
-            written => written?,
+            written => written.map_err(|error| output.named(&error))?,
         }
         events += piece.events;
         progress.advance(piece.events);
@@ -235,10 +235,27 @@ impl Output {
         }
     }
 
+    /// An error of its own, with what could not be written.
+    fn named(&self, error: &io::Error) -> io::Error {
+        let name = match &self.names {
+            Some((part, _)) => part.display().to_string(),
+            None => "standard output".to_owned(),
+        };
+        io::Error::new(error.kind(), format!("{name}: {error}"))
+    }
+
     fn finish(mut self) -> io::Result<()> {
+        let done = self.get_whole();
+        done.map_err(|error| self.named(&error))?;
+        // Nothing is left to be removed.
+        self.names = None;
+        Ok(())
+    }
+
+    fn get_whole(&mut self) -> io::Result<()> {
         self.writer.flush()?;
-        if let Some((part, path)) = self.names.take() {
-            File::open(&part)?.sync_all()?;
+        if let Some((part, path)) = &self.names {
+            File::open(part)?.sync_all()?;
             fs::rename(part, path)?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use super::Failure;
 use crate::{
     VERSION,
     app::App,
@@ -29,7 +30,7 @@ pub(super) fn begin(settings: &Settings, origins: &BTreeMap<String, Layer>) {
 }
 
 /// Says where the server listens, in the log and in the port file.
-pub(super) fn listening(app: &App, settings: &Settings, port_file: Option<&Path>) -> std::io::Result<()> {
+pub(super) fn listening(app: &App, settings: &Settings, port_file: Option<&Path>) -> Result<(), Failure> {
     log::info!(
         "listening on http://{} (log: {}, rooms: {})",
         app.addr(),
@@ -43,8 +44,11 @@ pub(super) fn listening(app: &App, settings: &Settings, port_file: Option<&Path>
         Some(path) => {
             // Renamed into place, so that whoever waits for the file never reads half of it.
             let beside = path.with_extension("new");
-            std::fs::write(&beside, app.addr().to_string())?;
-            std::fs::rename(&beside, path)
+            let written = std::fs::write(&beside, app.addr().to_string()).and_then(|()| std::fs::rename(&beside, path));
+            written.map_err(|error| Failure {
+                code: 69,
+                text: format!("--port-file {}: {error}", path.display()),
+            })
         }
         None => Ok(()),
     }

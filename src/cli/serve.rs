@@ -1,6 +1,6 @@
 //! `serve`: the server, until a signal stops it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{future::ready, path::PathBuf, process::ExitCode};
 
 use actix_web::web;
 use clap::Args;
@@ -37,9 +37,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
             return Ok(ExitCode::SUCCESS);
         };
         actix_web::rt::spawn(reload_keys(hangup, args.settings.clone(), app.state()));
-        report::listening(&app, &settings, args.port_file.as_deref())?;
-        let stopped = app.run_until(stop).await?;
-        Ok(exit_code(stopped))
+        let begun = report::listening(&app, &settings, args.port_file.as_deref());
+        run_app(app, begun, stop).await
     })
 }
 
@@ -73,6 +72,7 @@ async fn reload_keys(mut hangup: Signal, from: SettingsArgs, state: web::Data<St
         state.metrics.key_reloads.get_or_create(&[("outcome", outcome)]).inc();
     }
 }
+
 /// SIGTERM and SIGINT alike.
 pub(super) fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -85,7 +85,22 @@ pub(super) fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-pub(super) fn exit_code(stopped: Stopped) -> ExitCode {
+/// Serves until `stop` is done. Where what belongs to its beginning failed, the server is stopped in order at once.
+pub(super) async fn run_app(
+    app: App,
+    begun: Result<(), Failure>,
+    stop: impl Future<Output = ()>,
+) -> Result<ExitCode, Failure> {
+    let Err(failure) = begun else {
+        return Ok(exit_code(app.run_until(stop).await?));
+    };
+    if let Err(error) = app.run_until(ready(())).await {
+        log::error!("stopping: {error}");
+    }
+    Err(failure)
+}
+
+fn exit_code(stopped: Stopped) -> ExitCode {
     match stopped {
         Stopped::InOrder => ExitCode::SUCCESS,
         Stopped::AtDeadline => ExitCode::from(75),

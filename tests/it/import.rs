@@ -179,6 +179,28 @@ async fn an_export_whose_reader_has_enough_ends_without_a_word() {
 }
 
 #[actix_web::test]
+async fn an_export_that_finds_no_room_names_where() {
+    let site = Site::new(false);
+    site.import(&long_file(&site, 2000));
+    std::os::unix::fs::symlink("/dev/full", site.path("room.ndjson.part")).unwrap();
+    let (code, _, error) = site.run(&["export", "--room", "12", "--output", "room.ndjson"]);
+    assert_eq!(code, 69, "{error}");
+    assert!(error.contains("room.ndjson.part: No space left on device"), "{error}");
+    assert!(std::fs::symlink_metadata(site.path("room.ndjson.part")).is_err());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let to_stdout = site.command(&["export", "--room", "12"]).stdout(full).output().unwrap();
+    let error = String::from_utf8(to_stdout.stderr).unwrap();
+    assert_eq!(to_stdout.status.code(), Some(69), "{error}");
+    assert!(error.contains("standard output: No space left on device"), "{error}");
+    // The last of it is written at the end, and may have to be given a name that is taken.
+    std::fs::create_dir_all(site.path("taken/by")).unwrap();
+    let (code, _, error) = site.run(&["export", "--room", "12", "--output", "taken"]);
+    assert_eq!(code, 69, "{error}");
+    assert!(error.contains("taken.part: "), "{error}");
+    assert!(!site.path("taken.part").exists());
+}
+
+#[actix_web::test]
 async fn an_export_that_is_interrupted_tells_what_became_of_its_output() {
     let site = Site::new(false);
     site.import(&long_file(&site, 20_000));

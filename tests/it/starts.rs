@@ -525,6 +525,26 @@ async fn a_demo_on_a_taken_port_names_its_own_flag() {
 }
 
 #[actix_web::test]
+async fn a_port_file_that_cannot_be_written_is_named_and_the_spool_is_left_as_by_any_stop() {
+    let dir = ScratchDir::new("port-file");
+    let bind = ["--set", "server.bind=127.0.0.1:0"];
+    let args = [&["serve", "--port-file", "missing/port"][..], &bind].concat();
+    let (code, _, error) = run(&dir, &args, &ENV);
+    assert_eq!(code, 69, "{error}");
+    let named = "chatting-server: --port-file missing/port: ";
+    assert!(error.lines().any(|line| line.starts_with(named)), "{error}");
+    let (code, status, error) = run(&dir, &["spool", "status"], &ENV);
+    assert_eq!(code, 0, "{error}");
+    assert!(
+        status.contains("stopped cleanly") && !status.contains("not stopped"),
+        "{status}"
+    );
+    let (code, out, error) = run(&dir, &["demo", "--port", "0", "--port-file", "missing/port"], &[]);
+    assert_eq!((code, out.as_str()), (69, ""), "{error}");
+    assert!(error.lines().any(|line| line.starts_with(named)), "{error}");
+}
+
+#[actix_web::test]
 async fn a_request_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75() {
     let dir = ScratchDir::new("deadline");
     let more = [
