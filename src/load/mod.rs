@@ -8,6 +8,7 @@ mod presenter;
 mod report;
 mod seen;
 mod sender;
+mod unaccepted;
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,7 +28,7 @@ use tokio::{
 };
 
 pub use self::report::Report;
-use self::seen::Seen;
+use self::{seen::Seen, unaccepted::Unaccepted};
 
 /// What presenters speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -115,6 +116,9 @@ pub(crate) struct Counts {
     pub of_others: u64,
     pub out_of_order: u64,
     pub doubled: u64,
+    /// What the presenter of each room has seen.
+    seen: Vec<Seen>,
+    unaccepted: Unaccepted,
     pub sender_us: Histogram<u64>,
     pub delivery_us: Histogram<u64>,
 }
@@ -171,7 +175,7 @@ impl Stop {
 /// Runs the plan on this thread; gives what came of it, and the presenters, who are still there. An interrupt ends the sending,
 /// and the report is of what was sent. The error says what could not be reached.
 pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Connected), String> {
-    let counts = Counts::shared()?;
+    let counts = Counts::shared(&plan)?;
     let plan = Rc::new(plan);
     let (presenters, stalled) = tokio::select! {
         connected = connect(&plan, &counts) => connected?,
@@ -206,7 +210,7 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
     if let Some(progress) = progress {
         progress.abort();
     }
-    let report = Report::new(&plan, &counts.borrow(), sending, stop.now.get(), trouble);
+    let report = Report::new(&plan, &mut counts.borrow_mut(), sending, stop.now.get(), trouble);
     match &report.trouble {
         Some(error) if report.accepted == 0 => Err(error.clone()),
         _ => Ok((report, presenters)),
@@ -223,12 +227,9 @@ async fn connect(plan: &Plan, counts: &Shared) -> Result<(Connected, Vec<present
     let mut presenters = Vec::new();
     for (room, token) in (plan.first_room..).zip(&plan.presenter_tokens) {
         let socket = connect(room, token, None).await?;
-        presenters.push(actix_web::rt::spawn(presenter::count(
-            socket,
-            plan.speaks,
-            Seen::new(plan.rooms, plan.senders),
-            Rc::clone(counts),
-        )));
+        counts.borrow_mut().seen.push(Seen::new(plan.rooms, plan.senders));
+        let counted = presenter::count(socket, plan.speaks, presenters.len(), Rc::clone(counts));
+        presenters.push(actix_web::rt::spawn(counted));
     }
     let mut stalled = Vec::new();
     for (room, token) in (plan.first_room + plan.rooms..).zip(&plan.stalled.tokens) {
@@ -285,7 +286,6 @@ fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
     if rooms == 0 {
         return Ok(Vec::new());
     }
-    let counts = Counts::shared()?;
     let stop = Rc::new(Stop::default());
     let burden = Rc::new(Plan {
         first_room: plan.first_room + plan.rooms,
@@ -294,6 +294,7 @@ fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
         text_bytes: plan.stalled.text_bytes,
         ..plan.clone()
     });
+    let counts = Counts::shared(&burden)?;
     let send = |n| {
         let (burden, counts, stop) = (Rc::clone(&burden), Rc::clone(&counts), Rc::clone(&stop));
         actix_web::rt::spawn(async move {
@@ -316,11 +317,14 @@ async fn wait_for_the_last(counts: &Shared, interrupts: &mut Interrupts) {
 async fn all_delivered(counts: &Shared) {
     let (mut last, mut since) = (0, Instant::now());
     loop {
-        let (accepted, delivered) = {
-            let counts = counts.borrow();
-            (counts.accepted, counts.delivered - counts.doubled)
+        let (all, delivered) = {
+            let mut counts = counts.borrow_mut();
+            let delivered = counts.delivered - counts.doubled;
+            // The closer look, which may take its time, only where there may be nothing left.
+            let enough = delivered >= counts.accepted;
+            (enough && counts.came_of_accepted() >= counts.accepted, delivered)
         };
-        if delivered >= accepted || since.elapsed() > Duration::from_secs(2) {
+        if all || since.elapsed() > Duration::from_secs(2) {
             return;
         }
         if delivered != last {
@@ -331,7 +335,7 @@ async fn all_delivered(counts: &Shared) {
 }
 
 impl Counts {
-    fn shared() -> Result<Shared, String> {
+    fn shared(plan: &Plan) -> Result<Shared, String> {
         let histogram = || Histogram::new_with_max(MAX_US, 3).map_err(|error| error.to_string());
         Ok(Rc::new(RefCell::new(Self {
             began: Instant::now(),
@@ -347,6 +351,8 @@ impl Counts {
             of_others: 0,
             out_of_order: 0,
             doubled: 0,
+            seen: Vec::new(),
+            unaccepted: Unaccepted::new(plan.rooms, plan.senders),
             sender_us: histogram()?,
             delivery_us: histogram()?,
         })))
@@ -355,6 +361,13 @@ impl Counts {
     /// What was sent and has no answer yet gets none.
     fn unanswered(&mut self) {
         self.failed = self.sent - self.accepted - self.refused;
+        self.unaccepted.unanswered();
+    }
+
+    /// How many of those that were accepted were delivered.
+    fn came_of_accepted(&mut self) -> u64 {
+        let not_accepted = self.unaccepted.came(&self.seen, self.delivered);
+        self.delivered - self.doubled - not_accepted
     }
 
     fn us(&self) -> u64 {

@@ -9,10 +9,7 @@ use tokio::{
 
 use chatting_actors::wire::v1::SUBPROTOCOL;
 
-use super::{
-    MAX_US, Shared, Speaks,
-    seen::{Came, Seen},
-};
+use super::{MAX_US, Shared, Speaks, seen::Came};
 
 /// Connects, starts the session, and waits until it has begun: for the `pong` behind a legacy `start`, for v1's `welcome`.
 pub(super) async fn connect(
@@ -93,8 +90,8 @@ pub(super) async fn connect(
 /// What the original server answers to a `ping`.
 const PONG: &[u8] = b"pong";
 
-/// Counts chat frames until the socket ends. A v1 client acknowledges once what came together.
-pub(super) async fn count(mut socket: Socket, speaks: Speaks, mut seen: Seen, counts: Shared) {
+/// Counts chat frames until the socket ends, those of the `nth` presenter. A v1 client acknowledges once what came together.
+pub(super) async fn count(mut socket: Socket, speaks: Speaks, nth: usize, counts: Shared) {
     loop {
         let (mut newest, mut ping) = (None, None);
         while let Some((opcode, at)) = socket.take() {
@@ -115,10 +112,10 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, mut seen: Seen, co
                 continue;
             };
             counts.delivered += 1;
-            match seen.take(sender, turn) {
-                Came::InOrder => {}
-                Came::Late => counts.out_of_order += 1,
-                Came::Twice => counts.doubled += 1,
+            match counts.seen.get_mut(nth).map(|seen| seen.take(sender, turn)) {
+                Some(Came::InOrder) | None => {}
+                Some(Came::Late) => counts.out_of_order += 1,
+                Some(Came::Twice) => counts.doubled += 1,
             }
             let took = counts.us().saturating_sub(due).min(MAX_US);
             counts.delivery_us.saturating_record(took);

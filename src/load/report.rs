@@ -58,6 +58,10 @@ pub struct Report {
     pub delivered: u64,
     /// Seen by presenters and not of this run: what an earlier one left behind, or what somebody else sends to these rooms.
     pub of_others: u64,
+    /// Seen by presenters although they were not accepted: the answer was lost, or was another one.
+    pub delivered_unaccepted: u64,
+    /// Not accepted, and too many to know of them whether they were seen; each that was may hide one that was lost.
+    pub unfollowed: u64,
     /// Accepted and not seen.
     pub lost: u64,
     /// Seen again.
@@ -81,7 +85,7 @@ pub struct Report {
 impl Report {
     pub(super) fn new(
         plan: &Plan,
-        counts: &Counts,
+        counts: &mut Counts,
         sending: Duration,
         interrupted: bool,
         trouble: Option<String>,
@@ -94,6 +98,7 @@ impl Report {
             sending
         };
         let seconds = sending.as_secs_f64();
+        let came = counts.came_of_accepted();
         Self {
             rooms: plan.rooms,
             senders: plan.senders,
@@ -107,7 +112,9 @@ impl Report {
             failed: counts.failed,
             delivered: counts.delivered,
             of_others: counts.of_others,
-            lost: counts.accepted.saturating_sub(counts.delivered - counts.doubled),
+            delivered_unaccepted: counts.delivered - counts.doubled - came,
+            unfollowed: counts.unaccepted.unfollowed(),
+            lost: counts.accepted.saturating_sub(came),
             doubled: counts.doubled,
             out_of_order: counts.out_of_order,
             accepted_per_second: counts.accepted as f64 / seconds,
@@ -152,6 +159,15 @@ impl Report {
         }
         if self.of_others > 0 {
             notes += &format!("{} more came that this run did not send\n", self.of_others);
+        }
+        if self.delivered_unaccepted > 0 {
+            notes += &format!("{} came that were not accepted\n", self.delivered_unaccepted);
+        }
+        if self.unfollowed > 0 {
+            notes += &format!(
+                "{} more that were not accepted may have come, and hide as many that were lost\n",
+                self.unfollowed
+            );
         }
         if self.interrupted {
             notes += "interrupted\n";

@@ -40,6 +40,12 @@ impl Seen {
         }
     }
 
+    /// Whether the message of a connection's `turn` came.
+    pub fn has(&self, sender: u64, turn: u64) -> bool {
+        let of_sender = self.of_senders.get(&sender);
+        of_sender.is_some_and(|turns| turn < turns.next && !turns.holes.contains(&turn))
+    }
+
     /// A message of a connection's `turn` came.
     pub fn take(&mut self, sender: u64, turn: u64) -> Came {
         let step = self.step;
@@ -74,5 +80,7 @@ mod tests {
         use Came::{InOrder, Late, Twice};
         assert_eq!(came, [InOrder, InOrder, Late, Twice, Twice, InOrder, Late, Twice]);
         assert_eq!(seen.take(1, 8), InOrder, "each connection has an order of its own");
+        assert_eq!([2, 5, 17].map(|turn| seen.has(0, turn)), [true, true, false]);
+        assert!(!seen.has(1, 5) && !seen.has(2, 5));
     }
 }

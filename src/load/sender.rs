@@ -42,13 +42,18 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
         let stamp = {
             let mut counts = counts.borrow_mut();
             counts.sent += 1;
+            counts.unaccepted.sent(n, turn);
             [counts.run, n, turn, due]
         };
         compose(&mut request, &plan, room, token, stamp);
         let answered = match exchange(&mut stream, &request, &mut answer).await {
             Ok(answered) => answered,
             Err(error) => {
-                counts.borrow_mut().failed += 1;
+                {
+                    let mut counts = counts.borrow_mut();
+                    counts.failed += 1;
+                    counts.unaccepted.not_accepted(n);
+                }
                 log::debug!("load: {error}");
                 stream = connect(&plan).await?;
                 continue;
@@ -61,9 +66,11 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
             let took = counts.us().saturating_sub(due).min(MAX_US);
             if status == 201 {
                 counts.accepted += 1;
+                counts.unaccepted.accepted(n);
                 counts.sender_us.saturating_record(took);
             } else {
                 counts.refused += 1;
+                counts.unaccepted.not_accepted(n);
                 let code = code(&answer[answered.body]).unwrap_or_default();
                 *counts.reasons.entry(format!("{status} {code}")).or_default() += 1;
             }

@@ -158,6 +158,80 @@ async fn a_rate_of_few_messages_takes_no_longer_than_it_was_given() {
     assert!(report["seconds"].as_f64().unwrap() < 16.0, "{output}");
 }
 
+/// A server of its own making: it delivers the first message and closes instead of an answer, and answers 201 to the second and drops it.
+async fn deliver_one_and_accept_the_other(listener: tokio::net::TcpListener) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut presenter = None;
+    let mut sent = 0;
+    // Sockets that are waited for, so that they stay open.
+    let mut kept = Vec::new();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut request, mut bytes) = (String::new(), [0; 4096]);
+        loop {
+            let read = stream.read(&mut bytes).await.unwrap();
+            request += std::str::from_utf8(&bytes[..read]).unwrap();
+            let body = request.split_once("\r\n\r\n").map(|(_, body)| body);
+            if read == 0 || body.is_some_and(|body| request.starts_with("GET") || body.ends_with('}')) {
+                break;
+            }
+        }
+        if request.starts_with("GET /rooms/12") {
+            let upgrade = "HTTP/1.1 101 Switching Protocols\r\n\r\n";
+            stream.write_all(upgrade.as_bytes()).await.unwrap();
+            presenter = Some(stream);
+            continue;
+        }
+        sent += 1;
+        if sent == 1 {
+            let body = request.split_once("\r\n\r\n").unwrap().1;
+            let mut frame = vec![0x81, 126];
+            frame.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
+            frame.extend(body.as_bytes());
+            presenter.as_mut().unwrap().write_all(&frame).await.unwrap();
+        } else {
+            let created = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(created.as_bytes()).await.unwrap();
+            kept.push(stream);
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_message_that_came_without_an_answer_hides_none_that_was_lost() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = actix_web::rt::spawn(deliver_one_and_accept_the_other(listener));
+    let dir = ScratchDir::new("load-tool");
+    let args = [
+        "--messages",
+        "2",
+        "--senders",
+        "1",
+        "--speaks",
+        "plain",
+        "--text-bytes",
+        "200",
+    ];
+    let (status, report, output) = ended(&load(&dir, addr, &args)).await;
+    server.abort();
+    assert_eq!(status.code(), Some(1), "{output}");
+    let counted = [
+        "sent",
+        "accepted",
+        "failed",
+        "delivered",
+        "delivered_unaccepted",
+        "lost",
+    ];
+    assert_eq!(
+        counted.map(|name| report[name].as_u64().unwrap()),
+        [2, 1, 1, 1, 1, 1],
+        "{output}"
+    );
+    assert!(output.contains("messages were lost"), "{output}");
+}
+
 #[actix_web::test]
 async fn counts_of_nothing_are_refused_by_name() {
     let dir = ScratchDir::new("load-tool");
