@@ -31,7 +31,7 @@ pub struct LiveRoom {
     pub started_at_ms: i64,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Rooms {
     last_room_idx: i64,
     live: BTreeMap<PresenterIdx, LiveRoom>,
@@ -77,22 +77,24 @@ impl EmbeddedRooms {
         if let Some(room) = rooms.live.get(&presenter) {
             return Ok(*room);
         }
-        rooms.last_room_idx += 1;
+        let mut next = rooms.clone();
+        next.last_room_idx += 1;
         let room = LiveRoom {
-            room_idx: rooms.last_room_idx,
+            room_idx: next.last_room_idx,
             started_at_ms: system_ms(),
         };
-        rooms.live.insert(presenter, room);
-        self.save(&rooms)?;
+        next.live.insert(presenter, room);
+        self.change(&mut rooms, next)?;
         Ok(room)
     }
 
     /// Ends the broadcast; `None` when there was none.
     pub fn stop(&self, presenter: PresenterIdx) -> std::io::Result<Option<LiveRoom>> {
         let mut rooms = self.rooms();
-        let stopped = rooms.live.remove(&presenter);
+        let mut next = rooms.clone();
+        let stopped = next.live.remove(&presenter);
         if stopped.is_some() {
-            self.save(&rooms)?;
+            self.change(&mut rooms, next)?;
         }
         Ok(stopped)
     }
@@ -111,6 +113,13 @@ impl EmbeddedRooms {
             .collect()
     }
 
+    /// What is told is what a restart finds: what cannot be saved does not count, so that it can be tried again.
+    fn change(&self, rooms: &mut Rooms, next: Rooms) -> std::io::Result<()> {
+        self.save(&next)?;
+        *rooms = next;
+        Ok(())
+    }
+
     /// Written beside and renamed, so that a crash leaves the old file or the new one.
     fn save(&self, rooms: &Rooms) -> std::io::Result<()> {
         let beside = self.path.with_extension("new");
@@ -123,7 +132,10 @@ impl EmbeddedRooms {
             .open(&beside)?;
         file.write_all(&serde_json::to_vec(rooms)?)?;
         file.sync_all()?;
-        std::fs::rename(&beside, &*self.path)
+        std::fs::rename(&beside, &*self.path)?;
+        // The name is in the directory.
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        std::fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     }
 }
 
@@ -163,6 +175,29 @@ mod tests {
         assert_eq!(EmbeddedRooms::open(&path).unwrap().all(), []);
         let next = again.start(presenter).unwrap();
         assert!(next.room_idx > room.room_idx);
+    }
+
+    #[test]
+    fn a_start_or_a_stop_that_cannot_be_saved_has_not_happened_and_can_be_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, in_the_way) = (dir.path().join("rooms.json"), dir.path().join("rooms.new"));
+        let presenter = PresenterIdx::new(12).unwrap();
+        let rooms = EmbeddedRooms::open(&path).unwrap();
+        let saved = || EmbeddedRooms::open(&path).unwrap().all();
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert!(rooms.start(presenter).is_err());
+        assert!(rooms.start(presenter).is_err());
+        assert_eq!((rooms.get(presenter), saved()), (None, vec![]));
+        std::fs::remove_dir(&in_the_way).unwrap();
+        let room = rooms.start(presenter).unwrap();
+        assert_eq!(saved(), [(presenter, room)]);
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert!(rooms.stop(presenter).is_err());
+        assert!(rooms.stop(presenter).is_err());
+        assert_eq!((rooms.get(presenter), saved()), (Some(room), vec![(presenter, room)]));
+        std::fs::remove_dir(&in_the_way).unwrap();
+        assert_eq!(rooms.stop(presenter).unwrap(), Some(room));
+        assert_eq!(saved(), []);
     }
 
     #[test]
