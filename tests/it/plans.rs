@@ -167,8 +167,10 @@ fn keep_statements() {
     });
 }
 
-/// What is asked with no row in mind, or only of small rooms.
-const EXEMPT: [&str; 2] = [
+/// What is asked with no row in mind, or only of small rooms, and the one row at the end of an index, which a start of another test
+/// asks for.
+const EXEMPT: [&str; 3] = [
+    "FROM chatting_log ORDER BY id DESC LIMIT 1",
     "SELECT NOT EXISTS (SELECT 1 FROM chatting_log)",
     "ORDER BY seq, id LIMIT ?3",
 ];
