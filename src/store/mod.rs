@@ -11,6 +11,7 @@ pub mod mongo;
 mod row;
 mod salvage;
 pub mod servers;
+mod shared;
 pub mod spool;
 pub mod sqlite;
 mod turns;
@@ -23,13 +24,13 @@ pub use self::{
     mongo::MongoStore,
     salvage::files_aside,
     servers::ServerBeat,
+    shared::{Shared, SharedConnection},
     spool::{SpoolSettings, SqliteSpool},
     sqlite::SqliteStore,
 };
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use self::turns::Turns;
 use rusqlite::{
     Connection, OpenFlags,
     trace::{TraceEvent, TraceEventCodes},
@@ -62,10 +63,6 @@ impl Durability {
         }
     }
 }
-
-/// The one writing connection to a SQLite file: SQLite has one writer at a time, so spool and store take turns here rather
-/// than in busy loops. `None` while the file cannot be opened.
-pub type SharedConnection = Arc<Turns<Option<Connection>>>;
 
 /// The pragma that says which commits are synced.
 const SYNCHRONOUS: &str = "synchronous";

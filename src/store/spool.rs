@@ -40,7 +40,7 @@ use uuid::Uuid;
 
 use self::{
     freeing::{COVERS, PARK, covering, free_rows, trim_keys},
-    opening::{last_of_rooms, limit, open_connection},
+    opening::last_of_rooms,
 };
 use super::{
     Durability, FoundSpool, SharedConnection, SpoolLock,
@@ -98,8 +98,9 @@ pub struct SpoolSettings {
 
 /// See the module's text.
 pub struct SqliteSpool {
-    settings: SpoolSettings,
     connection: SharedConnection,
+    /// How often the connection had been opened again when the rows were last looked through.
+    reopened: u64,
     epochs: HashMap<i64, Epoch>,
     epoch: (i64, Epoch),
     next_pos: Pos,
@@ -159,20 +160,15 @@ impl SqliteSpool {
         work: impl FnOnce(&mut Self, &mut Connection) -> rusqlite::Result<T>,
     ) -> Result<T, SpoolError> {
         let shared = self.connection.clone();
-        let mut guard = shared.lock();
-        if guard.is_none() {
-            let connection = open_connection(&self.settings).map_err(failed)?;
-            limit(&connection, &self.settings).map_err(failed)?;
-            self.catch_up(&connection).map_err(failed)?;
-            *guard = Some(connection);
-        }
-        match guard.as_mut() {
-            Some(connection) => work(self, connection).map_err(failed),
-            None => Err(SpoolError {
-                why: "the file is not open".into(),
-                full: false,
-            }),
-        }
+        let done = shared.run(|connection| {
+            let reopened = shared.reopened();
+            if self.reopened != reopened {
+                self.catch_up(connection)?;
+                self.reopened = reopened;
+            }
+            work(self, connection)
+        });
+        done.map_err(failed)
     }
 
     /// Learns of the rows of a commit that took effect although it failed.
@@ -192,26 +188,6 @@ impl SqliteSpool {
             "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
              ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)"
         }
-    }
-
-    /// Makes what is there durable after a sync that failed: the kernel may take pages of the WAL for written that are not, so a
-    /// later sync of it proves nothing, and all of it is written into the file itself.
-    fn all_synced(&mut self) -> Result<(), SpoolError> {
-        if self.settings.durability != Durability::Disk {
-            return Ok(());
-        }
-        let (pages, written) = self.with(|_, connection| {
-            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-                Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
-            })
-        })?;
-        if pages != written {
-            return Err(SpoolError {
-                why: "what it holds could not be written into the file".into(),
-                full: false,
-            });
-        }
-        Ok(())
     }
 
     fn measure(&mut self) {
@@ -340,18 +316,17 @@ impl Spool for SqliteSpool {
     }
 
     fn reopen(&mut self) {
-        *self.connection.lock() = None;
+        self.connection.close(false);
     }
 
     fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError> {
-        self.reopen();
+        self.connection.close(true);
         let found = self.with(|this, connection| {
             let mut statement = connection.prepare("SELECT pos FROM spool WHERE pos >= ?1 AND id = ?2")?;
             let asked = params![this.untold, &event.id.as_bytes()[..]];
             statement.query_row(asked, |row| row.get::<_, Pos>(0)).optional()
         })?;
         if found.is_some() {
-            self.all_synced()?;
             self.untold = self.next_pos;
         }
         Ok(found)

@@ -27,8 +27,8 @@ use uuid::Uuid;
 
 use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
 use super::{
-    Archive, Deleted, FoundStore, Logged, Scan, SharedConnection, StoredBroadcast, archive::Bisection, open_to_read,
-    row, turns::Turns,
+    Archive, Deleted, FoundStore, Logged, Scan, Shared, SharedConnection, StoredBroadcast, archive::Bisection,
+    open_to_read, row,
 };
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
@@ -105,7 +105,7 @@ impl SqliteStore {
     /// The log in this file, to be read beside whatever server has it: no more than [`Archive`]'s questions.
     pub fn to_read(path: PathBuf) -> Self {
         Self {
-            connection: SharedConnection::new(Turns::new(None)),
+            connection: Shared::none(),
             path: Arc::new(path),
             written: Arc::default(),
         }
@@ -137,10 +137,7 @@ impl SqliteStore {
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let shared = self.connection.clone();
-        blocking(move || match shared.lock().as_mut() {
-            Some(connection) => work(connection).map_err(|error| StoreError(error.to_string())),
-            None => Err(StoreError("the file is not open".into())),
-        })
+        blocking(move || shared.run(work).map_err(|error| StoreError(error.to_string())))
     }
 
     /// The same on a connection of its own, which commits do not wait for. Callers bound how many run.

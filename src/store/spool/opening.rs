@@ -11,10 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
-    super::{
-        Durability, FoundSpool, Left, SYNCHRONOUS, SharedConnection, SpoolLock, open_file, row, salvage, sqlite,
-        turns::Turns,
-    },
+    super::{Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, open_file, row, salvage, sqlite},
     FORMAT, SpoolSettings, SqliteSpool, meta, set_meta,
 };
 
@@ -133,9 +130,15 @@ impl SqliteSpool {
             furthest,
             asks_store: state.ask_store,
         };
+        let durability = settings.durability;
+        let open = move || {
+            let connection = open_connection(&settings)?;
+            limit(&connection, &settings)?;
+            Ok(connection)
+        };
         let mut this = Self {
-            settings,
-            connection: SharedConnection::new(Turns::new(Some(connection))),
+            connection: Shared::new(connection, durability, open),
+            reopened: 0,
             epochs: state.epochs,
             epoch: state.epoch,
             next_pos: state.next_pos,
@@ -168,7 +171,7 @@ struct Start {
     left: Left,
 }
 
-pub(super) fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
+fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
     let connection = open_file(&settings.path, settings.durability)?;
     connection.execute_batch(SCHEMA)?;
     if settings.embedded {
@@ -178,7 +181,7 @@ pub(super) fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Conn
 }
 
 /// From now on the file grows no further than it may. Not before it has what this version needs: a full spool must start.
-pub(super) fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
+fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
     if let Some(max) = settings.max_bytes {
         let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let pages = i64::try_from(max).unwrap_or(i64::MAX) / page.max(1);

@@ -32,8 +32,9 @@ pub(super) fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Res
     let mut left = in_order.chunks(PIECE);
     let mut poison = Vec::new();
     while left.len() > 0 {
-        let mut taken = shared.lock();
-        unsynced(&mut taken, |connection| {
+        let failed = |error: rusqlite::Error| StoreError(error.to_string());
+        let mut taken = shared.open().map_err(failed)?;
+        let written = unsynced(&mut taken, |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             for events in left.by_ref() {
                 for (index, event) in events {
@@ -46,6 +47,10 @@ pub(super) fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Res
                 }
             }
             transaction.commit()
+        });
+        written.map_err(|error| {
+            shared.heed(&error, &mut taken);
+            failed(error)
         })?;
     }
     Ok(poison)
@@ -60,6 +65,11 @@ const FEW_PAGES: i64 = 100;
 /// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: a thousand pages and their
 /// sync take as long as a dozen commits. Only for the last few pages nobody may write, so that the WAL begins anew.
 pub(super) fn checkpoint(shared: &SharedConnection, path: &Path) -> rusqlite::Result<()> {
+    // Its sync is of the same WAL.
+    take_into_file(shared, path).inspect_err(|error| shared.heed(error, &mut shared.lock()))
+}
+
+fn take_into_file(shared: &SharedConnection, path: &Path) -> rusqlite::Result<()> {
     let own = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let pages_left = || {
         own.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
@@ -82,26 +92,23 @@ pub(super) fn checkpoint(shared: &SharedConnection, path: &Path) -> rusqlite::Re
 fn unsynced<T>(
     taken: &mut Option<Connection>,
     work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
-) -> Result<T, StoreError> {
-    let failed = |error: rusqlite::Error| StoreError(error.to_string());
+) -> rusqlite::Result<T> {
     let Some(connection) = taken else {
-        return Err(StoreError("the file is not open".into()));
+        return Err(rusqlite::Error::InvalidQuery);
     };
-    let level = connection
-        .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
-        .map_err(failed)?;
+    let level = connection.pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))?;
     let lax = Lax { taken, level };
     match lax.taken {
         Some(connection) => {
-            connection.pragma_update(None, SYNCHRONOUS, "NORMAL").map_err(failed)?;
-            work(connection).map_err(failed)
+            connection.pragma_update(None, SYNCHRONOUS, "NORMAL")?;
+            work(connection)
         }
-        None => Err(StoreError("the file is not open".into())),
+        None => Err(rusqlite::Error::InvalidQuery),
     }
 }
 
-/// A connection whose commits are not synced, until this is dropped. One that cannot be set back is closed: the spool opens it
-/// again, as it does after an error.
+/// A connection whose commits are not synced, until this is dropped. One that cannot be set back is closed, and opened again
+/// by who comes next.
 struct Lax<'a> {
     taken: &'a mut Option<Connection>,
     level: i64,
