@@ -117,6 +117,11 @@ impl MongoStore {
         }
     }
 
+    /// `mongodb.write_timeout_ms`
+    pub fn write_timeout(&self) -> Duration {
+        self.settings.write_timeout
+    }
+
     /// The database, for what else is kept there.
     pub async fn database(&self) -> Result<&Database, StoreError> {
         Ok(&self.reach().await?.database)

@@ -80,10 +80,13 @@ impl ServerBeat {
         if let Some(other) = self.other().await? {
             return Ok(Some(other));
         }
-        // A start may be broken off.
+        // A start may be broken off; and where no majority confirms it, it is not waited for as long as that takes (rule 3).
         let this = self.clone();
         let said = tokio::spawn(async move { this.beat().await });
-        said.await.map_err(|error| StoreError(error.to_string()))??;
+        match tokio::time::timeout(self.store.write_timeout(), said).await {
+            Ok(said) => said.map_err(|error| StoreError(error.to_string()))??,
+            Err(_) => return Err(StoreError("the heartbeat is not confirmed".into())),
+        }
         self.other().await
     }
 
