@@ -275,6 +275,8 @@ async fn a_spool_that_failed_is_tried_again_although_questions_keep_it_busy() {
 async fn end_while_committing(next_comes_first: bool) {
     let rooms = ScriptedRooms::default();
     rooms.script().ttl = std::time::Duration::from_millis(10);
+    // What names it tells that it goes on when its verdict is renewed, however late that is.
+    rooms.script().started_at_ms.insert(1, 1_000);
     let mut config = registry_config();
     // Nothing but the messages themselves asks and tidies here.
     config.sweep = std::time::Duration::from_secs(60);
