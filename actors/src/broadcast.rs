@@ -129,6 +129,16 @@ impl Broadcast {
         self.segments.first().map_or(self.seen_at_ms, |first| first.from_ms)
     }
 
+    /// The last number before its events, in the numbering that it began in.
+    pub(crate) fn begins_after(&self) -> Seq {
+        self.spans.first().map_or(Seq(0), |first| first.after)
+    }
+
+    /// Whether it was not live when it was last heard of, and may go on.
+    pub(crate) fn is_away(&self) -> bool {
+        self.segments.last().is_some_and(|last| last.to_ms.is_some())
+    }
+
     /// When it was last known to be live, as far as it is known.
     fn last_live_ms(&self) -> i64 {
         self.segments

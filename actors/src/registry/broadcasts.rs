@@ -84,6 +84,11 @@ impl SessionRegistry {
         let lacks = liveness.live && room.is_live_in(before);
         if !liveness.live && room.record.is_none() {
             room.goes_on_no_more();
+            // Before its record is: a place is that of a broadcast which goes on, or may, as long as there is an open one.
+            room.hurry();
+            if let Some(place) = room.place(presenter, &self.config, now, now_ms) {
+                self.writer.keep_places(vec![place]);
+            }
         }
         if let Some(record) = room.record.as_mut().filter(|_| changed.is_empty()) {
             // When it was last seen to be live is kept now and then: after a restart it tells how long it was away.

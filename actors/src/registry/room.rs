@@ -236,6 +236,8 @@ impl Room {
     pub fn is_live_in(&mut self, before: Option<Uuid>) -> bool {
         let now = self.record.as_ref().map(|record| record.id);
         let paused = self.paused.take();
+        // Its place was saved as that of the broadcast that might go on.
+        self.moved |= paused.is_some();
         if before.is_some() && before != now {
             // What names a broadcast may be its start, and what tells two apart may be time alone.
             self.session_ended = None;
@@ -248,12 +250,11 @@ impl Room {
 
     /// The broadcast that might have gone on has ended.
     pub fn goes_on_no_more(&mut self) {
-        self.paused = None;
+        self.moved |= self.paused.take().is_some();
     }
 
     fn goes_on(&mut self, paused: Paused) -> bool {
         self.over = paused.over;
-        self.moved = true;
         let from = self.legacy_from.max(self.over);
         match &mut self.cursor {
             None => {

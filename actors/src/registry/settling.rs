@@ -156,6 +156,10 @@ impl SessionRegistry {
             None if room.verdict(now).is_some() => self.pursue(presenter, now),
             None => self.refuse_waiting(presenter, Refusal::RoomServerUnavailable),
         }
+        if self.rooms.get(&presenter).is_some_and(|room| room.opening()) {
+            // It may have waited for this.
+            self.open(presenter, now);
+        }
         self.forget_if_idle(presenter, now);
     }
 

@@ -433,7 +433,11 @@ fn quick_rooms() -> ScriptedRooms {
 /// A room whose session is gone and for which three messages are held.
 async fn held(rooms: ScriptedRooms) -> Stage {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
-    let stage = Stage::among(rooms, spool, store, registry_config(), writer_config());
+    held_in(rooms, spool, store, registry_config()).await
+}
+
+async fn held_in(rooms: ScriptedRooms, spool: ScriptedSpool, store: ScriptedStore, config: RegistryConfig) -> Stage {
+    let stage = Stage::among(rooms, spool, store, config, writer_config());
     let first = legacy(&stage);
     send(&stage, 1).await;
     first.has(1).await;
@@ -469,6 +473,151 @@ async fn rule_13_what_is_held_waits_for_the_session_when_its_broadcast_was_away_
         assert_eq!(peer.seqs(), (2..=last).collect::<Vec<_>>());
         fine(&[&peer]);
     }
+}
+
+/// How a server goes while a broadcast is away, and what the next one hears first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gone {
+    /// It stops; the room is live when the next one asks.
+    Stops,
+    /// It stops; the room is not live yet when the next one asks.
+    StopsForLess,
+    /// It stops; the session is there before anything is heard.
+    StopsForSession,
+    /// It is killed, some time after the room's place was saved.
+    Killed,
+    /// Its registry panics.
+    Panics,
+}
+
+#[actix::test]
+async fn rule_13_what_is_held_waits_for_the_session_when_its_server_was_away_while_its_broadcast_was() {
+    hush_planned_panics();
+    for (reading, first) in [(Reading::Legacy, 2), (v1(None), 2), (v1(Some(0)), 1)] {
+        for gone in [
+            Gone::Stops,
+            Gone::StopsForLess,
+            Gone::StopsForSession,
+            Gone::Killed,
+            Gone::Panics,
+        ] {
+            let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+            let rooms = quick_rooms();
+            let config = registry_config();
+            let mut stage = held_in(rooms.clone(), spool.clone(), store.clone(), config.clone()).await;
+            until("a place without its session", || place(&stage) == Some((1, true))).await;
+            is_live(&stage, false).await;
+            if gone == Gone::Panics {
+                stage.registry_fails().await;
+            } else {
+                if gone == Gone::Killed {
+                    spool.script().killed = true;
+                    drop(stage);
+                    spool.script().killed = false;
+                } else {
+                    stage.stop_well().await;
+                }
+                if gone != Gone::StopsForLess {
+                    rooms.script().not_live.remove(&1);
+                }
+                stage = Stage::among(rooms, spool, store, config, writer_config());
+            }
+            let early = (gone == Gone::StopsForSession).then(|| come_as(&stage, reading.clone(), None));
+            if matches!(gone, Gone::StopsForLess | Gone::Panics) {
+                // It hears that the room is not live, and where its numbers stand.
+                let look = || async { stage.registry.look(room(1), asker()).await.ok() };
+                while !look().await.is_some_and(|look| !look.live && look.last_seq.is_some()) {}
+            }
+            is_live(&stage, true).await;
+            let mut last = 4;
+            if early.is_none() {
+                // Rule 12: its session ended a moment ago, and so it is held for still.
+                let after = stage.accepted(1, "after").await;
+                assert_eq!((after.delivery, after.seq), (Delivery::Held, Seq(5)), "{gone:?}");
+                last = 5;
+            }
+            let peer = early.unwrap_or_else(|| come_as(&stage, reading.clone(), None));
+            peer.has(last).await;
+            assert_eq!(peer.seqs(), (first..=last).collect::<Vec<_>>(), "{gone:?} {reading:?}");
+            assert_eq!(peer.welcome().and_then(|welcome| gap(&welcome)), None, "{gone:?}");
+            fine(&[&peer]);
+        }
+    }
+}
+
+#[actix::test]
+async fn rule_13_what_is_held_waits_for_the_session_of_a_named_broadcast_however_long_its_server_was_away() {
+    for (reading, first) in [(Reading::Legacy, 2), (v1(None), 2), (v1(Some(0)), 1)] {
+        for named in [true, false] {
+            let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+            let (rooms, config) = (quick_rooms(), registry_config());
+            if !named {
+                rooms.script().started_at_ms.clear();
+            }
+            let stage = held_in(rooms.clone(), spool.clone(), store.clone(), config.clone()).await;
+            stage.stop_well().await;
+            {
+                let mut script = spool.script();
+                let away_ms = 2 * i64::try_from(config.broadcast_resume.as_millis()).unwrap();
+                let place = script.places.get_mut(&1).unwrap();
+                place.saved_at_ms -= away_ms;
+                place.session_at_ms = place.session_at_ms.map(|at_ms| at_ms - away_ms);
+                for (record, _) in script.broadcasts.values_mut() {
+                    record.seen_at_ms -= away_ms;
+                    record.segments[0].from_ms -= away_ms;
+                }
+            }
+            let stage = Stage::among(rooms, spool, store, config, writer_config());
+            let peer = come_as(&stage, reading.clone(), None);
+            while !stage.registry.view(room(1)).await.unwrap().session {}
+            let next = stage.accepted(1, "next").await.seq.0;
+            peer.has(next).await;
+            // What nothing names is another one after so long.
+            let first = if named { first } else { 5 };
+            assert_eq!(peer.seqs(), (first..=5).collect::<Vec<_>>(), "{reading:?} {named}");
+            fine(&[&peer]);
+        }
+    }
+}
+
+#[actix::test]
+async fn rule_13_what_was_held_is_not_for_the_next_broadcast_when_its_server_is_killed_at_its_end() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let (rooms, config) = (
+        quick_rooms(),
+        RegistryConfig {
+            broadcast_resume: Duration::from_millis(50),
+            grace: Duration::from_millis(50),
+            // No place is saved by the clock.
+            checkpoint: NEVER,
+            ..registry_config()
+        },
+    );
+    let stage = held_in(rooms.clone(), spool.clone(), store.clone(), config.clone()).await;
+    is_live(&stage, false).await;
+    let ended = |spool: &ScriptedSpool| {
+        let script = spool.script();
+        script
+            .broadcasts
+            .values()
+            .all(|(record, _)| record.ended_at_ms.is_some())
+    };
+    until("its end", || ended(&spool)).await;
+    spool.script().killed = true;
+    drop(stage);
+    spool.script().killed = false;
+    rooms.script().not_live.remove(&1);
+    let config = RegistryConfig {
+        broadcast_resume: NEVER,
+        ..config
+    };
+    let stage = Stage::among(rooms, spool, store, config, writer_config());
+    let next = legacy(&stage);
+    while !stage.registry.view(room(1)).await.unwrap().session {}
+    let new = stage.accepted(1, "new").await.seq.0;
+    next.has(new).await;
+    assert_eq!(next.seqs(), [5]);
+    fine(&[&next]);
 }
 
 #[actix::test]

@@ -30,16 +30,18 @@ impl Room {
         }
         self.exact_on_disk = place.is_some_and(|place| place.exact);
         let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
-        let place = place.filter(|place| age(place.saved_at_ms) < config.broadcast_resume);
         let same = place.filter(|place| self.broadcast.zip(place.room_idx).is_none_or(|(now, then)| now == then));
-        match same {
+        let fresh = |place: &Place| age(place.saved_at_ms) < config.broadcast_resume;
+        match same.filter(|place| fresh(place) || self.record.is_some()) {
             None => (self.position, self.legacy_from, self.over) = (last, last, last),
             Some(place) => {
                 self.position = place.position.min(last);
                 self.legacy_from = if place.exact { self.position } else { last };
                 // A verdict that was heard first may have ended a broadcast without knowing its numbers.
                 let ended = self.over == Seq(u64::MAX);
-                self.over = place.over.max(self.over).min(last);
+                let record = self.record.as_ref();
+                // The record is kept at once, and the place may be that of the broadcast before it.
+                let began = record.map_or(Seq(0), Broadcast::begins_after).max(place.over).min(last);
                 self.broadcast = self.broadcast.or(place.room_idx);
                 // A restart is short: whoever was there before it is held for as if nothing had been.
                 // Where a session was there it may have been until the next save was due, which a server that was killed did not do.
@@ -48,11 +50,23 @@ impl Room {
                     .saved_at_ms
                     .saturating_add(i64::try_from(late.as_millis()).unwrap_or(i64::MAX));
                 let was_there = place.session_at_ms == Some(place.saved_at_ms);
-                self.session_ended = place
+                let session_ended = place
                     .session_at_ms
                     .map(|at_ms| if was_there { late_ms.min(now_ms) } else { at_ms })
-                    .and_then(|at_ms| now.checked_sub(age(at_ms)))
-                    .filter(|_| self.cursor.is_none() && !ended);
+                    .and_then(|at_ms| now.checked_sub(age(at_ms)));
+                if ended || !fresh(&place) || record.is_some_and(Broadcast::is_away) {
+                    // Whether its broadcast goes on is still to be heard: until then it is taken for over.
+                    self.over = last;
+                    if ended || record.is_some() {
+                        self.paused = Some(Paused {
+                            over: began,
+                            session_ended: self.session_ended.or(session_ended),
+                        });
+                    }
+                } else {
+                    self.over = began;
+                    self.session_ended = session_ended.filter(|_| self.cursor.is_none());
+                }
             }
         }
         self.settle(self.legacy_from.max(self.over));
@@ -92,7 +106,7 @@ impl Room {
         self.exact_on_disk &= !kept || behind;
     }
 
-    /// How far the room got.
+    /// How far the room got. While its broadcast may yet go on this is as if it did: the broadcast's record tells that it is away.
     pub fn place_now(&self, presenter: PresenterIdx, now: Instant, now_ms: i64) -> Place {
         let acked = self
             .cursor
@@ -104,15 +118,19 @@ impl Room {
             // Before now, which is what is told of a session that is there.
             now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX).max(1))
         };
+        let (over, ended) = match self.paused {
+            Some(paused) => (paused.over, self.session_ended.or(paused.session_ended)),
+            None => (self.over, self.session_ended),
+        };
         Place {
             presenter,
-            over: self.over,
+            over,
             position: self.position.max(acked),
             exact: self.cursor.is_none() && self.position == self.legacy_from,
             room_idx: self.broadcast,
             session_at_ms: match self.cursor {
                 Some(_) => Some(now_ms),
-                None => self.session_ended.map(ended_ms),
+                None => ended.map(ended_ms),
             },
             saved_at_ms: now_ms,
         }

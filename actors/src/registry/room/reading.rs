@@ -61,6 +61,10 @@ impl Room {
         if let Some(why) = self.refuses(&cursor.reading, epoch) {
             return Opened::Refused(why);
         }
+        if self.paused.is_some() && self.lease.is_none() && self.checking {
+            // After a restart: whether its broadcast goes on, with what is held, is about to be heard.
+            return Opened::NotYet;
+        }
         if cursor.reading == Reading::Legacy && self.exact_on_disk {
             return if std::mem::replace(&mut self.marking, true) {
                 Opened::NotYet
