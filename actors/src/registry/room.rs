@@ -102,8 +102,10 @@ pub(super) struct Room {
     session_ended: Option<Instant>,
     /// When the room server was last asked to make the presenter reconnect.
     reconnect_asked: Option<Instant>,
-    /// Since when the room has not been live.
+    /// Since when the room has not been live; the time in which nobody could tell does not count.
     not_live_since: Option<Instant>,
+    /// Since when the room server has not answered.
+    unanswered_since: Option<Instant>,
     /// The room server's own number of the broadcast's room, as far as it was ever named.
     broadcast: Option<i64>,
     /// The record of the broadcast that goes on, or may go on.
@@ -148,6 +150,7 @@ impl Room {
             session_ended: None,
             reconnect_asked: None,
             not_live_since: None,
+            unanswered_since: None,
             broadcast: None,
             record: None,
             recorded_ms: 0,
@@ -211,10 +214,17 @@ impl Room {
             taken_at: now,
             expires_at,
         });
+        let unanswered = self.unanswered_since.take();
+        let unanswered = unanswered.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         self.not_live_since = match (liveness.live, self.not_live_since) {
             (true, _) => None,
-            (false, since) => since.or(Some(now)),
+            (false, since) => Some(since.map_or(now, |since| since + unanswered)),
         };
+    }
+
+    /// The room server did not answer, and no verdict holds.
+    pub fn is_unanswered(&mut self, now: Instant) {
+        self.unanswered_since.get_or_insert(now);
     }
 
     fn broadcast_ends(&mut self) {
@@ -270,9 +280,10 @@ impl Room {
         }
     }
 
-    /// How long the room has been known not to be live, and its session, if it has one, has been there.
+    /// How long the room has been known not to be live, and its session, if it has one, has been there. `None` while nobody can
+    /// tell, too: that the room server is away ends no session (rule 9).
     pub fn not_live_for(&self, now: Instant) -> Option<Duration> {
-        let since = self.not_live_since?;
+        let since = self.not_live_since.filter(|_| self.unanswered_since.is_none())?;
         let since = self.cursor.as_ref().map_or(since, |cursor| since.max(cursor.came));
         Some(now.saturating_duration_since(since))
     }

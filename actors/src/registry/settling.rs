@@ -154,7 +154,10 @@ impl SessionRegistry {
                 self.pursue(presenter, now);
             }
             None if room.verdict(now).is_some() => self.pursue(presenter, now),
-            None => self.refuse_waiting(presenter, Refusal::RoomServerUnavailable),
+            None => {
+                room.is_unanswered(now);
+                self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
+            }
         }
         if self.rooms.get(&presenter).is_some_and(|room| room.opening()) {
             // It may have waited for this.

@@ -922,6 +922,45 @@ async fn rule_10_a_session_that_comes_long_after_its_room_was_live_has_as_much_t
     fine(&[&first, &next]);
 }
 
+#[actix::test]
+async fn rule_09_no_session_is_ended_as_not_live_while_the_room_server_does_not_answer() {
+    let config = RegistryConfig {
+        not_live: Duration::from_millis(300),
+        sweep: Duration::from_millis(3),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let rooms = quick_rooms();
+    rooms.script().not_live.insert(1);
+    let stage = Stage::among(rooms.clone(), spool, store, config.clone(), writer_config());
+    // It comes a moment before it goes live.
+    let peer = come(&stage, None);
+    until("a verdict", || rooms.script().asked > 0).await;
+    rooms.script().away = true;
+    let began = Instant::now();
+    let answers = rooms.script().asked;
+    until("time", || {
+        began.elapsed() > config.not_live * 2 && rooms.script().asked > answers + 10
+    })
+    .await;
+    assert_eq!(peer.told(), None);
+    // Now and then an answer is no way to stay for ever (rule 10): what is known counts.
+    let known = Instant::now();
+    let mut away = false;
+    while peer.told().is_none() {
+        assert!(known.elapsed() < Duration::from_secs(20), "it stays for ever");
+        let before = rooms.script().asked;
+        rooms.script().away = away;
+        away = !away;
+        until("a question", || {
+            rooms.script().asked > before + 5 || peer.told().is_some()
+        })
+        .await;
+    }
+    assert_eq!(peer.closed().await, End::NotLive);
+    fine(&[&peer]);
+}
+
 /// A session that says nothing, and remembers how it was ended.
 #[derive(Default)]
 struct Quiet(Mutex<Option<End>>);

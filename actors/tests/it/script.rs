@@ -628,6 +628,10 @@ impl LogReader for ScriptedLog {
 /// What the room server says: everyone is live but these.
 pub struct RoomScript {
     pub not_live: BTreeSet<i64>,
+    /// It does not answer.
+    pub away: bool,
+    /// How often it was asked.
+    pub asked: usize,
     /// When their broadcasts began, where that is told.
     pub started_at_ms: BTreeMap<i64, i64>,
     /// How long a verdict holds.
@@ -638,6 +642,8 @@ impl Default for RoomScript {
     fn default() -> Self {
         Self {
             not_live: BTreeSet::new(),
+            away: false,
+            asked: 0,
             started_at_ms: BTreeMap::new(),
             ttl: Duration::from_secs(60),
         }
@@ -656,7 +662,11 @@ impl ScriptedRooms {
 
 impl RoomApi for ScriptedRooms {
     fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
-        let script = self.script();
+        let mut script = self.script();
+        script.asked += 1;
+        if script.away {
+            return ready(Err(RoomApiError::Timeout)).boxed_local();
+        }
         ready(Ok(Liveness {
             live: !script.not_live.contains(&presenter.get()),
             started_at_ms: script.started_at_ms.get(&presenter.get()).copied(),
