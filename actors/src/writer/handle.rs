@@ -1,6 +1,7 @@
 //! The registry's side of the writer: permits, appends, questions.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use crate::{
     broadcast::Broadcast,
@@ -102,7 +104,9 @@ pub enum SpoolFailure {
     BeforeTelling,
 }
 
-/// The spool thread's queue. Appends are bounded by the writer's permits, questions by rooms and by the one reader.
+/// The spool thread's queue. Appends are bounded by the writer's permits, questions by rooms and by the one reader. Of places
+/// only the newest of each room waits, of broadcasts the newest version of each: they are told by the clock, too, which goes on while
+/// the disk does not.
 #[derive(Default)]
 pub(crate) struct SpoolQueue {
     queue: Mutex<Commands>,
@@ -116,6 +120,10 @@ struct Commands {
     events: usize,
     /// Something else than events is among them.
     other: bool,
+    /// Where in them each room's place is that a newer one may take, by command and within it.
+    places: HashMap<PresenterIdx, (usize, usize)>,
+    /// The same of broadcasts.
+    broadcasts: HashMap<Uuid, (usize, usize)>,
     /// The thread waits, and is to be woken when so many events are queued, or anything else is. While it is busy, which is
     /// most of the time under load, nobody needs to wake it.
     awaited: Option<usize>,
@@ -127,9 +135,67 @@ impl Commands {
         self.events >= events || self.other
     }
 
+    /// Puts what a newer word replaces in the place of the older; returns what is left to be queued.
+    fn merge(&mut self, command: SpoolCommand) -> Option<SpoolCommand> {
+        let at = self.queued.len();
+        match command {
+            SpoolCommand::KeepPlaces { mut places } => {
+                places.retain(|place| match self.waiting_place(place.presenter) {
+                    Some(older) => {
+                        *older = *place;
+                        false
+                    }
+                    None => true,
+                });
+                let new = places.iter().enumerate();
+                self.places.extend(new.map(|(n, place)| (place.presenter, (at, n))));
+                (!places.is_empty()).then_some(SpoolCommand::KeepPlaces { places })
+            }
+            SpoolCommand::KeepBroadcasts { mut broadcasts } => {
+                broadcasts.retain(|broadcast| match self.waiting_broadcast(broadcast.id) {
+                    Some(older) => {
+                        if older.version < broadcast.version {
+                            older.clone_from(broadcast);
+                        }
+                        false
+                    }
+                    None => true,
+                });
+                let new = broadcasts.iter().enumerate();
+                self.broadcasts
+                    .extend(new.map(|(n, broadcast)| (broadcast.id, (at, n))));
+                (!broadcasts.is_empty()).then_some(SpoolCommand::KeepBroadcasts { broadcasts })
+            }
+            SpoolCommand::MarkPlace { place } => {
+                // What is kept behind a mark stays behind it.
+                self.places.remove(&place.presenter);
+                Some(SpoolCommand::MarkPlace { place })
+            }
+            other => Some(other),
+        }
+    }
+
+    fn waiting_place(&mut self, presenter: PresenterIdx) -> Option<&mut Place> {
+        let (command, n) = *self.places.get(&presenter)?;
+        match self.queued.get_mut(command)? {
+            SpoolCommand::KeepPlaces { places } => places.get_mut(n),
+            _ => None,
+        }
+    }
+
+    fn waiting_broadcast(&mut self, id: Uuid) -> Option<&mut Broadcast> {
+        let (command, n) = *self.broadcasts.get(&id)?;
+        match self.queued.get_mut(command)? {
+            SpoolCommand::KeepBroadcasts { broadcasts } => broadcasts.get_mut(n),
+            _ => None,
+        }
+    }
+
     fn take(&mut self) -> Vec<SpoolCommand> {
         self.events = 0;
         self.other = false;
+        self.places.clear();
+        self.broadcasts.clear();
         std::mem::take(&mut self.queued)
     }
 }
@@ -142,6 +208,9 @@ impl SpoolQueue {
     pub fn push(&self, command: SpoolCommand) {
         let wakes = {
             let mut commands = self.commands();
+            let Some(command) = commands.merge(command) else {
+                return;
+            };
             match &command {
                 SpoolCommand::Append { events, .. } => commands.events += events.len(),
                 _ => commands.other = true,
@@ -308,7 +377,7 @@ impl WriterHandle {
         self.queue.push(SpoolCommand::OpenBroadcasts);
     }
 
-    /// Has the spool remember how far rooms got; no answer.
+    /// Has the spool remember how far rooms got, one place a room; no answer.
     pub(crate) fn keep_places(&self, places: Vec<Place>) {
         self.queue.push(SpoolCommand::KeepPlaces { places });
     }
@@ -346,6 +415,101 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::broadcast::{Segment, Span};
+
+    fn place(presenter: i64, position: u64) -> Place {
+        Place {
+            presenter: PresenterIdx::new(presenter).unwrap(),
+            over: Seq(0),
+            position: Seq(position),
+            exact: false,
+            room_idx: None,
+            session_at_ms: None,
+            saved_at_ms: 0,
+        }
+    }
+
+    fn broadcast(id: u128, version: u64) -> Broadcast {
+        Broadcast {
+            id: Uuid::from_u128(id),
+            presenter: PresenterIdx::new(1).unwrap(),
+            room_idx: None,
+            reported_start_ms: None,
+            ended_at_ms: None,
+            segments: vec![Segment {
+                from_ms: 0,
+                to_ms: None,
+            }],
+            spans: vec![Span {
+                epoch: Epoch("e".into()),
+                after: Seq(0),
+                through: None,
+            }],
+            seen_at_ms: 0,
+            version,
+        }
+    }
+
+    /// What is queued, in its order: rooms with how far they got, marks likewise, broadcasts with their versions.
+    fn queued(queue: &SpoolQueue) -> Vec<(&'static str, u128, u64)> {
+        let mut found = Vec::new();
+        let of = |kind, place: &Place| (kind, place.presenter.get().cast_unsigned().into(), place.position.0);
+        for command in queue.take_all(None) {
+            match command {
+                SpoolCommand::KeepPlaces { places } => found.extend(places.iter().map(|place| of("place", place))),
+                SpoolCommand::MarkPlace { place } => found.push(of("mark", &place)),
+                SpoolCommand::KeepBroadcasts { broadcasts } => {
+                    let versions = broadcasts
+                        .iter()
+                        .map(|one| ("broadcast", one.id.as_u128(), one.version));
+                    found.extend(versions);
+                }
+                _ => found.push(("other", 0, 0)),
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_disk_that_hangs_makes_no_more_wait_than_one_place_a_room_and_one_version_a_broadcast() {
+        let queue = SpoolQueue::default();
+        for n in 1..=1000 {
+            let places = vec![place(1, n), place(2, n)];
+            queue.push(SpoolCommand::KeepPlaces { places });
+            let broadcasts = vec![broadcast(1, n)];
+            queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+            // Of a registry before this one.
+            let broadcasts = vec![broadcast(1, n - 1), broadcast(2, n)];
+            queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+        }
+        let newest = [
+            ("place", 1, 1000),
+            ("place", 2, 1000),
+            ("broadcast", 1, 1000),
+            ("broadcast", 2, 1000),
+        ];
+        assert_eq!(queued(&queue), newest);
+        // What was taken is not waited with any more.
+        let places = vec![place(1, 1001)];
+        queue.push(SpoolCommand::KeepPlaces { places });
+        assert_eq!(queued(&queue), [("place", 1, 1001)]);
+    }
+
+    #[test]
+    fn a_place_that_is_kept_behind_its_mark_stays_behind_it() {
+        let queue = SpoolQueue::default();
+        queue.push(SpoolCommand::KeepPlaces {
+            places: vec![place(1, 1), place(2, 1)],
+        });
+        queue.push(SpoolCommand::MarkPlace { place: place(1, 2) });
+        for n in 3..=4 {
+            queue.push(SpoolCommand::KeepPlaces {
+                places: vec![place(1, n), place(2, n)],
+            });
+        }
+        let order = [("place", 1, 1), ("place", 2, 4), ("mark", 1, 2), ("place", 1, 4)];
+        assert_eq!(queued(&queue), order);
+    }
 
     #[test]
     fn a_question_is_not_kept_waiting_by_events_that_came_behind_it() {
