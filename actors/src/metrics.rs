@@ -33,11 +33,11 @@ impl Deref for Metrics {
 /// See [`Metrics`].
 #[derive(Debug)]
 pub struct Numbers {
-    /// Events committed and answered 200 or 201.
+    /// Messages committed and answered 200 or 201; acts of moderation are counted apart, here and in the two below.
     pub accepted: Counter,
-    /// Events that were queued to a session with credit when they were committed.
+    /// Messages that were queued to a session with credit when they were committed.
     pub delivered: Counter,
-    /// Events that were committed with no such session: they wait in the ring.
+    /// Messages that were committed with no such session: they wait in the ring.
     pub held: Counter,
     /// Acts of moderation committed, by `scope`: message, user, span.
     pub moderation: Family<Label, Counter>,

@@ -139,7 +139,7 @@ impl Ring {
             .is_some_and(|entry| entry.event.seq == seq)
     }
 
-    /// Lets everything up to and including `seq` go; a session has it.
+    /// Lets everything up to and including `seq` go: a session has it, or nobody is to get it any more.
     pub fn forget_through(&mut self, seq: Seq) {
         while self.entries.front().is_some_and(|entry| entry.event.seq <= seq) {
             if let Some(old) = self.entries.pop_front() {

@@ -67,7 +67,7 @@ pub(crate) struct Verdict {
     pub answer: Option<(Liveness, Instant)>,
 }
 
-/// How many of the events appended first came to what end.
+/// What came of events that were appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
     /// They are durable.

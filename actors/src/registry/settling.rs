@@ -132,6 +132,8 @@ impl SessionRegistry {
                 self.pump(presenter, now);
                 self.pursue(presenter, now);
             }
+            // A question of the registry before this one, which failed late; this one's own was answered.
+            Err(()) if matches!(room.numbering, Numbering::Known { .. }) => {}
             Err(()) => {
                 // A session that waits for it is seen to by the sweep.
                 room.numbering = Numbering::Unknown;

@@ -2,8 +2,9 @@
 //!
 //! Two halves, so that neither waits for the other. The spool's own thread (`spool_thread.rs`) commits everything that
 //! came meanwhile in one transaction and answers the registry. The actor, on its own arbiter, takes what was
-//! committed to the store in batches, in order, one batch under way, and has the spool's rows freed behind it. Commits follow
-//! each other without linger; batches to the store wait at most `log.linger_ms` to fill.
+//! committed to the store in batches, in order, one batch under way, and has the spool's rows freed behind it. A commit
+//! begins `log.commit_interval_us` after the one before it began, or when that has ended if it took longer, or as soon as
+//! `log.commit_enough` events wait; batches to the store wait at most `log.linger_ms` to fill.
 //!
 //! Either half may panic: the actor is made anew and reads from the spool what it had in hand; the thread opens the file again,
 //! finds there what became of the commit under way, and goes on with what was queued behind it.

@@ -1,8 +1,9 @@
 //! The spool's own thread: group commit.
 //!
-//! Everything that was queued while the last commit was under way is committed in one transaction with one fsync. A commit
-//! that fails fails everything queued behind it too (rule 1): appends of its term are fenced off until the registry,
-//! having heard of it, appends under a new one.
+//! Everything that was queued while the last commit was under way, and what comes until `log.commit_interval_us` after that began
+//! (unless `log.commit_enough` events wait), is committed in one transaction with one fsync. A commit that fails fails everything
+//! queued behind it too (rule 1): appends of its term are fenced off until the registry, having heard of it, appends under a new
+//! one.
 //!
 //! A panic takes no event with it: what is in hand is kept in [`Run`], which outlives it. The file is opened again and says
 //! whether the commit under way is in it; what was queued behind goes on.
@@ -133,7 +134,7 @@ struct Run {
     unsure: bool,
     /// How many of `unwritten` were in that commit.
     tried: usize,
-    /// Broadcasts that could not be kept yet, the newest version of each. One a room at most, so rooms bound it.
+    /// Broadcasts that could not be kept yet, the newest version of each: those that began, changed or ended meanwhile.
     unkept: HashMap<Uuid, Broadcast>,
     /// When they were last tried in vain.
     unkept_since: Option<Instant>,
