@@ -62,8 +62,10 @@ pub struct Heard<'a> {
     pub presenter: PresenterIdx,
     /// The room server's word.
     pub liveness: Liveness,
-    /// Milliseconds since 1970, UTC.
+    /// Milliseconds since 1970, UTC; not before the time of any message until then.
     pub now_ms: i64,
+    /// How long the room has not been live, as far as is known, in milliseconds of a clock that nobody sets.
+    pub away_ms: i64,
     /// The numbering.
     pub epoch: &'a Epoch,
     /// The last number that was committed.
@@ -210,7 +212,8 @@ impl Broadcast {
             self.close_span(heard);
             touched = true;
         }
-        if reported.is_some() || heard.now_ms - self.last_live_ms() >= heard.resume_ms {
+        let away_ms = heard.away_ms.max(heard.now_ms - self.last_live_ms());
+        if reported.is_some() || away_ms >= heard.resume_ms {
             touched |= self.ends(self.last_live_ms(), heard);
         }
         touched

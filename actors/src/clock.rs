@@ -35,6 +35,11 @@ impl EventClock {
         self.last_ms
     }
 
+    /// What the next event would be stamped with: the system's time, or where this clock stands while that is behind it.
+    pub fn now_ms(&self) -> i64 {
+        system_ms().max(self.last_ms)
+    }
+
     /// The time and the id of the next event: never before those of the one stamped last.
     pub fn stamp(&mut self) -> (i64, Uuid) {
         self.stamp_at(system_ms())

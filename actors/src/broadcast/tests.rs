@@ -12,6 +12,8 @@ struct Room {
     last: Seq,
     /// Of the numbers up to `last`, those that may yet be taken back.
     in_flight: u64,
+    /// For how long it has not been live by a clock that nobody sets.
+    away_ms: i64,
 }
 
 impl Room {
@@ -23,6 +25,7 @@ impl Room {
             epoch: Epoch(Arc::from("a")),
             last: Seq(0),
             in_flight: 0,
+            away_ms: 0,
         }
     }
 
@@ -31,6 +34,7 @@ impl Room {
             presenter: PresenterIdx::new(12).unwrap(),
             liveness,
             now_ms,
+            away_ms: self.away_ms,
             epoch: &self.epoch,
             committed: Seq(self.last.0 - self.in_flight),
             last: self.last,
@@ -96,6 +100,20 @@ fn a_broadcast_is_from_going_live_to_ending_and_an_interruption_is_no_end() {
     room.last = Seq(20);
     room.hear(live(), 900_000);
     assert_eq!((room.kept.len(), room.spans(1)), (2, vec![("a", 20, None)]));
+}
+
+#[test]
+fn rule_05_a_broadcast_that_is_away_ends_in_its_time_though_the_clock_was_set_back() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.hear(away(), 11_000);
+    room.away_ms = RESUME - 1;
+    room.hear(away(), 11_000 - 2 * RESUME);
+    assert_eq!(room.kept[0].ended_at_ms, None);
+    room.away_ms = RESUME;
+    room.hear(away(), 11_001 - 2 * RESUME);
+    assert_eq!(room.kept[0].ended_at_ms, Some(11_000));
+    assert_eq!(room.segments(0), [(1_000, Some(11_000))]);
 }
 
 #[test]

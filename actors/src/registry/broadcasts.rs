@@ -69,15 +69,18 @@ impl SessionRegistry {
             room.goes_on_no_more();
             return Vec::new();
         }
-        let now_ms = system_ms();
+        // By the clock of the messages: where the system's was set back, no broadcast ends before what was said in it.
+        let now_ms = self.clock.now_ms();
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let heard = Heard {
             presenter,
             liveness,
             now_ms,
+            away_ms: room.away_for(now).map_or(0, ms),
             epoch: &self.epoch,
             committed,
             last: room.last_numbered(),
-            resume_ms: i64::try_from(self.config.broadcast_resume.as_millis()).unwrap_or(i64::MAX),
+            resume_ms: ms(self.config.broadcast_resume),
         };
         let before = room.record.as_ref().map(|record| record.id);
         let mut changed = follow(&mut room.record, &heard, || self.clock.stamp().1);
@@ -86,13 +89,13 @@ impl SessionRegistry {
             room.goes_on_no_more();
             // Before its record is: a place is that of a broadcast which goes on, or may, as long as there is an open one.
             room.hurry();
-            if let Some(place) = room.place(presenter, &self.config, now, now_ms) {
+            if let Some(place) = room.place(presenter, &self.config, now, system_ms()) {
                 self.writer.keep_places(vec![place]);
             }
         }
         if let Some(record) = room.record.as_mut().filter(|_| changed.is_empty()) {
             // When it was last seen to be live is kept now and then: after a restart it tells how long it was away.
-            let age = now_ms - room.recorded_ms;
+            let age = (now_ms - room.recorded_ms).abs();
             if liveness.live && age >= heard.resume_ms / 10 {
                 record.version += 1;
                 changed.push(record.clone());

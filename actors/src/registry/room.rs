@@ -280,6 +280,11 @@ impl Room {
         }
     }
 
+    /// How long the room has been known not to be live.
+    pub fn away_for(&self, now: Instant) -> Option<Duration> {
+        self.not_live_since.map(|since| now.saturating_duration_since(since))
+    }
+
     /// How long the room has been known not to be live, and its session, if it has one, has been there. `None` while nobody can
     /// tell, too: that the room server is away ends no session (rule 9).
     pub fn not_live_for(&self, now: Instant) -> Option<Duration> {

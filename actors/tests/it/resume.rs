@@ -961,6 +961,33 @@ async fn rule_09_no_session_is_ended_as_not_live_while_the_room_server_does_not_
     fine(&[&peer]);
 }
 
+#[actix::test]
+async fn rule_05_a_broadcast_goes_on_as_long_as_its_messages_though_the_clock_was_set_back() {
+    let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+    let stage = held_in(rooms.clone(), spool.clone(), store.clone(), registry_config()).await;
+    stage.stored(1).await;
+    stage.stop_well().await;
+    {
+        // What was said was said an hour from now, for the clock was set back since.
+        let mut script = spool.script();
+        assert!(script.rows.is_empty());
+        for event in &mut script.keys {
+            Arc::make_mut(event).sent_at_ms += 3_600_000;
+        }
+    }
+    let stage = Stage::among(rooms, spool.clone(), store, registry_config(), writer_config());
+    is_live(&stage, true).await;
+    let said = stage.accepted(1, "said").await.sent_at_ms;
+    is_live(&stage, false).await;
+    let ended = || {
+        let script = spool.script();
+        let (record, _) = script.broadcasts.values().next().unwrap();
+        record.segments.last().unwrap().to_ms
+    };
+    until("the end of its segment", || ended().is_some()).await;
+    assert!(ended() >= Some(said), "{:?} {said}", ended());
+}
+
 /// A session that says nothing, and remembers how it was ended.
 #[derive(Default)]
 struct Quiet(Mutex<Option<End>>);
