@@ -73,6 +73,14 @@ pub struct KeyConfig {
     pub sender_max: usize,
 }
 
+impl KeyConfig {
+    /// From when on acceptances may be within the window, by the times that their messages carry; for [`KeyTable::new`], with the
+    /// same times.
+    pub fn since_ms(&self, now_ms: i64, stamps_ms: i64) -> i64 {
+        now_ms.min(stamps_ms).saturating_sub(self.window_ms)
+    }
+}
+
 /// An acceptance as the spool kept it.
 #[derive(Clone, Debug)]
 pub struct KeyRow {
@@ -115,8 +123,9 @@ pub struct KeyTable {
 }
 
 impl KeyTable {
-    /// A table with what the spool kept, oldest first, at `now_ms` ([`steady_ms`](crate::clock::steady_ms)).
-    pub fn new(config: KeyConfig, rows: Vec<KeyRow>, now_ms: i64) -> Self {
+    /// A table with what the spool kept, oldest first, at `now_ms` ([`steady_ms`](crate::clock::steady_ms)), when messages are
+    /// stamped with `stamps_ms` ([`EventClock::now_ms`](crate::clock::EventClock::now_ms)).
+    pub fn new(config: KeyConfig, rows: Vec<KeyRow>, now_ms: i64, stamps_ms: i64) -> Self {
         let mut table = Self {
             config,
             entries: HashMap::new(),
@@ -125,8 +134,10 @@ impl KeyTable {
         };
         for row in rows {
             table.insert(row.user_idx, &row.keyed);
-            // A message's time is ahead of ours where the system's clock was; its key is not kept the longer for it.
-            let at = row.accepted.sent_at_ms.min(now_ms);
+            // A message's time is ahead of ours where the system's clock was; its key is not kept the longer for it. It is behind
+            // where that was set back: what the clocks are apart by now is added, for a key may be kept too long but not too short.
+            let behind = now_ms.saturating_sub(stamps_ms).max(0);
+            let at = row.accepted.sent_at_ms.saturating_add(behind).min(now_ms);
             table.accept(&row.keyed, row.accepted, at);
         }
         table
@@ -251,7 +262,7 @@ mod tests {
             max,
             sender_max,
         };
-        KeyTable::new(config, Vec::new(), 0)
+        KeyTable::new(config, Vec::new(), 0, 0)
     }
 
     #[test]
@@ -272,9 +283,34 @@ mod tests {
             keyed: Keyed::restored(user(1), PresenterIdx::new(2).unwrap(), "k", *key.fingerprint()),
             accepted: answer(86_400_000),
         };
-        let mut restored = KeyTable::new(config, vec![row], 5);
+        let mut restored = KeyTable::new(config, vec![row], 5, 86_400_000);
         assert_eq!(restored.begin(user(1), &key, 105), Found::Accepted(answer(86_400_000)));
         assert_eq!(restored.begin(user(1), &key, 106), Found::New);
+    }
+
+    #[test]
+    fn rule_17_a_clock_set_back_costs_no_key_when_the_table_is_read_again() {
+        let config = KeyConfig {
+            window_ms: 100,
+            max: 10,
+            sender_max: 10,
+        };
+        // The system's clock was set back by much more than the window, and messages are stamped with 50 since.
+        let (now_ms, stamps_ms) = (1_000_000, 50);
+        assert_eq!(config.since_ms(now_ms, stamps_ms), -50);
+        let rows = [20, 50].map(|at| KeyRow {
+            user_idx: user(1),
+            keyed: keyed(1, 2, &at.to_string(), "hi"),
+            accepted: answer(at),
+        });
+        let mut table = KeyTable::new(config, rows.to_vec(), now_ms, stamps_ms);
+        let (older, newer) = (keyed(1, 2, "20", "hi"), keyed(1, 2, "50", "hi"));
+        assert_eq!(table.begin(user(1), &older, now_ms + 70), Found::Accepted(answer(20)));
+        assert_eq!(table.begin(user(1), &older, now_ms + 71), Found::New);
+        assert_eq!(table.begin(user(1), &newer, now_ms + 100), Found::Accepted(answer(50)));
+        assert_eq!(table.begin(user(1), &newer, now_ms + 101), Found::New);
+        // Set ahead, it makes nobody read less.
+        assert_eq!(config.since_ms(1_000, 1_000_000), 900);
     }
 
     #[test]

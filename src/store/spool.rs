@@ -418,11 +418,12 @@ impl Spool for SqliteSpool {
 
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError> {
         self.with(|this, connection| {
-            trim_keys(connection, since_ms)?;
+            // What is older is taken away when rows are freed, not by who reads.
             let mut statement = connection.prepare(
-                "SELECT epoch, presenter_idx, seq, id, sent_at, user_idx, key, fingerprint FROM keys ORDER BY pos",
+                "SELECT epoch, presenter_idx, seq, id, sent_at, user_idx, key, fingerprint FROM keys
+                 WHERE pos >= (SELECT pos FROM keys WHERE sent_at >= ?1 ORDER BY pos LIMIT 1) ORDER BY pos",
             )?;
-            let rows = statement.query_map([], |found| {
+            let rows = statement.query_map([since_ms], |found| {
                 let bad = rusqlite::Error::QueryReturnedNoRows;
                 let (Some(presenter), Some(user_idx), Some(epoch)) = (
                     PresenterIdx::new(found.get(1)?),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
     clock::EventClock,
+    idempotency::Keyed,
     moderation::Act,
     seams::{LogRange, LogReader, LogStore, Spool},
     types::{Epoch, Event, MessageText, Seq, UserIdx},
@@ -819,6 +820,27 @@ fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
     let ended = broadcast(1, 1, 3, Some(40));
     spool.keep_broadcasts(std::slice::from_ref(&ended)).unwrap();
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), [ended]);
+}
+
+#[test]
+fn rule_17_reading_keys_takes_none_away() {
+    let mut epoch = String::new();
+    let (mut spool, _dir) = spool(&mut epoch);
+    let mut clock = EventClock::after(0);
+    let with_key = |event: Arc<Event>| {
+        let keyed = Keyed::new(event.chat.user_idx, event.presenter_idx, "k", "x");
+        Arc::new(Event {
+            keyed: Some(keyed),
+            ..Event::clone(&event)
+        })
+    };
+    let accepted = with_key(event(&mut clock, 1, &epoch, 1, "x"));
+    spool.commit(std::slice::from_ref(&accepted)).unwrap();
+    // As a clock that is far ahead of the messages' own would ask.
+    assert!(spool.read_keys(accepted.sent_at_ms + 1).unwrap().is_empty());
+    let rows = spool.read_keys(accepted.sent_at_ms).unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!((rows[0].accepted.id, &*rows[0].keyed.key), (accepted.id, "k"));
 }
 
 #[test]

@@ -265,7 +265,7 @@ impl SessionRegistry {
             self.keys_asked = false;
             return;
         };
-        let mut keys = KeyTable::new(self.config.keys, rows, steady_ms());
+        let mut keys = KeyTable::new(self.config.keys, rows, steady_ms(), self.clock.now_ms());
         for slot in &self.in_flight {
             if let Some(keyed) = &slot.event.keyed {
                 keys.insert(slot.event.chat.user_idx, keyed);
@@ -294,8 +294,9 @@ impl SessionRegistry {
     pub(super) fn ask_keys(&mut self) {
         if self.keys.is_none() && !self.keys_asked {
             self.keys_asked = true;
-            self.writer
-                .ask_keys(steady_ms().saturating_sub(self.config.keys.window_ms));
+            // Rows are told apart by the times of their messages, which are behind where the system's clock was set back.
+            let since_ms = self.config.keys.since_ms(steady_ms(), self.clock.now_ms());
+            self.writer.ask_keys(since_ms);
         }
     }
 
