@@ -277,5 +277,9 @@ async fn fault_9_a_peer_that_answers_no_ping_is_not_connected_for_long() {
     .await;
     assert_eq!(app.post(12, 7, "hi").await.json()["code"], "presenter_disconnected");
     assert_eq!(app.post(13, 7, "still there").await.json()["delivery"], "delivered");
+    let missed = app
+        .metric(r#"chat_sessions_ended_total{reason="keepalive_missed"}"#)
+        .await;
+    assert_eq!(missed, Some(1.0));
     assert_eq!(alive.await.unwrap()["message"], "still there");
 }

@@ -197,7 +197,10 @@ impl PresenterSession {
         if self.unanswered >= self.parts.config.keepalive_missed {
             return match self.parts.dialect {
                 // The peer is gone: there is nobody to say goodbye to.
-                Dialect::Legacy(_) => ctx.stop(),
+                Dialect::Legacy(_) => {
+                    self.parts.registry.closed(Close::KeepaliveMissed);
+                    ctx.stop();
+                }
                 Dialect::V1(_) => self.close(Close::KeepaliveMissed, ctx),
             };
         }
