@@ -1,6 +1,7 @@
 //! Keys that are published (`auth.jwks_url`): fetched, refreshed, kept when they cannot be, and never often.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chatting_actors::clock::system_ms;
 use chatting_server::settings::{Algorithm, Secret, Settings};
 use jsonwebtoken::EncodingKey;
 use serde_json::json;
@@ -233,6 +234,46 @@ async fn a_session_that_waits_for_its_key_has_said_hello_in_time_and_goes_on_ack
     assert!(began.elapsed().as_secs() >= 1);
     server.answer(Answer::Body(jwk_set(&[&old, &new])));
     assert_eq!(late.next_json().await["type"], "welcome");
+}
+
+#[actix_web::test]
+async fn a_refresh_that_waits_for_its_key_when_the_token_before_it_ends_has_come_in_time() {
+    let old = es256("old");
+    let server = JwksServer::start(jwk_set(&[&old])).await;
+    let app = app(&server, |settings| settings.auth.jwks_timeout_ms = 20_000).await;
+    app.go_live(21);
+    app.go_live(22);
+    app.go_live(23);
+    let hello = |token: &str| json!({ "type": "hello", "token": token }).to_string();
+    let expires_at = system_ms() / 1000 + 5;
+    let mut sessions = Vec::new();
+    for presenter in [21, 22, 23] {
+        let mut claims = claims(presenter);
+        claims["exp"] = json!(expires_at);
+        let mut session = connect(app.addr).await;
+        session.send_text(&hello(&old.token(&claims))).await;
+        assert_eq!(session.next_json().await["type"], "welcome");
+        sessions.push(session);
+    }
+    server.answer(Answer::Hang);
+    rested(&app, &old).await;
+    let (new, nobodys) = (es256("new"), es256("nobody's"));
+    sessions[0].send_text(&hello(&new.token(&claims(21)))).await;
+    sessions[1].send_text(&hello(&nobodys.token(&claims(22)))).await;
+    // One that does not ask for more time has no more, whoever else waits.
+    assert_eq!(sessions[2].next_json().await["code"], "token_expired");
+    assert_eq!(sessions[2].next_close().await, Some(4002));
+    eventually("the time of all three to be over", async || {
+        (system_ms() > expires_at * 1000 + 100).then_some(())
+    })
+    .await;
+    server.answer(Answer::Body(jwk_set(&[&old, &new])));
+    assert_eq!(sessions[1].next_json().await["code"], "unauthenticated");
+    assert_eq!(sessions[1].next_close().await, Some(4001));
+    let mut client = app.client().await;
+    let sent = post_v1(&mut client, 21, &old.token(&claims(7)), "still there").await;
+    assert_eq!(sent.status, 201);
+    assert_eq!(sessions[0].next_json().await["text"], "still there");
 }
 
 /// Returns when the pause after the last fetch is over and the next one has begun: a token of an unknown key has asked.

@@ -128,7 +128,7 @@ impl PresenterSession {
         self.parts.registry.attach(session, presenter, flow, reading);
     }
 
-    /// Closes at the token's end, unless a later `hello` moves it.
+    /// Closes at the token's end, unless a later `hello` moves it. One that waits for its token's key by then has come in time.
     fn watch_expiry(&mut self, ctx: &mut WebsocketContext<Self>) {
         let Dialect::V1(machine) = &self.parts.dialect else {
             return;
@@ -140,6 +140,10 @@ impl PresenterSession {
             ctx.cancel_future(timer);
         }
         let left = u64::try_from(expires_at_ms.saturating_sub(system_ms())).unwrap_or(0);
+        if left == 0 && self.waiting.is_some() {
+            // What waits begins with a `hello`; whether its token is good is known in a moment, and this is looked at again then.
+            return;
+        }
         if left == 0 {
             return self.close(Close::TokenExpired, ctx);
         }
@@ -258,6 +262,10 @@ impl PresenterSession {
                 if !this.closing {
                     this.text(&frame, ctx);
                 }
+            }
+            if !this.closing {
+                // The token before may have ended meanwhile, and nothing else need have come in its place.
+                this.watch_expiry(ctx);
             }
         }));
     }
