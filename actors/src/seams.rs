@@ -112,7 +112,7 @@ pub trait Spool: Send {
     /// spool holds events that the store does not have yet.
     fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq) -> Result<Seq, SpoolError>;
 
-    /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17).
+    /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17). Takes none away: [`Self::free`] does.
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError>;
 
     /// Remembers how far these rooms got. One transaction; loses nothing but a place when it fails.

@@ -58,6 +58,8 @@ pub enum Call {
     Works,
     /// Works, after so many milliseconds.
     Slow(u64),
+    /// An error, after so many milliseconds, and nothing was done.
+    FailsLate(u64),
     /// An error, and nothing was done.
     FailsBefore,
     /// An error, and everything was done.
@@ -352,6 +354,8 @@ pub struct StoreScript {
     /// How many times a room's broadcasts were given.
     pub puts: BTreeMap<i64, usize>,
     pub calls: VecDeque<Call>,
+    /// How many of them failed late.
+    pub late: usize,
 }
 
 impl StoreScript {
@@ -399,6 +403,16 @@ impl ScriptedStore {
                 return async move {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
                     Ok(give(&mut store.script()))
+                }
+                .boxed();
+            }
+            Call::FailsLate(ms) => {
+                drop(script);
+                let store = self.clone();
+                return async move {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    store.script().late += 1;
+                    error
                 }
                 .boxed();
             }

@@ -65,6 +65,28 @@ async fn rule_02_a_registry_that_panicked_goes_on_behind_everything_it_had_appen
 }
 
 #[actix::test]
+async fn rule_02_what_a_registry_that_panicked_asked_in_vain_takes_no_number_from_the_next() {
+    hush_planned_panics();
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    spool.script().asks_store = true;
+    // The first is what makes the store ready.
+    store.script().calls.extend([Call::Works, Call::FailsLate(200)]);
+    let stage = Stage::with(spool, store.clone(), registry_config(), writer_config());
+    let _before = stage.reader(1);
+    until("its question", || store.script().calls.is_empty()).await;
+    stage.registry_fails().await;
+    let _reader = stage.reader(1);
+    assert_eq!(stage.accepted_again(1, "first").await.seq, Seq(1));
+    until("the late answer", || store.script().late == 1).await;
+    // What is asked from now on comes behind it, or nearly so.
+    for _ in 0..50 {
+        assert_eq!(stage.registry.view(room(1)).await.unwrap().last_seq, Some(Seq(1)));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(stage.accepted(1, "second").await.seq, Seq(2));
+}
+
+#[actix::test]
 async fn rule_02_what_waited_in_the_mailbox_of_a_registry_that_panicked_is_dealt_with_by_the_next() {
     let stage = Stage::set();
     let _reader = stage.reader(1);
