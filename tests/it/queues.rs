@@ -448,6 +448,11 @@ async fn log_commit_interval_us_lets_messages_share_a_commit_and_log_commit_enou
     .await;
     // The first commit since the start waits for nothing; the next is due ten seconds later.
     all_accepted(vec![post(&app, 12, "first")]).await;
+    // That the store has it is told to the spool, too, and whatever the spool is told ends a wait.
+    eventually("the store to have it", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
     let commits = app.metric("chat_commit_events_count").await.unwrap();
     let mut answers = leave_in_flight(&app, 12, 2).await;
     assert_eq!(app.metric("chat_commit_events_count").await, Some(commits), "two wait");
