@@ -2,7 +2,8 @@
 #   $target  cargo's target directory, absolute
 #   $tools   what get-tools and get-mongod keep: below the target directory, so never in git
 # Settings of whoever runs a script (CHAT__*) are not the script's: they are unset, so that a test never runs, and nothing is
-# ever measured, on what an operator's shell happens to hold.
+# ever measured, on what an operator's shell happens to hold. Nor is CDPATH, by which `cd` goes elsewhere and says where.
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 for name in "${!CHAT__@}"; do unset "$name"; done
 
