@@ -67,6 +67,7 @@ async fn whatever_dies_nothing_that_was_accepted_is_lost_or_doubled() {
         }
     }
     println!("{totals}");
+    assert!(totals.rounds() > 0, "not one round was run, so nothing is known");
     assert!(
         failures.is_empty(),
         "{} rounds failed:\n{}",

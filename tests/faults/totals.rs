@@ -50,6 +50,11 @@ impl Totals {
         row.failed += 1;
     }
 
+    /// How many were run.
+    pub fn rounds(&self) -> u64 {
+        self.rows.values().map(|row| row.rounds).sum()
+    }
+
     pub fn skipped(&mut self, kind: Kind) {
         self.rows.entry(kind).or_default().skipped += 1;
     }

@@ -1,6 +1,13 @@
 //! Starts after a crash, with a damaged spool, with a full disk: what was accepted is there, in order, once.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
 
 use chatting_actors::{
     clock::EventClock,
@@ -328,27 +335,41 @@ async fn rule_05_a_spool_that_knows_no_time_goes_on_behind_the_newest_in_the_sto
     }
 }
 
-/// A small file system of our own; `None` where we may not mount one.
-struct SmallDisk(Arc<ScratchDir>);
+/// A small file system, where the server of this very process can use it: so not in a namespace of its own. It goes with us,
+/// however we end: who mounted it waits for the end of a pipe of ours, and unmounts it.
+struct SmallDisk {
+    dir: Arc<ScratchDir>,
+    holder: Child,
+}
 
 impl SmallDisk {
+    /// `None` where we may not mount one.
     fn mount() -> Option<Self> {
         let dir = ScratchDir::new("disk");
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(dir.path());
-        mount
-            .output()
-            .is_ok_and(|done| done.status.success())
-            .then_some(Self(dir))
+        let script =
+            r#"mount -t tmpfs -o size=8m tmpfs "$1" && echo mounted && { read -r over; umount -l "$1"; rmdir "$1"; }"#;
+        let mut holder = Command::new("/bin/sh")
+            .args(["-c", script, "sh"])
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .process_group(0) // Ctrl-C is for the test run.
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(holder.stdout.take().unwrap())
+            .read_line(&mut said)
+            .unwrap();
+        let this = Self { dir, holder };
+        (said == "mounted\n").then_some(this)
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0.path())
-            .output();
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
     }
 }
 
@@ -374,12 +395,12 @@ async fn a_full_disk_is_log_unavailable_without_a_crash_and_goes_on_when_there_i
     };
     let dir = ScratchDir::new("full");
     let mut settings = settings(&dir);
-    settings.log.path = disk.0.path().join("chat.db").display().to_string();
+    settings.log.path = disk.dir.path().join("chat.db").display().to_string();
     let app = spawn_in(dir, settings).await;
     app.go_live(12);
     let mut presenter = app.presenter(12).await;
     assert_eq!(app.post(12, 7, "fits").await.status, 201);
-    let ballast = disk.0.path().join("ballast");
+    let ballast = disk.dir.path().join("ballast");
     let mut filling = std::fs::File::create(&ballast).unwrap();
     while std::io::Write::write_all(&mut filling, &[0; 65536]).is_ok() {}
     let reader = actix_web::rt::spawn(async move {
