@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chatting_server::settings::{Durability, LogBackend, Secret, Settings};
+use chatting_server::{
+    app::Stopped,
+    settings::{Durability, LogBackend, Secret, Settings},
+};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -277,7 +280,7 @@ async fn a_connection_cut_at_any_moment_is_resumed_without_a_hole() {
 }
 
 #[actix_web::test]
-async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches() {
+async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches_and_a_stop_does_not_wait_for_it() {
     let mongod = Mongod::start_own().await;
     let dir = ScratchDir::new("resume");
     let mut settings = settings(&dir);
@@ -288,6 +291,8 @@ async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches() {
     settings.room.ring_events = 4;
     settings.room.sweep_ms = 20;
     settings.session.resume_wait_seconds = 2;
+    // Far beyond what the test waits for its stop.
+    settings.shutdown.deadline_seconds = 600;
     let app = spawn_in(dir, settings).await;
     app.go_live(12);
     let mut first = V1::of(&app, 12, json!({})).await;
@@ -311,5 +316,8 @@ async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches() {
     let mut third = V1::of(&app, 12, json!({ "resume_after": 5 })).await;
     assert_eq!(third.welcome["gap"], json!({ "from": 6, "to": 10 }));
     assert_eq!(third.chats(10).await, numbered(11..=20));
-    let _ = app.stop().await;
+    // What is still in the spool stays there: a stop waits for no MongoDB.
+    assert_eq!(app.metric("chat_spool_events").await, Some(10.0));
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
 }
