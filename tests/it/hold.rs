@@ -66,13 +66,14 @@ async fn rule_12_the_hold_ends_when_nobody_came_and_the_room_server_is_asked_aga
     })
     .await;
     assert!(held > 0 && left_at.elapsed() >= Duration::from_secs(1), "{held}");
-    eventually("the room server to be asked a second time", async || {
+    let asked = eventually("the room server to be asked a second time", async || {
         app.post(12, 7, "anyone?").await;
         let asked = rooms.stats().await.reconnects.get("12").copied();
-        (asked >= Some(2)).then_some(())
+        asked.filter(|asked| *asked >= 2)
     })
     .await;
-    assert!(left_at.elapsed() >= Duration::from_secs(1), "once an interval");
+    let intervals = left_at.elapsed().as_secs();
+    assert!(asked <= 1 + intervals, "once an interval: {asked} in {intervals} s");
     // What was held is never withdrawn.
     let mut presenter = app.presenter(12).await;
     for n in 0..held {
