@@ -20,7 +20,7 @@ use crate::{
         app::{KEY, settings, spawn_in, use_mongodb},
         mongod::{Mongod, fresh_database_name},
         presenter::V1,
-        process::{Process, ScratchDir},
+        process::{Process, ScratchDir, output, signal},
     },
 };
 
@@ -64,7 +64,7 @@ impl Site {
 
     /// Runs a command; exit code, standard output, standard error.
     fn run(&self, args: &[&str]) -> (i32, String, String) {
-        let output = self.command(args).output().unwrap();
+        let output = output(self.dir.path(), &mut self.command(args));
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     }
@@ -214,8 +214,7 @@ async fn an_export_that_is_interrupted_tells_what_became_of_its_output() {
     let mut out = BufReader::new(export.stdout.take().unwrap());
     let mut line = String::new();
     out.read_line(&mut line).unwrap();
-    let signal = Command::new("kill").arg("-INT").arg(export.id().to_string()).status();
-    assert!(signal.unwrap().success());
+    signal(export.id(), "INT");
     let rest = out.lines().map(Result::unwrap).collect::<Vec<_>>();
     let ended = export.wait_with_output().unwrap();
     let error = String::from_utf8(ended.stderr).unwrap();

@@ -1,6 +1,6 @@
 //! The end of what the log keeps: retention, legal hold, and the erasure of a user.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use chatting_actors::{
     clock::system_ms,
@@ -25,6 +25,7 @@ use crate::{
     log_store::{batch, room, stores},
     support::{
         app::{KEY, spawn_app, spawn_in, use_mongodb},
+        command::run,
         eventually,
         mongod::{Mongod, fresh_database_name},
         process::ScratchDir,
@@ -402,15 +403,7 @@ impl Site {
 
     /// Runs the command; exit code, standard output, standard error.
     fn run(&self, args: &[&str]) -> (i32, String, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_chatting-server"))
-            .args(args)
-            .current_dir(self.dir.path())
-            .env_remove("RUST_LOG")
-            .env("CHAT__AUTH__HS256_SECRET", KEY)
-            .output()
-            .unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+        run(&self.dir, args, &[("CHAT__AUTH__HS256_SECRET", KEY)])
     }
 
     /// How often a text is in the files of the spool.

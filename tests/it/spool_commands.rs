@@ -20,7 +20,7 @@ use crate::support::{
     app::{KEY, spawn_app, use_mongodb},
     eventually,
     mongod::{Mongod, fresh_database_name},
-    process::{Process, ScratchDir},
+    process::{Process, ScratchDir, output},
 };
 
 /// A stopped server's directory: a spool, and the settings that name it.
@@ -67,7 +67,7 @@ impl Site {
 
     /// Runs the command; exit code, standard output, standard error.
     fn run(&self, args: &[&str]) -> (i32, String, String) {
-        let output = self.command(args).output().unwrap();
+        let output = output(self.dir.path(), &mut self.command(args));
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     }

@@ -14,7 +14,7 @@ use crate::support::{
     app::{KEY, settings, token_of, use_mongodb},
     command::{command, run},
     http::{HttpClient, post_json},
-    process::{Process, ScratchDir},
+    process::{Process, ScratchDir, output},
     tokens,
     ws::WsClient,
 };
@@ -425,10 +425,7 @@ async fn a_command_line_that_cannot_be_read_ends_with_2() {
         assert_eq!(code, 2, "{args:?}: {error}");
     }
     let no_text = OsStr::from_bytes(b"\xff.db");
-    let output = command(&dir, &["spool", "status", "--path"])
-        .arg(no_text)
-        .output()
-        .unwrap();
+    let output = output(dir.path(), command(&dir, &["spool", "status", "--path"]).arg(no_text));
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::http::{self, HttpClient};
 use crate::support::mongod::Mongod;
-use crate::support::process::{Process, ScratchDir};
+use crate::support::process::{Process, ScratchDir, output, output_within};
 use crate::support::proxy::Proxy;
 use crate::support::room_server::{Mode, RoomServer};
 use crate::support::ws::{BINARY, CONTINUATION, Frame, Incoming, PING, TEXT, WsClient};
@@ -121,11 +121,10 @@ async fn the_room_server_misbehaves_when_told_to() {
 /// The README has users run it.
 #[actix_web::test]
 async fn the_room_server_by_hand_tells_its_flags_and_what_is_wrong_with_them() {
+    let dir = ScratchDir::new("by-hand");
     let run = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_room-server-standin"))
-            .args(args)
-            .output()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_room-server-standin"));
+        let output = output(dir.path(), command.current_dir(dir.path()).args(args));
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
@@ -147,6 +146,18 @@ async fn the_room_server_by_hand_tells_its_flags_and_what_is_wrong_with_them() {
     let (code, _, error) = run(&["--port-file", "nowhere/port"]);
     assert_eq!(code, Some(1), "{error}");
     assert!(error.contains("--port-file nowhere/port: "), "{error}");
+}
+
+#[actix_web::test]
+async fn a_command_that_does_not_end_in_time_is_killed_and_what_it_wrote_is_told() {
+    let dir = ScratchDir::new("endless");
+    let script = "echo $$; echo told >&2; exec sleep 1000";
+    let patience = Duration::from_millis(500);
+    let killed = output_within(patience, dir.path(), Command::new("/bin/sh").args(["-c", script])).unwrap_err();
+    assert_eq!(killed.status.signal(), Some(9), "{killed:?}");
+    assert_eq!(killed.stderr, b"told\n");
+    let pid = String::from_utf8(killed.stdout).unwrap();
+    assert!(!std::path::Path::new("/proc").join(pid.trim()).exists());
 }
 
 #[actix_web::test]

@@ -1,13 +1,12 @@
 //! Keys of the settings: which algorithm, from where, and what stops a start.
 
-use std::process::Command;
-
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chatting_server::settings::{Algorithm, Secret, Settings};
 use serde_json::json;
 
 use crate::support::{
     app::{KEY, TestApp, post_v1, settings, spawn_app, spawn_in},
+    command::run,
     http::HttpClient,
     keys::{KeyPair, pem},
     presenter::{connect, end_of},
@@ -92,17 +91,6 @@ async fn a_previous_key_counts_beside_the_present_one_also_of_another_algorithm(
 }
 
 // ---- the start ------------------------------------------------------------------------------------------------------
-
-fn run(dir: &ScratchDir, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
-    command.args(args).current_dir(dir.path());
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CHAT__")) {
-        command.env_remove(name);
-    }
-    let output = command.envs(env.iter().copied()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
 
 #[actix_web::test]
 async fn a_bad_key_stops_the_start_and_check_config_with_64_and_its_name_and_never_shows_it() {

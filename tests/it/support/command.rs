@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::process::ScratchDir;
+use super::process::{ScratchDir, output};
 
 /// The command with these arguments, not started yet.
 pub fn command(dir: &ScratchDir, args: &[&str]) -> Command {
@@ -16,7 +16,7 @@ pub fn command(dir: &ScratchDir, args: &[&str]) -> Command {
 
 /// Runs it to its end: exit code, standard output, standard error.
 pub fn run(dir: &ScratchDir, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
-    let output = command(dir, args).envs(env.iter().copied()).output().unwrap();
+    let output = output(dir.path(), command(dir, args).envs(env.iter().copied()));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }

@@ -7,13 +7,14 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{eventually, within};
+use super::{PATIENCE, eventually, within};
 
 /// A directory below cargo's target directory; removed when the last who shares it lets go.
 #[derive(Debug)]
@@ -92,11 +93,7 @@ impl Process {
     /// when the process is over.
     pub fn signal(&self, name: &str) {
         if self.exit.borrow().is_none() {
-            shell(r#"kill -"$1" "$2" 2>/dev/null"#)
-                .arg(name)
-                .arg(self.pid.to_string())
-                .status()
-                .unwrap();
+            signal(self.pid, name);
         }
     }
 
@@ -174,6 +171,45 @@ impl Drop for Process {
             std::thread::yield_now();
         }
     }
+}
+
+/// Runs `command` to its end, its stdout and stderr apart; `dir` is removed with it should this process be killed meanwhile.
+/// It may work through much, so it has a few times [`PATIENCE`]; then it is killed, and the test fails.
+pub fn output(dir: &Path, command: &mut Command) -> Output {
+    output_within(4 * PATIENCE, dir, command)
+        .unwrap_or_else(|output| panic!("{command:?} did not end; until it was killed it wrote: {output:?}"))
+}
+
+/// As [`output`]; the error is what one wrote that was killed.
+pub fn output_within(patience: Duration, dir: &Path, command: &mut Command) -> Result<Output, Output> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    let pid = child.id();
+    let mut guard = guard(pid, dir);
+    let (sender, ended) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let output = child.wait_with_output().unwrap();
+        let _ = guard.write_all(b"over\n");
+        sender.send(output)
+    });
+    ended.recv_timeout(patience).map_err(|_| {
+        signal(pid, "KILL");
+        ended.recv().unwrap()
+    })
+}
+
+/// Sends a signal by name to a child that has not been waited for; `kill` is the shell's, since not every system has the program.
+pub fn signal(pid: u32, name: &str) {
+    shell(r#"kill -"$1" "$2" 2>/dev/null"#)
+        .arg(name)
+        .arg(pid.to_string())
+        .status()
+        .unwrap();
 }
 
 /// The shell that outlives us by the moment it needs. One line on its input means that `pid` is over by itself.
