@@ -13,10 +13,11 @@ use chatting_server::{
 
 use crate::support::{
     app::{KEY, post_v1, settings, spawn_app, use_mongodb},
+    command::command,
     eventually,
     http::HttpClient,
     mongod::{Mongod, fresh_database_name},
-    process::{Process, ScratchDir},
+    process::{Process, ScratchDir, output},
 };
 
 #[actix_web::test]
@@ -117,44 +118,63 @@ async fn rule_07_of_two_servers_that_start_on_one_log_at_once_at_most_one_goes_o
     app.run_until(std::future::ready(())).await.unwrap();
 }
 
-#[actix_web::test]
-async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
-    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
-    let serve = |dir: &Arc<ScratchDir>| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
-        command
-            .args(["serve", "--port-file", "port"])
-            .current_dir(dir.path())
-            .env("CHAT__AUTH__HS256_SECRET", KEY)
-            .env("CHAT__LIMITS__SENDER_PER_SECOND", "0");
+/// A log that more than one server is started on.
+struct SharedLog {
+    uri: String,
+    database: String,
+    heartbeat_seconds: u32,
+}
+
+impl SharedLog {
+    fn new(heartbeat_seconds: u32) -> Self {
+        Self {
+            uri: Mongod::shared().uri(),
+            database: fresh_database_name(),
+            heartbeat_seconds,
+        }
+    }
+
+    /// A server whose spool is in this directory.
+    fn serve(&self, dir: &ScratchDir) -> Command {
+        let mut command = command(dir, &["serve", "--port-file", "port"]);
+        command.env("CHAT__AUTH__HS256_SECRET", KEY);
         for set in [
             "server.bind=127.0.0.1:0",
             "room.mode=embedded",
             "log.backend=mongodb",
-            "mongodb.heartbeat_seconds=600",
+            &format!("mongodb.heartbeat_seconds={}", self.heartbeat_seconds),
+            &format!("mongodb.uri={}", self.uri),
+            &format!("mongodb.database={}", self.database),
         ] {
             command.args(["--set", set]);
         }
-        command.args([
-            "--set",
-            &format!("mongodb.uri={uri}"),
-            "--set",
-            &format!("mongodb.database={database}"),
-        ]);
         command
-    };
+    }
+
+    /// Waits for a heartbeat later than this, in milliseconds since 1970, and gives its time.
+    async fn heartbeat_after(&self, ms: i64) -> i64 {
+        let client = mongodb::Client::with_uri_str(&self.uri).await.unwrap();
+        let servers = client
+            .database(&self.database)
+            .collection::<mongodb::bson::Document>("servers");
+        eventually("a heartbeat", async || {
+            let server = servers.find_one(mongodb::bson::doc! {}).await.unwrap()?;
+            let at = server.get_datetime("heartbeat").unwrap().timestamp_millis();
+            (at > ms).then_some(at)
+        })
+        .await
+    }
+}
+
+#[actix_web::test]
+async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
+    let log = SharedLog::new(600);
+    let serve = |dir: &Arc<ScratchDir>| log.serve(dir);
     let (one, two) = (ScratchDir::new("one"), ScratchDir::new("two"));
     let first = Process::start(&one, &mut serve(&one));
     first.address(&one.path().join("port")).await;
-    eventually("its first heartbeat", async || {
-        let client = mongodb::Client::with_uri_str(&uri).await.unwrap();
-        let servers = client
-            .database(&database)
-            .collection::<mongodb::bson::Document>("servers");
-        servers.find_one(mongodb::bson::doc! {}).await.unwrap()
-    })
-    .await;
-    let refused = serve(&two).output().unwrap();
+    log.heartbeat_after(0).await;
+    let refused = output(two.path(), &mut serve(&two));
     let error = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(69), "{error}");
     assert!(
@@ -163,7 +183,7 @@ async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
     );
     // Killed, not stopped: its own spool may start again at once, another may not.
     first.kill().await;
-    assert_eq!(serve(&two).output().unwrap().status.code(), Some(69));
+    assert_eq!(output(two.path(), &mut serve(&two)).status.code(), Some(69));
     std::fs::remove_file(one.path().join("port")).unwrap();
     let again = Process::start(&one, &mut serve(&one));
     again.address(&one.path().join("port")).await;
@@ -174,6 +194,34 @@ async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
     second.address(&two.path().join("port")).await;
     second.signal("TERM");
     assert!(second.exited().await.success());
+}
+
+#[actix_web::test]
+async fn rule_07_another_server_starts_when_the_heartbeats_of_one_that_was_killed_are_not_fresh_any_more() {
+    let log = SharedLog::new(1);
+    let (one, two) = (ScratchDir::new("beating"), ScratchDir::new("after"));
+    let first = Process::start(&one, &mut log.serve(&one));
+    first.address(&one.path().join("port")).await;
+    let began = log.heartbeat_after(0).await;
+    // Later than one heartbeat counts: it is those that came since that keep the other out.
+    log.heartbeat_after(began + 4_000).await;
+    assert_eq!(output(two.path(), &mut log.serve(&two)).status.code(), Some(69));
+    first.kill().await;
+    let second = eventually("the other to be let in", async || {
+        let second = Process::start(&two, &mut log.serve(&two));
+        let port = two.path().join("port");
+        let up = eventually("its start, or its refusal", async || {
+            port.exists().then_some(true).or(second.exit().map(|_| false))
+        })
+        .await;
+        if !up {
+            assert_eq!(second.exit().unwrap().code(), Some(69), "{}", second.output());
+        }
+        up.then_some(second)
+    })
+    .await;
+    second.signal("TERM");
+    assert!(second.exited().await.success(), "{}", second.output());
 }
 
 #[actix_web::test]
