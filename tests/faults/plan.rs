@@ -76,6 +76,20 @@ pub enum Fault {
     FillDisk,
 }
 
+impl Fault {
+    /// What it breaks, of one mongod and its server. In a replica set each fault takes another primary.
+    fn victim(self) -> &'static str {
+        match self {
+            Self::KillServer | Self::KillStartingServer | Self::StopServer => "server",
+            Self::CutSessions => "sessions",
+            Self::KillMongod | Self::FreezeMongod | Self::RefuseInserts(_) | Self::DoubtInserts => "mongod",
+            Self::CutLink | Self::StallLink | Self::HalfOpenLink => "link",
+            Self::StepDown | Self::KillPrimary | Self::FreezePrimary => "primary",
+            Self::FillDisk => "disk",
+        }
+    }
+}
+
 /// Where the log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreKind {
@@ -241,7 +255,7 @@ impl Plan {
         self.faults[0].until_refused = true;
     }
 
-    /// The second begins while the first lasts.
+    /// The second begins while the first lasts, and breaks something else.
     fn two_at_once(&mut self, rng: &mut StdRng) {
         let mut single = [
             Fault::KillServer,
@@ -259,18 +273,22 @@ impl Plan {
             Fault::KillPrimary,
             Fault::FreezePrimary,
         ];
-        let two: &[Fault] = match rng.random_range(0..4) {
+        let two = match rng.random_range(0..4) {
             0 => {
                 self.store = StoreKind::ReplicaSet;
-                set.partial_shuffle(rng, 2).0
+                set.partial_shuffle(rng, 2).0.to_vec()
             }
             1 => {
                 self.fill_disk(rng);
-                single.partial_shuffle(rng, 1).0
+                single.choose(rng).copied().into_iter().collect()
             }
-            _ => single.partial_shuffle(rng, 2).0,
+            _ => {
+                single.shuffle(rng);
+                let other = single.iter().find(|fault| fault.victim() != single[0].victim());
+                vec![single[0], *other.unwrap()]
+            }
         };
-        for &fault in two {
+        for fault in two {
             let during = match self.faults.first() {
                 None => 200..=900,
                 Some(first) => {
@@ -333,5 +351,24 @@ impl Display for Planned {
         let until = if self.until_refused { "…" } else { "" };
         let (at, lasts) = (self.at.as_millis(), self.lasts.as_millis());
         write!(f, "{} {at}+{until}{lasts}", self.fault)
+    }
+}
+
+#[test]
+fn two_at_once_are_two_faults_of_different_victims() {
+    let turns = TURNS.len() as u64;
+    let plans = (0..1000 * turns)
+        .map(Plan::new)
+        .filter(|plan| plan.kind == Kind::TwoAtOnce);
+    for plan in plans {
+        let faults = plan.faults.iter().filter(|planned| planned.fault != Fault::CutSessions);
+        let [one, other] = faults.collect::<Vec<_>>()[..] else {
+            panic!("{plan:?}");
+        };
+        assert!(one.fault != other.fault, "{plan:?}");
+        assert!(
+            plan.store == StoreKind::ReplicaSet || one.fault.victim() != other.fault.victim(),
+            "{plan:?}"
+        );
     }
 }

@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mongodb::bson::doc;
-use tokio::sync::{Mutex, watch};
+use mongodb::bson::{Document, doc};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::{
     disk::Disk,
     load::{Load, Outcome, ROOMS, SENDERS, Sender, Sent},
-    plan::{Fault, Plan, Planned, StoreKind},
+    plan::{Fault, Kind, Plan, Planned, StoreKind},
     presenters::{END, Presenter, Seen},
     server::Server,
     store::Store,
@@ -102,6 +102,9 @@ impl Fixtures {
             database,
             load: Rc::default(),
             cut: watch::Sender::new(0),
+            link: Mutex::default(),
+            inserts: Mutex::default(),
+            begun: watch::Sender::new(0),
             dir: Arc::clone(dir),
         }
     }
@@ -116,6 +119,12 @@ pub struct Stage {
     database: String,
     load: Rc<Load>,
     cut: watch::Sender<u32>,
+    /// Held by the fault that the link, or inserts, have now; so it is with the server and each mongod. The next one waits for
+    /// its end, since that mends all.
+    link: Mutex<()>,
+    inserts: Mutex<()>,
+    /// How many of two faults at once have begun.
+    begun: watch::Sender<u32>,
     dir: Arc<ScratchDir>,
 }
 
@@ -215,6 +224,7 @@ impl Stage {
         let warm = self.plan.cold_start.map(|after| {
             let stage = Rc::clone(self);
             Task::spawn(async move {
+                let _alone = stage.link.lock().await;
                 tokio::time::sleep_until(begin + after).await;
                 if let Store::Single { link, .. } = &*stage.store {
                     link.restore();
@@ -263,6 +273,7 @@ impl Stage {
                 disk.relieve();
             }
             (Fault::CutLink | Fault::StallLink | Fault::HalfOpenLink, Store::Single { link, .. }) => {
+                let _alone = self.link.lock().await;
                 match planned.fault {
                     Fault::CutLink => link.cut(),
                     Fault::StallLink => link.stall(),
@@ -271,46 +282,56 @@ impl Stage {
                 self.last(planned).await;
                 link.restore();
             }
-            (Fault::KillMongod, Store::Single { mongod, .. }) => self.kill(mongod, planned).await,
-            (Fault::FreezeMongod, Store::Single { mongod, .. }) => self.freeze(mongod, planned).await,
+            (Fault::KillMongod, Store::Single { mongod, .. }) => self.kill(mongod.lock().await, planned).await,
+            (Fault::FreezeMongod, Store::Single { mongod, .. }) => self.freeze(mongod.lock().await, planned).await,
             (Fault::RefuseInserts(code), Store::Single { .. }) => {
-                self.store.fail_inserts(Some(doc! { "errorCode": code })).await;
-                self.last(planned).await;
-                self.store.fail_inserts(None).await;
+                self.fail_inserts(doc! { "errorCode": code }, planned).await;
             }
             (Fault::DoubtInserts, Store::Single { .. }) => {
                 // As when the primary has them and the majority does not, yet.
                 let doubt = doc! { "code": 64, "errmsg": "waiting for replication timed out" };
-                self.store.fail_inserts(Some(doc! { "writeConcernError": doubt })).await;
-                self.last(planned).await;
-                self.store.fail_inserts(None).await;
+                self.fail_inserts(doc! { "writeConcernError": doubt }, planned).await;
             }
-            (Fault::KillPrimary, Store::Set(_)) => self.kill(&self.store.primary().await.mongod, planned).await,
-            (Fault::FreezePrimary, Store::Set(_)) => self.freeze(&self.store.primary().await.mongod, planned).await,
+            (Fault::KillPrimary, Store::Set(_)) => self.kill(self.store.primary().await.1, planned).await,
+            (Fault::FreezePrimary, Store::Set(_)) => self.freeze(self.store.primary().await.1, planned).await,
             (Fault::StepDown, Store::Set(_)) => {
-                // At once, without waiting for the others: what only the old primary has may be rolled back.
-                let order = doc! { "replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 0, "force": true };
-                self.store.primary().await.command(order).await;
+                let _alone = self.store.step_down().await;
                 self.last(planned).await;
             }
             (fault, _) => panic!("{fault} is for another store"),
         }
     }
 
-    async fn kill(&self, mongod: &Mutex<Mongod>, planned: Planned) {
-        mongod.lock().await.kill().await;
+    async fn kill(&self, mut mongod: MutexGuard<'_, Mongod>, planned: Planned) {
+        mongod.kill().await;
         self.last(planned).await;
-        mongod.lock().await.restart().await;
+        mongod.restart().await;
     }
 
-    async fn freeze(&self, mongod: &Mutex<Mongod>, planned: Planned) {
-        mongod.lock().await.freeze();
+    async fn freeze(&self, mongod: MutexGuard<'_, Mongod>, planned: Planned) {
+        mongod.freeze();
         self.last(planned).await;
-        mongod.lock().await.thaw();
+        mongod.thaw();
     }
 
-    /// The fault's time.
+    /// However short it is planned, it is none before an insert has met it.
+    async fn fail_inserts(&self, how: Document, planned: Planned) {
+        let _alone = self.inserts.lock().await;
+        let before = self.store.fail_inserts(Some(how)).await;
+        self.last(planned).await;
+        self.store.insert_failed(before).await;
+        self.store.fail_inserts(None).await;
+    }
+
+    /// The fault's time, which begins when it has struck. Of two at once none is over before the other has begun.
     async fn last(&self, planned: Planned) {
+        if self.plan.kind == Kind::TwoAtOnce {
+            self.begun.send_modify(|count| *count += 1);
+            let mut begun = self.begun.subscribe();
+            within("the other fault to begin", begun.wait_for(|count| *count >= 2))
+                .await
+                .unwrap();
+        }
         if planned.until_refused {
             let refused = || self.load.refused("log_unavailable") > 0;
             let enough = Instant::now() + Duration::from_secs(20);

@@ -8,7 +8,10 @@ use mongodb::{
     options::{ClientOptions, ReadConcern},
 };
 use rusqlite::Connection;
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::timeout,
+};
 
 use crate::{
     plan::StoreKind,
@@ -18,6 +21,9 @@ use crate::{
 
 /// The collection of the log, as the settings' defaults have it.
 const COLLECTION: &str = "chatting_log";
+
+/// A member that is frozen answers nothing, and is then not waited for.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// One of the three. It is used by one round after the other.
 pub enum Store {
@@ -64,8 +70,9 @@ impl Store {
         // Elections within a second or two, so that a round sees the next primary.
         let settings = doc! { "electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 200 };
         let config = doc! { "_id": "faults", "members": hosts, "settings": settings };
-        let initiated = members[0].command(doc! { "replSetInitiate": config }).await;
-        assert!(initiated.is_some(), "the replica set does not form");
+        let admin = members[0].client.database("admin");
+        let initiated = admin.run_command(doc! { "replSetInitiate": config }).await;
+        assert!(initiated.is_ok(), "the replica set does not form: {initiated:?}");
         Self::Set(members)
     }
 
@@ -134,8 +141,8 @@ impl Store {
         }
     }
 
-    /// The member that takes writes now; waits until there is one.
-    pub async fn primary(&self) -> &Member {
+    /// The member that takes writes now, for one fault alone; waits until there is one that no other fault has.
+    pub async fn primary(&self) -> (&Member, MutexGuard<'_, Mongod>) {
         let Self::Set(members) = self else {
             panic!("one mongod has no primary");
         };
@@ -143,7 +150,7 @@ impl Store {
             for member in members {
                 let hello = member.command(doc! { "hello": 1 }).await;
                 if hello.is_some_and(|hello| hello.get_bool("isWritablePrimary") == Ok(true)) {
-                    return Some(member);
+                    return member.mongod.try_lock().ok().map(|mongod| (member, mongod));
                 }
             }
             None
@@ -151,15 +158,39 @@ impl Store {
         .await
     }
 
-    /// Makes every insert fail so from now on, or none; a mongod that is away forgets it.
-    pub async fn fail_inserts(&self, how: Option<Document>) {
+    /// The primary gives that up at once, without waiting for the others: what only it has may be rolled back.
+    pub async fn step_down(&self) -> MutexGuard<'_, Mongod> {
+        let order = doc! { "replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 0, "force": true };
+        // One that became it this moment may refuse.
+        eventually("a primary to step down", async || {
+            let (member, mongod) = self.primary().await;
+            member.command(order.clone()).await.map(|_| mongod)
+        })
+        .await
+    }
+
+    /// Makes every insert fail so from now on, or none; a mongod that is away forgets it. Gives how many have failed until then.
+    pub async fn fail_inserts(&self, how: Option<Document>) -> i64 {
         let mode = if how.is_some() { "alwaysOn" } else { "off" };
         let mut data = doc! { "failCommands": ["insert"], "appName": "chatting-server" };
         data.extend(how.unwrap_or_default());
         let order = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data };
         let admin = client(&self.direct_uri().await).await.database("admin");
-        eventually("the fail point to be set", async || {
+        let set = eventually("the fail point to be set", async || {
             admin.run_command(order.clone()).await.ok()
+        })
+        .await;
+        whole(&set, "count")
+    }
+
+    /// Returns when more inserts have failed than so many.
+    pub async fn insert_failed(&self, before: i64) {
+        let admin = client(&self.direct_uri().await).await.database("admin");
+        eventually("an insert to fail", async || {
+            let order = doc! { "getParameter": 1, "failpoint.failCommand": 1 };
+            let known = admin.run_command(order).await.ok()?;
+            let point = known.get_document("failpoint.failCommand").unwrap();
+            (whole(point, "timesEntered") > before).then_some(())
         })
         .await;
     }
@@ -210,10 +241,19 @@ impl Member {
         }
     }
 
-    /// Runs a command of the database `admin` here; `None` when it fails, or this member is gone.
+    /// Runs a command of the database `admin` here; `None` when it fails, or this member is gone or frozen.
     pub async fn command(&self, command: Document) -> Option<Document> {
-        self.client.database("admin").run_command(command).await.ok()
+        let admin = self.client.database("admin");
+        timeout(ANSWER, admin.run_command(command).into_future())
+            .await
+            .ok()?
+            .ok()
     }
+}
+
+fn whole(document: &Document, name: &str) -> i64 {
+    let number = document.get(name).unwrap();
+    number.as_i64().or(number.as_i32().map(i64::from)).unwrap()
 }
 
 async fn client(uri: &str) -> Client {
