@@ -211,6 +211,12 @@ impl Plan {
         self.faults.iter().any(|planned| cuts.contains(&planned.fault))
     }
 
+    /// Whether the log was there all the time, so that whatever waits for a presenter could be read.
+    pub fn spares_store(&self) -> bool {
+        let spared = |planned: &Planned| ["server", "sessions"].contains(&planned.fault.victim());
+        self.cold_start.is_none() && self.faults.iter().all(spared)
+    }
+
     /// Whether the server must have refused a message with `log_unavailable`.
     pub fn must_refuse(&self) -> bool {
         matches!(self.kind, Kind::DiskFull | Kind::SpoolFull)

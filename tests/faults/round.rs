@@ -376,7 +376,7 @@ impl Stage {
 
         let spool = rusqlite::Connection::open(server.spool()).unwrap();
         let log = self.store.log(&self.database, &spool).await;
-        let mut verdict = judge(sent, seen, &log, !self.plan.cuts_sessions());
+        let mut verdict = judge(sent, seen, &log, &self.plan);
         let violations = &mut verdict.violations;
         violations.extend(self.load.violations.borrow().iter().cloned());
         if parked != Some(0.0) {

@@ -21,6 +21,7 @@ struct Row {
     refused: u64,
     unknown: u64,
     frames: u64,
+    unseen: u64,
     lost: u64,
     twice: u64,
 }
@@ -39,6 +40,7 @@ impl Totals {
         row.refused += verdict.refused;
         row.unknown += verdict.unknown;
         row.frames += verdict.frames;
+        row.unseen += verdict.unseen;
         row.lost += verdict.lost;
         row.twice += verdict.twice;
     }
@@ -64,8 +66,18 @@ impl Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "\n{:<14} {:>6} {:>6} {:>7} {:>9} {:>8} {:>8} {:>9} {:>5} {:>6}",
-            "faults", "rounds", "failed", "skipped", "accepted", "refused", "unknown", "frames", "lost", "twice"
+            "\n{:<14} {:>6} {:>6} {:>7} {:>9} {:>8} {:>8} {:>9} {:>7} {:>5} {:>6}",
+            "faults",
+            "rounds",
+            "failed",
+            "skipped",
+            "accepted",
+            "refused",
+            "unknown",
+            "frames",
+            "unseen",
+            "lost",
+            "twice"
         )?;
         let mut all = Row::default();
         for (kind, row) in &self.rows {
@@ -77,6 +89,7 @@ impl Display for Totals {
             all.refused += row.refused;
             all.unknown += row.unknown;
             all.frames += row.frames;
+            all.unseen += row.unseen;
             all.lost += row.lost;
             all.twice += row.twice;
         }
@@ -88,7 +101,7 @@ impl Row {
     fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
         writeln!(
             f,
-            "{name:<14} {:>6} {:>6} {:>7} {:>9} {:>8} {:>8} {:>9} {:>5} {:>6}",
+            "{name:<14} {:>6} {:>6} {:>7} {:>9} {:>8} {:>8} {:>9} {:>7} {:>5} {:>6}",
             self.rounds,
             self.failed,
             self.skipped,
@@ -96,6 +109,7 @@ impl Row {
             self.refused,
             self.unknown,
             self.frames,
+            self.unseen,
             self.lost,
             self.twice
         )
@@ -118,13 +132,14 @@ pub fn line(plan: &Plan, report: Option<&Report>, seconds: f64) -> String {
         .map(|(code, count)| format!("{code} {count}"))
         .collect();
     format!(
-        "{head}: accepted {}, refused {}, unknown {} ({} logged), frames {}, lost {}, doubled {}; tries cut {}, repeats {}, \
+        "{head}: accepted {}, refused {}, unknown {} ({} logged), frames {}, unseen {}, lost {}, doubled {}; tries cut {}, repeats {}, \
          refusals {{{}}}; {seconds:.1} s",
         verdict.accepted,
         verdict.refused,
         verdict.unknown,
         verdict.unknown_logged,
         verdict.frames,
+        verdict.unseen,
         verdict.lost,
         verdict.twice,
         report.unanswered,
