@@ -54,6 +54,8 @@ pub async fn run(address: SocketAddr, mut inputs: Inputs, sent: Arc<AtomicU64>, 
 async fn requests(address: SocketAddr, inputs: &mut Inputs, report: &mut Report) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     let mut unread = Vec::new();
+    // What cannot be read as HTTP is answered with a bare 400, which ends the connection and does not say so.
+    let mut unreadable = false;
     for _ in 0..4 {
         let batch: Vec<Request> = (0..PIPELINED).map(|_| inputs.request()).collect();
         let bytes: Vec<u8> = batch.iter().flat_map(|request| request.bytes.iter().copied()).collect();
@@ -63,11 +65,15 @@ async fn requests(address: SocketAddr, inputs: &mut Inputs, report: &mut Report)
         let read = async {
             for request in &batch {
                 let Some((status, body, ends)) = answer(&mut reading, &mut unread).await else {
-                    report.ended();
+                    match unreadable {
+                        true => report.ended(),
+                        false => report.ended_unannounced(),
+                    }
                     return false;
                 };
                 report.sent("request", 1);
                 report.answer("request", status, &body, &request.bytes);
+                unreadable = status == 400 && body.is_empty();
                 if ends {
                     report.ended();
                     return false;

@@ -27,8 +27,10 @@ pub struct Report {
     statuses: BTreeMap<(&'static str, u16), u64>,
     /// Ends of WebSockets by close code; 0 for none, 1 for those that went on.
     closes: BTreeMap<u16, u64>,
-    /// Connections that the server ended.
+    /// Connections that the server ended, by an answer that says so or is known to.
     ended: u64,
+    /// And those that it ended while a request had no answer.
+    unannounced: u64,
     bad: Vec<String>,
     bad_count: u64,
     bystanders: Vec<Fared>,
@@ -61,6 +63,10 @@ impl Report {
         self.ended += 1;
     }
 
+    pub fn ended_unannounced(&mut self) {
+        self.unannounced += 1;
+    }
+
     pub fn bad(&mut self, what: String) {
         self.bad_count += 1;
         if self.bad.len() < SAMPLES {
@@ -79,6 +85,7 @@ impl Report {
             *self.closes.entry(code).or_default() += count;
         }
         self.ended += other.ended;
+        self.unannounced += other.unannounced;
         self.bad_count += other.bad_count;
         self.bad.extend(other.bad);
         self.bad.truncate(SAMPLES);
@@ -120,7 +127,12 @@ impl Report {
                 all.push(format!("no {kind} was answered {status}"));
             }
         }
-        if self.closes.len() < 3 {
+        // A reset may take an answer along; else each request has its own.
+        if self.unannounced > self.inputs() / 2000 {
+            all.push(format!("{} connections ended without an answer", self.unannounced));
+        }
+        let codes = self.closes.keys().filter(|code| **code >= 1000);
+        if codes.count() < 3 {
             all.push(format!("WebSockets were closed in these ways only: {:?}", self.closes));
         }
         all
@@ -142,7 +154,11 @@ impl fmt::Display for Report {
             .map(|(code, count)| format!("{code}: {count}"))
             .collect();
         writeln!(f, "WebSockets closed with {} (1: went on, 0: cut)", closes.join(", "))?;
-        writeln!(f, "connections that the server ended: {}", self.ended)?;
+        writeln!(
+            f,
+            "connections that the server ended: {}, and without an answer: {}",
+            self.ended, self.unannounced
+        )?;
         for fared in &self.bystanders {
             writeln!(
                 f,
