@@ -10,7 +10,7 @@ import { createInterface } from "node:readline";
 import { promisify } from "node:util";
 
 /** How long anything may take. Everything does within a second or two, or when a timer of the settings has run out. */
-const PATIENCE_MS = 20_000;
+const PATIENCE_MS = 60_000;
 
 // ---- waiting --------------------------------------------------------------------------------------------------------
 

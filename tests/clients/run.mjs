@@ -28,8 +28,10 @@ const binary = resolve(process.env.CHATTING_SERVER ?? join(target, "debug/chatti
 
 /** So little credit that nothing flows without acknowledgements. */
 const CREDIT = 8;
-/** Half a minute is what it takes on two cores that have nothing else to do. */
-const DEADLINE_MS = 120_000;
+/** What a token lives that is to end: half of it, after which it is refreshed, is far more than that takes. */
+const SHORT_LIFE_S = 10;
+/** Forty seconds are what it takes on two cores that have nothing else to do. */
+const DEADLINE_MS = 240_000;
 /** Longer than a connection may take to open. */
 const LATE_WELCOME_MS = 11_000;
 /** A timer of Node's or Chromium's may fire this much early. */
@@ -104,7 +106,7 @@ async function untilTheStop({ client, server, room, sender, viewer }) {
     tokens = async () => {
       const expired = a.closes.some(({ code }) => code === 4002);
       if (a.connected) return expired ? long() : null;
-      const token = await server.token(room, { ttl: expired ? 5 : 4 });
+      const token = await server.token(room, { ttl: SHORT_LIFE_S });
       ending = lifeOf(token);
       return token;
     };

@@ -172,7 +172,7 @@ async fn rule_09_last_known_goes_on_with_the_last_answer_while_it_is_not_stale()
     let app = spawn_with_rooms(&rooms, |settings| {
         settings.room.on_error = OnError::LastKnown;
         settings.room.live_ttl_ms = 20;
-        settings.room.stale_seconds = 2;
+        settings.room.stale_seconds = 10;
     })
     .await;
     let _presenter = app.presenter(12).await;
@@ -195,7 +195,11 @@ async fn rule_09_last_known_goes_on_with_the_last_answer_while_it_is_not_stale()
         (code == "room_server_unavailable").then_some(())
     })
     .await;
-    assert!(known_at.elapsed() >= Duration::from_secs(2), "{:?}", known_at.elapsed());
+    assert!(
+        known_at.elapsed() >= Duration::from_secs(10),
+        "{:?}",
+        known_at.elapsed()
+    );
 }
 
 #[actix_web::test]

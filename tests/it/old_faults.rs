@@ -247,7 +247,8 @@ async fn fault_8_forward_headers_are_believed_from_nobody_by_default() {
 async fn fault_9_a_peer_that_answers_no_ping_is_not_connected_for_long() {
     let app = spawn_app(|settings| {
         settings.session.keepalive_seconds = 1;
-        settings.session.keepalive_missed = 1;
+        // Five, so that whoever answers is not taken for dead on a busy machine.
+        settings.session.keepalive_missed = 5;
         settings.session.grace_seconds = 0;
     })
     .await;
@@ -269,7 +270,7 @@ async fn fault_9_a_peer_that_answers_no_ping_is_not_connected_for_long() {
         }
     })
     .await;
-    assert!(pinged.load(Ordering::Relaxed) >= 1);
+    assert!(pinged.load(Ordering::Relaxed) >= 5);
     eventually("the room to be without a session", async || {
         let session = app.room(12).await.is_some_and(|room| room.session);
         (!session).then_some(())

@@ -273,14 +273,16 @@ fn token_for(seconds: i64) -> String {
 
 #[actix_web::test]
 async fn a_session_ends_with_its_token_unless_a_hello_refreshes_it() {
-    let app = app().await;
-    let mut session = V1::of(&app, 12, json!({ "token": token_for(4) })).await;
-    assert_eq!(session.end().await, ("token_expired".into(), 4002));
-    let mut session = V1::of(&app, 12, json!({ "token": token_for(4) })).await;
+    let (app, other) = (app().await, app().await);
+    // Long enough to be refreshed in time on a busy machine, too; the other session ends meanwhile.
+    let (token, expired) = (token_for(10), tokio::time::sleep(Duration::from_millis(10_100)));
+    let mut session = V1::of(&app, 12, json!({ "token": token })).await;
     let refresh = json!({ "type": "hello", "token": token_for(3600) }).to_string();
     session.socket.send_text(&refresh).await;
     session.settle().await;
-    tokio::time::sleep(Duration::from_millis(4100)).await;
+    let mut unrefreshed = V1::of(&other, 12, json!({ "token": token_for(4) })).await;
+    assert_eq!(unrefreshed.end().await, ("token_expired".into(), 4002));
+    expired.await;
     send(&app, 1..=1).await;
     assert_eq!(session.chats(1).await, numbered(1..=1));
     session.socket.send_text(&hello(13, json!({}))).await;
