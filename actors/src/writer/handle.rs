@@ -153,6 +153,9 @@ impl Commands {
             }
             SpoolCommand::KeepBroadcasts { mut broadcasts } => {
                 broadcasts.retain(|broadcast| match self.waiting_broadcast(broadcast.id) {
+                    // That it has ended stays behind the place that was kept before: the other way round the place would be the next
+                    // one's. It ends once.
+                    Some(_) if broadcast.ended_at_ms.is_some() => true,
                     Some(older) => {
                         if older.version < broadcast.version {
                             older.clone_from(broadcast);
@@ -493,6 +496,24 @@ mod tests {
         let places = vec![place(1, 1001)];
         queue.push(SpoolCommand::KeepPlaces { places });
         assert_eq!(queued(&queue), [("place", 1, 1001)]);
+    }
+
+    #[test]
+    fn that_a_broadcast_has_ended_is_kept_behind_the_place_before_it() {
+        let queue = SpoolQueue::default();
+        let ended = Broadcast {
+            ended_at_ms: Some(1),
+            ..broadcast(1, 3)
+        };
+        for (position, broadcast) in [(1, broadcast(1, 1)), (2, broadcast(1, 2)), (3, ended)] {
+            let broadcasts = vec![broadcast];
+            queue.push(SpoolCommand::KeepPlaces {
+                places: vec![place(1, position)],
+            });
+            queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+        }
+        let order = [("place", 1, 3), ("broadcast", 1, 2), ("broadcast", 1, 3)];
+        assert_eq!(queued(&queue), order);
     }
 
     #[test]
