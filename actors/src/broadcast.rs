@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    clock::system_ms,
     seams::Liveness,
     types::{Epoch, PresenterIdx, Seq},
 };
@@ -129,6 +130,12 @@ impl Broadcast {
     /// When it began.
     pub fn started_at_ms(&self) -> i64 {
         self.segments.first().map_or(self.seen_at_ms, |first| first.from_ms)
+    }
+
+    /// When it ended; while it goes on now, and not before it was last seen to be live, for a clock may have been set back. Milliseconds
+    /// since 1970.
+    pub fn until_ms(&self) -> i64 {
+        self.ended_at_ms.unwrap_or_else(|| system_ms().max(self.seen_at_ms))
     }
 
     /// The last number before its events, in the numbering that it began in.

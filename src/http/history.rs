@@ -229,7 +229,7 @@ impl BroadcastBody {
             corrected_start_ms,
             legal_hold,
         } = stored;
-        let until = broadcast.ended_at_ms.unwrap_or_else(chatting_actors::clock::system_ms);
+        let until = broadcast.until_ms();
         Self {
             id: broadcast.id,
             presenter_idx: broadcast.presenter.get(),

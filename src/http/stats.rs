@@ -8,7 +8,6 @@
 use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use chatting_actors::clock::system_ms;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -144,7 +143,7 @@ async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats
     if !caller.is_staff_of(stored.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may see its figures"));
     }
-    let until = stored.broadcast.ended_at_ms.unwrap_or_else(system_ms);
+    let until = stored.broadcast.until_ms();
     let live_ms = stored.broadcast.offset_ms(until, stored.corrected_start_ms);
     let bucket_ms = bucket_ms(asked.bucket_ms.as_deref(), live_ms, limits.buckets_max)?;
     let top = top(asked.top.as_deref(), &limits)?;

@@ -117,6 +117,18 @@ fn rule_05_a_broadcast_that_is_away_ends_in_its_time_though_the_clock_was_set_ba
 }
 
 #[test]
+fn rule_05_a_broadcast_goes_on_until_it_was_last_seen_at_least_though_the_clock_was_set_back() {
+    let ahead = system_ms() + 3_600_000;
+    let mut room = Room::new();
+    room.hear(live(), ahead);
+    assert_eq!(room.kept[0].until_ms(), ahead);
+    room.hear(away(), ahead + 1_000);
+    room.away_ms = RESUME;
+    room.hear(away(), ahead + 1_000 + RESUME);
+    assert_eq!(room.kept[0].until_ms(), ahead + 1_000);
+}
+
+#[test]
 fn what_names_a_broadcast_decides_which_one_it_is() {
     let named = |room_idx, started_at_ms| Liveness {
         live: true,
