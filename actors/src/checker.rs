@@ -8,7 +8,8 @@
 //! A room server that failed `room.breaker_failures` times in a row is left alone for `room.breaker_open_ms` (a circuit breaker): what is
 //! asked meanwhile is answered as without an answer, at once. Then one lookup tries it; its answer closes the breaker, another
 //! failure opens it again. A question that it refuses (a 404 for a presenter that it does not know) is no failure of it: whoever sends
-//! to such rooms must not have it left alone for all the others. Where it refuses everything, `/readyz` says so.
+//! to such rooms must not have it left alone for all the others. That is remembered as long as a verdict of not live. Where it refuses
+//! everything, `/readyz` says so.
 //!
 //! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
 
@@ -147,6 +148,8 @@ struct Known {
 struct Cache {
     live: LruCache<PresenterIdx, Known>,
     not_live: LruCache<PresenterIdx, Known>,
+    /// Of whom it would not say, and when.
+    refused: LruCache<PresenterIdx, Instant>,
     /// How many there are of either.
     kept: [Gauge; 2],
 }
@@ -158,6 +161,7 @@ impl Cache {
         Self {
             live: bounded(live),
             not_live: bounded(not_live),
+            refused: LruCache::new(NonZeroUsize::new(not_live).unwrap_or(NonZeroUsize::MIN)),
             kept: [kept("live"), kept("not_live")],
         }
     }
@@ -174,6 +178,7 @@ impl Cache {
             (&mut self.not_live, &mut self.live)
         };
         elsewhere.pop(&presenter);
+        self.refused.pop(&presenter);
         here.put(presenter, known);
         for (gauge, cache) in self.kept.iter().zip([&self.live, &self.not_live]) {
             gauge.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
@@ -249,6 +254,11 @@ impl RoomChecker {
                 self.count("cached");
                 return self.registry.verdict(check.presenter, Some((liveness, left)));
             }
+        }
+        let refused_at = self.cache.refused.get(&check.presenter).filter(|_| !check.refresh);
+        if refused_at.is_some_and(|at| at.elapsed() < self.config.not_live_ttl) {
+            self.count("cached");
+            return self.refuse(check.presenter);
         }
         if self.under_way.contains(&check.presenter) {
             // The answer under way goes to the registry, which has one room for this presenter.
@@ -329,19 +339,21 @@ impl RoomChecker {
     }
 
     fn answered(&mut self, presenter: PresenterIdx, answer: Result<Liveness, RoomApiError>) {
-        let refused = matches!(answer, Err(RoomApiError::Refused(_)));
-        self.heard(refused || answer.is_ok(), Instant::now());
-        if refused {
-            self.metrics.room_refusals.inc();
-        } else if answer.is_ok() {
-            self.metrics.room_refusals.set(0);
-        }
+        let (refused, at) = (matches!(answer, Err(RoomApiError::Refused(_))), Instant::now());
+        self.heard(refused || answer.is_ok(), at);
         match answer {
             Ok(liveness) => {
                 self.count(if liveness.live { "live" } else { "not_live" });
-                let at = Instant::now();
+                self.metrics.room_refusals.set(0);
                 self.cache.put(presenter, Known { liveness, at });
                 self.registry.verdict(presenter, Some((liveness, self.ttl(liveness))));
+            }
+            Err(RoomApiError::Refused(why)) => {
+                self.count("refused");
+                self.metrics.room_refusals.inc();
+                log::warn!("room server: it does not say whether presenter {presenter} is live: {why}");
+                self.cache.refused.put(presenter, at);
+                self.refuse(presenter);
             }
             Err(error) => {
                 self.count(if error == RoomApiError::Timeout {
@@ -353,6 +365,14 @@ impl RoomChecker {
                 let last = self.last_known(presenter);
                 self.registry.verdict(presenter, last);
             }
+        }
+    }
+
+    /// The room server is there and does not say.
+    fn refuse(&mut self, presenter: PresenterIdx) {
+        match self.last_known(presenter) {
+            Some(last) => self.registry.verdict(presenter, Some(last)),
+            None => self.registry.no_verdict(presenter),
         }
     }
 

@@ -67,9 +67,9 @@ pub struct Numbers {
     pub room_breaker_open: Gauge,
     /// How often that began.
     pub room_breaker_opened: Counter,
-    /// Questions in a row that the room server refused, without a verdict in between.
+    /// Questions in a row that the room server did not say anything on, without a verdict in between.
     pub room_refusals: Gauge,
-    /// Liveness verdicts, by `outcome`: live, not_live, cached, stale, error, timeout, breaker_open.
+    /// Liveness verdicts, by `outcome`: live, not_live, refused, cached, stale, error, timeout, breaker_open.
     pub room_checks: Family<Label, Counter>,
     /// Verdicts that are kept, by `verdict`: live, not_live.
     pub room_verdicts: Family<Label, Gauge>,
@@ -202,6 +202,7 @@ impl Metrics {
                 &[
                     "live",
                     "not_live",
+                    "refused",
                     "cached",
                     "stale",
                     "error",

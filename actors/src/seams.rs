@@ -30,16 +30,15 @@ pub enum RoomApiError {
     Timeout,
     /// The connection failed, or the answer was not a 200 with a boolean `alive`.
     Unusable(String),
-    /// It answered, and would not say: a status that is about the question (4xx but 408 and 429).
-    Refused(u16),
+    /// It answered, and did not say: a status that is about the question (4xx but 408 and 429), or JSON without a boolean `alive`.
+    Refused(String),
 }
 
 impl fmt::Display for RoomApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Timeout => f.write_str("no answer in time"),
-            Self::Unusable(why) => f.write_str(why),
-            Self::Refused(status) => write!(f, "status {status}"),
+            Self::Unusable(why) | Self::Refused(why) => f.write_str(why),
         }
     }
 }

@@ -177,7 +177,7 @@ impl RoomServer {
         if self.breaker_open.get() > 0 {
             Some("the room server does not answer; rooms that are known to be live go on for a while")
         } else if self.enough > 0 && self.refusals.get() >= self.enough {
-            Some("the room server refuses every question; see room.base_url and its own log")
+            Some("the room server says of nobody whether they are live; see room.base_url and its own log")
         } else {
             None
         }

@@ -97,10 +97,11 @@ impl HttpRooms {
 /// A status other than 200: about the question, or about the room server itself.
 fn refusal(status: StatusCode) -> RoomApiError {
     let of_itself = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+    let told = format!("status {}", status.as_u16());
     if status.is_client_error() && !of_itself.contains(&status) {
-        RoomApiError::Refused(status.as_u16())
+        RoomApiError::Refused(told)
     } else {
-        RoomApiError::Unusable(format!("status {}", status.as_u16()))
+        RoomApiError::Unusable(told)
     }
 }
 
@@ -119,13 +120,14 @@ impl RoomApi for HttpRooms {
 /// Reads `{"data":{"alive":true,"roomIdx":7,"startedAt":"2026-01-01T00:00:00Z","endedAt":null}}`. Only `alive` must be there. The
 /// number may come as text, the times as RFC 3339 or as milliseconds since 1970; what cannot be read counts as not told.
 pub(crate) fn parse(body: &[u8]) -> Result<Liveness, RoomApiError> {
-    let unusable = |why: &str| RoomApiError::Unusable(why.to_owned());
-    let answer: Value = serde_json::from_slice(body).map_err(|_| unusable("the answer is not JSON"))?;
-    let data = answer.get("data").ok_or_else(|| unusable("the answer has no data"))?;
+    let unusable = |_| RoomApiError::Unusable("the answer is not JSON".to_owned());
+    let refused = |why: &str| RoomApiError::Refused(why.to_owned());
+    let answer: Value = serde_json::from_slice(body).map_err(unusable)?;
+    let data = answer.get("data").ok_or_else(|| refused("the answer has no data"))?;
     let live = data
         .get("alive")
         .and_then(Value::as_bool)
-        .ok_or_else(|| unusable("data.alive is not a boolean"))?;
+        .ok_or_else(|| refused("data.alive is not a boolean"))?;
     let room_idx = data.get("roomIdx").and_then(|value| match value {
         Value::String(text) => text.parse().ok(),
         other => other.as_i64(),

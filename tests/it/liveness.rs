@@ -294,13 +294,27 @@ async fn presenters_that_the_room_server_refuses_to_know_have_it_left_alone_for_
     let app = spawn_with_rooms(&rooms, |settings| {
         settings.room.breaker_failures = 3;
         settings.room.breaker_open_ms = 600_000;
+        settings.room.not_live_ttl_ms = 600_000;
     })
     .await;
-    for presenter in 1..=5 {
-        rooms.mode_of(presenter, Mode::Status(404)).await;
-        let answer = app.post(presenter, 7, "hi").await;
-        assert_eq!(answer.json()["code"], "room_server_unavailable");
+    for (presenter, mode) in [
+        (1, Mode::Status(404)),
+        (2, Mode::Status(400)),
+        (3, Mode::Status(403)),
+        (4, Mode::NoData),
+        (5, Mode::NotBoolean),
+    ] {
+        rooms.mode_of(presenter, mode).await;
+        // It is asked once, as about one who is not live.
+        for _ in 0..2 {
+            let answer = app.post(presenter, 7, "hi").await;
+            assert_eq!(answer.json()["code"], "room_server_unavailable");
+        }
     }
+    assert_eq!(
+        app.metric("chat_room_checks_total{outcome=\"refused\"}").await,
+        Some(5.0)
+    );
     assert_eq!(app.metric("chat_room_breaker_open").await, Some(0.0));
     assert_eq!(app.metric("chat_room_refusals").await, Some(5.0));
     let ready = crate::support::http::get(app.addr, "/readyz").await;
@@ -308,7 +322,9 @@ async fn presenters_that_the_room_server_refuses_to_know_have_it_left_alone_for_
         (ready.status, &ready.json()["reasons"]),
         (
             200,
-            &serde_json::json!(["the room server refuses every question; see room.base_url and its own log"])
+            &serde_json::json!([
+                "the room server says of nobody whether they are live; see room.base_url and its own log"
+            ])
         )
     );
     // It knows this one.

@@ -65,6 +65,8 @@ pub(crate) struct Verdict {
     pub presenter: PresenterIdx,
     /// `None`: no answer that counts, and nothing else to go by.
     pub answer: Option<(Liveness, Instant)>,
+    /// The room server is there and does not say.
+    pub refused: bool,
 }
 
 /// What came of events that were appended.
@@ -328,7 +330,20 @@ impl RegistryHandle {
     /// The checker's word.
     pub(crate) fn verdict(&self, presenter: PresenterIdx, answer: Option<(Liveness, Duration)>) {
         let answer = answer.map(|(liveness, ttl)| (liveness, Instant::now() + ttl));
-        self.mailbox.push(RegistryMsg::Verdict(Verdict { presenter, answer }));
+        self.mailbox.push(RegistryMsg::Verdict(Verdict {
+            presenter,
+            answer,
+            refused: false,
+        }));
+    }
+
+    /// The checker's word where the room server is there and does not say.
+    pub(crate) fn no_verdict(&self, presenter: PresenterIdx) {
+        self.mailbox.push(RegistryMsg::Verdict(Verdict {
+            presenter,
+            answer: None,
+            refused: true,
+        }));
     }
 
     /// What a room looks like now; `None` when nothing is kept of it.

@@ -214,12 +214,19 @@ impl Room {
             taken_at: now,
             expires_at,
         });
-        let unanswered = self.unanswered_since.take();
-        let unanswered = unanswered.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        self.not_live_since = match (liveness.live, self.not_live_since) {
-            (true, _) => None,
-            (false, since) => Some(since.map_or(now, |since| since + unanswered)),
+        self.is_answered(now);
+        self.not_live_since = match liveness.live {
+            true => None,
+            false => self.not_live_since.or(Some(now)),
         };
+    }
+
+    /// The room server answers, whatever: the time without it does not count.
+    pub fn is_answered(&mut self, now: Instant) {
+        if let Some(since) = self.unanswered_since.take() {
+            let unanswered = now.saturating_duration_since(since);
+            self.not_live_since = self.not_live_since.map(|since| since + unanswered);
+        }
     }
 
     /// The room server did not answer, and no verdict holds.

@@ -157,7 +157,12 @@ impl SessionRegistry {
             }
             None if room.verdict(now).is_some() => self.pursue(presenter, now),
             None => {
-                room.is_unanswered(now);
+                if verdict.refused {
+                    // It has no other word on the presenter than the last.
+                    room.is_answered(now);
+                } else {
+                    room.is_unanswered(now);
+                }
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
             }
         }

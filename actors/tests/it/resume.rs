@@ -988,6 +988,24 @@ async fn rule_05_a_broadcast_goes_on_as_long_as_its_messages_though_the_clock_wa
     assert!(ended() >= Some(said), "{:?} {said}", ended());
 }
 
+#[actix::test]
+async fn rule_10_a_session_whose_room_is_not_live_and_then_not_known_ends_in_its_time() {
+    let config = RegistryConfig {
+        not_live: Duration::from_millis(50),
+        sweep: Duration::from_millis(3),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let rooms = quick_rooms();
+    rooms.script().not_live.insert(1);
+    let stage = Stage::among(rooms.clone(), spool, store, config, writer_config());
+    let peer = come(&stage, None);
+    until("a verdict", || rooms.script().asked > 0).await;
+    rooms.script().unknown.insert(1);
+    assert_eq!(peer.closed().await, End::NotLive);
+    fine(&[&peer]);
+}
+
 /// A session that says nothing, and remembers how it was ended.
 #[derive(Default)]
 struct Quiet(Mutex<Option<End>>);

@@ -644,6 +644,8 @@ pub struct RoomScript {
     pub not_live: BTreeSet<i64>,
     /// It does not answer.
     pub away: bool,
+    /// Of these it does not say whether they are live.
+    pub unknown: BTreeSet<i64>,
     /// How often it was asked.
     pub asked: usize,
     /// When their broadcasts began, where that is told.
@@ -657,6 +659,7 @@ impl Default for RoomScript {
         Self {
             not_live: BTreeSet::new(),
             away: false,
+            unknown: BTreeSet::new(),
             asked: 0,
             started_at_ms: BTreeMap::new(),
             ttl: Duration::from_secs(60),
@@ -680,6 +683,9 @@ impl RoomApi for ScriptedRooms {
         script.asked += 1;
         if script.away {
             return ready(Err(RoomApiError::Timeout)).boxed_local();
+        }
+        if script.unknown.contains(&presenter.get()) {
+            return ready(Err(RoomApiError::Refused("status 404".into()))).boxed_local();
         }
         ready(Ok(Liveness {
             live: !script.not_live.contains(&presenter.get()),
