@@ -4,11 +4,16 @@
 //! An I/O error closes it, and whoever comes next opens it again; while that fails it fails them all. A sync that failed proves
 //! nothing of the WAL any more: the kernel may take pages for written that are not, those of earlier commits too, and what is
 //! committed behind them would end with them when the machine goes down. So before anything else is written all that the WAL holds is
-//! written into the file itself, and the WAL begins anew.
+//! written into the file itself, and the WAL begins anew. That fails while somebody reads what was before, as a backup does for long;
+//! a checkpoint or a question ends in a moment, which is waited for.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, ErrorCode, ffi};
@@ -21,6 +26,16 @@ use super::{
 /// See the module's text.
 pub type SharedConnection = Arc<Shared>;
 
+/// How long those who use the WAL are waited for: a checkpoint or a question, not a backup.
+pub(super) const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long they are waited for no more where that was in vain: those who come one after the other must not each pay for it, nor a stop
+/// that is behind them.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+
+/// How soon a checkpoint is tried again while another one is under way, for which SQLite does not wait.
+const AGAIN: Duration = Duration::from_millis(5);
+
 type Open = Box<dyn Fn() -> rusqlite::Result<Connection> + Send + Sync>;
 
 /// See the module's text.
@@ -30,6 +45,8 @@ pub struct Shared {
     durability: Durability,
     /// Whether the WAL of a connection that is closed is to be trusted no more.
     suspect: AtomicBool,
+    /// When those who use that WAL were last waited for in vain.
+    in_vain: Mutex<Option<Instant>>,
     /// How often it was opened again.
     reopened: AtomicU64,
 }
@@ -60,6 +77,7 @@ impl Shared {
             open,
             durability,
             suspect: AtomicBool::new(false),
+            in_vain: Mutex::default(),
             reopened: AtomicU64::new(0),
         })
     }
@@ -71,7 +89,7 @@ impl Shared {
             let connection = (self.open)()?;
             if self.suspect.load(Ordering::Acquire) {
                 if self.durability == Durability::Disk {
-                    empty_wal(&connection)?;
+                    self.empty_wal(&connection)?;
                 }
                 self.suspect.store(false, Ordering::Release);
             }
@@ -79,6 +97,29 @@ impl Shared {
             *turn = Some(connection);
         }
         Ok(turn)
+    }
+
+    fn empty_wal(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let patience = self.patience(Instant::now());
+        let emptied = empty_wal(connection, patience);
+        match emptied {
+            Ok(()) => *self.in_vain() = None,
+            Err(_) if !patience.is_zero() => *self.in_vain() = Some(Instant::now()),
+            Err(_) => {}
+        }
+        emptied
+    }
+
+    fn in_vain(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.in_vain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long those who use the WAL are waited for now.
+    fn patience(&self, now: Instant) -> Duration {
+        let lately = self
+            .in_vain()
+            .is_some_and(|at| now.saturating_duration_since(at) < IMPATIENCE);
+        if lately { Duration::ZERO } else { PATIENCE }
     }
 
     /// Its turn, open or not.
@@ -122,21 +163,39 @@ impl Shared {
     }
 }
 
-/// Writes all that the WAL holds into the file and empties it. An error while somebody still reads in it: what is written next would come
-/// behind what it holds.
-fn empty_wal(connection: &Connection) -> rusqlite::Result<()> {
-    let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-    if busy {
-        let code = ffi::Error::new(ffi::SQLITE_BUSY);
-        let why = "what it holds cannot be written into the file yet: somebody reads it".to_owned();
-        return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
+/// Writes all that the WAL holds into the file and empties it. SQLite's code for busy while somebody still uses it when `patience` is
+/// over: what is written next would come behind what it holds.
+pub(super) fn empty_wal(connection: &Connection, patience: Duration) -> rusqlite::Result<()> {
+    let usual: i64 = connection.pragma_query_value(None, "busy_timeout", |row| row.get(0))?;
+    let emptied = truncate_wal(connection, Instant::now() + patience);
+    connection.busy_timeout(Duration::from_millis(usual.unsigned_abs()))?;
+    emptied
+}
+
+fn truncate_wal(connection: &Connection, until: Instant) -> rusqlite::Result<()> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        connection.busy_timeout(left)?;
+        let busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if !busy {
+            return Ok(());
+        }
+        if left.is_zero() {
+            let code = ffi::Error::new(ffi::SQLITE_BUSY);
+            let why = "what it holds cannot be written into the file yet: somebody reads it".to_owned();
+            return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "who writes to the disk waits for it anyway, and this is no longer than a sync"
+        )]
+        thread::sleep(AGAIN);
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, time::Duration};
+    use std::{path::Path, sync::mpsc::sync_channel};
 
     use super::*;
     use crate::store::{open_file, open_to_read};
@@ -156,6 +215,13 @@ mod tests {
             .unwrap()
     }
 
+    /// Longer than any test.
+    const USUAL: Duration = Duration::from_secs(600);
+
+    fn busy_timeout(connection: &Connection) -> rusqlite::Result<i64> {
+        connection.pragma_query_value(None, "busy_timeout", |row| row.get(0))
+    }
+
     #[test]
     fn after_an_io_error_nothing_is_written_before_the_file_itself_has_all_that_was() {
         let dir = tempfile::tempdir().unwrap();
@@ -163,7 +229,7 @@ mod tests {
         let of = path.clone();
         let open = move || {
             let connection = open_file(&of, Durability::Disk)?;
-            connection.busy_timeout(Duration::ZERO)?;
+            connection.busy_timeout(USUAL)?;
             Ok(connection)
         };
         let shared = Shared::new(open().unwrap(), Durability::Disk, open);
@@ -185,13 +251,23 @@ mod tests {
             "no other error is heeded"
         );
         assert!(shared.run(|_| io_error::<()>()).is_err());
+        assert_eq!(shared.patience(Instant::now()), PATIENCE);
+        let began = Instant::now();
         for _ in 0..2 {
             let error = insert().unwrap_err().to_string();
             assert!(error.contains("somebody reads it"), "{error}");
         }
+        assert!(began.elapsed() < USUAL / 2, "it is not waited for as for who writes");
+        // Whoever comes next does not wait for it again, until a while is over or it has ended.
+        let waited = shared.in_vain().unwrap();
+        assert_eq!(shared.patience(waited), Duration::ZERO);
+        assert_eq!(shared.patience(waited + IMPATIENCE), PATIENCE);
         reader.execute_batch("COMMIT").unwrap();
         insert().unwrap();
         assert_eq!((in_the_file(&path), shared.reopened()), (2, 1));
+        assert_eq!(shared.patience(waited), PATIENCE);
+        let usual = shared.run(|connection| busy_timeout(connection)).unwrap();
+        assert_eq!(u128::try_from(usual).unwrap(), USUAL.as_millis());
         // It is trusted again: closed for another reason, it is opened without ado.
         reader.execute_batch(reads).unwrap();
         shared.close(false);
@@ -199,5 +275,44 @@ mod tests {
         assert_eq!(shared.reopened(), 2);
         shared.close(true);
         assert!(insert().is_err());
+    }
+
+    /// Another checkpoint has come to where it waits for a reader.
+    static UNDER_WAY: AtomicBool = AtomicBool::new(false);
+
+    fn goes_on(_: i32) -> bool {
+        UNDER_WAY.store(true, Ordering::Release);
+        thread::yield_now();
+        true
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_under_way_is_waited_for_as_a_reader_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let writer = open_file(&path, Durability::Disk).unwrap();
+        writer.execute_batch("CREATE TABLE t(x)").unwrap();
+        let reader = open_to_read(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+        writer.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        let mut other = open_file(&path, Durability::Disk).unwrap();
+        other.busy_handler(Some(goes_on)).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap());
+            while !UNDER_WAY.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            let busy = empty_wal(&writer, Duration::ZERO).unwrap_err();
+            assert_eq!(busy.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
+            let (begins, begun) = sync_channel(0);
+            let emptied = scope.spawn(move || {
+                begins.send(()).unwrap();
+                empty_wal(&writer, USUAL)
+            });
+            begun.recv().unwrap();
+            reader.execute_batch("COMMIT").unwrap();
+            emptied.join().unwrap().unwrap();
+        });
+        assert_eq!(in_the_file(&path), 1);
     }
 }
