@@ -344,7 +344,12 @@ impl App {
         };
         self.watching.abort();
         self.state.health.writer.stop();
-        join_blocking(move || self.spool_thread.join()).await;
+        let closed = join_until(until, move || self.spool_thread.join()).await;
+        if !closed {
+            log::error!(
+                "stopping: the deadline is over, and the disk does not let the spool be closed; the next start checks it"
+            );
+        }
         if let Some(task) = self.fetching {
             task.abort();
         }
@@ -355,12 +360,14 @@ impl App {
         }
         for (name, arbiter) in self.arbiters {
             arbiter.stop();
-            join_blocking(move || {
+            let joined = join_until(until, move || {
                 if arbiter.join().is_err() {
                     log::error!("the arbiter of {name} panicked");
                 }
-            })
-            .await;
+            });
+            if !joined.await {
+                log::warn!("stopping: the deadline is over, and the arbiter of {name} has not ended");
+            }
         }
         if let Some((handle, server)) = ops {
             // Last, so that operators can watch the stop.
@@ -370,6 +377,7 @@ impl App {
         if let Ok(Err(error)) = served {
             return Err(error);
         }
+        let in_order = in_order && closed;
         log::info!("stopped {}", if in_order { "in order" } else { "at the deadline" });
         Ok(if in_order {
             Stopped::InOrder
@@ -546,13 +554,14 @@ fn start_registry(
     watch
 }
 
-async fn join_blocking(work: impl FnOnce() + Send + 'static) {
+/// Waits for work that blocks until the deadline, and a moment where that is over already; `false`: it goes on, and ends with the
+/// process.
+async fn join_until(deadline: Instant, work: impl FnOnce() + Send + 'static) -> bool {
     let (done, wait) = tokio::sync::oneshot::channel();
     let spawned = std::thread::Builder::new().name("join".into()).spawn(move || {
         work();
         let _ = done.send(());
     });
-    if spawned.is_ok() {
-        let _ = wait.await;
-    }
+    let left = deadline.saturating_duration_since(Instant::now()).max(CUT);
+    spawned.is_err() || tokio::time::timeout(left, wait).await.is_ok()
 }

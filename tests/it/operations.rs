@@ -1,10 +1,14 @@
 //! What operators see: liveness, readiness, metrics, their own port; and the embedded room server that they steer.
 
+use std::path::Path;
+
 use chatting_actors::{clock::system_ms, registry::End, types::Role};
 use chatting_server::{
+    app::Stopped,
     auth::{Mint, SigningKey, mint},
     error::Code,
     settings::Settings,
+    store::SpoolLock,
 };
 use serde_json::json;
 
@@ -221,6 +225,23 @@ async fn while_it_stops_it_is_not_ready_and_takes_no_new_sessions() {
         .err()
         .unwrap();
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+}
+
+/// A thread that does not come to its end, as one that waits for the disk.
+#[actix_web::test]
+async fn a_spool_that_cannot_be_closed_makes_the_stop_end_at_its_deadline() {
+    let app = spawn_app(|settings| {
+        settings.shutdown.drain_seconds = 1;
+        settings.shutdown.deadline_seconds = 1;
+    })
+    .await;
+    let hold = app.state.health.writer.hold_spool();
+    let (stopped, _dir, settings) = app.stop().await;
+    assert_eq!(stopped, Stopped::AtDeadline);
+    let spool = Path::new(&settings.log.path);
+    assert!(SpoolLock::take(spool).is_err(), "it goes on until the process ends");
+    drop(hold);
+    eventually("the spool to be closed", async || SpoolLock::take(spool).ok()).await;
 }
 
 // ---- the command -------------------------------------------------------------------------------------------------
