@@ -8,10 +8,14 @@ use chatting_actors::{
     writer::SpoolInfo,
 };
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
 
 use super::{
-    super::{Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, open_file, row, salvage, sqlite},
+    super::{
+        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, open_file, row, salvage,
+        shared::{PATIENCE, empty_wal},
+        sqlite,
+    },
     FORMAT, SpoolSettings, SqliteSpool, meta, set_meta,
 };
 
@@ -190,14 +194,34 @@ fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<
     Ok(())
 }
 
-/// Opens the file and reads its format. After an unclean stop its tables are checked first.
+/// Opens the file and reads its format. After an unclean stop its tables are checked first, and what the WAL holds is written into the
+/// file: a sync of it may have failed before that stop, and what is read of it need not be on the disk.
 fn open_checked(settings: &SpoolSettings) -> rusqlite::Result<(Connection, Option<i64>)> {
     let connection = open_connection(settings)?;
     let format = meta(&connection, "format")?;
     if meta(&connection, "clean")? == Some(0_i64) {
         salvage::check(&connection)?;
+        if settings.durability == Durability::Disk {
+            trust_wal(&connection)?;
+        }
     }
     Ok((connection, format))
+}
+
+/// Empties the WAL. A backup that reads, or a full disk, stops no start: most often its syncs were well.
+fn trust_wal(connection: &Connection) -> rusqlite::Result<()> {
+    match empty_wal(connection, PATIENCE) {
+        Err(error)
+            if matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DiskFull)
+            ) =>
+        {
+            log::warn!("spool: it goes on in the WAL that was left: {error}");
+            Ok(())
+        }
+        emptied => emptied,
+    }
 }
 
 /// Begins a new file with what can be read of a damaged one, and sets that aside whole. The new file is built beside the old
@@ -382,5 +406,47 @@ mod tests {
             let wanted = if durability == Durability::Disk { 2 } else { 1 };
             assert_eq!((seen, after), (2, wanted), "{durability:?}");
         }
+    }
+
+    #[test]
+    fn after_an_unclean_stop_nothing_is_written_behind_what_the_wal_was_left_with_unless_somebody_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = SpoolSettings {
+            path: dir.path().join("chat.db"),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: false,
+        };
+        let mut connection = open_connection(&settings).unwrap();
+        start(&mut connection, &settings, true).unwrap();
+        // What is left of it when it is killed; with a reader, and under another durability.
+        let wal_after = |name: &str, durability, reads: bool| {
+            let left = SpoolSettings {
+                path: dir.path().join(name),
+                durability,
+                ..settings.clone()
+            };
+            let (wal, left_wal) = (
+                salvage::beside(&settings.path, "-wal"),
+                salvage::beside(&left.path, "-wal"),
+            );
+            std::fs::copy(&settings.path, &left.path).unwrap();
+            std::fs::copy(wal, &left_wal).unwrap();
+            let reader = reads.then(|| Connection::open(&left.path).unwrap());
+            if let Some(reader) = &reader {
+                reader.execute_batch("BEGIN; SELECT count(*) FROM meta").unwrap();
+            }
+            let (opened, format) = open_checked(&left).unwrap();
+            assert_eq!(format, Some(FORMAT));
+            let bytes = std::fs::metadata(left_wal).unwrap().len();
+            drop(opened);
+            bytes
+        };
+        assert_eq!(wal_after("killed.db", Durability::Disk, false), 0);
+        assert!(wal_after("read.db", Durability::Disk, true) > 0);
+        assert!(
+            wal_after("os.db", Durability::Os, false) > 0,
+            "nobody was promised a sync"
+        );
     }
 }
