@@ -452,11 +452,15 @@ async fn open_store(
             Arc::new(store)
         }
         LogBackend::Mongodb => {
-            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
-            let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
+            let asked = MongoStore::asked(&startup::mongo_settings(settings)).await;
+            let (store, unknown) = asked.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
             let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
             let place = beat.insert(ServerBeat::new(&store, spool.server(), interval));
-            match place.take().await {
+            let taken = match unknown {
+                Some(error) => Err(error),
+                None => place.take().await,
+            };
+            match taken {
                 Ok(None) => {
                     newest_ms = tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await);
                 }

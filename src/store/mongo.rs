@@ -99,11 +99,18 @@ impl MongoStore {
     /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI. That name servers
     /// do not know its hosts now is none (rule 3): they are asked again whenever the store is.
     pub async fn new(settings: &MongoSettings) -> Result<Self, StoreError> {
+        Ok(Self::asked(settings).await?.0)
+    }
+
+    /// The same, and what name servers said where they do not know its hosts now: to ask the store at once would only be to wait for
+    /// them again.
+    pub async fn asked(settings: &MongoSettings) -> Result<(Self, Option<StoreError>), StoreError> {
         Self::check_uri(&settings.uri)?;
         let this = Self::later(settings.clone());
-        match this.look_up().await {
-            Err(error) if !of_names(&error) => Err(failed(error)),
-            _ => Ok(this),
+        match this.look_up().await.map(drop) {
+            Ok(()) => Ok((this, None)),
+            Err(error) if of_names(&error) => Ok((this, Some(failed(error)))),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -457,5 +464,25 @@ mod tests {
         assert_eq!(options.connect_timeout, Some(Duration::from_millis(300)));
         // The rest is as it says.
         assert_eq!(options.app_name.as_deref(), Some("ours"));
+    }
+
+    #[tokio::test]
+    async fn that_name_servers_do_not_know_its_hosts_is_told_and_no_fault_of_the_uri() {
+        let asked = async |uri: &str| {
+            let settings = MongoSettings {
+                uri: uri.into(),
+                database: "chatting".into(),
+                connect_timeout: Duration::from_millis(300),
+                write_timeout: Duration::from_secs(1),
+            };
+            MongoStore::asked(&settings)
+                .await
+                .map(|(_, unknown)| unknown.is_some())
+                .ok()
+        };
+        // A name that no name server ever knows (RFC 6761, 6.4).
+        assert_eq!(asked("mongodb+srv://chatting.invalid/").await, Some(true));
+        assert_eq!(asked("mongodb://127.0.0.1:1/").await, Some(false));
+        assert_eq!(asked("mongodb+srv://chatting.invalid:27017/").await, None);
     }
 }
