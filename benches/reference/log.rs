@@ -18,6 +18,10 @@ use super::{Created, Shared};
 /// The most messages of one `insert_many`, as `log.batch_max` has it.
 const BATCH_MAX: usize = 1000;
 
+/// How long a batch may wait behind a spool, and what is enough for one, as `log.linger_ms` and `log.batch_enough` have it.
+const LINGER: Duration = Duration::from_millis(100);
+const BATCH_ENOUGH: usize = 250;
+
 /// A message as it is stored, with the fields that the server's log has.
 #[derive(Serialize)]
 pub struct Line {
@@ -50,16 +54,22 @@ impl Line {
             broadcast_id: BsonUuid::from_bytes([7; 16]),
         }
     }
+
+    /// For the spool.
+    pub fn bytes(&self) -> Vec<u8> {
+        mongodb::bson::to_vec(self).unwrap()
+    }
 }
 
 /// Who writes.
 pub struct Writer {
     log: Collection<Line>,
     concern: WriteConcern,
+    lingers: bool,
 }
 
 impl Writer {
-    pub async fn new(uri: &str, database: &str, durable: bool) -> Self {
+    pub async fn new(uri: &str, database: &str, durable: bool, lingers: bool) -> Self {
         let client = Client::with_uri_str(uri).await.unwrap();
         let (w, journal) = if durable {
             let settings = MongoSettings {
@@ -77,6 +87,7 @@ impl Writer {
         Self {
             log: client.database(database).collection("chatting_log"),
             concern: WriteConcern::builder().w(w).journal(journal).build(),
+            lingers,
         }
     }
 
@@ -84,6 +95,11 @@ impl Writer {
     pub async fn write_all(self, mut lines: UnboundedReceiver<Line>, shared: web::Data<Shared>) {
         let mut batch = Vec::new();
         while lines.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            if self.lingers {
+                let more =
+                    async { while batch.len() < BATCH_ENOUGH && lines.recv_many(&mut batch, BATCH_MAX).await > 0 {} };
+                let _ = tokio::time::timeout(LINGER, more).await;
+            }
             let written = self
                 .log
                 .insert_many(&batch)
@@ -93,6 +109,7 @@ impl Writer {
             written.unwrap();
             let count = i64::try_from(batch.len()).unwrap();
             shared.unwritten.fetch_sub(count, Ordering::Relaxed);
+            shared.written.fetch_add(count, Ordering::Relaxed);
             batch.clear();
         }
     }

@@ -5,15 +5,18 @@
 //! `route + log` (`--mongo`): the same, and each message goes to a task that writes all that came meanwhile with one
 //! `insert_many`, and for which nobody waits. `--durable` gives its writes the write concern and the collection the indexes that the
 //! server's own log has.
+//! `--spool`: a message is delivered and answered when a transaction of SQLite has it on the disk. With `--mongo --durable` that is the
+//! least that the server's promise costs, without it the least that an embedded log does: the rows are all there is.
 //!
 //! It speaks as much of the server's protocols as the load tool needs: `POST /v1/rooms/{n}/messages`, the legacy WebSocket with
 //! `start` and `ping`, and `GET /metrics` with `chat_spool_events`, here what has not been written yet.
-//! `reference-server [--port-file FILE] [--mongo URI --database NAME [--durable]]`
+//! `reference-server [--port-file FILE] [--mongo URI --database NAME [--durable]] [--spool FILE]`
 #![allow(clippy::unwrap_used, reason = "a server for benchmarks fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "no bound is what it is compared for")]
 
 mod log;
 mod socket;
+mod spool;
 
 use std::{
     collections::HashMap,
@@ -28,7 +31,7 @@ use bytes::{Bytes, BytesMut};
 use chatting_actors::clock::system_ms;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use uuid::{Builder, Uuid};
 
 #[derive(Parser)]
@@ -44,6 +47,9 @@ struct Args {
     /// Writes wait for majority and journal, and the log has the server's indexes.
     #[arg(long)]
     durable: bool,
+    /// Senders and the presenter wait until it is here.
+    #[arg(long)]
+    spool: Option<String>,
 }
 
 /// What all workers share.
@@ -53,6 +59,20 @@ pub struct Shared {
     log: Option<UnboundedSender<log::Line>>,
     seq: AtomicU64,
     unwritten: AtomicI64,
+    written: AtomicI64,
+    /// Whether there is a thread that takes what is in it.
+    spools: bool,
+    spool: spool::Queue,
+}
+
+impl Shared {
+    /// Hands it to the log, if there is one; nobody waits.
+    fn keep(&self, line: log::Line) {
+        if let Some(log) = &self.log {
+            self.unwritten.fetch_add(1, Ordering::Relaxed);
+            let _ = log.send(line);
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -81,6 +101,24 @@ async fn post_message(room: web::Path<i64>, message: web::Json<NewMessage>, shar
         time: "12:00",
     });
     let frame = socket::text(frame.unwrap().as_bytes());
+    let seq = shared.seq.fetch_add(1, Ordering::Relaxed) + 1;
+    let created = Created { id: id(seq), seq };
+    let line = |created| log::Line::new(*room, created, message.into_inner().text);
+    if shared.spools {
+        let Some(presenter) = shared.rooms.read().unwrap().get(&room).cloned() else {
+            return HttpResponse::NotFound().finish();
+        };
+        let (answer, answered) = oneshot::channel();
+        let line = line(&created);
+        shared.spool.push(spool::Waiting {
+            line,
+            frame,
+            presenter,
+            answer,
+        });
+        answered.await.unwrap();
+        return HttpResponse::Created().json(created);
+    }
     let sent = match shared.rooms.read().unwrap().get(&room) {
         Some(presenter) => presenter.send(frame).is_ok(),
         None => false,
@@ -88,12 +126,8 @@ async fn post_message(room: web::Path<i64>, message: web::Json<NewMessage>, shar
     if !sent {
         return HttpResponse::NotFound().finish();
     }
-    let seq = shared.seq.fetch_add(1, Ordering::Relaxed) + 1;
-    let created = Created { id: id(seq), seq };
-    if let Some(log) = &shared.log {
-        shared.unwritten.fetch_add(1, Ordering::Relaxed);
-        let line = log::Line::new(*room, &created, message.into_inner().text);
-        let _ = log.send(line);
+    if shared.log.is_some() {
+        shared.keep(line(&created));
     }
     HttpResponse::Created().json(created)
 }
@@ -112,9 +146,14 @@ async fn main() -> std::io::Result<()> {
         shared.log = Some(send);
         lines = Some(receive);
     }
+    shared.spools = args.spool.is_some();
     let shared = web::Data::new(shared);
+    if let Some(path) = args.spool.clone() {
+        let shared = shared.clone();
+        std::thread::spawn(move || spool::commit_all(&path, &shared));
+    }
     if let (Some(uri), Some(lines)) = (&args.mongo, lines) {
-        let writer = log::Writer::new(uri, &args.database, args.durable).await;
+        let writer = log::Writer::new(uri, &args.database, args.durable, args.spool.is_some()).await;
         actix_web::rt::spawn(writer.write_all(lines, shared.clone()));
     }
     let server = HttpServer::new(move || {
