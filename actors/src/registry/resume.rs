@@ -128,7 +128,7 @@ impl SessionRegistry {
             self.writer.ask_last_seq(presenter);
             return;
         }
-        match room.open(&self.epoch, &self.config) {
+        match room.open(&self.epoch, &self.config, now) {
             Opened::NotYet => {}
             Opened::Mark => {
                 let place = room.place_now(presenter, now, system_ms());

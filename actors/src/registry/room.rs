@@ -106,6 +106,8 @@ pub(super) struct Room {
     not_live_since: Option<Instant>,
     /// Since when the room server has not answered.
     unanswered_since: Option<Instant>,
+    /// The checker's word, whatever it was, has come in time since the numbering is known.
+    pub told: bool,
     /// The room server's own number of the broadcast's room, as far as it was ever named.
     broadcast: Option<i64>,
     /// The record of the broadcast that goes on, or may go on.
@@ -151,6 +153,7 @@ impl Room {
             reconnect_asked: None,
             not_live_since: None,
             unanswered_since: None,
+            told: false,
             broadcast: None,
             record: None,
             recorded_ms: 0,

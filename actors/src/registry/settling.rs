@@ -149,6 +149,9 @@ impl SessionRegistry {
             return;
         };
         room.checking = false;
+        if verdict.answer.is_none_or(|(_, expires_at)| expires_at > now) {
+            room.told |= room.committed().is_some();
+        }
         match verdict.answer {
             Some((liveness, expires_at)) => {
                 room.renew(liveness, now, expires_at);

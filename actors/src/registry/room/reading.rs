@@ -51,7 +51,7 @@ impl Room {
     }
 
     /// Finds the attached session's place, once the numbering is known (rule 16).
-    pub fn open(&mut self, epoch: &Epoch, config: &RegistryConfig) -> Opened {
+    pub fn open(&mut self, epoch: &Epoch, config: &RegistryConfig, now: Instant) -> Opened {
         let (Some(cursor), Some(committed)) = (&self.cursor, self.committed()) else {
             return Opened::NotYet;
         };
@@ -61,7 +61,7 @@ impl Room {
         if let Some(why) = self.refuses(&cursor.reading, epoch) {
             return Opened::Refused(why);
         }
-        if self.paused.is_some() && self.lease.is_none() && self.checking {
+        if self.paused.is_some() && !self.told && self.verdict(now).is_none() {
             // After a restart: whether its broadcast goes on, with what is held, is about to be heard.
             return Opened::NotYet;
         }
