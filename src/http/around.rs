@@ -1,8 +1,8 @@
 //! What is around every handler: one middleware, so that a request is boxed once and not once a layer.
 //!
 //! From the outside in: a request is under way on its connection ([`UnderWay`]); CORS ([`Asked`]); a panic is answered
-//! ([`Panicked`]); a long answer has room in memory or is refused ([`long`]). Innermost is the router, but for the one path that nearly every request has: `POST /v1/rooms/{n}/messages` is
-//! known by its text, without trying the router's patterns in turn.
+//! ([`Panicked`]); a long answer has room in memory or is refused ([`long`]). Innermost is the router, but for the one path that nearly
+//! every request has: `POST /v1/rooms/{n}/messages` is known by its text, without trying the router's patterns in turn.
 
 use std::sync::Arc;
 

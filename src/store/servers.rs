@@ -1,8 +1,8 @@
 //! Which server writes to this log (rule 7): two servers on one log would number the same rooms twice.
 //!
 //! Each server says in `servers` that it lives, under the name of its spool. A start is refused while another spool's server
-//! has said so lately; of two that start at once at most one goes on. Times are the database's own, so clocks of machines need not agree. A database that is not there refuses
-//! nothing: what is accepted meanwhile is in the spool.
+//! has said so lately; of two that start at once at most one goes on. Times are the database's own, so clocks of machines need not
+//! agree. A database that is not there refuses nothing: what is accepted meanwhile is in the spool.
 
 use std::{
     sync::{

@@ -546,6 +546,44 @@ async fn rule_13_what_is_held_waits_for_the_session_when_its_server_was_away_whi
 }
 
 #[actix::test]
+async fn rule_13_what_is_held_waits_for_the_session_when_the_verdict_expired_before_its_rooms_numbers_were_known() {
+    for (reading, first) in [(Reading::Legacy, 2), (v1(None), 2), (v1(Some(0)), 1)] {
+        let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+        let stage = held_in(rooms.clone(), spool.clone(), store.clone(), registry_config()).await;
+        until("a place without its session", || place(&stage) == Some((1, true))).await;
+        is_live(&stage, false).await;
+        stage.stop_well().await;
+        rooms.script().not_live.remove(&1);
+        let before = rooms.script().asked;
+        let stage = Stage::among(rooms.clone(), spool, store, registry_config(), writer_config());
+        let hold = stage.writer.hold_spool();
+        let peer = come_as(&stage, reading.clone(), None);
+        // It is live, and a while later nobody can tell.
+        until("a verdict", || rooms.script().asked > before).await;
+        while stage
+            .registry
+            .view(room(1))
+            .await
+            .is_none_or(|view| view.live.is_none())
+        {}
+        rooms.script().away = true;
+        while stage
+            .registry
+            .view(room(1))
+            .await
+            .is_some_and(|view| view.live.is_some())
+        {}
+        // It can again when the numbers are known.
+        rooms.script().away = false;
+        drop(hold);
+        peer.has(4).await;
+        assert_eq!(peer.seqs(), (first..=4).collect::<Vec<_>>(), "{reading:?}");
+        assert_eq!(peer.welcome().and_then(|welcome| gap(&welcome)), None);
+        fine(&[&peer]);
+    }
+}
+
+#[actix::test]
 async fn rule_13_what_is_held_waits_for_the_session_of_a_named_broadcast_however_long_its_server_was_away() {
     for (reading, first) in [(Reading::Legacy, 2), (v1(None), 2), (v1(Some(0)), 1)] {
         for named in [true, false] {
