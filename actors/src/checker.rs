@@ -150,8 +150,8 @@ struct Cache {
     not_live: LruCache<PresenterIdx, Known>,
     /// Of whom it would not say, and when.
     refused: LruCache<PresenterIdx, Instant>,
-    /// How many there are of either.
-    kept: [Gauge; 2],
+    /// How many there are of each.
+    kept: [Gauge; 3],
 }
 
 impl Cache {
@@ -162,7 +162,7 @@ impl Cache {
             live: bounded(live),
             not_live: bounded(not_live),
             refused: LruCache::new(NonZeroUsize::new(not_live).unwrap_or(NonZeroUsize::MIN)),
-            kept: [kept("live"), kept("not_live")],
+            kept: [kept("live"), kept("not_live"), kept("refused")],
         }
     }
 
@@ -180,8 +180,18 @@ impl Cache {
         elsewhere.pop(&presenter);
         self.refused.pop(&presenter);
         here.put(presenter, known);
-        for (gauge, cache) in self.kept.iter().zip([&self.live, &self.not_live]) {
-            gauge.set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        self.show();
+    }
+
+    fn put_refused(&mut self, presenter: PresenterIdx, at: Instant) {
+        self.refused.put(presenter, at);
+        self.show();
+    }
+
+    fn show(&self) {
+        let kept = [self.live.len(), self.not_live.len(), self.refused.len()];
+        for (gauge, kept) in self.kept.iter().zip(kept) {
+            gauge.set(i64::try_from(kept).unwrap_or(i64::MAX));
         }
     }
 }
@@ -352,7 +362,7 @@ impl RoomChecker {
                 self.count("refused");
                 self.metrics.room_refusals.inc();
                 log::warn!("room server: it does not say whether presenter {presenter} is live: {why}");
-                self.cache.refused.put(presenter, at);
+                self.cache.put_refused(presenter, at);
                 self.refuse(presenter);
             }
             Err(error) => {

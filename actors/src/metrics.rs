@@ -71,7 +71,7 @@ pub struct Numbers {
     pub room_refusals: Gauge,
     /// Liveness verdicts, by `outcome`: live, not_live, refused, cached, stale, error, timeout, breaker_open.
     pub room_checks: Family<Label, Counter>,
-    /// Verdicts that are kept, by `verdict`: live, not_live.
+    /// Verdicts that are kept, by `verdict`: live, not_live, refused.
     pub room_verdicts: Family<Label, Gauge>,
     /// Requests to make a presenter reconnect, by `outcome`: ok, error.
     pub reconnect_requests: Family<Label, Counter>,

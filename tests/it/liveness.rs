@@ -315,6 +315,7 @@ async fn presenters_that_the_room_server_refuses_to_know_have_it_left_alone_for_
         app.metric("chat_room_checks_total{outcome=\"refused\"}").await,
         Some(5.0)
     );
+    assert_eq!(app.metric("chat_room_verdicts{verdict=\"refused\"}").await, Some(5.0));
     assert_eq!(app.metric("chat_room_breaker_open").await, Some(0.0));
     assert_eq!(app.metric("chat_room_refusals").await, Some(5.0));
     let ready = crate::support::http::get(app.addr, "/readyz").await;
