@@ -2,8 +2,8 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::Read,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -70,9 +70,7 @@ impl SpoolLock {
             .find_map(|line| line.strip_prefix("server "))
             .filter(|name| !name.is_empty());
         let server = known.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
-        file.set_len(0).map_err(unwritten)?;
-        file.rewind().map_err(unwritten)?;
-        write!(file, "process {}\nserver {server}\n", std::process::id()).map_err(unwritten)?;
+        keep(&file, &server, &before).map_err(unwritten)?;
         Ok(Self {
             known: known.is_some(),
             server,
@@ -89,6 +87,18 @@ impl SpoolLock {
     pub fn server(&self) -> &str {
         &self.server
     }
+}
+
+/// Writes who we are. The name must outlive a machine that goes down: a server by another name would be refused for as long as the
+/// last heartbeat of this one is fresh (rule 7). So it is synced when it is new, and afterwards written over by as many bytes as are there.
+fn keep(file: &File, server: &str, before: &str) -> std::io::Result<()> {
+    let text = format!("process {:<10}\nserver {server}\n", std::process::id());
+    file.write_all_at(text.as_bytes(), 0)?;
+    if text.len() != before.len() {
+        file.set_len(text.len() as u64)?;
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Who has a spool now, for those who only want to know; `None` when nobody has it, or none can tell.
@@ -126,7 +136,7 @@ fn told_by(file: &mut File) -> String {
     let _ = file.read_to_string(&mut text);
     match text.lines().next().unwrap_or_default() {
         "" => "another process".to_owned(),
-        known => known.to_owned(),
+        known => known.trim_end().to_owned(),
     }
 }
 
@@ -163,6 +173,27 @@ mod tests {
         );
         drop(first);
         SpoolLock::take(&spool).unwrap();
+    }
+
+    #[test]
+    fn rule_07_what_is_written_at_a_start_leaves_the_name_of_the_server_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join("chat.db");
+        // As an earlier version wrote it.
+        std::fs::write(lock_of(&spool), "process 7\nserver 0123456789abcdef\n").unwrap();
+        let read = || std::fs::read_to_string(lock_of(&spool)).unwrap();
+        let lock = SpoolLock::take(&spool).unwrap();
+        assert!(lock.known() && lock.server() == "0123456789abcdef");
+        drop(lock);
+        let (first, name) = (read(), "server 0123456789abcdef\n");
+        assert!(first.ends_with(name), "{first}");
+        // Another process's number is longer or shorter, and nothing moves.
+        let (head, tail) = first.split_at(first.find('\n').unwrap());
+        let other = format!("{:<width$}{tail}", "process 4194304", width = head.len());
+        std::fs::write(lock_of(&spool), &other).unwrap();
+        drop(SpoolLock::take(&spool).unwrap());
+        assert_eq!(read(), first);
+        assert_eq!(other.find(name), first.find(name));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The fault matrix: rounds of load, each with faults at random times, drawn from the round's seed.
 //!
 //! Thirty-two senders post into eight rooms of the real server, whose log is a real MongoDB, or its own file. Meanwhile processes are killed,
-//! stopped and frozen, links cut, disks filled, one at a time and two at once. When all is mended, everything that was
+//! stopped and frozen, links cut, disks filled, their power cut and their syncs failed, one at a time and two at once. When all is mended, everything that was
 //! answered 201 must be in the log exactly once, as it was answered, in the order that its presenter saw.
 //!
 //! `FAULT_SEED=n` begins with that seed, `FAULT_ROUNDS=n` runs so many; without them each kind has its turn, from a random
@@ -12,6 +12,7 @@
 mod disk;
 mod load;
 mod plan;
+mod power;
 mod presenters;
 mod round;
 mod server;
@@ -27,6 +28,7 @@ use std::{rc::Rc, time::Instant};
 use crate::{
     disk::Disk,
     plan::{Plan, TURNS},
+    power::Power,
     round::Fixtures,
     support::process::ScratchDir,
     totals::Totals,
@@ -46,13 +48,17 @@ async fn whatever_dies_nothing_that_was_accepted_is_lost_or_doubled() {
     let first = number("FAULT_SEED").unwrap_or_else(|| rand::random_range(0..10_000) * TURNS.len() as u64);
     let rounds = number("FAULT_ROUNDS").unwrap_or(TURNS.len() as u64);
     println!("FAULT_SEED={first} FAULT_ROUNDS={rounds}");
-    let no_disk = Disk::impossible();
+    let (no_disk, no_power) = (Disk::impossible(), Power::impossible());
     let mut fixtures = Fixtures::start().await;
     let mut totals = Totals::default();
     let mut failures = Vec::new();
     for seed in first..first + rounds {
         let plan = Plan::new(seed);
-        if let (Some(why), Some(_)) = (&no_disk, plan.disk) {
+        let lacks = [
+            no_disk.as_ref().filter(|_| plan.disk.is_some()),
+            no_power.as_ref().filter(|_| plan.power),
+        ];
+        if let Some(why) = lacks.into_iter().flatten().next() {
             println!("seed {seed} {} skipped: {why}", plan.kind);
             totals.skipped(plan.kind);
             continue;

@@ -12,6 +12,8 @@ use rand::{
     seq::{IndexedRandom, SliceRandom},
 };
 
+use crate::power::Failing;
+
 /// OutOfDiskSpace, Unauthorized, ExceededTimeLimit, ShutdownInProgress, WriteConflict, and one that nobody knows.
 const REFUSALS: [i32; 6] = [14031, 13, 262, 91, 112, 99_999];
 
@@ -31,11 +33,13 @@ pub enum Kind {
     DiskFull,
     SpoolFull,
     Embedded,
+    PowerCut,
+    DiskFails,
     TwoAtOnce,
 }
 
 /// A seed's kind is the one at its remainder.
-pub const TURNS: [Kind; 12] = [
+pub const TURNS: [Kind; 14] = [
     Kind::ServerKilled,
     Kind::MongodKilled,
     Kind::MongodFrozen,
@@ -45,6 +49,8 @@ pub const TURNS: [Kind; 12] = [
     Kind::DiskFull,
     Kind::SpoolFull,
     Kind::Embedded,
+    Kind::PowerCut,
+    Kind::DiskFails,
     Kind::TwoAtOnce,
     Kind::TwoAtOnce,
     Kind::TwoAtOnce,
@@ -74,6 +80,14 @@ pub enum Fault {
     KillPrimary,
     FreezePrimary,
     FillDisk,
+    /// SIGKILL, and what the disk was not sure to have survives in part; after a pause a start.
+    CutPower,
+    /// The same, once more so much later in a start, perhaps before it listens, and a start.
+    CutPowerAtStart,
+    /// Writes or syncs of the spool fail with an I/O error, and then do no more.
+    FailDisk(Failing),
+    /// They fail until the power is cut.
+    FailDiskAndCut(Failing),
 }
 
 impl Fault {
@@ -81,11 +95,12 @@ impl Fault {
     fn victim(self) -> &'static str {
         match self {
             Self::KillServer | Self::KillStartingServer | Self::StopServer => "server",
+            Self::CutPower | Self::CutPowerAtStart | Self::FailDiskAndCut(_) => "server",
             Self::CutSessions => "sessions",
             Self::KillMongod | Self::FreezeMongod | Self::RefuseInserts(_) | Self::DoubtInserts => "mongod",
             Self::CutLink | Self::StallLink | Self::HalfOpenLink => "link",
             Self::StepDown | Self::KillPrimary | Self::FreezePrimary => "primary",
-            Self::FillDisk => "disk",
+            Self::FillDisk | Self::FailDisk(_) => "disk",
         }
     }
 }
@@ -121,6 +136,10 @@ pub struct Plan {
     pub store: StoreKind,
     /// Bytes of a file system for the spool alone.
     pub disk: Option<u64>,
+    /// The server's disk can lose power and fail.
+    pub power: bool,
+    /// What was accepted is promised to be in the log: it is, but for a power cut under `log.durability = "os"`.
+    pub promised: bool,
     /// The server starts for the first time with its link to MongoDB cut, which is mended so long after the begin of the load.
     pub cold_start: Option<Duration>,
     pub faults: Vec<Planned>,
@@ -141,6 +160,8 @@ impl Plan {
             kind,
             store: StoreKind::Single,
             disk: None,
+            power: false,
+            promised: true,
             cold_start: None,
             faults: Vec::new(),
             load: millis(&mut rng, 1800..=2400),
@@ -191,6 +212,24 @@ impl Plan {
                 }
                 plan.several(&mut rng, &[Fault::KillServer, Fault::KillStartingServer], 2, 0..=300);
             }
+            Kind::PowerCut => {
+                plan.on_power(&mut rng);
+                let faults = [Fault::CutPower, Fault::CutPower, Fault::CutPowerAtStart];
+                plan.several(&mut rng, &faults, 3, 0..=300);
+                if rng.random_ratio(1, 4) {
+                    plan.promised = false;
+                    plan.settings.push("log.durability=os".into());
+                }
+            }
+            Kind::DiskFails => {
+                plan.on_power(&mut rng);
+                let what = *[Failing::Syncs, Failing::Writes].choose(&mut rng).unwrap();
+                let faults = [Fault::FailDisk(what), Fault::FailDiskAndCut(what)];
+                plan.add_one_of(&mut rng, &faults, 200..=1200, 0..=600);
+                if rng.random_ratio(1, 2) {
+                    plan.add(&mut rng, Fault::CutPower, 200..=2000, 0..=300);
+                }
+            }
             Kind::TwoAtOnce => plan.two_at_once(&mut rng),
         }
         if rng.random_ratio(1, 3) {
@@ -207,8 +246,11 @@ impl Plan {
             Fault::KillStartingServer,
             Fault::StopServer,
             Fault::CutSessions,
+            Fault::CutPower,
+            Fault::CutPowerAtStart,
         ];
-        self.faults.iter().any(|planned| cuts.contains(&planned.fault))
+        let cut = |fault| cuts.contains(&fault) || matches!(fault, Fault::FailDiskAndCut(_));
+        self.faults.iter().any(|planned| cut(planned.fault))
     }
 
     /// Whether the log was there all the time, so that whatever waits for a presenter could be read.
@@ -259,6 +301,12 @@ impl Plan {
         self.texts = 800..=1900;
         self.add(rng, Fault::FillDisk, 200..=800, 50..=600);
         self.faults[0].until_refused = true;
+    }
+
+    /// With the log in MongoDB, or in the file whose disk is in danger.
+    fn on_power(&mut self, rng: &mut StdRng) {
+        self.power = true;
+        self.store = *[StoreKind::Single, StoreKind::Embedded].choose(rng).unwrap();
     }
 
     /// The second begins while the first lasts, and breaks something else.
@@ -324,6 +372,8 @@ impl Display for Kind {
             Self::DiskFull => "disk full",
             Self::SpoolFull => "spool full",
             Self::Embedded => "embedded log",
+            Self::PowerCut => "power cut",
+            Self::DiskFails => "disk fails",
             Self::TwoAtOnce => "two at once",
         })
     }
@@ -347,6 +397,12 @@ impl Display for Fault {
             Self::KillPrimary => "kill primary",
             Self::FreezePrimary => "freeze primary",
             Self::FillDisk => "fill disk",
+            Self::CutPower => "cut power",
+            Self::CutPowerAtStart => "cut power twice",
+            Self::FailDisk(Failing::Syncs) => "fail syncs",
+            Self::FailDisk(Failing::Writes) => "fail writes",
+            Self::FailDiskAndCut(Failing::Syncs) => "fail syncs and cut power",
+            Self::FailDiskAndCut(Failing::Writes) => "fail writes and cut power",
         })
     }
 }

@@ -10,12 +10,14 @@ use std::{
 };
 
 use mongodb::bson::{Document, doc};
+use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::{
     disk::Disk,
     load::{Load, Outcome, ROOMS, SENDERS, Sender, Sent},
     plan::{Fault, Kind, Plan, Planned, StoreKind},
+    power::{Failing, Power},
     presenters::{END, Presenter, Seen},
     server::Server,
     store::Store,
@@ -77,6 +79,8 @@ impl Fixtures {
             Some(bytes) => Some(Rc::new(Disk::mount(dir, bytes).await)),
             None => None,
         };
+        let spool = dir.path().join("chat.db");
+        let power = plan.power.then(|| Rc::new(Power::of(dir, &spool)));
         let database = fresh_database_name();
         let mut settings: Vec<String> = [
             "server.bind=127.0.0.1:0",
@@ -96,9 +100,10 @@ impl Fixtures {
         settings.extend(plan.settings.iter().cloned());
         Stage {
             plan: plan.clone(),
-            server: Mutex::new(Server::new(dir, disk.clone(), settings)),
+            server: Mutex::new(Server::new(dir, (disk.clone(), power.clone()), settings)),
             store,
             disk,
+            power,
             database,
             load: Rc::default(),
             cut: watch::Sender::new(0),
@@ -116,6 +121,7 @@ pub struct Stage {
     server: Mutex<Server>,
     store: Rc<Store>,
     disk: Option<Rc<Disk>>,
+    power: Option<Rc<Power>>,
     database: String,
     load: Rc<Load>,
     cut: watch::Sender<u32>,
@@ -272,6 +278,32 @@ impl Stage {
                 self.last(planned).await;
                 disk.relieve();
             }
+            (Fault::CutPower, _) => {
+                let mut server = self.server.lock().await;
+                self.cut_power(&mut server, planned).await;
+                self.last(planned).await;
+                server.start().await;
+            }
+            (Fault::CutPowerAtStart, _) => {
+                let mut server = self.server.lock().await;
+                self.cut_power(&mut server, planned).await;
+                server.start_in_vain(planned.lasts).await;
+                self.cut_power(&mut server, planned).await;
+                server.start().await;
+            }
+            (Fault::FailDisk(what), _) => {
+                // A server does not start on a disk that fails.
+                let _server = self.server.lock().await;
+                self.fail_disk(what, planned).await;
+                self.power().mend(what);
+            }
+            (Fault::FailDiskAndCut(what), _) => {
+                let mut server = self.server.lock().await;
+                self.fail_disk(what, planned).await;
+                self.cut_power(&mut server, planned).await;
+                self.power().mend(what);
+                server.start().await;
+            }
             (Fault::CutLink | Fault::StallLink | Fault::HalfOpenLink, Store::Single { link, .. }) => {
                 let _alone = self.link.lock().await;
                 match planned.fault {
@@ -300,6 +332,27 @@ impl Stage {
             }
             (fault, _) => panic!("{fault} is for another store"),
         }
+    }
+
+    fn power(&self) -> &Power {
+        self.power.as_ref().unwrap()
+    }
+
+    async fn cut_power(&self, server: &mut Server, planned: Planned) {
+        server.kill().await;
+        let at = u64::try_from(planned.at.as_millis()).unwrap();
+        self.power().cut(&mut StdRng::seed_from_u64(self.plan.seed << 16 | at));
+    }
+
+    /// However short it is planned, it is none before the server has met it.
+    async fn fail_disk(&self, what: Failing, planned: Planned) {
+        let before = self.power().failed();
+        self.power().fail(what);
+        eventually("the disk to fail", async || {
+            (self.power().failed() > before).then_some(())
+        })
+        .await;
+        self.last(planned).await;
     }
 
     async fn kill(&self, mut mongod: MutexGuard<'_, Mongod>, planned: Planned) {
@@ -378,7 +431,10 @@ impl Stage {
         let log = self.store.log(&self.database, &spool).await;
         let mut verdict = judge(sent, seen, &log, &self.plan);
         let violations = &mut verdict.violations;
-        violations.extend(self.load.violations.borrow().iter().cloned());
+        if self.plan.promised {
+            // Whoever is answered twice is answered the same.
+            violations.extend(self.load.violations.borrow().iter().cloned());
+        }
         if parked != Some(0.0) {
             violations.push(format!("chat_parked_total is {parked:?}"));
         }

@@ -14,6 +14,7 @@ use std::{
 
 use crate::{
     disk::Disk,
+    power::Power,
     support::{
         PATIENCE,
         app::KEY,
@@ -28,6 +29,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     dir: Arc<ScratchDir>,
     disk: Option<Rc<Disk>>,
+    power: Option<Rc<Power>>,
     settings: Vec<String>,
     address: Rc<Cell<Option<SocketAddr>>>,
     process: Option<Arc<Process>>,
@@ -35,10 +37,15 @@ pub struct Server {
 
 impl Server {
     /// A server that has not been started yet. Its spool is on the disk, when there is one.
-    pub fn new(dir: &Arc<ScratchDir>, disk: Option<Rc<Disk>>, settings: Vec<String>) -> Self {
+    pub fn new(
+        dir: &Arc<ScratchDir>,
+        (disk, power): (Option<Rc<Disk>>, Option<Rc<Power>>),
+        settings: Vec<String>,
+    ) -> Self {
         Self {
             dir: Arc::clone(dir),
             disk,
+            power,
             settings,
             address: Rc::default(),
             process: None,
@@ -110,6 +117,9 @@ impl Server {
             .env("CHAT__AUTH__HS256_SECRET", KEY)
             .env("CHAT__LIMITS__SENDER_PER_SECOND", "0")
             .current_dir(self.dir.path());
+        if let Some(power) = &self.power {
+            power.under(&mut command);
+        }
         let path = format!("log.path={}", place.join("chat.db").display());
         for setting in [path].iter().chain(&self.settings) {
             command.args(["--set", setting]);

@@ -89,20 +89,26 @@ impl Verdict {
     }
 }
 
-/// Judges a round. Where no presenter was ever cut off, each must have seen everything that was accepted; where one was, and
+/// Judges a round. Where nothing was promised, what was accepted may be gone, and whoever sends it again is heard again; but no number of an
+/// epoch is given twice, and the log has nothing that was refused. Where no presenter was ever cut off, each must have seen everything that was accepted; where one was, and
 /// the log was there all the time, nothing may be left out but at a cut.
 pub fn judge(sent: &[Sent], seen: &BTreeMap<i64, Vec<Seen>>, log: &[Logged], plan: &Plan) -> Verdict {
     let mut verdict = Verdict::default();
+    let promised = plan.promised;
     let mut by_text: HashMap<&str, &Logged> = HashMap::new();
     for logged in log {
-        if by_text.insert(&logged.text, logged).is_some() {
+        if by_text.insert(&logged.text, logged).is_some() && promised {
             verdict.twice += 1;
             verdict.violation(format!("twice in the log: {}", brief(&logged.text)));
         }
     }
-    told(&mut verdict, sent, &by_text);
+    told(&mut verdict, sent, &by_text, promised);
     strangers(&mut verdict, sent, log);
-    numbers(&mut verdict, log);
+    numbers(&mut verdict, log, promised);
+    if !promised {
+        verdict.frames = seen.values().map(|frames| frames.len() as u64).sum();
+        return verdict;
+    }
     for (room, frames) in seen {
         order(&mut verdict, *room, frames, &by_text, plan.spares_store());
     }
@@ -111,12 +117,16 @@ pub fn judge(sent: &[Sent], seen: &BTreeMap<i64, Vec<Seen>>, log: &[Logged], pla
 }
 
 /// What each sender was told is what the log has.
-fn told(verdict: &mut Verdict, sent: &[Sent], by_text: &HashMap<&str, &Logged>) {
+fn told(verdict: &mut Verdict, sent: &[Sent], by_text: &HashMap<&str, &Logged>, promised: bool) {
     for one in sent {
         let logged = by_text.get(one.text.as_str());
         match &one.outcome {
             Outcome::Accepted(answer) => {
                 verdict.accepted += 1;
+                if !promised {
+                    verdict.lost += u64::from(logged.is_none_or(|logged| logged.id != answer.id));
+                    continue;
+                }
                 let Some(logged) = logged else {
                     verdict.lost += 1;
                     verdict.violation(format!("lost: {} was answered {answer:?}", one.key));
@@ -155,21 +165,28 @@ fn strangers(verdict: &mut Verdict, sent: &[Sent], log: &[Logged]) {
     }
 }
 
-/// In each room the numbers of an epoch are 1, 2, 3 …; and a spool that is fsynced has one epoch for good.
-fn numbers(verdict: &mut Verdict, log: &[Logged]) {
+/// In each room the numbers of an epoch are 1, 2, 3 …; and a spool that is fsynced has one epoch for good. Where nothing is promised,
+/// no number of an epoch is there twice.
+fn numbers(verdict: &mut Verdict, log: &[Logged], promised: bool) {
     let mut rooms: BTreeMap<(i64, &str), Vec<u64>> = BTreeMap::new();
     for logged in log {
         rooms.entry((logged.room, &logged.epoch)).or_default().push(logged.seq);
     }
     for ((room, epoch), mut numbers) in rooms {
         numbers.sort_unstable();
+        if !promised {
+            if let Some(twice) = numbers.windows(2).find(|two| two[0] == two[1]) {
+                verdict.violation(format!("room {room}, epoch {epoch}: {} is there twice", twice[0]));
+            }
+            continue;
+        }
         let wrong = (1..).zip(&numbers).find(|(expected, number)| expected != *number);
         if let Some((expected, number)) = wrong {
             verdict.violation(format!("room {room}, epoch {epoch}: {number} where {expected} belongs"));
         }
     }
     let epochs: BTreeSet<&str> = log.iter().map(|logged| logged.epoch.as_str()).collect();
-    if epochs.len() > 1 {
+    if promised && epochs.len() > 1 {
         verdict.violation(format!("more than one epoch: {epochs:?}"));
     }
 }
