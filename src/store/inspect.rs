@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chatting_actors::types::{Epoch, Event, PresenterIdx};
+use chatting_actors::{
+    broadcast::Broadcast,
+    types::{Epoch, Event, PresenterIdx},
+};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row};
 use serde::Serialize;
 use uuid::Uuid;
@@ -101,6 +104,8 @@ pub struct Status {
     pub keys: u64,
     /// Events that the store refused for good.
     pub parked: Parked,
+    /// Broadcasts that the store does not have as they are.
+    pub broadcasts: Records,
 }
 
 /// Events on their way to the store.
@@ -136,6 +141,15 @@ pub struct Parked {
     pub reasons: Vec<Reason>,
     /// The first thousand, oldest first.
     pub events: Vec<ParkedEvent>,
+}
+
+/// Broadcasts that the store does not have as they are.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Records {
+    /// How many.
+    pub count: u64,
+    /// Those of them that it refused as they are.
+    pub refused: u64,
 }
 
 /// Why events were parked.
@@ -175,6 +189,8 @@ pub struct Verified {
     pub parked: u64,
     /// Idempotency keys.
     pub keys: u64,
+    /// Broadcasts.
+    pub broadcasts: u64,
     /// Rooms with a last seq.
     pub rooms: u64,
     /// What was wrong.
@@ -238,6 +254,7 @@ impl SpoolFile {
             rooms: most_rows(&connection)?,
             keys: count(&connection, "SELECT COUNT(*) FROM keys")?,
             parked: parked(&connection, &epochs)?,
+            broadcasts: records(&connection)?,
         })
     }
 
@@ -357,6 +374,20 @@ fn parked(connection: &Connection, epochs: &HashMap<i64, Epoch>) -> rusqlite::Re
     Ok(parked)
 }
 
+/// None in a file of before there were any.
+fn records(connection: &Connection) -> rusqlite::Result<Records> {
+    if !has_table(connection, "records")? {
+        return Ok(Records::default());
+    }
+    let sql = "SELECT COUNT(*), COUNT(*) FILTER (WHERE stored = 2) FROM records WHERE stored <> 1";
+    connection.query_row(sql, [], |row| {
+        Ok(Records {
+            count: row.get::<_, i64>(0)?.cast_unsigned(),
+            refused: row.get::<_, i64>(1)?.cast_unsigned(),
+        })
+    })
+}
+
 /// What reasons have in common: a conflict's names its place, so each is another text.
 fn kind(reason: &str) -> String {
     match reason.split_once(':') {
@@ -409,6 +440,9 @@ impl Check<'_> {
         self.events(&connection, &epochs, &rooms, salvaged.then_some(epoch));
         self.parked(&connection, &epochs);
         self.keys(&connection, &epochs);
+        if has_table(&connection, "records")? {
+            self.records(&connection);
+        }
         Ok(())
     }
 
@@ -527,6 +561,33 @@ impl Check<'_> {
         });
         if let Err(error) = done {
             self.problem(&format!("idempotency keys cannot be read: {error}"));
+        }
+    }
+
+    fn records(&mut self, connection: &Connection) {
+        let sql = "SELECT id, presenter_idx, version, ended, record FROM records";
+        let done = each(connection, sql, |found| {
+            self.verified.broadcasts += 1;
+            let id = found.get::<_, Vec<u8>>(0).ok();
+            let id = id.and_then(|id| Uuid::from_slice(&id).ok()).unwrap_or_default();
+            let record = match found.get::<_, String>(4) {
+                Ok(text) => serde_json::from_str::<Broadcast>(&text).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match record {
+                Err(error) => self.problem(&format!("broadcast {id} cannot be read: {error}")),
+                Ok(record) => {
+                    let said = (record.presenter.get(), record.version.cast_signed());
+                    let row = (found.get(1).unwrap_or(-1), found.get(2).unwrap_or(-1));
+                    let ended = found.get::<_, bool>(3).ok();
+                    if (record.id, said, Some(record.ended_at_ms.is_some())) != (id, row, ended) {
+                        self.problem(&format!("broadcast {id}: its record says something else than its row"));
+                    }
+                }
+            }
+        });
+        if let Err(error) = done {
+            self.problem(&format!("broadcasts cannot be read: {error}"));
         }
     }
 

@@ -13,14 +13,17 @@ use mongodb::{
     Client, Collection,
     bson::{Bson, Document, doc},
 };
-use rusqlite::Connection;
-use serde_json::Value;
+use rusqlite::{Connection, params};
+use serde_json::{Value, json};
 
-use crate::support::{
-    app::{KEY, spawn_app, use_mongodb},
-    eventually,
-    mongod::{Mongod, fresh_database_name},
-    process::{Process, ScratchDir, output},
+use crate::{
+    log_archive::broadcast,
+    support::{
+        app::{KEY, spawn_app, use_mongodb},
+        eventually,
+        mongod::{Mongod, fresh_database_name},
+        process::{Process, ScratchDir, output},
+    },
 };
 
 /// A stopped server's directory: a spool, and the settings that name it.
@@ -86,6 +89,18 @@ impl Site {
     fn sql(&self, sql: &str) {
         let connection = Connection::open(self.path()).unwrap();
         connection.execute_batch(sql).unwrap();
+    }
+
+    /// Leaves broadcasts in it: one that is over, one that is open, and one that is open and that the store has.
+    fn keep_broadcasts(&self) {
+        let connection = Connection::open(self.path()).unwrap();
+        for (n, ended, stored) in [(1, Some(30), false), (2, None, false), (3, None, true)] {
+            let kept = broadcast(n, 12, 1, ended);
+            let (id, record) = (&kept.id.as_bytes()[..], serde_json::to_string(&kept).unwrap());
+            let row = params![id, 12, 1, ended.is_some(), stored, record];
+            let sql = "INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            connection.execute(sql, row).unwrap();
+        }
     }
 
     /// A copy of the spool with this byte flipped.
@@ -345,9 +360,18 @@ async fn verify_names_each_thing_that_is_wrong_with_the_rows() {
              idempotency_key, 'why', 1, broadcast_id, act FROM spool WHERE pos = 5; UPDATE parked SET nickname = x'ff'",
             "parked row 5 cannot be read",
         ),
+        (
+            "UPDATE records SET record = 'nonsense' WHERE NOT ended",
+            "broadcast 00000000-0000-0000-0000-000000000002 cannot be read",
+        ),
+        (
+            "UPDATE records SET presenter_idx = 13 WHERE ended",
+            "broadcast 00000000-0000-0000-0000-000000000001: its record says something else than its row",
+        ),
     ];
     for (damage, problem) in cases {
         let site = Site::new(&[(12, 10)], None);
+        site.keep_broadcasts();
         assert_eq!(site.run(&["spool", "verify"]).0, 0);
         site.sql(damage);
         let (code, out, error) = site.run(&["spool", "verify"]);
@@ -447,6 +471,62 @@ async fn replay_takes_everything_to_the_embedded_log() {
         .map(Result::unwrap)
         .collect();
     assert_eq!(ids, site.ids());
+}
+
+#[actix_web::test]
+async fn replay_takes_the_broadcasts_that_the_store_does_not_have_and_forgets_those_that_are_over() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let log = log_of(&uri, &database).await;
+    for mongodb in [Some((uri.as_str(), database.as_str())), None] {
+        let site = Site::new(&[(12, 3)], mongodb);
+        site.keep_broadcasts();
+        assert_eq!(site.status()["broadcasts"], json!({ "count": 2, "refused": 0 }));
+        // As many batches as there are broadcasts.
+        let (code, out, error) = site.run(&["spool", "replay", "--set", "log.batch_max=1"]);
+        assert_eq!(code, 0, "{out}{error}");
+        assert!(out.contains("broadcasts: 2 in the store now; 0 to go"), "{out}");
+        assert!(error.contains("2 of 2 broadcasts"), "{error}");
+        assert_eq!(site.status()["broadcasts"]["count"], 0);
+        let connection = Connection::open(site.path()).unwrap();
+        let count = |table: &str| -> i64 {
+            let sql = format!("SELECT COUNT(*) FROM {table}");
+            connection.query_row(&sql, [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(count("records"), 2, "the open ones");
+        if mongodb.is_some() {
+            let stored = log.client().database(&database).collection::<Document>("broadcasts");
+            assert_eq!(stored.count_documents(doc! {}).await.unwrap(), 2);
+        } else {
+            assert_eq!(count("broadcasts"), 2);
+        }
+        let (code, out, _) = site.run(&["spool", "replay"]);
+        assert_eq!(code, 0, "{out}");
+        assert!(!out.contains("broadcasts"), "{out}");
+    }
+}
+
+#[actix_web::test]
+async fn replay_does_not_say_that_all_is_in_the_store_while_it_refuses_a_broadcast() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let site = Site::new(&[(12, 3)], Some((&uri, &database)));
+    site.keep_broadcasts();
+    let of = log_of(&uri, &database).await.client().database(&database);
+    let refuses = doc! { "create": "broadcasts", "validator": { "ended_at": { "$type": "date" } } };
+    of.run_command(refuses).await.unwrap();
+    for _ in 0..2 {
+        let (code, out, error) = site.run(&["spool", "replay"]);
+        assert_eq!(code, 1, "{out}{error}");
+        assert!(out.contains("in the store now; 1 to go"), "{out}");
+        let why = "refused: broadcast 00000000-0000-0000-0000-000000000002 of room 12, it stays: 121: ";
+        assert!(error.contains(why), "{error}");
+        assert_eq!(site.status()["broadcasts"], json!({ "count": 1, "refused": 1 }));
+    }
+    of.run_command(doc! { "collMod": "broadcasts", "validator": {} })
+        .await
+        .unwrap();
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{out}{error}");
+    assert_eq!(site.status()["broadcasts"]["count"], 0);
 }
 
 #[actix_web::test]

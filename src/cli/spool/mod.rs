@@ -31,27 +31,28 @@ enum SpoolCommand {
     /// Say what the spool holds; the server may be running.
     ///
     /// File, size, epoch, how the last run ended, who has it now, events that the store does not have yet with their age, the
-    /// rooms with the most of them, idempotency keys, and parked events with the reasons. Reads only.
+    /// rooms with the most of them, broadcasts that it does not have, idempotency keys, and parked events with the reasons. Reads
+    /// only.
     ///
     /// Exit codes: 0 told, 64 bad settings, 69 the spool cannot be opened.
     Status(status::StatusArgs),
     /// Check the spool for damage; the server may be running.
     ///
     /// SQLite's quick_check; every row readable and of a known epoch; each room's seqs without a gap and in order; ids
-    /// unique and UUIDv7 of their time; no row that counts as freed; parked rows and idempotency keys readable. Prints each
-    /// problem. Reads only, and reads everything: some seconds a gigabyte. A letter changed inside a text is not found:
-    /// SQLite keeps no checksums.
+    /// unique and UUIDv7 of their time; no row that counts as freed; parked rows, idempotency keys and broadcasts readable.
+    /// Prints each problem. Reads only, and reads everything: some seconds a gigabyte. A letter changed inside a text is not
+    /// found: SQLite keeps no checksums.
     ///
     /// Exit codes: 0 no problem, 1 problems, 64 bad settings, 69 the spool cannot be opened.
     Verify,
     /// Write everything in the spool to the store and free it; the server must be stopped.
     ///
-    /// The store is the one in the settings: MongoDB or the embedded log. Goes in order, in batches of log.batch_max. What the store
-    /// refuses for good is parked, as the server does. Ctrl-C ends it after the batch under way; run it again to go
+    /// The store is the one in the settings: MongoDB or the embedded log. Goes in order, in batches of log.batch_max, and then
+    /// the records of broadcasts. What the store refuses for good is parked, as the server does; a broadcast stays. Ctrl-C ends it after the batch under way; run it again to go
     /// on. What the store has already is not written twice.
     ///
-    /// Exit codes: 0 all is in the store, 1 events are parked, by this replay or before it (--parked tries them again), 64 bad
-    /// settings, 69 the spool or the store is not to be had, 75 interrupted.
+    /// Exit codes: 0 all is in the store, 1 events are parked, by this replay or before it (--parked tries them again), or
+    /// broadcasts are refused (each replay tries them again), 64 bad settings, 69 the spool or the store is not to be had, 75 interrupted.
     Replay(replay::ReplayArgs),
 }
 
@@ -101,10 +102,11 @@ pub(super) fn counted(count: u64, what: &str) -> String {
 fn verify(spool: &SpoolFile) -> ExitCode {
     let verified = spool.verify(&mut |problem| print(&format!("problem: {problem}\n")));
     print(&format!(
-        "checked: {} to go, {} parked, {}, {}\n",
+        "checked: {} to go, {} parked, {}, {}, {}\n",
         counted(verified.events, "event"),
         verified.parked,
         counted(verified.keys, "key"),
+        counted(verified.broadcasts, "broadcast"),
         counted(verified.rooms, "room")
     ));
     if verified.problems == 0 {

@@ -1,9 +1,10 @@
 //! `spool replay`: takes what a stopped server left in its spool to the store, and frees it.
 //!
-//! It does what the running server does, and no more: a batch to the store, then one transaction that frees its rows. It may end
-//! between any two steps, however it ends; what the store has already is not written twice.
+//! It does what the running server does, and no more: a batch to the store, then one transaction that frees its rows; broadcasts when
+//! the events are there. It may end between any two steps, however it ends; what the store has already is not written twice.
 
 use std::{
+    collections::HashMap,
     path::Path,
     pin::pin,
     process::ExitCode,
@@ -115,6 +116,8 @@ struct Totals {
     /// Events that the store has, and batches that they went in.
     stored: u64,
     batches: u64,
+    /// Broadcasts that the store has.
+    broadcasts: u64,
     /// Parked events that were tried again, and of them those that the store has now.
     tried: u64,
     unparked: u64,
@@ -136,12 +139,16 @@ impl Replay<'_> {
         let mut ended = self.events(after, total, &mut totals).await;
         // What the store refused, and what cannot be read.
         let more = self.count(SqliteSpool::count_parked)?.saturating_sub(before);
+        if ended.is_ok() {
+            ended = self.broadcasts(&mut totals).await;
+        }
         if ended.is_ok() && parked_too {
             ended = self.parked(&mut totals).await;
         }
-        let (left, parked) = (
+        let (left, parked, records) = (
             self.count(SqliteSpool::count_left)?,
             self.count(SqliteSpool::count_parked)?,
+            self.count(SqliteSpool::count_unstored_broadcasts)?,
         );
         print(&format!(
             "replayed: {} in {} batches to {}, {:.1} s; {left} to go\n",
@@ -150,6 +157,12 @@ impl Replay<'_> {
             self.settings.log.backend,
             began.elapsed().as_secs_f64()
         ));
+        if totals.broadcasts + records > 0 {
+            print(&format!(
+                "broadcasts: {} in the store now; {records} to go\n",
+                totals.broadcasts
+            ));
+        }
         if parked_too {
             print(&format!(
                 "parked: {} tried again, {} of them are in the store now, {parked} are parked\n",
@@ -161,8 +174,8 @@ impl Replay<'_> {
             ));
         }
         match ended {
-            // They were accepted, and the store does not have them.
-            Ok(()) if parked > 0 => Ok(ExitCode::from(1)),
+            // They were accepted, and the store does not have them; or it lacks what a replay finds them by.
+            Ok(()) if parked + records > 0 => Ok(ExitCode::from(1)),
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(Ended::Interrupted) => Err(Failure {
                 code: 75,
@@ -209,6 +222,45 @@ impl Replay<'_> {
             totals.batches += 1;
             totals.stored += (rows.len() - parked.len()) as u64;
             progress.advance(rows.len() as u64);
+        }
+    }
+
+    /// Those that the store does not have as they are, open ones too.
+    async fn broadcasts(&mut self, totals: &mut Totals) -> Result<(), Ended> {
+        let total = self.spool.count_unstored_broadcasts()?;
+        if total == 0 {
+            return Ok(());
+        }
+        let progress = Progress::new("broadcasts", total);
+        self.prepare(&progress).await?;
+        loop {
+            self.go_on()?;
+            let batch = self.spool.unstored_broadcasts(self.settings.log.batch_max)?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let store = &Arc::clone(&self.store);
+            let put = self.tried(&progress, async || {
+                let not_put = store.put_broadcasts(&batch).await?;
+                match not_put.iter().find(|one| !one.for_good) {
+                    Some(later) => Err(StoreError(later.reason.clone())),
+                    None => Ok(not_put),
+                }
+            });
+            let not_put: HashMap<_, _> = put.await?.into_iter().map(|one| (one.index, one.reason)).collect();
+            let (mut stored, mut refused) = (Vec::new(), Vec::new());
+            for (index, broadcast) in batch.iter().enumerate() {
+                let Some(reason) = not_put.get(&index) else {
+                    stored.push(broadcast.clone());
+                    continue;
+                };
+                let (id, room) = (broadcast.id, broadcast.presenter);
+                progress.say(&format!("refused: broadcast {id} of room {room}, it stays: {reason}"));
+                refused.push(broadcast.clone());
+            }
+            self.spool.broadcasts_stored(&stored, &refused)?;
+            totals.broadcasts += stored.len() as u64;
+            progress.advance(batch.len() as u64);
         }
     }
 
@@ -259,7 +311,7 @@ impl Replay<'_> {
 
     async fn prepare(&mut self, progress: &Progress) -> Result<(), Ended> {
         let store = Arc::clone(&self.store);
-        self.tried(progress, || store.prepare()).await
+        self.tried(progress, async || store.prepare().await).await
     }
 
     async fn append(&mut self, batch: &StoreBatch, progress: &Progress) -> Result<Vec<Poison>, Ended> {
@@ -267,13 +319,15 @@ impl Replay<'_> {
             return Ok(Vec::new());
         }
         let store = Arc::clone(&self.store);
-        self.tried(progress, || store.append(Arc::clone(batch))).await
+        self.tried(progress, async || store.append(Arc::clone(batch)).await)
+            .await
     }
 
-    async fn tried<T, F>(&mut self, progress: &Progress, mut work: impl FnMut() -> F) -> Result<T, Ended>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
+    async fn tried<T>(
+        &mut self,
+        progress: &Progress,
+        mut work: impl AsyncFnMut() -> Result<T, StoreError>,
+    ) -> Result<T, Ended> {
         let mut pause = Duration::from_millis(self.settings.log.retry_min_ms);
         for left in (0..TRIES).rev() {
             match work().await {

@@ -98,6 +98,11 @@ fn text(status: &Status, now_ms: i64) -> String {
             ),
         ));
     }
+    let broadcasts = status.broadcasts;
+    lines.push((
+        "broadcasts",
+        format!("{} to go, {} of them refused", broadcasts.count, broadcasts.refused),
+    ));
     lines.push(("keys", format!("{} remembered", status.keys)));
     lines.push((
         "parked",

@@ -79,6 +79,15 @@ impl SqliteSpool {
         })
     }
 
+    /// How many broadcasts the store does not have as they are, those that it refused included.
+    pub fn count_unstored_broadcasts(&mut self) -> Result<u64, SpoolError> {
+        self.with(|_, connection| {
+            let sql = "SELECT COUNT(*) FROM records WHERE stored <> 1";
+            let count: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+            Ok(count.cast_unsigned())
+        })
+    }
+
     /// How many events are parked.
     pub fn count_parked(&mut self) -> Result<u64, SpoolError> {
         self.with(|_, connection| {
