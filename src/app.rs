@@ -83,6 +83,8 @@ pub enum Stopped {
     InOrder,
     /// The deadline was over first; everything answered is committed all the same.
     AtDeadline,
+    /// The spool did not take events that had been answered from memory (`log.durability`).
+    Lost,
 }
 
 impl App {
@@ -344,7 +346,9 @@ impl App {
         };
         self.watching.abort();
         self.state.health.writer.stop();
-        let closed = join_until(until, move || self.spool_thread.join()).await;
+        let written = Arc::new(AtomicBool::new(true));
+        let told = Arc::clone(&written);
+        let closed = join_until(until, move || told.store(self.spool_thread.join(), Ordering::Release)).await;
         if !closed {
             log::error!(
                 "stopping: the deadline is over, and the disk does not let the spool be closed; the next start checks it"
@@ -377,13 +381,13 @@ impl App {
         if let Ok(Err(error)) = served {
             return Err(error);
         }
-        let in_order = in_order && closed;
-        log::info!("stopped {}", if in_order { "in order" } else { "at the deadline" });
-        Ok(if in_order {
-            Stopped::InOrder
-        } else {
-            Stopped::AtDeadline
-        })
+        let (stopped, how) = match (in_order && closed, written.load(Ordering::Acquire)) {
+            (_, false) => (Stopped::Lost, "with events lost"),
+            (true, true) => (Stopped::InOrder, "in order"),
+            (false, true) => (Stopped::AtDeadline, "at the deadline"),
+        };
+        log::info!("stopped {how}");
+        Ok(stopped)
     }
 }
 

@@ -139,7 +139,7 @@ pub trait Spool: Send {
     /// Bytes on disk.
     fn bytes(&self) -> u64;
 
-    /// The last call: marks a clean stop.
+    /// The last call: marks a clean stop. It is left out where something that was answered is not here.
     fn close(&mut self);
 }
 

@@ -103,6 +103,6 @@ pub(super) async fn run_app(
 fn exit_code(stopped: Stopped) -> ExitCode {
     match stopped {
         Stopped::InOrder => ExitCode::SUCCESS,
-        Stopped::AtDeadline => ExitCode::from(75),
+        Stopped::AtDeadline | Stopped::Lost => ExitCode::from(75),
     }
 }

@@ -15,7 +15,10 @@ use chatting_actors::{
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
 };
-use chatting_server::store::{Archive, Durability, SpoolSettings, SqliteSpool, SqliteStore};
+use chatting_server::{
+    app::Stopped,
+    store::{Archive, Durability, SpoolSettings, SqliteSpool, SqliteStore},
+};
 
 use crate::{
     figures::{message, shared},
@@ -106,6 +109,33 @@ fn rule_03_a_spool_opened_again_goes_on_where_it_stood_also_after_a_crash() {
     assert!(empty.first > empty.last);
     assert_eq!(empty.last_ms, written[4].sent_at_ms);
     assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(5)), "from `rooms`");
+}
+
+#[actix_web::test]
+async fn a_stop_that_loses_what_was_answered_from_memory_is_none_in_order_and_a_new_epoch_begins() {
+    let dir = ScratchDir::new("lost");
+    let mut settings = settings(&dir);
+    settings.log.durability = chatting_server::settings::Durability::Memory;
+    let app = spawn_in(Arc::clone(&dir), settings).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "written").await.status, 201);
+    assert_eq!(app.sqlite_log(12).await.len(), 1);
+    let spool = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+    let takes_nothing = "CREATE TRIGGER no BEFORE INSERT ON spool BEGIN SELECT RAISE(ABORT, 'no'); END";
+    spool.execute_batch(takes_nothing).unwrap();
+    let lost = app.post(12, 7, "lost").await.json();
+    assert_eq!(lost["seq"], 2);
+    let (stopped, dir, settings) = app.stop().await;
+    assert_eq!(stopped, Stopped::Lost);
+    spool.execute_batch("DROP TRIGGER no").unwrap();
+    let app = spawn_in(dir, settings).await;
+    let _presenter = app.presenter(12).await;
+    let next = app.post(12, 7, "next").await.json();
+    assert_eq!(next["seq"], 2, "nobody has the one that was lost");
+    assert_ne!(next["epoch"], lost["epoch"]);
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(crate) struct SpoolThreadSettings {
 
 /// The running thread. Dropping it does not stop it: [`WriterHandle::stop`] does.
 pub struct SpoolThread {
-    thread: JoinHandle<()>,
+    thread: JoinHandle<bool>,
 }
 
 impl SpoolThread {
@@ -95,11 +95,13 @@ impl SpoolThread {
         Ok(Self { thread })
     }
 
-    /// Waits until the thread has ended. Call [`WriterHandle::stop`] first; blocks.
-    pub fn join(self) {
-        if self.thread.join().is_err() {
+    /// Waits until the thread has ended; `false`: the spool lacks events that were answered from memory. Call [`WriterHandle::stop`]
+    /// first; blocks.
+    pub fn join(self) -> bool {
+        self.thread.join().unwrap_or_else(|_| {
             log::error!("the spool's thread panicked");
-        }
+            false
+        })
     }
 }
 
@@ -160,19 +162,20 @@ struct Run {
 }
 
 impl Run {
-    fn run(mut self) {
+    /// Whether the spool has all that was answered.
+    fn run(mut self) -> bool {
         thread_of("spool");
         loop {
             let present = self.watch.enter();
             let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
             drop(present);
             if served.is_ok() {
-                return;
+                return self.unwritten.is_empty();
             }
             let pause = self.watch.failed();
             if self.stopping {
                 log::error!("the spool panicked while it was closed; the next start checks it");
-                return;
+                return self.unwritten.is_empty();
             }
             self.handle.queue.pause(pause);
         }
@@ -244,11 +247,13 @@ impl Run {
         if !self.unwritten.is_empty() {
             self.write_sooner_or_later(Vec::new());
         }
-        if !self.unwritten.is_empty() {
+        self.keep_broadcasts(Vec::new());
+        if self.unwritten.is_empty() {
+            self.spool.close();
+        } else {
+            // Their numbers were told. A spool that is not marked clean begins a new epoch, in which they may be given again.
             log::error!("spool: {} events answered from memory are lost", self.unwritten.len());
         }
-        self.keep_broadcasts(Vec::new());
-        self.spool.close();
     }
 
     /// What a panic left in hand: a question is answered as failed, a commit by what the file holds. Nothing to do at a start.
