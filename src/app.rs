@@ -501,7 +501,7 @@ fn tell_store(store: &str, found: Result<FoundStore, StoreError>) -> i64 {
     match found {
         Ok(found) => {
             log::info!("store ({store}): {found}");
-            found.newest.map_or(0, |event| event.sent_at_ms)
+            found.newest_ms()
         }
         Err(error) => {
             log::warn!("store ({store}): what it holds cannot be told: {error}");

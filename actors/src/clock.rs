@@ -30,6 +30,14 @@ impl EventClock {
         }
     }
 
+    /// Goes on after this time too, where that is further.
+    pub fn not_before(&mut self, ms: i64) {
+        if ms > self.last_ms {
+            self.last_ms = ms;
+            self.within_ms = MOST_WITHIN_MS;
+        }
+    }
+
     /// The time of the event stamped last, or where the clock went on from.
     pub fn last_ms(&self) -> i64 {
         self.last_ms

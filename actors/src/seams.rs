@@ -224,6 +224,9 @@ pub trait LogStore: Send + Sync {
     /// After an error nothing is known.
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>>;
 
+    /// When its newest event was sent, in milliseconds since 1970; 0 when it has none.
+    fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>>;
+
     /// Whether it holds any numbered event at all.
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
 }

@@ -77,6 +77,13 @@ pub struct FoundStore {
     pub documents: Option<u64>,
 }
 
+impl FoundStore {
+    /// When its newest event was sent, in milliseconds since 1970; 0 without one.
+    pub fn newest_ms(&self) -> i64 {
+        self.newest.as_ref().map_or(0, |event| event.sent_at_ms)
+    }
+}
+
 impl fmt::Display for FoundStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.newest {

@@ -415,6 +415,10 @@ impl LogStore for MongoStore {
         async move { self.reach().await?.put_broadcasts(broadcasts).await }.boxed()
     }
 
+    fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>> {
+        async move { Ok(self.found().await?.newest_ms()) }.boxed()
+    }
+
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         async move { self.reach().await?.is_empty().await }.boxed()
     }

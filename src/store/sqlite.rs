@@ -361,6 +361,10 @@ impl LogStore for SqliteStore {
         })
     }
 
+    fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>> {
+        async move { Ok(self.found().await?.newest_ms()) }.boxed()
+    }
+
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.run(|connection| {
             connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM chatting_log)", [], |row| row.get(0))

@@ -7,17 +7,18 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use chatting_actors::{
     clock::EventClock,
-    seams::{LastSeq, Spool},
+    seams::{LastSeq, LogStore, Spool},
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
 };
 use chatting_server::{
     app::Stopped,
-    store::{Archive, Durability, SpoolSettings, SqliteSpool, SqliteStore},
+    store::{Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, mongo::MongoSettings},
 };
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
         app::{TestApp, settings, spawn_in, use_mongodb},
         eventually,
         http::get,
+        mongod::Mongod,
         process::ScratchDir,
     },
 };
@@ -363,6 +365,42 @@ async fn rule_05_a_spool_that_knows_no_time_goes_on_behind_the_newest_in_the_sto
         let id: uuid::Uuid = next.json()["id"].as_str().unwrap().parse().unwrap();
         assert!(id > said.id, "{next:?}");
     }
+}
+
+#[actix_web::test]
+async fn rule_05_a_spool_that_knows_no_time_learns_it_from_a_store_that_was_away_at_the_start() {
+    let mongod = Mongod::start_own().await;
+    let dir = ScratchDir::new("newest");
+    let mut settings = settings(&dir);
+    use_mongodb(&mut settings);
+    settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
+    settings.mongodb.connect_timeout_ms = 300;
+    settings.mongodb.write_timeout_ms = 1000;
+    let before = MongoSettings {
+        uri: mongod.uri(),
+        database: settings.mongodb.database.clone(),
+        connect_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(30),
+    };
+    let store = MongoStore::new(&before).await.unwrap();
+    store.prepare().await.unwrap();
+    let later = chatting_actors::clock::system_ms() + 3_600_000;
+    let said = message(later, 13, "before", 1, 7, "x");
+    assert_eq!(store.append(batch(&shared([said.clone()]))).await.unwrap(), []);
+    mongod.freeze();
+    let app = spawn_in(dir, settings).await;
+    app.go_live(12);
+    mongod.thaw();
+    let _presenter = app.presenter(12).await;
+    let next = eventually("the store to have told", async || {
+        let next = app.post(12, 7, "x").await;
+        (next.status == 201).then(|| next.json())
+    })
+    .await;
+    let sent_at: jiff::Timestamp = next["sent_at"].as_str().unwrap().parse().unwrap();
+    assert!(sent_at.as_millisecond() >= later, "{next}");
+    let id: uuid::Uuid = next["id"].as_str().unwrap().parse().unwrap();
+    assert!(id > said.id, "{next}");
 }
 
 /// A small file system, where the server of this very process can use it: so not in a namespace of its own. It goes with us,

@@ -125,6 +125,8 @@ impl SessionRegistry {
         };
         match last {
             Ok(last) => {
+                // Where the store was asked, it has told of its newest event, too.
+                self.clock.not_before(self.writer.last_ms());
                 room.numbering_known(last, place, &self.config, now, system_ms());
                 self.follow_broadcast(presenter, now);
                 self.settle_acts(presenter, now);

@@ -244,6 +244,8 @@ pub struct LogWriter {
     prepared: bool,
     pause: Duration,
     flushing: Vec<oneshot::Sender<()>>,
+    /// The store has told when its newest event was sent, which a spool that asks it for last seqs need not know.
+    newest_known: bool,
     _present: Present,
 }
 
@@ -260,6 +262,7 @@ impl LogWriter {
             prepared: false,
             pause: parts.config.retry_min,
             flushing: Vec::new(),
+            newest_known: false,
             records: Records::Due,
             _present: parts.watch.enter(),
             parts,
@@ -522,25 +525,37 @@ impl LogWriter {
     fn ask_store(&self, presenter: PresenterIdx, ctx: &mut Context<Self>) {
         self.parts.asking().insert(presenter);
         let store = Arc::clone(&self.parts.store);
-        let asked = async move { store.last_seq(presenter).await }.into_actor(self);
-        ctx.spawn(asked.map(move |last: Result<Seq, StoreError>, this, _| {
-            this.parts.asking().remove(&presenter);
-            match last {
-                Ok(last) => this
-                    .parts
-                    .handle
-                    .queue
-                    .push(SpoolCommand::LearnLastSeq { presenter, last }),
-                Err(error) => {
-                    log::warn!("store: the last seq of a room is not known yet: {error}");
-                    this.parts.registry.mailbox.push(RegistryMsg::LastSeq {
-                        presenter,
-                        last: Err(()),
-                        place: None,
-                    });
-                }
+        // It may not have been there at the start; no event of a room that it was asked for is stamped before those that it has.
+        let (writer, known) = (self.parts.handle.clone(), self.newest_known);
+        let asked = async move {
+            if !known {
+                writer.note_ms(store.newest_ms().await?);
             }
-        }));
+            store.last_seq(presenter).await
+        };
+        ctx.spawn(
+            asked
+                .into_actor(self)
+                .map(move |last: Result<Seq, StoreError>, this, _| {
+                    this.parts.asking().remove(&presenter);
+                    this.newest_known |= last.is_ok();
+                    match last {
+                        Ok(last) => this
+                            .parts
+                            .handle
+                            .queue
+                            .push(SpoolCommand::LearnLastSeq { presenter, last }),
+                        Err(error) => {
+                            log::warn!("store: the last seq of a room is not known yet: {error}");
+                            this.parts.registry.mailbox.push(RegistryMsg::LastSeq {
+                                presenter,
+                                last: Err(()),
+                                place: None,
+                            });
+                        }
+                    }
+                }),
+        );
     }
 }
 
