@@ -125,7 +125,23 @@ pub fn carry_over(aside: &Path, new: &Connection, embedded: bool) -> rusqlite::R
         }
     }
     remove(&copy);
+    name_epochs(new)?;
     Ok(salvaged)
+}
+
+/// A numbering whose name cannot be read gets one of its own: without one its number would be the next epoch's, and its rows would
+/// be taken for events of that.
+fn name_epochs(new: &Connection) -> rusqlite::Result<()> {
+    let named = new.execute(
+        "INSERT INTO epochs(n, epoch) SELECT epoch, lower(hex(randomblob(8))) FROM
+         (SELECT epoch FROM spool UNION SELECT epoch FROM keys UNION SELECT epoch FROM parked)
+         WHERE typeof(epoch) = 'integer' AND epoch NOT IN (SELECT n FROM epochs)",
+        [],
+    )?;
+    if named > 0 {
+        log::error!("spool: the names of {named} epochs cannot be read, what is salvaged of them goes by new ones");
+    }
+    Ok(())
 }
 
 fn copy_with_wal(from: &Path, to: &Path) -> io::Result<()> {

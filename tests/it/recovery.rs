@@ -403,6 +403,39 @@ async fn rule_05_a_spool_that_knows_no_time_learns_it_from_a_store_that_was_away
     assert!(id > said.id, "{next}");
 }
 
+#[test]
+fn what_is_salvaged_of_an_epoch_whose_name_is_lost_is_not_taken_for_the_one_that_begins() {
+    let dir = ScratchDir::new("nameless");
+    let path = dir.path().join("chat.db");
+    let (mut spool, first) = open(&path, Durability::Disk, None);
+    spool.store_is_empty().unwrap();
+    let written = events(&first, 1, 1..=20);
+    spool.commit(&written).unwrap();
+    spool.close();
+    drop(spool);
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let sql = "UPDATE meta SET value = 0 WHERE key = 'clean'; PRAGMA wal_checkpoint(TRUNCATE)";
+    connection.execute_batch(sql).unwrap();
+    let sql = "SELECT rootpage FROM sqlite_master WHERE name = 'epochs'";
+    let page: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
+    drop(connection);
+    let page = page.unsigned_abs() - 1;
+    damage(&path, page..page + 1);
+    let (mut spool, again) = open(&path, Durability::Disk, None);
+    let salvaged = spool.read(0, 100).unwrap();
+    let ids = |event: &Arc<Event>| (event.id, event.seq);
+    let salvaged_ids: Vec<_> = salvaged.iter().map(|(_, event)| ids(event)).collect();
+    assert_eq!(salvaged_ids, written.iter().map(ids).collect::<Vec<_>>());
+    let names: BTreeSet<_> = salvaged.iter().map(|(_, event)| event.epoch.0.clone()).collect();
+    assert_eq!(names.len(), 1, "they are of one numbering");
+    assert!(
+        !names.contains(&again.epoch.0) && again.epoch != first.epoch,
+        "{names:?}"
+    );
+    spool.commit(&events(&again, 1, 1..=1)).unwrap();
+    assert_eq!(spool.read(20, 100).unwrap()[0].1.epoch, again.epoch);
+}
+
 /// A small file system, where the server of this very process can use it: so not in a namespace of its own. It goes with us,
 /// however we end: who mounted it waits for the end of a pipe of ours, and unmounts it.
 struct SmallDisk {
