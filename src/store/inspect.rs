@@ -200,6 +200,7 @@ pub struct Verified {
 impl SpoolFile {
     /// Opens a spool for reading.
     pub fn open(path: &Path) -> Result<Self, LookError> {
+        let path = &lock::file_of(path);
         let owned = || path.to_owned();
         let sqlite = |error| LookError::Sqlite { path: owned(), error };
         // SQLite would only say that it is "unable to open database file".

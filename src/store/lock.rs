@@ -125,6 +125,22 @@ fn directory_of(spool: &Path) -> Result<(), String> {
     }
 }
 
+/// Links that are followed, as by the system.
+const LINKS_MAX: usize = 40;
+
+/// The file itself where the path is a symbolic link, also one to a file that is still to be made. SQLite keeps the WAL beside the file,
+/// and so goes everything else: by the names of links one file would have as many locks as it has names.
+pub(super) fn file_of(spool: &Path) -> PathBuf {
+    let mut file = spool.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(target) = std::fs::read_link(&file) else {
+            break;
+        };
+        file = file.parent().map_or(target.clone(), |beside| beside.join(&target));
+    }
+    file
+}
+
 fn lock_of(spool: &Path) -> PathBuf {
     let mut path = spool.as_os_str().to_owned();
     path.push(".lock");

@@ -13,6 +13,8 @@ use std::{
 use chatting_actors::clock::system_ms;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ToSql, params_from_iter, types::Value};
 
+use super::lock::file_of;
+
 /// The most rows that are tried one by one between what the front and the back gave.
 const ONE_BY_ONE_MAX: i64 = 1_000_000;
 
@@ -72,6 +74,7 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
 
 /// The files that were set aside from a spool at this path, each without what SQLite keeps beside it.
 pub fn files_aside(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let path = &file_of(path);
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let prefix = path.file_name().unwrap_or_default().to_string_lossy().into_owned() + ".damaged-";
     let mut files = Vec::new();

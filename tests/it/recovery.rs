@@ -18,7 +18,10 @@ use chatting_actors::{
 };
 use chatting_server::{
     app::Stopped,
-    store::{Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, mongo::MongoSettings},
+    store::{
+        Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, inspect::SpoolFile,
+        mongo::MongoSettings,
+    },
 };
 
 use crate::{
@@ -434,6 +437,31 @@ fn what_is_salvaged_of_an_epoch_whose_name_is_lost_is_not_taken_for_the_one_that
     );
     spool.commit(&events(&again, 1, 1..=1)).unwrap();
     assert_eq!(spool.read(20, 100).unwrap()[0].1.epoch, again.epoch);
+}
+
+#[test]
+fn rule_07_a_spool_is_one_by_whatever_link_it_is_named() {
+    let dir = ScratchDir::new("linked");
+    let path = |name: &str| dir.path().join(name);
+    std::fs::create_dir(path("big")).unwrap();
+    std::os::unix::fs::symlink("second.db", path("first.db")).unwrap();
+    // Nothing is there yet where this leads to.
+    std::os::unix::fs::symlink(path("big/chat.db"), path("second.db")).unwrap();
+    let (_spool, _) = open(&path("first.db"), Durability::Disk, None);
+    assert!(path("big/chat.db").exists() && path("big/chat.db.lock").exists());
+    for name in ["first.db", "second.db", "big/chat.db"] {
+        let refused = SqliteSpool::open(SpoolSettings {
+            path: path(name),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: false,
+        });
+        let error = refused.err().unwrap().to_string();
+        assert!(error.contains("big/chat.db is in use by process"), "{name}: {error}");
+        let status = SpoolFile::open(&path(name)).unwrap().status().unwrap();
+        assert_eq!(status.held_by, Some(format!("process {}", std::process::id())));
+        assert!(status.wal_bytes > 0, "{name}");
+    }
 }
 
 /// A small file system, where the server of this very process can use it: so not in a namespace of its own. It goes with us,

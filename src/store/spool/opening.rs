@@ -12,7 +12,9 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
 
 use super::{
     super::{
-        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, open_file, row, salvage,
+        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock,
+        lock::file_of,
+        open_file, row, salvage,
         shared::{PATIENCE, empty_wal},
         sqlite,
     },
@@ -88,6 +90,10 @@ pub enum OpenError {
 impl SqliteSpool {
     /// Takes the lock, opens or creates the file, and finds out where the numbering goes on.
     pub fn open(settings: SpoolSettings) -> Result<(Self, SpoolInfo), OpenError> {
+        let settings = SpoolSettings {
+            path: file_of(&settings.path),
+            ..settings
+        };
         let lock = SpoolLock::take(&settings.path)?;
         let path = settings.path.clone();
         let sqlite = |error| OpenError::Sqlite {
