@@ -62,6 +62,8 @@ pub struct SpoolError {
     pub why: String,
     /// True when there is no room left, on the disk or by `log.spool_max_bytes`.
     pub full: bool,
+    /// False when it failed before anything of it was done, so that nothing of it is there.
+    pub begun: bool,
 }
 
 impl fmt::Display for SpoolError {

@@ -160,15 +160,17 @@ impl SqliteSpool {
         work: impl FnOnce(&mut Self, &mut Connection) -> rusqlite::Result<T>,
     ) -> Result<T, SpoolError> {
         let shared = self.connection.clone();
+        let mut begun = false;
         let done = shared.run(|connection| {
             let reopened = shared.reopened();
             if self.reopened != reopened {
                 self.catch_up(connection)?;
                 self.reopened = reopened;
             }
+            begun = true;
             work(self, connection)
         });
-        done.map_err(failed)
+        done.map_err(|error| failed(&error, begun))
     }
 
     /// Learns of the rows of a commit that took effect although it failed.
@@ -202,7 +204,7 @@ impl SqliteSpool {
     }
 }
 
-fn failed(error: rusqlite::Error) -> SpoolError {
+fn failed(error: &rusqlite::Error, begun: bool) -> SpoolError {
     let full = matches!(
         error.sqlite_error_code(),
         Some(ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::CannotOpen)
@@ -210,6 +212,7 @@ fn failed(error: rusqlite::Error) -> SpoolError {
     SpoolError {
         why: error.to_string(),
         full,
+        begun,
     }
 }
 

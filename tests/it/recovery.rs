@@ -464,6 +464,27 @@ fn rule_07_a_spool_is_one_by_whatever_link_it_is_named() {
     }
 }
 
+#[test]
+fn rule_01_a_commit_is_not_begun_while_the_file_cannot_be_opened_again() {
+    let dir = ScratchDir::new("closed");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    let all = events(&info, 1, 1..=2);
+    // As a backup does: it keeps the WAL, which is to be trusted no more after an I/O error.
+    let reader = rusqlite::Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN; SELECT COUNT(*) FROM spool").unwrap();
+    spool.commit(&all[..1]).unwrap();
+    spool.reopen_and_find(&all[0]).unwrap_err();
+    let error = spool.commit(&all[1..]).unwrap_err();
+    assert!(!error.begun && !error.full, "{error:?}");
+    reader.execute_batch("COMMIT").unwrap();
+    assert_eq!(spool.commit(&all[1..]).unwrap(), 2);
+    reader
+        .execute_batch("CREATE TRIGGER no BEFORE INSERT ON spool BEGIN SELECT RAISE(ABORT, 'no'); END")
+        .unwrap();
+    assert!(spool.commit(&all[1..]).unwrap_err().begun);
+}
+
 /// A small file system, where the server of this very process can use it: so not in a namespace of its own. It goes with us,
 /// however we end: who mounted it waits for the end of a pipe of ours, and unmounts it.
 struct SmallDisk {

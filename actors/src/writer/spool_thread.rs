@@ -401,10 +401,11 @@ fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>]) -
         Err(_) => SpoolError {
             why: "it panicked".into(),
             full: false,
+            begun: true,
         },
     };
     log::error!("spool: a commit of {} events failed: {error}", events.len());
-    if error.full {
+    if error.full || !error.begun {
         return Err(Committed::No);
     }
     let Some(last) = events.last() else {

@@ -106,6 +106,21 @@ async fn rule_01_what_cannot_be_known_is_answered_so_and_its_number_is_asked_for
 }
 
 #[actix::test]
+async fn rule_01_a_commit_that_could_not_be_begun_has_failed_whether_or_not_the_file_can_be_opened() {
+    let stage = Stage::set();
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    stage
+        .spool
+        .script()
+        .commits
+        .extend([Commit::NotBegun, Commit::FailsUnknown]);
+    assert_eq!(stage.refused(1, "lost").await, Refusal::LogUnavailable);
+    stage.spool.script().commits.clear();
+    assert_eq!(stage.accepted_again(1, "second").await.seq, Seq(2));
+}
+
+#[actix::test]
 async fn rule_03_a_start_goes_on_after_the_spool_and_asks_the_store_only_where_the_spool_is_new() {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());

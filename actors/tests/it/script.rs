@@ -28,6 +28,8 @@ pub enum Commit {
     Works,
     /// No room: nothing is written.
     Full,
+    /// The file cannot be opened, so it is not begun.
+    NotBegun,
     /// An error, and nothing was written.
     FailsWithout,
     /// An error, and everything was written.
@@ -44,6 +46,7 @@ impl Commit {
         prop_oneof![
             3 => Just(Self::Works),
             1 => Just(Self::Full),
+            1 => Just(Self::NotBegun),
             1 => Just(Self::FailsWithout),
             1 => Just(Self::FailsWith),
             1 => Just(Self::FailsUnknown),
@@ -105,6 +108,7 @@ fn error(full: bool) -> SpoolError {
     SpoolError {
         why: "scripted".into(),
         full,
+        begun: true,
     }
 }
 
@@ -170,6 +174,13 @@ impl Spool for ScriptedSpool {
             Commit::Full => {
                 script.commits.pop_front();
                 Err(error(true))
+            }
+            Commit::NotBegun => {
+                script.commits.pop_front();
+                Err(SpoolError {
+                    begun: false,
+                    ..error(false)
+                })
             }
             Commit::FailsWithout | Commit::FailsUnknown => Err(error(false)),
             Commit::FailsWith | Commit::FailsUnknownWith => {
