@@ -161,6 +161,7 @@ impl App {
         let figures = Gate::new("figures", settings.figures.at_once);
         let exports = Gate::new("exports", settings.export.max);
         let answers = Gate::new("answers", settings.server.answers_max_bytes);
+        let parking = spool.parking();
         let parts = WriterParts::new(
             startup::writer_config(settings),
             writer.clone(),
@@ -272,7 +273,8 @@ impl App {
             demo: extras.demo_page,
             failing,
         });
-        let retention = Retention::new(settings, Arc::clone(state.history.store()), state.metrics.clone());
+        let store = Arc::clone(state.history.store());
+        let retention = Retention::new(settings, store, parking, state.metrics.clone());
         let lines = Lines::new(startup::patience(settings), state.metrics.answers_cut.clone());
         let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;

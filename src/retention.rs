@@ -1,4 +1,5 @@
-//! Retention: what is older than `log.retention_days` is removed from the store, in small steps, while the server runs.
+//! Retention: what is older than `log.retention_days` is removed from the store, and of what is parked in the spool, in small steps,
+//! while the server runs.
 //!
 //! Legal hold and the numbering are the store's business (`store/keeping.rs`). A step that fails ends the sweep, which begins anew
 //! at the next one's time: what was removed stays removed.
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     settings::Settings,
-    store::{Archive, keeping::Expired},
+    store::{Archive, keeping::Expired, spool::Parking},
 };
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -19,6 +20,7 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 #[derive(Clone)]
 pub struct Retention {
     store: Arc<dyn Archive>,
+    parking: Parking,
     metrics: Metrics,
     keep_ms: i64,
     batch: usize,
@@ -37,11 +39,12 @@ pub struct Swept {
 
 impl Retention {
     /// As the settings say; `None` where everything is kept for ever.
-    pub fn new(settings: &Settings, store: Arc<dyn Archive>, metrics: Metrics) -> Option<Self> {
+    pub fn new(settings: &Settings, store: Arc<dyn Archive>, parking: Parking, metrics: Metrics) -> Option<Self> {
         let log = &settings.log;
         let days = i64::try_from(log.retention_days).unwrap_or(i64::MAX);
         (days > 0).then(|| Self {
             store,
+            parking,
             metrics,
             keep_ms: days.saturating_mul(DAY_MS),
             batch: log.retention_batch,
@@ -82,7 +85,11 @@ impl Retention {
         let events = self.steps("event", async |after| {
             self.store.expire(before_ms, after, self.batch).await
         });
-        let events = events.await?;
+        let parked = self.steps("event", async |after| {
+            let holds = self.store.holds().await?;
+            self.parking.expire(holds, before_ms, after, self.batch).await
+        });
+        let events = events.await? + parked.await?;
         let broadcasts = async |after| self.store.expire_broadcasts(before_ms, after, self.batch).await;
         let broadcasts = self.steps("broadcast", broadcasts).await?;
         Ok(Swept { events, broadcasts })

@@ -17,7 +17,10 @@ mod import;
 mod opening;
 mod parked;
 
-pub use self::{opening::OpenError, parked::ParkedRow};
+pub use self::{
+    opening::OpenError,
+    parked::{ParkedRow, Parking},
+};
 
 use std::{
     collections::HashMap,

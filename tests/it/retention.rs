@@ -9,6 +9,7 @@ use chatting_actors::{
     moderation::Act,
     seams::Spool,
     types::{Event, MessageText, Nickname, Seq, UserIdx},
+    writer::SpoolInfo,
 };
 use chatting_server::{
     retention::{Retention, Swept},
@@ -57,12 +58,66 @@ fn act(mut event: Event, act: Act) -> Event {
     event
 }
 
+/// Of this store, with nothing parked.
 fn retention(store: &Arc<dyn Archive>) -> Retention {
+    let dir = ScratchDir::new("parking");
+    retention_of(store, &spool_in(&dir).0)
+}
+
+fn spool_in(dir: &ScratchDir) -> (SqliteSpool, SpoolInfo) {
+    SqliteSpool::open(SpoolSettings {
+        path: dir.path().join("spool.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    })
+    .unwrap()
+}
+
+fn retention_of(store: &Arc<dyn Archive>, spool: &SqliteSpool) -> Retention {
     let mut settings = Settings::default();
     settings.log.retention_days = 1;
     settings.log.retention_batch = 7;
     settings.log.retention_pause_ms = 0;
-    Retention::new(&settings, Arc::clone(store), Metrics::default()).unwrap()
+    Retention::new(&settings, Arc::clone(store), spool.parking(), Metrics::default()).unwrap()
+}
+
+#[actix_web::test]
+async fn what_is_parked_goes_when_it_is_too_old_but_for_what_is_held_and_what_hides_that() {
+    for (name, store, _dir) in stores().await {
+        let dir = ScratchDir::new("parked");
+        let (mut spool, info) = spool_in(&dir);
+        let epoch = &*info.epoch.0;
+        let now = system_ms();
+        let old = now - 10 * DAY_MS;
+        let held = broadcast(&[(old, Some(old + 60_000))], &[(epoch, 10, Some(12))]);
+        store.put_broadcasts(std::slice::from_ref(&held)).await.unwrap();
+        assert!(store.hold_broadcast(held.id, true).await.unwrap(), "{name}");
+        let delete = |event| {
+            let user_idx = UserIdx::new(7).unwrap();
+            act(event, Act::User { user_idx })
+        };
+        let mut events = Vec::new();
+        for seq in 1..=20_i64 {
+            events.push(message(old + seq, 12, epoch, seq.cast_unsigned(), 7, "old"));
+        }
+        events.push(delete(message(old + 21, 12, epoch, 21, 8, "")));
+        events.push(message(old + 22, 13, epoch, 1, 7, "old"));
+        events.push(delete(message(old + 23, 13, epoch, 2, 8, "")));
+        events.push(message(now - DAY_MS / 2, 12, epoch, 22, 7, "new"));
+        let events = shared(events);
+        spool.commit(&events).unwrap();
+        let parked: Vec<_> = (1..)
+            .zip(events)
+            .map(|(pos, event)| (pos, event, "no".into()))
+            .collect();
+        spool.free(24, &parked, 0).unwrap();
+        let swept = retention_of(&store, &spool).sweep(now - DAY_MS).await.unwrap();
+        assert_eq!(swept.events, 18 + 2, "{name}");
+        let left = spool.read_parked(&[], 100).unwrap();
+        let left: Vec<_> = left.iter().map(|row| row.event.as_ref().unwrap().seq.0).collect();
+        assert_eq!(left, [11, 12, 21, 22], "{name}");
+    }
 }
 
 #[actix_web::test]

@@ -179,7 +179,7 @@ fn hidden_by(act: &Trace, stored: &[(Uuid, Trace)], spooled: &[(Uuid, Trace)]) -
     covered.map(|(broadcast, _)| *broadcast)
 }
 
-fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
+pub(super) fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
     let bad = || rusqlite::Error::IntegralValueOutOfRange(1, -1);
     Ok(Trace {
         id: Uuid::from_bytes(row.get(0)?),

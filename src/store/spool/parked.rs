@@ -2,11 +2,29 @@
 
 use std::sync::Arc;
 
-use chatting_actors::{seams::SpoolError, types::Event};
-use rusqlite::{TransactionBehavior, params};
+use chatting_actors::{
+    seams::{SpoolError, StoreError},
+    types::Event,
+};
+use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::{SqliteSpool, row};
+use super::{SqliteSpool, erasure::trace, row};
+use crate::store::{
+    SharedConnection,
+    keeping::{Expired, Holds, first_id_of},
+    sqlite::blocking,
+};
+
+/// But for acts that may cover what stays.
+const FORGET: &str = "
+DELETE FROM parked WHERE id = ?1 AND (act IS NULL OR NOT EXISTS (
+  SELECT 1 FROM parked AS older
+  WHERE older.id < ?1 AND older.presenter_idx = parked.presenter_idx AND older.act IS NULL))";
+
+const OLD: &str = "
+SELECT id, presenter_idx, IFNULL((SELECT epoch FROM epochs WHERE n = parked.epoch), ''), seq, broadcast_id FROM parked
+WHERE id > ?1 AND id < ?2 AND length(id) = 16 ORDER BY id LIMIT ?3";
 
 /// A parked event.
 pub struct ParkedRow {
@@ -18,7 +36,62 @@ pub struct ParkedRow {
     pub reason: String,
 }
 
+/// What is parked, for retention, which does not have the spool.
+#[derive(Clone)]
+pub struct Parking(SharedConnection);
+
+impl Parking {
+    /// As [`crate::store::keeping::Keeping::expire`]. A room's numbers do not depend on what is parked.
+    pub async fn expire(
+        &self,
+        holds: Holds,
+        before_ms: i64,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Expired, StoreError> {
+        let shared = self.0.clone();
+        let expired = move || shared.run(|connection| expire(connection, &holds, before_ms, after, limit));
+        blocking(move || expired().map_err(|error| StoreError(error.to_string()))).await
+    }
+}
+
+fn expire(
+    connection: &mut Connection,
+    holds: &Holds,
+    before_ms: i64,
+    after: Option<Uuid>,
+    limit: usize,
+) -> rusqlite::Result<Expired> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let (after, before) = (after.unwrap_or(Uuid::nil()), first_id_of(before_ms));
+    let (mut looked_at, mut last, mut removed) = (0, None, 0);
+    {
+        let mut statement = transaction.prepare_cached(OLD)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let asked = params![&after.as_bytes()[..], &before.as_bytes()[..], limit];
+        let found: Vec<_> = statement
+            .query_map(asked, |row| Ok((row.get(0).map(Uuid::from_bytes)?, trace(row).ok())))?
+            .collect::<rusqlite::Result<_>>()?;
+        let mut forget = transaction.prepare_cached(FORGET)?;
+        for (id, trace) in found {
+            // Whether one is held whose place cannot be read is not known.
+            if trace.is_some_and(|trace| holds.hold(&trace).is_none()) {
+                removed += forget.execute([&id.as_bytes()[..]])? as u64;
+            }
+            (looked_at, last) = (looked_at + 1, Some(id));
+        }
+        last = last.filter(|_| looked_at >= limit);
+    }
+    transaction.commit()?;
+    Ok(Expired { removed, last })
+}
+
 impl SqliteSpool {
+    /// What is parked here, for retention.
+    pub fn parking(&self) -> Parking {
+        Parking(self.connection())
+    }
+
     /// At most `limit` parked events whose ids are greater than `after`, oldest first.
     pub fn read_parked(&mut self, after: &[u8], limit: usize) -> Result<Vec<ParkedRow>, SpoolError> {
         self.with(|this, connection| {
@@ -51,11 +124,7 @@ impl SqliteSpool {
         self.with(|_, connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             {
-                let mut delete = transaction.prepare_cached(
-                    "DELETE FROM parked WHERE id = ?1 AND (act IS NULL OR NOT EXISTS (
-                     SELECT 1 FROM parked AS older
-                     WHERE older.id < ?1 AND older.presenter_idx = parked.presenter_idx AND older.act IS NULL))",
-                )?;
+                let mut delete = transaction.prepare_cached(FORGET)?;
                 // What an act covers is older, and goes first.
                 let mut stored: Vec<&Uuid> = stored.iter().collect();
                 stored.sort_unstable();
