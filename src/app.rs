@@ -27,6 +27,7 @@ use chatting_actors::{
     wire::legacy::Clock,
     writer::{LogWriter, SpoolThread, WriterHandle, WriterParts},
 };
+use futures_util::future::join_all;
 use prometheus_client::registry::Registry as MetricNames;
 use scopeguard::ScopeGuard;
 
@@ -329,6 +330,8 @@ impl App {
         shutdown.await;
         log::info!("stopping: at most {:?}", self.deadline);
         let until = Instant::now() + self.deadline;
+        // Behind the deadline four steps are left, each of which may find something that hangs.
+        let step = |step: u32| until + CUT * step / 4;
         self.state.health.draining.store(true, Ordering::Release);
         if let Some(retention) = self.retention {
             retention.abort();
@@ -336,13 +339,14 @@ impl App {
         let in_order = stop_in_order(&self.state, (&handle, &self.lines), &self.writer, &self.drain, until).await;
         let served = if in_order {
             // It has ended, but for connections that were cut and whose handlers do not notice.
-            tokio::time::timeout(CUT, server).await.unwrap_or(Ok(Ok(())))
+            let patience = CUT.min(left_until(step(1)));
+            tokio::time::timeout(patience, server).await.unwrap_or(Ok(Ok(())))
         } else {
             // A server that is in its graceful stop hears this only when that is over, so its connections are ended; one that the
             // deadline found before hears it at once.
             let told = handle.stop(false);
             self.lines.shut_all();
-            let cut = tokio::time::timeout(CUT, server).await;
+            let cut = tokio::time::timeout(left_until(step(1)), server).await;
             drop(told);
             cut.unwrap_or(Ok(Ok(())))
         };
@@ -350,7 +354,7 @@ impl App {
         self.state.health.writer.stop();
         let written = Arc::new(AtomicBool::new(true));
         let told = Arc::clone(&written);
-        let closed = join_until(until, move || told.store(self.spool_thread.join(), Ordering::Release)).await;
+        let closed = join_until(step(2), move || told.store(self.spool_thread.join(), Ordering::Release)).await;
         if !closed {
             log::error!(
                 "stopping: the deadline is over, and the disk does not let the spool be closed; the next start checks it"
@@ -360,13 +364,14 @@ impl App {
             task.abort();
         }
         if let Some((beat, task)) = self.beating {
-            let left = until.saturating_duration_since(Instant::now()).max(CUT);
-            let _ = tokio::time::timeout(left.min(startup::STORE_COURTESY), beat.leave()).await;
+            let patience = startup::STORE_COURTESY.min(left_until(step(3)));
+            let _ = tokio::time::timeout(patience, beat.leave()).await;
             task.abort();
         }
-        for (name, arbiter) in self.arbiters {
+        // All at once, so that one that hangs takes no other's time.
+        join_all(self.arbiters.into_iter().map(async |(name, arbiter)| {
             arbiter.stop();
-            let joined = join_until(until, move || {
+            let joined = join_until(step(4), move || {
                 if arbiter.join().is_err() {
                     log::error!("the arbiter of {name} panicked");
                 }
@@ -374,11 +379,13 @@ impl App {
             if !joined.await {
                 log::warn!("stopping: the deadline is over, and the arbiter of {name} has not ended");
             }
-        }
+        }))
+        .await;
         if let Some((handle, server)) = ops {
             // Last, so that operators can watch the stop.
-            handle.stop(false).await;
-            let _ = server.await;
+            let told = handle.stop(false);
+            let _ = tokio::time::timeout(CUT.min(left_until(step(4))), server).await;
+            drop(told);
         }
         if let Ok(Err(error)) = served {
             return Err(error);
@@ -564,14 +571,16 @@ fn start_registry(
     watch
 }
 
-/// Waits for work that blocks until the deadline, and a moment where that is over already; `false`: it goes on, and ends with the
-/// process.
+fn left_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Waits for work that blocks until the deadline; `false`: it goes on, and ends with the process.
 async fn join_until(deadline: Instant, work: impl FnOnce() + Send + 'static) -> bool {
     let (done, wait) = tokio::sync::oneshot::channel();
     let spawned = std::thread::Builder::new().name("join".into()).spawn(move || {
         work();
         let _ = done.send(());
     });
-    let left = deadline.saturating_duration_since(Instant::now()).max(CUT);
-    spawned.is_err() || tokio::time::timeout(left, wait).await.is_ok()
+    spawned.is_err() || tokio::time::timeout(left_until(deadline), wait).await.is_ok()
 }

@@ -33,7 +33,7 @@ pub(crate) struct Drain {
     spread: Duration,
 }
 
-/// How long connections that were cut may take to notice.
+/// How long connections that were cut may take to notice; and all that is left to do when the deadline is over.
 pub(crate) const CUT: Duration = Duration::from_secs(1);
 
 /// How often some more sessions are told.

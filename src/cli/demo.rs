@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{
     Failure, print, report,
-    serve::{run_app, stop_signal},
+    serve::{run_app, stop_signal, until_it_ends},
 };
 use crate::{
     app::{App, Extras},
@@ -67,7 +67,7 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
         )
     };
     let (presenter, viewer) = (token(PRESENTER, "streamer")?, token(VIEWER, "viewer")?);
-    actix_web::rt::System::new().block_on(async {
+    until_it_ends(async {
         // First, so that one that comes during the start does not end the process, whose directory would be left.
         let stop = stop_signal()?;
         let mut stop = std::pin::pin!(stop);

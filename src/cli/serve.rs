@@ -28,7 +28,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
     let Loaded { settings, origins } = args.settings.load()?;
     telemetry::init(&settings);
     report::begin(&settings, &origins);
-    actix_web::rt::System::new().block_on(async {
+    until_it_ends(async {
         // First, so that one that comes during the start does not end the process.
         let (hangup, stop) = (signal(SignalKind::hangup())?, stop_signal()?);
         let mut stop = std::pin::pin!(stop);
@@ -40,6 +40,15 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
         let begun = report::listening(&app, &settings, args.port_file.as_deref());
         run_app(app, begun, stop).await
     })
+}
+
+/// Runs a server, from its start to its end. What it ran on is not taken down behind it: that waits, without a limit, for everything that
+/// blocks on a thread there, be it name servers that are silent or a step of retention on a disk that hangs. It goes with the process.
+pub(super) fn until_it_ends<T>(server: impl Future<Output = T>) -> T {
+    let system = actix_web::rt::System::new();
+    let ended = system.block_on(server);
+    std::mem::forget(system);
+    ended
 }
 
 /// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     net::{SocketAddr, TcpListener},
     os::unix::ffi::OsStrExt,
     process::{Command, Stdio},
@@ -15,7 +16,7 @@ use crate::support::{
     command::{command, run},
     http::{HttpClient, post_json},
     process::{Process, ScratchDir, output},
-    tokens,
+    tokens, within,
     ws::WsClient,
 };
 
@@ -565,12 +566,7 @@ async fn a_request_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75(
     let (mut stream, mut read) = client.into_parts();
     while !read.ends_with(b"100 Continue\r\n\r\n") {
         let more = tokio::io::AsyncReadExt::read_buf(&mut stream, &mut read);
-        assert!(
-            crate::support::within("the server to ask for the body", more)
-                .await
-                .unwrap()
-                > 0
-        );
+        assert!(within("the server to ask for the body", more).await.unwrap() > 0);
     }
     server.signal("TERM");
     assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
@@ -678,6 +674,30 @@ async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_momen
     let addr = server.address(&dir.path().join("port")).await;
     let ready = crate::support::http::get(addr, "/readyz").await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
+}
+
+/// A look-up of a name waits for a file for aliases that nobody writes, as for name servers that are silent.
+#[actix_web::test]
+async fn what_waits_for_a_name_server_keeps_no_process_whose_server_has_ended() {
+    let dir = ScratchDir::new("silent-names");
+    let aliases = dir.path().join("aliases");
+    assert!(Command::new("mkfifo").arg(&aliases).status().unwrap().success());
+    for (patience_ms, last) in [("300", "stopped in order"), ("60000", "stopped before it had started")] {
+        let patience = format!("mongodb.connect_timeout_ms={patience_ms}");
+        let mongodb = ["log.backend=mongodb", "mongodb.uri=mongodb://chatting/", &*patience];
+        let mut command = serve(&dir, &mongodb.map(|set| ["--set", set]).concat());
+        let server = Process::start(&dir, command.env("HOSTALIASES", &aliases));
+        // It opens when a look-up has begun, which then waits until it is closed.
+        let (aliases, (opened, open)) = (aliases.clone(), tokio::sync::oneshot::channel());
+        std::thread::spawn(move || opened.send(File::options().write(true).open(aliases)));
+        let _silent = within("a name to be looked up", open).await.unwrap().unwrap();
+        if last == "stopped in order" {
+            server.address(&dir.path().join("port")).await;
+        }
+        server.signal("TERM");
+        assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+        server.line(last).await;
+    }
 }
 
 /// A name that no name server ever knows (RFC 6761, 6.4), where the driver asks for the hosts behind it.
