@@ -461,10 +461,19 @@ impl Room {
         std::mem::take(&mut self.checking)
     }
 
-    /// Whether the sweep should ask for a verdict: a session, something held (rule 13) or an open broadcast waits for one.
-    pub fn wants_verdict(&self, now: Instant) -> bool {
-        let waits = self.cursor.is_some() || self.waiting_bytes() > 0 || self.record.is_some();
-        !self.checking && self.verdict(now).is_none() && waits
+    /// Whether the sweep should ask for a verdict; `Some(true)`: although the last one still holds. A session, and what is held
+    /// (rule 13), have that one refreshed, so that no sender waits for the next (rule 8); an open broadcast asks when it has expired.
+    pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<bool> {
+        let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
+        match self.verdict(now) {
+            None => (!self.checking && (in_use || self.record.is_some())).then_some(false),
+            // At the next sweep it may be over.
+            Some(verdict) if verdict.live && in_use => self
+                .refresh_due(now + config.sweep, config.refresh_percent)
+                .then_some(true),
+            // Whoever would be refused may as well wait.
+            Some(_) => None,
+        }
     }
 
     /// Lets go of what no session took of a broadcast that is over; the log has it (rule 13). What is still on its way

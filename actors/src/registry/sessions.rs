@@ -209,8 +209,8 @@ impl SessionRegistry {
         self.ask_broadcasts();
         let mut stalled = Vec::new();
         for (presenter, room) in &mut self.rooms {
-            if room.wants_verdict(now) {
-                room.checking = self.checker.check(*presenter, false);
+            if let Some(refresh) = room.wants_verdict(now, &self.config) {
+                room.checking = self.checker.check(*presenter, refresh);
             }
             if let Some(cursor) = &mut room.cursor {
                 cursor.look(now);

@@ -4,6 +4,7 @@
 mod acts;
 mod batches;
 mod keys;
+mod liveness;
 mod model;
 mod numbering;
 mod peer;

@@ -665,6 +665,8 @@ pub struct RoomScript {
     pub unknown: BTreeSet<i64>,
     /// How often it was asked.
     pub asked: usize,
+    /// The same of each presenter.
+    pub asked_of: BTreeMap<i64, usize>,
     /// When their broadcasts began, where that is told.
     pub started_at_ms: BTreeMap<i64, i64>,
     /// How long a verdict holds.
@@ -678,6 +680,7 @@ impl Default for RoomScript {
             away: false,
             unknown: BTreeSet::new(),
             asked: 0,
+            asked_of: BTreeMap::new(),
             started_at_ms: BTreeMap::new(),
             ttl: Duration::from_secs(60),
         }
@@ -698,6 +701,7 @@ impl RoomApi for ScriptedRooms {
     fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
         let mut script = self.script();
         script.asked += 1;
+        *script.asked_of.entry(presenter.get()).or_default() += 1;
         if script.away {
             return ready(Err(RoomApiError::Timeout)).boxed_local();
         }

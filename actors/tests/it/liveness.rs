@@ -1,0 +1,55 @@
+//! When the room server is asked whether a room is live, though nobody sends (rules 8 and 13).
+
+use chatting_actors::{
+    outcome::{Delivery, Refusal},
+    registry::RegistryConfig,
+};
+
+use crate::{
+    script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, until, writer_config},
+};
+
+/// The room server is asked about this room a few times more, sweep by sweep.
+async fn asked_again_and_again(rooms: &ScriptedRooms, presenter: i64) {
+    let count = || rooms.script().asked_of.get(&presenter).copied().unwrap_or(0);
+    let before = count();
+    until("a room to be asked about", || count() > before + 3).await;
+}
+
+#[actix::test]
+async fn rule_08_the_verdict_of_a_room_in_use_is_refreshed_before_it_ends_also_without_a_sender() {
+    let rooms = ScriptedRooms::default();
+    // It holds for a minute, and is due at once.
+    let config = RegistryConfig {
+        refresh_percent: 0,
+        ..registry_config()
+    };
+    let stage = Stage::among(
+        rooms.clone(),
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        config,
+        writer_config(),
+    );
+    // An open broadcast alone, and a room that is not live: what they have is enough for whoever comes.
+    rooms.script().not_live.insert(3);
+    assert_eq!(stage.refused(2, "nobody").await, Refusal::PresenterDisconnected);
+    let _waits_to_begin = stage.reader(3);
+    until("its verdict", || rooms.script().asked_of.contains_key(&3)).await;
+    let presenter = stage.reader(1);
+    assert_eq!(stage.accepted(1, "first").await.delivery, Delivery::Delivered);
+    let asked = [2, 3].map(|presenter| rooms.script().asked_of[&presenter]);
+
+    asked_again_and_again(&rooms, 1).await;
+    // That it is not answered is nobody's trouble as long as the verdict holds.
+    rooms.script().away = true;
+    asked_again_and_again(&rooms, 1).await;
+    assert_eq!(stage.accepted(1, "second").await.delivery, Delivery::Delivered);
+    rooms.script().away = false;
+    // Something held is in use, too.
+    presenter.leave();
+    assert_eq!(stage.accepted(1, "third").await.delivery, Delivery::Held);
+    asked_again_and_again(&rooms, 1).await;
+    assert_eq!([2, 3].map(|presenter| rooms.script().asked_of[&presenter]), asked);
+}
