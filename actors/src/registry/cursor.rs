@@ -218,10 +218,15 @@ impl Cursor {
         true
     }
 
-    /// Passes over an event that this session is not told of: the legacy dialect has no word for an act of moderation, so what
-    /// one covers must not be shown there in the first place.
+    /// Whether this session is not told of an event: the legacy dialect has no word for an act of moderation, so what one covers
+    /// must not be shown there in the first place.
+    pub fn passes(&self, entry: &Entry) -> bool {
+        !entry.is_for_legacy() && !self.reading.is_v1()
+    }
+
+    /// Passes over an event that this session is not told of.
     pub fn pass(&mut self, entry: &Entry) -> bool {
-        let pass = !entry.is_for_legacy() && !self.reading.is_v1();
+        let pass = self.passes(entry);
         if pass {
             self.sent = entry.event.seq;
         }

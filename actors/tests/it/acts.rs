@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{
     moderation::Act,
-    outcome::{Accepted, Outcome, Refusal, Submit},
+    outcome::{Accepted, Delivery, Outcome, Refusal, Submit},
     types::{ChatMessage, MessageText, Nickname, Role, Seq, UserIdx},
 };
 use tokio::sync::oneshot;
@@ -67,6 +67,26 @@ async fn an_act_is_numbered_among_messages_and_passed_over_by_a_legacy_session()
     let next = stage.reader(1);
     assert_eq!(stage.accepted(1, "three").await.seq, Seq(6));
     assert_eq!(next.seqs(), [6]);
+}
+
+#[actix::test]
+async fn rule_11_a_message_that_is_deleted_in_its_own_commit_is_not_delivered_to_a_legacy_session() {
+    let stage = stage();
+    let reader = stage.reader(1);
+    assert_eq!(stage.accepted(1, "one").await.delivery, Delivery::Delivered);
+    let hold = stage.writer.hold_spool();
+    let (message, act) = (stage.submit(1, "two"), act(&stage, 1));
+    let other = stage.submit_as(8, "lee", 1, "three", None);
+    until("all of them to wait", || stage.writer.gates()[0].depth() == 3).await;
+    drop(hold);
+    let accepted = async |outcome: oneshot::Receiver<Outcome>| match outcome.await.unwrap() {
+        Outcome::Accepted(accepted) => (accepted.seq.0, accepted.delivery),
+        Outcome::Refused(refusal) => panic!("{refusal:?}"),
+    };
+    assert_eq!(accepted(message).await, (2, Delivery::Held));
+    assert_eq!(accepted(act).await.0, 3);
+    assert_eq!(accepted(other).await, (4, Delivery::Delivered));
+    assert_eq!(reader.seqs(), [1, 4]);
 }
 
 #[actix::test]

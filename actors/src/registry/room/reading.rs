@@ -281,11 +281,15 @@ impl Room {
         self.cursor.as_ref().is_some_and(|cursor| cursor.session == session)
     }
 
-    /// Whether the event was sent to a session (rule 11).
+    /// Whether the event that was just published was sent to a session (rule 11), and not passed over: what deletes it may have been
+    /// in the same commit.
     pub fn was_sent(&self, seq: Seq) -> bool {
-        self.cursor
-            .as_ref()
-            .is_some_and(|cursor| cursor.phase == Phase::Live && cursor.start < seq && seq <= cursor.sent)
+        let Some(cursor) = self.cursor.as_ref().filter(|cursor| cursor.phase == Phase::Live) else {
+            return false;
+        };
+        let here = self.ring.after(Seq(seq.0 - 1)).next();
+        let passed = here.is_some_and(|entry| entry.event.seq == seq && cursor.passes(entry));
+        cursor.start < seq && seq <= cursor.sent && !passed
     }
 
     /// Whether its session waits for something before it can begin.
