@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{moderation::Act, queues::Queues, registry::End};
+use crate::{moderation::Act, queues::Queues, registry::End, session::Close};
 
 /// One label with one of a fixed set of values.
 pub type Label = [(&'static str, &'static str); 1];
@@ -232,7 +232,7 @@ impl Metrics {
         for actor in Self::ACTORS {
             drop(self.restarts(actor));
         }
-        for reason in End::REASONS {
+        for reason in End::REASONS.into_iter().chain(Close::reasons()) {
             drop(self.sessions_ended.get_or_create(&[("reason", reason)]));
         }
     }

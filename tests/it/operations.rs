@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use chatting_actors::{clock::system_ms, registry::End, types::Role};
+use chatting_actors::{clock::system_ms, registry::End, session::Close, types::Role};
 use chatting_server::{
     app::Stopped,
     auth::{Mint, SigningKey, mint},
@@ -68,7 +68,20 @@ async fn livez_readyz_and_metrics_answer() {
 #[actix_web::test]
 async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
     let app = spawn_app(|_| {}).await;
-    let ended = End::REASONS.map(|reason| format!("chat_sessions_ended_total{{reason=\"{reason}\"}}"));
+    let reasons: Vec<&str> = End::REASONS.into_iter().chain(Close::reasons()).collect();
+    let runbook = include_str!("../../docs/OPERATIONS.md");
+    let ends = runbook
+        .lines()
+        .find(|line| line.starts_with("| `chat_sessions_ended_total"));
+    for reason in &reasons {
+        assert!(
+            ends.unwrap().contains(&format!("`{reason}`")),
+            "{reason} is not in the runbook"
+        );
+    }
+    let ended = reasons
+        .iter()
+        .map(|reason| format!("chat_sessions_ended_total{{reason=\"{reason}\"}}"));
     let refused = Code::ALL
         .iter()
         .map(|code| format!("chat_refused_total{{code=\"{code}\"}}"));
@@ -88,7 +101,7 @@ async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
         ("chat_exports_total", "abandoned"),
     ];
     let by_outcome = by_outcome.map(|(name, outcome)| format!("{name}{{outcome=\"{outcome}\"}}"));
-    for series in ended.into_iter().chain(refused).chain(sockets).chain(by_outcome) {
+    for series in ended.chain(refused).chain(sockets).chain(by_outcome) {
         assert_eq!(app.metric(&series).await, Some(0.0), "{series}");
     }
     // The list of reasons lacks none.

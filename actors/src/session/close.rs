@@ -88,6 +88,12 @@ impl Close {
         KeepaliveMissed: V1,
     }
 
+    /// The labels in the metrics of what a session itself finds; the registry has its own word for these two.
+    pub fn reasons() -> impl Iterator<Item = &'static str> {
+        let own = |close: &&Self| !matches!(close, Self::NotLive | Self::Overloaded);
+        Self::ALL.iter().filter(own).map(|close| close.as_str())
+    }
+
     /// The close code.
     pub fn code(self) -> u16 {
         match self {
