@@ -129,6 +129,11 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
             components.add_security_scheme("gateway_secret", SecurityScheme::ApiKey(header));
         }
     }
+    if let Some(RefOr::T(Schema::Object(message))) = components.schemas.get_mut("NewMessage")
+        && let Some(RefOr::T(Schema::Object(text))) = message.properties.get_mut("text")
+    {
+        text.max_length = Some(state.limits.text_chars);
+    }
     for (path, item) in &mut document.paths.paths {
         for method in [HttpMethod::Get, HttpMethod::Post, HttpMethod::Patch, HttpMethod::Delete] {
             let operation: &mut Option<Operation> = match method {

@@ -166,6 +166,8 @@ async fn the_document_allows_what_these_settings_allow() {
         assert_eq!(parameter(path, "limit")["maximum"], 20, "{path}");
     }
     assert_eq!(parameter("/v1/rooms/{presenter_idx}/messages", "q")["maxLength"], 100);
+    let message = &document["components"]["schemas"]["NewMessage"];
+    assert_eq!(message["properties"]["text"]["maxLength"], 100);
     assert_eq!(parameter("/v1/broadcasts/{id}/stats", "top")["maximum"], 30);
     assert_eq!(
         parameter("/v1/broadcasts/{id}/export", "deleted")["pattern"],
