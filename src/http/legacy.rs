@@ -248,7 +248,7 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
 )]
 pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
     // First, so that a request which cannot be upgraded never costs a session its place.
-    let response = match socket::handshake(&request, &[]) {
+    let response = match socket::handshake(&request) {
         Ok(response) => response,
         Err(HandshakeError::UnsupportedVersion) => {
             let mut response = HttpResponse::build(actix_web::http::StatusCode::UPGRADE_REQUIRED);

@@ -60,7 +60,7 @@ pub(super) async fn presenter(request: HttpRequest, payload: web::Payload, state
 }
 
 async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<HttpResponse, ApiError> {
-    let response = socket::handshake(request, &[SUBPROTOCOL]).map_err(|error| match error {
+    let mut response = socket::handshake(request).map_err(|error| match error {
         HandshakeError::NoWebsocketUpgrade
         | HandshakeError::NoConnectionUpgrade
         | HandshakeError::NoVersionHeader
@@ -73,6 +73,8 @@ async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) ->
         let detail = format!("Sec-WebSocket-Protocol: {SUBPROTOCOL} is needed");
         return Err(ApiError::new(Code::BadRequest).with_detail(detail));
     }
+    // Here, for what makes the answer looks at the first line of the header only.
+    response.insert_header((header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL));
     if !origin_allowed(request, &state.origins) {
         let detail = "Origin: this page is not among cors.origins";
         return Err(ApiError::new(Code::Forbidden).with_detail(detail));

@@ -89,8 +89,8 @@ pub fn on_connect(
 
 /// What a good handshake is answered. Version 13 is the only one (RFC 6455), `Upgrade` names nothing but `websocket`, and the
 /// request has no body: everything else is not on [`transport`]'s way, where alone a session can be.
-pub(super) fn handshake(request: &HttpRequest, protocols: &[&str]) -> Result<HttpResponseBuilder, HandshakeError> {
-    let response = ws::handshake_with_protocols(request, protocols)?;
+pub(super) fn handshake(request: &HttpRequest) -> Result<HttpResponseBuilder, HandshakeError> {
+    let response = ws::handshake(request)?;
     let version = request.headers().get(SEC_WEBSOCKET_VERSION);
     if version.is_none_or(|version| version.as_bytes() != b"13") {
         return Err(HandshakeError::UnsupportedVersion);

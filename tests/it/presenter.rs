@@ -107,6 +107,23 @@ async fn what_is_no_upgrade_to_chat_v1_is_refused_with_a_problem() {
     assert_eq!((other.status, other.header("allow")), (405, Some("GET")));
 }
 
+/// The header may have several lines (RFC 6455, 11.3.4), as behind a proxy that splits lists.
+#[actix_web::test]
+async fn the_answer_names_the_subprotocol_wherever_in_the_offer_it_is() {
+    let app = app().await;
+    let name = "Sec-WebSocket-Protocol";
+    for offer in [
+        &[(name, "chat.v1")][..],
+        &[(name, "chat.v2, chat.v1")],
+        &[(name, "chat.v2"), (name, "chat.v1")],
+        &[(name, "chat.v2"), (name, "chat.v3,chat.v1")],
+    ] {
+        let socket = WsClient::connect_with(app.addr, "/v1/presenter", offer, None).await;
+        let socket = socket.unwrap_or_else(|answer| panic!("{offer:?}: {answer:?}"));
+        assert_eq!(socket.upgrade.header(name), Some("chat.v1"), "{offer:?}");
+    }
+}
+
 #[actix_web::test]
 async fn a_page_that_is_not_allowed_opens_no_session() {
     let app = spawn_app(|settings| settings.cors.origins = vec!["https://studio.example".into()]).await;
