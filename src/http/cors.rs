@@ -91,7 +91,9 @@ fn allowed(origins: &[String], origin: &HeaderValue) -> Option<HeaderValue> {
     if origins.iter().any(|allowed| allowed == "*") {
         return Some(HeaderValue::from_static("*"));
     }
-    let known = origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes());
+    let known = origins
+        .iter()
+        .any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()));
     known.then(|| origin.clone())
 }
 

@@ -163,7 +163,7 @@ pub const CONTENT_TYPE: Text = Text {
 
 /// What CORS compares an `Origin` header with.
 pub const ORIGIN: Text = Text {
-    words: r#""*" or an origin, as in https://example.com, without a path"#,
+    words: r#""*" or an origin, as in https://a.example: no path or default port"#,
     holds: is_origin,
 };
 
@@ -193,7 +193,11 @@ fn is_plain_http_url(text: &str) -> bool {
 }
 
 fn is_origin(text: &str) -> bool {
-    text == "*" || (is_http_url(text) && text.matches('/').count() == 2)
+    // Browsers leave a default port out: with it no page would ever be let in.
+    let has_default_port = (text.starts_with("http://") && text.ends_with(":80"))
+        || (text.starts_with("https://") && text.ends_with(":443"));
+    let is_bare = text.matches('/').count() == 2 && !text.contains(['?', '#', '@']);
+    text == "*" || (is_http_url(text) && is_bare && !has_default_port)
 }
 
 fn is_ip_or_cidr(text: &str) -> bool {
@@ -260,8 +264,25 @@ mod tests {
         );
         check(
             &ORIGIN,
-            &["*", "https://a.b", "http://a:3000"],
-            &["", "a.b", "https://a.b/", "https://a.b/c"],
+            &[
+                "*",
+                "https://a.b",
+                "http://a:3000",
+                "http://a:443",
+                "http://[::1]",
+                "https://Chat.Example",
+            ],
+            &[
+                "",
+                "a.b",
+                "https://a.b/",
+                "https://a.b/c",
+                "https://a.b:443",
+                "http://a:80",
+                "https://a.b?x",
+                "https://a.b#x",
+                "https://kim@a.b",
+            ],
         );
         check(&MONGODB_URI, &["mongodb://a", "mongodb+srv://a"], &["", "http://a"]);
     }

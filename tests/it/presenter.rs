@@ -126,12 +126,21 @@ async fn the_answer_names_the_subprotocol_wherever_in_the_offer_it_is() {
 
 #[actix_web::test]
 async fn a_page_that_is_not_allowed_opens_no_session() {
-    let app = spawn_app(|settings| settings.cors.origins = vec!["https://studio.example".into()]).await;
+    // As an operator may have written it; browsers send it in lower case.
+    let app = spawn_app(|settings| settings.cors.origins = vec!["https://Studio.Example".into()]).await;
     let same = format!("http://{}", app.addr);
     for origin in ["https://studio.example", &same] {
         let answer = upgrade(app.addr, &[("Origin", origin)]).await;
         assert!(answer.is_ok(), "{origin}");
     }
+    let headers = [("Origin", "https://studio.example")];
+    let read = app.client().await.request("GET", "/v1/rooms/12", &headers, "").await;
+    let told = read.header("access-control-allow-origin");
+    assert_eq!(
+        told,
+        Some("https://studio.example"),
+        "what it may connect to it may read"
+    );
     for origin in ["https://evil.example", "null", "https://studio.example.evil"] {
         let refused = upgrade(app.addr, &[("Origin", origin)]).await.err().unwrap();
         assert_eq!(
