@@ -54,8 +54,8 @@ section! {
         /// Verdicts "live" kept; the one unused for longest goes first.
         /// 보관하는 "방송 중" 판정의 수. 가장 오래 쓰지 않은 것부터 버린다.
         cache_max: usize = 100_000, 1..=10_000_000;
-        /// Verdicts "not live" kept, apart from those, so that unknown rooms push no live one out.
-        /// 따로 보관하는 "방송 중 아님" 판정의 수. 없는 방에 대한 요청이 방송 중인 방을 밀어내지 않는다.
+        /// Verdicts "not live" kept apart from those, and as many refusals: unknown rooms push no live one out.
+        /// 따로 보관하는 "방송 중 아님" 판정의 수(답변 거부도 같은 수만큼). 없는 방이 방송 중인 방을 밀어내지 않는다.
         not_live_cache_max: usize = 50_000, 1..=10_000_000;
         /// Questions under way at the room server at once; the rest wait.
         /// 룸 서버에 동시에 보내는 질의 수. 나머지는 기다린다.
