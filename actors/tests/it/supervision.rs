@@ -75,6 +75,33 @@ async fn rule_02_a_registry_that_panicked_goes_on_behind_everything_it_had_appen
 }
 
 #[actix::test]
+async fn rule_05_a_registry_after_one_that_panicked_stamps_behind_it_though_the_clock_was_set_back() {
+    hush_planned_panics();
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    store.script().away = true;
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    stage.accepted(1, "before").await;
+    drop(stage);
+    for row in spool.script().rows.values_mut() {
+        // As by a clock that was an hour ahead.
+        Arc::make_mut(row).sent_at_ms += 3_600_000;
+    }
+    let stage = Stage::with(spool, store, registry_config(), writer_config());
+    let mut last = None;
+    for _ in 0..3 {
+        let _reader = stage.reader(1);
+        for _ in 0..3 {
+            let next = stage.accepted_again(1, "x").await;
+            let next = Some((next.sent_at_ms, next.id));
+            assert!(next > last, "{next:?} after {last:?}");
+            last = next;
+        }
+        stage.registry_fails().await;
+    }
+}
+
+#[actix::test]
 async fn rule_02_what_a_registry_that_panicked_asked_in_vain_takes_no_number_from_the_next() {
     hush_planned_panics();
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
