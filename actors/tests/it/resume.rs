@@ -961,6 +961,21 @@ async fn rule_10_a_session_that_comes_long_after_its_room_was_live_has_as_much_t
 }
 
 #[actix::test]
+async fn rule_08_a_message_has_a_lease_refreshed_when_four_fifths_of_it_are_over_and_not_before() {
+    let ttl = Duration::from_secs(1);
+    let rooms = ScriptedRooms::default();
+    rooms.script().ttl = ttl;
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms.clone(), spool, store, registry_config(), writer_config());
+    let began = Instant::now();
+    let _reader = stage.reader(1);
+    while rooms.script().asked < 2 {
+        stage.accepted(1, "more").await;
+    }
+    assert!(began.elapsed() >= ttl * 80 / 100, "{:?}", began.elapsed());
+}
+
+#[actix::test]
 async fn rule_09_no_session_is_ended_as_not_live_while_the_room_server_does_not_answer() {
     let config = RegistryConfig {
         not_live: Duration::from_millis(300),
