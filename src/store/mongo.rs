@@ -470,6 +470,14 @@ mod tests {
         assert_eq!(options.app_name.as_deref(), Some("ours"));
     }
 
+    /// The driver sends a command as it is, without the client's write concern.
+    #[test]
+    fn rule_04_what_inserts_events_asks_for_a_majority_with_journal_itself() {
+        let command = insert_command("chatting_log", &[]).to_document().unwrap();
+        let durable = command.get_document("writeConcern");
+        assert_eq!(durable, Ok(&doc! { "w": "majority", "j": true }));
+    }
+
     #[tokio::test]
     async fn that_name_servers_do_not_know_its_hosts_is_told_and_no_fault_of_the_uri() {
         let asked = async |uri: &str| {
