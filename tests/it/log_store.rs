@@ -378,3 +378,32 @@ async fn rule_03_the_number_of_a_row_that_cannot_be_read_is_not_given_again() {
     let (mut spool, _) = embedded(&path);
     assert_eq!(spool.last_seq(room(12)).unwrap(), LastSeq::Known(Seq(3)));
 }
+
+#[actix_web::test]
+async fn rule_03_rows_are_freed_only_together_with_the_last_seqs_of_their_rooms() {
+    let dir = ScratchDir::new("together");
+    let path = dir.path().join("chat.db");
+    let (mut spool, _) = embedded(&path);
+    let mut clock = EventClock::after(0);
+    let epoch = spool.found().epoch.clone();
+    let events: Vec<_> = (1..=3).map(|seq| event(&mut clock, 12, &epoch, seq, "hi")).collect();
+    spool.commit(&events).unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other
+        .execute_batch(
+            "CREATE TRIGGER planned BEFORE INSERT ON rooms BEGIN SELECT RAISE(ABORT, 'planned'); END;
+             CREATE TRIGGER planned_too BEFORE UPDATE ON rooms BEGIN SELECT RAISE(ABORT, 'planned'); END;",
+        )
+        .unwrap();
+    assert!(spool.free(3, &[], 0).is_err());
+    assert_eq!(spool.read(0, 10).unwrap().len(), 3, "nothing is freed without them");
+    assert_eq!(spool.last_seq(room(12)).unwrap(), LastSeq::Known(Seq(3)));
+    other
+        .execute_batch("DROP TRIGGER planned; DROP TRIGGER planned_too;")
+        .unwrap();
+    spool.free(3, &[], 0).unwrap();
+    assert_eq!(spool.read(0, 10).unwrap().len(), 0);
+    drop(spool);
+    let (mut spool, _) = embedded(&path);
+    assert_eq!(spool.last_seq(room(12)).unwrap(), LastSeq::Known(Seq(3)));
+}
