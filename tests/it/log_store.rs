@@ -9,13 +9,19 @@ use chatting_actors::{
     writer::SpoolInfo,
 };
 use chatting_server::store::{
-    Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, history::History, mongo::MongoSettings,
+    Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore,
+    history::{History, ReplayPlace},
+    mongo::MongoSettings,
 };
 use mongodb::bson::{Bson, Document, doc};
 
-use crate::support::{
-    mongod::{Mongod, fresh_database_name},
-    process::ScratchDir,
+use crate::{
+    figures::broadcast,
+    support::{
+        mongod::{Mongod, fresh_database_name},
+        moving::{Moves, MovingStore},
+        process::ScratchDir,
+    },
 };
 
 /// Both stores, each with what keeps it alive.
@@ -281,6 +287,60 @@ async fn a_document_has_the_fields_that_the_design_names() {
     ];
     assert_eq!(names, expected);
     assert_eq!(found.get_str("kind"), Ok("chat"));
+}
+
+/// 20 events of room 12, of which the store has five and the spool the rest, which moves when it is read.
+async fn moving(dir: &ScratchDir, moves: Moves) -> (History, Epoch) {
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = embedded(&path);
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let events: Vec<_> = (1..=20)
+        .map(|seq| event(&mut clock, 12, &info.epoch.0, seq, "x"))
+        .collect();
+    spool.commit(&events).unwrap();
+    store.append(batch(&events[..5])).await.unwrap();
+    spool.free(5, &[], 0).unwrap();
+    let store = MovingStore {
+        store: Arc::new(store),
+        spool: spool.into(),
+        moves,
+    };
+    (History::new(path, Arc::new(store), 4), info.epoch)
+}
+
+#[tokio::test]
+async fn rule_06_what_moves_from_the_spool_to_the_store_under_a_read_is_in_it_once() {
+    let all: Vec<u64> = (1..=20).collect();
+    for moves in [Moves::BeforeScan, Moves::AfterScan] {
+        let dir = ScratchDir::new("page");
+        let (history, _) = moving(&dir, moves).await;
+        let page = history.read_room(room(12), Seq(0), 100).await.unwrap();
+        let seqs: Vec<_> = page.iter().map(|event| event.seq.0).collect();
+        assert_eq!(seqs, all, "a page, {moves:?}");
+
+        let dir = ScratchDir::new("replay");
+        let (history, epoch) = moving(&dir, moves).await;
+        let broadcast = broadcast(&[(0, None)], &[(&epoch.0, 0, None)]);
+        // An export reads so, too.
+        let replay = history.replay(&broadcast, ReplayPlace::default(), i64::MAX, 100).await;
+        let seqs: Vec<_> = replay.unwrap().0.iter().map(|logged| logged.event.seq.0).collect();
+        assert_eq!(seqs, all, "a replay, {moves:?}");
+
+        let dir = ScratchDir::new("resume");
+        let (history, epoch) = moving(&dir, moves).await;
+        let range = LogRange {
+            presenter: room(12),
+            epoch,
+            after: Seq(0),
+            through: Seq(20),
+            limit: 100,
+        };
+        let page = history.read(range, 0).await.unwrap();
+        let seqs: Vec<_> = page.events.iter().map(|event| event.seq.0).collect();
+        assert_eq!(seqs, all, "a session that goes on, {moves:?}");
+    }
 }
 
 #[tokio::test]

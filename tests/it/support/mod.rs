@@ -5,6 +5,7 @@
 //! | [`command`] | the real command, run to its end |
 //! | [`process`] | a process of ours: signals, exit, output; it never outlives the test run |
 //! | [`mongod`] | one MongoDB for all tests, or one of your own to kill and restart |
+//! | [`moving`] | a log whose events move from the spool to the store under each read |
 //! | [`room_server`] | the stand-in room server as a process, told whom to call live and how to misbehave |
 //! | [`proxy`] | a TCP link to cut, stall, delay and restore |
 //! | [`http`] | an HTTP client that shows every byte of an answer's head |
@@ -23,6 +24,7 @@ pub mod http;
 pub mod jwks;
 pub mod keys;
 pub mod mongod;
+pub mod moving;
 pub mod presenter;
 pub mod process;
 pub mod proxy;

@@ -1,0 +1,111 @@
+//! A log whose events move from the spool to the store in the middle of a read, as they do at any time: before the store is
+//! looked into, or right after.
+
+use std::sync::{Arc, Mutex};
+
+use chatting_actors::{
+    broadcast::Broadcast,
+    seams::{LogRange, LogStore, NotPut, Poison, Pos, Spool, StoreBatch, StoreError},
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
+};
+use chatting_server::store::{
+    Archive, Deleted, Logged, Scan, SqliteSpool, StoredBroadcast,
+    figures::{Counted, Figures, FiguresQuery},
+    keeping::{Expired, Holds, Keeping, Trace},
+};
+use futures_util::future::{BoxFuture, FutureExt};
+use uuid::Uuid;
+
+/// When what the spool has moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moves {
+    BeforeScan,
+    AfterScan,
+}
+
+/// A store into which the spool is drained by who reads it.
+pub struct MovingStore {
+    pub store: Arc<dyn Archive>,
+    pub spool: Mutex<SqliteSpool>,
+    pub moves: Moves,
+}
+
+impl MovingStore {
+    /// Everything that the spool has goes into the store, and is freed.
+    async fn drain(&self) -> Result<(), StoreError> {
+        let rows = self.spool.lock().unwrap().read(0, 1000).unwrap();
+        let Some((last, _)) = rows.last() else {
+            return Ok(());
+        };
+        let last: Pos = *last;
+        let events = rows.into_iter().map(|(_, event)| event).collect();
+        assert_eq!(self.store.append(Arc::new(events)).await?, []);
+        self.spool.lock().unwrap().free(last, &[], 0).unwrap();
+        Ok(())
+    }
+}
+
+/// Methods that the store itself answers.
+macro_rules! of_store {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        $(
+            fn $name<'a>(&'a self $(, $argument: $type)*) -> BoxFuture<'a, Result<$answer, StoreError>> {
+                self.store.$name($($argument),*)
+            }
+        )*
+    };
+}
+
+impl LogStore for MovingStore {
+    of_store! {
+        prepare() -> ();
+        append(batch: StoreBatch) -> Vec<Poison>;
+        last_seq(presenter: PresenterIdx) -> Seq;
+        read_room(presenter: PresenterIdx, after: Seq, limit: usize) -> Vec<Event>;
+        read_range(range: LogRange) -> Vec<Event>;
+        put_broadcasts(broadcasts: &'a [Broadcast]) -> Vec<NotPut>;
+        is_empty() -> bool;
+    }
+}
+
+impl Figures for MovingStore {
+    of_store! {
+        figures(query: FiguresQuery) -> Counted;
+    }
+}
+
+impl Keeping for MovingStore {
+    of_store! {
+        hold_broadcast(id: Uuid, hold: bool) -> bool;
+        holds() -> Holds;
+        expire(before_ms: i64, after: Option<Uuid>, limit: usize) -> Expired;
+        expire_broadcasts(before_ms: i64, after: Option<Uuid>, limit: usize) -> Expired;
+        traces(user: UserIdx, skip: usize, limit: usize) -> Vec<Trace>;
+        erase(traces: &'a [Trace], now_ms: i64) -> ();
+        mentions(user: UserIdx, after: Option<Uuid>, limit: usize) -> Vec<Trace>;
+        erase_mentions(user: UserIdx, traces: &'a [Trace]) -> ();
+    }
+}
+
+impl Archive for MovingStore {
+    of_store! {
+        epochs(presenter: PresenterIdx) -> Vec<Epoch>;
+        find(id: Uuid) -> Option<Logged>;
+        broadcasts(presenter: PresenterIdx, before: Option<Uuid>, limit: usize) -> Vec<StoredBroadcast>;
+        broadcast(id: Uuid) -> Option<StoredBroadcast>;
+        correct_broadcast(id: Uuid, corrected_start_ms: Option<i64>) -> bool;
+        mark_deleted(marks: Vec<(Uuid, Deleted)>) -> ();
+    }
+
+    fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>> {
+        async move {
+            if self.moves == Moves::BeforeScan {
+                self.drain().await?;
+            }
+            let found = self.store.scan(scan).await;
+            self.drain().await?;
+            found
+        }
+        .boxed()
+    }
+}
