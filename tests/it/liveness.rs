@@ -19,6 +19,8 @@ async fn rule_09_only_a_200_with_a_boolean_alive_is_an_answer() {
         Mode::Hang,
         Mode::Status(500),
         Mode::Status(404),
+        // Both say that it is alive, as 500 and 404 do.
+        Mode::Status(201),
         Mode::Status(204),
         Mode::Garbage,
         Mode::NoData,
