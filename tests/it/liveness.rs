@@ -129,6 +129,31 @@ async fn rule_08_more_than_pending_max_waiting_for_one_verdict_are_refused_and_o
 }
 
 #[actix_web::test]
+async fn the_room_server_is_asked_in_json_or_as_the_settings_say() {
+    for (content_type, expected) in [
+        (None, "application/json"),
+        (Some("text/plain; charset=ISO-8859-1"), "text/plain; charset=ISO-8859-1"),
+    ] {
+        let rooms = RoomServer::start().await;
+        let app = spawn_with_rooms(&rooms, |settings| {
+            if let Some(content_type) = content_type {
+                settings.room.content_type = content_type.into();
+            }
+        })
+        .await;
+        rooms.live(12).await;
+        // Nobody presents: that it is to come back is asked for, too.
+        assert_eq!(app.post(12, 7, "hi").await.json()["code"], "presenter_disconnected");
+        eventually("both questions", async || {
+            let stats = rooms.stats().await;
+            let asked = stats.content_types.get(expected) == Some(&2);
+            (asked && stats.content_types.len() == 1).then_some(())
+        })
+        .await;
+    }
+}
+
+#[actix_web::test]
 async fn verdicts_are_cached_for_their_own_times() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;
