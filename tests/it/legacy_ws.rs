@@ -1094,6 +1094,39 @@ async fn a_full_server_lets_a_session_whose_room_is_not_live_go_first_and_with_1
 }
 
 #[actix_web::test]
+async fn rule_10_of_a_full_server_the_session_whose_room_is_not_live_goes_before_one_that_never_said_whose_it_is() {
+    let app = spawn_app(|settings| {
+        settings.session.max = 3;
+        // Each goes for its place alone, however slow the machine.
+        settings.session.not_live_seconds = 600;
+        settings.session.hello_seconds = 300;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    app.go_live(12);
+    app.go_live(14);
+    // The silent one is there for longest.
+    let mut silent = app.connect().await;
+    let mut live = app.presenter(12).await;
+    let mut not_live = app.presenter(13).await;
+    for (room, is_live) in [(12, true), (13, false)] {
+        eventually("the verdict", async || {
+            app.room(room).await.filter(|room| room.live == Some(is_live))
+        })
+        .await;
+    }
+    assert_eq!(refused(&app).await.map(|answer| answer.status), Some(503));
+    assert_eq!(not_live.next_close().await, Some(1000));
+    assert_nothing_came(&mut silent).await;
+    let mut in_its_place = a_place(&app).await;
+    app.start(&mut in_its_place, 14).await;
+    assert_eq!(refused(&app).await.map(|answer| answer.status), Some(503));
+    assert_eq!(silent.next_close().await, Some(1000));
+    assert_nothing_came(&mut live).await;
+    assert_nothing_came(&mut in_its_place).await;
+}
+
+#[actix_web::test]
 async fn rule_15_a_replaced_session_is_reaped_with_1000() {
     let app = spawn_app(|settings| {
         settings.session.detached_seconds = 1;
