@@ -1221,7 +1221,9 @@ async fn assert_handed_over(app: &TestApp, stalled: &mut WsClient, next: &mut Ws
         assert_eq!(frame["id"], "sendChatting", "{frame}");
         frame["message"].as_str().unwrap().to_owned()
     };
-    let took: Vec<_> = stalled.texts_to_the_end().await.iter().map(message).collect();
+    let (took, closed) = stalled.texts_to_the_end().await;
+    assert!(matches!(closed, None | Some(1000)), "a code of v1: {closed:?}");
+    let took: Vec<_> = took.iter().map(message).collect();
     assert_eq!(app.post(12, 7, "the last").await.status, 201);
     accepted.push("the last".into());
     let mut rest = Vec::new();

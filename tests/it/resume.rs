@@ -202,8 +202,8 @@ async fn a_session_that_waits_for_its_welcome_is_told_of_a_stop_by_its_close_alo
     let mut waits = connect(app.addr).await;
     waits.send_text(&hello(12, json!({}))).await;
     eventually("its session", async || app.room(12).await.filter(|room| room.session)).await;
-    let (_, texts) = tokio::join!(app.stop(), waits.texts_to_the_end());
-    assert_eq!(texts, Vec::<String>::new());
+    let (_, heard) = tokio::join!(app.stop(), waits.texts_to_the_end());
+    assert_eq!(heard, (Vec::<String>::new(), Some(1001)));
 }
 
 /// The files of a server that rests, as they are while it runs: nothing was closed or said goodbye to.

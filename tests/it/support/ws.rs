@@ -228,20 +228,23 @@ impl WsClient {
         code
     }
 
-    /// Every text up to the end of the stream, however that comes; a frame that the end tears is dropped.
-    pub async fn texts_to_the_end(&mut self) -> Vec<String> {
-        let text = |incoming| match incoming {
-            Incoming::Text(text) => Some(text),
-            _ => None,
+    /// Every text up to the end of the stream, however that comes, and the code of its close where it had one; a frame that
+    /// the end tears is dropped.
+    pub async fn texts_to_the_end(&mut self) -> (Vec<String>, Option<u16>) {
+        let (mut texts, mut closed) = (Vec::new(), None);
+        let mut take = |incoming| match incoming {
+            Incoming::Text(text) => texts.push(text),
+            Incoming::Close(code, _) => closed = code,
+            _ => {}
         };
-        let mut texts: Vec<_> = self.early.drain(..).filter_map(text).collect();
+        self.early.drain(..).for_each(&mut take);
         loop {
             while let Some((incoming, used)) = parse(&self.unread) {
                 self.unread.drain(used);
-                texts.extend(text(incoming));
+                take(incoming);
             }
             match within("the end of the stream", self.stream.read_buf(&mut self.unread)).await {
-                Ok(0) | Err(_) => return texts,
+                Ok(0) | Err(_) => return (texts, closed),
                 Ok(_) => {}
             }
         }
