@@ -1,13 +1,15 @@
 //! Dialect v1 (docs/PROTOCOL.md): the upgrade, `hello`, frames, tokens, acks and credit; a stop, and looking at a room.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chatting_actors::clock::system_ms;
 use chatting_server::settings::{LogBackend, Secret};
+use futures_util::future::{join_all, select_all};
 use serde_json::{Value, json};
 
 use crate::support::{
-    app::spawn_app,
+    app::{post_v1, spawn_app},
+    http::get,
     presenter::{V1, app, connect, end_of, hello, numbered, send, token, upgrade},
     tokens::{bad_tokens, claims, signed},
     ws::{BINARY, Frame, Incoming, PING, PONG, TEXT, WsClient},
@@ -391,46 +393,70 @@ async fn rule_14_a_session_that_acknowledges_nothing_is_too_slow() {
 // ---- drain ---------------------------------------------------------------------------------------------------------
 
 #[actix_web::test]
-async fn a_stop_tells_v1_sessions_to_come_back_and_closes_them_last() {
+async fn a_stop_tells_v1_sessions_to_come_back_after_it_and_closes_them_last() {
     let app = spawn_app(|settings| {
         // As long as there are sessions to tell, a tenth of a second each.
         settings.shutdown.drain_seconds = 4;
-        settings.shutdown.reconnect_after_ms = 500;
+        settings.shutdown.reconnect_after_ms = 2500;
         settings.shutdown.reconnect_spread_ms = 1000;
     })
     .await;
-    app.go_live(12);
     let mut sessions = Vec::new();
     for presenter in 12..52 {
+        app.go_live(presenter);
         sessions.push(V1::of(&app, presenter, json!({})).await);
     }
     let mut legacy = app.presenter(90).await;
     let mut sender = app.client().await;
+    let addr = app.addr;
     let stopping = tokio::spawn(app.stop());
-    let mut told = Vec::new();
-    for session in &mut sessions {
-        let frame = session.socket.next_json().await;
-        assert_eq!(
-            (&frame["type"], &frame["reason"]),
-            (&json!("reconnect"), &json!("drain"))
-        );
-        told.push(frame["after_ms"].as_u64().unwrap());
-        if told.len() == 1 {
-            let answer = crate::support::app::post_v1(&mut sender, 12, &token(7), "while it drains").await;
-            assert_eq!(answer.status, 201, "{answer:?}");
+    // When each is told, and how long it is to stay away.
+    let hears = sessions.iter_mut().map(|session| {
+        Box::pin(async {
+            let frame = session.socket.next_json().await;
+            assert_eq!(
+                (&frame["type"], &frame["reason"]),
+                (&json!("reconnect"), &json!("drain"))
+            );
+            (Instant::now(), frame["after_ms"].as_u64().unwrap())
+        })
+    });
+    let (first, n, hears) = select_all(hears).await;
+    let meanwhile = async {
+        let room = 12 + i64::try_from(n).unwrap();
+        let answer = post_v1(&mut sender, room, &token(7), "while it drains").await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let ready = get(addr, "/readyz").await;
+        assert_eq!((ready.status, &ready.json()["status"]), (503, &json!("not_ready")));
+        let refused = [
+            upgrade(addr, &[]).await.err().unwrap(),
+            WsClient::connect_with(addr, "/chatting", &[], None)
+                .await
+                .err()
+                .unwrap(),
+        ];
+        for refused in refused {
+            assert_eq!(
+                (refused.status, refused.header("retry-after")),
+                (503, Some("1")),
+                "{refused:?}"
+            );
         }
-    }
-    assert!(
-        told.iter().all(|after| (500..=500 + 1000 + 4000).contains(after)),
-        "{told:?}"
-    );
-    assert!(told.windows(2).any(|pair| pair[0] != pair[1]), "spread: {told:?}");
-    assert_eq!(sessions[0].chat().await["text"], "while it drains");
+    };
+    let ((), mut told) = tokio::join!(meanwhile, join_all(hears));
+    told.push(first);
+    assert!(told.iter().any(|(_, after)| *after != told[0].1), "spread: {told:?}");
+    assert_eq!(sessions[n].chat().await["text"], "while it drains");
     for session in &mut sessions {
         assert_eq!(session.socket.next_close().await, Some(1001));
     }
     assert_eq!(legacy.next_close().await, Some(1001));
     stopping.await.unwrap();
+    let ended = Instant::now();
+    for (at, after_ms) in told {
+        assert!(at + Duration::from_millis(after_ms) >= ended, "{after_ms}");
+        assert!(after_ms <= 4000 + 2500 + 1000, "{after_ms}");
+    }
 }
 
 // ---- GET /v1/rooms/{presenter_idx} ---------------------------------------------------------------------------------
