@@ -3,14 +3,18 @@
 
 use actix_web::rt::task::JoinHandle;
 use chatting_actors::types::{PresenterIdx, Seq};
-use chatting_server::store::history::HistoryError;
+use chatting_server::{
+    settings::{LogBackend, Secret},
+    store::history::HistoryError,
+};
 use serde_json::json;
 
 use crate::support::{
     app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
     eventually,
     http::{HttpClient, Response},
-    presenter::V1,
+    mongod::Mongod,
+    presenter::{V1, connect, hello},
     room_server::{Mode, RoomServer},
     ws::WsClient,
 };
@@ -397,6 +401,130 @@ async fn room_ring_bytes_bounds_the_same_in_bytes() {
         "one is on its way, the others wait"
     );
     assert_eq!(presenter.chats(accepted).await.len(), accepted);
+}
+
+#[actix_web::test]
+async fn session_resume_reads_bounds_reads_for_sessions_that_are_behind_and_the_rest_wait() {
+    let mongod = Mongod::start_own().await;
+    let (app, presenters) = two_rooms(|settings| {
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new(mongod.uri());
+        settings.session.resume_reads = 1;
+        settings.session.resume_wait_seconds = 300;
+        settings.room.ring_events = 1;
+        settings.log.linger_ms = 0;
+    })
+    .await;
+    for mut presenter in presenters {
+        assert_eq!(presenter.next_json().await["message"], "first");
+    }
+    for room in [12, 14] {
+        app.without_session(room).await;
+        assert_eq!(app.post(room, 7, "second").await.status, 201);
+    }
+    eventually("all of it to be in the store alone", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+    mongod.freeze();
+    let mut resuming = Vec::new();
+    for room in [12, 14] {
+        let mut socket = connect(app.addr).await;
+        socket.send_text(&hello(room, json!({ "resume_after": 0 }))).await;
+        resuming.push(socket);
+    }
+    eventually("the other to wait", async || {
+        (app.metric("chat_resumes_waiting").await == Some(1.0)).then_some(())
+    })
+    .await;
+    shows(&app, "resume_reads", 1, 1, ("waits", 1)).await;
+    mongod.thaw();
+    for mut socket in resuming {
+        assert_eq!(socket.next_json().await["resumed_from"], 1);
+    }
+    eventually("none to wait", async || {
+        (app.metric("chat_resumes_waiting").await == Some(0.0)).then_some(())
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn figures_at_once_bounds_broadcasts_that_are_counted() {
+    let app = spawn_app(|settings| settings.figures.at_once = 1).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "hi").await.status, 201);
+    let token = app.token(12);
+    let get = async |path: &str| app.client().await.request("GET", path, &[("token", &token)], "").await;
+    let id = eventually("the broadcast", async || {
+        let broadcasts = get("/v1/rooms/12/broadcasts").await.json();
+        broadcasts["broadcasts"][0]["id"].as_str().map(str::to_owned)
+    })
+    .await;
+    let path = format!("/v1/broadcasts/{id}/stats");
+    let counting = app.state.figures.try_acquire(1).unwrap();
+    overloaded(&get(&path).await, "figures");
+    shows(&app, "figures", 1, 1, ("refused", 1)).await;
+    drop(counting);
+    assert_eq!(get(&path).await.status, 200);
+    shows(&app, "figures", 0, 1, ("refused", 1)).await;
+}
+
+#[actix_web::test]
+async fn room_cache_max_bounds_verdicts_that_are_kept_of_each_kind_and_the_oldest_goes() {
+    let rooms = RoomServer::start().await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.cache_max = 2;
+        settings.room.not_live_cache_max = 3;
+        settings.room.live_ttl_ms = 600_000;
+        settings.room.not_live_ttl_ms = 600_000;
+    })
+    .await;
+    for room in 12..17 {
+        rooms.live(room).await;
+    }
+    for room in (12..17).chain(30..35) {
+        let code = app.post(room, 7, "anyone?").await.json()["code"].clone();
+        let expected = if room < 20 {
+            "presenter_disconnected"
+        } else {
+            "broadcast_ended"
+        };
+        assert_eq!(code, expected, "{room}");
+    }
+    for (verdict, kept) in [("live", 2.0), ("not_live", 3.0)] {
+        let name = format!("chat_room_verdicts{{verdict=\"{verdict}\"}}");
+        assert_eq!(app.metric(&name).await, Some(kept), "{verdict}");
+    }
+    // The last three are known, the two before them are asked about again.
+    for room in (30..35).rev() {
+        assert_eq!(app.post(room, 7, "anyone?").await.status, 409);
+    }
+    let stats = rooms.stats().await;
+    let asked: Vec<_> = (30..35).map(|room| stats.checks_of(room)).collect();
+    assert_eq!(asked, [2, 2, 1, 1, 1]);
+}
+
+#[actix_web::test]
+async fn export_max_bounds_exports_under_way() {
+    let app = spawn_app(|settings| settings.export.max = 1).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "hi").await.status, 201);
+    let token = app.token(12);
+    let get = async |path: &str| app.client().await.request("GET", path, &[("token", &token)], "").await;
+    let id = eventually("the broadcast", async || {
+        let broadcasts = get("/v1/rooms/12/broadcasts").await.json();
+        broadcasts["broadcasts"][0]["id"].as_str().map(str::to_owned)
+    })
+    .await;
+    let path = format!("/v1/broadcasts/{id}/export");
+    let under_way = app.state.exports.try_acquire(1).unwrap();
+    overloaded(&get(&path).await, "exports");
+    shows(&app, "exports", 1, 1, ("refused", 1)).await;
+    drop(under_way);
+    assert_eq!(get(&path).await.status, 200);
+    shows(&app, "exports", 0, 1, ("refused", 1)).await;
 }
 
 #[actix_web::test]
