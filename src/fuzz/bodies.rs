@@ -1,17 +1,23 @@
-//! Bodies: a sender's in either dialect, the room server's answer, the embedded room server's file.
+//! Bodies: a sender's in either dialect, a broadcast's correction, the room server's answer; the files that are read back: the
+//! embedded room server's, an export. And the cursors of a replay.
 
 use chatting_actors::{
     seams::Liveness,
-    types::{MessageText, PresenterIdx},
+    types::{MessageText, PresenterIdx, Seq},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{any_text, mutated, mutated_text};
 use crate::{
-    http::v1::room_of,
+    export::import::check,
+    http::{
+        history::{Change, cursor, read_cursor},
+        v1::room_of,
+    },
     legacy::body::{UserType, parse_send},
     room::{EmbeddedRooms, http::parse as parse_room},
+    store::history::ReplayPlace,
 };
 
 const SEND: &[&str] = &[
@@ -30,7 +36,63 @@ const ROOMS: &[&str] = &[
     r#"{"last_room_idx":9223372036854775807,"live":{}}"#,
 ];
 
+const CHANGE: &[&str] = &[
+    r#"{"started_at":"2026-01-01T00:00:00.000Z"}"#,
+    r#"{"started_at":null,"legal_hold":true}"#,
+    r#"{"legal_hold":false}"#,
+];
+
+const EXPORT: &[&str] = &[
+    r#"{"type":"broadcast","format":1,"id":"019b76da-a800-7000-8000-000000000001","presenter_idx":12,"room_idx":null,"reported_start":null,"ended_at":"2026-01-01T01:00:00.000Z","corrected_start":null,"seen_at":"2026-01-01T01:00:00.000Z","version":2,"segments":[{"from":"2026-01-01T00:00:00.000Z","to":"2026-01-01T01:00:00.000Z"}],"spans":[{"epoch":"a","after":0,"through":2}]}
+{"type":"chat","seq":1,"epoch":"a","id":"019b76da-a800-7000-8000-000000000002","sent_at":"2026-01-01T00:00:01.000Z","offset_ms":1000,"broadcast_id":"019b76da-a800-7000-8000-000000000001","user_idx":7,"nickname":"kim","role":"viewer","text":"hi"}
+{"type":"moderation","seq":2,"epoch":"a","id":"019b76da-a800-7000-8000-000000000003","sent_at":"2026-01-01T00:00:02.000Z","offset_ms":2000,"broadcast_id":null,"by":12,"nickname":"host","role":"presenter","act":{"scope":"user","user_idx":7}}
+{"type":"end","broadcast_id":"019b76da-a800-7000-8000-000000000001","events":2}
+"#,
+];
+
 proptest! {
+    #[test]
+    fn a_broadcasts_correction_is_read_or_refused_as_a_bad_request(bytes in mutated(CHANGE)) {
+        let read = Change::read(&bytes).and_then(|change| change.start());
+        match read {
+            Ok(start) => {
+                let body: Value = serde_json::from_slice(&bytes).unwrap();
+                prop_assert_eq!(start.is_some(), body.get("started_at").is_some());
+                prop_assert_eq!(start.flatten().is_some(), body["started_at"].is_string());
+            }
+            Err(error) => prop_assert_eq!(error.code.as_str(), "bad_request"),
+        }
+    }
+
+    #[test]
+    fn a_cursor_is_a_place_that_is_written_the_same_or_is_none(text in mutated_text(["0.17", "3.9223372036854775807"])) {
+        if let Some(place) = read_cursor(&text) {
+            prop_assert!(i64::try_from(place.after.0).is_ok());
+            prop_assert_eq!(read_cursor(&cursor(place)), Some(place));
+        }
+    }
+
+    #[test]
+    fn a_cursor_that_was_given_is_read_as_its_place(span in any::<usize>(), after in 0..=i64::MAX) {
+        let place = ReplayPlace { span, after: Seq(after.cast_unsigned()) };
+        prop_assert_eq!(read_cursor(&cursor(place)), Some(place));
+    }
+
+    /// An export that was tampered with is taken whole, or refused by its name and nothing of it is.
+    #[test]
+    fn an_export_is_read_back_or_its_line_is_named(bytes in mutated(EXPORT)) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.ndjson");
+        std::fs::write(&path, &bytes).unwrap();
+        match check(std::slice::from_ref(&path), 1_800_000_000_000) {
+            Ok(contents) => {
+                let events = bytes.split(|byte| *byte == b'\n').filter(|line| line.iter().any(|byte| !byte.is_ascii_whitespace()));
+                prop_assert_eq!(contents.events + 2 * contents.broadcasts, events.count() as u64);
+            }
+            Err(error) => prop_assert!(error.to_string().contains("chat.ndjson, line "), "{}", error),
+        }
+    }
+
     /// Where both a strict reader and the lenient one take it, they take it for the same.
     #[test]
     fn the_lenient_body_agrees_with_a_strict_reader_where_both_read_it(bytes in mutated(SEND)) {

@@ -8,13 +8,21 @@ use serde_json::{Value, json};
 
 use super::{any_text, mutated, mutated_text};
 use crate::{
-    auth::{TokenError, TokenVerifier},
-    settings::{Secret, Settings},
+    auth::{TokenError, TokenVerifier, jwks},
+    settings::{self, Secret, Settings},
     startup,
 };
 
 const KEY: &str = "a key for tests, of thirty-two bytes or more";
 const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+
+/// Keys of RFC 8037, A.2, one with its private part, and of RFC 7517, A.1; and a secret.
+const JWKS: &[&str] = &[
+    r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"ed","use":"sig"},
+        {"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"shown","d":"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"}]}"#,
+    r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"ec","alg":"ES256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+        "y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"},{"kty":"oct","kid":"s","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ"}]}"#,
+];
 
 fn verifier() -> TokenVerifier {
     let mut settings = Settings::default();
@@ -110,6 +118,23 @@ proptest! {
                 prop_assert!(false, "{} = {}", name, value);
             }
             (Err(_), _) => {}
+        }
+    }
+
+    /// Each key of a set is taken or named with the reason; none is taken that everyone can sign with.
+    #[test]
+    fn a_set_of_keys_is_read_or_refused_by_name(body in mutated(JWKS)) {
+        let allowed = settings::Algorithm::ALL;
+        match jwks::read(&body, allowed) {
+            Ok(read) => {
+                let body: Value = serde_json::from_slice(&body).unwrap();
+                let keys = body["keys"].as_array().unwrap();
+                prop_assert_eq!(read.keys.len() + read.skipped.len(), keys.len());
+                let private = keys.iter().filter(|key| key["kty"] == "oct" || key.get("d").is_some()).count();
+                prop_assert!(read.skipped.len() >= private);
+                prop_assert!(read.keys.iter().all(|key| allowed.contains(&key.algorithm)));
+            }
+            Err(why) => prop_assert!(why.contains("JWK set"), "{}", why),
         }
     }
 

@@ -333,7 +333,7 @@ pub(super) async fn get_broadcast(
 /// What is changed of a broadcast; one of them at least.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// RFC 3339; `null` takes the correction back.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(default, deserialize_with = "some")]
@@ -341,6 +341,21 @@ pub(super) struct Change {
     /// Whether nothing of it may be removed; for operators.
     #[schema(nullable = false)]
     legal_hold: Option<bool>,
+}
+
+impl Change {
+    pub(crate) fn read(body: &[u8]) -> Result<Self, ApiError> {
+        serde_json::from_slice(body).map_err(|error| bad(&format!("the body is not valid: {error}")))
+    }
+
+    /// The start, where it is named, in milliseconds since 1970; `None` in it takes the correction back.
+    pub(crate) fn start(&self) -> Result<Option<Option<i64>>, ApiError> {
+        match &self.started_at {
+            Some(start) => Ok(Some(time("started_at", start.as_deref())?)),
+            None if self.legal_hold.is_some() => Ok(None),
+            None => Err(bad("the body names nothing to change: started_at or legal_hold")),
+        }
+    }
 }
 
 /// It may be there as `null`, which is not the same as not being there.
@@ -377,16 +392,11 @@ async fn change(
         return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
     }
     let body = read_body(request, payload, &state.limits).await?;
-    let change: Change =
-        serde_json::from_slice(&body).map_err(|error| bad(&format!("the body is not valid: {error}")))?;
+    let change = Change::read(&body)?;
     if change.legal_hold.is_some() && !is_operator(&caller) {
         return Err(ApiError::new(Code::Forbidden).with_detail("operators may put a broadcast under legal hold"));
     }
-    let start = match &change.started_at {
-        Some(start) => Some(time("started_at", start.as_deref())?),
-        None if change.legal_hold.is_some() => None,
-        None => return Err(bad("the body names nothing to change: started_at or legal_hold")),
-    };
+    let start = change.start()?;
     if start
         .flatten()
         .zip(found.broadcast.ended_at_ms)
@@ -452,7 +462,11 @@ pub(super) async fn get_replay(request: HttpRequest, path: web::Path<String>, st
     answer(&request, &state, replay(&request, &path, &state).await)
 }
 
-fn read_cursor(text: &str) -> Option<ReplayPlace> {
+pub(crate) fn cursor(place: ReplayPlace) -> String {
+    format!("{}.{}", place.span, place.after.0)
+}
+
+pub(crate) fn read_cursor(text: &str) -> Option<ReplayPlace> {
     let (span, after) = text.split_once('.')?;
     Some(ReplayPlace {
         span: span.parse().ok()?,
@@ -520,6 +534,6 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
     Ok(Replay {
         broadcast_id: broadcast.id,
         messages,
-        next: next.map(|place| format!("{}.{}", place.span, place.after.0)),
+        next: next.map(cursor),
     })
 }

@@ -8,7 +8,7 @@ pub mod cors;
 pub mod demo;
 mod export;
 pub(crate) mod guard;
-mod history;
+pub(crate) mod history;
 mod identify;
 mod legacy;
 pub mod lines;
