@@ -9,6 +9,15 @@ use crate::broadcast::{Broadcast, Heard, follow};
 /// Broadcasts a transaction, so that commits wait little for one.
 const MOST: usize = 64;
 
+/// So often within `broadcast.resume_seconds` it is kept that a broadcast was seen to be live.
+const RECORDED: i64 = 10;
+
+/// How much before its time the next record is, at most half of that: those who went live together are not kept together for ever, for
+/// which commits would have to wait.
+fn ahead(time_ms: i64) -> i64 {
+    rand::random_range(0..=time_ms.max(0) / 2)
+}
+
 impl SessionRegistry {
     /// Asks which broadcasts are open, until that is told.
     pub(super) fn ask_broadcasts(&mut self) {
@@ -96,17 +105,32 @@ impl SessionRegistry {
         if let Some(record) = room.record.as_mut().filter(|_| changed.is_empty()) {
             // When it was last seen to be live is kept now and then: after a restart it tells how long it was away.
             let age = (now_ms - room.recorded_ms).abs();
-            if liveness.live && age >= heard.resume_ms / 10 {
+            if liveness.live && age >= heard.resume_ms / RECORDED {
                 record.version += 1;
                 changed.push(record.clone());
             }
         }
         if !changed.is_empty() {
-            room.recorded_ms = now_ms;
+            room.recorded_ms = now_ms - ahead(heard.resume_ms / RECORDED);
         }
         if lacks {
             self.pump(presenter, now);
         }
         changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::ahead;
+
+    #[test]
+    fn what_was_kept_together_is_kept_again_at_different_times_and_not_much_sooner() {
+        let times: HashSet<_> = (0..1000).map(|_| ahead(30_000)).collect();
+        assert!(times.len() > 100, "{times:?}");
+        assert!(times.iter().all(|time| (0..=15_000).contains(time)));
+        assert_eq!(ahead(0), 0);
     }
 }

@@ -60,6 +60,7 @@ impl LogStore for MovingStore {
     of_store! {
         prepare() -> ();
         append(batch: StoreBatch) -> Vec<Poison>;
+        newest_ms() -> i64;
         last_seq(presenter: PresenterIdx) -> Seq;
         read_room(presenter: PresenterIdx, after: Seq, limit: usize) -> Vec<Event>;
         read_range(range: LogRange) -> Vec<Event>;
