@@ -82,7 +82,8 @@ pub struct App {
 pub enum Stopped {
     /// Everything was answered, committed and closed in time.
     InOrder,
-    /// The deadline was over first; everything answered is committed all the same.
+    /// The deadline was over first; everything answered is committed all the same, but perhaps for what was answered from memory
+    /// (`log.durability`).
     AtDeadline,
     /// The spool did not take events that had been answered from memory (`log.durability`).
     Lost,

@@ -82,16 +82,16 @@ impl Retention {
 
     /// Removes everything from before a time, in milliseconds since 1970.
     pub async fn sweep(&self, before_ms: i64) -> Result<Swept, StoreError> {
-        let events = self.steps("event", async |after| {
-            self.store.expire(before_ms, after, self.batch).await
-        });
-        let parked = self.steps("event", async |after| {
-            let holds = self.store.holds().await?;
-            self.parking.expire(holds, before_ms, after, self.batch).await
-        });
-        let events = events.await? + parked.await?;
+        let events = async |after| self.store.expire(before_ms, after, self.batch).await;
+        let events = self.steps("event", events).await?;
         let broadcasts = async |after| self.store.expire_broadcasts(before_ms, after, self.batch).await;
         let broadcasts = self.steps("broadcast", broadcasts).await?;
+        // Last: the store's own goes also while the spool takes nothing.
+        let parked = async |after| {
+            let holds = self.store.holds().await?;
+            self.parking.expire(holds, before_ms, after, self.batch).await
+        };
+        let events = events + self.steps("event", parked).await?;
         Ok(Swept { events, broadcasts })
     }
 

@@ -1,6 +1,10 @@
 //! `serve`: the server, until a signal stops it.
 
-use std::{future::ready, path::PathBuf, process::ExitCode};
+use std::{
+    future::{pending, ready},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use actix_web::web;
 use clap::Args;
@@ -36,9 +40,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
             log::info!("stopped before it had started");
             return Ok(ExitCode::SUCCESS);
         };
-        actix_web::rt::spawn(reload_keys(hangup, args.settings.clone(), app.state()));
+        let reload = reload_keys(hangup, args.settings.clone(), app.state());
         let begun = report::listening(&app, &settings, args.port_file.as_deref());
-        run_app(app, begun, stop).await
+        // Not a task of its own: it would outlive the server, and with it what it has of the server.
+        tokio::select! {
+            ended = run_app(app, begun, stop) => ended,
+            never = reload => never,
+        }
     })
 }
 
@@ -53,8 +61,11 @@ pub(super) fn until_it_ends<T>(server: impl Future<Output = T>) -> T {
 
 /// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:
 /// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are.
-async fn reload_keys(mut hangup: Signal, from: SettingsArgs, state: web::Data<State>) {
-    while hangup.recv().await.is_some() {
+async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, state: web::Data<State>) -> T {
+    loop {
+        if hangup.recv().await.is_none() {
+            return pending().await;
+        }
         let from = from.clone();
         // Files may be slow, and this thread has more to do.
         let read = off_thread(move || {

@@ -50,6 +50,11 @@ impl Holds {
         holding.map(|held| held.id)
     }
 
+    /// Whether one of a room is held that began before this id: what an act of then covers may be of it.
+    pub fn may_be_covered(&self, presenter: PresenterIdx, act: Uuid) -> bool {
+        self.0.iter().any(|held| held.presenter == presenter && held.id < act)
+    }
+
     /// Whether this broadcast is one of them.
     pub fn holds(&self, id: Uuid) -> bool {
         self.0.iter().any(|held| held.id == id)

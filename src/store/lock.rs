@@ -14,6 +14,7 @@ pub struct SpoolLock {
     server: String,
     known: bool,
     _file: File,
+    _beside_link: Option<File>,
 }
 
 /// Why the spool is not ours.
@@ -38,43 +39,32 @@ pub enum LockError {
 }
 
 impl SpoolLock {
-    /// Takes the lock of a spool, or says who has it.
-    pub fn take(spool: &Path) -> Result<Self, LockError> {
+    /// Takes the lock of a spool, or says who has it. `named` is what the settings call it: where that is a link, earlier versions have
+    /// their lock beside the link, with the server's name.
+    pub fn take(spool: &Path, named: &Path) -> Result<Self, LockError> {
         let place = |why| LockError::Place {
             path: spool.to_owned(),
             why,
         };
         directory_of(spool).map_err(place)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        let beside_link = match options.open(lock_of(named)) {
+            Ok(file) if named != spool => Some(held(file, named)?),
+            _ => None,
+        };
         let path = lock_of(spool);
         let unwritten = |error| place(format!("{} cannot be written: {error}", path.display()));
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let mut file = options.open(&path).map_err(unwritten)?;
-        match try_exclusive(&file) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(LockError::Held {
-                    path: spool.to_owned(),
-                    holder: told_by(&mut file),
-                });
-            }
-            // Some network file systems have no locks.
-            Err(TryLockError::Error(error)) => {
-                return Err(place(format!("{} cannot be locked: {error}", path.display())));
-            }
-        }
-        let mut before = String::new();
-        let _ = file.read_to_string(&mut before);
-        let known = before
-            .lines()
-            .find_map(|line| line.strip_prefix("server "))
-            .filter(|name| !name.is_empty());
+        let file = options.create(true).truncate(false).open(&path).map_err(unwritten)?;
+        let (file, before) = held(file, spool)?;
+        let known = server_in(&before).or_else(|| server_in(&beside_link.as_ref()?.1));
         let server = known.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
         keep(&file, &server, &before).map_err(unwritten)?;
         Ok(Self {
             known: known.is_some(),
             server,
             _file: file,
+            _beside_link: beside_link.map(|(file, _)| file),
         })
     }
 
@@ -87,6 +77,33 @@ impl SpoolLock {
     pub fn server(&self) -> &str {
         &self.server
     }
+}
+
+/// The file of a spool's lock, held by us, and what was written in it.
+fn held(mut file: File, spool: &Path) -> Result<(File, String), LockError> {
+    let path = spool.to_owned();
+    match try_exclusive(&file) {
+        Ok(()) => {
+            let mut before = String::new();
+            let _ = file.read_to_string(&mut before);
+            Ok((file, before))
+        }
+        Err(TryLockError::WouldBlock) => Err(LockError::Held {
+            path,
+            holder: told_by(&mut file),
+        }),
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) => Err(LockError::Place {
+            why: format!("{} cannot be locked: {error}", lock_of(spool).display()),
+            path,
+        }),
+    }
+}
+
+/// The server's name in a lock's text.
+fn server_in(text: &str) -> Option<&str> {
+    let mut names = text.lines().filter_map(|line| line.strip_prefix("server "));
+    names.find(|name| !name.is_empty())
 }
 
 /// Writes who we are. The name must outlive a machine that goes down: a server by another name would be refused for as long as the
@@ -181,14 +198,14 @@ mod tests {
     fn rule_07_a_second_taker_is_told_who_has_the_spool() {
         let dir = tempfile::tempdir().unwrap();
         let spool = dir.path().join("chat.db");
-        let first = SpoolLock::take(&spool).unwrap();
-        let refused = SpoolLock::take(&spool).unwrap_err().to_string();
+        let first = SpoolLock::take(&spool, &spool).unwrap();
+        let refused = SpoolLock::take(&spool, &spool).unwrap_err().to_string();
         assert!(
             refused.contains(&format!("process {}", std::process::id())),
             "{refused}"
         );
         drop(first);
-        SpoolLock::take(&spool).unwrap();
+        SpoolLock::take(&spool, &spool).unwrap();
     }
 
     #[test]
@@ -198,7 +215,7 @@ mod tests {
         // As an earlier version wrote it.
         std::fs::write(lock_of(&spool), "process 7\nserver 0123456789abcdef\n").unwrap();
         let read = || std::fs::read_to_string(lock_of(&spool)).unwrap();
-        let lock = SpoolLock::take(&spool).unwrap();
+        let lock = SpoolLock::take(&spool, &spool).unwrap();
         assert!(lock.known() && lock.server() == "0123456789abcdef");
         drop(lock);
         let (first, name) = (read(), "server 0123456789abcdef\n");
@@ -207,9 +224,31 @@ mod tests {
         let (head, tail) = first.split_at(first.find('\n').unwrap());
         let other = format!("{:<width$}{tail}", "process 4194304", width = head.len());
         std::fs::write(lock_of(&spool), &other).unwrap();
-        drop(SpoolLock::take(&spool).unwrap());
+        drop(SpoolLock::take(&spool, &spool).unwrap());
         assert_eq!(read(), first);
         assert_eq!(other.find(name), first.find(name));
+    }
+
+    #[test]
+    fn rule_07_a_spool_behind_a_link_goes_on_under_the_name_beside_the_link_and_is_not_taken_from_who_holds_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, link) = (dir.path().join("big.db"), dir.path().join("chat.db"));
+        // As an earlier version does.
+        std::fs::write(lock_of(&link), "process 7\nserver 0123456789abcdef\n").unwrap();
+        let earlier = File::open(lock_of(&link)).unwrap();
+        earlier.try_lock().unwrap();
+        let refused = SpoolLock::take(&spool, &link).unwrap_err().to_string();
+        assert!(refused.contains("in use by process 7"), "{refused}");
+        drop(earlier);
+        let lock = SpoolLock::take(&spool, &link).unwrap();
+        assert!(lock.known() && lock.server() == "0123456789abcdef");
+        let earlier = File::open(lock_of(&link)).unwrap();
+        assert!(earlier.try_lock().is_err(), "an earlier version is kept out, too");
+        drop(lock);
+        // From now on it has its own.
+        std::fs::remove_file(lock_of(&link)).unwrap();
+        assert_eq!(SpoolLock::take(&spool, &link).unwrap().server(), "0123456789abcdef");
+        assert!(!lock_of(&link).exists());
     }
 
     #[test]
@@ -217,14 +256,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let spool = dir.path().join("chat.db");
         assert_eq!(holder(&spool), None);
-        let lock = SpoolLock::take(&spool).unwrap();
+        let lock = SpoolLock::take(&spool, &spool).unwrap();
         assert_eq!(holder(&spool), Some(format!("process {}", std::process::id())));
         drop(lock);
         assert_eq!(holder(&spool), None);
         std::thread::scope(|threads| {
             threads.spawn(|| (0..4_000).for_each(|_| drop(holder(&spool))));
             for _ in 0..400 {
-                SpoolLock::take(&spool).unwrap();
+                SpoolLock::take(&spool, &spool).unwrap();
             }
         });
     }

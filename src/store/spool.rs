@@ -411,13 +411,19 @@ impl Spool for SqliteSpool {
         })
     }
 
-    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq) -> Result<Seq, SpoolError> {
+    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, newest_ms: i64) -> Result<Seq, SpoolError> {
         self.with(|this, connection| {
+            let transaction = Writing::begin(connection)?;
             // What the spool itself holds of the room counts too: the store may not have it yet.
             let last = last.max(this.last.get(&presenter).map_or(Seq(0), |(seq, _)| *seq));
             let mut statement =
                 connection.prepare_cached("INSERT OR IGNORE INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)")?;
             statement.execute(params![presenter.get(), last.0.cast_signed()])?;
+            let known: Option<i64> = meta(connection, "last_ms")?;
+            if known.is_none_or(|known| known < newest_ms) {
+                set_meta(connection, "last_ms", newest_ms)?;
+            }
+            transaction.commit()?;
             Ok(last)
         })
     }

@@ -154,7 +154,7 @@ fn library() -> &'static Result<PathBuf, String> {
             .arg(&built)
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/preload/lib.rs"))
             .output()
-            .unwrap();
+            .map_err(|error| format!("no rustc to build the library that cuts the power: {error}"))?;
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         // One for all runs, in whose place the next one puts its own.
         let library = built.with_file_name("disk.so");

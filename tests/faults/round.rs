@@ -104,6 +104,7 @@ impl Fixtures {
             store,
             disk,
             power,
+            cuts: Cell::new(0),
             database,
             load: Rc::default(),
             cut: watch::Sender::new(0),
@@ -122,6 +123,8 @@ pub struct Stage {
     store: Rc<Store>,
     disk: Option<Rc<Disk>>,
     power: Option<Rc<Power>>,
+    /// How often it was cut.
+    cuts: Cell<u64>,
     database: String,
     load: Rc<Load>,
     cut: watch::Sender<u32>,
@@ -280,15 +283,15 @@ impl Stage {
             }
             (Fault::CutPower, _) => {
                 let mut server = self.server.lock().await;
-                self.cut_power(&mut server, planned).await;
+                self.cut_power(&mut server).await;
                 self.last(planned).await;
                 server.start().await;
             }
             (Fault::CutPowerAtStart, _) => {
                 let mut server = self.server.lock().await;
-                self.cut_power(&mut server, planned).await;
+                self.cut_power(&mut server).await;
                 server.start_in_vain(planned.lasts).await;
-                self.cut_power(&mut server, planned).await;
+                self.cut_power(&mut server).await;
                 server.start().await;
             }
             (Fault::FailDisk(what), _) => {
@@ -300,7 +303,7 @@ impl Stage {
             (Fault::FailDiskAndCut(what), _) => {
                 let mut server = self.server.lock().await;
                 self.fail_disk(what, planned).await;
-                self.cut_power(&mut server, planned).await;
+                self.cut_power(&mut server).await;
                 self.power().mend(what);
                 server.start().await;
             }
@@ -338,10 +341,10 @@ impl Stage {
         self.power.as_ref().unwrap()
     }
 
-    async fn cut_power(&self, server: &mut Server, planned: Planned) {
+    async fn cut_power(&self, server: &mut Server) {
         server.kill().await;
-        let at = u64::try_from(planned.at.as_millis()).unwrap();
-        self.power().cut(&mut StdRng::seed_from_u64(self.plan.seed << 16 | at));
+        let cut = self.cuts.replace(self.cuts.get() + 1);
+        self.power().cut(&mut StdRng::seed_from_u64(self.plan.seed << 16 | cut));
     }
 
     /// However short it is planned, it is none before the server has met it.

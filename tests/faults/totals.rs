@@ -121,7 +121,8 @@ pub fn line(plan: &Plan, report: Option<&Report>, seconds: f64) -> String {
     let cold = plan.cold_start.map(|time| format!("cold start 0+{}", time.as_millis()));
     let faults = plan.faults.iter().map(ToString::to_string);
     let faults: Vec<String> = cold.into_iter().chain(faults).collect();
-    let head = format!("seed {} {:<13} [{}]", plan.seed, plan.kind, faults.join(", "));
+    let promised = if plan.promised { "" } else { " (os: losses are allowed)" };
+    let head = format!("seed {} {:<13} [{}]{promised}", plan.seed, plan.kind, faults.join(", "));
     let Some(report) = report else {
         return format!("{head}: came to no verdict, {seconds:.1} s");
     };

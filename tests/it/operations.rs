@@ -252,9 +252,12 @@ async fn a_spool_that_cannot_be_closed_makes_the_stop_end_at_its_deadline() {
     let (stopped, _dir, settings) = app.stop().await;
     assert_eq!(stopped, Stopped::AtDeadline);
     let spool = Path::new(&settings.log.path);
-    assert!(SpoolLock::take(spool).is_err(), "it goes on until the process ends");
+    assert!(
+        SpoolLock::take(spool, spool).is_err(),
+        "it goes on until the process ends"
+    );
     drop(hold);
-    eventually("the spool to be closed", async || SpoolLock::take(spool).ok()).await;
+    eventually("the spool to be closed", async || SpoolLock::take(spool, spool).ok()).await;
 }
 
 // ---- the command -------------------------------------------------------------------------------------------------

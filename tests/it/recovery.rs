@@ -274,7 +274,7 @@ fn a_damaged_spool_is_set_aside_whole_and_what_can_be_read_is_carried_over() {
         "rows of a damaged spool may not be the last"
     );
     assert_eq!(
-        spool.learn_last_seq(room(1), Seq(3)).unwrap(),
+        spool.learn_last_seq(room(1), Seq(3), 0).unwrap(),
         Seq(5000),
         "nor may the store's"
     );
@@ -368,6 +368,19 @@ async fn rule_05_a_spool_that_knows_no_time_goes_on_behind_the_newest_in_the_sto
         let id: uuid::Uuid = next.json()["id"].as_str().unwrap().parse().unwrap();
         assert!(id > said.id, "{next:?}");
     }
+}
+
+#[test]
+fn rule_05_the_stores_newest_time_is_kept_with_the_number_of_a_room_that_it_was_asked_for() {
+    let dir = ScratchDir::new("newest-kept");
+    let path = dir.path().join("chat.db");
+    let (mut spool, _) = open(&path, Durability::Disk, None);
+    let later = chatting_actors::clock::system_ms() + 3_600_000;
+    for newest in [later, later - 1] {
+        spool.learn_last_seq(room(1), Seq(3), newest).unwrap();
+    }
+    drop(spool);
+    assert_eq!(open(&path, Durability::Disk, None).1.last_ms, later);
 }
 
 #[actix_web::test]

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use chatting_actors::{
+    broadcast::Broadcast,
     clock::system_ms,
     idempotency::Keyed,
     metrics::Metrics,
@@ -92,7 +93,16 @@ async fn what_is_parked_goes_when_it_is_too_old_but_for_what_is_held_and_what_hi
         let old = now - 10 * DAY_MS;
         let held = broadcast(&[(old, Some(old + 60_000))], &[(epoch, 10, Some(12))]);
         store.put_broadcasts(std::slice::from_ref(&held)).await.unwrap();
-        assert!(store.hold_broadcast(held.id, true).await.unwrap(), "{name}");
+        // The store has what was said in this one, and only the act that it refused hides it.
+        let hidden = broadcast(&[(old + 1, Some(old + 60_000))], &[(epoch, 0, Some(3))]);
+        let hidden = Broadcast {
+            presenter: room(14),
+            ..hidden
+        };
+        store.put_broadcasts(std::slice::from_ref(&hidden)).await.unwrap();
+        for id in [held.id, hidden.id] {
+            assert!(store.hold_broadcast(id, true).await.unwrap(), "{name}");
+        }
         let delete = |event| {
             let user_idx = UserIdx::new(7).unwrap();
             act(event, Act::User { user_idx })
@@ -105,18 +115,19 @@ async fn what_is_parked_goes_when_it_is_too_old_but_for_what_is_held_and_what_hi
         events.push(message(old + 22, 13, epoch, 1, 7, "old"));
         events.push(delete(message(old + 23, 13, epoch, 2, 8, "")));
         events.push(message(now - DAY_MS / 2, 12, epoch, 22, 7, "new"));
+        events.push(delete(message(old + 24, 14, epoch, 4, 8, "")));
         let events = shared(events);
         spool.commit(&events).unwrap();
         let parked: Vec<_> = (1..)
             .zip(events)
             .map(|(pos, event)| (pos, event, "no".into()))
             .collect();
-        spool.free(24, &parked, 0).unwrap();
+        spool.free(25, &parked, 0).unwrap();
         let swept = retention_of(&store, &spool).sweep(now - DAY_MS).await.unwrap();
         assert_eq!(swept.events, 18 + 2, "{name}");
         let left = spool.read_parked(&[], 100).unwrap();
         let left: Vec<_> = left.iter().map(|row| row.event.as_ref().unwrap().seq.0).collect();
-        assert_eq!(left, [11, 12, 21, 22], "{name}");
+        assert_eq!(left, [11, 12, 21, 4, 22], "{name}");
     }
 }
 

@@ -254,7 +254,7 @@ impl Spool for ScriptedSpool {
         })
     }
 
-    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq) -> Result<Seq, SpoolError> {
+    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, _: i64) -> Result<Seq, SpoolError> {
         let mut script = self.script();
         script.fails()?;
         let of_room = script.rows.values().filter(|event| event.presenter_idx == presenter);

@@ -4,7 +4,7 @@
 //! the events are there. It may end between any two steps, however it ends; what the store has already is not written twice.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::Path,
     pin::pin,
     process::ExitCode,
@@ -14,7 +14,7 @@ use std::{
 
 use chatting_actors::{
     clock::system_ms,
-    seams::{LogStore, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
+    seams::{LogStore, NotPut, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
     types::Event,
 };
 use clap::Args;
@@ -141,9 +141,10 @@ impl Replay<'_> {
         let more = self.count(SqliteSpool::count_parked)?.saturating_sub(before);
         if ended.is_ok() {
             ended = self.broadcasts(&mut totals).await;
-        }
-        if ended.is_ok() && parked_too {
-            ended = self.parked(&mut totals).await;
+            // One broadcast that the store does not take now is no reason for these.
+            if parked_too && matches!(ended, Ok(()) | Err(Ended::Store(_))) {
+                ended = self.parked(&mut totals).await.and(ended);
+            }
         }
         let (left, parked, records) = (
             self.count(SqliteSpool::count_left)?,
@@ -233,34 +234,50 @@ impl Replay<'_> {
         }
         let progress = Progress::new("broadcasts", total);
         self.prepare(&progress).await?;
+        let (mut told, mut tries) = (HashSet::new(), TRIES);
         loop {
             self.go_on()?;
             let batch = self.spool.unstored_broadcasts(self.settings.log.batch_max)?;
             if batch.is_empty() {
                 return Ok(());
             }
+            if batch.iter().all(|broadcast| told.contains(&broadcast.id)) {
+                return Err(Ended::Spool(SpoolError {
+                    why: "a broadcast's record says something else than its row".into(),
+                    full: false,
+                    begun: true,
+                }));
+            }
             let store = &Arc::clone(&self.store);
-            let put = self.tried(&progress, async || {
-                let not_put = store.put_broadcasts(&batch).await?;
-                match not_put.iter().find(|one| !one.for_good) {
-                    Some(later) => Err(StoreError(later.reason.clone())),
-                    None => Ok(not_put),
-                }
-            });
-            let not_put: HashMap<_, _> = put.await?.into_iter().map(|one| (one.index, one.reason)).collect();
-            let (mut stored, mut refused) = (Vec::new(), Vec::new());
+            let put = self.tried(&progress, async || store.put_broadcasts(&batch).await);
+            let not_put: HashMap<_, _> = put.await?.into_iter().map(|one| (one.index, one)).collect();
+            let (mut stored, mut refused, mut later) = (Vec::new(), Vec::new(), None);
             for (index, broadcast) in batch.iter().enumerate() {
-                let Some(reason) = not_put.get(&index) else {
-                    stored.push(broadcast.clone());
-                    continue;
-                };
                 let (id, room) = (broadcast.id, broadcast.presenter);
-                progress.say(&format!("refused: broadcast {id} of room {room}, it stays: {reason}"));
-                refused.push(broadcast.clone());
+                match not_put.get(&index) {
+                    None => stored.push(broadcast.clone()),
+                    Some(one) if !one.for_good => {
+                        later = Some(format!("broadcast {id} of room {room}: {}", one.reason));
+                        continue;
+                    }
+                    Some(NotPut { reason, .. }) => {
+                        progress.say(&format!("refused: broadcast {id} of room {room}, it stays: {reason}"));
+                        refused.push(broadcast.clone());
+                    }
+                }
+                told.insert(id);
             }
             self.spool.broadcasts_stored(&stored, &refused)?;
             totals.broadcasts += stored.len() as u64;
-            progress.advance(batch.len() as u64);
+            progress.advance((stored.len() + refused.len()) as u64);
+            if let Some(why) = later {
+                tries -= 1;
+                if tries == 0 {
+                    return Err(Ended::Store(StoreError(why)));
+                }
+                progress.say(&format!("the store does not take all, {tries} more tries: {why}"));
+                self.rest(Duration::from_millis(self.settings.log.retry_max_ms)).await?;
+            }
         }
     }
 
@@ -323,6 +340,16 @@ impl Replay<'_> {
             .await
     }
 
+    /// A pause, unless it is interrupted.
+    async fn rest(&mut self, pause: Duration) -> Result<(), Ended> {
+        let over = pin!(tokio::time::sleep(pause));
+        tokio::select! {
+            () = &mut self.stop => self.stopped = true,
+            () = over => {}
+        }
+        self.go_on()
+    }
+
     async fn tried<T>(
         &mut self,
         progress: &Progress,
@@ -335,12 +362,7 @@ impl Replay<'_> {
                 Err(error) if left == 0 => return Err(Ended::Store(error)),
                 Err(error) => progress.say(&format!("the store does not take events, {left} more tries: {error}")),
             }
-            let over = pin!(tokio::time::sleep(pause));
-            tokio::select! {
-                () = &mut self.stop => self.stopped = true,
-                () = over => {}
-            }
-            self.go_on()?;
+            self.rest(pause).await?;
             pause = (pause * 2).min(Duration::from_millis(self.settings.log.retry_max_ms));
         }
         Err(Ended::Interrupted)

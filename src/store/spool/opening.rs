@@ -90,11 +90,12 @@ pub enum OpenError {
 impl SqliteSpool {
     /// Takes the lock, opens or creates the file, and finds out where the numbering goes on.
     pub fn open(settings: SpoolSettings) -> Result<(Self, SpoolInfo), OpenError> {
+        let named = settings.path;
         let settings = SpoolSettings {
-            path: file_of(&settings.path),
+            path: file_of(&named),
             ..settings
         };
-        let lock = SpoolLock::take(&settings.path)?;
+        let lock = SpoolLock::take(&settings.path, &named)?;
         let path = settings.path.clone();
         let sqlite = |error| OpenError::Sqlite {
             path: path.clone(),

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{SqliteSpool, erasure::trace, row};
 use crate::store::{
     SharedConnection,
-    keeping::{Expired, Holds, first_id_of},
+    keeping::{Expired, Holds, Trace, first_id_of},
     sqlite::blocking,
 };
 
@@ -23,7 +23,7 @@ DELETE FROM parked WHERE id = ?1 AND (act IS NULL OR NOT EXISTS (
   WHERE older.id < ?1 AND older.presenter_idx = parked.presenter_idx AND older.act IS NULL))";
 
 const OLD: &str = "
-SELECT id, presenter_idx, IFNULL((SELECT epoch FROM epochs WHERE n = parked.epoch), ''), seq, broadcast_id FROM parked
+SELECT id, presenter_idx, IFNULL((SELECT epoch FROM epochs WHERE n = parked.epoch), ''), seq, broadcast_id, act IS NOT NULL FROM parked
 WHERE id > ?1 AND id < ?2 AND length(id) = 16 ORDER BY id LIMIT ?3";
 
 /// A parked event.
@@ -70,12 +70,16 @@ fn expire(
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let asked = params![&after.as_bytes()[..], &before.as_bytes()[..], limit];
         let found: Vec<_> = statement
-            .query_map(asked, |row| Ok((row.get(0).map(Uuid::from_bytes)?, trace(row).ok())))?
+            .query_map(asked, |row| {
+                Ok((row.get(0).map(Uuid::from_bytes)?, row.get(5)?, trace(row).ok()))
+            })?
             .collect::<rusqlite::Result<_>>()?;
         let mut forget = transaction.prepare_cached(FORGET)?;
-        for (id, trace) in found {
-            // Whether one is held whose place cannot be read is not known.
-            if trace.is_some_and(|trace| holds.hold(&trace).is_none()) {
+        for (id, act, trace) in found {
+            // Whether one is held whose place cannot be read is not known. An act hides what is held in the store, too.
+            let goes =
+                |trace: &Trace| holds.hold(trace).is_none() && !(act && holds.may_be_covered(trace.presenter, id));
+            if trace.as_ref().is_some_and(goes) {
                 removed += forget.execute([&id.as_bytes()[..]])? as u64;
             }
             (looked_at, last) = (looked_at + 1, Some(id));

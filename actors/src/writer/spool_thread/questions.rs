@@ -53,7 +53,7 @@ impl Run {
             },
             SpoolCommand::LearnLastSeq { presenter, last } => {
                 // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
-                let learned = self.spool.learn_last_seq(presenter, last);
+                let learned = self.spool.learn_last_seq(presenter, last, self.handle.last_ms());
                 let known = learned.and_then(|last| match self.spool.last_seq(presenter)? {
                     LastSeq::Known(known) => Ok(known.max(last)),
                     LastSeq::AskStore => Ok(last),
