@@ -8,7 +8,7 @@
 use actix_web::{HttpRequest, HttpResponse, http::header, middleware::Compress, web};
 use chatting_actors::{
     types::{Role, Seq},
-    wire::v1::timestamp,
+    wire::{object, v1::timestamp},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -345,7 +345,7 @@ pub(crate) struct Change {
 
 impl Change {
     pub(crate) fn read(body: &[u8]) -> Result<Self, ApiError> {
-        serde_json::from_slice(body).map_err(|error| bad(&format!("the body is not valid: {error}")))
+        object(body).map_err(|error| bad(&format!("the body is not valid: {error}")))
     }
 
     /// The start, where it is named, in milliseconds since 1970; `None` in it takes the correction back.

@@ -11,7 +11,7 @@ use chatting_actors::{
     idempotency::Keyed,
     outcome::{Accepted, Outcome, Refusal, Submit},
     types::{ChatMessage, MessageText, PresenterIdx, TextError},
-    wire::v1::timestamp,
+    wire::{object, v1::timestamp},
 };
 use futures_util::poll;
 use serde::{Deserialize, Serialize};
@@ -249,7 +249,7 @@ async fn read_submit(
 
 /// What is to be said, of a body.
 pub(crate) fn parse(body: &[u8], max_chars: usize) -> Result<MessageText, ApiError> {
-    let message: NewMessage = serde_json::from_slice(body)
+    let message: NewMessage = object(body)
         .map_err(|error| ApiError::new(Code::InvalidMessage).with_detail(format!("the body is not valid: {error}")))?;
     MessageText::new(message.text, max_chars).map_err(|error| {
         ApiError::new(Code::InvalidMessage).with_detail(match error {

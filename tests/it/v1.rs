@@ -79,7 +79,8 @@ async fn bad_input_is_named() {
     for (body, part) in [
         ("", "EOF"),
         ("{}", "text"),
-        ("[]", "struct"),
+        ("[]", "array"),
+        (r#" ["hi"]"#, "array"),
         ("nonsense", "line 1"),
         (r#"{"text":5}"#, "string"),
         (r#"{"text":null}"#, "string"),

@@ -2,3 +2,16 @@
 
 pub mod legacy;
 pub mod v1;
+
+use serde::{Deserialize, de::Error};
+
+/// Reads a JSON object. What serde derives takes an array of the fields' values, too, which nobody agreed on.
+///
+/// # Errors
+/// What is wrong with it, in English.
+pub fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> serde_json::Result<T> {
+    if json.trim_ascii_start().starts_with(b"[") {
+        return Err(serde_json::Error::custom("it is an array, and an object is wanted"));
+    }
+    serde_json::from_slice(json)
+}

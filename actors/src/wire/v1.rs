@@ -247,7 +247,7 @@ pub fn timestamp(ms: i64) -> String {
 
 /// Reads one text frame; the error says what is wrong with it, in English.
 pub fn parse_client(text: &str) -> Result<ClientFrame, String> {
-    serde_json::from_str(text).map_err(|error| error.to_string())
+    super::object(text.as_bytes()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -329,6 +329,8 @@ mod tests {
             "ping",
             "null",
             "[]",
+            r#" ["ping"]"#,
+            r#"["ack",57]"#,
             "{}",
             r#"{"type":"dance"}"#,
             r#"{"type":"ack"}"#,
