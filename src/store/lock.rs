@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::Read,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -47,16 +47,13 @@ impl SpoolLock {
             why,
         };
         directory_of(spool).map_err(place)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
-        let beside_link = match options.open(lock_of(named)) {
-            Ok(file) if named != spool => Some(held(file, named)?),
-            _ => None,
-        };
         let path = lock_of(spool);
         let unwritten = |error| place(format!("{} cannot be written: {error}", path.display()));
-        let file = options.create(true).truncate(false).open(&path).map_err(unwritten)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(unwritten)?;
         let (file, before) = held(file, spool)?;
+        let beside_link = beside(&file, named)?;
         let known = server_in(&before).or_else(|| server_in(&beside_link.as_ref()?.1));
         let server = known.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
         keep(&file, &server, &before).map_err(unwritten)?;
@@ -76,6 +73,24 @@ impl SpoolLock {
     /// The name of the server whose spool this is: the same at every start, also when the spool itself is a new one.
     pub fn server(&self) -> &str {
         &self.server
+    }
+}
+
+/// The lock of earlier versions beside a link, unless there is none or it leads to our own.
+fn beside(own: &File, named: &Path) -> Result<Option<(File, String)>, LockError> {
+    let path = lock_of(named);
+    let unread = |error: std::io::Error| LockError::Place {
+        path: named.to_owned(),
+        why: format!("{} cannot be read: {error}", path.display()),
+    };
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(unread)?,
+    };
+    let (ours, other) = (own.metadata().map_err(unread)?, file.metadata().map_err(unread)?);
+    match (ours.dev(), ours.ino()) == (other.dev(), other.ino()) {
+        true => Ok(None),
+        false => held(file, named).map(Some),
     }
 }
 
@@ -249,6 +264,9 @@ mod tests {
         std::fs::remove_file(lock_of(&link)).unwrap();
         assert_eq!(SpoolLock::take(&spool, &link).unwrap().server(), "0123456789abcdef");
         assert!(!lock_of(&link).exists());
+        // Where all of it was moved, and links are in its place.
+        std::os::unix::fs::symlink(lock_of(&spool), lock_of(&link)).unwrap();
+        assert_eq!(SpoolLock::take(&spool, &link).unwrap().server(), "0123456789abcdef");
     }
 
     #[test]

@@ -272,6 +272,15 @@ fn set_meta(connection: &Connection, key: &str, value: impl rusqlite::ToSql) -> 
     Ok(())
 }
 
+/// The newest time that is known; what the store told may be newer than any row (rule 5).
+fn keep_last_ms(connection: &Connection, ms: i64) -> rusqlite::Result<()> {
+    let known: Option<i64> = meta(connection, "last_ms")?;
+    if known.is_none_or(|known| known < ms) {
+        set_meta(connection, "last_ms", ms)?;
+    }
+    Ok(())
+}
+
 /// Broadcasts that are kept here. One that cannot be read is told of and left out: it must not cost the others.
 pub(super) fn read_records(connection: &Connection, which: &str, limit: usize) -> rusqlite::Result<Vec<Broadcast>> {
     let sql = format!("SELECT record FROM records WHERE {which} ORDER BY id LIMIT ?1");
@@ -368,7 +377,7 @@ impl Spool for SqliteSpool {
                     room.execute(params![presenter.get(), seq.0.cast_signed()])?;
                 }
                 if let Some(newest) = newest {
-                    set_meta(&transaction, "last_ms", newest)?;
+                    keep_last_ms(&transaction, newest)?;
                 }
             }
             transaction.commit()?;
@@ -419,10 +428,7 @@ impl Spool for SqliteSpool {
             let mut statement =
                 connection.prepare_cached("INSERT OR IGNORE INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)")?;
             statement.execute(params![presenter.get(), last.0.cast_signed()])?;
-            let known: Option<i64> = meta(connection, "last_ms")?;
-            if known.is_none_or(|known| known < newest_ms) {
-                set_meta(connection, "last_ms", newest_ms)?;
-            }
+            keep_last_ms(connection, newest_ms)?;
             transaction.commit()?;
             Ok(last)
         })
@@ -578,7 +584,7 @@ impl Spool for SqliteSpool {
         let newest = self.with(|_, connection| {
             let newest: Option<i64> = connection.query_row(NEWEST, [], |row| row.get(0)).optional()?;
             if let Some(newest) = newest {
-                set_meta(connection, "last_ms", newest)?;
+                keep_last_ms(connection, newest)?;
             }
             set_meta(connection, "clean", 1)?;
             connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -3,7 +3,7 @@
 //! Thirty-two senders post into eight rooms of the real server, whose log is a real MongoDB, or its own file. Meanwhile processes are killed,
 //! stopped and frozen, links cut, disks filled, their power cut and their syncs failed, one at a time and two at once. When all is mended, everything that was
 //! answered 201 must be in the log exactly once, as it was answered, in the order that its presenter saw. Some rounds cut the power under
-//! `log.durability = "os"`, which promises less: there no number of an epoch may be given twice.
+//! `log.durability = "os"`, which promises less: there no number of an epoch may be answered or logged twice.
 //!
 //! `FAULT_SEED=n` begins with that seed, `FAULT_ROUNDS=n` runs so many; without them each kind has its turn, from a random
 //! seed. A line a round; a round that fails prints what repeats it and keeps its directory. `scripts/faults` runs many.

@@ -127,13 +127,18 @@ pub fn line(plan: &Plan, report: Option<&Report>, seconds: f64) -> String {
         return format!("{head}: came to no verdict, {seconds:.1} s");
     };
     let verdict = &report.verdict;
+    let lost = if plan.promised {
+        verdict.lost.to_string()
+    } else {
+        "-".to_owned()
+    };
     let refusals: Vec<String> = report
         .refusals
         .iter()
         .map(|(code, count)| format!("{code} {count}"))
         .collect();
     format!(
-        "{head}: accepted {}, refused {}, unknown {} ({} logged), frames {}, unseen {}, lost {}, doubled {}; tries cut {}, repeats {}, \
+        "{head}: accepted {}, refused {}, unknown {} ({} logged), frames {}, unseen {}, lost {lost}, doubled {}; tries cut {}, repeats {}, \
          refusals {{{}}}; {seconds:.1} s",
         verdict.accepted,
         verdict.refused,
@@ -141,7 +146,6 @@ pub fn line(plan: &Plan, report: Option<&Report>, seconds: f64) -> String {
         verdict.unknown_logged,
         verdict.frames,
         verdict.unseen,
-        verdict.lost,
         verdict.twice,
         report.unanswered,
         report.repeated,

@@ -1120,7 +1120,7 @@ async fn rule_10_of_a_full_server_the_session_whose_room_is_not_live_goes_before
     assert_nothing_came(&mut silent).await;
     // Its place is free a moment later, and who asks before that would have the next one go.
     eventually("a place", async || {
-        (app.metric("chat_sessions").await == Some(2.0)).then_some(())
+        (app.metric(r#"chat_queue_depth{queue="sessions"}"#).await == Some(2.0)).then_some(())
     })
     .await;
     let mut in_its_place = a_place(&app).await;

@@ -530,6 +530,33 @@ async fn replay_does_not_say_that_all_is_in_the_store_while_it_refuses_a_broadca
 }
 
 #[actix_web::test]
+async fn replay_ends_at_a_broadcast_whose_row_says_something_else_and_tries_what_is_parked_all_the_same() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let site = Site::new(&[(12, 3)], Some((&uri, &database)));
+    site.keep_broadcasts();
+    let unstored = site.status()["broadcasts"]["count"].as_u64().unwrap();
+    site.sql("UPDATE spool SET role = 'king' WHERE pos = 2");
+    site.sql("UPDATE records SET version = 99 WHERE stored = 0");
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 69, "{out}{error}");
+    assert!(
+        out.contains(&format!("broadcasts: {unstored} in the store now; ")),
+        "{out}"
+    );
+    assert!(error.contains("says something else than its row"), "{error}");
+    site.sql("UPDATE parked SET role = 'viewer'");
+    let (code, out, error) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 69, "{out}{error}");
+    assert!(
+        out.contains("parked: 1 tried again, 1 of them are in the store now, 0 are parked"),
+        "{out}"
+    );
+    site.sql("UPDATE records SET version = json_extract(record, '$.version')");
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{out}{error}");
+}
+
+#[actix_web::test]
 async fn rule_07_replay_is_refused_while_a_server_has_the_spool_and_names_it() {
     let site = Site::new(&[(12, 3)], None);
     let server = Process::start(&site.dir, &mut site.command(&["serve", "--port-file", "port"]));

@@ -103,6 +103,8 @@ enum Ended {
     Interrupted,
     Store(StoreError),
     Spool(SpoolError),
+    /// A broadcast stays though it was marked as stored.
+    Record,
 }
 
 impl From<SpoolError> for Ended {
@@ -141,8 +143,8 @@ impl Replay<'_> {
         let more = self.count(SqliteSpool::count_parked)?.saturating_sub(before);
         if ended.is_ok() {
             ended = self.broadcasts(&mut totals).await;
-            // One broadcast that the store does not take now is no reason for these.
-            if parked_too && matches!(ended, Ok(()) | Err(Ended::Store(_))) {
+            // One broadcast that stays is no reason for these.
+            if parked_too && matches!(ended, Ok(()) | Err(Ended::Store(_) | Ended::Record)) {
                 ended = self.parked(&mut totals).await.and(ended);
             }
         }
@@ -185,6 +187,9 @@ impl Replay<'_> {
             Err(Ended::Store(error)) => Err(unavailable(format!(
                 "the store does not take events, they stay in the spool: {error}"
             ))),
+            Err(Ended::Record) => Err(unavailable(
+                "the spool: a broadcast's record says something else than its row; `spool verify` tells which".into(),
+            )),
             Err(Ended::Spool(error)) => Err(unavailable(format!(
                 "the spool: {error}; `spool verify` tells what is wrong with it"
             ))),
@@ -241,13 +246,7 @@ impl Replay<'_> {
             if batch.is_empty() {
                 return Ok(());
             }
-            if batch.iter().all(|broadcast| told.contains(&broadcast.id)) {
-                return Err(Ended::Spool(SpoolError {
-                    why: "a broadcast's record says something else than its row".into(),
-                    full: false,
-                    begun: true,
-                }));
-            }
+            let before = told.len();
             let store = &Arc::clone(&self.store);
             let put = self.tried(&progress, async || store.put_broadcasts(&batch).await);
             let not_put: HashMap<_, _> = put.await?.into_iter().map(|one| (one.index, one)).collect();
@@ -255,7 +254,10 @@ impl Replay<'_> {
             for (index, broadcast) in batch.iter().enumerate() {
                 let (id, room) = (broadcast.id, broadcast.presenter);
                 match not_put.get(&index) {
-                    None => stored.push(broadcast.clone()),
+                    None => {
+                        stored.push(broadcast.clone());
+                        totals.broadcasts += u64::from(!told.contains(&id));
+                    }
                     Some(one) if !one.for_good => {
                         later = Some(format!("broadcast {id} of room {room}: {}", one.reason));
                         continue;
@@ -268,16 +270,21 @@ impl Replay<'_> {
                 told.insert(id);
             }
             self.spool.broadcasts_stored(&stored, &refused)?;
-            totals.broadcasts += stored.len() as u64;
-            progress.advance((stored.len() + refused.len()) as u64);
-            if let Some(why) = later {
-                tries -= 1;
-                if tries == 0 {
-                    return Err(Ended::Store(StoreError(why)));
-                }
-                progress.say(&format!("the store does not take all, {tries} more tries: {why}"));
-                self.rest(Duration::from_millis(self.settings.log.retry_max_ms)).await?;
+            progress.advance((told.len() - before) as u64);
+            if told.len() > before {
+                tries = TRIES;
+                continue;
             }
+            // Nothing of this batch was new.
+            let Some(why) = later else {
+                return Err(Ended::Record);
+            };
+            tries -= 1;
+            if tries == 0 {
+                return Err(Ended::Store(StoreError(why)));
+            }
+            progress.say(&format!("the store does not take all, {tries} more tries: {why}"));
+            self.rest(Duration::from_millis(self.settings.log.retry_max_ms)).await?;
         }
     }
 

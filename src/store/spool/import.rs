@@ -6,7 +6,7 @@ use chatting_actors::{
 };
 use rusqlite::{TransactionBehavior, params};
 
-use super::{SqliteSpool, meta, set_meta};
+use super::{SqliteSpool, keep_last_ms, meta, set_meta};
 
 impl SqliteSpool {
     /// What the import that has begun and not ended is known by.
@@ -33,8 +33,7 @@ impl SqliteSpool {
                     room.execute(params![presenter.get(), last.0.cast_signed()])?;
                 }
             }
-            let last_ms = meta::<i64>(&transaction, "last_ms")?.unwrap_or(0).max(newest_ms);
-            set_meta(&transaction, "last_ms", last_ms)?;
+            keep_last_ms(&transaction, newest_ms)?;
             set_meta(&transaction, "importing", known_by)?;
             transaction.commit()
         })
