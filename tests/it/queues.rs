@@ -1,8 +1,13 @@
 //! Every queue is bounded by its setting, says so in the metrics, and refuses with a name or lets wait. One test a knob, named
 //! after it: it is turned down, and the answers and the gauge follow. What each is for is in docs/TUNING.md.
 
+use std::sync::Arc;
+
 use actix_web::rt::task::JoinHandle;
-use chatting_actors::types::{PresenterIdx, Seq};
+use chatting_actors::{
+    gate::Gate,
+    types::{PresenterIdx, Seq},
+};
 use chatting_server::{
     settings::{LogBackend, Secret},
     store::history::HistoryError,
@@ -448,9 +453,8 @@ async fn session_resume_reads_bounds_reads_for_sessions_that_are_behind_and_the_
     .await;
 }
 
-#[actix_web::test]
-async fn figures_at_once_bounds_broadcasts_that_are_counted() {
-    let app = spawn_app(|settings| settings.figures.at_once = 1).await;
+/// With a bound of one, what is asked of a broadcast is refused while somebody else has it, and counted.
+async fn one_at_a_time(app: &TestApp, asked: &str, gate: &Arc<Gate>, queue: &str) {
     app.go_live(12);
     let _presenter = app.presenter(12).await;
     assert_eq!(app.post(12, 7, "hi").await.status, 201);
@@ -461,13 +465,19 @@ async fn figures_at_once_bounds_broadcasts_that_are_counted() {
         broadcasts["broadcasts"][0]["id"].as_str().map(str::to_owned)
     })
     .await;
-    let path = format!("/v1/broadcasts/{id}/stats");
-    let counting = app.state.figures.try_acquire(1).unwrap();
-    overloaded(&get(&path).await, "figures");
-    shows(&app, "figures", 1, 1, ("refused", 1)).await;
-    drop(counting);
+    let path = format!("/v1/broadcasts/{id}/{asked}");
+    let had = gate.try_acquire(1).unwrap();
+    overloaded(&get(&path).await, queue);
+    shows(app, queue, 1, 1, ("refused", 1)).await;
+    drop(had);
     assert_eq!(get(&path).await.status, 200);
-    shows(&app, "figures", 0, 1, ("refused", 1)).await;
+    shows(app, queue, 0, 1, ("refused", 1)).await;
+}
+
+#[actix_web::test]
+async fn figures_at_once_bounds_broadcasts_that_are_counted() {
+    let app = spawn_app(|settings| settings.figures.at_once = 1).await;
+    one_at_a_time(&app, "stats", &app.state.figures, "figures").await;
 }
 
 #[actix_web::test]
@@ -508,23 +518,7 @@ async fn room_cache_max_bounds_verdicts_that_are_kept_of_each_kind_and_the_oldes
 #[actix_web::test]
 async fn export_max_bounds_exports_under_way() {
     let app = spawn_app(|settings| settings.export.max = 1).await;
-    app.go_live(12);
-    let _presenter = app.presenter(12).await;
-    assert_eq!(app.post(12, 7, "hi").await.status, 201);
-    let token = app.token(12);
-    let get = async |path: &str| app.client().await.request("GET", path, &[("token", &token)], "").await;
-    let id = eventually("the broadcast", async || {
-        let broadcasts = get("/v1/rooms/12/broadcasts").await.json();
-        broadcasts["broadcasts"][0]["id"].as_str().map(str::to_owned)
-    })
-    .await;
-    let path = format!("/v1/broadcasts/{id}/export");
-    let under_way = app.state.exports.try_acquire(1).unwrap();
-    overloaded(&get(&path).await, "exports");
-    shows(&app, "exports", 1, 1, ("refused", 1)).await;
-    drop(under_way);
-    assert_eq!(get(&path).await.status, 200);
-    shows(&app, "exports", 0, 1, ("refused", 1)).await;
+    one_at_a_time(&app, "export", &app.state.exports, "exports").await;
 }
 
 #[actix_web::test]
