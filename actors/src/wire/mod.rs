@@ -10,8 +10,12 @@ use serde::{Deserialize, de::Error};
 /// # Errors
 /// What is wrong with it, in English.
 pub fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> serde_json::Result<T> {
-    if json.trim_ascii_start().starts_with(b"[") {
-        return Err(serde_json::Error::custom("it is an array, and an object is wanted"));
+    no_array(json).and_then(|()| serde_json::from_slice(json))
+}
+
+fn no_array(json: &[u8]) -> serde_json::Result<()> {
+    match json.trim_ascii_start().starts_with(b"[") {
+        true => Err(serde_json::Error::custom("it is an array, and an object is wanted")),
+        false => Ok(()),
     }
-    serde_json::from_slice(json)
 }

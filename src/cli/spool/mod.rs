@@ -48,11 +48,12 @@ enum SpoolCommand {
     /// Write everything in the spool to the store and free it; the server must be stopped.
     ///
     /// The store is the one in the settings: MongoDB or the embedded log. Goes in order, in batches of log.batch_max, and then
-    /// the records of broadcasts. What the store refuses for good is parked, as the server does; a broadcast stays. Ctrl-C ends it after the batch under way; run it again to go
-    /// on. What the store has already is not written twice.
+    /// the records of broadcasts. What the store refuses for good is parked, as the server does; a broadcast stays. Ctrl-C ends
+    /// it after the batch under way; run it again to go on. What the store has already is not written twice.
     ///
     /// Exit codes: 0 all is in the store, 1 events are parked, by this replay or before it (--parked tries them again), or
-    /// broadcasts are refused (each replay tries them again), 64 bad settings, 69 the spool or the store is not to be had, 75 interrupted.
+    /// broadcasts are refused (each replay tries them again), 64 bad settings, 69 the spool or the store is not to be had, 75
+    /// interrupted.
     Replay(replay::ReplayArgs),
 }
 
