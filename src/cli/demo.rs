@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::{
     Failure, print, report,
-    serve::{run_app, stop_signal, until_it_ends},
+    serve::{run_app, stop_signal},
+    until_it_ends,
 };
 use crate::{
     app::{App, Extras},

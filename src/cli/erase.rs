@@ -13,7 +13,7 @@ use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use uuid::Uuid;
 
-use super::{Failure, SettingsArgs, print, serve::stop_signal};
+use super::{Failure, SettingsArgs, print, serve::stop_signal, until_it_ends};
 use crate::{
     settings::{LogBackend, Settings},
     startup::{self, StartError},
@@ -51,7 +51,7 @@ pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
     let path = Path::new(&settings.log.path);
     // Opening makes a spool where there is none, which is not what was asked.
     std::fs::metadata(path).map_err(|error| unavailable(format!("the spool {}: {error}", path.display())))?;
-    actix_web::rt::System::new().block_on(async {
+    until_it_ends(async {
         let left = if args.dry_run {
             tell(args, &settings, user).await?
         } else {

@@ -17,7 +17,7 @@ use clap::Args;
 use futures_util::FutureExt;
 use uuid::Uuid;
 
-use super::{Failure, SettingsArgs, eprint, progress::Progress, serve::stop_signal};
+use super::{Failure, SettingsArgs, eprint, progress::Progress, serve::stop_signal, until_it_ends};
 use crate::{
     export::{Deletions, Export, Format, Options},
     settings::{LogBackend, Settings},
@@ -75,7 +75,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
         cue_ms: settings.export.cue_ms.cast_signed(),
         now_ms: system_ms(),
     };
-    actix_web::rt::System::new().block_on(async {
+    until_it_ends(async {
         let history = open(&settings).await?;
         let records = records(&history, args).await?;
         let mut output = Output::open(args.output.as_deref())?;

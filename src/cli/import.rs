@@ -23,6 +23,7 @@ use super::{
     progress::Progress,
     serve::stop_signal,
     spool::{counted, refused},
+    until_it_ends,
 };
 use crate::{
     export::import::{Contents, ImportError, Item, Lines, Tally, check},
@@ -45,7 +46,7 @@ pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     let settings = args.settings.load()?.settings;
     telemetry::init(&settings);
     let contents = check(&args.files, system_ms())?;
-    actix_web::rt::System::new().block_on(async {
+    until_it_ends(async {
         let (mut spool, info) = SqliteSpool::open(SpoolSettings {
             max_bytes: None,
             ..startup::spool_settings(&settings)

@@ -5,7 +5,7 @@ use std::{net::ToSocketAddrs, ops::Range, process::ExitCode, time::Duration};
 use chatting_actors::{clock::system_ms, types::Role};
 use clap::{Args, builder::RangedU64ValueParser};
 
-use super::{Failure, SettingsArgs, print, signing::SigningArgs};
+use super::{Failure, SettingsArgs, print, signing::SigningArgs, until_it_ends};
 use crate::{
     auth::{Mint, mint},
     load::{Interrupts, Plan, Speaks, Stalled, run as run_plan, told},
@@ -137,7 +137,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     };
     let operator = token(0, Some(Role::Operator))?;
     let absent = args.absent;
-    actix_web::rt::System::new().block_on(async {
+    until_it_ends(async {
         if args.start_rooms {
             let rooms = args.first_room..args.first_room + args.rooms + args.stalled;
             start_rooms(&args.addr, rooms, &operator).await?;

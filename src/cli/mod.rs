@@ -227,6 +227,16 @@ pub fn run() -> ExitCode {
     })
 }
 
+/// Runs a server or a command, from its start to its end. What it ran on is not taken down behind it: that waits, without a limit, for
+/// everything that blocks on a thread there, be it name servers that are silent or a step of retention on a disk that hangs. It goes with
+/// the process.
+fn until_it_ends<T>(run: impl Future<Output = T>) -> T {
+    let system = actix_web::rt::System::new();
+    let ended = system.block_on(run);
+    std::mem::forget(system);
+    ended
+}
+
 /// Reads a command line without doing what it says.
 #[cfg(test)]
 pub(crate) fn try_parse(args: impl IntoIterator<Item = String>) {

@@ -10,7 +10,7 @@ use actix_web::web;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Failure, SettingsArgs, report};
+use super::{Failure, SettingsArgs, report, until_it_ends};
 use crate::{
     app::{App, Extras, Stopped},
     files::off_thread,
@@ -48,15 +48,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
             never = reload => never,
         }
     })
-}
-
-/// Runs a server, from its start to its end. What it ran on is not taken down behind it: that waits, without a limit, for everything that
-/// blocks on a thread there, be it name servers that are silent or a step of retention on a disk that hangs. It goes with the process.
-pub(super) fn until_it_ends<T>(server: impl Future<Output = T>) -> T {
-    let system = actix_web::rt::System::new();
-    let ended = system.block_on(server);
-    std::mem::forget(system);
-    ended
 }
 
 /// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:

@@ -16,7 +16,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Failure, try_print};
+use super::{Failure, try_print, until_it_ends};
 
 #[derive(Args)]
 pub(super) struct WatchArgs {
@@ -52,7 +52,7 @@ fn legacy_url(text: &str) -> Result<Uri, String> {
 }
 
 pub(super) fn run(args: &WatchArgs) -> Result<ExitCode, Failure> {
-    actix_web::rt::System::new().block_on(watch(args))
+    until_it_ends(watch(args))
 }
 
 async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {

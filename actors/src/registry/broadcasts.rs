@@ -40,19 +40,14 @@ impl SessionRegistry {
             room.recorded_ms = record.seen_at_ms;
             room.record.get_or_insert(record);
         }
-        self.follow_all(now, |_| true);
-    }
-
-    /// Has the open broadcasts follow their verdicts, which may have expired or been taken back by time.
-    pub(super) fn follow_open(&mut self, now: Instant) {
-        self.follow_all(now, |room| room.record.is_some());
-    }
-
-    fn follow_all(&mut self, now: Instant, which: impl Fn(&Room) -> bool) {
-        let rooms = self.rooms.iter().filter(|(_, room)| which(room));
-        let rooms: Vec<PresenterIdx> = rooms.map(|(presenter, _)| *presenter).collect();
+        let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
         let changed = rooms.into_iter().flat_map(|presenter| self.follow(presenter, now));
         let changed: Vec<Broadcast> = changed.collect();
+        self.keep_broadcasts(changed);
+    }
+
+    /// Keeps what has changed, in transactions for which commits wait little.
+    pub(super) fn keep_broadcasts(&self, changed: Vec<Broadcast>) {
         for chunk in changed.chunks(MOST) {
             self.writer.keep_broadcasts(chunk.to_vec());
         }
@@ -61,13 +56,11 @@ impl SessionRegistry {
     /// Has a room's broadcast follow its verdict, as far as that and the numbering are known.
     pub(super) fn follow_broadcast(&mut self, presenter: PresenterIdx, now: Instant) {
         let changed = self.follow(presenter, now);
-        if !changed.is_empty() {
-            self.writer.keep_broadcasts(changed);
-        }
+        self.keep_broadcasts(changed);
     }
 
     /// The same; returns what is to be kept.
-    fn follow(&mut self, presenter: PresenterIdx, now: Instant) -> Vec<Broadcast> {
+    pub(super) fn follow(&mut self, presenter: PresenterIdx, now: Instant) -> Vec<Broadcast> {
         let Some(room) = self.rooms.get_mut(&presenter).filter(|_| self.broadcasts_known) else {
             return Vec::new();
         };

@@ -2,7 +2,7 @@
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::{RegistryConfig, SessionRegistry, room::Room};
+use super::{RegistryConfig, SessionRegistry, sweep::Seen};
 use crate::{
     metrics::Metrics,
     queues::{Queue, Queues},
@@ -49,20 +49,18 @@ impl RegistryQueues {
 }
 
 impl SessionRegistry {
-    /// Looks at every room.
-    pub(super) fn show_queues(&self) {
-        let fullest = |of: fn(&Room) -> usize| self.rooms.values().map(|room| of(room)).max().unwrap_or(0);
+    /// Shows what the sweep saw.
+    pub(super) fn show_queues(&self, seen: Seen) {
         let queues = &self.queues;
-        queues.share.holds(fullest(|room| room.in_flight + room.waiting.len()));
-        queues
-            .pending
-            .holds(fullest(|room| room.waiting.len() + room.looking.len()));
-        queues.writer_share.holds(fullest(|room| room.in_flight));
-        queues.ring.holds(fullest(Room::events_waiting));
+        queues.share.holds(seen.share);
+        queues.pending.holds(seen.pending);
+        queues.writer_share.holds(seen.writer_share);
+        queues.ring.holds(seen.ring);
         queues.keys.holds(self.keys.as_ref().map_or(0, |keys| keys.len()));
-        let cursors = self.rooms.values().filter_map(|room| room.cursor.as_ref());
-        let (count, sent) = cursors.fold((0, 0), |(count, sent), cursor| (count + 1, sent + cursor.outstanding()));
-        queues.sessions.holds(sent);
-        queues.sessions.may_hold(count * self.config.credit_events);
+        queues.sessions.holds(seen.outstanding);
+        queues.sessions.may_hold(seen.sessions * self.config.credit_events);
+        self.metrics
+            .rooms
+            .set(i64::try_from(self.rooms.len()).unwrap_or(i64::MAX));
     }
 }

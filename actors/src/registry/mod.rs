@@ -19,6 +19,7 @@ mod room;
 mod sessions;
 mod settling;
 mod subscriber;
+mod sweep;
 
 use std::{
     cell::Cell,
@@ -39,6 +40,7 @@ pub(crate) use self::messages::{Committed, RegistryMsg, known};
 use self::messages::{Looking, Verdict, Waiting};
 use self::resume::Reads;
 use self::room::{Numbering, Opened, Room};
+use self::sweep::Round;
 pub use self::{
     messages::{RegistryHandle, RoomLook, RoomView, SessionId},
     resume::ReadLog,
@@ -163,6 +165,8 @@ pub struct SessionRegistry {
     broadcasts_known: bool,
     broadcasts_asked: bool,
     reads: Reads,
+    /// The sweep that is under way.
+    round: Round,
     /// How many lookups each sender caused lately.
     lookups: LruCache<UserIdx, Bucket>,
     ready: Vec<oneshot::Sender<()>>,
@@ -207,6 +211,7 @@ impl SessionRegistry {
             broadcasts_known: false,
             broadcasts_asked: false,
             reads: Reads::new(log),
+            round: Round::new([], Duration::ZERO, Instant::now()),
             lookups,
             ready: Vec::new(),
             draining: None,
@@ -342,7 +347,7 @@ impl Actor for SessionRegistry {
         self.ask_keys();
         self.ask_broadcasts();
         ctx.add_stream(self.handle.mailbox.batches());
-        ctx.run_interval(self.config.sweep, |this, _| this.sweep());
+        ctx.run_later(self.config.sweep, Self::sweep);
     }
 }
 

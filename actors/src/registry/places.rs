@@ -10,29 +10,19 @@ use crate::seams::Place;
 const MOST: usize = 64;
 
 impl SessionRegistry {
-    /// Saves the places that are due.
-    pub(super) fn save_places(&mut self, now: Instant) {
-        let now_ms = system_ms();
-        let mut places = Vec::new();
-        for (presenter, room) in &mut self.rooms {
-            if room.idle(now, &self.config) {
-                // It is about to be forgotten.
-                room.hurry();
-            }
-            places.extend(room.place(*presenter, &self.config, now, now_ms));
-        }
-        self.keep(places);
-    }
-
     /// Saves every place that moved: nothing moves any more.
     pub(super) fn save_all_places(&mut self) {
-        for room in self.rooms.values_mut() {
+        let (now, now_ms) = (Instant::now(), system_ms());
+        let mut places = Vec::new();
+        for (presenter, room) in &mut self.rooms {
             room.hurry();
+            places.extend(room.place(*presenter, &self.config, now, now_ms));
         }
-        self.save_places(Instant::now());
+        self.keep_places(places);
     }
 
-    fn keep(&self, places: Vec<Place>) {
+    /// Keeps what has changed, in transactions for which commits wait little.
+    pub(super) fn keep_places(&self, places: Vec<Place>) {
         for chunk in places.chunks(MOST) {
             self.writer.keep_places(chunk.to_vec());
         }

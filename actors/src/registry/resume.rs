@@ -302,38 +302,4 @@ impl SessionRegistry {
         }
         self.begin_reads();
     }
-
-    /// What waited for a moment is tried again; who waited too long is told.
-    pub(super) fn sweep_readers(&mut self, now: Instant) {
-        let (mut again, mut too_long, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-        for (presenter, room) in &mut self.rooms {
-            let numbering = room.numbering;
-            let Some(cursor) = &mut room.cursor else {
-                continue;
-            };
-            if cursor.phase == Phase::Opening {
-                let waited = now.saturating_duration_since(cursor.began);
-                if cursor.reading.is_v1() && waited >= self.config.resume_wait {
-                    too_long.push((*presenter, cursor.session));
-                } else if numbering != Numbering::Asked {
-                    unknown.push(*presenter);
-                }
-            } else if numbering == Numbering::Unknown {
-                // A commit of unknown outcome: what it wrote is for this session too, though nobody sends anything more.
-                unknown.push(*presenter);
-            } else if std::mem::take(&mut cursor.page.resting) {
-                again.push(*presenter);
-            }
-        }
-        for (presenter, session) in too_long {
-            self.detach(session, presenter, now);
-            self.end_by_id(session, End::LogUnavailable);
-        }
-        for presenter in unknown {
-            self.open(presenter, now);
-        }
-        for presenter in again {
-            self.pump(presenter, now);
-        }
-    }
 }

@@ -181,7 +181,7 @@ impl SessionRegistry {
 
     /// Rule 10: when sessions are full, those whose room is not live go first; then those that never said whose they are. As many
     /// as were refused since the last sweep, so that a crowd at the door costs a look at all sessions once a sweep.
-    fn make_room(&self, now: Instant) {
+    pub(super) fn make_room(&self, now: Instant) {
         let wanted = self.handle.places_wanted();
         if wanted == 0 {
             return;
@@ -201,52 +201,5 @@ impl SessionRegistry {
             let known = session.presenter.is_some();
             self.end(session, if known { End::NotLive } else { End::Crowded });
         }
-    }
-
-    pub(super) fn sweep(&mut self) {
-        let now = Instant::now();
-        self.ask_keys();
-        self.ask_broadcasts();
-        let mut stalled = Vec::new();
-        for (presenter, room) in &mut self.rooms {
-            if let Some(refresh) = room.wants_verdict(now, &self.config) {
-                room.checking = self.checker.check(*presenter, refresh);
-            }
-            if let Some(cursor) = &mut room.cursor {
-                cursor.look(now);
-                if cursor.stalled(now, self.config.stall) {
-                    stalled.push((*presenter, cursor.session));
-                }
-            }
-        }
-        for (presenter, session) in stalled {
-            self.detach(session, presenter, now);
-            self.end_by_id(session, End::TooSlow);
-        }
-        self.follow_open(now);
-        self.sweep_readers(now);
-        for session in self.sessions.values() {
-            let due = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
-            if session.ended.get().is_some_and(|(at, patience)| due(at, patience)) {
-                // It was asked to close and its actor does not run: its peer does not read.
-                session.subscriber.shut();
-            } else if session.detached_at.is_some_and(|at| due(at, self.config.detached)) {
-                self.end(session, End::Replaced);
-            } else if session.detached_at.is_none()
-                && session
-                    .presenter
-                    .and_then(|presenter| self.rooms.get(&presenter)?.not_live_for(now))
-                    .is_some_and(|idle| idle >= self.config.not_live)
-            {
-                self.end(session, End::NotLive);
-            }
-        }
-        self.make_room(now);
-        self.save_places(now);
-        self.rooms.retain(|_, room| !room.idle(now, &self.config));
-        self.show_queues();
-        self.metrics
-            .rooms
-            .set(i64::try_from(self.rooms.len()).unwrap_or(i64::MAX));
     }
 }

@@ -21,7 +21,7 @@ use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 
 use super::{
-    super::{progress::Progress, serve::stop_signal},
+    super::{progress::Progress, serve::stop_signal, until_it_ends},
     Failure, counted, print,
 };
 use crate::{
@@ -51,7 +51,7 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
             path.display()
         )));
     }
-    actix_web::rt::System::new().block_on(async {
+    until_it_ends(async {
         let (spool, info) = SqliteSpool::open(SpoolSettings {
             // A full spool must be able to free its rows.
             max_bytes: None,

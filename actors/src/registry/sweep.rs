@@ -1,0 +1,244 @@
+//! The sweep: what time alone does to rooms and sessions.
+//!
+//! Every room is looked at once in `room.sweep_ms`, a few at a time: no message waits for a look at ten thousand rooms, the room server
+//! is not asked about all of them at one moment, and what a look has kept fits one transaction.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::{broadcast::Broadcast, seams::Place};
+
+/// Rooms a turn, as long as turns are in time.
+const SLICE: usize = 256;
+
+/// One look at every room that there was when it began.
+pub(super) struct Round {
+    began: Instant,
+    /// How long it takes.
+    period: Duration,
+    /// How many rooms it has.
+    all: usize,
+    /// Those that were not looked at yet.
+    left: VecDeque<PresenterIdx>,
+    seen: Seen,
+}
+
+impl Round {
+    pub fn new(rooms: impl IntoIterator<Item = PresenterIdx>, period: Duration, now: Instant) -> Self {
+        let left: VecDeque<PresenterIdx> = rooms.into_iter().collect();
+        Self {
+            began: now,
+            period,
+            all: left.len(),
+            left,
+            seen: Seen::default(),
+        }
+    }
+
+    /// The rooms whose turn it is: a slice, and whatever should have been looked at before.
+    fn take(&mut self, now: Instant) -> Vec<PresenterIdx> {
+        let passed = now.saturating_duration_since(self.began).as_nanos();
+        let overdue = (self.all as u128 * passed) / self.period.as_nanos().max(1);
+        let due = usize::try_from(overdue)
+            .unwrap_or(usize::MAX)
+            .saturating_add(SLICE)
+            .saturating_sub(self.all - self.left.len());
+        self.left.drain(..due.min(self.left.len())).collect()
+    }
+
+    /// When the next slice is due; behind the last one, when the next round is.
+    fn next_at(&self) -> Instant {
+        let done = (self.all - self.left.len()) as f64 / self.all.max(1) as f64;
+        let share = if self.left.is_empty() { 1.0 } else { done };
+        self.began + self.period.mul_f64(share)
+    }
+}
+
+/// What a round saw of all rooms: the fullest one's queues, and what was sent to all sessions and not yet taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub share: usize,
+    pub pending: usize,
+    pub writer_share: usize,
+    pub ring: usize,
+    pub sessions: usize,
+    pub outstanding: usize,
+}
+
+impl Seen {
+    fn add(&mut self, room: &Room) {
+        self.share = self.share.max(room.in_flight + room.waiting.len());
+        self.pending = self.pending.max(room.waiting.len() + room.looking.len());
+        self.writer_share = self.writer_share.max(room.in_flight);
+        self.ring = self.ring.max(room.events_waiting());
+        if let Some(cursor) = &room.cursor {
+            self.sessions += 1;
+            self.outstanding += cursor.outstanding();
+        }
+    }
+}
+
+/// What a slice has kept.
+#[derive(Default)]
+struct Kept {
+    broadcasts: Vec<Broadcast>,
+    places: Vec<Place>,
+}
+
+impl SessionRegistry {
+    /// Looks at the rooms whose turn it is, and comes again.
+    pub(super) fn sweep(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        if self.round.left.is_empty() {
+            self.ask_keys();
+            self.ask_broadcasts();
+            self.round = Round::new(self.rooms.keys().copied(), self.config.sweep, now);
+        }
+        let (mut kept, now_ms) = (Kept::default(), system_ms());
+        for presenter in self.round.take(now) {
+            self.sweep_room(presenter, now, now_ms, &mut kept);
+        }
+        self.keep_broadcasts(kept.broadcasts);
+        self.keep_places(kept.places);
+        if self.round.left.is_empty() {
+            self.sweep_sessions(now);
+            self.make_room(now);
+            self.show_queues(self.round.seen);
+        }
+        let next = self.round.next_at().saturating_duration_since(Instant::now());
+        ctx.run_later(next, Self::sweep);
+    }
+
+    /// All that time does to one room, while its memory is at hand.
+    fn sweep_room(&mut self, presenter: PresenterIdx, now: Instant, now_ms: i64, kept: &mut Kept) {
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        if let Some(refresh) = room.wants_verdict(now, &self.config) {
+            room.checking = self.checker.check(presenter, refresh);
+        }
+        let mut stalled = None;
+        if let Some(cursor) = &mut room.cursor {
+            cursor.look(now);
+            stalled = cursor.stalled(now, self.config.stall).then_some(cursor.session);
+        }
+        let has_record = room.record.is_some();
+        if let Some(session) = stalled {
+            self.detach(session, presenter, now);
+            self.end_by_id(session, End::TooSlow);
+        }
+        if has_record {
+            // Its verdict may have expired or been taken back by time.
+            kept.broadcasts.extend(self.follow(presenter, now));
+        }
+        self.sweep_reader(presenter, now);
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        let not_live = room.not_live_for(now).is_some_and(|idle| idle >= self.config.not_live);
+        let ending = room.cursor.as_ref().filter(|_| not_live).map(|cursor| cursor.session);
+        let idle = room.idle(now, &self.config);
+        if idle {
+            // It is about to be forgotten.
+            room.hurry();
+        }
+        kept.places.extend(room.place(presenter, &self.config, now, now_ms));
+        self.round.seen.add(room);
+        if let Some(session) = ending {
+            self.end_by_id(session, End::NotLive);
+        }
+        if idle {
+            self.rooms.remove(&presenter);
+        }
+    }
+
+    /// What a session that reads the log waited for, for a moment, is tried again; one that waited too long is told.
+    fn sweep_reader(&mut self, presenter: PresenterIdx, now: Instant) {
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        let numbering = room.numbering;
+        let Some(cursor) = &mut room.cursor else {
+            return;
+        };
+        if cursor.phase == Phase::Opening {
+            let waited = now.saturating_duration_since(cursor.began);
+            let session = cursor.session;
+            if cursor.reading.is_v1() && waited >= self.config.resume_wait {
+                self.detach(session, presenter, now);
+                self.end_by_id(session, End::LogUnavailable);
+            } else if numbering != Numbering::Asked {
+                self.open(presenter, now);
+            }
+        } else if numbering == Numbering::Unknown {
+            // A commit of unknown outcome: what it wrote is for this session too, though nobody sends anything more.
+            self.open(presenter, now);
+        } else if std::mem::take(&mut cursor.page.resting) {
+            self.pump(presenter, now);
+        }
+    }
+
+    /// Sessions that must go whether or not a room has them.
+    fn sweep_sessions(&self, now: Instant) {
+        let due = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
+        for session in self.sessions.values() {
+            if session.ended.get().is_some_and(|(at, patience)| due(at, patience)) {
+                // It was asked to close and its actor does not run: its peer does not read.
+                session.subscriber.shut();
+            } else if session.detached_at.is_some_and(|at| due(at, self.config.detached)) {
+                self.end(session, End::Replaced);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    /// The sizes of the slices of a round that is called whenever it asks to be, but never sooner than `late` after that.
+    fn slices(rooms: i64, late: Duration) -> (Vec<usize>, Duration) {
+        let began = Instant::now();
+        let all: Vec<PresenterIdx> = (0..rooms).map(|n| PresenterIdx::new(n).expect("an index")).collect();
+        let mut round = Round::new(all.clone(), PERIOD, began);
+        let (mut now, mut sizes, mut seen) = (began, Vec::new(), Vec::new());
+        loop {
+            let slice = round.take(now);
+            sizes.push(slice.len());
+            seen.extend(slice);
+            if round.left.is_empty() {
+                assert_eq!(seen, all, "each room once");
+                assert_eq!(
+                    round.next_at(),
+                    began + PERIOD,
+                    "the next round begins when this one's time is over"
+                );
+                return (sizes, now - began);
+            }
+            now = round.next_at() + late;
+        }
+    }
+
+    #[test]
+    fn a_few_rooms_are_looked_at_in_one_turn() {
+        for rooms in [0, 1, SLICE as i64] {
+            assert_eq!(slices(rooms, Duration::ZERO), (vec![rooms as usize], Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn many_rooms_are_looked_at_a_few_a_turn_within_the_time_of_a_sweep() {
+        let (sizes, took) = slices(10_000, Duration::ZERO);
+        assert!(sizes.iter().all(|size| *size <= SLICE + 1), "{sizes:?}");
+        assert!(took < PERIOD, "{took:?}");
+    }
+
+    #[test]
+    fn a_sweep_whose_turns_come_late_takes_more_rooms_a_turn_and_no_more_time() {
+        let (sizes, took) = slices(1_000_000, Duration::from_millis(1));
+        assert!(sizes.len() < 1_100, "{}", sizes.len());
+        assert!(took < PERIOD + Duration::from_millis(2), "{took:?}");
+    }
+}
