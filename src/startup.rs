@@ -64,7 +64,10 @@ impl StartError {
 
 impl From<OpenError> for StartError {
     fn from(error: OpenError) -> Self {
-        Self::Unavailable(error.to_string())
+        match error {
+            OpenError::Backend { .. } => Self::Config(error.to_string()),
+            _ => Self::Unavailable(error.to_string()),
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! The spool first and then the store, so that nothing is taken from one to the other unerased; each step may be done again.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use chatting_actors::{
     clock::system_ms,
@@ -19,6 +22,7 @@ use crate::{
     startup::{self, StartError},
     store::{
         Archive, LockError, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, files_aside,
+        inspect::SpoolFile,
         keeping::{Holds, Trace},
         spool::{
             OpenError,
@@ -148,7 +152,8 @@ async fn sent(
 }
 
 async fn tell(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
-    let path = settings.log.path.clone().into();
+    let path = PathBuf::from(&settings.log.path);
+    SpoolFile::open(&path)?.is_whole_with(settings.log.backend == LogBackend::Sqlite)?;
     let store: Box<dyn Archive> = match settings.log.backend {
         LogBackend::Sqlite => Box::new(SqliteStore::to_read(path)),
         LogBackend::Mongodb => Box::new(mongo(settings).await?),

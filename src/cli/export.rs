@@ -111,7 +111,7 @@ fn is_reader_gone(error: &io::Error) -> bool {
 async fn open(settings: &Settings) -> Result<History, Failure> {
     let path = PathBuf::from(&settings.log.path);
     // It says what is wrong with the file in words, where reading would only fail.
-    drop(SpoolFile::open(&path)?);
+    SpoolFile::open(&path)?.is_whole_with(settings.log.backend == LogBackend::Sqlite)?;
     let store: Arc<dyn Archive> = match settings.log.backend {
         LogBackend::Sqlite => Arc::new(SqliteStore::to_read(path.clone())),
         LogBackend::Mongodb => {

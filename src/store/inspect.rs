@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     lock, row,
     salvage::beside,
-    spool::{FORMAT, meta},
+    spool::{BACKEND, FORMAT, OpenError, is_of, meta},
 };
 
 /// Rooms that a status names.
@@ -67,6 +67,17 @@ pub enum LookError {
         /// What it says of itself.
         found: i64,
     },
+    /// An earlier version wrote it.
+    #[error("the spool {path} has format {found}; the next start of the server brings it to format {FORMAT}")]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// What it says of itself.
+        found: i64,
+    },
+    /// Its events are for another log.
+    #[error(transparent)]
+    Opening(#[from] OpenError),
 }
 
 /// What a spool holds. Times are milliseconds since 1970.
@@ -84,6 +95,8 @@ pub struct Status {
     pub format: i64,
     /// The numbering that new events belong to.
     pub epoch: Option<String>,
+    /// `log.backend` of the runs that had it; earlier versions did not say.
+    pub backend: Option<String>,
     /// `log.durability` of the run that had it last.
     pub durability: Option<String>,
     /// Whether that run ended in order; false while it goes on.
@@ -221,6 +234,18 @@ impl SpoolFile {
         }
     }
 
+    /// Whether a log that is read with it is all that there is: its format is this version's, and its events are for a log in the
+    /// same file (`embedded`) or in MongoDB.
+    pub fn is_whole_with(&self, embedded: bool) -> Result<(), LookError> {
+        if self.format != FORMAT {
+            return Err(LookError::Older {
+                path: self.path.clone(),
+                found: self.format,
+            });
+        }
+        Ok(is_of(&self.connection, &self.path, embedded)?)
+    }
+
     /// What the spool holds.
     pub fn status(&self) -> Result<Status, LookError> {
         self.read_status().map_err(|error| LookError::Sqlite {
@@ -245,6 +270,7 @@ impl SpoolFile {
             epoch: meta::<i64>(&connection, "epoch")?
                 .and_then(|n| epochs.get(&n))
                 .map(ToString::to_string),
+            backend: meta(&connection, BACKEND)?,
             durability: meta(&connection, "durability")?,
             stopped_cleanly: flag("clean")?,
             held_by: lock::holder(&self.path),

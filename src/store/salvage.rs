@@ -26,9 +26,17 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Checks the tables that the spool itself lives by. Done after an unclean stop only: it reads all of them.
-pub fn check(connection: &Connection) -> rusqlite::Result<()> {
-    for table in ["meta", "epochs", "rooms", "spool", "keys", "parked", "records"] {
+/// Checks the tables that the spool itself lives by; with `all` those of the embedded log, too. Done after an unclean stop only: it
+/// reads all of them.
+pub fn check(connection: &Connection, all: bool) -> rusqlite::Result<()> {
+    let mut tables = vec!["meta", "epochs", "rooms", "spool", "keys", "parked", "records"];
+    if all {
+        tables.extend(["places", "chatting_log", "broadcasts"]);
+    }
+    for table in tables {
+        if !connection.table_exists(None, table)? {
+            continue;
+        }
         let found: String = connection.query_row(&format!("PRAGMA quick_check({table})"), [], |row| row.get(0))?;
         if found != "ok" {
             let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
@@ -44,10 +52,13 @@ pub const WHOLE: &str = ".salvaged";
 /// Lets a salvaged file take its place where a start died between setting the damaged one aside and that.
 pub fn finish(path: &Path) -> io::Result<()> {
     let whole = beside(path, WHOLE);
-    if whole.exists() && !path.exists() {
-        std::fs::rename(whole, path)?;
+    if !whole.exists() || path.exists() {
+        return Ok(());
     }
-    Ok(())
+    // The WAL of the damaged one, too, must not be taken for that of this one.
+    let aside = files_aside(path)?.pop().unwrap_or_else(|| aside_of(path));
+    set_parts_aside(path, &aside)?;
+    std::fs::rename(whole, path)
 }
 
 /// Removes a file and what SQLite keeps beside it, as far as they are there.
@@ -59,17 +70,27 @@ pub fn remove(path: &Path) {
 
 /// Renames the file and what SQLite keeps beside it to `<path>.damaged-<UTC time>`; returns the new name.
 pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = aside_of(path);
+    std::fs::rename(path, &aside)?;
+    set_parts_aside(path, &aside)?;
+    Ok(aside)
+}
+
+fn aside_of(path: &Path) -> PathBuf {
     let time = jiff::Timestamp::from_millisecond(system_ms())
         .map_or_else(|_| String::new(), |time| time.strftime("%Y%m%dT%H%M%S%3fZ").to_string());
-    let aside = beside(path, &format!(".damaged-{time}"));
-    std::fs::rename(path, &aside)?;
+    beside(path, &format!(".damaged-{time}"))
+}
+
+/// What SQLite kept beside the file goes with it.
+fn set_parts_aside(path: &Path, aside: &Path) -> io::Result<()> {
     for part in ["-wal", "-shm"] {
         let from = beside(path, part);
         if from.exists() {
-            std::fs::rename(from, beside(&aside, part))?;
+            std::fs::rename(from, beside(aside, part))?;
         }
     }
-    Ok(aside)
+    Ok(())
 }
 
 /// The files that were set aside from a spool at this path, each without what SQLite keeps beside it.
@@ -260,4 +281,28 @@ fn read_until_error(
 
 fn values(row: &Row<'_>, width: usize) -> rusqlite::Result<Vec<Value>> {
     (0..width).map(|column| row.get(column)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_salvaged_file_that_takes_its_place_late_does_not_get_the_wal_of_the_damaged_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let aside = aside_of(&path);
+        // As a start leaves it that died after the damaged file itself was renamed.
+        for (file, text) in [
+            (&aside, "damaged"),
+            (&beside(&path, WHOLE), "whole"),
+            (&beside(&path, "-wal"), "wal"),
+        ] {
+            std::fs::write(file, text).unwrap();
+        }
+        finish(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
+        assert!(!beside(&path, "-wal").exists());
+        assert_eq!(std::fs::read_to_string(beside(&aside, "-wal")).unwrap(), "wal");
+    }
 }

@@ -20,6 +20,7 @@ use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::{
     Durability,
+    salvage::is_damage,
     turns::{Turn, Turns},
 };
 
@@ -49,6 +50,8 @@ pub struct Shared {
     in_vain: Mutex<Option<Instant>>,
     /// How often it was opened again.
     reopened: AtomicU64,
+    /// Whether the file turned out to be damaged.
+    damaged: AtomicBool,
 }
 
 impl Shared {
@@ -79,6 +82,7 @@ impl Shared {
             suspect: AtomicBool::new(false),
             in_vain: Mutex::default(),
             reopened: AtomicU64::new(0),
+            damaged: AtomicBool::new(false),
         })
     }
 
@@ -147,8 +151,16 @@ impl Shared {
         done.inspect_err(|error| self.heed(error, &mut turn))
     }
 
-    /// Closes it where this error says that it is to be trusted no more.
+    /// Whether the file turned out to be damaged while it was used.
+    pub(super) fn damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
+    }
+
+    /// Closes it where this error says that it is to be trusted no more. One that says that the file is damaged is remembered.
     pub(super) fn heed(&self, error: &rusqlite::Error, turn: &mut Option<Connection>) {
+        if is_damage(error) {
+            self.damaged.store(true, Ordering::Release);
+        }
         if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
             self.suspect.store(true, Ordering::Release);
             *turn = None;

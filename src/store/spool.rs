@@ -8,8 +8,8 @@
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,
 //! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
 //! or that the store does not have, with `stored` 1 for those that it has as they are and 2 for those that it refused as they are
-//! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `durability`, `last_ms`,
-//! `ask_store`, `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
+//! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `damaged` (as far as a run found), `durability`, `backend`, `last_ms`, `ask_store`,
+//! `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
 pub mod erasure;
 mod freeing;
@@ -17,6 +17,7 @@ mod import;
 mod opening;
 mod parked;
 
+pub(super) use self::opening::{BACKEND, is_of};
 pub use self::{
     opening::OpenError,
     parked::{ParkedRow, Parking},
@@ -43,7 +44,7 @@ use uuid::Uuid;
 
 use self::{
     freeing::{COVERS, PARK, covering, free_rows, trim_keys},
-    opening::last_of_rooms,
+    opening::{DAMAGED, last_of_rooms},
 };
 use super::{
     Durability, FoundSpool, SharedConnection, SpoolLock,
@@ -353,7 +354,8 @@ impl Spool for SqliteSpool {
         parked: &[(Pos, Arc<Event>, String)],
         keys_before_ms: i64,
     ) -> Result<(), SpoolError> {
-        let ended = self.with(|this, connection| {
+        let kept = self.with(|this, connection| {
+            let mut kept = Vec::new();
             let ended: Vec<(PresenterIdx, Seq)> = this
                 .last
                 .iter()
@@ -373,17 +375,20 @@ impl Spool for SqliteSpool {
                 let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
                 free_rows(&transaction, through, &aside)?;
                 let mut room = transaction.prepare_cached(this.keep_last_seq())?;
-                for (presenter, seq) in &ended {
-                    room.execute(params![presenter.get(), seq.0.cast_signed()])?;
+                for (presenter, seq) in ended {
+                    if room.execute(params![presenter.get(), seq.0.cast_signed()])? > 0 {
+                        kept.push(presenter);
+                    }
                 }
                 if let Some(newest) = newest {
                     keep_last_ms(&transaction, newest)?;
                 }
             }
             transaction.commit()?;
-            Ok(ended)
+            Ok(kept)
         })?;
-        for (presenter, _) in ended {
+        // Where it is not kept, because the store was not asked yet, what is known here counts when it has told.
+        for presenter in kept {
             self.last.remove(&presenter);
         }
         self.measure();
@@ -581,12 +586,17 @@ impl Spool for SqliteSpool {
     }
 
     fn close(&mut self) {
+        let damaged = self.connection.damaged();
+        if damaged {
+            log::error!("spool: the file is damaged; the next start checks all of it");
+        }
         let newest = self.with(|_, connection| {
             let newest: Option<i64> = connection.query_row(NEWEST, [], |row| row.get(0)).optional()?;
             if let Some(newest) = newest {
                 keep_last_ms(connection, newest)?;
             }
-            set_meta(connection, "clean", 1)?;
+            set_meta(connection, DAMAGED, i64::from(damaged))?;
+            set_meta(connection, "clean", i64::from(!damaged))?;
             connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
         });
         if let Err(error) = newest {

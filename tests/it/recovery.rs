@@ -279,15 +279,175 @@ fn a_damaged_spool_is_set_aside_whole_and_what_can_be_read_is_carried_over() {
         "nor may the store's"
     );
     assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(5000)));
-    let aside: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.starts_with("chat.db.damaged-"))
-        .collect();
+    let aside = aside(dir.path());
     assert!(
         !aside.is_empty() && aside.iter().all(|name| !name.ends_with(".reading")),
         "{aside:?}"
     );
+}
+
+/// How many files were set aside from a spool.
+fn count_aside(dir: &Path) -> usize {
+    let kept = |name: &&String| !name.ends_with("-wal") && !name.ends_with("-shm");
+    aside(dir).iter().filter(kept).count()
+}
+
+/// The same with what SQLite kept beside them.
+fn aside(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("chat.db.damaged-")).collect()
+}
+
+/// Damages the first page of a table.
+fn damage_table(path: &Path, table: &str) {
+    let page: u64 = rusqlite::Connection::open(path)
+        .unwrap()
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = ?1", [table], |row| {
+            row.get::<_, i64>(0)
+        })
+        .unwrap()
+        .cast_unsigned();
+    damage(path, page - 1..page);
+}
+
+#[test]
+fn a_spool_that_was_stopped_cleanly_and_is_damaged_where_a_start_reads_it_is_salvaged_too() {
+    for table in ["meta", "epochs", "rooms", "spool"] {
+        let dir = ScratchDir::new("damage");
+        let path = dir.path().join("chat.db");
+        let (mut spool, first) = open(&path, Durability::Disk, None);
+        spool.store_is_empty().unwrap();
+        spool.commit(&events(&first, 1, 1..=5)).unwrap();
+        spool.free(2, &[], 0).unwrap();
+        spool.close();
+        drop(spool);
+        damage_table(&path, table);
+        let (mut spool, again) = open(&path, Durability::Disk, None);
+        assert_ne!(again.epoch, first.epoch, "{table}");
+        assert_eq!(count_aside(dir.path()), 1, "{table}");
+        let salvaged = spool.read(0, 10).unwrap();
+        let wanted = if table == "spool" { 0 } else { 3 };
+        assert_eq!(salvaged.len(), wanted, "{table}");
+    }
+}
+
+#[test]
+fn a_spool_that_met_damage_while_it_was_used_is_checked_by_the_next_start() {
+    let dir = ScratchDir::new("damage");
+    let path = dir.path().join("chat.db");
+    let (mut spool, first) = open(&path, Durability::Disk, None);
+    spool.commit(&events(&first, 1, 1..=5)).unwrap();
+    spool.close();
+    drop(spool);
+    damage_table(&path, "parked");
+    let (mut spool, again) = open(&path, Durability::Disk, None);
+    assert_eq!(again.epoch, first.epoch, "no start reads these");
+    spool.free(2, &[], 0).unwrap_err();
+    spool.close();
+    drop(spool);
+    let (mut spool, after) = open(&path, Durability::Disk, None);
+    assert_ne!(after.epoch, first.epoch);
+    assert_eq!(count_aside(dir.path()), 1);
+    assert_eq!(spool.read(0, 10).unwrap().len(), 5);
+    spool.free(2, &[], 0).unwrap();
+}
+
+#[actix_web::test]
+async fn an_embedded_log_that_turned_out_to_be_damaged_is_salvaged_by_the_next_start() {
+    let dir = ScratchDir::new("damage");
+    let path = dir.path().join("chat.db");
+    let stored = |spool: &SqliteSpool| SqliteStore::new(spool.connection());
+    let (mut spool, first) = embedded(&path);
+    let written = events(&first, 1, 1..=9);
+    let store = stored(&spool);
+    store.prepare().await.unwrap();
+    spool.commit(&written).unwrap();
+    assert_eq!(store.append(batch(&written[..5])).await.unwrap(), []);
+    spool.close();
+    drop((spool, store));
+    damage_table(&path, "chatting_log");
+    let (mut spool, again) = embedded(&path);
+    assert_eq!(again.epoch, first.epoch, "no start reads a whole log");
+    stored(&spool).append(batch(&written[5..])).await.unwrap_err();
+    spool.close();
+    drop(spool);
+    let (mut spool, after) = embedded(&path);
+    assert_ne!(after.epoch, first.epoch);
+    assert_eq!(count_aside(dir.path()), 1);
+    assert_eq!(
+        spool.read(0, 10).unwrap().len(),
+        9,
+        "what it did not take waits in the spool"
+    );
+    let store = stored(&spool);
+    store.prepare().await.unwrap();
+    assert_eq!(store.append(batch(&written[5..])).await.unwrap(), []);
+}
+
+#[test]
+fn a_damaged_spool_is_set_aside_with_its_wal() {
+    let dir = ScratchDir::new("damage");
+    let (before, path) = (dir.path().join("before.db"), dir.path().join("chat.db"));
+    let wal = |path: &Path| path.with_extension("db-wal");
+    let (mut spool, first) = open(&before, Durability::Disk, None);
+    spool.commit(&events(&first, 1, 1..=5000)).unwrap();
+    let other = rusqlite::Connection::open(&before).unwrap();
+    other
+        .query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))
+        .unwrap();
+    spool.commit(&events(&first, 2, 1..=5)).unwrap();
+    // As a kill leaves it.
+    std::fs::copy(&before, &path).unwrap();
+    std::fs::copy(wal(&before), wal(&path)).unwrap();
+    std::fs::copy(before.with_extension("db.lock"), path.with_extension("db.lock")).unwrap();
+    let left = std::fs::read(wal(&path)).unwrap();
+    let pages = std::fs::metadata(&path).unwrap().len() / 4096;
+    damage(&path, pages / 2..pages / 2 + 3);
+    let (mut again, _) = open(&path, Durability::Disk, None);
+    let aside = aside(dir.path());
+    let wal = aside.iter().find(|name| name.ends_with("-wal"));
+    let kept = wal.map(|name| std::fs::read(dir.path().join(name)).unwrap());
+    assert!(kept.as_ref() == Some(&left), "{aside:?}");
+    let salvaged = again.read(0, 10_000).unwrap();
+    let of = |n| {
+        salvaged
+            .iter()
+            .filter(|(_, event)| event.presenter_idx == room(n))
+            .count()
+    };
+    assert_eq!(of(2), 5, "what only the WAL had");
+    assert!(of(1) > 4800, "{}", of(1));
+}
+
+#[test]
+fn rule_03_numbers_of_a_salvaged_room_are_not_given_again_though_its_rows_went_before_the_store_was_asked() {
+    let reason = "refused".to_owned();
+    for (parks, restarts) in [(false, false), (true, false), (true, true)] {
+        let dir = ScratchDir::new("damage");
+        let path = dir.path().join("chat.db");
+        let (mut spool, first) = open(&path, Durability::Disk, None);
+        spool.commit(&events(&first, 1, 1..=50)).unwrap();
+        spool.close();
+        drop(spool);
+        damage_table(&path, "rooms");
+        let (mut spool, salvaged) = open(&path, Durability::Disk, None);
+        let rows = spool.read(0, 100).unwrap();
+        let (last, event) = rows.last().unwrap();
+        assert_eq!((*last, event.seq), (salvaged.last, Seq(50)));
+        let parked = [(*last, Arc::clone(event), reason.clone())];
+        spool.free(*last, if parks { &parked } else { &[] }, 0).unwrap();
+        if restarts {
+            spool.close();
+            drop(spool);
+            spool = open(&path, Durability::Disk, None).0;
+        }
+        let case = format!("parks {parks}, restarts {restarts}");
+        assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::AskStore, "{case}");
+        // It was asked before it had them, or it never took the last one.
+        assert_eq!(spool.learn_last_seq(room(1), Seq(3), 0).unwrap(), Seq(50), "{case}");
+        assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(50)), "{case}");
+    }
 }
 
 #[actix_web::test]
@@ -320,7 +480,7 @@ async fn a_file_that_is_no_database_is_set_aside_and_the_store_tells_where_rooms
 async fn rule_04_a_row_that_cannot_be_read_is_parked_and_counts_as_parked() {
     let dir = ScratchDir::new("unreadable");
     let path = dir.path().join("chat.db");
-    let (mut spool, info) = open(&path, Durability::Disk, None);
+    let (mut spool, info) = embedded(&path);
     spool.commit(&events(&info, 12, 1..=3)).unwrap();
     spool.close();
     drop(spool);

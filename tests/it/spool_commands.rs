@@ -431,6 +431,41 @@ async fn verify_tells_a_file_that_was_cut_off() {
 // ---- replay ------------------------------------------------------------------------------------------------------
 
 #[actix_web::test]
+async fn what_is_run_with_settings_of_another_log_than_the_spools_is_refused_and_changes_nothing() {
+    let database = fresh_database_name();
+    let mongod = Mongod::shared();
+    let mongodb = Site::new(&[(12, 5)], Some((&mongod.uri(), &database)));
+    let embedded = Site::new(&[(12, 5)], None);
+    let uri = format!("mongodb.uri={}", mongod.uri());
+    for (site, own, other) in [(&mongodb, "mongodb", "sqlite"), (&embedded, "sqlite", "mongodb")] {
+        let before = site.status();
+        assert_eq!(before["backend"], own);
+        let backend = format!("log.backend={other}");
+        let set = ["--set", &*backend, "--set", &*uri];
+        for command in [
+            &["spool", "replay"][..],
+            &["erase", "--user", "7"],
+            &["erase", "--user", "7", "--dry-run"],
+            &["export", "--room", "12"],
+            &["serve"],
+        ] {
+            let (code, out, err) = site.run(&[command, &set].concat());
+            assert_eq!((code, &*out), (64, ""), "{command:?}: {err}");
+            let told = [
+                format!("log.backend = \"{own}\""),
+                format!("\"{other}\""),
+                "--config".to_owned(),
+            ];
+            assert!(told.iter().all(|told| err.contains(told)), "{command:?}: {err}");
+        }
+        assert_eq!(site.status()["events"], before["events"]);
+    }
+    let (code, out, err) = mongodb.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(written(&log_of(&mongod.uri(), &database).await).await, mongodb.ids());
+}
+
+#[actix_web::test]
 async fn replay_takes_everything_to_mongodb_in_order_and_frees_it_and_twice_is_once() {
     let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
     let site = Site::new(&[(12, 60), (7, 25)], Some((&uri, &database)));

@@ -12,7 +12,10 @@ use clap::{Args, Subcommand};
 use super::{Failure, SettingsArgs, print};
 use crate::{
     settings::Settings,
-    store::inspect::{LookError, SpoolFile},
+    store::{
+        inspect::{LookError, SpoolFile},
+        spool::OpenError,
+    },
 };
 
 #[derive(Args)]
@@ -80,8 +83,12 @@ impl SpoolArgs {
 
 impl From<LookError> for Failure {
     fn from(error: LookError) -> Self {
+        let code = match error {
+            LookError::Opening(OpenError::Backend { .. }) => 64,
+            _ => 69,
+        };
         Self {
-            code: 69,
+            code,
             text: error.to_string(),
         }
     }

@@ -61,6 +61,7 @@ fn text(status: &Status, now_ms: i64) -> String {
         ),
         ("format", status.format.to_string()),
         ("epoch", status.epoch.clone().unwrap_or_else(unknown)),
+        ("log", status.backend.clone().unwrap_or_else(unknown)),
         ("run", run),
         (
             "new rooms",

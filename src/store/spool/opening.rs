@@ -1,6 +1,10 @@
 //! Opening a spool: the lock, the file's tables and format, what an unclean stop or damage left, where the numbering goes on.
 
-use std::{collections::HashMap, path::PathBuf, time::Instant};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use chatting_actors::{
     seams::Pos,
@@ -8,7 +12,7 @@ use chatting_actors::{
     writer::SpoolInfo,
 };
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior, config::DbConfig, params};
 
 use super::{
     super::{
@@ -23,6 +27,12 @@ use super::{
 
 /// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
 const LOG_CHECKPOINT_PAGES: i64 = 16_384;
+
+/// In `meta`: whether a run found that the file is damaged.
+pub(super) const DAMAGED: &str = "damaged";
+
+/// In `meta`: the log that its events are for.
+pub(in crate::store) const BACKEND: &str = "backend";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -77,6 +87,19 @@ pub enum OpenError {
         /// Why not.
         error: std::io::Error,
     },
+    /// Its events are for another log than that of the settings.
+    #[error(
+        "the spool {path} is of a server with log.backend = \"{found}\", and these settings say \"{set}\": name that server's own \
+         (--config); another log needs another log.path"
+    )]
+    Backend {
+        /// The file.
+        path: PathBuf,
+        /// The backend that it was last used with.
+        found: String,
+        /// `log.backend`
+        set: &'static str,
+    },
     /// A later version wrote it.
     #[error("the spool {path} has format {found}; this version reads format {FORMAT}")]
     Format {
@@ -96,38 +119,26 @@ impl SqliteSpool {
             ..settings
         };
         let lock = SpoolLock::take(&settings.path, &named)?;
-        let path = settings.path.clone();
-        let sqlite = |error| OpenError::Sqlite {
-            path: path.clone(),
-            error,
-        };
         salvage::finish(&settings.path).map_err(|error| OpenError::Damaged {
             path: settings.path.clone(),
             error,
         })?;
         let mut damaged = false;
-        let (mut connection, found) = match open_checked(&settings) {
+        let (connection, state) = match begin(&settings) {
             // A file that never was a spool of ours is somebody else's: it is not touched.
-            Err(error) if salvage::is_damage(&error) && lock.known() => {
+            Err(OpenError::Sqlite { error, .. }) if salvage::is_damage(&error) && lock.known() => {
                 damaged = true;
-                (begin_anew(&settings, &error)?, None)
+                begin_anew(&settings, &error)?;
+                begin(&settings)?
             }
-            opened => opened.map_err(sqlite)?,
+            begun => begun?,
         };
-        match found {
-            Some(1) => upgrade(&mut connection).map_err(sqlite)?,
-            Some(found) if found != FORMAT => return Err(OpenError::Format { path, found }),
-            _ => {}
-        }
-        let state = start(&mut connection, &settings, found.is_none()).map_err(sqlite)?;
-        limit(&connection, &settings).map_err(sqlite)?;
         let info = SpoolInfo {
             epoch: state.epoch.1.clone(),
             last_ms: state.last_ms,
             first: state.first,
             last: state.next_pos - 1,
         };
-        let (rooms_known, furthest) = how_far(&connection, &state.last).map_err(sqlite)?;
         let found = FoundSpool {
             epoch: state.epoch.1.0.to_string(),
             new_epoch: state.begun,
@@ -137,8 +148,8 @@ impl SqliteSpool {
             },
             rows: (info.first <= info.last).then_some((info.first, info.last)),
             rooms_waiting: state.last.len(),
-            rooms_known,
-            furthest,
+            rooms_known: state.rooms_known,
+            furthest: state.furthest,
             asks_store: state.ask_store,
         };
         let durability = settings.durability;
@@ -180,6 +191,73 @@ struct Start {
     /// An epoch has begun.
     begun: bool,
     left: Left,
+    rooms_known: u64,
+    furthest: Seq,
+}
+
+/// Opens a file that is a spool or becomes one, and begins its use. Damage may show at each step of it; what is damaged is left as it
+/// is, with its WAL, which closing it would write into it and take away.
+fn begin(settings: &SpoolSettings) -> Result<(Connection, Start), OpenError> {
+    let mut connection = open_connection(settings).map_err(|error| OpenError::Sqlite {
+        path: settings.path.clone(),
+        error,
+    })?;
+    match take_over(&mut connection, settings) {
+        Ok(state) => Ok((connection, state)),
+        Err(failed) => {
+            if let OpenError::Sqlite { error, .. } = &failed
+                && salvage::is_damage(error)
+                && let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            {
+                log::warn!("spool: the WAL of a damaged file goes into it: {error}");
+            }
+            Err(failed)
+        }
+    }
+}
+
+fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<Start, OpenError> {
+    let path = &settings.path;
+    let sqlite = |error| OpenError::Sqlite {
+        path: path.clone(),
+        error,
+    };
+    let found = check(connection, settings).map_err(sqlite)?;
+    match found {
+        Some(1) => upgrade(connection).map_err(sqlite)?,
+        Some(found) if found != FORMAT => {
+            return Err(OpenError::Format {
+                path: path.clone(),
+                found,
+            });
+        }
+        _ => {}
+    }
+    is_of(connection, path, settings.embedded)?;
+    let state = start(connection, settings, found.is_none()).map_err(sqlite)?;
+    limit(connection, settings).map_err(sqlite)?;
+    Ok(state)
+}
+
+/// The log behind a spool, as `log.backend` names it.
+fn backend(embedded: bool) -> &'static str {
+    if embedded { "sqlite" } else { "mongodb" }
+}
+
+/// Whether its events are for this log. Elsewhere they would be where nobody looks for them, and what is there would seem to be all.
+pub(in crate::store) fn is_of(connection: &Connection, path: &Path, embedded: bool) -> Result<(), OpenError> {
+    let found: Option<String> = meta(connection, BACKEND).map_err(|error| OpenError::Sqlite {
+        path: path.to_owned(),
+        error,
+    })?;
+    match found {
+        Some(found) if found != backend(embedded) => Err(OpenError::Backend {
+            path: path.to_owned(),
+            found,
+            set: backend(embedded),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
@@ -201,18 +279,18 @@ fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<
     Ok(())
 }
 
-/// Opens the file and reads its format. After an unclean stop its tables are checked first, and what the WAL holds is written into the
+/// Reads the file's format. After an unclean stop, and where a run found damage, its tables are checked first, and what the WAL holds is written into the
 /// file: a sync of it may have failed before that stop, and what is read of it need not be on the disk.
-fn open_checked(settings: &SpoolSettings) -> rusqlite::Result<(Connection, Option<i64>)> {
-    let connection = open_connection(settings)?;
-    let format = meta(&connection, "format")?;
-    if meta(&connection, "clean")? == Some(0_i64) {
-        salvage::check(&connection)?;
+fn check(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<Option<i64>> {
+    let format = meta(connection, "format")?;
+    if meta(connection, "clean")? == Some(0_i64) {
+        let damaged = meta(connection, DAMAGED)? == Some(1_i64);
+        salvage::check(connection, damaged)?;
         if settings.durability == Durability::Disk {
-            trust_wal(&connection)?;
+            trust_wal(connection)?;
         }
     }
-    Ok((connection, format))
+    Ok(format)
 }
 
 /// Empties the WAL. A backup that reads, or a full disk, stops no start: most often its syncs were well.
@@ -233,7 +311,7 @@ fn trust_wal(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Begins a new file with what can be read of a damaged one, and sets that aside whole. The new file is built beside the old
 /// one and takes its place last, so that a start that fails or dies on the way finds everything as it was.
-fn begin_anew(settings: &SpoolSettings, error: &rusqlite::Error) -> Result<Connection, OpenError> {
+fn begin_anew(settings: &SpoolSettings, error: &rusqlite::Error) -> Result<(), OpenError> {
     let path = settings.path.clone();
     let sqlite = |error| OpenError::Sqlite {
         path: path.clone(),
@@ -271,7 +349,7 @@ fn begin_anew(settings: &SpoolSettings, error: &rusqlite::Error) -> Result<Conne
         salvaged.parked,
         salvaged.log,
     );
-    open_connection(settings).map_err(sqlite)
+    Ok(())
 }
 
 /// Brings a file of format 1 to format 2, in one transaction.
@@ -313,7 +391,9 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
     // What the store refused it may take now.
     transaction.execute("UPDATE records SET stored = 0 WHERE stored = 2", [])?;
     set_meta(&transaction, "clean", 0)?;
+    set_meta(&transaction, DAMAGED, 0)?;
     set_meta(&transaction, "durability", settings.durability.as_str())?;
+    set_meta(&transaction, BACKEND, backend(settings.embedded))?;
     let mut epochs = HashMap::new();
     let mut statement = transaction.prepare("SELECT n, epoch FROM epochs")?;
     for row in statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
@@ -327,7 +407,17 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
         transaction.query_row("SELECT MIN(pos), MAX(pos), MAX(sent_at) FROM spool", [], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?;
-    let rooms = last_of_rooms(&transaction, 0)?;
+    let mut rooms = last_of_rooms(&transaction, 0)?;
+    let (rooms_known, furthest) = how_far(&transaction, &rooms)?;
+    let ask_store = meta::<i64>(&transaction, "ask_store")?.unwrap_or(1) != 0;
+    let salvaged = meta::<i64>(&transaction, "salvaged")?.is_some();
+    if ask_store && salvaged {
+        // What is parked is not in the store, and may be the last of its room.
+        for (presenter, last) in last_of_parked(&transaction)? {
+            let known = rooms.entry(presenter).or_insert((last, 0));
+            known.0 = known.0.max(last);
+        }
+    }
     let start = Start {
         epochs,
         epoch: (n, epoch),
@@ -337,14 +427,16 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
         last_ms: meta::<i64>(&transaction, "last_ms")?
             .unwrap_or(0)
             .max(newest.unwrap_or(0)),
-        ask_store: meta::<i64>(&transaction, "ask_store")?.unwrap_or(1) != 0,
-        salvaged: meta::<i64>(&transaction, "salvaged")?.is_some(),
+        ask_store,
+        salvaged,
         begun: new || lost,
         left: match clean {
             None => Left::New,
             Some(0) => Left::Uncleanly(before.unwrap_or_else(|| "unknown".into())),
             Some(_) => Left::Cleanly,
         },
+        rooms_known,
+        furthest,
     };
     transaction.commit()?;
     connection.pragma_update(None, SYNCHRONOUS, settings.durability.synchronous())?;
@@ -378,6 +470,16 @@ pub(super) fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Res
         }
     }
     Ok(rooms)
+}
+
+fn last_of_parked(connection: &Connection) -> rusqlite::Result<Vec<(PresenterIdx, Seq)>> {
+    let mut statement = connection.prepare("SELECT presenter_idx, MAX(seq) FROM parked GROUP BY presenter_idx")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
+    let rows = rows.filter_map(|row| match row {
+        Ok((presenter, seq)) => Some(Ok((PresenterIdx::new(presenter)?, Seq(seq.cast_unsigned())))),
+        Err(error) => Some(Err(error)),
+    });
+    rows.collect()
 }
 
 #[cfg(test)]
@@ -443,8 +545,8 @@ mod tests {
             if let Some(reader) = &reader {
                 reader.execute_batch("BEGIN; SELECT count(*) FROM meta").unwrap();
             }
-            let (opened, format) = open_checked(&left).unwrap();
-            assert_eq!(format, Some(FORMAT));
+            let opened = open_connection(&left).unwrap();
+            assert_eq!(check(&opened, &left).unwrap(), Some(FORMAT));
             let bytes = std::fs::metadata(left_wal).unwrap().len();
             drop(opened);
             bytes
