@@ -3,7 +3,10 @@
 use chatting_server::settings::{AuthMode, Secret};
 use serde_json::{Value, json};
 
-use crate::support::{app::spawn_app, http::get};
+use crate::support::{
+    app::{spawn_app, token_of},
+    http::get,
+};
 
 fn operations(document: &Value) -> Vec<String> {
     let paths = document["paths"].as_object().unwrap();
@@ -124,6 +127,42 @@ async fn the_document_says_how_these_settings_know_who_asks() {
             name("gateway_secret"),
             there("x-gateway-secret", secret == Some("told"))
         );
+    }
+}
+
+/// What the documents tell of a gateway's headers, and so does each route.
+#[actix_web::test]
+async fn with_a_gateway_each_route_of_v1_but_the_presenters_goes_by_its_headers_and_the_documents_say_so() {
+    let app = spawn_app(|settings| {
+        settings.auth.mode = AuthMode::Gateway;
+        settings.auth.trusted_proxies = vec!["127.0.0.2".into()];
+    })
+    .await;
+    let token = token_of(&app.settings, 7, "haru");
+    let document = get(app.addr, "/openapi.json").await.json();
+    let mut asked = 0;
+    for operation in operations(&document) {
+        let (method, path) = operation.split_once(' ').unwrap();
+        if path == "/v1/presenter" || !path.starts_with("/v1/") && path != "/send/message" {
+            continue;
+        }
+        let path = path
+            .replace("{presenter_idx}", "12")
+            .replace("{id}", "019b76da-a800-7000-8000-000000000001");
+        let headers = [("token", token.as_str()), ("Content-Type", "application/json")];
+        let answer = app.client().await.request(method, &path, &headers, "{}").await;
+        assert_eq!(answer.status, 403, "{operation}: {answer:?}");
+        asked += 1;
+    }
+    assert!(asked > 10, "{asked}");
+    for (name, told) in [
+        ("README.md", include_str!("../../README.md")),
+        ("docs/DEPLOY.md", include_str!("../../docs/DEPLOY.md")),
+        ("docs/SECURITY.md", include_str!("../../docs/SECURITY.md")),
+    ] {
+        let words: Vec<&str> = told.split_whitespace().collect();
+        let rule = "very request on `/send/message` and `/v1/…` but `/v1/presenter`";
+        assert!(words.join(" ").contains(rule), "{name}");
     }
 }
 
