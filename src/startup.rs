@@ -89,6 +89,16 @@ pub fn check_keys(settings: &Settings) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Whether there are keys to use in the file that `auth.jwks_url` names, where it names one. A start finds out when it fetches
+/// them, which is before it opens anything, and no longer than `auth.jwks_timeout_ms`.
+pub fn check_published_file(settings: &Settings) -> Result<(), StartError> {
+    let Some(source) = jwks_source(settings)? else {
+        return Ok(());
+    };
+    let checked = source.check_file();
+    checked.map_err(|error| StartError::Config(format!("{source}: {error}")))
+}
+
 /// Whatever of the settings shows to be wrong only when it is used, without opening a port, the spool or a store. A start
 /// does this first.
 pub fn check(settings: &Settings) -> Result<(), StartError> {

@@ -62,7 +62,8 @@ enum Command {
     /// Check the settings and say what is wrong with them.
     ///
     /// Prints every effective setting and the layer that it came from (default, file, environment, flag), secrets as ***.
-    /// Checks what serve would check before it opens anything. Exit code 64 when something is wrong; every problem is named.
+    /// Checks what serve would check before it opens anything, keys in files too; no address is asked. Exit code 64 when
+    /// something is wrong; every problem is named.
     CheckConfig(CheckArgs),
     /// Print settings.toml with every key, its default and what it does.
     Settings,
@@ -265,5 +266,6 @@ fn check_config(args: &CheckArgs) -> Result<ExitCode, Failure> {
     let loaded = args.settings.load()?;
     print(&report::effective(&loaded, args.changed));
     startup::check(&loaded.settings)?;
+    startup::check_published_file(&loaded.settings)?;
     Ok(ExitCode::SUCCESS)
 }

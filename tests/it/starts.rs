@@ -288,6 +288,8 @@ async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
     std::fs::write(dir.path().join("broken.rooms.json"), "{").unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = format!("server.bind={}", taken.local_addr().unwrap());
+    std::fs::write(dir.path().join("empty.json"), r#"{"keys":[]}"#).unwrap();
+    let empty = format!("auth.jwks_url=file://{}", dir.path().join("empty.json").display());
     for (set, code, named) in [
         (&["legacy.zone=Mars/Base"][..], 64, "legacy.zone"),
         (
@@ -298,6 +300,18 @@ async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
         (&["auth.hs256_secret="], 64, "no key to verify tokens with"),
         (&["log.backend=mongodb", "mongodb.uri=mongodb://"], 64, "mongodb.uri"),
         (&["auth.trusted_proxies=10.0.0.0/40"], 64, "auth.trusted_proxies"),
+        (
+            &["auth.jwks_url=file:///nope"],
+            64,
+            "auth.jwks_url: /nope cannot be read",
+        ),
+        (
+            &[&empty],
+            64,
+            "auth.jwks_url: the JWK set has no key to use: it is empty",
+        ),
+        // It is not asked, and a start goes on without it.
+        (&["auth.jwks_url=http://127.0.0.1:1/"], 0, ""),
         (&["room.mode=embedded", "log.path=broken.db"], 69, "broken.rooms.json"),
         (&["log.backend=mongodb", "mongodb.uri=mongodb://127.0.0.1:1"], 0, ""),
         (&[&bind], 0, ""),

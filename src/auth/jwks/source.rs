@@ -82,6 +82,15 @@ impl Source {
         matches!(self.from, From::File { .. })
     }
 
+    /// Whether a file holds a set with keys to use, read here and now. What is at an address is not asked for.
+    pub fn check_file(&self) -> Result<(), String> {
+        let From::File { path, .. } = &self.from else {
+            return Ok(());
+        };
+        let body = read_bounded(path, self.settings.max_bytes)?;
+        read(&body, &self.settings.algorithms).map(|_| ())
+    }
+
     /// The keys that are there now. The caller bounds the time.
     pub async fn fetch(&self) -> Result<Published, String> {
         let max = self.settings.max_bytes;
