@@ -495,7 +495,9 @@ async fn open_store(
             Ok(true) => spool
                 .store_is_empty()
                 .map_err(|error| StartError::Unavailable(error.to_string()))?,
-            Ok(false) => log::info!("store: it is older than the spool; rooms ask it for their last seq"),
+            Ok(false) => log::info!(
+                "store: the spool is younger than the log; rooms that it does not know ask the store for their last seq"
+            ),
             Err(error) => {
                 log::warn!("store: not there yet, rooms will ask it for their last seq: {error}");
                 away = Some(error.0);

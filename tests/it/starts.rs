@@ -217,6 +217,30 @@ async fn a_start_with_mongodb_tells_what_it_holds_or_that_it_is_not_there() {
 }
 
 #[actix_web::test]
+async fn a_start_with_a_new_spool_on_an_old_log_says_that_the_spool_is_the_younger_one() {
+    let dir = ScratchDir::new("younger");
+    let mut settings = settings(&dir);
+    use_mongodb(&mut settings);
+    let database = format!("mongodb.database={}", settings.mongodb.database);
+    let uri = settings.mongodb.uri.expose();
+    let line = "store: the spool is younger than the log; rooms that it does not know ask the store for their last seq";
+    for (path, younger) in [("log.path=old.db", false), ("log.path=new.db", true)] {
+        let more = ["--set", "log.backend=mongodb", "--set", &*database, "--set", path];
+        let server = Process::start(&dir, serve(&dir, &more).env("CHAT__MONGODB__URI", uri));
+        server.address(&dir.path().join("port")).await;
+        if !younger {
+            one_message(&dir, &server).await;
+        }
+        server.signal("TERM");
+        assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+        let said = messages(&server.output(), false);
+        assert_eq!(said.iter().any(|one| one == line), younger, "{said:#?}");
+        // That is the runbook's word for a MongoDB that was restored from a backup.
+        assert!(!server.output().contains("older than the spool"), "{said:#?}");
+    }
+}
+
+#[actix_web::test]
 async fn check_config_prints_every_setting_with_its_layer_or_those_that_were_changed() {
     let dir = ScratchDir::new("check");
     std::fs::write(
