@@ -235,6 +235,8 @@ macro_rules! refusals {
     )+};
 }
 
+// Of two sets on one route the later one's answers with a status take the place of the former's, so each has all of that status
+// that the route gives.
 refusals! {
     /// Of every route that wants to know who asks.
     Asking = Unauthenticated, TokenExpired, KeysUnavailable, Forbidden, NotFound, MethodNotAllowed, Overloaded, LogUnavailable,
@@ -245,11 +247,11 @@ refusals! {
     WithBody = BadRequest, TooLarge, UnsupportedMediaType, RequestTimeout;
     /// Of a message.
     Sending = InvalidMessage, IdempotencyConflict, IdempotencyInProgress, BroadcastEnded, RateLimited, OutcomeUnknown,
-        PresenterDisconnected, Overloaded, RoomServerUnavailable, LogUnavailable;
+        KeysUnavailable, PresenterDisconnected, Overloaded, RoomServerUnavailable, LogUnavailable;
     /// Of an act of moderation.
-    Acting = RateLimited, OutcomeUnknown, Overloaded, LogUnavailable;
+    Acting = RateLimited, OutcomeUnknown, KeysUnavailable, Overloaded, LogUnavailable;
     /// Of a look at a room.
-    Looking = RateLimited, Overloaded, RoomServerUnavailable, LogUnavailable;
+    Looking = RateLimited, KeysUnavailable, Overloaded, RoomServerUnavailable, LogUnavailable;
     /// Of an upgrade.
     Upgrading = BadRequest, UpgradeRequired, RateLimited;
 }

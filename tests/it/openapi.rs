@@ -87,6 +87,25 @@ async fn the_document_has_the_refusals_that_depend_on_the_clients_pace_the_keys_
 }
 
 #[actix_web::test]
+async fn each_operation_that_wants_a_token_says_that_the_keys_to_judge_it_by_may_not_be_there() {
+    let app = spawn_app(|_| {}).await;
+    let document = get(app.addr, "/openapi.json").await.json();
+    let mut found = 0;
+    for operation in operations(&document) {
+        let (method, path) = operation.split_once(' ').unwrap();
+        let told = &document["paths"][path][method.to_lowercase()];
+        let told_by_code = path.starts_with("/v1/") || path.starts_with("/room/");
+        if told["security"].is_null() || !told_by_code {
+            continue;
+        }
+        let refused = told["responses"]["503"]["description"].as_str().unwrap_or_default();
+        assert!(refused.contains("`keys_unavailable`"), "{operation}: {refused}");
+        found += 1;
+    }
+    assert!(found > 10, "{found}");
+}
+
+#[actix_web::test]
 async fn the_document_says_how_these_settings_know_who_asks() {
     let document = async |secret: Option<&str>| {
         let app = spawn_app(|settings| {
