@@ -146,6 +146,9 @@ fn from_api(error: &ApiError) -> LegacyError {
 /// Sends a chat message, as the original server had it. Texts are Korean.
 #[utoipa::path(
     post, path = "/send/message", tag = "legacy",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: sent again with its key, a message gets the first answer"),
+    ),
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":12,\"userType\":\"viewer\",\"textMessage\":\"hi\"}`"),
     responses(
         (status = 200, description = "Delivered or held; no body"),

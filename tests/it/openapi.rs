@@ -106,6 +106,48 @@ async fn each_operation_that_wants_a_token_says_that_the_keys_to_judge_it_by_may
 }
 
 #[actix_web::test]
+async fn both_ways_of_sending_take_an_idempotency_key() {
+    let app = spawn_app(|_| {}).await;
+    let document = get(app.addr, "/openapi.json").await.json();
+    let key = |path: &str| {
+        let parameters = document["paths"][path]["post"]["parameters"].as_array();
+        let key = parameters.and_then(|all| all.iter().find(|one| one["name"] == "Idempotency-Key"));
+        key.unwrap_or_else(|| panic!("none at {path}")).clone()
+    };
+    assert_eq!(key("/send/message"), key("/v1/rooms/{presenter_idx}/messages"));
+}
+
+#[actix_web::test]
+async fn the_readme_has_every_route_and_the_history_every_field_of_a_broadcast() {
+    let app = spawn_app(|_| {}).await;
+    let document = get(app.addr, "/openapi.json").await.json();
+    let readme = include_str!("../../README.md");
+    let served = readme.split("## What it serves").nth(1).unwrap();
+    let served = served
+        .split(
+            "
+## ",
+        )
+        .next()
+        .unwrap();
+    for operation in operations(&document) {
+        let last = operation.rsplit('/').find(|part| !part.starts_with('{')).unwrap();
+        assert!(served.contains(&format!("/{last}")), "{operation} is not in README.md");
+    }
+    let history = include_str!("../../docs/HISTORY.md");
+    let broadcast = &document["components"]["schemas"]["Broadcast"]["properties"];
+    let fields = broadcast.as_object().unwrap();
+    assert!(fields.len() > 7, "{broadcast}");
+    for field in fields.keys() {
+        let named = [format!("`{field}`"), format!("\"{field}\":")];
+        assert!(
+            named.iter().any(|name| history.contains(name)),
+            "{field} is not in docs/HISTORY.md"
+        );
+    }
+}
+
+#[actix_web::test]
 async fn the_document_says_how_these_settings_know_who_asks() {
     let document = async |secret: Option<&str>| {
         let app = spawn_app(|settings| {
