@@ -485,6 +485,60 @@ async fn every_metric_that_is_served_is_in_the_runbook_and_every_one_there_is_se
     assert_eq!(documented, served);
 }
 
+/// The runbook's function that stands for the binary under systemd: what the unit says, and a command line that is read.
+#[actix_web::test]
+async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
+    let told = chapter("How commands are run");
+    let unit = include_str!("../../deploy/chatting-server.service");
+    let line = |key: &str| {
+        let mut lines = unit.lines().filter(|line| line.starts_with(&format!("{key}=")));
+        let line = lines.next().unwrap_or_else(|| panic!("the unit has no {key}"));
+        assert_eq!(lines.next(), None, "more than one {key}");
+        line
+    };
+    for key in [
+        "User",
+        "Group",
+        "WorkingDirectory",
+        "UMask",
+        "EnvironmentFile",
+        "Environment",
+    ] {
+        assert!(told.contains(&format!("-p {} ", line(key))), "{}", line(key));
+    }
+    let (binary, config) = line("ExecStart")["ExecStart=".len()..].split_once(" serve ").unwrap();
+    assert!(told.contains(&format!("    {binary} \"$@\" {config}\n}}\n")), "{told}");
+    assert!(told.contains("PID=$(systemctl show -p MainPID --value chatting-server)"));
+    // What is before it uses neither.
+    let before = RUNBOOK.split("\n## How commands are run\n").next().unwrap();
+    assert!(!before.contains("$PID") && !before.contains("```"), "{before}");
+
+    // The function itself, with what stands in for systemd: it runs the command and nothing else.
+    let script = told.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let dir = ScratchDir::new("function");
+    let stand_ins = "systemctl() { echo 7; }; systemd-run() { while [[ $1 != /* ]]; do shift; done; printf '%s\\n' \"${@:2}\"; return 69; }";
+    let calls = "echo \"$PID\"; chatting-server spool status --json; echo $?; chatting-server serve; echo $?";
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-c", &format!("{stand_ins}\n{script}\n{calls}")]);
+    let ran = bash.output().unwrap();
+    let out = String::from_utf8(ran.stdout).unwrap();
+    let expected = format!("7\nspool\nstatus\n--json\n{}\n69\n2\n", config.replace(' ', "\n"));
+    assert_eq!(out, expected, "{}", String::from_utf8_lossy(&ran.stderr));
+    for command in [
+        &["check-config", "--changed"][..],
+        &["spool", "status", "--json"],
+        &["spool", "verify", "--path", "copy.db"],
+        &["spool", "replay", "--parked"],
+        &["export", "--room", "12"],
+        &["import", "12.ndjson"],
+        &["erase", "--user", "7", "--dry-run"],
+    ] {
+        let (code, _, error) = run(&dir, &[command, &["--config", "nowhere.toml"]].concat(), &[]);
+        assert_eq!(code, 64, "{command:?}: {error}");
+        assert!(error.contains("nowhere.toml"), "{command:?}: {error}");
+    }
+}
+
 #[test]
 fn every_alert_goes_on_at_an_entry_of_the_runbook_that_is_there_and_has_its_line_there() {
     let alerts = include_str!("../../deploy/alerts.yml");
