@@ -67,6 +67,9 @@ pub struct Heard<'a> {
     pub now_ms: i64,
     /// How long the room has not been live, as far as is known, in milliseconds of a clock that nobody sets.
     pub away_ms: i64,
+    /// Until when this process looked after it, again and again, and nobody said that it was not live since it was seen to be; in
+    /// milliseconds since 1970, UTC. `None` where this process has not seen it live.
+    pub watched_ms: Option<i64>,
     /// The numbering.
     pub epoch: &'a Epoch,
     /// The last number that was committed.
@@ -101,6 +104,18 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
         *open = Some(broadcast);
     }
     changed
+}
+
+/// [`Heard::watched_ms`] at another look at the room. A longer time without one, as of a process that was stopped or a machine that slept,
+/// is not passed over: nobody was asked, and as behind a restart nobody knows what was in it.
+pub fn watched_on(watched_ms: Option<i64>, now_ms: i64, resume_ms: i64) -> Option<i64> {
+    watched_ms.map(|before_ms| {
+        if now_ms - before_ms > resume_ms {
+            before_ms
+        } else {
+            now_ms
+        }
+    })
 }
 
 impl Broadcast {
@@ -158,7 +173,7 @@ impl Broadcast {
     }
 
     /// Whether the room server's word that the room is live means this broadcast. What names a broadcast decides; where
-    /// nothing does, how long ago it was last live.
+    /// nothing does, how long ago it was last live; that nobody answers, however often somebody is asked, ends none.
     fn is_meant_by(&self, heard: &Heard<'_>) -> bool {
         let named = [
             (self.reported_start_ms, heard.liveness.started_at_ms),
@@ -168,7 +183,8 @@ impl Broadcast {
         if told.peek().is_some() {
             return told.all(|(ours, theirs)| ours == theirs);
         }
-        heard.now_ms - self.last_live_ms() <= heard.resume_ms
+        let watched_ms = heard.watched_ms.filter(|_| !self.is_away());
+        heard.now_ms - self.last_live_ms().max(watched_ms.unwrap_or(i64::MIN)) <= heard.resume_ms
     }
 
     fn is_live(&mut self, heard: &Heard<'_>) -> bool {

@@ -14,6 +14,8 @@ struct Room {
     in_flight: u64,
     /// For how long it has not been live by a clock that nobody sets.
     away_ms: i64,
+    /// Until when it was looked after and nobody said that it was not live.
+    watched_ms: Option<i64>,
 }
 
 impl Room {
@@ -26,6 +28,7 @@ impl Room {
             last: Seq(0),
             in_flight: 0,
             away_ms: 0,
+            watched_ms: None,
         }
     }
 
@@ -35,6 +38,7 @@ impl Room {
             liveness,
             now_ms,
             away_ms: self.away_ms,
+            watched_ms: self.watched_ms,
             epoch: &self.epoch,
             committed: Seq(self.last.0 - self.in_flight),
             last: self.last,
@@ -158,6 +162,43 @@ fn what_names_a_broadcast_decides_which_one_it_is() {
     room.hear(told, 5_000 + 10 * RESUME);
     assert_eq!(room.kept[2].ended_at_ms, Some(1_002 + 10 * RESUME));
     assert_eq!(room.open, None);
+}
+
+#[test]
+fn a_broadcast_goes_on_however_long_nobody_answers_unless_it_was_away_before() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.watched_ms = Some(1_000 + 9 * RESUME);
+    room.hear(live(), 1_000 + 10 * RESUME);
+    assert_eq!((room.kept.len(), room.segments(0)), (1, vec![(1_000, None)]));
+    // Said to be away, and of unknown fate for longer than that may be.
+    room.hear(away(), 2_000 + 10 * RESUME);
+    room.watched_ms = Some(2_000 + 12 * RESUME);
+    room.hear(live(), 2_000 + 12 * RESUME);
+    assert_eq!(
+        (room.kept.len(), room.kept[0].ended_at_ms),
+        (2, Some(2_000 + 10 * RESUME))
+    );
+}
+
+#[test]
+fn a_server_that_was_stopped_for_long_in_an_outage_begins_another_as_behind_a_restart() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    let mut watched_ms = Some(1_000);
+    for now_ms in [1_000 + RESUME, 1_000 + 2 * RESUME] {
+        watched_ms = watched_on(watched_ms, now_ms, RESUME);
+        assert_eq!(watched_ms, Some(now_ms));
+    }
+    for now_ms in [1_001 + 3 * RESUME, 1_002 + 3 * RESUME] {
+        watched_ms = watched_on(watched_ms, now_ms, RESUME);
+        assert_eq!(watched_ms, Some(1_000 + 2 * RESUME));
+    }
+    room.watched_ms = watched_ms;
+    room.hear(live(), 1_003 + 3 * RESUME);
+    assert_eq!((room.kept.len(), room.kept[0].ended_at_ms), (2, Some(1_000)));
+    // Behind a restart there is nothing to go on from.
+    assert_eq!(watched_on(None, 1_000, RESUME), None);
 }
 
 #[test]

@@ -18,6 +18,11 @@ fn ahead(time_ms: i64) -> i64 {
     rand::random_range(0..=time_ms.max(0) / 2)
 }
 
+/// In milliseconds.
+pub(super) fn ms(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
 impl SessionRegistry {
     /// Asks which broadcasts are open, until that is told.
     pub(super) fn ask_broadcasts(&mut self) {
@@ -73,12 +78,12 @@ impl SessionRegistry {
         }
         // By the clock of the messages: where the system's was set back, no broadcast ends before what was said in it.
         let now_ms = self.clock.now_ms();
-        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let heard = Heard {
             presenter,
             liveness,
             now_ms,
             away_ms: room.away_for(now).map_or(0, ms),
+            watched_ms: room.watched_ms,
             epoch: &self.epoch,
             committed,
             last: room.last_numbered(),
@@ -86,6 +91,7 @@ impl SessionRegistry {
         };
         let before = room.record.as_ref().map(|record| record.id);
         let mut changed = follow(&mut room.record, &heard, || self.clock.stamp().1);
+        room.watched_ms = room.record.as_ref().filter(|_| liveness.live).map(|_| now_ms);
         let lacks = liveness.live && room.is_live_in(before);
         if !liveness.live && room.record.is_none() {
             room.goes_on_no_more();

@@ -114,6 +114,8 @@ pub(super) struct Room {
     pub record: Option<Broadcast>,
     /// When its record was last kept, in milliseconds since 1970.
     pub recorded_ms: i64,
+    /// Until when it was looked after and nobody said that it is not live: see [`crate::broadcast::Heard`].
+    pub watched_ms: Option<i64>,
     /// Whether where the room stood before was asked for.
     restored: bool,
     /// Whether its place is another than what was last saved.
@@ -157,6 +159,7 @@ impl Room {
             broadcast: None,
             record: None,
             recorded_ms: 0,
+            watched_ms: None,
             restored: false,
             moved: false,
             saved_at: None,

@@ -154,6 +154,9 @@ impl SessionRegistry {
         if verdict.answer.is_none_or(|(_, expires_at)| expires_at > now) {
             room.told |= room.committed().is_some();
         }
+        if verdict.answer.is_some_and(|(liveness, _)| !liveness.live) {
+            room.watched_ms = None;
+        }
         match verdict.answer {
             Some((liveness, expires_at)) => {
                 room.renew(liveness, now, expires_at);

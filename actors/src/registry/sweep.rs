@@ -5,8 +5,11 @@
 
 use std::collections::VecDeque;
 
-use super::*;
-use crate::{broadcast::Broadcast, seams::Place};
+use super::{broadcasts::ms, *};
+use crate::{
+    broadcast::{Broadcast, watched_on},
+    seams::Place,
+};
 
 /// Rooms a turn, as long as turns are in time.
 const SLICE: usize = 256;
@@ -117,6 +120,7 @@ impl SessionRegistry {
         if let Some(refresh) = room.wants_verdict(now, &self.config) {
             room.checking = self.checker.check(presenter, refresh);
         }
+        room.watched_ms = watched_on(room.watched_ms, self.clock.now_ms(), ms(self.config.broadcast_resume));
         let mut stalled = None;
         if let Some(cursor) = &mut room.cursor {
             cursor.look(now);

@@ -619,6 +619,42 @@ async fn rule_13_what_is_held_waits_for_the_session_of_a_named_broadcast_however
 }
 
 #[actix::test]
+async fn rule_13_that_nobody_tells_for_longer_than_an_interruption_may_last_ends_no_broadcast() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let rooms = quick_rooms();
+    // Nothing names it.
+    rooms.script().started_at_ms.clear();
+    let config = RegistryConfig {
+        broadcast_resume: Duration::from_secs(1),
+        ..registry_config()
+    };
+    let stage = held_in(rooms.clone(), spool.clone(), store, config).await;
+    let began = Instant::now();
+    let passed = |ms| until("time to pass", move || began.elapsed() > Duration::from_millis(ms));
+    // It does not answer, and then it does not say.
+    rooms.script().away = true;
+    passed(800).await;
+    rooms.script().unknown.insert(1);
+    rooms.script().away = false;
+    passed(1_600).await;
+    rooms.script().unknown.clear();
+    let live = async || {
+        stage
+            .registry
+            .view(room(1))
+            .await
+            .is_some_and(|view| view.live == Some(true))
+    };
+    while !live().await {}
+    let records = || spool.script().broadcasts.len();
+    assert_eq!(records(), 1);
+    let next = legacy(&stage);
+    next.has(4).await;
+    assert_eq!((next.seqs(), records()), (vec![2, 3, 4], 1));
+    fine(&[&next]);
+}
+
+#[actix::test]
 async fn rule_13_what_was_held_is_not_for_the_next_broadcast_when_its_server_is_killed_at_its_end() {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     let (rooms, config) = (
