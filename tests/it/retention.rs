@@ -8,7 +8,7 @@ use chatting_actors::{
     idempotency::Keyed,
     metrics::Metrics,
     moderation::Act,
-    seams::Spool,
+    seams::{LogStore, Spool},
     types::{Event, MessageText, Nickname, Seq, UserIdx},
     writer::SpoolInfo,
 };
@@ -16,9 +16,11 @@ use chatting_server::{
     retention::{Retention, Swept},
     settings::Settings,
     store::{
-        Archive, Durability, Logged, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore, mongo::MongoSettings,
+        Archive, Durability, Logged, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore, keeping::Keeping,
+        mongo::MongoSettings,
     },
 };
+use mongodb::bson::doc;
 use serde_json::{Value, json};
 
 use crate::{
@@ -287,6 +289,42 @@ async fn a_server_removes_what_is_too_old_by_itself_and_a_new_spool_still_goes_o
     let _session = app.presenter(12).await;
     let answer = app.post(12, 7, "new").await;
     assert_eq!((answer.status, &answer.json()["seq"]), (201, &json!(6)), "{answer:?}");
+}
+
+#[actix_web::test]
+async fn a_hold_that_is_laid_while_mongodb_looks_for_what_is_too_old_counts_in_that_step_too() {
+    let mongod = Mongod::start_own_with(&["--setParameter", "enableTestCommands=1"]).await;
+    let database = fresh_database_name();
+    let settings = MongoSettings {
+        uri: mongod.uri(),
+        database: database.clone(),
+        connect_timeout: std::time::Duration::from_secs(10),
+        write_timeout: std::time::Duration::from_secs(30),
+    };
+    let store = MongoStore::new(&settings).await.unwrap();
+    LogStore::prepare(&store).await.unwrap();
+    let old = system_ms() - 10 * DAY_MS;
+    let held = broadcast(&[(old, Some(old + 60_000))], &[("a", 1, Some(6))]);
+    store.put_broadcasts(std::slice::from_ref(&held)).await.unwrap();
+    let events = (1..=6_i64).map(|seq| message(old + seq, 12, "a", seq.cast_unsigned(), 7, "old"));
+    store.append(batch(&shared(events))).await.unwrap();
+    let client = mongodb::Client::with_uri_str(mongod.uri()).await.unwrap();
+    let admin = async |command| client.database("admin").run_command(command).await.unwrap();
+    // It is found, and not told yet.
+    let data = doc! { "nss": format!("{database}.chatting_log") };
+    let point = "waitInFindBeforeMakingBatch";
+    let set = admin(doc! { "configureFailPoint": point, "mode": "alwaysOn", "data": data }).await;
+    let entered = set.get_i32("count").unwrap() + 1;
+    let hold = async {
+        admin(doc! { "waitForFailPoint": point, "timesEntered": entered, "maxTimeMS": 30_000 }).await;
+        assert!(store.hold_broadcast(held.id, true).await.unwrap());
+        admin(doc! { "configureFailPoint": point, "mode": "off" }).await;
+    };
+    let (expired, ()) = tokio::join!(store.expire(old + 1_000, None, 100), hold);
+    assert_eq!(expired.unwrap().removed, 1);
+    let left = all(&store, 12, "a").await;
+    assert_eq!(seqs(&left), [2, 3, 4, 5, 6]);
+    assert!(left.iter().all(|logged| logged.deleted.is_none()));
 }
 
 #[actix_web::test]

@@ -98,6 +98,10 @@ impl Mongo {
             .limit(whole(limit))
             .projection(trace_fields());
         let found = self.all(found, trace).await?;
+        let expired = |removed| Expired {
+            removed,
+            last: found.last().filter(|_| found.len() >= limit).map(|last| last.id),
+        };
         let (mut gone, mut last) = (Vec::new(), Vec::new());
         let mut last_of: HashMap<PresenterIdx, Seq> = HashMap::new();
         for one in found.iter().filter(|one| holds.hold(one).is_none()) {
@@ -110,8 +114,17 @@ impl Mongo {
                 }
             };
             let list = if one.seq == last_seq { &mut last } else { &mut gone };
-            list.push(bson_uuid(one.id));
+            list.push(one);
         }
+        if gone.is_empty() && last.is_empty() {
+            return Ok(expired(0));
+        }
+        // A hold that was laid on some of them since they were read counts, too.
+        let holds = self.held().await?;
+        let [gone, last] = [gone, last].map(|list| {
+            let free = list.into_iter().filter(|one| holds.hold(one).is_none());
+            free.map(|one| bson_uuid(one.id)).collect::<Vec<BsonUuid>>()
+        });
         let mut removed = 0;
         if !gone.is_empty() {
             let delete = log.delete_many(doc! { "_id": { "$in": gone } });
@@ -134,10 +147,7 @@ impl Mongo {
             let update = log.update_many(which, vec![doc! { "$set": empty }, doc! { "$unset": unset.to_vec() }]);
             removed += self.timed(update.into_future()).await.map_err(failed)?.modified_count;
         }
-        Ok(Expired {
-            removed,
-            last: found.last().filter(|_| found.len() >= limit).map(|last| last.id),
-        })
+        Ok(expired(removed))
     }
 
     async fn expire_broadcasts(
