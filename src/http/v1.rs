@@ -262,9 +262,13 @@ pub(crate) fn parse(body: &[u8], max_chars: usize) -> Result<MessageText, ApiErr
 /// Hands a message to the registry and waits for what comes of it.
 pub(super) async fn outcome(submit: Submit, state: &State) -> Outcome {
     match state.registry.submit_in_turn(submit) {
-        // A closed channel: the registry panicked with the message in hand.
         Ok(answer) => {
-            let outcome = answer.await.unwrap_or(Outcome::Refused(Refusal::OutcomeUnknown));
+            let outcome = answer.await.unwrap_or_else(|_| {
+                // The registry panicked with the message in hand, and counts nothing any more.
+                let refusal = Refusal::OutcomeUnknown;
+                state.metrics.refuse(refusal.code());
+                Outcome::Refused(refusal)
+            });
             assert!(!state.failing.http.swap(false, Ordering::Relaxed), "planned");
             outcome
         }

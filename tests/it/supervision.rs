@@ -3,15 +3,20 @@
 
 use std::sync::atomic::Ordering;
 
-use chatting_actors::{types::PresenterIdx, writer::SpoolFailure};
+use chatting_actors::{
+    outcome::Refusal,
+    types::{PresenterIdx, UserIdx},
+    writer::SpoolFailure,
+};
 use serde_json::json;
 
 use crate::support::{
-    app::{TestApp, post_v1, spawn_app},
+    app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
     crowd::Crowd,
     eventually,
     http::get,
     presenter::V1,
+    room_server::{Mode, RoomServer},
 };
 
 /// Presenters 12 and 14 speak v1, 13 the old protocol.
@@ -100,6 +105,48 @@ async fn rule_02_a_registry_that_panics_under_load_loses_nothing_and_presenters_
         );
     }
     crowd.ends_well(&app).await;
+}
+
+#[actix_web::test]
+async fn what_a_registry_that_panics_had_in_hand_is_counted_by_what_its_senders_were_told() {
+    let rooms = RoomServer::start().await;
+    rooms.mode(Mode::Hang).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.actors.supervisor.restart_min_ms = 60_000;
+        settings.actors.supervisor.restart_max_ms = 60_000;
+        settings.room.timeout_ms = 60_000;
+    })
+    .await;
+    let registry = &app.state.registry;
+    let presenter = PresenterIdx::new(12).unwrap();
+    let refused = async |code: &str| app.metric(&format!("chat_refused_total{{code=\"{code}\"}}")).await;
+    assert_eq!(
+        (refused("outcome_unknown").await, refused("overloaded").await),
+        (Some(0.0), Some(0.0))
+    );
+    // All of them wait for a verdict.
+    let panic = async {
+        eventually("both messages to wait", async || {
+            registry.view(presenter).await.filter(|view| view.waiting == 2)
+        })
+        .await;
+        registry.panic_now();
+    };
+    let legacy = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"two"}"#;
+    let looked = registry.look(presenter, UserIdx::new(7).unwrap());
+    let (look, one, two, ()) = tokio::join!(looked, app.post(12, 7, "one"), app.send(7, legacy), panic);
+    assert_eq!((one.status, two.status), (504, 504), "{one:?} {two:?}");
+    assert_eq!(look, Err(Refusal::Overloaded("registry")));
+    assert_eq!(
+        (refused("outcome_unknown").await, refused("overloaded").await),
+        (Some(2.0), Some(1.0))
+    );
+    // What finds no place at the gate.
+    let gate = registry.gate();
+    let _all: Vec<_> = std::iter::from_fn(|| gate.acquire_if_free(1)).collect();
+    assert_eq!(app.post(12, 7, "three").await.status, 503);
+    registry.look(presenter, UserIdx::new(7).unwrap()).await.unwrap_err();
+    assert_eq!(refused("overloaded").await, Some(3.0));
 }
 
 #[actix_web::test]

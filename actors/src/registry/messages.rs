@@ -218,13 +218,16 @@ impl RegistryHandle {
     }
 
     fn admit(&self, submit: Submit) -> Result<(Waiting, oneshot::Receiver<Outcome>), Refusal> {
-        let Some(permit) = self.gate.try_acquire(1) else {
-            let refusal = Refusal::Overloaded("registry");
-            self.metrics.refuse(refusal.code());
-            return Err(refusal);
-        };
+        let permit = self.gate.try_acquire(1).ok_or_else(|| self.overloaded())?;
         let (reply, outcome) = oneshot::channel();
         Ok((Waiting { submit, permit, reply }, outcome))
+    }
+
+    /// What is refused here and not by the registry, which counts what it refuses itself.
+    fn overloaded(&self) -> Refusal {
+        let refusal = Refusal::Overloaded("registry");
+        self.metrics.refuse(refusal.code());
+        refusal
     }
 
     /// Makes a new socket known before its presenter is.
@@ -255,7 +258,7 @@ impl RegistryHandle {
 
     /// What the room server and the registry say of a room. Waits for the verdict as a message does, and is refused as one.
     pub async fn look(&self, presenter: PresenterIdx, user: UserIdx) -> Result<RoomLook, Refusal> {
-        let permit = self.gate.try_acquire(1).ok_or(Refusal::Overloaded("registry"))?;
+        let permit = self.gate.try_acquire(1).ok_or_else(|| self.overloaded())?;
         let (reply, look) = oneshot::channel();
         let looking = Looking {
             _permit: permit,
@@ -263,7 +266,8 @@ impl RegistryHandle {
             reply,
         };
         self.mailbox.push(RegistryMsg::Look { presenter, looking });
-        look.await.unwrap_or(Err(Refusal::Overloaded("registry")))
+        // A closed channel: the registry panicked.
+        look.await.unwrap_or_else(|_| Err(self.overloaded()))
     }
 
     /// Tells at most `most` more v1 sessions to connect again, not before `after` and spread over `spread` beyond it. Returns
