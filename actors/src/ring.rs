@@ -41,9 +41,10 @@ impl Entry {
         self.deleted.store(true, Ordering::Release);
     }
 
-    /// Whether a session that is not told of acts is told of this event: neither of an act nor of what one covers.
+    /// Whether a session that is not told of acts is told of this event: neither of an act, nor of what one covers, nor of a message
+    /// of which nothing is left.
     pub fn is_for_legacy(&self) -> bool {
-        self.event.act.is_none() && !self.deleted.load(Ordering::Acquire)
+        self.event.act.is_none() && !self.deleted.load(Ordering::Acquire) && !self.event.is_erased()
     }
 
     /// The legacy frame; the first caller encodes it, on its own thread rather than the registry's.

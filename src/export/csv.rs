@@ -5,7 +5,7 @@
 //! what else is on the sheet elsewhere (OWASP, "CSV Injection"). Such a text of a user's gets a `'` in front, which spreadsheets
 //! read as "this is text".
 
-use chatting_actors::{moderation::Act, wire::v1::timestamp};
+use chatting_actors::{moderation::Act, types::UserIdx, wire::v1::timestamp};
 
 use super::Encoder;
 use crate::store::{Logged, StoredBroadcast};
@@ -32,7 +32,7 @@ impl Encoder for Csv {
             event.kind().to_owned(),
             timestamp(event.sent_at_ms),
             offset_ms.to_string(),
-            event.chat.user_idx.to_string(),
+            number(event.chat.user_idx),
             text(event.chat.nickname.as_str()),
             event.chat.role.as_str().to_owned(),
             text(event.chat.text.as_str()),
@@ -40,9 +40,7 @@ impl Encoder for Csv {
             logged
                 .deleted
                 .map_or_else(String::new, |deleted| timestamp(deleted.at_ms)),
-            logged
-                .deleted
-                .map_or_else(String::new, |deleted| deleted.by.to_string()),
+            logged.deleted.map_or_else(String::new, |deleted| number(deleted.by)),
         ];
         for (n, cell) in cells.iter().enumerate() {
             if n > 0 {
@@ -56,11 +54,19 @@ impl Encoder for Csv {
     fn tail(&mut self, _out: &mut Vec<u8>) {}
 }
 
+/// A user's number; nothing where that user was erased.
+fn number(user: UserIdx) -> String {
+    if user == UserIdx::ERASED {
+        return String::new();
+    }
+    user.to_string()
+}
+
 /// What an act deletes, in one cell.
 fn target(act: &Act) -> String {
     match act {
         Act::Message { id, .. } => format!("message {id}"),
-        Act::User { user_idx } => format!("user {user_idx}"),
+        Act::User { user_idx } => format!("user {}", number(*user_idx)),
         Act::Span { from_ms, to_ms } => format!("span {} {}", timestamp(*from_ms), timestamp(*to_ms)),
     }
 }
@@ -86,6 +92,16 @@ fn write(cell: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_who_was_erased_is_an_empty_cell() {
+        let user_idx = UserIdx::ERASED;
+        assert_eq!(
+            (number(user_idx), target(&Act::User { user_idx })),
+            (String::new(), "user ".into())
+        );
+        assert_eq!(number(UserIdx::new(i64::MAX - 1).unwrap()), "9223372036854775806");
+    }
 
     #[test]
     fn cells_are_quoted_where_they_must_be_and_are_never_formulas() {

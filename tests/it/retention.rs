@@ -14,7 +14,7 @@ use chatting_actors::{
 };
 use chatting_server::{
     retention::{Retention, Swept},
-    settings::Settings,
+    settings::{LogBackend, Settings},
     store::{
         Archive, Durability, Logged, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore, keeping::Keeping,
         mongo::MongoSettings,
@@ -32,6 +32,7 @@ use crate::{
         command::run,
         eventually,
         mongod::{Mongod, fresh_database_name},
+        presenter::V1,
         process::ScratchDir,
     },
 };
@@ -616,6 +617,66 @@ async fn erasing_a_user_leaves_no_trace_of_what_they_sent_but_its_places() {
             "{:?}",
             drained[61]
         );
+    }
+}
+
+#[actix_web::test]
+async fn an_erased_message_is_its_own_deletion_to_who_resumes_and_an_empty_cell_in_csv() {
+    for (app, mut session) in servers(|_| ()).await {
+        for (user, text) in [(8, "one"), (7, "two"), (8, "three")] {
+            assert_eq!(app.post(12, user, text).await.status, 201);
+        }
+        session.chats(3).await;
+        let (_, dir, settings) = app.stop().await;
+        let (uri, backend) = (Mongod::shared().uri(), settings.log.backend);
+        let env = [
+            ("CHAT__AUTH__HS256_SECRET", KEY),
+            ("CHAT__LOG__PATH", &settings.log.path),
+            (
+                "CHAT__LOG__BACKEND",
+                if backend == LogBackend::Mongodb {
+                    "mongodb"
+                } else {
+                    "sqlite"
+                },
+            ),
+            ("CHAT__MONGODB__URI", &uri),
+            ("CHAT__MONGODB__DATABASE", &settings.mongodb.database),
+        ];
+        let (code, out, error) = run(&dir, &["erase", "--user", "7"], &env);
+        assert_eq!(code, 0, "{out}{error}");
+        let app = spawn_in(dir, settings).await;
+        app.go_live(12);
+        let mut session = V1::of(&app, 12, json!({ "resume_after": 1 })).await;
+        let erased = session.socket.next_json().await;
+        assert_eq!(
+            [
+                &erased["type"],
+                &erased["seq"],
+                &erased["action"],
+                &erased["target_seq"]
+            ],
+            [&json!("moderation"), &json!(2), &json!("delete"), &json!(2)],
+            "{erased}"
+        );
+        assert_eq!(erased["target_id"], erased["id"]);
+        assert_eq!(session.chat().await["text"], "three");
+        // The seq that it has counts like any other.
+        session.ack(3).await;
+        session.settle().await;
+        let page = read(&app, "/v1/rooms/12/broadcasts", &app.token(12)).await;
+        let first = page["broadcasts"].as_array().unwrap().last().unwrap()["id"].clone();
+        let path = format!("/v1/broadcasts/{}/export?format=", first.as_str().unwrap());
+        let export = async |format: &str| request(&app, "GET", &format!("{path}{format}"), &app.token(12), "").await;
+        let (csv, ndjson) = (export("csv").await, export("ndjson").await);
+        assert_eq!(
+            (csv.text().lines().count(), csv.text().contains("two")),
+            (4, false),
+            "{csv:?}"
+        );
+        let nobody = UserIdx::ERASED.to_string();
+        assert!(!csv.text().contains(&nobody), "{csv:?}");
+        assert!(ndjson.text().contains(&nobody), "{ndjson:?}");
     }
 }
 

@@ -175,11 +175,16 @@ impl ServerFrame<'_> {
     }
 }
 
-/// An event's frame: `chat`, or `moderation`.
+/// An event's frame: `chat`, or `moderation`. A message of which nothing is left is its own deletion: its place is told, and whoever has
+/// it from before hides it.
 pub fn encode_event(event: &Event) -> ByteString {
     match &event.act {
-        None => chat(event).encode(),
         Some(act) => moderation(event, act).encode(),
+        None if event.is_erased() => {
+            let (id, seq) = (event.id, event.seq);
+            moderation(event, &Act::Message { id, seq }).encode()
+        }
+        None => chat(event).encode(),
     }
 }
 
@@ -385,6 +390,14 @@ mod tests {
         assert_eq!(
             &*encode_event(&event),
             r#"{"type":"chat","seq":58,"id":"00000000-0000-0000-0000-000000000000","user_idx":7,"nickname":"김\"","text":"안녕\n<b>","sent_at":"2026-01-01T00:00:00.000Z","role":"viewer"}"#
+        );
+        let mut erased = event.clone();
+        erased.chat.user_idx = UserIdx::ERASED;
+        erased.chat.nickname = Nickname::new("", 64).unwrap();
+        erased.chat.text = MessageText::maybe_empty(String::new(), 64).unwrap();
+        assert_eq!(
+            &*encode_event(&erased),
+            r#"{"type":"moderation","seq":58,"id":"00000000-0000-0000-0000-000000000000","action":"delete","target_id":"00000000-0000-0000-0000-000000000000","target_seq":58,"by":9223372036854775807,"sent_at":"2026-01-01T00:00:00.000Z"}"#
         );
         let reconnect = ServerFrame::Reconnect {
             after_ms: 1200,

@@ -9,7 +9,7 @@ use chatting_actors::{
     outcome::{Delivery, Outcome, Refusal},
     registry::{self, End, Reading, RegistryConfig, Subscriber, Welcome},
     session::Flow,
-    types::{Seq, UserIdx},
+    types::{Event, MessageText, Nickname, Seq, UserIdx},
     writer::WriterConfig,
 };
 
@@ -579,6 +579,35 @@ async fn rule_13_what_is_held_waits_for_the_session_when_the_verdict_expired_bef
         peer.has(4).await;
         assert_eq!(peer.seqs(), (first..=4).collect::<Vec<_>>(), "{reading:?}");
         assert_eq!(peer.welcome().and_then(|welcome| gap(&welcome)), None);
+        fine(&[&peer]);
+    }
+}
+
+#[actix::test]
+async fn a_held_message_whose_user_was_erased_is_passed_over_by_legacy_and_its_own_deletion_in_v1() {
+    for (reading, wanted) in [(Reading::Legacy, vec![2, 4]), (v1(Some(1)), vec![2, 3, 4])] {
+        let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+        let config = registry_config();
+        let rooms = quick_rooms();
+        let stage = held_in(rooms.clone(), spool.clone(), store.clone(), config.clone()).await;
+        stage.stop_well().await;
+        let erased = |event: &mut Arc<Event>| {
+            let chat = &mut Arc::make_mut(event).chat;
+            chat.user_idx = UserIdx::ERASED;
+            chat.nickname = Nickname::new("", 64).unwrap();
+            chat.text = MessageText::maybe_empty(String::new(), 64).unwrap();
+        };
+        spool
+            .script()
+            .rows
+            .values_mut()
+            .filter(|event| event.seq == Seq(3))
+            .for_each(erased);
+        store.script().events.get_mut(&(1, 3)).into_iter().for_each(erased);
+        let stage = Stage::among(rooms, spool, store, config, writer_config());
+        let peer = come_as(&stage, reading, None);
+        peer.has(4).await;
+        assert_eq!(peer.seqs(), wanted);
         fine(&[&peer]);
     }
 }
