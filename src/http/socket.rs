@@ -117,6 +117,9 @@ pub(super) fn upgrade(
         None => Weak::<SecondHandle>::new(),
     };
     let (progress, inbound) = (Rc::<Progress>::default(), Rc::<Inbound>::default());
+    if let Dialect::Legacy(_) = dialect {
+        response.extensions_mut().insert(Rc::clone(&progress));
+    }
     let session = PresenterSession::new(SessionParts {
         config: state.session.clone(),
         dialect,

@@ -10,6 +10,7 @@
 //!
 //! Backpressure: the session is polled for more only when the socket took all that it gave before, so being polled means that. Its
 //! timers wait as well: a peer that takes nothing is ended by the registry when its credit is used up, and by `TCP_USER_TIMEOUT`.
+//! Where the socket takes a part, the session's [`Progress`], which stands among the data of the answer, is told how much.
 
 use std::{
     cell::{Cell, RefCell},
@@ -39,7 +40,8 @@ use actix_web::{
     http::Method,
     rt::{net::TcpStream, time::timeout},
 };
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
+use chatting_actors::session::Progress;
 use futures_util::{Stream, StreamExt, future::LocalBoxFuture};
 use socket2::SockRef;
 
@@ -119,8 +121,8 @@ where
         let codec = parts.codec;
         let answer = self.0.call(request);
         let answered = async move {
-            let mut before = before.freeze();
-            poll_fn(|cx| socket.poll_write(&mut before, cx)).await?;
+            let mut sent = 0;
+            poll_fn(|cx| socket.poll_write(&before, &mut sent, cx)).await?;
             let response = match answer.await {
                 Ok(response) => response.into().map_into_boxed_body(),
                 Err(error) => error.into(),
@@ -145,14 +147,13 @@ struct Socket {
 }
 
 impl Socket {
-    /// Writes until nothing is left.
-    fn poll_write(&self, left: &mut Bytes, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !left.is_empty() {
+    /// Writes until nothing is left of these bytes, of which so many were sent.
+    fn poll_write(&self, bytes: &[u8], sent: &mut usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(left @ [_, ..]) = bytes.get(*sent..) {
             let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, left);
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                all if all == left.len() => *left = Bytes::new(),
-                some => left.advance(some),
+                some => *sent += some,
             }
         }
         Poll::Ready(Ok(()))
@@ -221,8 +222,12 @@ impl Stream for Incoming {
 /// The answer on its way to the peer: of an upgrade, all that the session ever writes.
 struct Outgoing {
     socket: Rc<Socket>,
-    /// What the socket did not take yet.
+    /// What the socket did not take all of yet.
     pending: Bytes,
+    /// How much of it went.
+    sent: usize,
+    /// Is told what the socket takes only a part of (legacy sessions).
+    progress: Option<Rc<Progress>>,
     body: BoxBody,
     ended: bool,
     /// Frames the body of an answer that is no upgrade.
@@ -238,12 +243,15 @@ impl Outgoing {
             // The codec, which has seen a request to upgrade, would say that it writes chunks and write none.
             response.head_mut().no_chunking(true);
         }
+        let progress = response.extensions().get().cloned();
         let (head, body) = response.into_parts();
         let mut pending = BytesMut::new();
         codec.encode(Message::Item((head, body.size())), &mut pending)?;
         Ok(Self {
             socket,
             pending: pending.freeze(),
+            sent: 0,
+            progress,
             body,
             ended: false,
             refusal: (!upgraded).then(|| Box::new(codec)),
@@ -268,9 +276,25 @@ impl Outgoing {
         }
     }
 
+    /// Until the socket has all that is pending.
+    fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(progress) = &self.progress
+            && let Some(rest) = progress.resumes(&self.pending, self.sent)
+        {
+            (self.pending, self.sent) = (rest, 0);
+        }
+        let polled = self.socket.poll_write(&self.pending, &mut self.sent, cx);
+        if let Poll::Ready(Ok(())) = polled {
+            (self.pending, self.sent) = (Bytes::new(), 0);
+        } else if let Some(progress) = &self.progress {
+            progress.blocked(&self.pending, self.sent);
+        }
+        polled
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.socket.poll_write(&mut self.pending, cx))?;
+            ready!(self.poll_pending(cx))?;
             if self.ended {
                 return Poll::Ready(Ok(()));
             }

@@ -194,8 +194,11 @@ impl Cursor {
         }
     }
 
-    /// Whether the session has taken nothing for so long although there was something to take.
-    pub fn stalled(&self, now: Instant, limit: Duration) -> bool {
+    /// Whether the session has taken nothing for so long although there was something to take. Of a long event a part is something.
+    pub fn stalled(&mut self, now: Instant, limit: Duration) -> bool {
+        if self.flow.take_progress() {
+            self.progress_at = now;
+        }
         !self.outstanding.is_empty() && now.saturating_duration_since(self.progress_at) >= limit
     }
 

@@ -190,7 +190,7 @@ impl PresenterSession {
 
     fn end_flow(&mut self) {
         if let Some((_, flow)) = self.flow.take() {
-            flow.end();
+            flow.close();
         }
     }
 
@@ -409,8 +409,8 @@ impl PresenterSession {
         }
         match self.parts.dialect {
             Dialect::Legacy(_) => {
-                let count = delivery.entries.len() as u64;
-                self.parts.progress.wrote(&delivery.flow, count);
+                let events = delivery.entries.iter().map(|entry| entry.event.seq);
+                self.parts.progress.wrote(&delivery.flow, events);
             }
             // What was taken the client itself tells, by its acks.
             Dialect::V1(_) => self.written = delivery.entries.last().map_or(self.written, |last| last.event.seq),

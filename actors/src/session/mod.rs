@@ -9,6 +9,7 @@ mod fragments;
 mod handle;
 pub mod legacy;
 mod parts;
+mod progress;
 pub mod v1;
 mod waiting;
 
@@ -17,5 +18,6 @@ pub use self::{
     close::Close,
     flow::Flow,
     handle::SessionHandle,
-    parts::{Dialect, Inbound, Progress, SessionConfig, SessionParts, Violation},
+    parts::{Dialect, Inbound, SessionConfig, SessionParts, Violation},
+    progress::Progress,
 };

@@ -2,15 +2,15 @@
 
 use std::{
     any::Any,
-    cell::{Cell, RefCell},
+    cell::Cell,
     rc::Rc,
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use super::{flow::Flow, v1::Machine};
+use super::{progress::Progress, v1::Machine};
 use crate::{
-    registry::{RegistryHandle, SessionId},
+    registry::RegistryHandle,
     seams::{Authenticate, Socket, Wording},
     wire::legacy::Clock,
 };
@@ -76,38 +76,6 @@ impl Inbound {
     /// How many frames the transport is ahead of the session.
     pub fn ahead(&self) -> usize {
         self.ahead.get()
-    }
-}
-
-/// What was written and is not known to have been taken by the socket yet; shared with the transport, which knows when it is.
-#[derive(Default)]
-pub struct Progress {
-    written: Cell<u64>,
-    flow: RefCell<Option<Arc<Flow>>>,
-    pub(super) told: RefCell<Option<(RegistryHandle, SessionId)>>,
-}
-
-impl Progress {
-    /// So many events of this reading were written.
-    pub(super) fn wrote(&self, flow: &Arc<Flow>, events: u64) {
-        let mut of = self.flow.borrow_mut();
-        if !of.as_ref().is_some_and(|of| Arc::ptr_eq(of, flow)) {
-            *of = Some(Arc::clone(flow));
-            self.written.set(0);
-        }
-        self.written.set(self.written.get() + events);
-    }
-
-    /// The transport has room again: everything written so far was flushed to it.
-    pub fn flushed(&self) {
-        let events = self.written.take();
-        if events > 0
-            && let Some(flow) = &*self.flow.borrow()
-            && flow.flush(events)
-            && let Some((registry, session)) = &*self.told.borrow()
-        {
-            registry.flushed(*session);
-        }
     }
 }
 

@@ -115,10 +115,18 @@ pub fn error_unknown_id(id: &str) -> String {
     frame
 }
 
+/// How a chat frame begins, and nothing else that the server says does.
+const CHAT_BEGINS: &str = r#"{"id":"sendChatting","nickname":""#;
+
+/// Whether this text is one of [`encode_chat`]'s, among what the server says.
+pub fn is_chat(text: &[u8]) -> bool {
+    text.starts_with(CHAT_BEGINS.as_bytes())
+}
+
 /// `{"id":"sendChatting","nickname":"…","message":"…","time":"HH:mm"}`, keys in this order.
 pub fn encode_chat(nickname: &str, message: &str, time: &str) -> String {
     let mut frame = String::with_capacity(nickname.len() + message.len() + time.len() + 72);
-    frame.push_str(r#"{"id":"sendChatting","nickname":""#);
+    frame.push_str(CHAT_BEGINS);
     escape_into(nickname, &mut frame);
     frame.push_str(r#"","message":""#);
     escape_into(message, &mut frame);

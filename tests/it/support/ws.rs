@@ -258,6 +258,12 @@ impl WsClient {
         }
     }
 
+    /// Reads at most so many bytes of what there is, for later; 0 at the end of the stream.
+    pub async fn read_some(&mut self, most: u64) -> usize {
+        let mut some = (&mut self.stream).take(most);
+        within("some bytes", some.read_buf(&mut self.unread)).await.unwrap_or(0)
+    }
+
     async fn next_but_pings(&mut self) -> Incoming {
         // One patience for all of it: pings go on for as long as the connection does.
         within("a frame other than a ping", async {
