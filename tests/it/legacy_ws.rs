@@ -1322,7 +1322,11 @@ async fn presenter_of_the_held(app: &TestApp) -> WsClient {
 
 #[actix_web::test]
 async fn a_presenter_that_reads_slowly_and_never_stops_is_not_cut_and_gets_everything_once() {
-    let (app, accepted) = spawn_to_hold(160, |settings| settings.session.stall_seconds = 2).await;
+    let (app, accepted) = spawn_to_hold(160, |settings| {
+        settings.session.stall_seconds = 2;
+        settings.session.keepalive_seconds = 1;
+    })
+    .await;
     let mut slow = presenter_of_the_held(&app).await;
     let (began, mut read) = (Instant::now(), 0);
     let mut pace = tokio::time::interval(Duration::from_millis(15));

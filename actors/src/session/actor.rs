@@ -210,6 +210,8 @@ impl PresenterSession {
         }
         self.unanswered += 1;
         ctx.ping(b"");
+        // Not an interval: that makes up for the beats while the socket took nothing, all at once, and nobody could answer in between.
+        ctx.run_later(self.parts.config.keepalive, Self::beat);
     }
 
     /// A `hello` that waits for its token's key has come in time.
@@ -314,7 +316,7 @@ impl Actor for PresenterSession {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let config = &self.parts.config;
-        ctx.run_interval(config.keepalive, Self::beat);
+        ctx.run_later(config.keepalive, Self::beat);
         if let Dialect::V1(_) = self.parts.dialect {
             ctx.run_later(config.hello, Self::hello_due);
         }
