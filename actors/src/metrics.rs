@@ -358,7 +358,7 @@ impl Metrics {
         );
         r.register(
             "chat_commit_failures",
-            "Spool commits that failed",
+            "Spool commits that failed, and tries of a spool that fails",
             self.commit_failures.clone(),
         );
         r.register(

@@ -9,7 +9,7 @@ use chatting_actors::{
 
 use crate::{
     script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, room, writer_config},
+    stage::{Stage, registry_config, room, until, writer_config},
 };
 
 fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -281,6 +281,25 @@ async fn a_spool_that_failed_is_tried_again_although_questions_keep_it_busy() {
         drop(stage.submit(room, "x").await);
     }
     assert_eq!(stage.accepted(1, "second").await.seq, Seq(2));
+}
+
+#[actix::test]
+async fn commit_failures_are_counted_for_as_long_as_the_spool_is_full_though_no_sender_is_let_in() {
+    let stage = Stage::set();
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    stage.spool.script().full = true;
+    assert_eq!(stage.refused(1, "full").await, Refusal::LogUnavailable);
+    // Refused before anything is tried for them.
+    until("it to be found full again and again", || {
+        stage.metrics.commit_failures.get() >= 5
+    })
+    .await;
+    stage.spool.script().full = false;
+    until("it to take events again", || stage.writer.writable()).await;
+    let counted = stage.metrics.commit_failures.get();
+    assert_eq!(stage.accepted(1, "second").await.seq, Seq(2));
+    assert_eq!(stage.metrics.commit_failures.get(), counted);
 }
 
 #[expect(

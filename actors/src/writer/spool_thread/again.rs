@@ -50,7 +50,7 @@ impl Run {
                 true
             }
             Err(error) => {
-                log::debug!("spool: still failing: {error}");
+                self.still_failing(&error);
                 false
             }
         }
@@ -72,8 +72,14 @@ impl Run {
                 self.handle.writable.store(true, Ordering::Release);
                 self.keep_broadcasts(Vec::new());
             }
-            Err(error) => log::debug!("spool: still failing: {error}"),
+            Err(error) => self.still_failing(&error),
         }
+    }
+
+    /// Senders are refused without a commit, which must not look as if it had ended: each try counts as a commit that failed.
+    fn still_failing(&self, error: &SpoolError) {
+        log::debug!("spool: still failing: {error}");
+        self.metrics.commit_failures.inc();
     }
 
     /// What a commit of unknown outcome did write goes to the store now rather than behind the next commit: by their keys
