@@ -325,7 +325,12 @@ impl Run {
             }
             let began = Instant::now();
             self.committed_at = Some(began);
-            let result = commit_one(&mut *self.spool, &mut self.unsure, &self.committing);
+            let result = commit_one(
+                &mut *self.spool,
+                &mut self.unsure,
+                &self.committing,
+                self.handle.writable(),
+            );
             self.result = Some(result);
             assert!(!std::mem::take(&mut self.fails_behind_commit), "planned");
             self.result = None;
@@ -391,8 +396,9 @@ impl Run {
     }
 }
 
-/// Rule 1: after an I/O error the answer is what the reopened spool holds.
-fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>]) -> Result<Pos, Committed> {
+/// Rule 1: after an I/O error the answer is what the reopened spool holds. That it fails is an error where it `worked` before.
+fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>], worked: bool) -> Result<Pos, Committed> {
+    let level = if worked { log::Level::Error } else { log::Level::Debug };
     // A panic in the spool is an error like any other, and need not cost the thread its pause.
     let result = catch_unwind(AssertUnwindSafe(|| spool.commit(events)));
     let error = match result {
@@ -404,7 +410,7 @@ fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>]) -
             begun: true,
         },
     };
-    log::error!("spool: a commit of {} events failed: {error}", events.len());
+    log::log!(level, "spool: a commit of {} events failed: {error}", events.len());
     if error.full || !error.begun {
         return Err(Committed::No);
     }
@@ -415,7 +421,7 @@ fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>]) -
         Ok(Some(last)) => Ok(last - events.len() as Pos + 1),
         Ok(None) => Err(Committed::No),
         Err(error) => {
-            log::error!("spool: it cannot be opened again: {error}");
+            log::log!(level, "spool: it cannot be opened again: {error}");
             *unsure = true;
             Err(Committed::Unknown)
         }

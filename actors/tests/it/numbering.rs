@@ -9,7 +9,7 @@ use chatting_actors::{
 
 use crate::{
     script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, room, until, writer_config},
+    stage::{Stage, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -300,6 +300,34 @@ async fn commit_failures_are_counted_for_as_long_as_the_spool_is_full_though_no_
     let counted = stage.metrics.commit_failures.get();
     assert_eq!(stage.accepted(1, "second").await.seq, Seq(2));
     assert_eq!(stage.metrics.commit_failures.get(), counted);
+}
+
+#[actix::test]
+async fn with_answers_from_memory_too_a_spool_that_stays_full_is_an_error_once() {
+    keep_lines();
+    let mut config = writer_config();
+    config.answer_first = true;
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool, store, registry_config(), config);
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    for why in ["full once", "full twice"] {
+        {
+            let mut script = stage.spool.script();
+            (script.full, script.full_why) = (true, why);
+        }
+        // Answered, and written when there is room.
+        stage.accepted(1, "kept").await;
+        let before = stage.metrics.commit_failures.get();
+        until("it to be tried again and again", || {
+            stage.metrics.commit_failures.get() >= before + 5
+        })
+        .await;
+        stage.spool.script().full = false;
+        until("it to take events again", || stage.writer.writable()).await;
+        let told = lines_with(&format!("failed: {why}"));
+        assert_eq!(told.len(), 1, "{told:?}");
+    }
 }
 
 #[expect(

@@ -87,6 +87,8 @@ pub struct SpoolScript {
     pub reopened: usize,
     /// There is no room, for as long as this is set.
     pub full: bool,
+    /// What a commit says then.
+    pub full_why: &'static str,
     /// From here on nothing happens any more, as after a kill -9 of the process.
     pub killed: bool,
     /// How far rooms got.
@@ -163,7 +165,10 @@ impl Spool for ScriptedSpool {
             return Err(error(false));
         }
         if script.full {
-            return Err(error(true));
+            return Err(SpoolError {
+                why: script.full_why.into(),
+                ..error(true)
+            });
         }
         script.sizes.push(events.len());
         match script.commits.front().copied().unwrap_or(Commit::Works) {

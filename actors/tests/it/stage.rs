@@ -3,7 +3,7 @@
 use std::{
     rc::Rc,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Once,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -123,6 +123,37 @@ const PAUSES: Pauses = Pauses {
     min: Duration::from_millis(1),
     max: Duration::from_millis(10),
 };
+
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Lines;
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let line = record.args().to_string();
+        LINES.lock().unwrap().push(line);
+    }
+
+    fn flush(&self) {}
+}
+
+/// From here on warnings and errors are kept, those of other tests too.
+pub fn keep_lines() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Lines).unwrap();
+        log::set_max_level(log::LevelFilter::Warn);
+    });
+}
+
+pub fn lines_with(what: &str) -> Vec<String> {
+    let lines = LINES.lock().unwrap();
+    lines.iter().filter(|line| line.contains(what)).cloned().collect()
+}
 
 /// Returns when it is so; looks every millisecond.
 pub async fn until(what: &str, so: impl Fn() -> bool) {

@@ -1,7 +1,7 @@
 //! Rule 2 and its like: an actor that panicked is made anew, and loses and doubles nothing.
 
 use std::{
-    sync::{Arc, Mutex, Once, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::{
     model::hush_planned_panics,
     script::{Call, ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, room, until, writer_config},
+    stage::{Stage, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 async fn restarted(stage: &Stage, times: u64) {
@@ -292,35 +292,9 @@ impl Actor for Unlucky {
     }
 }
 
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Lines;
-
-impl log::Log for Lines {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let line = record.args().to_string();
-        LINES.lock().unwrap().push(line);
-    }
-
-    fn flush(&self) {}
-}
-
-fn lines_with(what: &str) -> Vec<String> {
-    let lines = LINES.lock().unwrap();
-    lines.iter().filter(|line| line.contains(what)).cloned().collect()
-}
-
 #[actix::test]
 async fn an_actor_that_fails_again_and_again_is_logged_by_name_once_a_panic_and_is_there_in_the_end() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        log::set_logger(&Lines).unwrap();
-        log::set_max_level(log::LevelFilter::Error);
-    });
+    keep_lines();
     log_panics();
     let metrics = Metrics::default();
     let pauses = Pauses {

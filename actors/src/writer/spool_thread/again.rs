@@ -12,10 +12,14 @@ impl Run {
         }
         // A panic on the way leaves it unknown, too.
         self.tried = self.unwritten.len();
-        match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten) {
+        let worked = self.handle.writable();
+        match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten, worked) {
             Ok(first) => {
                 self.tried = 0;
                 let events = std::mem::take(&mut self.unwritten);
+                if !worked {
+                    log::info!("spool: it takes events again");
+                }
                 self.handle.writable.store(true, Ordering::Release);
                 self.committed(first, events);
                 self.show_size();
