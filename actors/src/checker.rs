@@ -33,6 +33,7 @@ use crate::{
     queues::Queue,
     registry::RegistryHandle,
     seams::{Liveness, RoomApi, RoomApiError},
+    seldom::Seldom,
     supervise::Present,
     types::PresenterIdx,
 };
@@ -209,6 +210,8 @@ pub struct RoomChecker {
     /// `room.max_lookups`, and what had to wait for a place.
     lookups: (Queue, Counter),
     breaker: Breaker,
+    /// That it would not say, for the log.
+    refusals: Seldom,
     /// Requests to make a presenter reconnect that are under way.
     reconnects: usize,
     /// `room.max_reconnects`
@@ -241,6 +244,7 @@ impl RoomChecker {
             queue: VecDeque::new(),
             lookups,
             breaker: Breaker::Closed { failures: 0 },
+            refusals: Seldom::new(),
             reconnects: 0,
             asking,
             _present: present,
@@ -361,7 +365,10 @@ impl RoomChecker {
             Err(RoomApiError::Refused(why)) => {
                 self.count("refused");
                 self.metrics.room_refusals.inc();
-                log::warn!("room server: it does not say whether presenter {presenter} is live: {why}");
+                // Where it says of nobody, as by a wrong room.base_url, this comes once a room and refresh.
+                if let Some(more) = self.refusals.due(at) {
+                    log::warn!("room server: it does not say whether presenter {presenter} is live: {why}{more}");
+                }
                 self.cache.put_refused(presenter, at);
                 self.refuse(presenter);
             }

@@ -18,6 +18,7 @@ pub mod queues;
 pub mod registry;
 pub mod ring;
 pub mod seams;
+pub mod seldom;
 pub mod session;
 pub mod supervise;
 pub mod types;

@@ -3,11 +3,12 @@
 //! A deleted message keeps its place: to viewers it is a number, an id and a time; staff see all of it, with who deleted it and
 //! when. Nor are viewers told who did it by the act itself.
 
-use std::{io, str::FromStr};
+use std::{io, str::FromStr, time::Instant};
 
 use actix_web::HttpRequest;
 use chatting_actors::{
     moderation::Act,
+    seldom::Seldom,
     types::{Seq, UserIdx},
     wire::v1::timestamp,
 };
@@ -102,7 +103,11 @@ pub fn unread(error: HistoryError) -> ApiError {
         HistoryError::Busy => ApiError::new(Code::Overloaded).with_detail("the queue readers is full"),
         HistoryError::TooMuch => ApiError::new(Code::BadRequest).with_detail(error.to_string()),
         HistoryError::Unavailable(why) => {
-            log::warn!("history: the log cannot be read: {why}");
+            // Anyone who may read can ask as often as they like.
+            static TOLD: Seldom = Seldom::new();
+            if let Some(more) = TOLD.due(Instant::now()) {
+                log::warn!("history: the log cannot be read: {why}{more}");
+            }
             ApiError::new(Code::LogUnavailable).with_detail("the log cannot be read now")
         }
     }

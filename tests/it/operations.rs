@@ -1,8 +1,8 @@
 //! What operators see: liveness, readiness, metrics, their own port; and the embedded room server that they steer.
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Instant};
 
-use chatting_actors::{clock::system_ms, registry::End, session::Close, types::Role};
+use chatting_actors::{clock::system_ms, registry::End, seldom::Seldom, session::Close, types::Role};
 use chatting_server::{
     app::Stopped,
     auth::{Mint, SigningKey, mint},
@@ -16,7 +16,7 @@ use crate::support::{
     app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
     command::{command, run},
     eventually,
-    http::get,
+    http::{HttpClient, get},
     mongod::{Mongod, fresh_database_name},
     process::{Process, ScratchDir},
     ws::WsClient,
@@ -366,22 +366,46 @@ async fn rule_07_a_second_server_on_one_spool_is_refused_naming_the_first() {
     assert!(first.exited().await.success());
 }
 
+/// A server of its own, with an embedded room server and log, and the address that it listens on.
+async fn served(dir: &Arc<ScratchDir>, more: &[&str]) -> (Process, SocketAddr) {
+    let mut args = vec!["serve", "--port-file", "port", "--set", "server.bind=127.0.0.1:0"];
+    args.extend(["--set", "room.mode=embedded"]);
+    args.extend(more);
+    let server = Process::start(dir, command(dir, &args).env("CHAT__AUTH__HS256_SECRET", KEY));
+    let addr = server.address(&dir.path().join("port")).await;
+    (server, addr)
+}
+
+#[actix_web::test]
+async fn a_log_that_cannot_be_read_has_no_line_a_request() {
+    let (dir, began) = (ScratchDir::new("unread"), Instant::now());
+    let (server, addr) = served(&dir, &["--set", "log.path=chat.db"]).await;
+    let token = crate::support::app::token_of(&settings(&dir), 7, "kim");
+    // Reads open it by its name; the server goes on with the file that it has.
+    std::fs::rename(dir.path().join("chat.db"), dir.path().join("away.db")).unwrap();
+    let bearer = format!("Bearer {token}");
+    for _ in 0..50 {
+        let headers = [("authorization", bearer.as_str())];
+        let mut client = HttpClient::connect(addr).await;
+        let answer = client.request("GET", "/v1/rooms/12/messages", &headers, "").await;
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_str()),
+            (503, Some("log_unavailable"))
+        );
+    }
+    let output = server.output();
+    let told = output
+        .lines()
+        .filter(|line| line.contains("the log cannot be read"))
+        .count();
+    let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+    assert!((1..=at_most).contains(&(told as u64)), "{output}");
+}
+
 #[actix_web::test]
 async fn json_logs_are_one_object_a_line_and_show_no_secret_no_token_and_no_text() {
     let dir = ScratchDir::new("json");
-    let args = [
-        "serve",
-        "--port-file",
-        "port",
-        "--set",
-        "server.bind=127.0.0.1:0",
-        "--set",
-        "room.mode=embedded",
-        "--set",
-        "logging.format=json",
-    ];
-    let server = Process::start(&dir, command(&dir, &args).env("CHAT__AUTH__HS256_SECRET", KEY));
-    let addr = server.address(&dir.path().join("port")).await;
+    let (server, addr) = served(&dir, &["--set", "logging.format=json"]).await;
     let token = crate::support::app::token_of(&settings(&dir), 12, "kim");
     let mut presenter = WsClient::connect(addr, "/chatting").await;
     presenter

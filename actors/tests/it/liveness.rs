@@ -1,13 +1,16 @@
 //! When the room server is asked whether a room is live, though nobody sends (rules 8 and 13).
 
+use std::time::Instant;
+
 use chatting_actors::{
     outcome::{Delivery, Refusal},
     registry::RegistryConfig,
+    seldom::Seldom,
 };
 
 use crate::{
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, until, writer_config},
+    stage::{Stage, keep_lines, lines_with, registry_config, until, writer_config},
 };
 
 /// The room server is asked about this room a few times more, sweep by sweep.
@@ -52,4 +55,17 @@ async fn rule_08_the_verdict_of_a_room_in_use_is_refreshed_before_it_ends_also_w
     assert_eq!(stage.accepted(1, "third").await.delivery, Delivery::Held);
     asked_again_and_again(&rooms, 1).await;
     assert_eq!([2, 3].map(|presenter| rooms.script().asked_of[&presenter]), asked);
+}
+
+#[actix::test]
+async fn a_room_server_that_says_of_no_room_whether_it_is_live_has_no_line_a_room() {
+    keep_lines();
+    let (stage, began) = (Stage::set(), Instant::now());
+    stage.rooms.script().unknown.extend(7000..7100);
+    for presenter in 7000..7100 {
+        assert_eq!(stage.refused(presenter, "x").await, Refusal::RoomServerUnavailable);
+    }
+    let told = lines_with("does not say whether presenter 70");
+    let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+    assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
 }
