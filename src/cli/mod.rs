@@ -13,7 +13,7 @@ mod spool;
 mod token;
 mod watch;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::OnceLock};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -220,6 +220,13 @@ pub fn run() -> ExitCode {
         Command::Load(args) => load::run(&args),
         Command::Watch(args) => watch::run(&args),
     };
+    let result = result.and_then(|code| match LOST.get() {
+        None => Ok(code),
+        Some(error) => Err(Failure {
+            code: 69,
+            text: format!("standard output: {error}"),
+        }),
+    });
     result.unwrap_or_else(|failure| {
         for line in failure.text.lines() {
             eprint(&format!("chatting-server: {line}"));
@@ -244,17 +251,28 @@ pub(crate) fn try_parse(args: impl IntoIterator<Item = String>) {
     drop(Cli::try_parse_from(args));
 }
 
+/// Why standard output did not take what was written to it, though its reader had not gone: the command does not end well then.
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
 /// Standard output that does not panic when the reader has gone.
 fn print(text: &str) {
-    let _ = try_print(text);
+    let _: bool = try_print(text);
 }
 
-/// The same, for what goes on only as long as someone reads it.
-fn try_print(text: &str) -> std::io::Result<()> {
+/// The same, for what goes on only as long as someone reads it: whether it was taken.
+fn try_print(text: &str) -> bool {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(error) => {
+            // One that has enough, as `head` does, is no failure.
+            if error.kind() != std::io::ErrorKind::BrokenPipe {
+                let _ = LOST.set(error);
+            }
+            false
+        }
+    }
 }
 
 pub(crate) fn eprint(line: &str) {

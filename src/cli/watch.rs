@@ -86,7 +86,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {
                 let told = try_print(&format!("{}\n", String::from_utf8_lossy(&text)));
                 seen += 1;
                 // Whoever reads this may have enough, as `head` does.
-                if told.is_err() || args.count.is_some_and(|count| seen >= count) {
+                if !told || args.count.is_some_and(|count| seen >= count) {
                     let _ = socket.send(Message::Close(None)).await;
                     return Ok(ExitCode::SUCCESS);
                 }

@@ -1,6 +1,6 @@
 //! What operators see: liveness, readiness, metrics, their own port; and the embedded room server that they steer.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Instant};
+use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Instant};
 
 use chatting_actors::{clock::system_ms, registry::End, seldom::Seldom, session::Close, types::Role};
 use chatting_server::{
@@ -430,6 +430,44 @@ async fn json_logs_are_one_object_a_line_and_show_no_secret_no_token_and_no_text
     }
     for hidden in [KEY, &token[..40], "a secret text"] {
         assert!(!output.contains(hidden), "{hidden} is shown in:\n{output}");
+    }
+}
+
+#[actix_web::test]
+async fn a_command_whose_output_is_lost_says_so_and_does_not_end_well() {
+    let dir = ScratchDir::new("lost");
+    let (server, _) = served(&dir, &["--set", "log.path=data/chat.db"]).await;
+    server.signal("TERM");
+    assert!(server.exited().await.success());
+    let commands: [&[&str]; 5] = [
+        &["settings"],
+        &["check-config"],
+        &["token", "--user", "7"],
+        &["spool", "status"],
+        &["spool", "verify"],
+    ];
+    for args in commands {
+        let run = |out: Stdio| {
+            let mut command = command(&dir, args);
+            command
+                .env("CHAT__AUTH__HS256_SECRET", KEY)
+                .env("CHAT__ROOM__MODE", "embedded");
+            command.stdout(out).stderr(Stdio::piped()).output().unwrap()
+        };
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let lost = run(full.into());
+        let error = String::from_utf8(lost.stderr).unwrap();
+        assert_eq!(lost.status.code(), Some(69), "{args:?}: {error}");
+        assert!(
+            error.contains("standard output: No space left on device"),
+            "{args:?}: {error}"
+        );
+        // Whoever reads it may have enough.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let unread = run(writer.into());
+        assert_eq!(unread.status.code(), Some(0), "{args:?}: {unread:?}");
+        assert_eq!(unread.stderr, b"", "{args:?}");
     }
 }
 
