@@ -51,7 +51,7 @@ pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
             max_bytes: None,
             ..startup::spool_settings(&settings)
         })
-        .map_err(refused)?;
+        .map_err(|error| refused(error, "an import goes into a log that no server uses"))?;
         let waiting = (info.last - info.first + 1).cast_unsigned();
         let done = import(&settings, args, &contents, &mut spool, waiting).await;
         spool.close();
@@ -136,7 +136,7 @@ async fn import(
     }
     spool.end_import()?;
     print(&format!(
-        "imported: {} of {} into {}, {:.1} s\n",
+        "imported: {} of {} read into {}, {:.1} s\n",
         counted(contents.events, "event"),
         counted(contents.broadcasts, "broadcast"),
         settings.log.backend,

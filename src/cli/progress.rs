@@ -14,16 +14,24 @@ pub(super) struct Progress {
     bar: ProgressBar,
     lines: bool,
     what: &'static str,
-    total: u64,
+    total: Option<u64>,
     told: std::cell::Cell<Instant>,
 }
 
 impl Progress {
-    pub(super) fn new(what: &'static str, total: u64) -> Self {
+    /// Of so many, where that is known.
+    pub(super) fn new(what: &'static str, total: impl Into<Option<u64>>) -> Self {
         let lines = !std::io::stderr().is_terminal();
+        let total = total.into();
         // A bar draws nothing where standard error is no terminal, and counts all the same.
-        let bar = ProgressBar::new(total).with_message(what);
-        let template = "{msg} [{wide_bar}] {human_pos} of {human_len}, {eta} left";
+        let (bar, template) = match total {
+            Some(total) => (
+                ProgressBar::new(total),
+                "{msg} [{wide_bar}] {human_pos} of {human_len}, {eta} left",
+            ),
+            None => (ProgressBar::new_spinner(), "{msg} {human_pos}"),
+        };
+        let bar = bar.with_message(what);
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
@@ -42,9 +50,11 @@ impl Progress {
         }
         self.bar.inc(count);
         let done = self.bar.position();
-        if self.lines && (done >= self.total || self.told.get().elapsed() >= Duration::from_secs(1)) {
+        let all = self.total.is_some_and(|total| done >= total);
+        if self.lines && (all || self.told.get().elapsed() >= Duration::from_secs(1)) {
             self.told.set(Instant::now());
-            eprint(&format!("chatting-server: {done} of {} {}", self.total, self.what));
+            let of = self.total.map(|total| format!("of {total} ")).unwrap_or_default();
+            eprint(&format!("chatting-server: {done} {of}{}", self.what));
         }
     }
 

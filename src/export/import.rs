@@ -206,6 +206,8 @@ impl Lines {
         }
         match &self.open {
             Some(open) => Err(self.bad(format!("the file ends within broadcast {}: it was cut off", open.id))),
+            // Its end was its first line: what a failed export leaves.
+            None if self.line == 1 => Err(self.bad("the file is empty: an export has one broadcast at least")),
             None => Ok(None),
         }
     }

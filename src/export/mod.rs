@@ -196,11 +196,12 @@ impl Export {
         })
     }
 
-    /// About how many events it will have read when it has ended: numbers that are missing count.
-    pub fn expected(&self) -> u64 {
+    /// About how many events it will have read when it has ended: numbers that are missing count. `None` where a numbering ended
+    /// without a word of how far it went.
+    pub fn expected(&self) -> Option<u64> {
         let spans = self.record.broadcast.spans.iter();
         spans
-            .filter_map(|span| Some(span.through?.0.saturating_sub(span.after.0)))
+            .map(|span| Some(span.through?.0.saturating_sub(span.after.0)))
             .sum()
     }
 

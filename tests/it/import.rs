@@ -242,7 +242,7 @@ async fn a_log_that_is_exported_and_imported_is_the_same_log_in_either_store() {
         let site = Site::new(mongodb);
         let (code, out, error) = site.import(&file);
         assert_eq!(code, 0, "{error}");
-        assert!(out.starts_with("imported: 8 events of 1 broadcast into "), "{out}");
+        assert!(out.starts_with("imported: 8 events of 1 broadcast read into "), "{out}");
         for (format, before) in FORMATS.into_iter().zip(&files) {
             let after = site.export(&["--format", format]);
             assert_eq!(timeless(format, before), timeless(format, &after), "{format}");
@@ -318,8 +318,8 @@ async fn a_broadcast_that_went_on_ends_where_its_export_did() {
     );
 }
 
-/// A file of so many messages.
-fn long_file(site: &Site, count: u64) -> std::path::PathBuf {
+/// An export of so many messages.
+pub fn exported(count: u64) -> String {
     let header = json!({
         "type": "broadcast", "format": 1, "id": broadcast_id(), "presenter_idx": 12, "room_idx": null,
         "reported_start": null, "ended_at": "2026-01-01T01:00:00Z", "corrected_start": null,
@@ -341,8 +341,13 @@ fn long_file(site: &Site, count: u64) -> std::path::PathBuf {
         "{}\n",
         json!({ "type": "end", "broadcast_id": broadcast_id(), "events": count })
     );
+    text
+}
+
+/// A file of so many messages.
+fn long_file(site: &Site, count: u64) -> std::path::PathBuf {
     let file = site.path("long.ndjson");
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, exported(count)).unwrap();
     file
 }
 
@@ -360,7 +365,7 @@ async fn an_import_that_was_interrupted_is_run_again_and_loses_and_doubles_nothi
         assert_eq!(status.code(), (signal == "INT").then_some(75), "{}", import.output());
         // Another file must wait.
         let other = site.path("other.ndjson");
-        std::fs::write(&other, "").unwrap();
+        std::fs::write(&other, exported(0)).unwrap();
         let (code, _, error) = site.import(&other);
         assert_eq!(code, 1, "{error}");
         assert!(error.contains("an import of other files has begun"), "{error}");
@@ -444,6 +449,57 @@ async fn an_import_whose_file_changed_between_its_two_readings_has_not_ended() {
         error.contains("an import of other files has begun and not ended"),
         "{error}"
     );
+}
+
+#[actix_web::test]
+async fn an_empty_file_as_a_failed_export_leaves_is_refused_also_among_others() {
+    let site = Site::new(false);
+    let file = long_file(&site, 10);
+    std::fs::write(site.path("empty.ndjson"), "").unwrap();
+    let good = file.to_str().unwrap();
+    for files in [&["empty.ndjson"][..], &[good, "empty.ndjson"]] {
+        let (code, out, error) = site.run(&[&["import"], files].concat());
+        assert_eq!((code, out.as_str()), (1, ""), "{error}");
+        assert!(error.contains("empty.ndjson, line 1: the file is empty"), "{error}");
+    }
+    assert!(!site.path("chat.db").exists());
+}
+
+#[actix_web::test]
+async fn rule_07_an_import_is_refused_while_a_server_has_the_spool_with_words_of_its_own() {
+    let site = Site::new(false);
+    let file = long_file(&site, 10);
+    let app = spawn_in(Arc::clone(&site.dir), site.settings()).await;
+    let (code, out, error) = site.import(&file);
+    assert_eq!((code, out.as_str()), (69, ""), "{error}");
+    assert!(error.contains("in use by process"), "{error}");
+    assert!(
+        error.contains("stop that server first; an import goes into a log that no server uses"),
+        "{error}"
+    );
+    assert!(!error.contains("takes its spool to the store itself"), "{error}");
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn an_export_of_a_numbering_whose_end_is_not_known_does_not_say_of_how_many() {
+    let site = Site::new(false);
+    let file = long_file(&site, 10);
+    // As it is where a server was stopped uncleanly under os: the next numbering began, and this one has no end.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (head, rest) = text.split_once('\n').unwrap();
+    let mut head: Value = serde_json::from_str(head).unwrap();
+    let mut spans = head["spans"].as_array().unwrap().clone();
+    spans[0]["through"] = Value::Null;
+    spans.push(json!({ "epoch": "b", "after": 10, "through": 12 }));
+    head["spans"] = spans.into();
+    std::fs::write(&file, format!("{head}\n{rest}")).unwrap();
+    let (code, _, error) = site.import(&file);
+    assert_eq!(code, 0, "{error}");
+    let (code, _, error) = site.run(&["export", "--room", "12"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(error.contains("exported 10 events"), "{error}");
+    assert!(!error.contains("10 of "), "{error}");
 }
 
 #[actix_web::test]

@@ -783,7 +783,7 @@ async fn rule_03_a_start_needs_no_name_server_either() {
     server.signal("TERM");
     assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
     // What the commands cannot do without it is not the settings' fault.
-    std::fs::write(dir.path().join("empty.ndjson"), "").unwrap();
+    std::fs::write(dir.path().join("empty.ndjson"), crate::import::exported(0)).unwrap();
     for command in [
         &["export", "--room", "12"][..],
         &["import", "empty.ndjson"],

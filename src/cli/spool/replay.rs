@@ -57,7 +57,7 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
             max_bytes: None,
             ..startup::spool_settings(settings)
         })
-        .map_err(refused)?;
+        .map_err(|error| refused(error, "while it runs it takes its spool to the store itself"))?;
         let store = open_store(settings, &spool).await?;
         let mut replay = Replay {
             settings,
@@ -73,13 +73,12 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
     })
 }
 
-pub(in crate::cli) fn refused(error: OpenError) -> Failure {
+/// Why a spool cannot be opened, and `why` its server has to be stopped first, where one has it.
+pub(in crate::cli) fn refused(error: OpenError, why: &str) -> Failure {
     let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
     let mut failure = Failure::from(StartError::from(error));
     if held {
-        failure
-            .text
-            .push_str("\nstop that server first; while it runs it takes its spool to the store itself");
+        failure.text += &format!("\nstop that server first; {why}");
     }
     failure
 }
@@ -123,6 +122,8 @@ struct Totals {
     /// Parked events that were tried again, and of them those that the store has now.
     tried: u64,
     unparked: u64,
+    /// Of these, acts that stay parked, too, for the messages that they cover.
+    kept: u64,
 }
 
 struct Replay<'a> {
@@ -167,8 +168,12 @@ impl Replay<'_> {
             ));
         }
         if parked_too {
+            let both = match totals.kept {
+                0 => String::new(),
+                kept => format!("; {kept} are both: kept for the parked messages that they cover"),
+            };
             print(&format!(
-                "parked: {} tried again, {} of them are in the store now, {parked} are parked\n",
+                "parked: {} tried again, {} of them are in the store now, {parked} are parked{both}\n",
                 totals.tried, totals.unparked
             ));
         } else if parked > 0 {
@@ -320,9 +325,10 @@ impl Replay<'_> {
                     refused.push((event.id, poison.reason));
                 }
             }
-            self.spool.unpark(&stored, &refused)?;
+            let forgotten = self.spool.unpark(&stored, &refused)?;
             totals.tried += batch.len() as u64;
             totals.unparked += stored.len() as u64;
+            totals.kept += (stored.len() as u64).saturating_sub(forgotten);
             progress.advance(rows.len() as u64);
         }
     }

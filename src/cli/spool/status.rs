@@ -108,7 +108,7 @@ fn text(status: &Status, now_ms: i64) -> String {
     lines.push((
         "parked",
         format!(
-            "{} that the store refused for good",
+            "{}, that the store refused for good, or kept for those",
             counted(status.parked.count, "event")
         ),
     ));

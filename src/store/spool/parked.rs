@@ -123,24 +123,26 @@ impl SqliteSpool {
     }
 
     /// After parked events were tried again: forgets those that the store has now, but for acts that may cover what stays, and
-    /// keeps the others with their new reason. One transaction.
-    pub fn unpark(&mut self, stored: &[Uuid], refused: &[(Uuid, String)]) -> Result<(), SpoolError> {
+    /// keeps the others with their new reason. One transaction. Returns how many it forgot.
+    pub fn unpark(&mut self, stored: &[Uuid], refused: &[(Uuid, String)]) -> Result<u64, SpoolError> {
         self.with(|_, connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut forgotten = 0;
             {
                 let mut delete = transaction.prepare_cached(FORGET)?;
                 // What an act covers is older, and goes first.
                 let mut stored: Vec<&Uuid> = stored.iter().collect();
                 stored.sort_unstable();
                 for id in stored {
-                    delete.execute([&id.as_bytes()[..]])?;
+                    forgotten += delete.execute([&id.as_bytes()[..]])? as u64;
                 }
                 let mut update = transaction.prepare_cached("UPDATE parked SET reason = ?2 WHERE id = ?1")?;
                 for (id, reason) in refused {
                     update.execute(params![&id.as_bytes()[..], reason])?;
                 }
             }
-            transaction.commit()
+            transaction.commit()?;
+            Ok(forgotten)
         })
     }
 
