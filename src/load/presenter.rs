@@ -75,7 +75,7 @@ pub(super) async fn connect(
     let (opcode, payload) = socket.next().await?;
     match (opcode, &socket.bytes[payload]) {
         (0x1, payload) if payload == PONG || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
-        (0x1, payload) if speaks == Speaks::Legacy && payload.starts_with(br#"{"id":"sendChatting""#) => {
+        (0x1, payload) if speaks == Speaks::Legacy && payload.starts_with(LEGACY_CHAT) => {
             // What was held for it: it is let in, its pong comes later, and this is to be counted.
             socket.at = before;
             Ok(socket)
@@ -90,21 +90,30 @@ pub(super) async fn connect(
 /// What the original server answers to a `ping`.
 const PONG: &[u8] = b"pong";
 
+const LEGACY_CHAT: &[u8] = br#"{"id":"sendChatting""#;
+
+/// Opcodes (RFC 6455, 5.2).
+const TEXT: u8 = 0x1;
+const PING: u8 = 0x9;
+
 /// Counts chat frames until the socket ends, those of the `nth` presenter. A v1 client acknowledges once what came together.
 pub(super) async fn count(mut socket: Socket, speaks: Speaks, nth: usize, counts: Shared) {
     loop {
         let (mut newest, mut ping) = (None, None);
         while let Some((opcode, at)) = socket.take() {
             let payload = &socket.bytes[at];
-            if opcode == 0x9 {
+            if opcode == PING {
                 ping = Some(payload.to_vec());
                 continue;
             }
-            if payload == PONG {
+            if opcode != TEXT || payload == PONG {
                 continue;
             }
             if speaks == Speaks::V1 {
                 newest = seq(payload).or(newest);
+            }
+            if !is_chat(payload, speaks) {
+                continue;
             }
             let mut counts = counts.borrow_mut();
             let Some([_, sender, turn, due]) = stamp(payload, speaks).filter(|[run, ..]| *run == counts.run) else {
@@ -130,6 +139,15 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, nth: usize, counts
         if socket.fill().await.is_err() {
             return;
         }
+    }
+}
+
+/// Whether a text frame is a message, and nothing that the server says of itself.
+fn is_chat(payload: &[u8], speaks: Speaks) -> bool {
+    match speaks {
+        Speaks::Legacy => payload.starts_with(LEGACY_CHAT),
+        Speaks::V1 => payload.starts_with(br#"{"type":"chat""#),
+        Speaks::Plain => true,
     }
 }
 

@@ -112,6 +112,19 @@ async fn a_server_that_goes_away_is_said_and_fails_the_run() {
 }
 
 #[actix_web::test]
+async fn what_a_server_says_while_it_stops_is_not_counted_as_messages_of_others() {
+    for speaks in ["legacy", "v1"] {
+        let dir = ScratchDir::new("load-tool");
+        let (server, addr) = serve(&dir, &[]).await;
+        let tool = load(&dir, addr, &["--seconds", "3600", "--start-rooms", "--speaks", speaks]);
+        tool.line("/s accepted").await;
+        server.signal("TERM");
+        let (_, report, output) = ended(&tool).await;
+        assert_eq!(report["of_others"], 0, "{speaks}: {output}");
+    }
+}
+
+#[actix_web::test]
 async fn a_run_in_which_nothing_was_accepted_fails_and_says_what_was_answered() {
     let app = spawn_app(|_| {}).await;
     let dir = ScratchDir::new("load-tool");
