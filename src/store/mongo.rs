@@ -429,8 +429,12 @@ fn of_names(error: &Error) -> bool {
     matches!(*error.kind, ErrorKind::DnsResolve { .. } | ErrorKind::Custom(_))
 }
 
-fn failed(error: Error) -> StoreError {
-    StoreError(error.to_string())
+/// What is wrong, in words: the driver's own text has the raw reply too, in hexadecimal digits.
+pub(super) fn failed(error: Error) -> StoreError {
+    StoreError(match error.get_custom::<String>() {
+        Some(ours) => ours.clone(),
+        None => error.kind.to_string(),
+    })
 }
 
 fn unreadable(error: impl std::fmt::Display) -> StoreError {

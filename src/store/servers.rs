@@ -20,7 +20,7 @@ use mongodb::{
 
 use tokio::sync::Mutex;
 
-use super::MongoStore;
+use super::{MongoStore, mongo::failed};
 
 /// A heartbeat so many times its interval old is not fresh any more.
 const FRESH_INTERVALS: u32 = 3;
@@ -143,8 +143,4 @@ impl ServerBeat {
             let _ = servers.delete_one(doc! { "_id": &self.id }).await;
         }
     }
-}
-
-fn failed(error: mongodb::error::Error) -> StoreError {
-    StoreError(error.to_string())
 }

@@ -24,6 +24,24 @@ use crate::{
     },
 };
 
+#[actix_web::test]
+async fn what_mongodb_refuses_is_told_by_its_code_name_and_message_without_its_raw_reply() {
+    let database = fresh_database_name();
+    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+    let view = doc! { "create": "chatting_log", "viewOn": "elsewhere", "pipeline": [] };
+    client.database(&database).run_command(view).await.unwrap();
+    let store = mongo_in(database).await;
+    let error = store.prepare().await.unwrap_err().0;
+    assert!(
+        error.contains("166") && error.contains("CommandNotSupportedOnView"),
+        "{error}"
+    );
+    assert!(
+        error.contains("is a view") && !error.contains("RawDocumentBuf"),
+        "{error}"
+    );
+}
+
 /// Both stores, each with what keeps it alive.
 pub async fn stores() -> Vec<(&'static str, Arc<dyn Archive>, Option<Arc<ScratchDir>>)> {
     let dir = ScratchDir::new("store");
@@ -52,9 +70,13 @@ pub fn embedded(path: &Path) -> (SqliteSpool, SpoolInfo) {
 }
 
 pub async fn mongo() -> MongoStore {
+    mongo_in(fresh_database_name()).await
+}
+
+async fn mongo_in(database: String) -> MongoStore {
     let settings = MongoSettings {
         uri: Mongod::shared().uri(),
-        database: fresh_database_name(),
+        database,
         connect_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(30),
     };
