@@ -15,7 +15,7 @@ use crate::{
     app::{App, Extras, Stopped},
     files::off_thread,
     http::state::State,
-    settings::Loaded,
+    settings::{Loaded, LogFormat},
     startup, telemetry,
 };
 
@@ -32,7 +32,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
     let Loaded { settings, origins } = args.settings.load()?;
     telemetry::init(&settings);
     report::begin(&settings, &origins);
-    until_it_ends(async {
+    let ended = until_it_ends(async {
         // First, so that one that comes during the start does not end the process.
         let (hangup, stop) = (signal(SignalKind::hangup())?, stop_signal()?);
         let mut stop = std::pin::pin!(stop);
@@ -47,7 +47,15 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
             ended = run_app(app, begun, stop) => ended,
             never = reload => never,
         }
-    })
+    });
+    match ended {
+        // Whoever reads JSON reads nothing else.
+        Err(failure) if settings.logging.format == LogFormat::Json && log::log_enabled!(log::Level::Error) => {
+            log::error!("{}", failure.text);
+            Ok(ExitCode::from(failure.code))
+        }
+        ended => ended,
+    }
 }
 
 /// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:

@@ -434,6 +434,32 @@ async fn json_logs_are_one_object_a_line_and_show_no_secret_no_token_and_no_text
 }
 
 #[actix_web::test]
+async fn with_json_logs_why_a_start_failed_is_such_a_line_too() {
+    let dir = ScratchDir::new("json");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = format!("server.bind={}", taken.local_addr().unwrap());
+    let args = [
+        "serve",
+        "--set",
+        &bind,
+        "--set",
+        "logging.format=json",
+        "--set",
+        "log.path=chat.db",
+    ];
+    let server = Process::start(&dir, command(&dir, &args).env("CHAT__AUTH__HS256_SECRET", KEY));
+    assert_eq!(server.exited().await.code(), Some(69));
+    let output = server.output();
+    let lines = output.lines().map(serde_json::from_str::<serde_json::Value>);
+    let lines: Vec<_> = lines
+        .collect::<Result<_, _>>()
+        .unwrap_or_else(|error| panic!("{error}: {output}"));
+    let of_errors = lines.iter().filter(|line| line["level"] == "error");
+    let errors: Vec<_> = of_errors.map(|line| line["message"].as_str().unwrap()).collect();
+    assert!(matches!(errors[..], [why] if why.contains("server.bind")), "{output}");
+}
+
+#[actix_web::test]
 async fn a_command_whose_output_is_lost_says_so_and_does_not_end_well() {
     let dir = ScratchDir::new("lost");
     let (server, _) = served(&dir, &["--set", "log.path=data/chat.db"]).await;
