@@ -14,10 +14,17 @@
 pub mod erasure;
 mod freeing;
 mod import;
+mod keys;
+mod meta;
 mod opening;
 mod parked;
+mod places;
+pub(super) mod records;
 
-pub(super) use self::opening::{BACKEND, is_of};
+pub(super) use self::{
+    meta::meta,
+    opening::{BACKEND, is_of},
+};
 pub use self::{
     opening::OpenError,
     parked::{ParkedRow, Parking},
@@ -33,17 +40,16 @@ use std::{
 use chatting_actors::{
     broadcast::Broadcast,
     clock::system_ms,
-    idempotency::{KeyRow, Keyed},
-    outcome::{Accepted, Delivery},
+    idempotency::KeyRow,
     seams::{LastSeq, Place, Pos, Spool, SpoolError},
-    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
+    types::{Epoch, Event, PresenterIdx, Seq},
 };
 use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
-use uuid::Uuid;
 
 use self::{
     freeing::{COVERS, PARK, covering, free_rows, trim_keys},
+    meta::{keep_last_ms, set_meta},
     opening::{DAMAGED, last_of_rooms},
 };
 use super::{
@@ -63,26 +69,11 @@ const PROBE_BYTES: usize = 64 * 1024;
 /// Times do not go back from row to row (rule 5), so the last row is the newest; a spool of gigabytes is not gone through.
 const NEWEST: &str = "SELECT sent_at FROM spool ORDER BY pos DESC LIMIT 1";
 
-const KEEP_PLACE: &str = "
-INSERT OR REPLACE INTO places(presenter_idx, epoch, over, position, exact, room_idx, session_at, saved_at)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-
 const INSERT: &str = concat!(
     "INSERT INTO spool(pos, epoch, ",
     columns!(),
     ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
 );
-
-const INSERT_KEY: &str = "
-INSERT INTO keys(epoch, presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-
-/// That a broadcast was seen to be live again is for the spool alone: told of every open one, it would keep the store busy.
-const KEEP_RECORD: &str = "
-INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, 0, ?5)
-ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, record = ?5,
-  stored = stored * (json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms'))
-WHERE version < ?3";
 
 type SpoolRows = Vec<(Pos, Arc<Event>)>;
 type Unreadable = Vec<(Pos, String)>;
@@ -220,12 +211,6 @@ fn failed(error: &rusqlite::Error, begun: bool) -> SpoolError {
     }
 }
 
-pub(super) fn meta<T: rusqlite::types::FromSql>(connection: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
-    connection
-        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
-        .optional()
-}
-
 /// A transaction that writes. It is rolled back where it is not committed. rusqlite's own has SQLite read `BEGIN` and `COMMIT`
 /// anew each time.
 struct Writing<'a> {
@@ -253,52 +238,6 @@ impl Drop for Writing<'_> {
     }
 }
 
-fn insert_key(connection: &Connection, epoch: i64, event: &Event, keyed: &Keyed) -> rusqlite::Result<()> {
-    connection.prepare_cached(INSERT_KEY)?.execute(params![
-        epoch,
-        event.presenter_idx.get(),
-        event.seq.0.cast_signed(),
-        &event.id.as_bytes()[..],
-        event.sent_at_ms,
-        event.chat.user_idx.get(),
-        &*keyed.key,
-        &keyed.fingerprint()[..],
-    ])?;
-    Ok(())
-}
-
-fn set_meta(connection: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES (?1, ?2)")?;
-    statement.execute(params![key, value])?;
-    Ok(())
-}
-
-/// The newest time that is known; what the store told may be newer than any row (rule 5).
-fn keep_last_ms(connection: &Connection, ms: i64) -> rusqlite::Result<()> {
-    let known: Option<i64> = meta(connection, "last_ms")?;
-    if known.is_none_or(|known| known < ms) {
-        set_meta(connection, "last_ms", ms)?;
-    }
-    Ok(())
-}
-
-/// Broadcasts that are kept here. One that cannot be read is told of and left out: it must not cost the others.
-pub(super) fn read_records(connection: &Connection, which: &str, limit: usize) -> rusqlite::Result<Vec<Broadcast>> {
-    let sql = format!("SELECT record FROM records WHERE {which} ORDER BY id LIMIT ?1");
-    let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-        row.get::<_, String>(0)
-    })?;
-    let mut records = Vec::new();
-    for record in rows {
-        match serde_json::from_str(&record?) {
-            Ok(broadcast) => records.push(broadcast),
-            Err(error) => log::error!("spool: a broadcast cannot be read: {error}"),
-        }
-    }
-    Ok(records)
-}
-
 impl Spool for SqliteSpool {
     fn commit(&mut self, events: &[Arc<Event>]) -> Result<Pos, SpoolError> {
         let epoch = self.epoch.0;
@@ -313,7 +252,7 @@ impl Spool for SqliteSpool {
                     row::bind(&mut statement, 3, event)?;
                     statement.raw_execute()?;
                     if let Some(keyed) = &event.keyed {
-                        insert_key(connection, epoch, event, keyed)?;
+                        keys::insert(connection, epoch, event, keyed)?;
                     }
                 }
             }
@@ -440,136 +379,33 @@ impl Spool for SqliteSpool {
     }
 
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError> {
-        self.with(|this, connection| {
-            // What is older is taken away when rows are freed, not by who reads.
-            let mut statement = connection.prepare(
-                "SELECT epoch, presenter_idx, seq, id, sent_at, user_idx, key, fingerprint FROM keys
-                 WHERE pos >= (SELECT pos FROM keys WHERE sent_at >= ?1 ORDER BY pos LIMIT 1) ORDER BY pos",
-            )?;
-            let rows = statement.query_map([since_ms], |found| {
-                let bad = rusqlite::Error::QueryReturnedNoRows;
-                let (Some(presenter), Some(user_idx), Some(epoch)) = (
-                    PresenterIdx::new(found.get(1)?),
-                    UserIdx::new(found.get(5)?),
-                    this.epochs.get(&found.get(0)?).cloned(),
-                ) else {
-                    return Err(bad);
-                };
-                Ok(KeyRow {
-                    user_idx,
-                    keyed: Keyed::restored(user_idx, presenter, &found.get::<_, String>(6)?, found.get(7)?),
-                    accepted: Accepted {
-                        id: Uuid::from_bytes(found.get(3)?),
-                        seq: Seq(found.get::<_, i64>(2)?.cast_unsigned()),
-                        epoch,
-                        sent_at_ms: found.get(4)?,
-                        // Whether a session was there is not kept; the message has been numbered and logged.
-                        delivery: Delivery::Held,
-                    },
-                })
-            })?;
-            // A key that cannot be read costs its sender a second message at worst; it must not cost everyone the start.
-            Ok(rows
-                .filter_map(|row| row.inspect_err(|error| log::error!("spool: a key: {error}")).ok())
-                .collect())
-        })
+        self.with(|this, connection| keys::read(connection, &this.epochs, since_ms))
     }
 
     fn keep_places(&mut self, places: &[Place]) -> Result<(), SpoolError> {
         let epoch = self.epoch.0;
-        self.with(|_, connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            {
-                let mut statement = transaction.prepare_cached(KEEP_PLACE)?;
-                for place in places {
-                    statement.execute(params![
-                        place.presenter.get(),
-                        epoch,
-                        place.over.0.cast_signed(),
-                        place.position.0.cast_signed(),
-                        place.exact,
-                        place.room_idx,
-                        place.session_at_ms,
-                        place.saved_at_ms,
-                    ])?;
-                }
-            }
-            transaction.commit()
-        })
+        self.with(|_, connection| places::keep(connection, epoch, places))
     }
 
     fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError> {
         let epoch = self.epoch.0;
-        self.with(|_, connection| {
-            // Numbers go on from one epoch to the next, so a place of an earlier one still tells what was missed.
-            let mut statement = connection.prepare_cached(
-                "SELECT over, position, exact AND epoch = ?2, room_idx, session_at, saved_at FROM places
-                 WHERE presenter_idx = ?1",
-            )?;
-            let place = statement.query_row([presenter.get(), epoch], |row| {
-                Ok(Place {
-                    presenter,
-                    over: Seq(row.get::<_, i64>(0)?.cast_unsigned()),
-                    position: Seq(row.get::<_, i64>(1)?.cast_unsigned()),
-                    exact: row.get(2)?,
-                    room_idx: row.get(3)?,
-                    session_at_ms: row.get(4)?,
-                    saved_at_ms: row.get(5)?,
-                })
-            });
-            place.optional()
-        })
+        self.with(|_, connection| places::read(connection, epoch, presenter))
     }
 
     fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError> {
-        self.with(|_, connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            {
-                let mut statement = transaction.prepare_cached(KEEP_RECORD)?;
-                for broadcast in broadcasts {
-                    statement.execute(params![
-                        &broadcast.id.as_bytes()[..],
-                        broadcast.presenter.get(),
-                        broadcast.version.cast_signed(),
-                        broadcast.ended_at_ms.is_some(),
-                        // A struct of texts and numbers cannot fail to serialize.
-                        serde_json::to_string(broadcast).unwrap_or_default(),
-                    ])?;
-                }
-            }
-            transaction.commit()
-        })
+        self.with(|_, connection| records::keep(connection, broadcasts))
     }
 
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
-        self.with(|_, connection| read_records(connection, "NOT ended", usize::MAX))
+        self.with(|_, connection| records::read(connection, "NOT ended", usize::MAX))
     }
 
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
-        self.with(|_, connection| read_records(connection, "NOT stored", limit))
+        self.with(|_, connection| records::read(connection, "NOT stored", limit))
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {
-        self.with(|_, connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            {
-                let mut over =
-                    transaction.prepare_cached("DELETE FROM records WHERE id = ?1 AND version = ?2 AND ended")?;
-                let mut open =
-                    transaction.prepare_cached("UPDATE records SET stored = 1 WHERE id = ?1 AND version = ?2")?;
-                for broadcast in stored {
-                    let which = params![&broadcast.id.as_bytes()[..], broadcast.version.cast_signed()];
-                    over.execute(which)?;
-                    open.execute(which)?;
-                }
-                let mut no =
-                    transaction.prepare_cached("UPDATE records SET stored = 2 WHERE id = ?1 AND version = ?2")?;
-                for broadcast in refused {
-                    no.execute(params![&broadcast.id.as_bytes()[..], broadcast.version.cast_signed()])?;
-                }
-            }
-            transaction.commit()
-        })
+        self.with(|_, connection| records::stored(connection, stored, refused))
     }
 
     fn probe(&mut self) -> Result<(), SpoolError> {

@@ -187,11 +187,11 @@ pub fn records(path: &Path, which: Records) -> rusqlite::Result<Vec<Broadcast>> 
     let connection: Connection = open_to_read(path)?;
     match which {
         Records::OfRoom(presenter) => {
-            spool::read_records(&connection, &format!("presenter_idx = {}", presenter.get()), usize::MAX)
+            spool::records::read(&connection, &format!("presenter_idx = {}", presenter.get()), usize::MAX)
         }
         Records::Of(id) => {
             let literal = id.simple().to_string();
-            spool::read_records(&connection, &format!("id = x'{literal}'"), 1)
+            spool::records::read(&connection, &format!("id = x'{literal}'"), 1)
         }
     }
 }

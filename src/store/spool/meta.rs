@@ -1,0 +1,27 @@
+//! The table `meta`: what a spool says of itself.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+pub(in crate::store) fn meta<T: rusqlite::types::FromSql>(
+    connection: &Connection,
+    key: &str,
+) -> rusqlite::Result<Option<T>> {
+    connection
+        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+        .optional()
+}
+
+pub(super) fn set_meta(connection: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES (?1, ?2)")?;
+    statement.execute(params![key, value])?;
+    Ok(())
+}
+
+/// The newest time that is known; what the store told may be newer than any row (rule 5).
+pub(super) fn keep_last_ms(connection: &Connection, ms: i64) -> rusqlite::Result<()> {
+    let known: Option<i64> = meta(connection, "last_ms")?;
+    if known.is_none_or(|known| known < ms) {
+        set_meta(connection, "last_ms", ms)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! Records of broadcasts that have not ended, or that the store does not have as they are.
+
+use chatting_actors::broadcast::Broadcast;
+use rusqlite::{Connection, TransactionBehavior, params};
+
+/// That a broadcast was seen to be live again is for the spool alone: told of every open one, it would keep the store busy.
+const KEEP_RECORD: &str = "
+INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, 0, ?5)
+ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, record = ?5,
+  stored = stored * (json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms'))
+WHERE version < ?3";
+
+/// Broadcasts that are kept here. One that cannot be read is told of and left out: it must not cost the others.
+pub(in crate::store) fn read(connection: &Connection, which: &str, limit: usize) -> rusqlite::Result<Vec<Broadcast>> {
+    let sql = format!("SELECT record FROM records WHERE {which} ORDER BY id LIMIT ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+        row.get::<_, String>(0)
+    })?;
+    let mut records = Vec::new();
+    for record in rows {
+        match serde_json::from_str(&record?) {
+            Ok(broadcast) => records.push(broadcast),
+            Err(error) => log::error!("spool: a broadcast cannot be read: {error}"),
+        }
+    }
+    Ok(records)
+}
+
+/// Keeps what has changed; a late write never undoes a newer one.
+pub(super) fn keep(connection: &mut Connection, broadcasts: &[Broadcast]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        let mut statement = transaction.prepare_cached(KEEP_RECORD)?;
+        for broadcast in broadcasts {
+            statement.execute(params![
+                &broadcast.id.as_bytes()[..],
+                broadcast.presenter.get(),
+                broadcast.version.cast_signed(),
+                broadcast.ended_at_ms.is_some(),
+                // A struct of texts and numbers cannot fail to serialize.
+                serde_json::to_string(broadcast).unwrap_or_default(),
+            ])?;
+        }
+    }
+    transaction.commit()
+}
+
+/// The store has these as they are, and refused those.
+pub(super) fn stored(connection: &mut Connection, stored: &[Broadcast], refused: &[Broadcast]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        let mut over = transaction.prepare_cached("DELETE FROM records WHERE id = ?1 AND version = ?2 AND ended")?;
+        let mut open = transaction.prepare_cached("UPDATE records SET stored = 1 WHERE id = ?1 AND version = ?2")?;
+        for broadcast in stored {
+            let which = params![&broadcast.id.as_bytes()[..], broadcast.version.cast_signed()];
+            over.execute(which)?;
+            open.execute(which)?;
+        }
+        let mut no = transaction.prepare_cached("UPDATE records SET stored = 2 WHERE id = ?1 AND version = ?2")?;
+        for broadcast in refused {
+            no.execute(params![&broadcast.id.as_bytes()[..], broadcast.version.cast_signed()])?;
+        }
+    }
+    transaction.commit()
+}
