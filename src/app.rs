@@ -5,6 +5,8 @@
 //! closed → HTTP closed →
 //! spool committed and closed → arbiters joined. MongoDB is given a moment to take what is left, never waited for.
 
+mod parts;
+
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -31,6 +33,7 @@ use futures_util::future::join_all;
 use prometheus_client::registry::Registry as MetricNames;
 use scopeguard::ScopeGuard;
 
+use self::parts::{Opened, leave, open_keys, open_store, start_checker, start_registry};
 use crate::{
     auth::{
         Gateway, TokenError, TokenVerifier,
@@ -399,179 +402,6 @@ impl App {
         log::info!("stopped {how}");
         Ok(stopped)
     }
-}
-
-/// What verifies tokens, and what fetches published keys for it, where there are any. An address that gives none now does
-/// not stop a start; a file that holds none does.
-async fn open_keys(
-    settings: &Settings,
-    metrics: &Metrics,
-) -> Result<(Arc<TokenVerifier>, Option<actix_web::rt::task::JoinHandle<()>>), StartError> {
-    let keys = startup::keys(settings)?;
-    let source = startup::jwks_source(settings)?;
-    let refresh = source
-        .as_ref()
-        .map(|_| Arc::new(Refresh::new(startup::refresh_settings(settings))));
-    let tokens = Arc::new(TokenVerifier::new(
-        startup::token_rules(settings),
-        keys,
-        refresh.clone(),
-        settings.auth.cache_max,
-        metrics.clone(),
-    ));
-    let (Some(source), Some(refresh)) = (source, refresh) else {
-        return Ok((tokens, None));
-    };
-    match refresh.fetch(&source, &tokens, metrics).await {
-        Ok(()) => {}
-        Err(error) if source.is_file() => return Err(StartError::Config(format!("{source}: {error}"))),
-        Err(error) => log::warn!("tokens: {source}: {error}; it is asked again"),
-    }
-    let fetching = keep_fetching(refresh, source, Arc::clone(&tokens), metrics.clone());
-    Ok((tokens, Some(actix_web::rt::spawn(fetching))))
-}
-
-/// Gives up the place of a server that does not start; no longer than a stop would.
-async fn leave(beat: Option<ServerBeat>) {
-    if let Some(beat) = beat {
-        let _ = tokio::time::timeout(startup::STORE_COURTESY, beat.leave()).await;
-    }
-}
-
-/// The store behind the spool.
-struct Opened {
-    store: Arc<dyn Archive>,
-    /// Why it was not there.
-    away: Option<String>,
-    /// When its newest event was sent, in milliseconds since 1970; 0 where that cannot be told.
-    newest_ms: i64,
-}
-
-/// Opens the store behind the spool, and takes this server's place in it. MongoDB need not be there: what is accepted stays in the
-/// spool until it is.
-async fn open_store(
-    settings: &Settings,
-    spool: &mut SqliteSpool,
-    beat: &mut Option<ServerBeat>,
-) -> Result<Opened, StartError> {
-    let (mut away, mut newest_ms) = (None, 0);
-    let store: Arc<dyn Archive> = match settings.log.backend {
-        LogBackend::Sqlite => {
-            let store = SqliteStore::new(spool.connection());
-            store
-                .prepare()
-                .await
-                .map_err(|error| StartError::Unavailable(error.to_string()))?;
-            newest_ms = tell_store("the spool's own file", store.found().await);
-            Arc::new(store)
-        }
-        LogBackend::Mongodb => {
-            let asked = MongoStore::asked(&startup::mongo_settings(settings)).await;
-            let (store, unknown) = asked.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
-            let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
-            let place = beat.insert(ServerBeat::new(&store, spool.server(), interval));
-            let taken = match unknown {
-                Some(error) => Err(error),
-                None => place.take().await,
-            };
-            match taken {
-                Ok(None) => {
-                    newest_ms = tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await);
-                }
-                Ok(Some(other)) => return Err(StartError::Unavailable(other)),
-                Err(error) => {
-                    log::warn!("store: not there yet, so other servers on this log are not seen: {error}");
-                    away = Some(error.0);
-                }
-            }
-            Arc::new(store)
-        }
-    };
-    if spool.asks_store() && away.is_some() {
-        // To wait for it a second time would only make the start longer.
-        log::warn!("store: rooms will ask it for their last seq");
-    } else if spool.asks_store() {
-        match store.is_empty().await {
-            Ok(true) => spool
-                .store_is_empty()
-                .map_err(|error| StartError::Unavailable(error.to_string()))?,
-            Ok(false) => log::info!(
-                "store: the spool is younger than the log; rooms that it does not know ask the store for their last seq"
-            ),
-            Err(error) => {
-                log::warn!("store: not there yet, rooms will ask it for their last seq: {error}");
-                away = Some(error.0);
-            }
-        }
-    }
-    Ok(Opened { store, away, newest_ms })
-}
-
-/// Says what was found in the store, and returns when its newest event was sent, 0 without one. That it cannot be told stops no
-/// start: what is accepted waits in the spool.
-fn tell_store(store: &str, found: Result<FoundStore, StoreError>) -> i64 {
-    match found {
-        Ok(found) => {
-            log::info!("store ({store}): {found}");
-            found.newest_ms()
-        }
-        Err(error) => {
-            log::warn!("store ({store}): what it holds cannot be told: {error}");
-            0
-        }
-    }
-}
-
-fn start_checker(
-    settings: &Settings,
-    arbiter: &Arbiter,
-    checker: &CheckerHandle,
-    registry: &RegistryHandle,
-    rooms: Option<EmbeddedRooms>,
-    metrics: &Metrics,
-) -> Watch {
-    let watch = Watch::new("checker", startup::pauses(settings), metrics);
-    let (config, http) = (startup::checker_config(settings), startup::http_room_settings(settings));
-    let (checker, registry, metrics) = (checker.clone(), registry.clone(), metrics.clone());
-    let present = watch.clone();
-    supervise(&arbiter.handle(), watch.clone(), move || {
-        // awc's client is not `Send`: it is made where it is used.
-        let api: Rc<dyn RoomApi> = match &rooms {
-            Some(rooms) => Rc::new(rooms.clone()),
-            None => Rc::new(HttpRooms::new(http.clone())),
-        };
-        let (checker, registry, metrics) = (checker.clone(), registry.clone(), metrics.clone());
-        RoomChecker::new(config.clone(), checker, registry, api, metrics, present.enter())
-    });
-    watch
-}
-
-fn start_registry(
-    settings: &Settings,
-    arbiter: &Arbiter,
-    registry: &RegistryHandle,
-    checker: &CheckerHandle,
-    writer: &WriterHandle,
-    log: ReadLog,
-    metrics: &Metrics,
-) -> Watch {
-    let watch = Watch::new("registry", startup::pauses(settings), metrics);
-    let config = startup::registry_config(settings);
-    let (registry, checker, writer, metrics) = (registry.clone(), checker.clone(), writer.clone(), metrics.clone());
-    let present = watch.clone();
-    supervise(&arbiter.handle(), watch.clone(), move || {
-        let (registry, checker) = (registry.clone(), checker.clone());
-        SessionRegistry::new(
-            config.clone(),
-            registry,
-            checker,
-            writer.clone(),
-            log.clone(),
-            metrics.clone(),
-            present.enter(),
-        )
-    });
-    watch
 }
 
 fn left_until(deadline: Instant) -> Duration {

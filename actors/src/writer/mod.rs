@@ -16,14 +16,16 @@
 mod broadcasts;
 mod drain;
 mod handle;
+mod parts;
 mod spool_thread;
 
-pub(crate) use self::{
-    drain::{DrainMsg, Later, Stored},
-    handle::SpoolCommand,
-};
 pub use self::{
-    drain::{LogWriter, StoreState, WriterConfig, WriterParts},
+    drain::LogWriter,
     handle::{SpoolFailure, SpoolInfo, WriterHandle, WriterPermit},
+    parts::{StoreState, WriterConfig, WriterParts},
     spool_thread::SpoolThread,
+};
+pub(crate) use self::{
+    handle::SpoolCommand,
+    parts::{DrainMsg, Later, Stored},
 };
