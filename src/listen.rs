@@ -19,7 +19,14 @@ use actix_web::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    http::{self, around::around, lines::Lines, socket, state::State, transport::upgrades},
+    http::{
+        self,
+        around::{around, around_ops},
+        lines::Lines,
+        socket,
+        state::State,
+        transport::upgrades,
+    },
     settings::Settings,
     startup::StartError,
 };
@@ -123,6 +130,7 @@ pub(crate) fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Resul
     let server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
+            .wrap(from_fn(around_ops))
             .configure(|config| http::ops::routes(config, &shared))
     })
     .disable_signals()

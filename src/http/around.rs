@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use actix_web::{
     Error, FromRequest, HttpRequest, HttpResponse,
-    body::{EitherBody, MessageBody},
+    body::{BodySize, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     error::ErrorInternalServerError,
-    http::{Method, StatusCode},
+    http::{ConnectionType, Method, StatusCode, Version},
     middleware::Next,
     web,
 };
@@ -66,8 +66,38 @@ pub async fn around<B: MessageBody + 'static>(
     if let Some(asked) = asked {
         asked.tell(response.headers_mut());
     }
+    end_of_connection(&mut response);
     let session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     Ok(response.map_body(|_, body| under_way.until_end_of(body, session, held)))
+}
+
+/// The same, of what the connection makes of an answer, where nothing else is around the handlers.
+pub async fn around_ops<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, Error> {
+    let mut response = next.call(request).await?;
+    end_of_connection(&mut response);
+    Ok(response)
+}
+
+/// Says that an answer is its connection's last, where it is. The dispatcher takes every `Connection: upgrade` for one that is taken up:
+/// it would repeat it in the answer and end the connection behind it, which the client would keep for its next request. And HTTP/1.0
+/// has no chunks (RFC 9112, section 6.1), so that only the connection's end tells where a stream's is.
+fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>) {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return;
+    }
+    let asked = response.request().head();
+    let not_taken_up = asked.connection_type() == ConnectionType::Upgrade;
+    let endless = asked.version < Version::HTTP_11 && response.response().body().size() == BodySize::Stream;
+    let head = response.response_mut().head_mut();
+    if endless {
+        head.no_chunking(true);
+    }
+    if endless || not_taken_up {
+        head.set_connection_type(ConnectionType::Close);
+    }
 }
 
 /// In place of an answer that there is no memory for.

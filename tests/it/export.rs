@@ -700,6 +700,40 @@ async fn an_export_without_chunks_that_breaks_off_ends_with_a_reset() {
     assert_eq!(broken.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
+/// A client of HTTP/1.0, which knows no chunks (RFC 9112, section 6.1), that has asked for a long export.
+async fn of_http_1_0(app: &TestApp, headers: &str) -> HttpClient {
+    let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
+    let head = format!(
+        "GET {} HTTP/1.0\r\nAuthorization: Bearer {}\r\n",
+        path("format=csv"),
+        app.token(12)
+    );
+    client.send_bytes(format!("{head}{headers}\r\n").as_bytes()).await;
+    client
+}
+
+#[actix_web::test]
+async fn an_export_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_its_connection_or_with_a_reset() {
+    let app = spawn_app(long).await;
+    fill_long(&**app.state.history.store(), 5000, 300).await;
+    let chunked = export(&app, "format=csv").await;
+    assert_eq!(chunked.header("transfer-encoding"), Some("chunked"));
+    for headers in ["", "Connection: keep-alive\r\n"] {
+        let whole = of_http_1_0(&app, headers).await.read_response(false).await;
+        assert_eq!(whole.status_line, "HTTP/1.0 200 OK");
+        assert_eq!(whole.header("transfer-encoding"), None, "{headers:?}");
+        assert_eq!(whole.header("connection"), None, "{headers:?}");
+        assert!(whole.body == chunked.body, "{headers:?}");
+    }
+    let client = of_http_1_0(&app, "").await;
+    pages_at_rest(&app).await;
+    let away = std::path::Path::new(&app.settings.log.path).with_extension("away");
+    std::fs::rename(&app.settings.log.path, &away).unwrap();
+    let broken = rest(client).await.map(|said| said.len());
+    std::fs::rename(&away, &app.settings.log.path).unwrap();
+    assert_eq!(broken.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 #[actix_web::test]
 async fn a_client_that_does_not_take_its_answer_is_cut_in_its_time_and_makes_room_for_the_next() {
     let app = spawn_app(|settings| {

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
+    app::spawn_app,
     http::HttpClient,
     presenter::{V1, app, hello, send},
     ws::{Frame, HANDSHAKE, Incoming, PING, TEXT, WsClient},
@@ -138,6 +139,50 @@ async fn a_message_whose_request_asks_for_an_upgrade_as_well_is_accepted_as_any_
     http.end_sending().await;
     assert_eq!(http.read_response(false).await.status, 400);
     assert_eq!(app.metric("chat_accepted_total").await, Some(1.0));
+}
+
+/// As the JDK's HttpClient asks on every connection, and any client may: what is not taken up ends the connection in actix-web's
+/// dispatcher, so the answer says that, and the client does not keep it for its next request.
+#[actix_web::test]
+async fn an_upgrade_that_is_not_taken_up_is_no_fault_and_its_answer_says_that_the_connection_ends() {
+    let app = spawn_app(|settings| settings.ops.bind = "127.0.0.1:0".into()).await;
+    app.go_live(12);
+    let _session = V1::of(&app, 12, json!({})).await;
+    let bearer = format!("Bearer {}", app.token(7));
+    let h2c = [
+        ("Connection", "Upgrade, HTTP2-Settings"),
+        ("Upgrade", "h2c"),
+        ("HTTP2-Settings", "AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA"),
+        ("Authorization", bearer.as_str()),
+    ];
+    for n in 1..=3 {
+        let mut http = HttpClient::connect(app.addr).await;
+        let answer = http
+            .post_json("/v1/rooms/12/messages", &h2c, r#"{"text":"whole"}"#)
+            .await;
+        assert_eq!((answer.status, answer.header("connection")), (201, Some("close")));
+        assert_eq!(answer.json()["seq"], n);
+        assert!(http.is_closed().await);
+    }
+    let ops = app.ops.unwrap();
+    for headers in [
+        &[("Connection", "Upgrade")][..],
+        &[("Connection", "upgrade"), ("Upgrade", "TLS/1.2")],
+        &[("Connection", "keep-alive, Upgrade"), ("Upgrade", "h2c")],
+    ] {
+        for (addr, path, status) in [
+            (app.addr, "/", 200),
+            (app.addr, "/nowhere", 404),
+            (app.addr, "/chatting", 400),
+            (ops, "/livez", 200),
+        ] {
+            let mut http = HttpClient::connect(addr).await;
+            let answer = http.request("GET", path, headers, "").await;
+            let told = (answer.status, answer.header("connection"));
+            assert_eq!(told, (status, Some("close")), "{path} {headers:?}");
+            assert!(http.is_closed().await, "{path} {headers:?}");
+        }
+    }
 }
 
 #[actix_web::test]
