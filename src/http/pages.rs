@@ -90,10 +90,10 @@ pub fn seq(name: &str, asked: Option<&str>) -> Result<Option<Seq>, ApiError> {
 
 /// An id of a path.
 pub fn id(path: &str) -> Result<Uuid, ApiError> {
-    // One form only, so that an id has one address.
+    // One form only; in either case, as RFC 9562 has it.
     let id = Uuid::try_parse(path)
         .ok()
-        .filter(|id| id.hyphenated().to_string() == path);
+        .filter(|id| id.hyphenated().to_string().eq_ignore_ascii_case(path));
     id.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("ids look like 019b76da-a800-7000-8000-000000000001"))
 }
 

@@ -301,3 +301,30 @@ async fn more_readers_than_may_be_are_refused_and_a_log_that_cannot_be_read_is_t
     );
     std::fs::rename(&away, &app.settings.log.path).unwrap();
 }
+
+/// RFC 9562, section 4: either case is read.
+#[actix_web::test]
+async fn an_id_in_a_path_is_read_in_either_case_and_in_one_form() {
+    for (app, _session) in servers(|_| {}).await {
+        let told = say(&app, 7, "hi").await;
+        let staff = app.token(12);
+        let broadcasts = read(&app, "/v1/rooms/12/broadcasts", &staff).await;
+        recorded(&app, &broadcasts["broadcasts"][0]["id"]).await;
+        let broadcast = broadcasts["broadcasts"][0]["id"].as_str().unwrap();
+        let upper = broadcast.to_uppercase();
+        assert_ne!(upper, broadcast);
+        let one = read(&app, &format!("/v1/broadcasts/{upper}"), &staff).await;
+        assert_eq!(one["id"], broadcast);
+        let message = told["id"].as_str().unwrap();
+        for form in [
+            message.replace('-', ""),
+            format!("{{{message}}}"),
+            format!("urn:uuid:{message}"),
+        ] {
+            let path = format!("/v1/rooms/12/messages/{form}");
+            assert_eq!(request(&app, "DELETE", &path, &staff, "").await.status, 404, "{form}");
+        }
+        let path = format!("/v1/rooms/12/messages/{}", message.to_uppercase());
+        assert_eq!(request(&app, "DELETE", &path, &staff, "").await.status, 200);
+    }
+}
