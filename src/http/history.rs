@@ -296,13 +296,13 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
     let asked: BroadcastsQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
     let before = parameter("before", asked.before.as_deref(), "an id that an answer gave as next")?;
-    let found = state.history.broadcasts(presenter, before, limit).await;
-    let found = found.map_err(unread)?;
+    // One more tells whether there is a next page.
+    let found = state.history.broadcasts(presenter, before, limit + 1).await;
+    let mut found = found.map_err(unread)?;
+    let more = found.len() > limit;
+    found.truncate(limit);
     Ok(Broadcasts {
-        next: found
-            .last()
-            .filter(|_| found.len() == limit)
-            .map(|last| last.broadcast.id),
+        next: found.last().filter(|_| more).map(|last| last.broadcast.id),
         broadcasts: found.iter().map(|stored| BroadcastBody::new(stored, &caller)).collect(),
     })
 }
@@ -518,14 +518,16 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         .iter()
         .filter(|logged| staff || (logged.deleted.is_none() && logged.event.act.is_none()));
     let mut next = behind.or_else(|| goes_on.then_some(place));
+    // Nothing is behind the last stretch of one that has ended.
+    let span = behind.map_or(broadcast.spans.len().saturating_sub(1), |behind| behind.span);
     let (mut messages, mut space, mut last) = (Vec::new(), Space::new(state), None);
     for logged in shown {
         let mut item = Item::new(logged, staff);
         item.offset_ms = Some(broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms));
         if !space.takes(&item)
-            && let (Some(after), Some(behind)) = (last, behind)
+            && let Some(after) = last
         {
-            next = Some(ReplayPlace { after, ..behind });
+            next = Some(ReplayPlace { span, after });
             break;
         }
         last = Some(logged.event.seq);

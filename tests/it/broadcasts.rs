@@ -67,6 +67,14 @@ async fn a_broadcast_is_recorded_from_going_live_to_ending_and_has_its_messages(
         for _ in 0..2 {
             assert_eq!(seqs(&replay(&app, &open, "").await), [1, 2]);
             assert_eq!(seqs(&replay(&app, &second, "").await), [3]);
+            // What has ended has no next page behind its last message, also where that fills the page.
+            for query in ["", "limit=2", "to_ms=99999999"] {
+                assert_eq!(replay(&app, &open, query).await["next"], Value::Null, "{query}");
+            }
+            let first = replay(&app, &open, "limit=1").await;
+            let cursor = first["next"].as_str().unwrap();
+            let rest = replay(&app, &open, &format!("limit=1&cursor={cursor}")).await;
+            assert_eq!((seqs(&rest), &rest["next"]), (vec![2], &Value::Null));
             drained(&app).await;
         }
         let page = read(&app, "/v1/rooms/12/messages", &app.token(7)).await;
@@ -317,11 +325,7 @@ async fn what_is_no_broadcast_is_not_found_and_a_bad_query_is_named() {
     let answer = request(&app, "GET", "/v1/rooms/12/broadcasts?before=x", &token, "").await;
     assert_eq!(answer.status, 400, "{answer:?}");
     let page = read(&app, "/v1/rooms/12/broadcasts?limit=1", &token).await;
-    let rest = read(
-        &app,
-        &format!("/v1/rooms/12/broadcasts?before={}", page["next"].as_str().unwrap()),
-        &token,
-    )
-    .await;
+    let last = page["broadcasts"][0]["id"].as_str().unwrap();
+    let rest = read(&app, &format!("/v1/rooms/12/broadcasts?before={last}"), &token).await;
     assert_eq!(rest, json!({ "broadcasts": [], "next": null }));
 }

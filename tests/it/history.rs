@@ -302,6 +302,42 @@ async fn more_readers_than_may_be_are_refused_and_a_log_that_cannot_be_read_is_t
     std::fs::rename(&away, &app.settings.log.path).unwrap();
 }
 
+#[actix_web::test]
+async fn a_page_that_is_just_full_names_no_next_one_where_there_is_none() {
+    for (app, _session) in servers(|_| {}).await {
+        for n in 1..=12 {
+            say(&app, 7 + n % 2, &format!("m{n}")).await;
+        }
+        let (viewer, staff) = (app.token(7), app.token(12));
+        for stored in [false, true] {
+            if stored {
+                drained(&app).await;
+            }
+            for (query, found, next) in [
+                ("limit=12", 12, None),
+                ("limit=11", 11, Some(2)),
+                ("limit=6&before=7", 6, None),
+                ("limit=5&before=7", 5, Some(2)),
+                ("limit=6&after=6", 6, None),
+                ("limit=5&after=6", 5, Some(11)),
+                ("limit=6&user_idx=7", 6, None),
+                ("limit=5&user_idx=7", 5, Some(4)),
+                ("limit=6&q=m", 6, Some(7)),
+                ("limit=12&q=m", 12, None),
+            ] {
+                for token in [&viewer, &staff] {
+                    let page = read(&app, &format!("/v1/rooms/12/messages?{query}"), token).await;
+                    let told = (seqs(&page).len(), page["next"].as_u64());
+                    assert_eq!(told, (found, next), "{query}, stored: {stored}: {page}");
+                }
+            }
+        }
+        let broadcasts = read(&app, "/v1/rooms/12/broadcasts?limit=1", &viewer).await;
+        assert_eq!(broadcasts["broadcasts"].as_array().unwrap().len(), 1);
+        assert_eq!(broadcasts["next"], Value::Null);
+    }
+}
+
 /// RFC 9562, section 4: either case is read.
 #[actix_web::test]
 async fn an_id_in_a_path_is_read_in_either_case_and_in_one_form() {

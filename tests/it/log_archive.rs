@@ -387,7 +387,10 @@ async fn a_search_looks_at_so_many_and_tells_where_to_go_on() {
                 all.sort_unstable();
                 assert_eq!(all, [3, 23, 43], "{name}: {scan_limit}, {limit}, {start:?}");
                 if scan_limit < 10 {
-                    assert!(found.len() > 50 / scan_limit, "{name}: it looks at no more than it may");
+                    assert!(
+                        found.len() >= 50_usize.div_ceil(scan_limit),
+                        "{name}: it looks at no more than it may"
+                    );
                 }
             }
         }
@@ -714,7 +717,7 @@ async fn a_page_behind_thousands_of_deleted_messages_is_found_in_few_steps() {
     query.user = UserIdx::new(7);
     let page = history.page(&query).await.unwrap();
     let seqs: Vec<_> = page.events.iter().map(|logged| logged.event.seq.0).collect();
-    assert_eq!((seqs, page.next), (vec![3002], Some(Seq(3002))));
+    assert_eq!((seqs, page.next), (vec![3002], None));
     database.run_command(doc! { "profile": 0 }).await.unwrap();
     let questions = database.collection::<Document>("system.profile");
     let asked = questions

@@ -95,6 +95,16 @@ impl Query {
         }
     }
 
+    /// Makes a page of no more than `limit` events, which are in the asked direction. Returns where it ends, if some were left out.
+    fn cut(&self, events: &mut Vec<Logged>, limit: usize) -> Option<Seq> {
+        // Events with the same number stay together.
+        let last = events.get(limit.saturating_sub(1))?.event.seq;
+        let end = events.partition_point(|logged| !self.is_beyond(logged.event.seq, last));
+        let more = end < events.len();
+        events.truncate(end);
+        more.then_some(last)
+    }
+
     /// Whether `seq` is beyond `place` in the asked direction.
     fn is_beyond(&self, seq: Seq, place: Seq) -> bool {
         if self.newest_first() { seq < place } else { seq > place }
@@ -160,8 +170,9 @@ impl History {
         Ok((search.found(), search.found() <= last))
     }
 
-    /// Up to `limit` events that the query wants, but for its text.
+    /// Up to `limit` events that the query wants, but for its text. One more is read, which tells whether there is a next page.
     async fn read_page(&self, query: &Query, limit: usize) -> Result<Page, HistoryError> {
+        let rows = limit.saturating_add(1);
         let newest_first = query.newest_first();
         let side = query.side();
         let window = Window {
@@ -173,7 +184,7 @@ impl History {
             from_ms: query.from_ms,
             to_ms: query.to_ms,
             newest_first,
-            limit,
+            limit: rows,
         };
         let spooled = self.on_spool(move |path| spooled::of_room(path, &window)).await?;
         let mut all: BTreeMap<(Seq, Uuid), Logged> = BTreeMap::new();
@@ -196,10 +207,10 @@ impl History {
                 through: bounds.through,
                 user: query.user,
                 newest_first,
-                limit,
+                limit: rows,
             };
             let found = self.store.scan(scan).await?;
-            if let Some(last) = found.last().filter(|_| found.len() >= limit) {
+            if let Some(last) = found.last().filter(|_| found.len() >= rows) {
                 reach(last.event.seq);
             }
             for logged in found {
@@ -222,16 +233,7 @@ impl History {
         if newest_first {
             wanted.sort_by_key(|logged| Reverse((logged.event.seq, logged.event.id)));
         }
-        let mut next = reaches;
-        if wanted.len() > limit {
-            // Events with the same number stay together.
-            let last = wanted[limit - 1].event.seq;
-            let end = wanted.partition_point(|logged| !query.is_beyond(logged.event.seq, last));
-            if end < wanted.len() {
-                next = Some(last);
-            }
-            wanted.truncate(end);
-        }
+        let next = query.cut(&mut wanted, limit).or(reaches);
         if newest_first {
             wanted.reverse();
         }
@@ -244,7 +246,12 @@ impl History {
     /// there is another, follows from what the viewer sees. Too much of it is an error, and not the end of a page.
     async fn search(&self, query: &Query) -> Result<Page, HistoryError> {
         let hides = query.user.is_some() && !query.deleted_too;
+        let limit = query.limit;
         let mut query = query.clone();
+        if hides && query.text.is_none() {
+            // One more, which tells whether there is a next page.
+            query.limit = limit.saturating_add(1);
+        }
         let mut rows = query.text.as_ref().map_or(query.limit, |_| SEARCH_ROWS);
         let (mut looked, mut found, mut last, mut next) = (0, Vec::new(), None, None);
         let mut read = 0_usize;
@@ -295,6 +302,7 @@ impl History {
         } else if found.len() >= query.limit {
             next = next.and(last);
         }
+        next = query.cut(&mut found, limit).or(next);
         if query.newest_first() {
             found.reverse();
         }

@@ -143,13 +143,19 @@ impl History {
         let mut place = place;
         while let Some(span) = broadcast.spans.get(place.span) {
             let after = place.after.max(span.after);
-            let mut events = self.read_span(broadcast, span, after, before_ms, limit).await?;
+            // One more tells whether there is a next page.
+            let rows = limit.saturating_add(1);
+            let mut events = self.read_span(broadcast, span, after, before_ms, rows).await?;
+            let more = events.len() > limit;
+            events.truncate(limit);
             if let Some(last) = events.last() {
                 place.after = last.event.seq;
                 // A span is as wide as numbers had been given when it began and ended. Those of a commit that failed were
                 // given again, to what belongs to another broadcast or to none.
                 events.retain(|logged| logged.event.broadcast_id.is_none_or(|id| id == broadcast.id));
-                return Ok((events, Some(place)));
+                let last_span = place.span + 1 >= broadcast.spans.len();
+                let goes_on = more || !last_span || broadcast.ended_at_ms.is_none();
+                return Ok((events, goes_on.then_some(place)));
             }
             place = ReplayPlace {
                 span: place.span + 1,
