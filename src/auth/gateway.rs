@@ -31,19 +31,31 @@ impl GatewaySettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Untrusted;
 
-/// What a gateway says of its caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forwarded {
-    /// `x-forward-nickname`
-    pub nickname: String,
-    /// `x-forward-userIdx`, and the role where `auth.gateway_role_header` is set.
-    pub claims: Claims,
+/// Which headers have to be there, in the order in which a missing one is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// v1, where nothing is said in the caller's name.
+    Number,
+    /// v1, where a message is sent.
+    Name,
+    /// Legacy: all that the old server wanted to see.
+    All,
+}
+
+impl Needed {
+    fn headers(self) -> &'static [&'static str] {
+        match self {
+            Self::Number => &["x-forward-userIdx"],
+            Self::Name => &["x-forward-userIdx", "x-forward-nickname"],
+            Self::All => &["x-forward-userIdx", "x-forward-email", "x-forward-nickname"],
+        }
+    }
 }
 
 /// What is wrong with the headers. The texts are those of the legacy dialect where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardedError {
-    /// One is missing; checked in the order userIdx, email, nickname.
+    /// One is missing; see [`Needed`].
     #[error("Missing request header '{0}' for method parameter of type String")]
     Missing(&'static str),
     /// `x-forward-userIdx` is no number from 0 to 2^63 - 1, or is there twice.
@@ -85,9 +97,9 @@ impl Gateway {
         self.settings.role_header.as_deref()
     }
 
-    /// Who the caller is. Only for a peer that [`Gateway::check_peer`] let through.
-    pub fn read(&self, headers: &HeaderMap) -> Result<Forwarded, ForwardedError> {
-        for name in ["x-forward-userIdx", "x-forward-email", "x-forward-nickname"] {
+    /// Who the caller is; their role where `auth.gateway_role_header` is set. Only for a peer that [`Gateway::check_peer`] let through.
+    pub fn read(&self, headers: &HeaderMap, needed: Needed) -> Result<Claims, ForwardedError> {
+        for &name in needed.headers() {
             if !headers.contains_key(name) {
                 return Err(ForwardedError::Missing(name));
             }
@@ -105,22 +117,23 @@ impl Gateway {
             Some(role @ (Role::Moderator | Role::Operator)) => role,
             _ => Role::Viewer,
         };
-        Ok(Forwarded {
-            nickname: only(headers, "x-forward-nickname")
+        // One that is not needed and cannot be read is still a gateway that does not do as it should.
+        let nickname = headers.contains_key("x-forward-nickname").then(|| {
+            only(headers, "x-forward-nickname")
                 .and_then(|value| form_decode(value.as_bytes()))
-                .ok_or(ForwardedError::BadNickname)?,
-            claims: Claims {
-                user_idx: user_idx.ok_or(ForwardedError::BadUserIdx)?,
-                nickname: None,
-                role,
-                // A gateway that vouches for a moderator vouches for every room.
-                rooms: if role == Role::Moderator {
-                    Rooms::All
-                } else {
-                    Rooms::None
-                },
-                expires_at_ms: i64::MAX,
+                .ok_or(ForwardedError::BadNickname)
+        });
+        Ok(Claims {
+            nickname: nickname.transpose()?,
+            user_idx: user_idx.ok_or(ForwardedError::BadUserIdx)?,
+            role,
+            // A gateway that vouches for a moderator vouches for every room.
+            rooms: if role == Role::Moderator {
+                Rooms::All
+            } else {
+                Rooms::None
             },
+            expires_at_ms: i64::MAX,
         })
     }
 }
@@ -196,24 +209,25 @@ mod tests {
         let names = ["x-forward-userIdx", "x-forward-email", "x-forward-nickname"];
         for (n, name) in names.into_iter().enumerate() {
             assert_eq!(
-                gateway("").read(&headers(&all[..n])),
+                gateway("").read(&headers(&all[..n]), Needed::All),
                 Err(ForwardedError::Missing(name))
             );
         }
-        assert!(gateway("").read(&headers(&all)).is_ok());
+        assert!(gateway("").read(&headers(&all), Needed::All).is_ok());
     }
 
     #[test]
     fn values_are_decoded_strictly() {
         let read = |idx: &str, nickname: &str| {
-            gateway("").read(&headers(&[
+            let rows = [
                 ("x-forward-userIdx", idx),
                 ("x-forward-email", ""),
                 ("x-forward-nickname", nickname),
-            ]))
+            ];
+            gateway("").read(&headers(&rows), Needed::All)
         };
-        assert_eq!(read("7", "%EA%B9%80+a%2Bb").unwrap().nickname, "김 a+b");
-        assert_eq!(read("7", "").unwrap().nickname, "");
+        assert_eq!(read("7", "%EA%B9%80+a%2Bb").unwrap().nickname.unwrap(), "김 a+b");
+        assert_eq!(read("7", "").unwrap().nickname.unwrap(), "");
         for bad in ["%zz", "%", "%E", "%ff", "a%EA"] {
             assert_eq!(read("7", bad), Err(ForwardedError::BadNickname), "{bad}");
         }
@@ -231,7 +245,7 @@ mod tests {
                 ("x-forward-nickname", "n"),
                 ("x-role", role),
             ];
-            gateway("").read(&headers(&rows)).unwrap().claims.role
+            gateway("").read(&headers(&rows), Needed::Number).unwrap().role
         };
         assert_eq!(with("operator"), Role::Operator);
         assert_eq!(with("presenter"), Role::Viewer);
@@ -252,7 +266,9 @@ mod tests {
                 ("x-forward-nickname", "n"),
             ]);
             headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static(smuggled));
-            assert_eq!(gateway("").read(&headers), Err(error), "{name}");
+            for needed in [Needed::Number, Needed::Name, Needed::All] {
+                assert_eq!(gateway("").read(&headers, needed), Err(error), "{name}");
+            }
         }
         let mut headers = headers(&[
             ("x-forward-userIdx", "7"),
@@ -261,6 +277,6 @@ mod tests {
             ("x-role", "operator"),
         ]);
         headers.append(HeaderName::from_static("x-role"), HeaderValue::from_static("viewer"));
-        assert_eq!(gateway("").read(&headers).unwrap().claims.role, Role::Viewer);
+        assert_eq!(gateway("").read(&headers, Needed::All).unwrap().role, Role::Viewer);
     }
 }

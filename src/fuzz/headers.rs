@@ -10,7 +10,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::{any_text, mutated, mutated_text};
 use crate::{
-    auth::{Gateway, GatewaySettings, Net},
+    auth::{Gateway, GatewaySettings, Needed, Net},
     error::Lang,
     http::{client, v1::idempotency_key},
 };
@@ -96,8 +96,8 @@ proptest! {
         headers.insert(HeaderName::from_static("x-forward-email"), value(b""));
         headers.insert(HeaderName::from_static("x-forward-nickname"), value(form_encoded(&nickname).as_bytes()));
         headers.insert(HeaderName::from_static("x-role"), value(&role));
-        let read = gateway().read(&headers).unwrap();
-        prop_assert_eq!((read.claims.user_idx.get(), read.nickname), (user, nickname));
+        let read = gateway().read(&headers, Needed::All).unwrap();
+        prop_assert_eq!((read.user_idx.get(), read.nickname), (user, Some(nickname)));
     }
 
     #[test]
@@ -109,7 +109,7 @@ proptest! {
         headers.insert(HeaderName::from_static("x-forward-useridx"), value(&user));
         headers.insert(HeaderName::from_static("x-forward-email"), value(b""));
         headers.insert(HeaderName::from_static("x-forward-nickname"), value(&nickname));
-        if let Err(error) = gateway().read(&headers) {
+        if let Err(error) = gateway().read(&headers, Needed::All) {
             let text = error.to_string();
             prop_assert!(text.starts_with("x-forward-userIdx") || text.starts_with("x-forward-nickname"), "{}", text);
         }

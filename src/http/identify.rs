@@ -7,7 +7,7 @@ use chatting_actors::types::{Nickname, PresenterIdx, Role, UserIdx};
 
 use super::state::State;
 use crate::{
-    auth::{Claims, Forwarded, ForwardedError, TokenError},
+    auth::{Claims, ForwardedError, Needed, TokenError},
     error::{ApiError, Code},
 };
 
@@ -114,6 +114,10 @@ pub async fn claims(request: &HttpRequest, state: &State) -> Result<Claims, Unkn
 
 /// Who is asking, by token or gateway, whether or not with a name.
 pub async fn caller(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
+    known(request, state, Needed::Number).await
+}
+
+async fn known(request: &HttpRequest, state: &State, needed: Needed) -> Result<Claims, Unknown> {
     let Some(gateway) = &state.gateway else {
         return claims(request, state).await;
     };
@@ -123,16 +127,12 @@ pub async fn caller(request: &HttpRequest, state: &State) -> Result<Claims, Unkn
         state.metrics.forward_refused.inc();
         return Err(Unknown::Untrusted);
     }
-    let Forwarded { nickname, claims } = gateway.read(request.headers()).map_err(Unknown::Forwarded)?;
-    Ok(Claims {
-        nickname: Some(nickname),
-        ..claims
-    })
+    gateway.read(request.headers(), needed).map_err(Unknown::Forwarded)
 }
 
-/// Who is asking to chat, by token or gateway.
-pub async fn sender(request: &HttpRequest, state: &State) -> Result<Sender, Unknown> {
-    let mut claims = caller(request, state).await?;
+/// Who is asking to chat, by token or gateway; of the gateway's headers those that are `needed`.
+pub async fn sender(request: &HttpRequest, state: &State, needed: Needed) -> Result<Sender, Unknown> {
+    let mut claims = known(request, state, needed).await?;
     let nickname = claims.nickname.take();
     let nickname = nickname.ok_or(Unknown::Token(TokenError::BadClaim("nickname")))?;
     let max = state.limits.nickname_chars;

@@ -20,7 +20,7 @@ use super::{
     v1::{idempotency_key, outcome, read_body, refused},
 };
 use crate::{
-    auth::ForwardedError,
+    auth::{ForwardedError, Needed},
     error::{ApiError, Code},
     legacy::{
         body::{BodyError, UserType, parse_send},
@@ -186,7 +186,7 @@ async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) ->
 
 /// Parses at the edge: who is asking, which room, what is to be said.
 async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
-    let caller = sender(request, state).await?;
+    let caller = sender(request, state, Needed::All).await?;
     caller.within_rate(state).map_err(|error| from_api(&error))?;
     if !request.content_type().eq_ignore_ascii_case("application/json") {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));

@@ -121,7 +121,8 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
     let header = ApiKey::Header(ApiKeyValue::new("token"));
     components.add_security_scheme("token", SecurityScheme::ApiKey(header));
     if let Some(gateway) = &state.gateway {
-        let told = "The user's number. Set by the gateway, with x-forward-email and x-forward-nickname";
+        let told = "The user's number. Set by the gateway, with x-forward-nickname where a message is sent, and \
+                    x-forward-email on /send/message";
         let header = ApiKey::Header(ApiKeyValue::with_description("x-forward-userIdx", told));
         components.add_security_scheme("forwarded", SecurityScheme::ApiKey(header));
         if gateway.has_secret() {

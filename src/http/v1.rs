@@ -26,6 +26,7 @@ use super::{
     state::{Limits, State},
 };
 use crate::{
+    auth::Needed,
     error::{ApiError, Code, Lang},
     limits::whole_seconds,
 };
@@ -223,7 +224,7 @@ async fn read_submit(
     payload: web::Payload,
     state: &State,
 ) -> Result<Submit, ApiError> {
-    let caller = sender(request, state).await?;
+    let caller = sender(request, state, Needed::Name).await?;
     caller.within_rate(state)?;
     let presenter_idx = room_of(path)?;
     if !is_json(request) {

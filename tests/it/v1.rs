@@ -1,5 +1,6 @@
 //! `POST /v1/rooms/{presenter_idx}/messages`: its answer, its errors, who may send.
 
+use chatting_server::settings::AuthMode;
 use serde_json::json;
 
 use crate::support::{
@@ -362,4 +363,35 @@ async fn rule_20_a_text_has_1_to_2000_characters_in_v1_may_be_empty_in_legacy_an
         let answer = post_v1(&mut app.client().await, 12, &token, "hi").await;
         assert_eq!(answer.status, status, "a nickname of {length}: {answer:?}");
     }
+}
+
+#[actix_web::test]
+async fn behind_a_gateway_only_what_a_route_needs_has_to_be_there() {
+    let app = spawn_app(|settings| {
+        settings.auth.mode = AuthMode::Gateway;
+        settings.auth.trusted_proxies = vec!["127.0.0.1".into()];
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let number = ("x-forward-userIdx", "7");
+    let name = ("x-forward-nickname", "kim");
+    let (room, messages) = ("/v1/rooms/12", "/v1/rooms/12/messages");
+    for path in [room, messages, "/v1/rooms/12/broadcasts"] {
+        let answer = app.client().await.request("GET", path, &[number], "").await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        let answer = app.client().await.request("GET", path, &[name], "").await;
+        problem(&answer, 401, "unauthenticated");
+    }
+    let send =
+        async |headers: &[(&str, &str)]| app.client().await.post_json(messages, headers, r#"{"text":"a"}"#).await;
+    assert_eq!(send(&[number, name]).await.status, 201);
+    let nameless = send(&[number]).await;
+    let detail = problem(&nameless, 401, "unauthenticated").json()["detail"].clone();
+    assert!(detail.as_str().unwrap().contains("x-forward-nickname"), "{detail}");
+    problem(
+        &send(&[number, ("x-forward-nickname", "%zz")]).await,
+        401,
+        "unauthenticated",
+    );
 }
