@@ -14,6 +14,7 @@ use chatting_actors::{
 use super::{
     identify::{Sender, Unknown, legacy_claims, sender, token},
     openapi::LegacyProblem,
+    ops::get_or_head,
     presenter::{Tokens, damp, place},
     socket,
     state::State,
@@ -33,7 +34,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(
             web::resource("/")
-                .route(web::get().to(home))
+                // Where the old server maps GET it answers HEAD, which probes ask here.
+                .route(get_or_head().to(home))
                 .default_service(web::to(method_not_allowed)),
         )
         .service(

@@ -16,7 +16,15 @@ use utoipa::{
 };
 use utoipa_swagger_ui::Config;
 
-use super::{export, history, legacy, lines::Shared, moderation, ops, presenter, rooms, state::State, stats, v1};
+use super::{
+    export, history, legacy,
+    lines::Shared,
+    moderation,
+    ops::{self, page},
+    presenter, rooms,
+    state::State,
+    stats, v1,
+};
 use crate::error::{Code, Lang};
 
 #[derive(OpenApi)]
@@ -54,22 +62,20 @@ struct Document;
 pub fn routes(config: &mut web::ServiceConfig, state: &State) {
     let document = document(state);
     let text = Bytes::from(document.to_json().unwrap_or_default());
-    config.route(
-        "/openapi.json",
-        web::get().to(move || {
+    config.service(page("/openapi.json", |asked| {
+        asked.to(move || {
             let text = text.clone();
             async move { shared(HttpResponse::Ok().content_type("application/json").body(text)) }
-        }),
-    );
-    config.route("/docs", web::get().to(async || web::Redirect::to("/docs/")));
-    let page = Arc::new(Config::new(["/openapi.json"]));
-    config.route(
-        "/docs/{file:.*}",
-        web::get().to(move |file: web::Path<String>| {
-            let answer = page_file(&file, &page);
+        })
+    }));
+    config.service(page("/docs", |asked| asked.to(async || web::Redirect::to("/docs/"))));
+    let files = Arc::new(Config::new(["/openapi.json"]));
+    config.service(page("/docs/{file:.*}", |asked| {
+        asked.to(move |file: web::Path<String>| {
+            let answer = page_file(&file, &files);
             async move { answer }
-        }),
-    );
+        })
+    }));
 }
 
 /// A file of the page, as it is in the binary: the largest has megabytes, and whoever asks for it does not always take it.

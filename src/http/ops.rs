@@ -1,6 +1,11 @@
 //! `/livez`, `/readyz`, `/metrics`: for operations, on `ops.bind` when that is set.
 
-use actix_web::{HttpResponse, http::header, web};
+use actix_web::{
+    HttpResponse, Resource, Route,
+    guard::{Any, Get, Head},
+    http::header,
+    web,
+};
 use prometheus_client::encoding::text::encode;
 use serde_json::json;
 
@@ -10,9 +15,24 @@ use super::{openapi, state::State};
 pub fn routes(config: &mut web::ServiceConfig, state: &State) {
     openapi::routes(config, state);
     config
-        .route("/livez", web::get().to(livez))
-        .route("/readyz", web::get().to(readyz))
-        .route("/metrics", web::get().to(metrics));
+        .service(page("/livez", |asked| asked.to(livez)))
+        .service(page("/readyz", |asked| asked.to(readyz)))
+        .service(page("/metrics", |asked| asked.to(metrics)));
+}
+
+/// `GET`, and with it `HEAD`, whose answer goes without its body: what probes and proxies ask by.
+pub(super) fn get_or_head() -> Route {
+    web::route().guard(Any(Get()).or(Head()))
+}
+
+/// A path that is there to be read, and for nothing else.
+pub(super) fn page(path: &str, answer: impl FnOnce(Route) -> Route) -> Resource {
+    web::resource(path)
+        .route(answer(get_or_head()))
+        .default_service(web::to(async || {
+            let allowed = (header::ALLOW, "GET, HEAD");
+            HttpResponse::MethodNotAllowed().insert_header(allowed).finish()
+        }))
 }
 
 /// Whether the process answers at all.

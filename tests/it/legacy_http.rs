@@ -974,6 +974,11 @@ async fn the_root_says_that_the_server_is_running() {
         let app = door.app().await;
         let answer = app.client().await.request("GET", "/", &[], "").await;
         assert_eq!((answer.status, answer.text()), (200, "Chatting Server is Running"));
+        // As Spring answers it where GET is mapped.
+        let mut client = app.client().await;
+        let head = client.request("HEAD", "/", &[], "").await;
+        assert_eq!((head.status, head.header("content-length")), (200, Some("26")));
+        assert_eq!(client.request("GET", "/", &[], "").await.text(), answer.text());
     }
 }
 

@@ -64,6 +64,45 @@ async fn livez_readyz_and_metrics_answer() {
     }
 }
 
+#[actix_web::test]
+async fn a_probe_may_ask_by_head_and_other_methods_are_told_which_there_are() {
+    for apart in [false, true] {
+        let app = spawn_app(|settings| {
+            if apart {
+                settings.ops.bind = "127.0.0.1:0".into();
+            }
+        })
+        .await;
+        let addr = app.ops.unwrap_or(app.addr);
+        for path in [
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/openapi.json",
+            "/docs",
+            "/docs/",
+            "/docs/index.css",
+        ] {
+            let mut client = HttpClient::connect(addr).await;
+            let whole = client.request("GET", path, &[], "").await;
+            let head = client.request("HEAD", path, &[], "").await;
+            assert_eq!(head.status, whole.status, "{path}");
+            for name in ["content-type", "cache-control", "location"] {
+                assert_eq!(head.header(name), whole.header(name), "{path}");
+            }
+            if path != "/metrics" {
+                assert_eq!(head.header("content-length"), whole.header("content-length"), "{path}");
+            }
+            // Nothing is behind the head: the next answer is read whole.
+            for method in ["POST", "PUT", "OPTIONS"] {
+                let refused = client.request(method, path, &[], "").await;
+                let told = (refused.status, refused.header("allow"));
+                assert_eq!(told, (405, Some("GET, HEAD")), "{method} {path}");
+            }
+        }
+    }
+}
+
 /// A series that begins at 1 shows no increase, so an alert would miss the first event of its kind.
 #[actix_web::test]
 async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
