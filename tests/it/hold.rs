@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    app::{TestApp, spawn_with_rooms},
+    app::{TestApp, spawn_app, spawn_with_rooms},
     eventually,
     room_server::RoomServer,
 };
@@ -134,4 +134,24 @@ async fn rule_13_the_end_of_a_broadcast_stops_holds_and_a_later_one_does_not_get
         log.iter().any(|(_, text)| text == "held"),
         "the log has what was accepted: {log:?}"
     );
+}
+
+/// The old dialect has no word for a gap, and what is held is bounded by the ring.
+#[actix_web::test]
+async fn rule_12_all_that_is_held_comes_to_a_legacy_session_whatever_a_v1_session_is_sent_again() {
+    let app = spawn_app(|settings| {
+        settings.session.resume_max = 5;
+        settings.room.ring_events = 16;
+    })
+    .await;
+    app.go_live(12);
+    let presenter = app.presenter(12).await;
+    leave(&app, presenter).await;
+    for n in 0..12 {
+        assert_eq!(app.post(12, 7, &n.to_string()).await.json()["delivery"], "held");
+    }
+    let mut presenter = app.presenter(12).await;
+    for n in 0..12 {
+        assert_eq!(presenter.next_json().await["message"], n.to_string());
+    }
 }

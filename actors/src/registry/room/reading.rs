@@ -89,7 +89,12 @@ impl Room {
             // It begins behind what is on its way and may yet be taken back (rule 1): no `welcome` can be told now.
             return Opened::NotYet;
         }
-        let start = wanted.max(over).max(Seq(committed.0.saturating_sub(config.resume_max)));
+        let from = match cursor.reading {
+            // It has no word for a gap, and what is held for it is bounded by the ring.
+            Reading::Legacy => Seq(0),
+            Reading::V1(_) => Seq(committed.0.saturating_sub(config.resume_max)),
+        };
+        let start = wanted.max(over).max(from);
         let in_memory = start >= committed || self.ring.has(start.next());
         if let Some(cursor) = &mut self.cursor {
             cursor.wanted = wanted;
