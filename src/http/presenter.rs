@@ -8,6 +8,7 @@ use std::{cell::Cell, sync::Arc, time::Instant};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use actix_web_actors::ws::HandshakeError;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use chatting_actors::{
     gate::Permit,
     metrics::Metrics,
@@ -69,6 +70,10 @@ async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) ->
         }
         other => ApiError::new(Code::BadRequest).with_detail(other.to_string()),
     })?;
+    if !has_key(request) {
+        let detail = "Sec-WebSocket-Key: 16 bytes in base64 are needed";
+        return Err(ApiError::new(Code::BadRequest).with_detail(detail));
+    }
     if !offers_subprotocol(request) {
         let detail = format!("Sec-WebSocket-Protocol: {SUBPROTOCOL} is needed");
         return Err(ApiError::new(Code::BadRequest).with_detail(detail));
@@ -97,6 +102,13 @@ async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) ->
     Ok(socket::upgrade(
         response, request, payload, state, dialect, tokens, place,
     ))
+}
+
+/// Whether the handshake has its key (RFC 6455, section 4.2.1), which actix only wants to be there.
+fn has_key(request: &HttpRequest) -> bool {
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
+    key.and_then(|key| STANDARD.decode(key.as_bytes()).ok())
+        .is_some_and(|key| key.len() == 16)
 }
 
 fn offers_subprotocol(request: &HttpRequest) -> bool {

@@ -501,3 +501,52 @@ async fn a_room_can_be_looked_at_by_anyone_with_a_token() {
     let without = app.client().await.request("GET", "/v1/rooms/12", &[], "").await;
     assert_eq!(without.status, 401);
 }
+
+#[actix_web::test]
+async fn a_binary_frame_is_told_that_text_is_wanted() {
+    let app = app().await;
+    for first_of_many in [false, true] {
+        let mut session = V1::of(&app, 12, json!({})).await;
+        let mut frame = Frame::new(BINARY, r#"{"type":"ping"}"#);
+        frame.fin = !first_of_many;
+        session.socket.send_bytes(&frame.encode()).await;
+        let error = session.socket.next_json().await;
+        assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("bad_frame")));
+        assert!(
+            error["message"]
+                .as_str()
+                .unwrap()
+                .contains("binary frame, text is wanted"),
+            "{error}"
+        );
+        assert_eq!(session.socket.next_close().await, Some(4004));
+    }
+}
+
+/// RFC 6455, section 4.2.1: 16 bytes in base64.
+#[actix_web::test]
+async fn a_key_that_is_none_is_refused_before_the_upgrade() {
+    let app = app().await;
+    for (key, status) in [
+        ("dGhlIHNhbXBsZSBub25jZQ==", 101),
+        ("", 400),
+        ("abc", 400),
+        ("dGhlIHNhbXBsZSBub25j", 400),
+        ("dGhlIHNhbXBsZSBub25jZQ", 400),
+        ("dGhlIHNhbXBsZSBub25jZSE=", 400),
+    ] {
+        let headers = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "websocket"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Protocol", "chat.v1"),
+            ("Sec-WebSocket-Key", key),
+        ];
+        let answer = app.client().await.request("GET", "/v1/presenter", &headers, "").await;
+        assert_eq!(answer.status, status, "{key:?}: {answer:?}");
+        if status == 400 {
+            assert_eq!(answer.json()["code"], "bad_request");
+            assert!(answer.text().contains("Sec-WebSocket-Key"), "{}", answer.text());
+        }
+    }
+}

@@ -273,10 +273,10 @@ impl PresenterSession {
     }
 
     /// A binary frame, which no dialect has.
-    fn binary(&self) -> Close {
+    fn binary(&mut self, ctx: &mut WebsocketContext<Self>) {
         match self.parts.dialect {
-            Dialect::Legacy(_) => Close::Unsupported,
-            Dialect::V1(_) => Close::BadFrame,
+            Dialect::Legacy(_) => self.close(Close::Unsupported, ctx),
+            Dialect::V1(_) => self.say_goodbye(Close::BadFrame, Some("binary frame, text is wanted"), ctx),
         }
     }
 
@@ -290,7 +290,7 @@ impl PresenterSession {
             Item::FirstText(part) => self.fragments.first(&part, limit).map(|()| None),
             Item::Continue(part) => self.fragments.more(&part, limit).map(|()| None),
             Item::Last(part) => self.fragments.last(&part, limit).map(Some),
-            Item::FirstBinary(_) => Err(self.binary()),
+            Item::FirstBinary(_) => return self.binary(ctx),
         };
         match whole {
             Ok(Some(text)) => self.text(&text, ctx),
@@ -365,7 +365,7 @@ impl StreamHandler<Result<Frame, ProtocolError>> for PresenterSession {
         match frame {
             Frame::Text(text) => self.text(&text, ctx),
             Frame::Continuation(item) => self.part(item, ctx),
-            Frame::Binary(_) => self.close(self.binary(), ctx),
+            Frame::Binary(_) => self.binary(ctx),
             Frame::Ping(_) | Frame::Pong(_) if !self.frames.take(Instant::now()) => self.close(Close::Flood, ctx),
             Frame::Ping(payload) => ctx.pong(&payload),
             Frame::Pong(_) | Frame::Nop | Frame::Close(_) => {}
