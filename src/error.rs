@@ -14,7 +14,7 @@ use std::fmt;
 use actix_web::http::StatusCode;
 
 pub use self::{
-    api::{ApiError, DEFAULT_RETRY_AFTER_SECONDS},
+    api::{ApiError, DEFAULT_RETRY_AFTER_SECONDS, rate_limit},
     lang::Lang,
 };
 

@@ -97,10 +97,9 @@ impl ApiError {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
         }
         if let (Some(limit), Some(reset)) = (self.limit, self.retry_after()) {
-            response
-                .insert_header(("RateLimit-Limit", limit.to_string()))
-                .insert_header(("RateLimit-Remaining", "0"))
-                .insert_header(("RateLimit-Reset", reset.to_string()));
+            for header in rate_limit(limit, reset) {
+                response.insert_header(header);
+            }
         }
         if status == StatusCode::UNAUTHORIZED {
             let challenge = if self.token_rejected {
@@ -116,6 +115,15 @@ impl ApiError {
         // Serializing a struct of texts and a number cannot fail; an empty body would still have its status.
         response.body(serde_json::to_string(&problem).unwrap_or_default())
     }
+}
+
+/// The headers of a refusal for coming too often: how many may come at once, and in how many seconds the next one may.
+pub fn rate_limit(limit: u32, reset_seconds: u32) -> [(&'static str, String); 3] {
+    [
+        ("RateLimit-Limit", limit.to_string()),
+        ("RateLimit-Remaining", "0".to_owned()),
+        ("RateLimit-Reset", reset_seconds.to_string()),
+    ]
 }
 
 impl From<Code> for ApiError {

@@ -142,7 +142,7 @@ impl From<Unknown> for Failed {
 }
 
 fn from_api(error: &ApiError) -> LegacyError {
-    LegacyError::from_code(error.code, error.retry_after())
+    LegacyError::from_api(error)
 }
 
 /// Sends a chat message, as the original server had it. Texts are Korean.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     auth::TokenError,
-    error::{Code, DEFAULT_RETRY_AFTER_SECONDS, Lang},
+    error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS, Lang, rate_limit},
 };
 
 /// No `presenterIdx`, and the sender is a viewer.
@@ -29,6 +29,8 @@ pub struct LegacyError {
     body_status: u16,
     message: String,
     retry_after: Option<u32>,
+    /// How many may come at once, where the refusal is that more did.
+    limit: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -52,6 +54,7 @@ impl LegacyError {
             body_status: status.as_u16(),
             message: message.into(),
             retry_after: None,
+            limit: None,
         }
     }
 
@@ -91,6 +94,14 @@ impl LegacyError {
         }
     }
 
+    /// What v1 would say, as [`Self::from_code`].
+    pub fn from_api(error: &ApiError) -> Self {
+        Self {
+            limit: error.limit,
+            ..Self::from_code(error.code, error.retry_after())
+        }
+    }
+
     /// The row of the error table that it comes from, or comes nearest.
     pub fn code(&self) -> Code {
         self.code
@@ -102,6 +113,11 @@ impl LegacyError {
         response.insert_header((header::CONTENT_TYPE, "application/json"));
         if let Some(seconds) = self.retry_after {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        }
+        if let (Some(limit), Some(reset)) = (self.limit, self.retry_after) {
+            for header in rate_limit(limit, reset) {
+                response.insert_header(header);
+            }
         }
         if self.code == Code::RequestTimeout {
             response.force_close();

@@ -78,6 +78,8 @@ async fn rule_19_a_legacy_sender_gets_429_in_the_old_shape() {
         (429, Some("요청이 너무 많습니다"))
     );
     assert_eq!(refused.header("retry-after"), Some("1"));
+    let told = ["limit", "remaining", "reset"].map(|name| refused.header(&format!("ratelimit-{name}")));
+    assert_eq!(told, [Some("1"), Some("0"), Some("1")]);
 }
 
 #[actix_web::test]
