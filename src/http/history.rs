@@ -5,11 +5,20 @@
     reason = "in what the macros for the document make of query parameters"
 )]
 
-use actix_web::{HttpRequest, HttpResponse, http::header, middleware::Compress, web};
+use actix_web::{
+    Error, HttpRequest, HttpResponse,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::header::{self, AcceptEncoding, Encoding, Header},
+    middleware::{Compress, Next, from_fn},
+    web,
+};
 use chatting_actors::{
+    clock::system_ms,
     types::{Role, Seq},
     wire::{object, v1::timestamp},
 };
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -22,7 +31,7 @@ use super::{
     pages::{Item, Space, bad, id, limit, offset, parameter, query, seq, time, unread, user},
     state::State,
     stats::get_stats,
-    v1::{is_json, only, read_body, room_of},
+    v1::{only, read_body, room_of, wants_json},
 };
 use crate::{
     auth::Claims,
@@ -32,6 +41,9 @@ use crate::{
         history::{Folded, Page, Query, ReplayPlace, Start},
     },
 };
+
+/// 2000-01-01T00:00:00Z
+const EARLIEST_START_MS: i64 = 946_684_800_000;
 
 /// Adds the routes; those of `/v1/rooms/{presenter_idx}/messages` itself are in `v1.rs`.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -68,9 +80,24 @@ pub fn routes(config: &mut web::ServiceConfig) {
             web::resource("/v1/broadcasts/{id}/export")
                 // Of all answers only these are long enough; a WebSocket's must never be compressed.
                 .wrap(Compress::default())
+                .wrap(from_fn(in_any_coding))
                 .route(web::get().to(get_export))
                 .default_service(web::to(super::v1::only_get)),
         );
+}
+
+/// Where no coding that there is will do (`identity;q=0`), a file as it is serves its client better than a 406, which RFC 9110, section
+/// 15.5.7, leaves to us.
+async fn in_any_coding<B: MessageBody + 'static>(
+    mut request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, Error> {
+    let codings = [Encoding::identity(), Encoding::gzip(), Encoding::deflate()];
+    let asked = AcceptEncoding::parse(&request);
+    if asked.is_ok_and(|asked| asked.negotiate(codings.iter()).is_none()) {
+        request.headers_mut().remove(header::ACCEPT_ENCODING);
+    }
+    next.call(request).await
 }
 
 /// An answer that is never kept: what it shows may be deleted a moment later.
@@ -334,7 +361,7 @@ pub(super) async fn get_broadcast(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Change {
-    /// RFC 3339; `null` takes the correction back.
+    /// RFC 3339, of the year 2000 or later, and not in the future; `null` takes the correction back.
     #[schema(value_type = Option<String>, format = DateTime)]
     #[serde(default, deserialize_with = "some")]
     started_at: Option<Option<String>>,
@@ -351,11 +378,21 @@ impl Change {
     /// The start, where it is named, in milliseconds since 1970; `None` in it takes the correction back.
     pub(crate) fn start(&self) -> Result<Option<Option<i64>>, ApiError> {
         match &self.started_at {
-            Some(start) => Ok(Some(time("started_at", start.as_deref())?)),
+            Some(start) => start.as_deref().map(start_of).transpose().map(Some),
             None if self.legal_hold.is_some() => Ok(None),
             None => Err(bad("the body names nothing to change: started_at or legal_hold")),
         }
     }
+}
+
+/// When a broadcast may have begun: at no time before anyone broadcast so, nor at one that has yet to come.
+fn start_of(text: &str) -> Result<i64, ApiError> {
+    let start = text.parse::<Timestamp>().map(Timestamp::as_millisecond);
+    let start = start.map_err(|_| bad("started_at: a time as in 2026-01-01T00:00:00.000Z"))?;
+    if !(EARLIEST_START_MS..=system_ms()).contains(&start) {
+        return Err(bad("started_at: it is before the year 2000, or in the future"));
+    }
+    Ok(start)
 }
 
 /// It may be there as `null`, which is not the same as not being there.
@@ -388,9 +425,7 @@ async fn change(
     if !caller.is_staff_of(found.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
     }
-    if !is_json(request) {
-        return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
-    }
+    wants_json(request)?;
     let body = read_body(request, payload, &state.limits).await?;
     let change = Change::read(&body)?;
     if change.legal_hold.is_some() && !is_operator(&caller) {

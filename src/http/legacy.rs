@@ -18,7 +18,7 @@ use super::{
     presenter::{Tokens, damp, place},
     socket,
     state::State,
-    v1::{idempotency_key, outcome, read_body, refused},
+    v1::{idempotency_key, is_coded, outcome, read_body, refused},
 };
 use crate::{
     auth::{ForwardedError, Needed},
@@ -190,7 +190,7 @@ async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) ->
 async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
     let caller = sender(request, state, Needed::All).await?;
     caller.within_rate(state).map_err(|error| from_api(&error))?;
-    if !request.content_type().eq_ignore_ascii_case("application/json") {
+    if !request.content_type().eq_ignore_ascii_case("application/json") || is_coded(request) {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));
     }
     let body = read_body(request, payload, &state.limits)

@@ -227,9 +227,7 @@ async fn read_submit(
     let caller = sender(request, state, Needed::Name).await?;
     caller.within_rate(state)?;
     let presenter_idx = room_of(path)?;
-    if !is_json(request) {
-        return Err(ApiError::new(Code::UnsupportedMediaType).with_detail("Content-Type: application/json is needed"));
-    }
+    wants_json(request)?;
     let body = read_body(request, payload, &state.limits).await?;
     let text = parse(&body, state.limits.text_chars)?;
     let key = idempotency_key(request)?;
@@ -304,9 +302,13 @@ static IDEMPOTENCY_KEY: header::HeaderName = header::HeaderName::from_static("id
 
 /// The `Idempotency-Key` of a request: 1 to 255 visible ASCII characters, quoted as the draft has it or bare as many send it.
 pub(crate) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
-    let Some(value) = request.headers().get(&IDEMPOTENCY_KEY) else {
+    let mut values = request.headers().get_all(&IDEMPOTENCY_KEY);
+    let Some(value) = values.next() else {
         return Ok(None);
     };
+    if values.any(|other| other != value) {
+        return Err(ApiError::new(Code::BadRequest).with_detail("Idempotency-Key: there are two that differ"));
+    }
     let text = value.to_str().unwrap_or_default().trim();
     let bare = text
         .strip_prefix('"')
@@ -319,11 +321,24 @@ pub(crate) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, A
     Ok(Some(bare.to_owned()))
 }
 
-pub(super) fn is_json(request: &HttpRequest) -> bool {
+/// Refuses a body that is no JSON, or that is compressed.
+pub(super) fn wants_json(request: &HttpRequest) -> Result<(), ApiError> {
     use actix_web::HttpMessage;
     let content_type = request.content_type();
-    content_type.eq_ignore_ascii_case("application/json")
-        || (content_type.starts_with("application/") && content_type.ends_with("+json"))
+    let is_json = content_type.eq_ignore_ascii_case("application/json")
+        || (content_type.starts_with("application/") && content_type.ends_with("+json"));
+    let wanted = match (is_json, is_coded(request)) {
+        (true, false) => return Ok(()),
+        (true, true) => "Content-Encoding: bodies are read as they are, without any",
+        (false, _) => "Content-Type: application/json is needed",
+    };
+    Err(ApiError::new(Code::UnsupportedMediaType).with_detail(wanted))
+}
+
+/// Whether a body is compressed, or coded in any other way: none is read here.
+pub(super) fn is_coded(request: &HttpRequest) -> bool {
+    let mut codings = request.headers().get_all(header::CONTENT_ENCODING);
+    codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 /// Reads a body within `server.max_body_bytes` and `server.body_seconds`; one that announces more is refused before it is

@@ -528,6 +528,17 @@ async fn a_file_is_compressed_where_the_client_asks_for_it_and_nothing_else_is()
         .read_to_string(&mut text)
         .unwrap();
     assert_eq!(text, export(app, "").await.text());
+    // Where no coding will do, it comes as it is.
+    for refuses in ["identity;q=0", "*;q=0", "br, identity;q=0"] {
+        let headers = [("Authorization", bearer.as_str()), ("Accept-Encoding", refuses)];
+        let answer = app.client().await.request("GET", &path(""), &headers, "").await;
+        assert_eq!(
+            (answer.status, answer.header("content-encoding")),
+            (200, None),
+            "{refuses}"
+        );
+        assert_eq!(answer.text(), text, "{refuses}");
+    }
     let page = app
         .client()
         .await

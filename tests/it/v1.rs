@@ -395,3 +395,61 @@ async fn behind_a_gateway_only_what_a_route_needs_has_to_be_there() {
         "unauthenticated",
     );
 }
+
+/// Nothing is unpacked here: a body that says it is packed is refused for that, and not for what it looks like.
+#[actix_web::test]
+async fn a_body_with_a_content_coding_is_415_in_either_dialect() {
+    let app = app().await;
+    let _presenter = app.presenter(12).await;
+    let token = app.token(7);
+    for (coding, accepted) in [
+        ("identity", true),
+        ("Identity", true),
+        ("gzip", false),
+        ("identity, br", false),
+    ] {
+        let headers = [
+            ("token", token.as_str()),
+            ("Content-Type", "application/json"),
+            ("Content-Encoding", coding),
+        ];
+        let answer = raw(&app, &headers, "/v1/rooms/12/messages", r#"{"text":"a"}"#).await;
+        let body = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"hi"}"#;
+        let legacy = raw(&app, &headers, "/send/message", body).await;
+        if accepted {
+            assert_eq!((answer.status, legacy.status), (201, 200), "{coding}");
+        } else {
+            problem(&answer, 415, "unsupported_media_type");
+            assert!(answer.text().contains("Content-Encoding"), "{}", answer.text());
+            assert_eq!(
+                (legacy.status, &legacy.json()["error"]),
+                (415, &json!("Unsupported Media Type"))
+            );
+        }
+    }
+}
+
+#[actix_web::test]
+async fn two_idempotency_keys_that_differ_are_refused_in_either_dialect() {
+    let app = app().await;
+    let _presenter = app.presenter(12).await;
+    let token = app.token(7);
+    for (second, accepted) in [("one", true), ("two", false)] {
+        let headers = [
+            ("token", token.as_str()),
+            ("Content-Type", "application/json"),
+            ("Idempotency-Key", "one"),
+            ("Idempotency-Key", second),
+        ];
+        let answer = raw(&app, &headers, "/v1/rooms/12/messages", r#"{"text":"hi"}"#).await;
+        let body = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"hi"}"#;
+        let legacy = raw(&app, &headers, "/send/message", body).await.status;
+        if accepted {
+            assert_eq!((answer.status, legacy), (201, 200));
+        } else {
+            problem(&answer, 400, "bad_request");
+            assert_eq!(legacy, 400);
+        }
+    }
+    assert_eq!(app.metric("chat_accepted_total").await, Some(1.0));
+}
