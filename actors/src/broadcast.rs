@@ -108,9 +108,9 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
 
 /// [`Heard::watched_ms`] at another look at the room. A longer time without one, as of a process that was stopped or a machine that slept,
 /// is not passed over: nobody was asked, and as behind a restart nobody knows what was in it.
-pub fn watched_on(watched_ms: Option<i64>, now_ms: i64, resume_ms: i64) -> Option<i64> {
+pub fn watched_on(watched_ms: Option<i64>, now_ms: i64, pause_ms: i64) -> Option<i64> {
     watched_ms.map(|before_ms| {
-        if now_ms - before_ms > resume_ms {
+        if now_ms - before_ms > pause_ms {
             before_ms
         } else {
             now_ms

@@ -221,11 +221,12 @@ pub fn run() -> ExitCode {
         Command::Watch(args) => watch::run(&args),
     };
     let result = result.and_then(|code| match LOST.get() {
-        None => Ok(code),
-        Some(error) => Err(Failure {
+        // Any other code says more than this one.
+        Some(error) if code == ExitCode::SUCCESS => Err(Failure {
             code: 69,
             text: format!("standard output: {error}"),
         }),
+        _ => Ok(code),
     });
     result.unwrap_or_else(|failure| {
         for line in failure.text.lines() {

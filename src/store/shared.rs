@@ -16,11 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, ffi};
+use rusqlite::{Connection, ErrorCode, config::DbConfig, ffi};
 
 use super::{
     Durability,
     salvage::is_damage,
+    spool::{DAMAGED, set_meta},
     turns::{Turn, Turns},
 };
 
@@ -158,12 +159,39 @@ impl Shared {
 
     /// Closes it where this error says that it is to be trusted no more. One that says that the file is damaged is remembered.
     pub(super) fn heed(&self, error: &rusqlite::Error, turn: &mut Option<Connection>) {
-        if is_damage(error) {
-            self.damaged.store(true, Ordering::Release);
+        if is_damage(error)
+            && let Some(connection) = turn
+        {
+            self.mark(connection);
         }
         if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
             self.suspect.store(true, Ordering::Release);
             *turn = None;
+        }
+    }
+
+    /// Somebody met this error on a connection of their own.
+    pub(super) fn heed_reader(&self, error: &rusqlite::Error) {
+        if is_damage(error)
+            && let Ok(turn) = self.open()
+            && let Some(connection) = &*turn
+        {
+            self.mark(connection);
+        }
+    }
+
+    /// Remembers in the file that it is damaged, so that the next start looks through all of it, also behind a kill. What is in its
+    /// WAL stays there.
+    fn mark(&self, connection: &Connection) {
+        if self.damaged.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let marked = connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .and_then(|_| set_meta(connection, DAMAGED, 1));
+        match marked {
+            Ok(()) => log::error!("spool: the file is damaged; the next start checks all of it"),
+            Err(error) => log::error!("spool: the file is damaged, and takes no mark of that: {error}"),
         }
     }
 

@@ -22,7 +22,7 @@ mod places;
 pub(super) mod records;
 
 pub(super) use self::{
-    meta::meta,
+    meta::{DAMAGED, meta, set_meta},
     opening::{BACKEND, is_of},
 };
 pub use self::{
@@ -49,8 +49,8 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, pa
 
 use self::{
     freeing::{COVERS, PARK, covering, free_rows, trim_keys},
-    meta::{keep_last_ms, set_meta},
-    opening::{DAMAGED, last_of_rooms},
+    meta::keep_last_ms,
+    opening::last_of_rooms,
 };
 use super::{
     Durability, FoundSpool, SharedConnection, SpoolLock,
@@ -62,6 +62,9 @@ pub(super) const FORMAT: i64 = 2;
 
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// Where the row of a last seq is that has none here any more.
+const NO_ROW: Pos = Pos::MAX;
 
 /// What a probe writes.
 const PROBE_BYTES: usize = 64 * 1024;
@@ -101,7 +104,7 @@ pub struct SqliteSpool {
     next_pos: Pos,
     /// Rows from here on are of commits whose outcome nobody was told yet; `next_pos` when there are none.
     untold: Pos,
-    /// The last seq of each room that has rows here, and the row that it is in.
+    /// The last seq of each room that has rows here, and the row that it is in; and of salvaged rooms that the store was not asked about.
     last: HashMap<PresenterIdx, (Seq, Pos)>,
     ask_store: bool,
     /// The rows come from a damaged spool, so the last seqs that they tell may not be the last.
@@ -293,8 +296,8 @@ impl Spool for SqliteSpool {
         parked: &[(Pos, Arc<Event>, String)],
         keys_before_ms: i64,
     ) -> Result<(), SpoolError> {
-        let kept = self.with(|this, connection| {
-            let mut kept = Vec::new();
+        let (kept, unasked) = self.with(|this, connection| {
+            let (mut kept, mut unasked) = (Vec::new(), Vec::new());
             let ended: Vec<(PresenterIdx, Seq)> = this
                 .last
                 .iter()
@@ -315,20 +318,23 @@ impl Spool for SqliteSpool {
                 free_rows(&transaction, through, &aside)?;
                 let mut room = transaction.prepare_cached(this.keep_last_seq())?;
                 for (presenter, seq) in ended {
-                    if room.execute(params![presenter.get(), seq.0.cast_signed()])? > 0 {
-                        kept.push(presenter);
-                    }
+                    let rows = room.execute(params![presenter.get(), seq.0.cast_signed()])?;
+                    let list = if rows > 0 { &mut kept } else { &mut unasked };
+                    list.push(presenter);
                 }
                 if let Some(newest) = newest {
                     keep_last_ms(&transaction, newest)?;
                 }
             }
             transaction.commit()?;
-            Ok(kept)
+            Ok((kept, unasked))
         })?;
-        // Where it is not kept, because the store was not asked yet, what is known here counts when it has told.
         for presenter in kept {
             self.last.remove(&presenter);
+        }
+        // Where it is not kept, because the store was not asked yet, what is known here counts when it has told.
+        for presenter in unasked {
+            self.last.entry(presenter).and_modify(|(_, pos)| *pos = NO_ROW);
         }
         self.measure();
         Ok(())
@@ -365,7 +371,7 @@ impl Spool for SqliteSpool {
     }
 
     fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, newest_ms: i64) -> Result<Seq, SpoolError> {
-        self.with(|this, connection| {
+        let learned = self.with(|this, connection| {
             let transaction = Writing::begin(connection)?;
             // What the spool itself holds of the room counts too: the store may not have it yet.
             let last = last.max(this.last.get(&presenter).map_or(Seq(0), |(seq, _)| *seq));
@@ -375,7 +381,11 @@ impl Spool for SqliteSpool {
             keep_last_ms(connection, newest_ms)?;
             transaction.commit()?;
             Ok(last)
-        })
+        })?;
+        if self.last.get(&presenter).is_some_and(|(_, pos)| *pos == NO_ROW) {
+            self.last.remove(&presenter);
+        }
+        Ok(learned)
     }
 
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError> {
@@ -423,16 +433,16 @@ impl Spool for SqliteSpool {
 
     fn close(&mut self) {
         let damaged = self.connection.damaged();
-        if damaged {
-            log::error!("spool: the file is damaged; the next start checks all of it");
-        }
         let newest = self.with(|_, connection| {
             let newest: Option<i64> = connection.query_row(NEWEST, [], |row| row.get(0)).optional()?;
             if let Some(newest) = newest {
                 keep_last_ms(connection, newest)?;
             }
-            set_meta(connection, DAMAGED, i64::from(damaged))?;
-            set_meta(connection, "clean", i64::from(!damaged))?;
+            if damaged {
+                // The next start checks it, and sets it aside as it is.
+                return Ok(());
+            }
+            set_meta(connection, "clean", 1)?;
             connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
         });
         if let Err(error) = newest {

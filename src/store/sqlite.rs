@@ -145,10 +145,13 @@ impl SqliteStore {
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
-        let path = Arc::clone(&self.path);
+        let (path, shared) = (Arc::clone(&self.path), self.connection.clone());
         blocking(move || {
-            let mut connection = open_to_read(&path).map_err(|error| StoreError(error.to_string()))?;
-            work(&mut connection).map_err(|error| StoreError(error.to_string()))
+            let looked = open_to_read(&path).and_then(|mut connection| work(&mut connection));
+            looked.map_err(|error| {
+                shared.heed_reader(&error);
+                StoreError(error.to_string())
+            })
         })
     }
 }

@@ -20,7 +20,7 @@ use chatting_server::{
     app::Stopped,
     store::{
         Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, inspect::SpoolFile,
-        mongo::MongoSettings,
+        mongo::MongoSettings, spool::OpenError,
     },
 };
 
@@ -383,6 +383,91 @@ async fn an_embedded_log_that_turned_out_to_be_damaged_is_salvaged_by_the_next_s
     let store = stored(&spool);
     store.prepare().await.unwrap();
     assert_eq!(store.append(batch(&written[5..])).await.unwrap(), []);
+}
+
+#[actix_web::test]
+async fn damage_that_a_reader_of_the_embedded_log_meets_is_remembered_also_behind_a_kill() {
+    let dir = ScratchDir::new("damage");
+    let path = dir.path().join("chat.db");
+    let (mut spool, first) = embedded(&path);
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let written = events(&first, 1, 1..=2000);
+    spool.commit(&written).unwrap();
+    assert_eq!(store.append(batch(&written)).await.unwrap(), []);
+    spool.free(2000, &[], 0).unwrap();
+    spool.close();
+    drop((spool, store));
+    damage_table(&path, "chatting_log");
+    let (spool, _) = embedded(&path);
+    let store = SqliteStore::new(spool.connection());
+    store.find(written[1000].id).await.unwrap_err();
+    drop((spool, store)); // no `close`: as a kill leaves it
+    let (_, after) = embedded(&path);
+    assert_ne!(after.epoch, first.epoch);
+    assert_eq!(count_aside(dir.path()), 1);
+}
+
+#[test]
+fn a_damaged_spool_is_not_salvaged_for_another_log_than_its_own() {
+    let dir = ScratchDir::new("damage");
+    let path = dir.path().join("chat.db");
+    let (mut spool, first) = embedded(&path);
+    spool.commit(&events(&first, 1, 1..=5)).unwrap();
+    drop(spool); // no `close`: the next start checks it
+    damage_table(&path, "keys");
+    let other = SqliteSpool::open(SpoolSettings {
+        path: path.clone(),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    });
+    assert!(matches!(other, Err(OpenError::Backend { .. })), "{:?}", other.err());
+    assert_eq!(count_aside(dir.path()), 0);
+    let (mut spool, _) = embedded(&path);
+    assert_eq!((count_aside(dir.path()), spool.read(0, 10).unwrap().len()), (1, 5));
+}
+
+#[test]
+fn a_spool_of_an_earlier_version_whose_log_is_in_mongodb_is_not_bound_to_another_by_a_command() {
+    let dir = ScratchDir::new("binding");
+    let path = dir.path().join("chat.db");
+    let forget = |path: &Path| {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        connection
+            .execute("DELETE FROM meta WHERE key = 'backend'", [])
+            .unwrap();
+    };
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.commit(&events(&info, 1, 1..=5)).unwrap();
+    spool.close();
+    drop(spool);
+    forget(&path);
+    let other = || {
+        SqliteSpool::open(SpoolSettings {
+            path: path.clone(),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: true,
+        })
+    };
+    assert!(matches!(other(), Err(OpenError::Backend { .. })));
+    let (mut spool, _) = open(&path, Durability::Disk, None);
+    spool.close();
+    drop(spool);
+    assert!(matches!(other(), Err(OpenError::Backend { .. })));
+    // One with a log of its own may be of either.
+    let path = dir.path().join("own.db");
+    let (mut spool, info) = embedded(&path);
+    spool.commit(&events(&info, 1, 1..=5)).unwrap();
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection
+        .execute_batch("CREATE TABLE chatting_log(x); INSERT INTO chatting_log VALUES (1)")
+        .unwrap();
+    spool.close();
+    drop(spool);
+    forget(&path);
+    embedded(&path);
 }
 
 #[test]

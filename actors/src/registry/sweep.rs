@@ -120,7 +120,9 @@ impl SessionRegistry {
         if let Some(refresh) = room.wants_verdict(now, &self.config) {
             room.checking = self.checker.check(presenter, refresh);
         }
-        room.watched_ms = watched_on(room.watched_ms, self.clock.now_ms(), ms(self.config.broadcast_resume));
+        // Looks are a sweep apart, or a little more; that is no time without one.
+        let pause = self.config.broadcast_resume.max(self.config.sweep * 3);
+        room.watched_ms = watched_on(room.watched_ms, self.clock.now_ms(), ms(pause));
         let mut stalled = None;
         if let Some(cursor) = &mut room.cursor {
             cursor.look(now);

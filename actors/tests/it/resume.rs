@@ -649,12 +649,22 @@ async fn rule_13_what_is_held_waits_for_the_session_of_a_named_broadcast_however
 
 #[actix::test]
 async fn rule_13_that_nobody_tells_for_longer_than_an_interruption_may_last_ends_no_broadcast() {
+    untold(Duration::from_secs(1), registry_config().sweep).await;
+}
+
+#[actix::test]
+async fn rule_13_nor_does_it_where_rooms_are_looked_at_as_seldom_as_an_interruption_may_last() {
+    untold(Duration::from_millis(300), Duration::from_millis(300)).await;
+}
+
+async fn untold(broadcast_resume: Duration, sweep: Duration) {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     let rooms = quick_rooms();
     // Nothing names it.
     rooms.script().started_at_ms.clear();
     let config = RegistryConfig {
-        broadcast_resume: Duration::from_secs(1),
+        broadcast_resume,
+        sweep,
         ..registry_config()
     };
     let stage = held_in(rooms.clone(), spool.clone(), store, config).await;

@@ -2,6 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+/// Whether a run found that the file is damaged.
+pub(in crate::store) const DAMAGED: &str = "damaged";
+
 pub(in crate::store) fn meta<T: rusqlite::types::FromSql>(
     connection: &Connection,
     key: &str,
@@ -11,7 +14,11 @@ pub(in crate::store) fn meta<T: rusqlite::types::FromSql>(
         .optional()
 }
 
-pub(super) fn set_meta(connection: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+pub(in crate::store) fn set_meta(
+    connection: &Connection,
+    key: &str,
+    value: impl rusqlite::ToSql,
+) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES (?1, ?2)")?;
     statement.execute(params![key, value])?;
     Ok(())

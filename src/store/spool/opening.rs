@@ -22,14 +22,11 @@ use super::{
         shared::{PATIENCE, empty_wal},
         sqlite,
     },
-    FORMAT, SpoolSettings, SqliteSpool, meta, set_meta,
+    DAMAGED, FORMAT, NO_ROW, SpoolSettings, SqliteSpool, meta, set_meta,
 };
 
 /// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
 const LOG_CHECKPOINT_PAGES: i64 = 16_384;
-
-/// In `meta`: whether a run found that the file is damaged.
-pub(super) const DAMAGED: &str = "damaged";
 
 /// In `meta`: the log that its events are for.
 pub(in crate::store) const BACKEND: &str = "backend";
@@ -147,7 +144,7 @@ impl SqliteSpool {
                 left => left,
             },
             rows: (info.first <= info.last).then_some((info.first, info.last)),
-            rooms_waiting: state.last.len(),
+            rooms_waiting: state.last.values().filter(|(_, pos)| *pos != NO_ROW).count(),
             rooms_known: state.rooms_known,
             furthest: state.furthest,
             asks_store: state.ask_store,
@@ -222,6 +219,11 @@ fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<St
         path: path.clone(),
         error,
     };
+    match is_of(connection, path, settings.embedded) {
+        // Salvaging a file for another log than its own would leave that one behind. Where it cannot tell, the settings do.
+        Err(OpenError::Sqlite { error, .. }) if salvage::is_damage(&error) => {}
+        of => of?,
+    }
     let found = check(connection, settings).map_err(sqlite)?;
     match found {
         Some(1) => upgrade(connection).map_err(sqlite)?,
@@ -233,7 +235,6 @@ fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<St
         }
         _ => {}
     }
-    is_of(connection, path, settings.embedded)?;
     let state = start(connection, settings, found.is_none()).map_err(sqlite)?;
     limit(connection, settings).map_err(sqlite)?;
     Ok(state)
@@ -246,7 +247,7 @@ fn backend(embedded: bool) -> &'static str {
 
 /// Whether its events are for this log. Elsewhere they would be where nobody looks for them, and what is there would seem to be all.
 pub(in crate::store) fn is_of(connection: &Connection, path: &Path, embedded: bool) -> Result<(), OpenError> {
-    let found: Option<String> = meta(connection, BACKEND).map_err(|error| OpenError::Sqlite {
+    let found = backend_of(connection).map_err(|error| OpenError::Sqlite {
         path: path.to_owned(),
         error,
     })?;
@@ -258,6 +259,20 @@ pub(in crate::store) fn is_of(connection: &Connection, path: &Path, embedded: bo
         }),
         _ => Ok(()),
     }
+}
+
+/// The log that a spool says it is of. One of an earlier version does not say: where it knows rooms, and no log is beside it, that is in
+/// MongoDB.
+fn backend_of(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let said: Option<String> = meta(connection, BACKEND)?;
+    if said.is_some() || meta::<i64>(connection, "format")?.is_none() {
+        return Ok(said);
+    }
+    let any =
+        |table: &str| connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {table})"), [], |row| row.get(0));
+    let has_log = connection.table_exists(None, "chatting_log")? && any("chatting_log")?;
+    let knows_rooms: bool = any("rooms")? || any("spool")?;
+    Ok((knows_rooms && !has_log).then(|| backend(false).to_owned()))
 }
 
 fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
@@ -414,7 +429,7 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
     if ask_store && salvaged {
         // What is parked is not in the store, and may be the last of its room.
         for (presenter, last) in last_of_parked(&transaction)? {
-            let known = rooms.entry(presenter).or_insert((last, 0));
+            let known = rooms.entry(presenter).or_insert((last, NO_ROW));
             known.0 = known.0.max(last);
         }
     }

@@ -17,10 +17,7 @@ impl Run {
             Ok(first) => {
                 self.tried = 0;
                 let events = std::mem::take(&mut self.unwritten);
-                if !worked {
-                    log::info!("spool: it takes events again");
-                }
-                self.handle.writable.store(true, Ordering::Release);
+                self.takes_again();
                 self.committed(first, events);
                 self.show_size();
             }
@@ -47,7 +44,11 @@ impl Run {
                 self.unsure = false;
                 if let Some(last) = found {
                     let events: Vec<_> = self.unwritten.drain(..tried).collect();
-                    self.handle.writable.store(self.unwritten.is_empty(), Ordering::Release);
+                    if self.unwritten.is_empty() {
+                        self.takes_again();
+                    } else {
+                        self.handle.writable.store(false, Ordering::Release);
+                    }
                     self.committed(last - tried as Pos + 1, events);
                     self.show_size();
                 }
@@ -72,11 +73,16 @@ impl Run {
     fn probe(&mut self) {
         match self.spool.probe().and_then(|()| self.tell_unknown()) {
             Ok(()) => {
-                log::info!("spool: it takes events again");
-                self.handle.writable.store(true, Ordering::Release);
+                self.takes_again();
                 self.keep_broadcasts(Vec::new());
             }
             Err(error) => self.still_failing(&error),
+        }
+    }
+
+    fn takes_again(&self) {
+        if !self.handle.writable.swap(true, Ordering::AcqRel) {
+            log::info!("spool: it takes events again");
         }
     }
 
