@@ -13,6 +13,10 @@ use crate::{
     types::{Epoch, PresenterIdx, Seq},
 };
 
+/// Stretches of one broadcast that are told apart. A record is written whole whenever one begins or ends, and a room server that says now
+/// this, now that, would make it grow without end: what is behind them counts as one stretch, interruptions and all.
+pub const SEGMENTS_MAX: usize = 1000;
+
 /// A stretch within a broadcast in which the room was live. Times in milliseconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
@@ -87,7 +91,7 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
     if let Some(broadcast) = open.as_mut() {
         let touched = match (heard.liveness.live, goes_on) {
             (true, true) => broadcast.is_live(heard),
-            (true, false) => broadcast.ends(broadcast.last_live_ms(), heard),
+            (true, false) => broadcast.ends(broadcast.last_live_ms(), heard.epoch, heard.last),
             (false, _) => broadcast.is_not_live(heard),
         };
         if touched {
@@ -104,6 +108,15 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
         *open = Some(broadcast);
     }
     changed
+}
+
+/// Nobody knows a room any more, and nothing waits there: its broadcast has ended when it was last seen to be live. `last` is the last
+/// number that was given in this numbering. Returns the record, to be kept.
+pub fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option<Broadcast> {
+    let mut broadcast = open.take()?;
+    broadcast.ends(broadcast.last_live_ms(), epoch, last);
+    broadcast.version += 1;
+    Some(broadcast)
 }
 
 /// [`Heard::watched_ms`] at another look at the room. A longer time without one, as of a process that was stopped or a machine that slept,
@@ -189,12 +202,20 @@ impl Broadcast {
 
     fn is_live(&mut self, heard: &Heard<'_>) -> bool {
         let mut touched = false;
-        if self.segments.last().is_none_or(|last| last.to_ms.is_some()) {
-            self.segments.push(Segment {
-                from_ms: heard.now_ms.max(self.last_live_ms()),
-                to_ms: None,
-            });
-            touched = true;
+        let full = self.segments.len() >= SEGMENTS_MAX;
+        match self.segments.last_mut() {
+            Some(last) if last.to_ms.is_none() => {}
+            Some(last) if full => {
+                last.to_ms = None;
+                touched = true;
+            }
+            _ => {
+                self.segments.push(Segment {
+                    from_ms: heard.now_ms.max(self.last_live_ms()),
+                    to_ms: None,
+                });
+                touched = true;
+            }
         }
         match self.spans.last_mut() {
             Some(span) if span.epoch == *heard.epoch => {
@@ -232,29 +253,29 @@ impl Broadcast {
                 }
             });
             last.to_ms = Some(at.clamp(last.from_ms, heard.now_ms.max(last.from_ms)));
-            self.close_span(heard);
+            self.close_span(heard.epoch, heard.last);
             touched = true;
         }
         let away_ms = heard.away_ms.max(heard.now_ms - self.last_live_ms());
         if reported.is_some() || away_ms >= heard.resume_ms {
-            touched |= self.ends(self.last_live_ms(), heard);
+            touched |= self.ends(self.last_live_ms(), heard.epoch, heard.last);
         }
         touched
     }
 
-    fn ends(&mut self, at_ms: i64, heard: &Heard<'_>) -> bool {
+    fn ends(&mut self, at_ms: i64, epoch: &Epoch, last: Seq) -> bool {
         if let Some(last) = self.segments.last_mut() {
             last.to_ms.get_or_insert(at_ms.max(last.from_ms));
         }
-        self.close_span(heard);
+        self.close_span(epoch, last);
         self.ended_at_ms = Some(at_ms);
         true
     }
 
     /// What is numbered from now on is not of this broadcast.
-    fn close_span(&mut self, heard: &Heard<'_>) {
-        if let Some(span) = self.spans.last_mut().filter(|span| span.epoch == *heard.epoch) {
-            span.through.get_or_insert(heard.last);
+    fn close_span(&mut self, epoch: &Epoch, last: Seq) {
+        if let Some(span) = self.spans.last_mut().filter(|span| span.epoch == *epoch) {
+            span.through.get_or_insert(last);
         }
     }
 

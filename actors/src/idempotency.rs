@@ -206,7 +206,8 @@ impl KeyTable {
         }
     }
 
-    fn expire(&mut self, now_ms: i64) {
+    /// Forgets those whose window is over.
+    pub fn expire(&mut self, now_ms: i64) {
         while let Some((at, id)) = self.by_age.front().copied()
             && at.saturating_add(self.config.window_ms) < now_ms
         {

@@ -66,7 +66,7 @@ pub async fn around<B: MessageBody + 'static>(
     if let Some(asked) = asked {
         asked.tell(response.headers_mut());
     }
-    end_of_connection(&mut response);
+    end_of_connection(&mut response, state.health.is_draining());
     let session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     Ok(response.map_body(|_, body| under_way.until_end_of(body, session, held)))
 }
@@ -77,14 +77,15 @@ pub async fn around_ops<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
     let mut response = next.call(request).await?;
-    end_of_connection(&mut response);
+    end_of_connection(&mut response, false);
     Ok(response)
 }
 
 /// Says that an answer is its connection's last, where it is. The dispatcher takes every `Connection: upgrade` for one that is taken up:
 /// it would repeat it in the answer and end the connection behind it, which the client would keep for its next request. And HTTP/1.0
-/// has no chunks (RFC 9112, section 6.1), so that only the connection's end tells where a stream's is.
-fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>) {
+/// has no chunks (RFC 9112, section 6.1), so that only the connection's end tells where a stream's is. While the server stops each answer
+/// is the last: pools of connections look elsewhere before one is cut that they have just used.
+fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>, stopping: bool) {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return;
     }
@@ -95,7 +96,7 @@ fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>) {
     if endless {
         head.no_chunking(true);
     }
-    if endless || not_taken_up {
+    if endless || not_taken_up || stopping {
         head.set_connection_type(ConnectionType::Close);
     }
 }
@@ -105,12 +106,12 @@ fn no_room(request: &HttpRequest, state: &State) -> HttpResponse {
     let error = ApiError::new(Code::Overloaded).with_detail("the queue answers is full");
     // The old server's errors repeat the path, which may be what is so long.
     let legacy = state.legacy && !is_v1(request.match_info().as_str()) && request.path().len() < 1024;
-    state.last_answer(if legacy {
+    if legacy {
         let now = state.clock.timestamp(system_ms());
         LegacyError::from_code(error.code, error.retry_after()).response(&now, request.path())
     } else {
         error.response(Lang::from_headers(request.headers()))
-    })
+    }
 }
 
 async fn message(request: ServiceRequest, state: web::Data<State>) -> Result<ServiceResponse, Error> {

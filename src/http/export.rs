@@ -56,7 +56,7 @@ pub(super) struct ExportQuery {
 pub(super) async fn get_export(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
     match export(&request, &path, &state).await {
         Ok(response) => response,
-        Err(error) => state.last_answer(error.response(Lang::from_headers(request.headers()))),
+        Err(error) => error.response(Lang::from_headers(request.headers())),
     }
 }
 

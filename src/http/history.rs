@@ -101,12 +101,12 @@ async fn in_any_coding<B: MessageBody + 'static>(
 }
 
 /// An answer that is never kept: what it shows may be deleted a moment later.
-pub(super) fn answer<T: Serialize>(request: &HttpRequest, state: &State, result: Result<T, ApiError>) -> HttpResponse {
+pub(super) fn answer<T: Serialize>(request: &HttpRequest, result: Result<T, ApiError>) -> HttpResponse {
     match result {
         Ok(body) => HttpResponse::Ok()
             .insert_header((header::CACHE_CONTROL, "no-store"))
             .json(body),
-        Err(error) => state.last_answer(error.response(Lang::from_headers(request.headers()))),
+        Err(error) => error.response(Lang::from_headers(request.headers())),
     }
 }
 
@@ -157,7 +157,7 @@ pub(super) async fn get_messages(
     path: web::Path<String>,
     state: web::Data<State>,
 ) -> HttpResponse {
-    answer(&request, &state, messages(&request, &path, &state).await)
+    answer(&request, messages(&request, &path, &state).await)
 }
 
 async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Messages, ApiError> {
@@ -314,7 +314,7 @@ pub(super) async fn get_broadcasts(
     path: web::Path<String>,
     state: web::Data<State>,
 ) -> HttpResponse {
-    answer(&request, &state, broadcasts(&request, &path, &state).await)
+    answer(&request, broadcasts(&request, &path, &state).await)
 }
 
 async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<Broadcasts, ApiError> {
@@ -354,7 +354,7 @@ pub(super) async fn get_broadcast(
         let caller = caller(&request, &state).await?;
         Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?, &caller))
     };
-    answer(&request, &state, result.await)
+    answer(&request, result.await)
 }
 
 /// What is changed of a broadcast; one of them at least.
@@ -411,7 +411,7 @@ pub(super) async fn patch_broadcast(
     payload: web::Payload,
     state: web::Data<State>,
 ) -> HttpResponse {
-    answer(&request, &state, change(&request, &path, payload, &state).await)
+    answer(&request, change(&request, &path, payload, &state).await)
 }
 
 async fn change(
@@ -494,7 +494,7 @@ pub(super) struct Replay {
     responses((status = 200, description = "A page, in the order of the broadcast", body = Replay), Asking, Querying)
 )]
 pub(super) async fn get_replay(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
-    answer(&request, &state, replay(&request, &path, &state).await)
+    answer(&request, replay(&request, &path, &state).await)
 }
 
 pub(crate) fn cursor(place: ReplayPlace) -> String {

@@ -77,8 +77,8 @@ pub(super) async fn delete_message(
     match result.await {
         // Deleted before: there is nothing left to do.
         Ok(None) => HttpResponse::NoContent().finish(),
-        Ok(Some(done)) => answer(&request, &state, Ok(done)),
-        Err(error) => answer::<Done>(&request, &state, Err(error)),
+        Ok(Some(done)) => answer(&request, Ok(done)),
+        Err(error) => answer::<Done>(&request, Err(error)),
     }
 }
 
@@ -121,7 +121,7 @@ pub(super) async fn delete_messages(
         };
         act_on(caller, presenter, act, &state).await
     };
-    answer(&request, &state, result.await)
+    answer(&request, result.await)
 }
 
 /// Who asks, and of which room; only its staff may go on.

@@ -56,7 +56,7 @@ pub(super) async fn presenter(request: HttpRequest, payload: web::Payload, state
             headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
             headers.insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
         }
-        state.last_answer(response)
+        response
     })
 }
 

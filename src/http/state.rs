@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{HttpResponse, http::ConnectionType};
 use chatting_actors::{
     checker::CheckerHandle,
     gate::Gate,
@@ -125,16 +124,6 @@ pub struct Failing {
     pub log: ReadLog,
     /// The next handler panics, between the outcome of its message and its answer.
     pub http: AtomicBool,
-}
-
-impl State {
-    /// While the server stops, a refusal ends its connection too, so that pools of connections look elsewhere.
-    pub fn last_answer(&self, mut response: HttpResponse) -> HttpResponse {
-        if self.health.is_draining() {
-            response.head_mut().set_connection_type(ConnectionType::Close);
-        }
-        response
-    }
 }
 
 /// What `/readyz` looks at.

@@ -132,7 +132,7 @@ struct PeakBody {
     responses((status = 200, description = "The figures, as far as the store has the broadcast", body = Stats), Asking, Querying)
 )]
 pub(super) async fn get_stats(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
-    answer(&request, &state, stats(&request, &path, &state).await)
+    answer(&request, stats(&request, &path, &state).await)
 }
 
 async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats, ApiError> {

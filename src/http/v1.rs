@@ -104,7 +104,7 @@ pub(super) async fn get_room(request: HttpRequest, path: web::Path<String>, stat
         Ok(room) => HttpResponse::Ok()
             .insert_header((header::CACHE_CONTROL, "no-store"))
             .json(room),
-        Err(error) => state.last_answer(error.response(Lang::from_headers(request.headers()))),
+        Err(error) => error.response(Lang::from_headers(request.headers())),
     }
 }
 
@@ -180,7 +180,7 @@ pub(super) async fn answer_message(
         Ok(accepted) => HttpResponse::Created()
             .content_type(header::ContentType::json())
             .body(created(&accepted)),
-        Err(error) => state.last_answer(error.response(Lang::from_headers(request.headers()))),
+        Err(error) => error.response(Lang::from_headers(request.headers())),
     }
 }
 

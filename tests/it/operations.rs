@@ -279,6 +279,23 @@ async fn while_it_stops_it_is_not_ready_and_takes_no_new_sessions() {
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
 }
 
+#[actix_web::test]
+async fn while_it_stops_each_answer_is_its_connections_last_also_one_that_takes_a_message() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let before = app.post(12, 7, "x").await;
+    assert_eq!((before.status, before.header("connection")), (201, None));
+    app.state
+        .health
+        .draining
+        .store(true, std::sync::atomic::Ordering::Release);
+    let taken = app.post(12, 7, "y").await;
+    assert_eq!((taken.status, taken.header("connection")), (201, Some("close")));
+    let read = get(app.addr, "/v1/rooms/12/messages").await;
+    assert_eq!((read.status, read.header("connection")), (401, Some("close")));
+}
+
 /// A thread that does not come to its end, as one that waits for the disk.
 #[actix_web::test]
 async fn a_spool_that_cannot_be_closed_makes_the_stop_end_at_its_deadline() {

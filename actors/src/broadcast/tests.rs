@@ -289,3 +289,35 @@ fn time_at_is_the_earliest_time_of_an_offset() {
         }
     }
 }
+
+#[test]
+fn a_room_that_flips_makes_no_record_without_end() {
+    let mut room = Room::new();
+    let most = i64::try_from(SEGMENTS_MAX).unwrap();
+    for n in 0..most + 10 {
+        room.hear(live(), n * 20);
+        room.hear(away(), n * 20 + 10);
+    }
+    let segments = room.segments(0);
+    assert_eq!((room.kept.len(), segments.len()), (1, SEGMENTS_MAX));
+    assert_eq!(segments[0], (0, Some(10)));
+    assert_eq!(
+        segments[SEGMENTS_MAX - 1],
+        ((most - 1) * 20, Some((most + 9) * 20 + 10)),
+        "the last one goes on"
+    );
+}
+
+#[test]
+fn a_broadcast_that_is_given_up_has_ended_when_it_was_last_seen_to_be_live() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.hear(live(), 5_000);
+    let version = room.open.as_ref().unwrap().version;
+    let ended = give_up(&mut room.open, &room.epoch, Seq(7)).unwrap();
+    assert_eq!(room.open, None);
+    assert_eq!((ended.ended_at_ms, ended.version), (Some(5_000), version + 1));
+    assert_eq!(ended.segments[0].to_ms, Some(5_000));
+    assert_eq!(ended.spans[0].through, Some(Seq(7)));
+    assert_eq!(give_up(&mut room.open, &room.epoch, Seq(7)), None);
+}

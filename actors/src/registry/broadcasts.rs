@@ -4,7 +4,7 @@
 //! opened before the spool has told which are open already: after a restart, or a registry that panicked, they go on.
 
 use super::*;
-use crate::broadcast::{Broadcast, Heard, follow};
+use crate::broadcast::{Broadcast, Heard, follow, give_up};
 
 /// Broadcasts a transaction, so that commits wait little for one.
 const MOST: usize = 64;
@@ -55,6 +55,29 @@ impl SessionRegistry {
     pub(super) fn keep_broadcasts(&self, changed: Vec<Broadcast>) {
         for chunk in changed.chunks(MOST) {
             self.writer.keep_broadcasts(chunk.to_vec());
+        }
+    }
+
+    /// Ends the broadcast of a room that the room server does not know any more; returns what is to be kept. Its numbers must be known:
+    /// they are asked for.
+    pub(super) fn give_up(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
+        let room = self.rooms.get_mut(&presenter)?;
+        if room.record.is_none() || !room.is_given_up(now, &self.config) || !self.broadcasts_known {
+            return None;
+        }
+        match room.numbering {
+            Numbering::Known { .. } => {
+                let last = room.last_numbered();
+                let ended = give_up(&mut room.record, &self.epoch, last);
+                room.was_given_up();
+                ended
+            }
+            Numbering::Asked => None,
+            Numbering::Unknown => {
+                room.numbering = Numbering::Asked;
+                self.writer.ask_last_seq(presenter);
+                None
+            }
         }
     }
 

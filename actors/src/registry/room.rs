@@ -29,6 +29,9 @@ use crate::{
 
 pub(super) use self::reading::Opened;
 
+/// How often within `broadcast.resume_seconds` it is asked whether a broadcast that is away goes on, where nobody is there for it.
+const AWAY_LOOKS: u32 = 10;
+
 /// The room's liveness verdict, with its expiry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lease {
@@ -104,6 +107,8 @@ pub(super) struct Room {
     reconnect_asked: Option<Instant>,
     /// Since when the room has not been live; the time in which nobody could tell does not count.
     not_live_since: Option<Instant>,
+    /// Since when the room server has answered only that it does not say.
+    refused_since: Option<Instant>,
     /// Since when the room server has not answered.
     unanswered_since: Option<Instant>,
     /// The checker's word, whatever it was, has come in time since the numbering is known.
@@ -154,6 +159,7 @@ impl Room {
             session_ended: None,
             reconnect_asked: None,
             not_live_since: None,
+            refused_since: None,
             unanswered_since: None,
             told: false,
             broadcast: None,
@@ -221,6 +227,7 @@ impl Room {
             expires_at,
         });
         self.is_answered(now);
+        self.refused_since = None;
         self.not_live_since = match liveness.live {
             true => None,
             false => self.not_live_since.or(Some(now)),
@@ -233,6 +240,28 @@ impl Room {
             let unanswered = now.saturating_duration_since(since);
             self.not_live_since = self.not_live_since.map(|since| since + unanswered);
         }
+    }
+
+    /// The room server does not say whether the room is live, and no verdict holds.
+    pub fn is_refused(&mut self, now: Instant) {
+        self.is_answered(now);
+        self.refused_since.get_or_insert(now);
+    }
+
+    /// Whether the room server has not known the room for so long that nothing it had goes on, and nothing waits here for its word.
+    pub fn is_given_up(&self, now: Instant, config: &RegistryConfig) -> bool {
+        self.cursor.is_none()
+            && self.waiting_bytes() == 0
+            && self
+                .refused_since
+                .is_some_and(|since| now.saturating_duration_since(since) >= config.broadcast_resume)
+    }
+
+    /// The record of its broadcast has ended without a word of the room server's.
+    pub fn was_given_up(&mut self) {
+        self.session_ended = None;
+        self.goes_on_no_more();
+        self.broadcast_ends();
     }
 
     /// The room server did not answer, and no verdict holds.
@@ -465,11 +494,19 @@ impl Room {
     }
 
     /// Whether the sweep should ask for a verdict; `Some(true)`: although the last one still holds. A session, and what is held
-    /// (rule 13), have that one refreshed, so that no sender waits for the next (rule 8); an open broadcast asks when it has expired.
+    /// (rule 13), have that one refreshed, so that no sender waits for the next (rule 8); an open broadcast asks when it has expired, and
+    /// now and then while it is away.
     pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<bool> {
         let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
+        // Who comes meanwhile asks anyway.
+        let now_and_then =
+            |lease: Lease| now.saturating_duration_since(lease.taken_at) >= config.broadcast_resume / AWAY_LOOKS;
+        let open = self
+            .record
+            .as_ref()
+            .is_some_and(|record| !record.is_away() || self.lease.is_none_or(now_and_then));
         match self.verdict(now) {
-            None => (!self.checking && (in_use || self.record.is_some())).then_some(false),
+            None => (!self.checking && (in_use || open)).then_some(false),
             // At the next sweep it may be over.
             Some(verdict) if verdict.live && in_use => self
                 .refresh_due(now + config.sweep, config.refresh_percent)

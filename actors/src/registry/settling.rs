@@ -167,7 +167,7 @@ impl SessionRegistry {
             None => {
                 if verdict.refused {
                     // It has no other word on the presenter than the last.
-                    room.is_answered(now);
+                    room.is_refused(now);
                 } else {
                     room.is_unanswered(now);
                 }

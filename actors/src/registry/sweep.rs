@@ -94,6 +94,9 @@ impl SessionRegistry {
         let now = Instant::now();
         if self.round.left.is_empty() {
             self.ask_keys();
+            if let Some(keys) = &mut self.keys {
+                keys.expire(steady_ms());
+            }
             self.ask_broadcasts();
             self.round = Round::new(self.rooms.keys().copied(), self.config.sweep, now);
         }
@@ -136,6 +139,7 @@ impl SessionRegistry {
         if has_record {
             // Its verdict may have expired or been taken back by time.
             kept.broadcasts.extend(self.follow(presenter, now));
+            kept.broadcasts.extend(self.give_up(presenter, now));
         }
         self.sweep_reader(presenter, now);
         let Some(room) = self.rooms.get_mut(&presenter) else {

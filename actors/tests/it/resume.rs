@@ -694,6 +694,38 @@ async fn untold(broadcast_resume: Duration, sweep: Duration) {
 }
 
 #[actix::test]
+async fn rule_10_a_room_that_nobody_knows_any_more_is_forgotten_and_its_broadcast_has_ended_also_behind_a_restart() {
+    for restarts in [false, true] {
+        let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+        let config = RegistryConfig {
+            broadcast_resume: Duration::from_millis(100),
+            grace: Duration::from_millis(50),
+            ..registry_config()
+        };
+        let mut stage = Stage::among(rooms.clone(), spool.clone(), store.clone(), config.clone(), writer_config());
+        let peer = legacy(&stage);
+        send(&stage, 1).await;
+        peer.has(1).await;
+        if restarts {
+            peer.leave();
+            stage.stop_well().await;
+            rooms.script().unknown.insert(1);
+            stage = Stage::among(rooms.clone(), spool, store.clone(), config, writer_config());
+        } else {
+            rooms.script().unknown.insert(1);
+            peer.leave();
+        }
+        let ended = || {
+            let broadcasts = &store.script().broadcasts;
+            broadcasts.values().any(|record| record.ended_at_ms.is_some())
+        };
+        until("the broadcast to have ended", ended).await;
+        while stage.registry.view(room(1)).await.is_some() {}
+        assert_eq!(store.script().broadcasts.len(), 1, "restarts {restarts}");
+    }
+}
+
+#[actix::test]
 async fn rule_13_what_was_held_is_not_for_the_next_broadcast_when_its_server_is_killed_at_its_end() {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     let (rooms, config) = (
