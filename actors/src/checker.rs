@@ -212,6 +212,8 @@ pub struct RoomChecker {
     breaker: Breaker,
     /// That it would not say, for the log.
     refusals: Seldom,
+    /// That it did not answer, for the log.
+    failures: Seldom,
     /// Requests to make a presenter reconnect that are under way.
     reconnects: usize,
     /// `room.max_reconnects`
@@ -245,6 +247,7 @@ impl RoomChecker {
             lookups,
             breaker: Breaker::Closed { failures: 0 },
             refusals: Seldom::new(),
+            failures: Seldom::new(),
             reconnects: 0,
             asking,
             _present: present,
@@ -378,7 +381,10 @@ impl RoomChecker {
                 } else {
                     "error"
                 });
-                log::warn!("room server: no answer for presenter {presenter}: {error}");
+                // An answer in between keeps the breaker closed, however many fail.
+                if let Some(more) = self.failures.due(at) {
+                    log::warn!("room server: no answer for presenter {presenter}: {error}{more}");
+                }
                 let last = self.last_known(presenter);
                 self.registry.verdict(presenter, last);
             }

@@ -26,6 +26,7 @@ use crate::{
     queues::Queue,
     registry::RegistryMsg,
     seams::{Poison, Pos, StoreBatch, StoreError},
+    seldom::Seldom,
     supervise::Present,
     types::{Event, PresenterIdx, Seq},
 };
@@ -59,6 +60,8 @@ pub struct LogWriter {
     flushing: Vec<oneshot::Sender<()>>,
     /// The store has told when its newest event was sent, which a spool that asks it for last seqs need not know.
     newest_known: bool,
+    /// That it does not tell a room's last seq, for the log.
+    unknown: Seldom,
     _present: Present,
 }
 
@@ -76,6 +79,7 @@ impl LogWriter {
             pause: parts.config.retry_min,
             flushing: Vec::new(),
             newest_known: false,
+            unknown: Seldom::new(),
             records: Records::Due,
             _present: parts.watch.enter(),
             parts,
@@ -359,7 +363,12 @@ impl LogWriter {
                             .queue
                             .push(SpoolCommand::LearnLastSeq { presenter, last }),
                         Err(error) => {
-                            log::warn!("store: the last seq of a room is not known yet: {error}");
+                            // Each room is asked for, again and again while the store is away.
+                            if let Some(more) = this.unknown.due(Instant::now()) {
+                                log::warn!(
+                                    "store: the last seq of presenter {presenter} is not known yet: {error}{more}"
+                                );
+                            }
                             this.parts.registry.mailbox.push(RegistryMsg::LastSeq {
                                 presenter,
                                 last: Err(()),

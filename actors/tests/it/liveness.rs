@@ -69,3 +69,17 @@ async fn a_room_server_that_says_of_no_room_whether_it_is_live_has_no_line_a_roo
     let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
     assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
 }
+
+#[actix::test]
+async fn a_room_server_that_does_not_answer_has_no_line_a_question() {
+    keep_lines();
+    let (stage, began) = (Stage::set(), Instant::now());
+    for presenter in 987_500..987_600 {
+        // That it answers in between is nothing to the log.
+        stage.rooms.script().away = presenter % 3 == 0;
+        let _ = stage.submit(presenter, "x").await.unwrap();
+    }
+    let told = lines_with("no answer for presenter 9875");
+    let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+    assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
+}

@@ -1,9 +1,13 @@
 //! Rules 1, 3, 4 and 11 among the actors: numbers are tentative until committed, and come back when they were not.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use chatting_actors::{
     outcome::{Delivery, Outcome, Refusal},
+    seldom::Seldom,
     types::Seq,
 };
 
@@ -155,6 +159,25 @@ async fn rule_03_a_start_goes_on_after_the_spool_and_asks_the_store_only_where_t
 }
 
 #[actix::test]
+async fn a_store_that_does_not_tell_where_rooms_stand_has_no_line_a_room() {
+    keep_lines();
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    spool.script().asks_store = true;
+    store.script().away = true;
+    let (stage, began) = (
+        Stage::with(spool, store, registry_config(), writer_config()),
+        Instant::now(),
+    );
+    for presenter in 987_400..987_500 {
+        let _reader = stage.reader(presenter);
+        assert_eq!(stage.refused(presenter, "x").await, Refusal::LogUnavailable);
+    }
+    let told = lines_with("last seq of presenter 9874");
+    let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+    assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
+}
+
+#[actix::test]
 async fn rule_04_poison_is_parked_and_blocks_nothing_behind_it() {
     let stage = Stage::set();
     let _reader = stage.reader(1);
@@ -269,7 +292,7 @@ async fn a_spool_that_failed_is_tried_again_although_questions_keep_it_busy() {
     stage.spool.script().commits.push_back(Commit::Full);
     assert_eq!(stage.refused(1, "full").await, Refusal::LogUnavailable);
     // Each new room asks the spool for its last seq, more often than it is tried again.
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let mut room = 100;
     while !stage.writer.writable() {
         assert!(
