@@ -83,3 +83,24 @@ async fn a_room_server_that_does_not_answer_has_no_line_a_question() {
     let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
     assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
 }
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted room server, and nothing here waits for it"
+)]
+async fn what_the_room_server_answers_at_once_waits_for_no_place_however_much_is_asked_in_a_turn() {
+    let stage = Stage::set();
+    let first = stage.reader(1);
+    assert_eq!(stage.accepted(1, "first").await.delivery, Delivery::Delivered);
+    // Held up in one question, the checker has all the others in one turn.
+    let script = stage.rooms.script();
+    let readers: Vec<_> = (2..=300).map(|presenter| stage.reader(presenter)).collect();
+    until("all to be asked", || stage.checker.gate().depth() == readers.len()).await;
+    drop(script);
+    until("all answers", || stage.checker.gate().depth() == 0).await;
+    assert_eq!(stage.rooms.script().asked_of.len(), 1 + readers.len());
+    assert_eq!(stage.metrics.queues.waiting("lookups", 64).1.get(), 0);
+    assert_eq!(stage.accepted(300, "last").await.delivery, Delivery::Delivered);
+    drop(first);
+}
