@@ -160,12 +160,15 @@ impl Cache {
     fn new(live: usize, not_live: usize, metrics: &Metrics) -> Self {
         let kept = |verdict| metrics.room_verdicts.get_or_create(&[("verdict", verdict)]).clone();
         let bounded = |max| LruCache::new(NonZeroUsize::new(max).unwrap_or(NonZeroUsize::MIN));
-        Self {
+        let cache = Self {
             live: bounded(live),
             not_live: bounded(not_live),
             refused: LruCache::new(NonZeroUsize::new(not_live).unwrap_or(NonZeroUsize::MIN)),
             kept: [kept("live"), kept("not_live"), kept("refused")],
-        }
+        };
+        // Those of the checker before it are gone.
+        cache.show();
+        cache
     }
 
     fn get(&mut self, presenter: PresenterIdx) -> Option<Known> {
@@ -233,6 +236,7 @@ impl RoomChecker {
         present: Present,
     ) -> Self {
         metrics.room_breaker_open.set(0);
+        metrics.room_refusals.set(0);
         let lookups = metrics.queues.waiting("lookups", config.max_lookups);
         let asking = metrics.queues.refusing(RECONNECTS, config.max_reconnects);
         let cache = Cache::new(config.cache_max, config.not_live_cache_max, &metrics);

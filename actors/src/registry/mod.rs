@@ -190,6 +190,7 @@ impl SessionRegistry {
     ) -> Self {
         let (epoch, last_ms, term) = (writer.epoch().clone(), writer.last_ms(), writer.next_term());
         metrics.sessions.set(0);
+        metrics.resumes_waiting.set(0);
         let lookups = LruCache::new(NonZeroUsize::new(config.tracked).unwrap_or(NonZeroUsize::MIN));
         Self {
             queues: RegistryQueues::new(&config, &metrics),

@@ -103,6 +103,20 @@ async fn reading(stage: &Stage, count: usize) {
 }
 
 #[actix::test]
+async fn a_registry_after_one_that_panicked_shows_no_session_that_waits_for_a_read() {
+    hush_planned_panics();
+    let stage = stage(small());
+    with_events(&stage, 10).await;
+    stage.log.hold(true);
+    let _peers: Vec<_> = (2..=4).map(|after| come(&stage, Some(after))).collect();
+    until("one to wait", || stage.metrics.resumes_waiting.get() == 1).await;
+    stage.registry_fails().await;
+    // The readings of the one before are still under way: none of them comes back and has it counted anew.
+    until("none to wait", || stage.metrics.resumes_waiting.get() == 0).await;
+    reading(&stage, 2).await;
+}
+
+#[actix::test]
 async fn rule_15_a_takeover_while_a_page_is_under_way_sends_that_page_to_nobody() {
     let stage = stage(small());
     with_events(&stage, 10).await;

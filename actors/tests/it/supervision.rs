@@ -250,6 +250,27 @@ async fn a_writer_that_panicked_while_it_asked_the_store_for_a_rooms_last_seq_as
 }
 
 #[actix::test]
+async fn a_checker_after_one_that_panicked_shows_no_verdict_and_no_refusal_that_it_has_not_heard() {
+    hush_planned_panics();
+    let stage = Stage::set();
+    stage.rooms.script().unknown.insert(1);
+    stage.rooms.script().not_live.insert(2);
+    assert_eq!(stage.refused(1, "x").await, Refusal::RoomServerUnavailable);
+    assert_eq!(stage.refused(2, "x").await, Refusal::NotLive);
+    assert_eq!(stage.refused(3, "x").await, Refusal::PresenterDisconnected);
+    stage.rooms.script().unknown.insert(4);
+    assert_eq!(stage.refused(4, "x").await, Refusal::RoomServerUnavailable);
+    let shown = || {
+        let kept = |verdict| stage.metrics.room_verdicts.get_or_create(&[("verdict", verdict)]).get();
+        let kept = ["live", "not_live", "refused"].map(kept);
+        (kept, stage.metrics.room_refusals.get())
+    };
+    assert_eq!(shown(), ([1, 1, 2], 1));
+    stage.checker.panic_now();
+    until("another checker", || shown() == ([0, 0, 0], 0)).await;
+}
+
+#[actix::test]
 async fn a_checker_that_panicked_is_asked_again_and_its_senders_only_wait() {
     hush_planned_panics();
     let rooms = ScriptedRooms::default();
