@@ -76,8 +76,9 @@ pub async fn around_ops<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, Error> {
+    let state = request.app_data::<web::Data<State>>().cloned();
     let mut response = next.call(request).await?;
-    end_of_connection(&mut response, false);
+    end_of_connection(&mut response, state.is_some_and(|state| state.health.is_draining()));
     Ok(response)
 }
 

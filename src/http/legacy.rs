@@ -40,7 +40,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         )
         .service(
             web::resource("/token")
-                .route(web::get().to(who))
+                .route(get_or_head().to(who))
                 .default_service(web::to(method_not_allowed)),
         )
         .service(

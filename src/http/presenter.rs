@@ -8,7 +8,10 @@ use std::{cell::Cell, sync::Arc, time::Instant};
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use actix_web_actors::ws::HandshakeError;
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{
+    Engine, alphabet,
+    engine::{GeneralPurpose, general_purpose::PAD},
+};
 use chatting_actors::{
     gate::Permit,
     metrics::Metrics,
@@ -104,10 +107,13 @@ async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) ->
     ))
 }
 
+/// Some clients make the text of a key of any 22 symbols, as RFC 6455 does itself, and the last of them has bits to spare.
+const KEY: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, PAD.with_decode_allow_trailing_bits(true));
+
 /// Whether the handshake has its key (RFC 6455, section 4.2.1), which actix only wants to be there.
 fn has_key(request: &HttpRequest) -> bool {
     let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
-    key.and_then(|key| STANDARD.decode(key.as_bytes()).ok())
+    key.and_then(|key| KEY.decode(key.as_bytes()).ok())
         .is_some_and(|key| key.len() == 16)
 }
 

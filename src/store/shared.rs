@@ -92,7 +92,10 @@ impl Shared {
         let mut turn = self.connection.lock();
         if turn.is_none() {
             let connection = (self.open)()?;
-            if self.suspect.load(Ordering::Acquire) {
+            if self.damaged() {
+                // What is in its WAL stays there.
+                connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            } else if self.suspect.load(Ordering::Acquire) {
                 if self.durability == Durability::Disk {
                     self.empty_wal(&connection)?;
                 }

@@ -588,6 +588,24 @@ async fn log_commit_interval_us_lets_messages_share_a_commit_and_log_commit_enou
 }
 
 #[actix_web::test]
+async fn keys_go_when_their_window_is_over_though_nobody_sends_another_one() {
+    let (app, _presenters) = two_rooms(|settings| {
+        settings.idempotency.max = 3;
+        settings.idempotency.window_seconds = 3;
+    })
+    .await;
+    let bearer = format!("Bearer {}", app.token(7));
+    let headers = [("Authorization", bearer.as_str()), ("Idempotency-Key", "k")];
+    let mut client = app.client().await;
+    let sent = client
+        .post_json("/v1/rooms/12/messages", &headers, r#"{"text":"hi"}"#)
+        .await;
+    assert_eq!(sent.status, 201, "{sent:?}");
+    shows(&app, "idempotency", 1, 3, ("refused", 0)).await;
+    shows(&app, "idempotency", 0, 3, ("refused", 0)).await;
+}
+
+#[actix_web::test]
 async fn idempotency_max_and_idempotency_sender_max_bound_the_keys_that_are_remembered() {
     let (app, _presenters) = two_rooms(|settings| {
         settings.idempotency.max = 3;

@@ -62,10 +62,11 @@ impl SessionRegistry {
     /// they are asked for.
     pub(super) fn give_up(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
         let room = self.rooms.get_mut(&presenter)?;
-        if room.record.is_none() || !room.is_given_up(now, &self.config) || !self.broadcasts_known {
+        if room.record.is_none() || !room.is_unknown(self.named_at, now, &self.config) || !self.broadcasts_known {
             return None;
         }
         match room.numbering {
+            Numbering::Known { .. } if !room.holds_nothing() => None,
             Numbering::Known { .. } => {
                 let last = room.last_numbered();
                 let ended = give_up(&mut room.record, &self.epoch, last);

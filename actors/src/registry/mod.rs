@@ -165,6 +165,8 @@ pub struct SessionRegistry {
     broadcasts_known: bool,
     broadcasts_asked: bool,
     reads: Reads,
+    /// When the room server last said of any room whether it is live.
+    named_at: Option<Instant>,
     /// The sweep that is under way.
     round: Round,
     /// How many lookups each sender caused lately.
@@ -212,6 +214,7 @@ impl SessionRegistry {
             broadcasts_known: false,
             broadcasts_asked: false,
             reads: Reads::new(log),
+            named_at: None,
             round: Round::new([], Duration::ZERO, Instant::now()),
             lookups,
             ready: Vec::new(),

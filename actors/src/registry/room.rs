@@ -29,9 +29,6 @@ use crate::{
 
 pub(super) use self::reading::Opened;
 
-/// How often within `broadcast.resume_seconds` it is asked whether a broadcast that is away goes on, where nobody is there for it.
-const AWAY_LOOKS: u32 = 10;
-
 /// The room's liveness verdict, with its expiry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lease {
@@ -248,13 +245,21 @@ impl Room {
         self.refused_since.get_or_insert(now);
     }
 
-    /// Whether the room server has not known the room for so long that nothing it had goes on, and nothing waits here for its word.
-    pub fn is_given_up(&self, now: Instant, config: &RegistryConfig) -> bool {
+    /// Whether the room server has not known the room for so long that nothing it had goes on, though it named others behind that
+    /// (`named_at`), and nobody is or was just here.
+    pub fn is_unknown(&self, named_at: Option<Instant>, now: Instant, config: &RegistryConfig) -> bool {
+        let long = self.refused_since.map(|since| since + config.broadcast_resume);
         self.cursor.is_none()
+            && !self.held_for(now, config)
+            && long.zip(named_at).is_some_and(|(long, named_at)| named_at >= long)
+    }
+
+    /// Whether nothing that was accepted waits for a session of this broadcast, be it in memory or, behind a restart, in the log.
+    pub fn holds_nothing(&self) -> bool {
+        let over = self.paused.map_or(self.over, |paused| paused.over);
+        self.restored
             && self.waiting_bytes() == 0
-            && self
-                .refused_since
-                .is_some_and(|since| now.saturating_duration_since(since) >= config.broadcast_resume)
+            && self.position.max(self.legacy_from).max(over) >= self.last_numbered()
     }
 
     /// The record of its broadcast has ended without a word of the room server's.
@@ -266,6 +271,7 @@ impl Room {
 
     /// The room server did not answer, and no verdict holds.
     pub fn is_unanswered(&mut self, now: Instant) {
+        self.refused_since = None;
         self.unanswered_since.get_or_insert(now);
     }
 
@@ -494,19 +500,11 @@ impl Room {
     }
 
     /// Whether the sweep should ask for a verdict; `Some(true)`: although the last one still holds. A session, and what is held
-    /// (rule 13), have that one refreshed, so that no sender waits for the next (rule 8); an open broadcast asks when it has expired, and
-    /// now and then while it is away.
+    /// (rule 13), have that one refreshed, so that no sender waits for the next (rule 8); an open broadcast asks when it has expired.
     pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<bool> {
         let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
-        // Who comes meanwhile asks anyway.
-        let now_and_then =
-            |lease: Lease| now.saturating_duration_since(lease.taken_at) >= config.broadcast_resume / AWAY_LOOKS;
-        let open = self
-            .record
-            .as_ref()
-            .is_some_and(|record| !record.is_away() || self.lease.is_none_or(now_and_then));
         match self.verdict(now) {
-            None => (!self.checking && (in_use || open)).then_some(false),
+            None => (!self.checking && (in_use || self.record.is_some())).then_some(false),
             // At the next sweep it may be over.
             Some(verdict) if verdict.live && in_use => self
                 .refresh_due(now + config.sweep, config.refresh_percent)

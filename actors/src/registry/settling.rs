@@ -147,6 +147,9 @@ impl SessionRegistry {
 
     pub(super) fn verdict(&mut self, verdict: Verdict, now: Instant) {
         let presenter = verdict.presenter;
+        if verdict.answer.is_some() {
+            self.named_at = Some(now);
+        }
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };

@@ -74,7 +74,7 @@ impl History {
     }
 
     /// Events of one stretch of a broadcast, in order: those after `after`, sent before `before_ms`; at most `limit`, acts of
-    /// moderation among them, and what is not of this broadcast.
+    /// moderation among them, and what is not of this broadcast. And whether the spool had more rows than were looked at.
     async fn read_span(
         &self,
         broadcast: &Broadcast,
@@ -82,7 +82,7 @@ impl History {
         after: Seq,
         before_ms: i64,
         limit: usize,
-    ) -> Result<Vec<Logged>, HistoryError> {
+    ) -> Result<(Vec<Logged>, bool), HistoryError> {
         let presenter = broadcast.presenter;
         let through = span.through.unwrap_or(Seq(u64::MAX));
         let window = Window {
@@ -113,9 +113,8 @@ impl History {
         let all: BTreeMap<Seq, Logged> = all.collect();
         let events = all.into_values().take(limit);
         let events = events.map(|logged| logged.covered_by(&spooled.acts));
-        Ok(events
-            .take_while(|logged| logged.event.sent_at_ms < before_ms)
-            .collect())
+        let events = events.take_while(|logged| logged.event.sent_at_ms < before_ms);
+        Ok((events.collect(), spooled.reach.is_some()))
     }
 
     /// Reads a broadcast on from a place in it, in the order of the broadcast: at most `limit` events that were sent before
@@ -145,8 +144,9 @@ impl History {
             let after = place.after.max(span.after);
             // One more tells whether there is a next page.
             let rows = limit.saturating_add(1);
-            let mut events = self.read_span(broadcast, span, after, before_ms, rows).await?;
-            let more = events.len() > limit;
+            let (mut events, cut) = self.read_span(broadcast, span, after, before_ms, rows).await?;
+            // Rows of the spool that cannot be read are left out, and there may be more behind them.
+            let more = cut || events.len() > limit;
             events.truncate(limit);
             if let Some(last) = events.last() {
                 place.after = last.event.seq;

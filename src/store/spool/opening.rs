@@ -270,8 +270,10 @@ fn backend_of(connection: &Connection) -> rusqlite::Result<Option<String>> {
     }
     let any =
         |table: &str| connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {table})"), [], |row| row.get(0));
-    let has_log = connection.table_exists(None, "chatting_log")? && any("chatting_log")?;
-    let knows_rooms: bool = any("rooms")? || any("spool")?;
+    let (begun, knows_rooms): (bool, bool) = (connection.table_exists(None, "chatting_log")?, any("rooms")?);
+    // One that was killed before the first batch has an empty log.
+    let has_log = begun && (!knows_rooms || any("chatting_log")?);
+    let knows_rooms = knows_rooms || any("spool")?;
     Ok((knows_rooms && !has_log).then(|| backend(false).to_owned()))
 }
 
