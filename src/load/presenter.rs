@@ -112,12 +112,9 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, nth: usize, counts
             if speaks == Speaks::V1 {
                 newest = seq(payload).or(newest);
             }
-            if !is_chat(payload, speaks) {
-                continue;
-            }
             let mut counts = counts.borrow_mut();
             let Some([_, sender, turn, due]) = stamp(payload, speaks).filter(|[run, ..]| *run == counts.run) else {
-                counts.of_others += 1;
+                counts.of_others += u64::from(is_chat(payload, speaks));
                 continue;
             };
             counts.delivered += 1;
