@@ -8,8 +8,9 @@
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,
 //! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
 //! or that the store does not have, with `stored` 1 for those that it has as they are and 2 for those that it refused as they are
-//! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `damaged` (as far as a run found), `durability`, `backend`, `last_ms`, `ask_store`,
-//! `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
+//! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `damaged` (as far as a run found), `durability`, `backend`, `last_ms`,
+//! `ask_store`, `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to
+//! format 2 when it is opened.
 
 pub mod erasure;
 mod freeing;

@@ -165,7 +165,7 @@ pub struct SessionRegistry {
     broadcasts_known: bool,
     broadcasts_asked: bool,
     reads: Reads,
-    /// When the room server last said of any room whether it is live.
+    /// When there was last a verdict on any room: the room server's word, or what stands for it by `room.on_error`.
     named_at: Option<Instant>,
     /// The sweep that is under way.
     round: Round,

@@ -296,8 +296,8 @@ fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<
     Ok(())
 }
 
-/// Reads the file's format. After an unclean stop, and where a run found damage, its tables are checked first, and what the WAL holds is written into the
-/// file: a sync of it may have failed before that stop, and what is read of it need not be on the disk.
+/// Reads the file's format. After an unclean stop, as which one counts that found damage, its tables are checked first, and what the WAL
+/// holds is written into the file: a sync of it may have failed before that stop, and what is read of it need not be on the disk.
 fn check(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<Option<i64>> {
     let format = meta(connection, "format")?;
     if meta(connection, "clean")? == Some(0_i64) {
