@@ -8,6 +8,7 @@ use super::*;
 struct Numbered {
     seq: Seq,
     permit: WriterPermit,
+    room_idx: Option<i64>,
     broadcast_id: Option<Uuid>,
 }
 
@@ -17,6 +18,7 @@ fn number(
     waiting: &Waiting,
     config: &RegistryConfig,
     writer: &WriterHandle,
+    now: Instant,
 ) -> Result<Numbered, Refusal> {
     let bytes = waiting.submit.chat.cost();
     if room.in_flight >= config.writer_room_share {
@@ -29,8 +31,29 @@ fn number(
     Ok(Numbered {
         seq: room.number(bytes).ok_or(Refusal::LogUnavailable)?,
         permit,
+        room_idx: room.verdict(now).and_then(|verdict| verdict.room_idx),
         broadcast_id: room.record.as_ref().map(|record| record.id),
     })
+}
+
+/// The verdict is there and the numbering known where it is needed: refuse, or number.
+fn decide(
+    room: &mut Room,
+    waiting: &Waiting,
+    config: &RegistryConfig,
+    checker: &CheckerHandle,
+    writer: &WriterHandle,
+    now: Instant,
+) -> Result<Numbered, Refusal> {
+    let verdict = room.verdict(now).ok_or(Refusal::RoomServerUnavailable)?;
+    if !verdict.live {
+        return Err(Refusal::NotLive);
+    }
+    if room.reconnect_due(now, config) {
+        checker.request_reconnect(waiting.submit.presenter_idx);
+    }
+    room.admit(waiting.submit.chat.cost(), config, now)?;
+    number(room, waiting, config, writer, now)
 }
 
 impl SessionRegistry {
@@ -65,7 +88,8 @@ impl SessionRegistry {
                 if room.refresh_due(now, self.config.refresh_percent) {
                     room.checking = self.checker.check(presenter, true);
                 }
-                self.decide(waiting, now);
+                let decided = decide(room, &waiting, &self.config, &self.checker, &self.writer, now);
+                self.append_or_refuse(waiting, decided);
             }
             _ => {
                 if room.waiting.len() + room.looking.len() >= self.config.pending_max {
@@ -127,33 +151,18 @@ impl SessionRegistry {
                 for looking in std::mem::take(&mut room.looking) {
                     let _ = looking.reply.send(Ok(look));
                 }
-                for one in waiting {
-                    self.decide(one, now);
+                let decided: Vec<_> = waiting
+                    .into_iter()
+                    .map(|one| {
+                        let decided = decide(room, &one, &self.config, &self.checker, &self.writer, now);
+                        (one, decided)
+                    })
+                    .collect();
+                for (one, decided) in decided {
+                    self.append_or_refuse(one, decided);
                 }
                 self.forget_if_idle(presenter, now);
             }
-        }
-    }
-
-    /// The verdict is there and the numbering known where it is needed: refuse, or number and append.
-    pub(super) fn decide(&mut self, waiting: Waiting, now: Instant) {
-        let presenter_idx = waiting.submit.presenter_idx;
-        let Some(room) = self.rooms.get_mut(&presenter_idx) else {
-            return self.refuse(waiting, Refusal::NotLive);
-        };
-        let Some(verdict) = room.verdict(now) else {
-            return self.refuse(waiting, Refusal::RoomServerUnavailable);
-        };
-        if !verdict.live {
-            return self.refuse(waiting, Refusal::NotLive);
-        }
-        if room.reconnect_due(now, &self.config) {
-            self.checker.request_reconnect(presenter_idx);
-        }
-        let admitted = room.admit(waiting.submit.chat.cost(), &self.config, now);
-        match admitted.and_then(|()| number(room, &waiting, &self.config, &self.writer)) {
-            Ok(numbered) => self.append(waiting, verdict.room_idx, numbered),
-            Err(refusal) => self.refuse(waiting, refusal),
         }
     }
 
@@ -165,11 +174,8 @@ impl SessionRegistry {
         };
         match room.numbering {
             Numbering::Known { .. } => {
-                let room_idx = room.verdict(now).and_then(|verdict| verdict.room_idx);
-                match number(room, &waiting, &self.config, &self.writer) {
-                    Ok(numbered) => self.append(waiting, room_idx, numbered),
-                    Err(refusal) => self.refuse(waiting, refusal),
-                }
+                let numbered = number(room, &waiting, &self.config, &self.writer, now);
+                self.append_or_refuse(waiting, numbered);
             }
             Numbering::Asked => room.acting.push_back(waiting),
             Numbering::Unknown => {
@@ -199,8 +205,15 @@ impl SessionRegistry {
         room.map_or_else(VecDeque::new, |room| std::mem::take(&mut room.acting))
     }
 
+    fn append_or_refuse(&mut self, waiting: Waiting, numbered: Result<Numbered, Refusal>) {
+        match numbered {
+            Ok(numbered) => self.append(waiting, numbered),
+            Err(refusal) => self.refuse(waiting, refusal),
+        }
+    }
+
     /// Hands a numbered event to the writer.
-    fn append(&mut self, waiting: Waiting, room_idx: Option<i64>, numbered: Numbered) {
+    fn append(&mut self, waiting: Waiting, numbered: Numbered) {
         let (sent_at_ms, id) = self.clock.stamp();
         let event = Arc::new(Event {
             id,
@@ -208,7 +221,7 @@ impl SessionRegistry {
             epoch: self.epoch.clone(),
             seq: numbered.seq,
             sent_at_ms,
-            room_idx,
+            room_idx: numbered.room_idx,
             broadcast_id: numbered.broadcast_id,
             chat: waiting.submit.chat,
             act: waiting.submit.act,
@@ -218,6 +231,7 @@ impl SessionRegistry {
         self.in_flight.push_back(Slot {
             term: self.term,
             event,
+            sent: false,
             reply: waiting.reply,
             _permits: (waiting.permit, numbered.permit),
         });

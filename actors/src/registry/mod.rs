@@ -115,6 +115,8 @@ pub struct RegistryConfig {
 struct Slot {
     term: u64,
     event: Arc<Event>,
+    /// It was sent to a session when it was published (rule 11).
+    sent: bool,
     reply: oneshot::Sender<Outcome>,
     /// Given back when the sender is answered.
     _permits: (Permit, WriterPermit),

@@ -23,57 +23,79 @@ impl SessionRegistry {
         }
     }
 
-    pub(super) fn publish(&mut self, slots: Vec<Slot>, now: Instant) {
-        let mut touched: Vec<PresenterIdx> = Vec::new();
-        for slot in &slots {
-            let presenter = slot.event.presenter_idx;
-            if let Some(room) = self.rooms.get_mut(&presenter) {
-                room.publish(Arc::new(Entry::new(Arc::clone(&slot.event))));
-                if touched.last() != Some(&presenter) {
-                    touched.push(presenter);
-                }
-            }
+    /// Committed events take their place in their rooms and go to who reads there; then their senders are answered.
+    pub(super) fn publish(&mut self, mut slots: Vec<Slot>, now: Instant) {
+        // A room is looked at once for all that a commit has of it; the order in a room stays.
+        slots.sort_by_key(|slot| slot.event.presenter_idx);
+        for of_room in slots.chunk_by_mut(|one, next| one.event.presenter_idx == next.event.presenter_idx) {
+            self.publish_in_room(of_room, now);
         }
-        for presenter in touched {
-            // A session may have waited for this commit before it could begin; one that begins is sent what there is.
-            if self.rooms.get(&presenter).is_some_and(|room| room.opening()) {
-                self.open(presenter, now);
-            } else {
-                self.pump(presenter, now);
-            }
-        }
-        let messages = slots.iter().filter(|slot| slot.event.act.is_none()).count();
-        self.metrics.accepted.inc_by(messages as u64);
         for slot in slots {
-            let event = slot.event;
-            let room = self.rooms.get(&event.presenter_idx);
-            let sent = room.is_some_and(|room| room.was_sent(event.seq));
-            let attached = room.is_some_and(|room| room.cursor.is_some());
-            let delivery = if sent { Delivered::Delivered } else { Delivered::Held };
-            match (&event.act, delivery) {
-                (Some(act), _) => self.metrics.act(act),
-                (None, Delivered::Delivered) => {
-                    self.metrics.delivered.inc();
-                }
-                (None, Delivered::Held) => {
-                    self.metrics.held.inc();
-                }
-            }
-            if !sent && attached && event.act.is_none() {
+            self.answer(slot);
+        }
+    }
+
+    /// Publishes events of one room, and notes which of them were sent.
+    fn publish_in_room(&mut self, slots: &mut [Slot], now: Instant) {
+        let Some(presenter) = slots.first().map(|slot| slot.event.presenter_idx) else {
+            return;
+        };
+        let Some(room) = self.rooms.get_mut(&presenter) else {
+            return;
+        };
+        for slot in &*slots {
+            room.publish(Arc::new(Entry::new(Arc::clone(&slot.event))));
+        }
+        if room.opening() {
+            // A session may have waited for this commit before it could begin; one that begins is sent what there is.
+            self.open(presenter, now);
+        } else {
+            let frames = room.pump(&self.config, now);
+            self.metrics.frames.inc_by(frames as u64);
+        }
+        let Some(room) = self.rooms.get(&presenter) else {
+            return;
+        };
+        for slot in slots {
+            slot.sent = room.was_sent(slot.event.seq);
+            if !slot.sent && room.cursor.is_some() && slot.event.act.is_none() {
                 self.queues.session_waits.inc();
             }
-            let accepted = Accepted {
-                id: event.id,
-                seq: event.seq,
-                epoch: event.epoch.clone(),
-                sent_at_ms: event.sent_at_ms,
-                delivery,
-            };
-            if let (Some(keys), Some(keyed)) = (&mut self.keys, &event.keyed) {
-                keys.accept(keyed, accepted.clone(), steady_ms());
-            }
-            let _ = slot.reply.send(Outcome::Accepted(accepted));
         }
+        if room.wants_page(&self.config).is_some() {
+            self.read_on(presenter);
+        }
+    }
+
+    /// Answers the sender of a committed event.
+    fn answer(&mut self, slot: Slot) {
+        let event = slot.event;
+        let delivery = match slot.sent {
+            true => Delivered::Delivered,
+            false => Delivered::Held,
+        };
+        match (&event.act, delivery) {
+            (Some(act), _) => self.metrics.act(act),
+            (None, Delivered::Delivered) => {
+                self.metrics.accepted.inc();
+                self.metrics.delivered.inc();
+            }
+            (None, Delivered::Held) => {
+                self.metrics.accepted.inc();
+                self.metrics.held.inc();
+            }
+        }
+        let accepted = Accepted {
+            id: event.id,
+            seq: event.seq,
+            epoch: event.epoch.clone(),
+            sent_at_ms: event.sent_at_ms,
+            delivery,
+        };
+        if let (Some(keys), Some(keyed)) = (&mut self.keys, &event.keyed) {
+            keys.accept(keyed, accepted.clone(), steady_ms());
+        }
+        let _ = slot.reply.send(Outcome::Accepted(accepted));
     }
 
     /// Rule 1: the numbers go back, and what was appended behind the failure comes back fenced.

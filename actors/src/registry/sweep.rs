@@ -28,12 +28,14 @@ pub(super) struct Round {
 
 impl Round {
     pub fn new(rooms: impl IntoIterator<Item = PresenterIdx>, period: Duration, now: Instant) -> Self {
-        let left: VecDeque<PresenterIdx> = rooms.into_iter().collect();
+        let mut left: Vec<PresenterIdx> = rooms.into_iter().collect();
+        // As the spool sorts their places: what a turn keeps of them is on a few of its pages, not on one page each.
+        left.sort_unstable();
         Self {
             began: now,
             period,
             all: left.len(),
-            left,
+            left: left.into(),
             seen: Seen::default(),
         }
     }
