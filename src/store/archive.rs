@@ -105,6 +105,15 @@ pub trait Archive: LogStore + Figures + Keeping {
     /// Events in the order of seqs, or against it.
     fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>>;
 
+    /// The first number in one numbering whose event was sent at `at_ms` (milliseconds since 1970, UTC) or later. Where all are
+    /// older, it is one more than the last.
+    fn first_from<'a>(
+        &'a self,
+        presenter: PresenterIdx,
+        epoch: &'a Epoch,
+        at_ms: i64,
+    ) -> BoxFuture<'a, Result<First, StoreError>>;
+
     /// One event by its id.
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>>;
 
@@ -127,74 +136,154 @@ pub trait Archive: LogStore + Figures + Keeping {
     fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
-/// Finds the first number in one numbering whose event was sent at some time or later, in a logarithmic number of steps: times
-/// grow with numbers. Whoever reads the log answers its questions.
-#[derive(Clone, Copy, Debug)]
-pub struct Bisection {
-    at_ms: i64,
-    /// Everything up to here is older.
-    low: u64,
-    /// The answer, or what is before it is.
-    high: u64,
+/// Where the events of one numbering begin that were sent at some time or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct First {
+    /// No event from that time on is before this number.
+    pub seq: Seq,
+    /// Whether there is such an event.
+    pub there: bool,
 }
 
-impl Bisection {
-    /// Among the numbers up to `last`, from `at_ms` on, in milliseconds since 1970.
-    pub fn new(last: Seq, at_ms: i64) -> Self {
-        Self {
-            at_ms,
-            low: 0,
-            high: last.0 + 1,
-        }
-    }
+/// Finds where the events of one numbering begin that were sent at some time or later: times grow with numbers. Whoever reads the log
+/// answers its questions.
+///
+/// It guesses by the times at both ends of what is left, which takes a handful of questions where events come evenly; each third
+/// question halves what is left, so that there are never more than three times as many as halving alone needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Search {
+    at_ms: i64,
+    /// The last number there is.
+    last: u64,
+    /// Everything up to here is older; the time of the event here, where there is one.
+    low: (u64, Option<i64>),
+    /// The answer, or what is before it is; the time of the event here or behind, as far as known.
+    high: (u64, Option<i64>),
+    /// The number that was asked about.
+    guess: u64,
+    asked: u32,
+}
 
-    fn middle(&self) -> u64 {
-        self.low + (self.high - self.low) / 2
+impl Search {
+    /// Among the numbers up to `last` (number and time of the last event, `None`: there is none), from `at_ms` on, in milliseconds
+    /// since 1970.
+    pub fn new(last: Option<(Seq, i64)>, at_ms: i64) -> Self {
+        let number = last.map_or(0, |(seq, _)| seq.0);
+        let mut search = Self {
+            at_ms,
+            last: number,
+            low: (0, None),
+            high: (number + 1, None),
+            guess: 0,
+            asked: 0,
+        };
+        match last {
+            Some((_, sent_at_ms)) if sent_at_ms < at_ms => search.low = (number, Some(sent_at_ms)),
+            Some((_, sent_at_ms)) => search.high = (number, Some(sent_at_ms)),
+            None => {}
+        }
+        search
     }
 
     /// The next question: which is the first event after this number? `None`: there is nothing more to ask.
-    pub fn question(&self) -> Option<Seq> {
-        (self.low + 1 < self.high).then(|| Seq(self.middle() - 1))
+    pub fn question(&mut self) -> Option<Seq> {
+        let ((low, low_ms), (high, high_ms)) = (self.low, self.high);
+        if low + 1 >= high {
+            return None;
+        }
+        self.asked += 1;
+        self.guess = match (low_ms, high_ms) {
+            // The first of all: its time is one end to guess by.
+            (None, _) => low + 1,
+            (Some(low_ms), Some(high_ms)) if high_ms > low_ms && !self.asked.is_multiple_of(3) => {
+                let share = (self.at_ms - low_ms) as f64 / (high_ms - low_ms) as f64;
+                // A fraction of what is left, so it is within it.
+                low.saturating_add(((high - low) as f64 * share) as u64)
+            }
+            _ => low + (high - low) / 2,
+        }
+        .clamp(low + 1, high - 1);
+        Some(Seq(self.guess - 1))
     }
 
     /// The answer to it: number and time, `None` when there is no such event.
     pub fn answer(&mut self, next: Option<(Seq, i64)>) {
-        let middle = self.middle();
         match next {
-            Some((seq, sent_at_ms)) if sent_at_ms < self.at_ms => self.low = seq.0.max(middle),
-            _ => self.high = middle,
+            Some((seq, sent_at_ms)) if sent_at_ms < self.at_ms => {
+                self.low = (seq.0.max(self.guess), Some(sent_at_ms));
+            }
+            next => self.high = (self.guess, next.map(|(_, sent_at_ms)| sent_at_ms)),
         }
     }
 
-    /// When nothing is left to ask: there is no event from that time on before this number; one more than the last number when
-    /// all are older.
-    pub fn found(&self) -> Seq {
-        Seq(self.high)
+    /// When nothing is left to ask.
+    pub fn found(&self) -> First {
+        First {
+            seq: Seq(self.high.0),
+            there: self.high.0 <= self.last,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[test]
-    fn the_first_event_from_a_time_on_is_found_with_holes_and_equal_times() {
-        let log = [(2, 10), (3, 10), (7, 20), (8, 30), (20, 40)];
-        let first = |at_ms: i64| {
-            let mut search = Bisection::new(Seq(20), at_ms);
-            while let Some(after) = search.question() {
-                let next = log.iter().find(|(seq, _)| *seq > after.0);
-                search.answer(next.map(|(seq, at)| (Seq(*seq), *at)));
-            }
-            search.found().0
-        };
-        for at_ms in 0..50 {
+    /// What the search finds in a log of numbers and times, and how many questions it took.
+    fn first(log: &[(u64, i64)], at_ms: i64) -> (First, usize) {
+        let last = log.last().map(|(seq, at)| (Seq(*seq), *at));
+        let mut search = Search::new(last, at_ms);
+        let mut questions = 0;
+        while let Some(after) = search.question() {
+            questions += 1;
+            let next = log.get(log.partition_point(|(seq, _)| *seq <= after.0));
+            search.answer(next.map(|(seq, at)| (Seq(*seq), *at)));
+        }
+        (search.found(), questions)
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_event_from_a_time_on_is_found_with_holes_and_equal_times(
+            steps in prop::collection::vec((1_u64..50, prop_oneof![Just(0_i64), 0_i64..5, 0_i64..100_000]), 0..200),
+            at in -1.0..=1.1,
+        ) {
+            let log: Vec<(u64, i64)> = steps
+                .into_iter()
+                .scan((0, 1_700_000_000_000), |(seq, ms), (seqs, pause)| {
+                    (*seq, *ms) = (*seq + seqs, *ms + pause);
+                    Some((*seq, *ms))
+                })
+                .collect();
+            let (begins, ends) = (1_700_000_000_000, log.last().map_or(1_700_000_000_000, |(_, ms)| *ms));
+            let at_ms = begins + ((ends - begins) as f64 * at) as i64;
+            let (found, questions) = first(&log, at_ms);
             let wanted = log.iter().find(|(_, at)| *at >= at_ms);
-            let found = first(at_ms);
             // Anything between the last older one and the first that is meant will do: there is nothing between.
             let older = log.iter().rev().find(|(_, at)| *at < at_ms).map_or(0, |(seq, _)| *seq);
-            assert!(found > older, "{at_ms}");
-            assert!(found <= wanted.map_or(21, |(seq, _)| *seq), "{at_ms}");
+            let last = log.last().map_or(0, |(seq, _)| *seq);
+            prop_assert!(found.seq.0 > older);
+            prop_assert!(found.seq.0 <= wanted.map_or(last + 1, |(seq, _)| *seq));
+            prop_assert_eq!(found.there, wanted.is_some());
+            prop_assert!(questions <= 3 * 14, "{} questions among {} numbers", questions, last);
+        }
+    }
+
+    #[test]
+    fn where_events_come_evenly_a_handful_of_questions_is_enough() {
+        let log: Vec<(u64, i64)> = (1..=1_000_000)
+            .map(|seq| (seq, seq as i64 * 14 + (seq % 7) as i64))
+            .collect();
+        for at_ms in [0, 1, 1_000_000, 7_000_003, 13_999_000, 14_000_000, 15_000_000] {
+            let (found, questions) = first(&log, at_ms);
+            assert_eq!(
+                found.seq.0,
+                log.partition_point(|(_, at)| *at < at_ms) as u64 + 1,
+                "{at_ms}"
+            );
+            assert!(questions <= 8, "{questions} questions for {at_ms}");
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod sqlite;
 mod turns;
 
 pub use self::{
-    archive::{Archive, Deleted, Logged, Scan, StoredBroadcast},
+    archive::{Archive, Deleted, First, Logged, Scan, StoredBroadcast},
     found::{FoundSpool, FoundStore, Left},
     history::History,
     lock::{LockError, SpoolLock},

@@ -266,19 +266,10 @@ impl Mongo {
     }
 
     async fn last_seq(&self, presenter: PresenterIdx) -> Result<Seq, StoreError> {
-        // One step of the index an epoch, however long the log is.
-        let room = doc! { "presenter_idx": presenter.get(), "seq": { "$gte": 0 } };
-        let epochs = self
-            .timed(self.log.distinct("epoch", room).into_future())
-            .await
-            .map_err(failed)?;
         let mut last = Seq(0);
-        for epoch in epochs {
-            let of_epoch = doc! { "presenter_idx": presenter.get(), "epoch": epoch, "seq": { "$gte": 0 } };
-            let newest = self.log.find_one(of_epoch).sort(doc! { "seq": -1 });
-            if let Some(found) = self.timed(newest.into_future()).await.map_err(failed)? {
-                last = last.max(Seq(found.get_i64("seq").map_err(unreadable)?.cast_unsigned()));
-            }
+        for epoch in self.epochs(presenter).await? {
+            let newest = self.next_of(presenter, &epoch, Seq(0), -1).await?;
+            last = newest.map_or(last, |(seq, _)| last.max(seq));
         }
         Ok(last)
     }

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
 use super::{
-    Archive, Deleted, FoundStore, Logged, Scan, Shared, SharedConnection, StoredBroadcast, archive::Bisection,
+    Archive, Deleted, First, FoundStore, Logged, Scan, Shared, SharedConnection, StoredBroadcast, archive::Search,
     open_to_read, row,
 };
 
@@ -216,18 +216,19 @@ fn last_seq(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Resul
     Ok(last)
 }
 
-fn first_from(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Seq> {
-    let last = last_in(connection, presenter, epoch)?;
+fn first_from(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<First> {
+    let place = |row: &Row<'_>| Ok((Seq(row.get::<_, i64>(0)?.cast_unsigned()), row.get(1)?));
+    let mut last = connection.prepare_cached(
+        "SELECT seq, sent_at FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2 ORDER BY seq DESC LIMIT 1",
+    )?;
     let mut next = connection.prepare_cached(
         "SELECT seq, sent_at FROM chatting_log WHERE presenter_idx = ?1 AND epoch = ?2 AND seq > ?3 ORDER BY seq LIMIT 1",
     )?;
-    let mut search = Bisection::new(last, at_ms);
+    let last = last.query_row(params![presenter.get(), &*epoch.0], place).optional()?;
+    let mut search = Search::new(last, at_ms);
     while let Some(after) = search.question() {
         let asked = params![presenter.get(), &*epoch.0, after.0.cast_signed()];
-        let row = next.query_row(asked, |row| {
-            Ok((Seq(row.get::<_, i64>(0)?.cast_unsigned()), row.get(1)?))
-        });
-        search.answer(row.optional()?);
+        search.answer(next.query_row(asked, place).optional()?);
     }
     Ok(search.found())
 }
@@ -396,6 +397,16 @@ impl Archive for SqliteStore {
             let rows = statement.query_map(asked.as_slice(), |found| logged(found, 0, scan.epoch.clone()))?;
             rows.collect()
         })
+    }
+
+    fn first_from<'a>(
+        &'a self,
+        presenter: PresenterIdx,
+        epoch: &'a Epoch,
+        at_ms: i64,
+    ) -> BoxFuture<'a, Result<First, StoreError>> {
+        let epoch = epoch.clone();
+        self.look(move |connection| first_from(connection, presenter, &epoch, at_ms))
     }
 
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {

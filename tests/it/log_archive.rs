@@ -109,6 +109,48 @@ async fn a_scan_gives_a_stretch_of_one_numbering_either_way_and_of_one_user() {
 }
 
 #[actix_web::test]
+async fn where_a_numbering_begins_at_some_time_is_found_in_that_numbering_alone() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let at = |ms: i64, made: Arc<Event>| {
+            let mut made = Arc::unwrap_or_clone(made);
+            made.sent_at_ms = ms;
+            Arc::new(made)
+        };
+        // Numbers with holes, and times that are equal, and far apart.
+        let places = [(2, 1_000), (3, 1_000), (7, 2_000), (8, 90_000), (200, 91_000)];
+        let mut events: Vec<_> = places
+            .map(|(seq, ms)| at(ms, event(&mut clock, 1, "e", seq, "x")))
+            .into();
+        events.extend((1..=20).map(|seq| at(5_000, event(&mut clock, 1, "other", seq, "x"))));
+        events.push(at(1_500, event(&mut clock, 2, "e", 5, "x")));
+        store.append(batch(&events)).await.unwrap();
+        for ms in [
+            0,
+            1_000,
+            1_001,
+            1_500,
+            2_000,
+            2_001,
+            89_999,
+            90_000,
+            91_000,
+            91_001,
+            i64::MAX,
+        ] {
+            let found = store.first_from(room(1), &Epoch("e".into()), ms).await.unwrap();
+            let first = places.iter().find(|(_, at)| *at >= ms);
+            let older = places.iter().rev().find(|(_, at)| *at < ms).map_or(0, |(seq, _)| *seq);
+            assert_eq!(found.there, first.is_some(), "{name}: {ms}");
+            assert!(found.seq.0 > older, "{name}: {ms}");
+            assert!(found.seq.0 <= first.map_or(201, |(seq, _)| *seq), "{name}: {ms}");
+        }
+        let none = store.first_from(room(3), &Epoch("e".into()), 0).await.unwrap();
+        assert_eq!((none.seq, none.there), (Seq(1), false), "{name}");
+    }
+}
+
+#[actix_web::test]
 async fn an_act_marks_what_it_names_and_came_before_it_and_keeps_its_own_place() {
     for (name, store, _dir) in stores().await {
         let mut clock = EventClock::after(0);
@@ -152,7 +194,8 @@ async fn an_act_marks_what_it_names_and_came_before_it_and_keeps_its_own_place()
 async fn an_act_on_a_time_range_marks_both_ends_in_every_numbering() {
     for (name, store, _dir) in stores().await {
         let base = 1_800_000_000_000;
-        let mut clock = EventClock::after(0);
+        // The act comes after what it names.
+        let mut clock = EventClock::after(base + 1_000);
         let mut at = |epoch: &str, seq: u64, ms: i64| {
             let mut event = Arc::unwrap_or_clone(event(&mut clock, 1, epoch, seq, "x"));
             event.sent_at_ms = base + ms;

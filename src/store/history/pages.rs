@@ -14,7 +14,7 @@ use super::{
     spooled::{self, Window},
     text::Folded,
 };
-use crate::store::{Logged, Scan, archive::Bisection};
+use crate::store::{Logged, Scan};
 
 /// From where on, and in which direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,45 +129,15 @@ impl History {
         let (after, through) = query.side();
         let mut bounds = Bounds { epoch, after, through };
         if let Some(from_ms) = query.from_ms {
-            let (first, _) = self.first_from(presenter, &bounds.epoch, from_ms).await?;
+            let first = self.store.first_from(presenter, &bounds.epoch, from_ms).await?.seq;
             bounds.after = bounds.after.max(Seq(first.0.saturating_sub(1)));
         }
         if let Some(to_ms) = query.to_ms {
-            let (beyond, _) = self
-                .first_from(presenter, &bounds.epoch, to_ms.saturating_add(1))
-                .await?;
+            let beyond = to_ms.saturating_add(1);
+            let beyond = self.store.first_from(presenter, &bounds.epoch, beyond).await?.seq;
             bounds.through = bounds.through.min(Seq(beyond.0.saturating_sub(1)));
         }
         Ok(bounds)
-    }
-
-    /// The first number in a numbering, as far as the store has it, whose event was sent at that time or later, and whether
-    /// there is one.
-    pub(super) async fn first_from(
-        &self,
-        presenter: PresenterIdx,
-        epoch: &Epoch,
-        at_ms: i64,
-    ) -> Result<(Seq, bool), HistoryError> {
-        let one = async |after: Seq, newest_first: bool| {
-            let scan = Scan {
-                presenter,
-                epoch: epoch.clone(),
-                after,
-                through: Seq(u64::MAX),
-                user: None,
-                newest_first,
-                limit: 1,
-            };
-            let found = self.store.scan(scan).await?;
-            Ok::<_, HistoryError>(found.first().map(|logged| (logged.event.seq, logged.event.sent_at_ms)))
-        };
-        let last = one(Seq(0), true).await?.map_or(Seq(0), |(seq, _)| seq);
-        let mut search = Bisection::new(last, at_ms);
-        while let Some(after) = search.question() {
-            search.answer(one(after, false).await?);
-        }
-        Ok((search.found(), search.found() <= last))
     }
 
     /// Up to `limit` events that the query wants, but for its text. One more is read, which tells whether there is a next page.

@@ -13,7 +13,7 @@ use super::{
     History, HistoryError,
     spooled::{self, Records, Window},
 };
-use crate::store::{Logged, Scan, StoredBroadcast};
+use crate::store::{First, Logged, Scan, StoredBroadcast};
 
 /// A broadcast with what is told of it.
 pub type RoomBroadcast = StoredBroadcast;
@@ -171,7 +171,7 @@ impl History {
         let spooled = self
             .on_spool(move |path| spooled::first_from(path, presenter, &of, at_ms))
             .await?;
-        let (first, there) = self.first_from(presenter, epoch, at_ms).await?;
+        let First { seq: first, there } = self.store.first_from(presenter, epoch, at_ms).await?;
         Ok(match spooled {
             // All that the store has is older, so it begins in the spool.
             Some(spooled) if !there => spooled.max(first),

@@ -119,9 +119,10 @@ impl Mongo {
         for epoch in self.epochs(at.presenter_idx).await? {
             let (mut from, beyond) = match act {
                 Act::Span { from_ms, to_ms } => (
-                    self.first_from(at.presenter_idx, &epoch, *from_ms).await?,
+                    self.first_from(at.presenter_idx, &epoch, *from_ms).await?.seq,
                     self.first_from(at.presenter_idx, &epoch, to_ms.saturating_add(1))
-                        .await?,
+                        .await?
+                        .seq,
                 ),
                 Act::Message { .. } | Act::User { .. } => (Seq(0), Seq(i64::MAX.cast_unsigned())),
             };

@@ -24,7 +24,7 @@ use super::{
     document::{broadcast, broadcast_fields, bson_uuid, logged},
     failed, unreadable,
 };
-use crate::store::{Archive, Deleted, Logged, Scan, StoredBroadcast, archive::Bisection};
+use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search};
 
 pub(super) const USER_INDEX: &str = "user_presenter_epoch_seq";
 const BROADCASTS: &str = "broadcasts";
@@ -84,9 +84,9 @@ impl Mongo {
         presenter: PresenterIdx,
         epoch: &Epoch,
         at_ms: i64,
-    ) -> Result<Seq, StoreError> {
+    ) -> Result<First, StoreError> {
         let last = self.next_of(presenter, epoch, Seq(0), -1).await?;
-        let mut search = Bisection::new(last.map_or(Seq(0), |(seq, _)| seq), at_ms);
+        let mut search = Search::new(last, at_ms);
         while let Some(after) = search.question() {
             search.answer(self.next_of(presenter, epoch, after, 1).await?);
         }
@@ -94,7 +94,7 @@ impl Mongo {
     }
 
     /// The first event after a number, or the last (`order` -1), as number and time.
-    async fn next_of(
+    pub(super) async fn next_of(
         &self,
         presenter: PresenterIdx,
         epoch: &Epoch,
@@ -107,6 +107,7 @@ impl Mongo {
             .log
             .find_one(which)
             .sort(doc! { "seq": order })
+            .hint(Hint::Name(SEQ_INDEX.into()))
             .projection(doc! { "seq": 1, "sent_at": 1 });
         let Some(found) = self.timed(one.into_future()).await.map_err(failed)? else {
             return Ok(None);
@@ -300,6 +301,15 @@ impl Archive for MongoStore {
         async move { self.reach().await?.scan(scan).await }.boxed()
     }
 
+    fn first_from<'a>(
+        &'a self,
+        presenter: PresenterIdx,
+        epoch: &'a Epoch,
+        at_ms: i64,
+    ) -> BoxFuture<'a, Result<First, StoreError>> {
+        async move { self.reach().await?.first_from(presenter, epoch, at_ms).await }.boxed()
+    }
+
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {
         async move { self.reach().await?.find(id).await }.boxed()
     }
@@ -320,6 +330,7 @@ impl Archive for MongoStore {
     fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
         async move { self.reach().await?.correct_broadcast(id, corrected_start_ms).await }.boxed()
     }
+
     fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>> {
         async move { self.reach().await?.mark_deleted(marks).await }.boxed()
     }

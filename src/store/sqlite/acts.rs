@@ -65,8 +65,8 @@ fn named(connection: &Connection, at: &Event, act: &Act) -> rusqlite::Result<Vec
             Act::User { user_idx } => (Some(*user_idx), Seq(0), Seq(i64::MAX.cast_unsigned())),
             Act::Span { from_ms, to_ms } => (
                 None,
-                first_from(connection, at.presenter_idx, &epoch, *from_ms)?,
-                first_from(connection, at.presenter_idx, &epoch, to_ms.saturating_add(1))?,
+                first_from(connection, at.presenter_idx, &epoch, *from_ms)?.seq,
+                first_from(connection, at.presenter_idx, &epoch, to_ms.saturating_add(1))?.seq,
             ),
         };
         all.push(Named {

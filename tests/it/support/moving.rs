@@ -9,7 +9,7 @@ use chatting_actors::{
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Archive, Deleted, Logged, Scan, SqliteSpool, StoredBroadcast,
+    Archive, Deleted, First, Logged, Scan, SqliteSpool, StoredBroadcast,
     figures::{Counted, Figures, FiguresQuery},
     keeping::{Expired, Holds, Keeping, Trace},
 };
@@ -96,6 +96,23 @@ impl Archive for MovingStore {
         broadcast(id: Uuid) -> Option<StoredBroadcast>;
         correct_broadcast(id: Uuid, corrected_start_ms: Option<i64>) -> bool;
         mark_deleted(marks: Vec<(Uuid, Deleted)>) -> ();
+    }
+
+    fn first_from<'a>(
+        &'a self,
+        presenter: PresenterIdx,
+        epoch: &'a Epoch,
+        at_ms: i64,
+    ) -> BoxFuture<'a, Result<First, StoreError>> {
+        async move {
+            if self.moves == Moves::BeforeScan {
+                self.drain().await?;
+            }
+            let found = self.store.first_from(presenter, epoch, at_ms).await;
+            self.drain().await?;
+            found
+        }
+        .boxed()
     }
 
     fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>> {
