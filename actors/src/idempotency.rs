@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use ahash::RandomState;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -117,9 +118,9 @@ struct Entry {
 /// The keys within the window.
 pub struct KeyTable {
     config: KeyConfig,
-    entries: HashMap<[u8; 16], Entry>,
+    entries: HashMap<[u8; 16], Entry, RandomState>,
     by_age: VecDeque<(i64, [u8; 16])>,
-    of_sender: HashMap<UserIdx, usize>,
+    of_sender: HashMap<UserIdx, usize, RandomState>,
 }
 
 impl KeyTable {
@@ -128,9 +129,9 @@ impl KeyTable {
     pub fn new(config: KeyConfig, rows: Vec<KeyRow>, now_ms: i64, stamps_ms: i64) -> Self {
         let mut table = Self {
             config,
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             by_age: VecDeque::new(),
-            of_sender: HashMap::new(),
+            of_sender: HashMap::default(),
         };
         for row in rows {
             table.insert(row.user_idx, &row.keyed);

@@ -207,20 +207,20 @@ impl LogWriter {
     fn send(&mut self, ctx: &mut Context<Self>) {
         self.step = Step::Busy;
         let count = self.backlog.len().min(self.parts.config.batch_max);
-        let rows: Rows = self.backlog.iter().take(count).cloned().collect();
-        let batch: StoreBatch = Arc::new(rows.iter().map(|(_, event)| Arc::clone(event)).collect());
+        let rows = self.backlog.iter().take(count);
+        let batch: StoreBatch = Arc::new(rows.map(|(_, event)| Arc::clone(event)).collect());
         let began = Instant::now();
         let store = Arc::clone(&self.parts.store);
         let written = async move { store.append(batch).await }.into_actor(self);
         ctx.spawn(written.map(move |result, this, ctx| match result {
             Ok(poison) => {
-                this.parts.metrics.store_batch_events.observe(rows.len() as f64);
+                this.parts.metrics.store_batch_events.observe(count as f64);
                 this.parts
                     .metrics
                     .store_batch_seconds
                     .observe(began.elapsed().as_secs_f64());
                 this.recovered();
-                this.free(&rows, poison, ctx);
+                this.free(count, poison, ctx);
             }
             Err(error) => {
                 this.parts.metrics.store_retries.inc();
@@ -231,16 +231,17 @@ impl LogWriter {
         }));
     }
 
-    /// The store has them: the spool's rows go, and what the store will never take is set aside.
-    fn free(&mut self, rows: &Rows, poison: Vec<Poison>, ctx: &mut Context<Self>) {
-        let Some((through, last)) = rows.last().cloned() else {
+    /// The store has the first `count` of the backlog, where nothing is put in front of them meanwhile: the spool's rows go, and what the
+    /// store will never take is set aside.
+    fn free(&mut self, count: usize, poison: Vec<Poison>, ctx: &mut Context<Self>) {
+        let Some((through, last)) = self.backlog.get(count.wrapping_sub(1)).cloned() else {
             self.step = Step::Idle;
             return;
         };
         let parked: Vec<_> = poison
             .into_iter()
             .filter_map(|poison| {
-                let (pos, event) = rows.get(poison.index)?.clone();
+                let (pos, event) = self.backlog.get(poison.index)?.clone();
                 log::error!(
                     "store: event {} will never be stored, parked: {}",
                     event.id,
@@ -249,7 +250,7 @@ impl LogWriter {
                 Some((pos, event, poison.reason))
             })
             .collect();
-        let (count, parked_count) = (rows.len(), parked.len() as u64);
+        let parked_count = parked.len() as u64;
         let (reply, freed) = oneshot::channel();
         // Rows are told apart by their own times: this clock may be ahead of them, where the system's was set back.
         let now_ms = steady_ms().min(last.sent_at_ms);
