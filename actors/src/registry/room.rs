@@ -132,6 +132,8 @@ pub(super) struct Room {
     exact_behind_mark: bool,
     /// How many viewers the presenter's client said it passes events on to.
     pub fanned_out: Option<u64>,
+    /// The last session was legacy: whoever comes next is owed no act that came since.
+    passes_acts: bool,
 }
 
 impl Room {
@@ -170,6 +172,7 @@ impl Room {
             marking: false,
             exact_behind_mark: false,
             fanned_out: None,
+            passes_acts: false,
         }
     }
 
@@ -256,10 +259,39 @@ impl Room {
 
     /// Whether nothing that was accepted waits for a session of this broadcast, be it in memory or, behind a restart, in the log.
     pub fn holds_nothing(&self) -> bool {
+        self.restored && self.waiting_bytes() == 0 && self.held_for_nobody(self.got()) >= self.last_numbered()
+    }
+
+    /// Everything up to here was taken, may have been, or is not of this broadcast.
+    fn got(&self) -> Seq {
         let over = self.paused.map_or(self.over, |paused| paused.over);
-        self.restored
-            && self.waiting_bytes() == 0
-            && self.position.max(self.legacy_from).max(over) >= self.last_numbered()
+        self.position.max(self.legacy_from).max(over)
+    }
+
+    /// The last in an unbroken row of events behind this one that are acts, or what acts cover; this one where there is none.
+    fn held_for_nobody(&self, behind: Seq) -> Seq {
+        let events = self.ring.after(behind).take_while(|entry| !entry.is_for_legacy());
+        events.fold(behind, |last, entry| match entry.event.seq {
+            seq if seq == last.next() => seq,
+            _ => last,
+        })
+    }
+
+    /// The place of a room without a session moves over what is held for nobody. Not where the last session was v1: the next one is
+    /// told of acts that came since.
+    fn pass_over(&mut self) {
+        if self.cursor.is_some() || !self.passes_acts {
+            return;
+        }
+        let got = self.got();
+        let through = self.held_for_nobody(got);
+        if got < through {
+            if self.position == self.legacy_from {
+                self.position = through;
+            }
+            self.legacy_from = through;
+            self.moved = true;
+        }
     }
 
     /// The record of its broadcast has ended without a word of the room server's.
@@ -436,6 +468,7 @@ impl Room {
             self.moved = true;
         }
         self.ring.push(entry);
+        self.pass_over();
         self.let_go();
     }
 

@@ -44,7 +44,7 @@ fn act(stage: &Stage, presenter: i64) -> oneshot::Receiver<Outcome> {
     stage.registry.submit(submit).unwrap()
 }
 
-async fn done(stage: &Stage, presenter: i64) -> Accepted {
+pub async fn done(stage: &Stage, presenter: i64) -> Accepted {
     match act(stage, presenter).await.unwrap() {
         Outcome::Accepted(accepted) => accepted,
         Outcome::Refused(refusal) => panic!("{refusal:?}"),

@@ -13,3 +13,4 @@ mod script;
 mod sessions;
 mod stage;
 mod supervision;
+mod unknown;

@@ -50,7 +50,7 @@ fn stage(config: RegistryConfig) -> Stage {
     )
 }
 
-fn come_as(stage: &Stage, reading: Reading, client: Option<Arc<Mutex<Client>>>) -> Arc<Peer> {
+pub fn come_as(stage: &Stage, reading: Reading, client: Option<Arc<Mutex<Client>>>) -> Arc<Peer> {
     Peer::come(&stage.registry, 1, reading, 64, Shared::default(), client)
 }
 
@@ -63,11 +63,11 @@ fn silent(stage: &Stage, after: Option<u64>) -> Arc<Peer> {
     Peer::come_silent(&stage.registry, 1, v1(after), 64)
 }
 
-fn legacy(stage: &Stage) -> Arc<Peer> {
+pub fn legacy(stage: &Stage) -> Arc<Peer> {
     come_as(stage, Reading::Legacy, None)
 }
 
-async fn send(stage: &Stage, count: u64) {
+pub async fn send(stage: &Stage, count: u64) {
     for n in 0..count {
         stage.accepted(1, &n.to_string()).await;
     }
@@ -86,7 +86,7 @@ fn gap(welcome: &Welcome) -> Option<(u64, u64)> {
     welcome.gap.map(|gap| (gap.from.0, gap.to.0))
 }
 
-fn fine(peers: &[&Peer]) {
+pub fn fine(peers: &[&Peer]) {
     for peer in peers {
         assert!(peer.wrong().is_empty(), "{:?}", peer.wrong());
     }
@@ -413,11 +413,11 @@ async fn a_page_that_comes_while_the_numbering_is_not_known_welcomes_nobody_yet(
     fine(&[&peer]);
 }
 
-fn asker() -> UserIdx {
+pub fn asker() -> UserIdx {
     UserIdx::new(7).unwrap()
 }
 
-async fn is_live(stage: &Stage, live: bool) {
+pub async fn is_live(stage: &Stage, live: bool) {
     match live {
         true => stage.rooms.script().not_live.remove(&1),
         false => stage.rooms.script().not_live.insert(1),
@@ -437,7 +437,7 @@ async fn another_broadcast(stage: &Stage) {
     is_live(stage, true).await;
 }
 
-fn quick_rooms() -> ScriptedRooms {
+pub fn quick_rooms() -> ScriptedRooms {
     let rooms = ScriptedRooms::default();
     rooms.script().ttl = Duration::from_millis(2);
     rooms.script().started_at_ms.insert(1, 1_000);

@@ -126,7 +126,9 @@ impl Room {
             self.position = self.position.max(got);
             // Not back to `position`: a legacy session may have had more than is known to have come.
             self.legacy_from = self.legacy_from.max(self.position);
+            self.passes_acts = !cursor.reading.is_v1();
         }
+        self.pass_over();
         // What was sent and not taken waits again.
         self.settle(self.legacy_from.max(self.position));
         self.moved = true;
