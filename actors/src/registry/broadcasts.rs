@@ -65,12 +65,17 @@ impl SessionRegistry {
         if room.record.is_none() || !room.is_unknown(self.named_at, now, &self.config) || !self.broadcasts_known {
             return None;
         }
+        // Its last word was that the room is not live, and had it gone on to say so this broadcast had ended, whatever is held.
+        let away = room.record.as_ref().is_some_and(Broadcast::is_away);
         match room.numbering {
-            Numbering::Known { .. } if !room.holds_nothing() => None,
+            Numbering::Known { .. } if !away && !room.holds_nothing() => None,
             Numbering::Known { .. } => {
                 let last = room.last_numbered();
                 let ended = give_up(&mut room.record, &self.epoch, last);
                 room.was_given_up();
+                // Before its record is, as at any other end.
+                let place = room.place_at_once(presenter, &self.config, now, system_ms());
+                self.keep_places(place.into_iter().collect());
                 ended
             }
             Numbering::Asked => None,
@@ -120,8 +125,7 @@ impl SessionRegistry {
         if !liveness.live && room.record.is_none() {
             room.goes_on_no_more();
             // Before its record is: a place is that of a broadcast which goes on, or may, as long as there is an open one.
-            room.hurry();
-            if let Some(place) = room.place(presenter, &self.config, now, system_ms()) {
+            if let Some(place) = room.place_at_once(presenter, &self.config, now, system_ms()) {
                 self.writer.keep_places(vec![place]);
             }
         }

@@ -15,8 +15,7 @@ impl SessionRegistry {
         let (now, now_ms) = (Instant::now(), system_ms());
         let mut places = Vec::new();
         for (presenter, room) in &mut self.rooms {
-            room.hurry();
-            places.extend(room.place(*presenter, &self.config, now, now_ms));
+            places.extend(room.place_at_once(*presenter, &self.config, now, now_ms));
         }
         self.keep_places(places);
     }

@@ -222,8 +222,7 @@ impl SessionRegistry {
         if let Some(room) = self.rooms.get_mut(&presenter)
             && room.idle(now, &self.config)
         {
-            room.hurry();
-            let place = room.place(presenter, &self.config, now, system_ms());
+            let place = room.place_at_once(presenter, &self.config, now, system_ms());
             self.rooms.remove(&presenter);
             if let Some(place) = place {
                 self.writer.keep_places(vec![place]);

@@ -150,11 +150,12 @@ impl SessionRegistry {
         let not_live = room.not_live_for(now).is_some_and(|idle| idle >= self.config.not_live);
         let ending = room.cursor.as_ref().filter(|_| not_live).map(|cursor| cursor.session);
         let idle = room.idle(now, &self.config);
-        if idle {
+        kept.places.extend(if idle {
             // It is about to be forgotten.
-            room.hurry();
-        }
-        kept.places.extend(room.place(presenter, &self.config, now, now_ms));
+            room.place_at_once(presenter, &self.config, now, now_ms)
+        } else {
+            room.place(presenter, &self.config, now, now_ms)
+        });
         self.round.seen.add(room);
         if let Some(session) = ending {
             self.end_by_id(session, End::NotLive);

@@ -450,7 +450,12 @@ async fn held(rooms: ScriptedRooms) -> Stage {
     held_in(rooms, spool, store, registry_config()).await
 }
 
-async fn held_in(rooms: ScriptedRooms, spool: ScriptedSpool, store: ScriptedStore, config: RegistryConfig) -> Stage {
+pub async fn held_in(
+    rooms: ScriptedRooms,
+    spool: ScriptedSpool,
+    store: ScriptedStore,
+    config: RegistryConfig,
+) -> Stage {
     let stage = Stage::among(rooms, spool, store, config, writer_config());
     let first = legacy(&stage);
     send(&stage, 1).await;

@@ -7,10 +7,13 @@ use chatting_actors::registry::{Reading, RegistryConfig};
 use crate::{
     acts,
     peer::v1,
-    resume::{asker, come_as, fine, quick_rooms, send},
+    resume::{asker, come_as, fine, held_in, is_live, legacy, quick_rooms, send},
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
     stage::{Stage, registry_config, room, writer_config},
 };
+
+/// Longer than a test.
+const NEVER: Duration = Duration::from_secs(3600);
 
 /// What is over in a moment: an interruption, and the time after a session in which messages are held.
 fn brief() -> RegistryConfig {
@@ -133,5 +136,38 @@ async fn rule_16_an_act_behind_a_v1_session_is_for_the_next_one_whatever_that_sa
         next.has(2).await;
         assert_eq!(next.seqs(), [2]);
         fine(&[&first, &next]);
+    }
+}
+
+#[actix::test]
+async fn rule_13_a_broadcast_that_was_not_live_and_then_not_known_ends_in_its_time_whatever_is_held() {
+    for named in [false, true] {
+        let mut world = World::of(brief());
+        if !named {
+            world.rooms.script().started_at_ms.clear();
+        }
+        let (rooms, spool, store) = (world.rooms.clone(), world.spool.clone(), world.store.clone());
+        let config = RegistryConfig {
+            grace: NEVER,
+            ..world.config.clone()
+        };
+        let stage = held_in(rooms, spool, store, config).await;
+        is_live(&stage, false).await;
+        world.knows(false);
+        world.is_given_up(&stage).await;
+        // The next one is not given what was held in it, not by a server that finds what this one left, either.
+        stage.spool.script().killed = true;
+        drop(stage);
+        world.spool.script().killed = false;
+        world.knows(true);
+        world.rooms.script().not_live.clear();
+        world.config.broadcast_resume = NEVER;
+        let stage = world.stage();
+        let next = legacy(&stage);
+        while !stage.registry.view(room(1)).await.unwrap().session {}
+        let new = stage.accepted(1, "new").await.seq.0;
+        next.has(new).await;
+        assert_eq!((next.seqs(), world.broadcasts()), (vec![5], (1, 1)), "{named}");
+        fine(&[&next]);
     }
 }

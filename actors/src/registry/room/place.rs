@@ -136,10 +136,17 @@ impl Room {
         }
     }
 
-    /// Its place is to be saved now, whenever it was saved last.
-    pub fn hurry(&mut self) {
+    /// As [`Self::place`], now, whenever it was saved last.
+    pub fn place_at_once(
+        &mut self,
+        presenter: PresenterIdx,
+        config: &RegistryConfig,
+        now: Instant,
+        now_ms: i64,
+    ) -> Option<Place> {
         if self.moved {
             self.saved_at = None;
         }
+        self.place(presenter, config, now, now_ms)
     }
 }
