@@ -9,7 +9,7 @@
 //! asked meanwhile is answered as without an answer, at once. Then one lookup tries it; its answer closes the breaker, another
 //! failure opens it again. A question that it refuses (a 404 for a presenter that it does not know) is no failure of it: whoever sends
 //! to such rooms must not have it left alone for all the others. That is remembered as long as a verdict of not live. Where it refuses
-//! everything, `/readyz` says so.
+//! everything that somebody asks, `/readyz` says so ([`Refusals`]).
 //!
 //! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
 
@@ -32,6 +32,7 @@ use crate::{
     mailbox::{Mailbox, Turn},
     metrics::Metrics,
     queues::Queue,
+    refusals::Refusals,
     registry::RegistryHandle,
     seams::{Liveness, RoomApi, RoomApiError},
     seldom::Seldom,
@@ -84,10 +85,20 @@ enum Ask {
     Panic,
 }
 
+/// Why the checker is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Somebody is there, or waits for the verdict.
+    Wanted,
+    /// The last verdict still holds, and the room server is to be asked all the same.
+    Refresh,
+    /// A broadcast is open, or something is held, and nobody is there: a refusal refuses nobody anything.
+    Idle,
+}
+
 struct Check {
     presenter: PresenterIdx,
-    /// Ask the room server although the cache still has an answer.
-    refresh: bool,
+    why: Why,
     permit: Permit,
 }
 
@@ -113,15 +124,11 @@ impl CheckerHandle {
     }
 
     /// Asks; the registry gets the verdict as a message. `false`: there is no permit, and no verdict will come.
-    pub(crate) fn check(&self, presenter: PresenterIdx, refresh: bool) -> bool {
+    pub(crate) fn check(&self, presenter: PresenterIdx, why: Why) -> bool {
         let Some(permit) = self.gate.try_acquire(1) else {
             return false;
         };
-        self.mailbox.push(Ask::Check(Check {
-            presenter,
-            refresh,
-            permit,
-        }));
+        self.mailbox.push(Ask::Check(Check { presenter, why, permit }));
         true
     }
 
@@ -214,8 +221,10 @@ pub struct RoomChecker {
     /// `room.max_lookups`, and what had to wait for a place.
     lookups: (Queue, Counter),
     breaker: Breaker,
-    /// That it would not say, for the log.
-    refusals: Seldom,
+    /// That it would not say, as `/readyz` counts it,
+    refusals: Refusals,
+    /// and for the log.
+    refused: Seldom,
     /// That it did not answer, for the log.
     failures: Seldom,
     /// Requests to make a presenter reconnect that are under way.
@@ -236,9 +245,9 @@ impl RoomChecker {
         present: Present,
     ) -> Self {
         metrics.room_breaker_open.set(0);
-        metrics.room_refusals.set(0);
         let lookups = metrics.queues.waiting("lookups", config.max_lookups);
         let asking = metrics.queues.refusing(RECONNECTS, config.max_reconnects);
+        let refusals = Refusals::new(metrics.room_refusals.clone());
         let cache = Cache::new(config.cache_max, config.not_live_cache_max, &metrics);
         Self {
             config,
@@ -251,7 +260,8 @@ impl RoomChecker {
             queue: VecDeque::new(),
             lookups,
             breaker: Breaker::Closed { failures: 0 },
-            refusals: Seldom::new(),
+            refusals,
+            refused: Seldom::new(),
             failures: Seldom::new(),
             reconnects: 0,
             asking,
@@ -268,16 +278,15 @@ impl RoomChecker {
     }
 
     fn check(&mut self, check: Check, ctx: &mut Context<Self>) {
-        if !check.refresh
-            && let Some(known) = self.cache.get(check.presenter)
-        {
+        let refresh = check.why == Why::Refresh;
+        if !refresh && let Some(known) = self.cache.get(check.presenter) {
             let (liveness, age) = (known.liveness, known.at.elapsed());
             if let Some(left) = self.ttl(liveness).checked_sub(age).filter(|left| !left.is_zero()) {
                 self.count("cached");
                 return self.registry.verdict(check.presenter, Some((liveness, left)));
             }
         }
-        let refused_at = self.cache.refused.get(&check.presenter).filter(|_| !check.refresh);
+        let refused_at = self.cache.refused.get(&check.presenter).filter(|_| !refresh);
         if refused_at.is_some_and(|at| at.elapsed() < self.config.not_live_ttl) {
             self.count("cached");
             return self.refuse(check.presenter);
@@ -344,13 +353,14 @@ impl RoomChecker {
     }
 
     fn look_up(&mut self, check: Check, ctx: &mut Context<Self>) {
-        let (presenter, permit, began) = (check.presenter, check.permit, Instant::now());
+        let Check { presenter, why, permit } = check;
+        let began = Instant::now();
         let mut asked = self.api.check(presenter);
         // What is answered at once, as by embedded rooms, takes no place, so that nothing waits for it.
         if let Some(answer) = asked.as_mut().now_or_never() {
             drop(permit);
             self.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
-            return self.answered(presenter, answer);
+            return self.answered(presenter, why, answer);
         }
         self.under_way.insert(presenter);
         self.lookups.0.holds(self.under_way.len());
@@ -360,27 +370,29 @@ impl RoomChecker {
             this.under_way.remove(&presenter);
             this.lookups.0.holds(this.under_way.len());
             this.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
-            this.answered(presenter, answer.unwrap_or(Err(RoomApiError::Timeout)));
+            this.answered(presenter, why, answer.unwrap_or(Err(RoomApiError::Timeout)));
             this.next(ctx);
         }));
     }
 
-    fn answered(&mut self, presenter: PresenterIdx, answer: Result<Liveness, RoomApiError>) {
+    fn answered(&mut self, presenter: PresenterIdx, why: Why, answer: Result<Liveness, RoomApiError>) {
         let (refused, at) = (matches!(answer, Err(RoomApiError::Refused(_))), Instant::now());
         self.heard(refused || answer.is_ok(), at);
         match answer {
             Ok(liveness) => {
                 self.count(if liveness.live { "live" } else { "not_live" });
-                self.metrics.room_refusals.set(0);
+                self.refusals.says();
                 self.cache.put(presenter, Known { liveness, at });
                 self.registry.verdict(presenter, Some((liveness, self.ttl(liveness))));
             }
-            Err(RoomApiError::Refused(why)) => {
+            Err(RoomApiError::Refused(reason)) => {
                 self.count("refused");
-                self.metrics.room_refusals.inc();
+                if why != Why::Idle {
+                    self.refusals.refuses(at);
+                }
                 // Where it says of nobody, as by a wrong room.base_url, this comes once a room and refresh.
-                if let Some(more) = self.refusals.due(at) {
-                    log::warn!("room server: it does not say whether presenter {presenter} is live: {why}{more}");
+                if let Some(more) = self.refused.due(at) {
+                    log::warn!("room server: it does not say whether presenter {presenter} is live: {reason}{more}");
                 }
                 self.cache.put_refused(presenter, at);
                 self.refuse(presenter);
@@ -465,6 +477,7 @@ impl Actor for RoomChecker {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(self.handle.mailbox.batches());
+        ctx.run_interval(Refusals::LOOK, |this, _| this.refusals.look(Instant::now()));
         // Whatever the one before was asked and did not answer will be asked again.
         self.registry.checker_started();
     }

@@ -67,7 +67,7 @@ pub struct Numbers {
     pub room_breaker_open: Gauge,
     /// How often that began.
     pub room_breaker_opened: Counter,
-    /// Questions in a row that the room server did not say anything on, without a verdict in between.
+    /// Questions in a row that the room server did not say anything on, to somebody who is there, without a verdict in between.
     pub room_refusals: Gauge,
     /// Liveness verdicts, by `outcome`: live, not_live, refused, cached, stale, error, timeout, breaker_open.
     pub room_checks: Family<Label, Counter>,
@@ -323,7 +323,7 @@ impl Metrics {
         );
         r.register(
             "chat_room_refusals",
-            "Questions in a row that the room server refused",
+            "Questions in a row that the room server refused to somebody",
             self.room_refusals.clone(),
         );
         r.register(

@@ -86,7 +86,7 @@ impl SessionRegistry {
         match verdict {
             Some(verdict) if room.waiting.is_empty() && (known || !verdict.live) => {
                 if room.refresh_due(now, self.config.refresh_percent) {
-                    room.checking = self.checker.check(presenter, true);
+                    room.checking = self.checker.check(presenter, Why::Refresh);
                 }
                 let decided = decide(room, &waiting, &self.config, &self.checker, &self.writer, now);
                 self.append_or_refuse(waiting, decided);
@@ -131,7 +131,7 @@ impl SessionRegistry {
         match (room.verdict(now), room.numbering) {
             (None, _) => {
                 if !room.checking {
-                    room.checking = self.checker.check(presenter, false);
+                    room.checking = self.checker.check(presenter, Why::Wanted);
                     if !room.checking {
                         self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
                         self.forget_if_idle(presenter, now);

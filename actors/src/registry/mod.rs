@@ -48,7 +48,7 @@ pub use self::{
 };
 use crate::{
     bucket::{Bucket, Rate},
-    checker::CheckerHandle,
+    checker::{CheckerHandle, Why},
     clock::{EventClock, steady_ms, system_ms},
     gate::Permit,
     idempotency::{Found, KeyConfig, KeyRow, KeyTable},

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     broadcast::Broadcast,
+    checker::Why,
     outcome::Refusal,
     ring::{Entry, Ring},
     seams::{Liveness, LogPage, Place},
@@ -59,6 +60,16 @@ pub(super) enum Numbering {
     /// Everything up to `committed` is in the spool; `next` is what the next event gets.
     Known { committed: Seq, next: Seq },
 }
+
+/// Refusals of the room server's in a row: when the first and the last came.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    since: Instant,
+    last: Instant,
+}
+
+/// See [`Room::is_unknown`].
+const ALONE: u32 = 12;
 
 /// What a broadcast finds again when it goes on after the room was not live for a moment. Meanwhile it is taken for ended: who comes
 /// then may come for the next one.
@@ -104,8 +115,8 @@ pub(super) struct Room {
     reconnect_asked: Option<Instant>,
     /// Since when the room has not been live; the time in which nobody could tell does not count.
     not_live_since: Option<Instant>,
-    /// Since when the room server has answered only that it does not say.
-    refused_since: Option<Instant>,
+    /// The room server has answered only that it does not say.
+    refused: Option<Refused>,
     /// Since when the room server has not answered.
     unanswered_since: Option<Instant>,
     /// The checker's word, whatever it was, has come in time since the numbering is known.
@@ -158,7 +169,7 @@ impl Room {
             session_ended: None,
             reconnect_asked: None,
             not_live_since: None,
-            refused_since: None,
+            refused: None,
             unanswered_since: None,
             told: false,
             broadcast: None,
@@ -227,7 +238,7 @@ impl Room {
             expires_at,
         });
         self.is_answered(now);
-        self.refused_since = None;
+        self.refused = None;
         self.not_live_since = match liveness.live {
             true => None,
             false => self.not_live_since.or(Some(now)),
@@ -245,16 +256,20 @@ impl Room {
     /// The room server does not say whether the room is live, and no verdict holds.
     pub fn is_refused(&mut self, now: Instant) {
         self.is_answered(now);
-        self.refused_since.get_or_insert(now);
+        let since = self.refused.map_or(now, |refused| refused.since);
+        self.refused = Some(Refused { since, last: now });
     }
 
-    /// Whether the room server has not known the room for so long that nothing it had goes on, though it named others behind that
-    /// (`named_at`), and nobody is or was just here.
+    /// Whether the room server has not known the room for so long that nothing it had goes on, and nobody is or was just here. That
+    /// it knows others behind that (`named_at`) tells it from one that knows nobody any more; where nobody asks about others, as at
+    /// night, it takes [`ALONE`] times as long.
     pub fn is_unknown(&self, named_at: Option<Instant>, now: Instant, config: &RegistryConfig) -> bool {
-        let long = self.refused_since.map(|since| since + config.broadcast_resume);
-        self.cursor.is_none()
-            && !self.held_for(now, config)
-            && long.zip(named_at).is_some_and(|(long, named_at)| named_at >= long)
+        let Some(Refused { since, .. }) = self.refused else {
+            return false;
+        };
+        let named = named_at.is_some_and(|named_at| named_at >= since + config.broadcast_resume);
+        let long = now.saturating_duration_since(since) >= config.broadcast_resume * ALONE;
+        self.cursor.is_none() && !self.held_for(now, config) && (named || long)
     }
 
     /// Whether nothing that was accepted waits for a session of this broadcast, be it in memory or, behind a restart, in the log.
@@ -303,7 +318,7 @@ impl Room {
 
     /// The room server did not answer, and no verdict holds.
     pub fn is_unanswered(&mut self, now: Instant) {
-        self.refused_since = None;
+        self.refused = None;
         self.unanswered_since.get_or_insert(now);
     }
 
@@ -532,16 +547,26 @@ impl Room {
         std::mem::take(&mut self.checking)
     }
 
-    /// Whether the sweep should ask for a verdict; `Some(true)`: although the last one still holds. A session, and what is held
-    /// (rule 13), have that one refreshed, so that no sender waits for the next (rule 8); an open broadcast asks when it has expired.
-    pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<bool> {
+    /// Whether the sweep should ask for a verdict, and why. A session, and what is held (rule 13), have one that holds refreshed, so that
+    /// no sender waits for the next (rule 8); an open broadcast asks when it has expired. Where nobody is there and the room server
+    /// does not say, ever more seldom: when another tenth of the time since it said something has passed. Whoever comes has it
+    /// asked at once.
+    pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<Why> {
         let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
         match self.verdict(now) {
-            None => (!self.checking && (in_use || self.record.is_some())).then_some(false),
+            None if self.checking || !(in_use || self.record.is_some()) => None,
+            None if self.cursor.is_some() => Some(Why::Wanted),
+            None => {
+                let due = |refused: Refused| {
+                    let tenth = refused.last.saturating_duration_since(refused.since) / 10;
+                    now.saturating_duration_since(refused.last) >= tenth
+                };
+                self.refused.is_none_or(due).then_some(Why::Idle)
+            }
             // At the next sweep it may be over.
             Some(verdict) if verdict.live && in_use => self
                 .refresh_due(now + config.sweep, config.refresh_percent)
-                .then_some(true),
+                .then_some(Why::Refresh),
             // Whoever would be refused may as well wait.
             Some(_) => None,
         }

@@ -56,7 +56,7 @@ impl SessionRegistry {
         }
         let old = room.attach(session, subscriber, flow, reading, now);
         if room.verdict(now).is_none() && !room.checking {
-            room.checking = self.checker.check(presenter, false);
+            room.checking = self.checker.check(presenter, Why::Wanted);
         }
         if let Some(old) = old.filter(|old| old.session != session)
             && let Some(other) = self.sessions.get_mut(&old.session)

@@ -122,8 +122,8 @@ impl SessionRegistry {
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
-        if let Some(refresh) = room.wants_verdict(now, &self.config) {
-            room.checking = self.checker.check(presenter, refresh);
+        if let Some(why) = room.wants_verdict(now, &self.config) {
+            room.checking = self.checker.check(presenter, why);
         }
         // Looks are a sweep apart, or a little more; that is no time without one.
         let pause = self.config.broadcast_resume.max(self.config.sweep * 3);

@@ -1,15 +1,18 @@
 //! Rooms of which the room server says nothing (a 404): it answers, and gives no verdict.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use chatting_actors::registry::{Reading, RegistryConfig};
+use chatting_actors::{
+    outcome::Refusal,
+    registry::{Reading, RegistryConfig},
+};
 
 use crate::{
     acts,
     peer::v1,
     resume::{asker, come_as, fine, held_in, is_live, legacy, quick_rooms, send},
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, room, writer_config},
+    stage::{Stage, registry_config, room, until, writer_config},
 };
 
 /// Longer than a test.
@@ -170,4 +173,56 @@ async fn rule_13_a_broadcast_that_was_not_live_and_then_not_known_ends_in_its_ti
         assert_eq!((next.seqs(), world.broadcasts()), (vec![5], (1, 1)), "{named}");
         fine(&[&next]);
     }
+}
+
+#[actix::test]
+async fn rule_10_the_last_room_of_a_day_that_nobody_knows_any_more_is_forgotten_too_though_nothing_is_said_of_another()
+{
+    let world = World::of(brief());
+    let stage = world.stage();
+    let peer = legacy(&stage);
+    send(&stage, 1).await;
+    peer.has(1).await;
+    let unknown = Instant::now();
+    world.knows(false);
+    peer.leave();
+    while world.broadcasts() != (0, 1) || stage.registry.view(room(1)).await.is_some() {
+        assert!(unknown.elapsed() < Duration::from_secs(60), "{:?}", world.broadcasts());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Long after it would have been among others.
+    assert!(
+        unknown.elapsed() >= 10 * world.config.broadcast_resume,
+        "{:?}",
+        unknown.elapsed()
+    );
+}
+
+#[actix::test]
+async fn a_room_that_nobody_knows_and_nobody_is_in_is_asked_about_ever_more_seldom_and_at_once_when_somebody_comes() {
+    let world = World::of(RegistryConfig {
+        sweep: Duration::from_millis(5),
+        broadcast_resume: NEVER,
+        grace: NEVER,
+        ..brief()
+    });
+    let (rooms, spool, store) = (world.rooms.clone(), world.spool.clone(), world.store.clone());
+    let stage = held_in(rooms, spool, store, world.config.clone()).await;
+    let asked = || world.rooms.script().asked_of[&1];
+    world.knows(false);
+    let (before, began) = (asked(), Instant::now());
+    until("time to pass", || began.elapsed() > Duration::from_secs(2)).await;
+    // Two more questions each time that a fifth more of the time has passed, in place of 400.
+    let seldom = asked() - before;
+    assert!(seldom < 100, "{seldom}");
+    // Nobody was refused anything.
+    assert_eq!(stage.metrics.room_refusals.get(), 0);
+    // One that comes within a moment of an answer has that one.
+    while stage.metrics.room_refusals.get() == 0 {
+        assert_eq!(stage.refused(1, "somebody's").await, Refusal::RoomServerUnavailable);
+    }
+    let before = asked();
+    let _next = legacy(&stage);
+    until("a question", || asked() > before).await;
+    until("it to count", || stage.metrics.room_refusals.get() > 1).await;
 }

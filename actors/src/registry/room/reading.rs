@@ -114,7 +114,7 @@ impl Room {
     pub fn detach(&mut self, now: Instant) -> Option<Cursor> {
         let cursor = self.cursor.take()?;
         self.session_ended = Some(now);
-        self.refused_since = None;
+        self.refused = None;
         let taken = cursor.flow.end();
         if cursor.phase == Phase::Live {
             let got = match &cursor.reading {

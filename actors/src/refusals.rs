@@ -1,0 +1,74 @@
+//! How often in a row the room server answered that it does not say, to somebody who is there.
+//!
+//! `/readyz` and an alert go by it: a room server that says of nobody whether they are live is as good as none. A verdict, whoever's,
+//! ends the row. So does time: where nobody was refused anything for a while, the last rooms of the day must not look like a room server
+//! that fails.
+
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::gauge::Gauge;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Refusals {
+    in_a_row: Gauge,
+    last: Option<Instant>,
+}
+
+impl Refusals {
+    /// So long after the last one they are forgotten.
+    const FORGOTTEN: Duration = Duration::from_secs(120);
+
+    /// [`Self::look`] is to be called so often.
+    pub const LOOK: Duration = Duration::from_secs(20);
+
+    /// None yet. `in_a_row` shows how many there were.
+    pub fn new(in_a_row: Gauge) -> Self {
+        in_a_row.set(0);
+        Self { in_a_row, last: None }
+    }
+
+    /// The room server gave a verdict.
+    pub fn says(&mut self) {
+        self.last = None;
+        self.in_a_row.set(0);
+    }
+
+    /// It was asked for somebody, and gave none.
+    pub fn refuses(&mut self, now: Instant) {
+        self.last = Some(now);
+        self.in_a_row.inc();
+    }
+
+    /// Forgets them when their time is over.
+    pub fn look(&mut self, now: Instant) {
+        let since = self.last.map(|last| now.saturating_duration_since(last));
+        if since.is_some_and(|since| since >= Self::FORGOTTEN) {
+            self.says();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_are_counted_until_there_is_a_verdict_and_forgotten_when_nobody_was_refused_for_a_while() {
+        let (gauge, began) = (Gauge::default(), Instant::now());
+        gauge.set(7);
+        let mut refusals = Refusals::new(gauge.clone());
+        assert_eq!(gauge.get(), 0, "those of the checker before are not of this one");
+        for n in 1..=3 {
+            refusals.refuses(began + Refusals::FORGOTTEN * n);
+        }
+        refusals.look(began + Refusals::FORGOTTEN * 3 + Refusals::LOOK);
+        assert_eq!(gauge.get(), 3);
+        refusals.look(began + Refusals::FORGOTTEN * 4);
+        assert_eq!(gauge.get(), 0);
+        refusals.refuses(began + Refusals::FORGOTTEN * 5);
+        assert_eq!(gauge.get(), 1);
+        refusals.says();
+        assert_eq!(gauge.get(), 0);
+    }
+}
