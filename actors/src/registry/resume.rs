@@ -60,8 +60,9 @@ impl Drop for ReadTurn {
 
 /// A page of the log, on its way to the session that lacks it.
 pub(crate) struct ReadPage {
-    pub session: SessionId,
     pub presenter: PresenterIdx,
+    /// The reading of the room that lacks it: a session that begins anew on its socket is not sent what was read for it before.
+    pub flow: Arc<Flow>,
     /// What was asked for: events after this one,
     pub after: Seq,
     /// up to and including this one.
@@ -97,7 +98,8 @@ impl Drop for Bring {
 /// What is being read.
 pub(super) struct Reads {
     log: ReadLog,
-    waiting: VecDeque<(SessionId, PresenterIdx)>,
+    /// Readings of rooms that wait for a page.
+    waiting: VecDeque<(PresenterIdx, Arc<Flow>)>,
 }
 
 impl Reads {
@@ -191,12 +193,13 @@ impl SessionRegistry {
     pub(super) fn read_on(&mut self, presenter: PresenterIdx) {
         if let Some(cursor) = self.rooms.get_mut(&presenter).and_then(|room| room.cursor.as_mut()) {
             cursor.page.under_way = true;
-            self.reads.waiting.push_back((cursor.session, presenter));
+            self.reads.waiting.push_back((presenter, Arc::clone(&cursor.flow)));
             if self.reads.waiting.len() > self.sessions.len() {
-                // One place a session: those of sessions that are gone are given back.
+                // One place a session: those of readings that have ended are given back.
+                let rooms = &self.rooms;
                 self.reads
                     .waiting
-                    .retain(|(session, _)| self.sessions.contains_key(session));
+                    .retain(|(presenter, flow)| rooms.get(presenter).is_some_and(|room| room.is_read_through(flow)));
             }
             self.begin_reads();
             if !self.reads.waiting.is_empty() {
@@ -208,9 +211,10 @@ impl SessionRegistry {
     fn begin_reads(&mut self) {
         while !self.reads.waiting.is_empty()
             && let Some(turn) = self.reads.log.turn(self.config.resume_reads)
-            && let Some((session, presenter)) = self.reads.waiting.pop_front()
+            && let Some((presenter, flow)) = self.reads.waiting.pop_front()
         {
-            let Some(room) = self.rooms.get_mut(&presenter).filter(|room| room.is_read_by(session)) else {
+            let room = self.rooms.get_mut(&presenter);
+            let Some(room) = room.filter(|room| room.is_read_through(&flow)) else {
                 continue;
             };
             let Some(cursor) = &mut room.cursor else {
@@ -237,8 +241,8 @@ impl SessionRegistry {
                 mailbox: self.handle.mailbox.clone(),
                 metrics: self.metrics.clone(),
                 page: Some(ReadPage {
-                    session,
                     presenter,
+                    flow,
                     after,
                     through,
                     page: failed("its reader is gone".into()),
@@ -264,8 +268,8 @@ impl SessionRegistry {
     /// A page of the log is there.
     pub(super) fn page(&mut self, read: ReadPage, now: Instant) {
         let ReadPage {
-            session,
             presenter,
+            flow,
             after,
             through,
             page,
@@ -273,15 +277,13 @@ impl SessionRegistry {
         } = read;
         drop(turn);
         let room = self.rooms.get_mut(&presenter);
-        if let Some(room) = room.filter(|room| room.is_read_by(session))
+        if let Some(room) = room.filter(|room| room.is_read_through(&flow))
             && !room.page_is_void()
+            && let Some(cursor) = &room.cursor
         {
-            let seeking = room
-                .cursor
-                .as_ref()
-                .is_some_and(|cursor| cursor.phase == Phase::Seeking);
+            let (session, v1) = (cursor.session, cursor.reading.is_v1());
+            let seeking = cursor.phase == Phase::Seeking;
             let hole = room.take_page(after, through, page, &self.config, now);
-            let v1 = room.cursor.as_ref().is_some_and(|cursor| cursor.reading.is_v1());
             if let Some(through) = hole {
                 log::warn!(
                     "resume: presenter {presenter}: the log has nothing of {} to {through}",

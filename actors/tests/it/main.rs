@@ -8,6 +8,7 @@ mod liveness;
 mod model;
 mod numbering;
 mod peer;
+mod readings;
 mod resume;
 mod script;
 mod sessions;

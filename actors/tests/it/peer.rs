@@ -202,6 +202,14 @@ impl Peer {
         self.state.lock().unwrap()
     }
 
+    /// Says `start` again on the same socket (legacy).
+    pub fn starts_again(&self, presenter: i64) {
+        let session = self.state().session.unwrap();
+        let flow = Arc::new(Flow::default());
+        self.registry
+            .attach(session, room(presenter), flow, self.reading.clone());
+    }
+
     pub fn is_v1(&self) -> bool {
         self.reading.is_v1()
     }

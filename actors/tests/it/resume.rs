@@ -98,7 +98,7 @@ fn place(stage: &Stage) -> Option<(u64, bool)> {
     script.places.get(&1).map(|place| (place.position.0, place.exact))
 }
 
-async fn reading(stage: &Stage, count: usize) {
+pub async fn reading(stage: &Stage, count: usize) {
     until("readings", || stage.log.script().under_way == count).await;
 }
 

@@ -289,6 +289,13 @@ impl Room {
         self.cursor.as_ref().is_some_and(|cursor| cursor.session == session)
     }
 
+    /// Whether this reading is the attached session's. One socket may have several, one after another.
+    pub fn is_read_through(&self, flow: &Arc<Flow>) -> bool {
+        self.cursor
+            .as_ref()
+            .is_some_and(|cursor| Arc::ptr_eq(&cursor.flow, flow))
+    }
+
     /// Whether the event that was just published was sent to a session (rule 11), and not passed over: what deletes it may have been
     /// in the same commit.
     pub fn was_sent(&self, seq: Seq) -> bool {
