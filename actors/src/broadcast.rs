@@ -119,16 +119,35 @@ pub fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option
     Some(broadcast)
 }
 
-/// [`Heard::watched_ms`] at another look at the room. A longer time without one, as of a process that was stopped or a machine that slept,
-/// is not passed over: nobody was asked, and as behind a restart nobody knows what was in it.
-pub fn watched_on(watched_ms: Option<i64>, now_ms: i64, pause_ms: i64) -> Option<i64> {
-    watched_ms.map(|before_ms| {
-        if now_ms - before_ms > pause_ms {
-            before_ms
-        } else {
-            now_ms
+/// Until when a room that was seen to be live was looked after, again and again, and nobody said that it is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// [`Heard::watched_ms`].
+    pub until_ms: i64,
+    /// The same moment by [`crate::clock::boot_ms`].
+    looked_ms: i64,
+}
+
+impl Watched {
+    /// The room is seen to be live: `now_ms` in milliseconds since 1970, UTC, `boot_ms` the same moment by [`crate::clock::boot_ms`].
+    pub fn begin(now_ms: i64, boot_ms: i64) -> Self {
+        Self {
+            until_ms: now_ms,
+            looked_ms: boot_ms,
         }
-    })
+    }
+
+    /// Another look, at this moment. A longer time without one than `pause_ms`, as of a process that was stopped or a machine that slept,
+    /// is not passed over: nobody was asked, and as behind a restart nobody knows what was in it. That the system's clock was set is no
+    /// such time.
+    #[must_use]
+    pub fn on(self, now_ms: i64, boot_ms: i64, pause_ms: i64) -> Self {
+        if boot_ms - self.looked_ms > pause_ms {
+            self
+        } else {
+            Self::begin(now_ms, boot_ms)
+        }
+    }
 }
 
 impl Broadcast {

@@ -93,6 +93,21 @@ pub fn steady_ms() -> i64 {
     ms.saturating_add(i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX))
 }
 
+/// Milliseconds by a clock that nobody sets, and that goes on while the process is stopped and while the machine sleeps. When it began
+/// is nothing to go by. (Elsewhere than on Linux it is the system's clock, which is set.)
+pub fn boot_ms() -> i64 {
+    #[cfg(target_os = "linux")]
+    {
+        let since = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        since
+            .tv_sec
+            .saturating_mul(1000)
+            .saturating_add(since.tv_nsec / 1_000_000)
+    }
+    #[cfg(not(target_os = "linux"))]
+    system_ms()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -185,20 +185,31 @@ fn a_broadcast_goes_on_however_long_nobody_answers_unless_it_was_away_before() {
 fn a_server_that_was_stopped_for_long_in_an_outage_begins_another_as_behind_a_restart() {
     let mut room = Room::new();
     room.hear(live(), 1_000);
-    let mut watched_ms = Some(1_000);
-    for now_ms in [1_000 + RESUME, 1_000 + 2 * RESUME] {
-        watched_ms = watched_on(watched_ms, now_ms, RESUME);
-        assert_eq!(watched_ms, Some(now_ms));
+    let mut watched = Watched::begin(1_000, 0);
+    for boot_ms in [RESUME, 2 * RESUME] {
+        watched = watched.on(1_000 + boot_ms, boot_ms, RESUME);
+        assert_eq!(watched.until_ms, 1_000 + boot_ms);
     }
-    for now_ms in [1_001 + 3 * RESUME, 1_002 + 3 * RESUME] {
-        watched_ms = watched_on(watched_ms, now_ms, RESUME);
-        assert_eq!(watched_ms, Some(1_000 + 2 * RESUME));
+    for boot_ms in [1 + 3 * RESUME, 2 + 3 * RESUME] {
+        watched = watched.on(1_000 + boot_ms, boot_ms, RESUME);
+        assert_eq!(watched.until_ms, 1_000 + 2 * RESUME);
     }
-    room.watched_ms = watched_ms;
+    room.watched_ms = Some(watched.until_ms);
     room.hear(live(), 1_003 + 3 * RESUME);
     assert_eq!((room.kept.len(), room.kept[0].ended_at_ms), (2, Some(1_000)));
-    // Behind a restart there is nothing to go on from.
-    assert_eq!(watched_on(None, 1_000, RESUME), None);
+}
+
+#[test]
+fn a_clock_that_is_set_ends_no_broadcast_that_is_looked_after() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    let mut watched = Watched::begin(1_000, 0);
+    for (n, now_ms) in [100 * RESUME, 100 * RESUME + 1, 2_000].into_iter().enumerate() {
+        watched = watched.on(now_ms, i64::try_from(n).unwrap(), RESUME);
+        room.watched_ms = Some(watched.until_ms);
+        room.hear(live(), now_ms);
+    }
+    assert_eq!((room.kept.len(), room.segments(0)), (1, vec![(1_000, None)]));
 }
 
 #[test]

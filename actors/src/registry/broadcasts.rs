@@ -4,7 +4,10 @@
 //! opened before the spool has told which are open already: after a restart, or a registry that panicked, they go on.
 
 use super::*;
-use crate::broadcast::{Broadcast, Heard, follow, give_up};
+use crate::{
+    broadcast::{Broadcast, Heard, Watched, follow, give_up},
+    clock::boot_ms,
+};
 
 /// Broadcasts a transaction, so that commits wait little for one.
 const MOST: usize = 64;
@@ -107,12 +110,14 @@ impl SessionRegistry {
         }
         // By the clock of the messages: where the system's was set back, no broadcast ends before what was said in it.
         let now_ms = self.clock.now_ms();
+        let boot_ms = boot_ms();
+        room.watch(now_ms, boot_ms, &self.config);
         let heard = Heard {
             presenter,
             liveness,
             now_ms,
             away_ms: room.away_for(now).map_or(0, ms),
-            watched_ms: room.watched_ms,
+            watched_ms: room.watched.map(|watched| watched.until_ms),
             epoch: &self.epoch,
             committed,
             last: room.last_numbered(),
@@ -120,7 +125,8 @@ impl SessionRegistry {
         };
         let before = room.record.as_ref().map(|record| record.id);
         let mut changed = follow(&mut room.record, &heard, || self.clock.stamp().1);
-        room.watched_ms = room.record.as_ref().filter(|_| liveness.live).map(|_| now_ms);
+        let seen = room.record.is_some() && liveness.live;
+        room.watched = seen.then(|| Watched::begin(now_ms, boot_ms));
         let lacks = liveness.live && room.is_live_in(before);
         if !liveness.live && room.record.is_none() {
             room.goes_on_no_more();

@@ -13,12 +13,13 @@ use uuid::Uuid;
 
 use super::{
     RegistryConfig,
+    broadcasts::ms,
     cursor::{Cursor, Paged, Phase},
     messages::{Looking, RoomLook, SessionId, Waiting},
     subscriber::{Reading, Subscriber},
 };
 use crate::{
-    broadcast::Broadcast,
+    broadcast::{Broadcast, Watched},
     checker::Why,
     outcome::Refusal,
     ring::{Entry, Ring},
@@ -127,8 +128,8 @@ pub(super) struct Room {
     pub record: Option<Broadcast>,
     /// When its record was last kept, in milliseconds since 1970.
     pub recorded_ms: i64,
-    /// Until when it was looked after and nobody said that it is not live: see [`crate::broadcast::Heard`].
-    pub watched_ms: Option<i64>,
+    /// Until when it was looked after and nobody said that it is not live; `None` where this process has not seen it live.
+    pub watched: Option<Watched>,
     /// Whether where the room stood before was asked for.
     restored: bool,
     /// Whether its place is another than what was last saved.
@@ -175,7 +176,7 @@ impl Room {
             broadcast: None,
             record: None,
             recorded_ms: 0,
-            watched_ms: None,
+            watched: None,
             restored: false,
             moved: false,
             saved_at: None,
@@ -334,6 +335,13 @@ impl Room {
             self.moved = true;
         }
         self.let_go();
+    }
+
+    /// It is looked at; `now_ms` is milliseconds since 1970, `boot_ms` the same moment by [`crate::clock::boot_ms`].
+    pub fn watch(&mut self, now_ms: i64, boot_ms: i64, config: &RegistryConfig) {
+        // Looks are a sweep apart, or a little more; that is no time without one.
+        let pause_ms = ms(config.broadcast_resume.max(config.sweep * 3));
+        self.watched = self.watched.map(|watched| watched.on(now_ms, boot_ms, pause_ms));
     }
 
     /// The record of the broadcast tells whether the live room goes on with the one that it had, if it had one. Returns whether there

@@ -180,7 +180,7 @@ impl SessionRegistry {
             room.told |= room.committed().is_some();
         }
         if verdict.answer.is_some_and(|(liveness, _)| !liveness.live) {
-            room.watched_ms = None;
+            room.watched = None;
         }
         match verdict.answer {
             Some((liveness, expires_at)) => {

@@ -5,11 +5,8 @@
 
 use std::collections::VecDeque;
 
-use super::{broadcasts::ms, *};
-use crate::{
-    broadcast::{Broadcast, watched_on},
-    seams::Place,
-};
+use super::*;
+use crate::{broadcast::Broadcast, clock::boot_ms, seams::Place};
 
 /// Rooms a turn, as long as turns are in time.
 const SLICE: usize = 256;
@@ -125,9 +122,7 @@ impl SessionRegistry {
         if let Some(why) = room.wants_verdict(now, &self.config) {
             room.checking = self.checker.check(presenter, why);
         }
-        // Looks are a sweep apart, or a little more; that is no time without one.
-        let pause = self.config.broadcast_resume.max(self.config.sweep * 3);
-        room.watched_ms = watched_on(room.watched_ms, self.clock.now_ms(), ms(pause));
+        room.watch(self.clock.now_ms(), boot_ms(), &self.config);
         let mut stalled = None;
         if let Some(cursor) = &mut room.cursor {
             cursor.look(now);

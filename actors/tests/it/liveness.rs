@@ -1,16 +1,18 @@
 //! When the room server is asked whether a room is live, though nobody sends (rules 8 and 13).
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use chatting_actors::{
     outcome::{Delivery, Refusal},
     registry::RegistryConfig,
     seldom::Seldom,
+    types::{Event, Seq},
 };
 
 use crate::{
+    resume::quick_rooms,
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, keep_lines, lines_with, registry_config, until, writer_config},
+    stage::{Stage, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 /// The room server is asked about this room a few times more, sweep by sweep.
@@ -103,4 +105,43 @@ async fn what_the_room_server_answers_at_once_waits_for_no_place_however_much_is
     assert_eq!(stage.metrics.queues.waiting("lookups", 64).1.get(), 0);
     assert_eq!(stage.accepted(300, "last").await.delivery, Delivery::Delivered);
     drop(first);
+}
+
+#[actix::test]
+async fn rule_05_a_clock_set_ahead_for_longer_than_an_interruption_may_last_splits_no_broadcast_that_is_live() {
+    let (rooms, spool, store) = (quick_rooms(), ScriptedSpool::default(), ScriptedStore::default());
+    // Nothing names them.
+    rooms.script().started_at_ms.clear();
+    // Of the first room the spool knows how far it is; for the second it has the store asked.
+    spool.script().rooms.insert(1, Seq(0));
+    spool.script().asks_store = true;
+    let stage = Stage::among(rooms.clone(), spool.clone(), store, registry_config(), writer_config());
+    let presenter = stage.reader(1);
+    stage.accepted(1, "first").await;
+    presenter.leave();
+    let before = stage.accepted(1, "held").await.sent_at_ms;
+    stage.stored(1).await;
+    // No event is stamped before the newest one of the store.
+    {
+        let mut script = stage.store.script();
+        let mut event = Event::clone(&script.events[&(1, 1)]);
+        (event.presenter_idx, event.sent_at_ms) = (room(2), before + 3_600_000);
+        script.events.insert((2, 1), Arc::new(event));
+    }
+    let other = stage.reader(2);
+    stage.accepted(2, "another's").await;
+    let after = stage.accepted(1, "held, too").await;
+    assert!(after.sent_at_ms >= before + 3_600_000, "{before} {after:?}");
+    asked_again_and_again(&rooms, 1).await;
+    assert_eq!(stage.accepted(1, "and this").await.delivery, Delivery::Held);
+    let records = {
+        let script = spool.script();
+        let records = script.broadcasts.values();
+        records.filter(|(record, _)| record.presenter == room(1)).count()
+    };
+    assert_eq!(records, 1);
+    let next = stage.reader(1);
+    next.has_seen(3).await;
+    assert_eq!(next.seqs(), [2, 3, 4]);
+    drop(other);
 }
