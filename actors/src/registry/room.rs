@@ -392,8 +392,21 @@ impl Room {
     /// tell, too: that the room server is away ends no session (rule 9).
     pub fn not_live_for(&self, now: Instant) -> Option<Duration> {
         let since = self.not_live_since.filter(|_| self.unanswered_since.is_none())?;
+        Some(self.here_for(since, now))
+    }
+
+    /// How long the room server has not said whether the room is live, and its session, if it has one, has been there. `None` where it
+    /// does, does not answer, or has named no other since (`named_at`): one that knows nobody any more is not the session's fault.
+    pub fn refused_for(&self, named_at: Option<Instant>, now: Instant) -> Option<Duration> {
+        let since = self.refused?.since;
+        named_at.filter(|named_at| *named_at >= since)?;
+        Some(self.here_for(since, now))
+    }
+
+    /// The time since then in which its session, if it has one, has been there.
+    fn here_for(&self, since: Instant, now: Instant) -> Duration {
         let since = self.cursor.as_ref().map_or(since, |cursor| since.max(cursor.came));
-        Some(now.saturating_duration_since(since))
+        now.saturating_duration_since(since)
     }
 
     /// Admission: one synchronous step after liveness and before numbering.

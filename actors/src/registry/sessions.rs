@@ -179,25 +179,27 @@ impl SessionRegistry {
         left
     }
 
-    /// Rule 10: when sessions are full, those whose room is not live go first; then those that never said whose they are. As many
-    /// as were refused since the last sweep, so that a crowd at the door costs a look at all sessions once a sweep.
+    /// Rule 10: when sessions are full, those whose room is not live go first; then those of whose room alone the room server does not
+    /// say; then those that never said whose they are. As many as were refused since the last sweep, so that a crowd at the door costs
+    /// a look at all sessions once a sweep.
     pub(super) fn make_room(&self, now: Instant) {
         let wanted = self.handle.places_wanted();
         if wanted == 0 {
             return;
         }
-        let idle_for = |session: &Session| match session.presenter {
-            None => Some(Duration::ZERO),
-            Some(presenter) => self.rooms.get(&presenter).and_then(|room| room.not_live_for(now)),
+        // The greatest goes first.
+        let spare = |session: &Session| match session.presenter {
+            None => Some((0, Duration::ZERO)),
+            Some(presenter) => {
+                let room = self.rooms.get(&presenter)?;
+                let refused_for = || room.refused_for(self.named_at, now).map(|time| (1, time));
+                room.not_live_for(now).map(|time| (2, time)).or_else(refused_for)
+            }
         };
-        let idle = self
-            .sessions
-            .values()
-            .filter(|session| session.ended.get().is_none())
-            .filter_map(|session| Some((idle_for(session)?, session)));
-        let mut idle: Vec<_> = idle.collect();
-        idle.sort_unstable_by_key(|(idle, _)| Reverse(*idle));
-        for (_, session) in idle.into_iter().take(wanted) {
+        let open = self.sessions.values().filter(|session| session.ended.get().is_none());
+        let mut spare: Vec<_> = open.filter_map(|session| Some((spare(session)?, session))).collect();
+        spare.sort_unstable_by_key(|(spare, _)| Reverse(*spare));
+        for (_, session) in spare.into_iter().take(wanted) {
             let known = session.presenter.is_some();
             self.end(session, if known { End::NotLive } else { End::Crowded });
         }

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use chatting_actors::{
     outcome::Refusal,
-    registry::{Reading, RegistryConfig},
+    registry::{End, Reading, RegistryConfig},
 };
 
 use crate::{
     acts,
-    peer::v1,
+    peer::{Peer, Shared, v1},
     resume::{asker, come_as, fine, held_in, is_live, legacy, quick_rooms, send},
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
     stage::{Stage, registry_config, room, until, writer_config},
@@ -225,4 +225,37 @@ async fn a_room_that_nobody_knows_and_nobody_is_in_is_asked_about_ever_more_seld
     let _next = legacy(&stage);
     until("a question", || asked() > before).await;
     until("it to count", || stage.metrics.room_refusals.get() > 1).await;
+}
+
+#[actix::test]
+async fn rule_10_a_session_whose_room_nobody_knows_makes_place_behind_those_whose_room_is_not_live() {
+    let world = World::of(registry_config());
+    let stage = world.stage();
+    let session = |presenter| {
+        let registry = &stage.registry;
+        Peer::come(registry, presenter, v1(None), 64, Shared::default(), None)
+    };
+    world.rooms.script().unknown.extend([1, 2]);
+    let unknown = [session(1), session(2)];
+    until("refusals", || stage.metrics.room_refusals.get() > 1).await;
+    // As long as it says of nobody whether they are live, none of them is to blame.
+    stage.registry.make_room();
+    let asked = |presenter| world.rooms.script().asked_of.get(&presenter).copied().unwrap_or(0);
+    let before = asked(1);
+    until("some sweeps", || asked(1) > before + 3).await;
+    assert_eq!(unknown.each_ref().map(|peer| peer.told()), [None, None]);
+
+    world.rooms.script().not_live.insert(3);
+    let (live, not_live) = (session(4), session(3));
+    until("verdicts", || asked(3) > 1 && asked(4) > 1).await;
+    stage.registry.make_room();
+    assert_eq!(not_live.closed().await, End::NotLive);
+    assert_eq!(unknown.each_ref().map(|peer| peer.told()), [None, None]);
+    stage.registry.make_room();
+    stage.registry.make_room();
+    for peer in &unknown {
+        assert_eq!(peer.closed().await, End::NotLive);
+    }
+    assert_eq!(live.told(), None);
+    fine(&[&live, &not_live, &unknown[0], &unknown[1]]);
 }
