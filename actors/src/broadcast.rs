@@ -90,9 +90,12 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
     let goes_on = open.as_ref().is_some_and(|broadcast| broadcast.is_meant_by(heard));
     if let Some(broadcast) = open.as_mut() {
         let touched = match (heard.liveness.live, goes_on) {
-            (true, true) => broadcast.is_live(heard),
-            (true, false) => broadcast.ends(broadcast.last_live_ms(), heard.epoch, heard.last),
-            (false, _) => broadcast.is_not_live(heard),
+            (true, true) => broadcast.hear_live(heard),
+            (true, false) => {
+                broadcast.end(broadcast.last_live_ms(), heard.epoch, heard.last);
+                true
+            }
+            (false, _) => broadcast.hear_not_live(heard),
         };
         if touched {
             broadcast.version += 1;
@@ -114,7 +117,7 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
 /// number that was given in this numbering. Returns the record, to be kept.
 pub fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option<Broadcast> {
     let mut broadcast = open.take()?;
-    broadcast.ends(broadcast.last_live_ms(), epoch, last);
+    broadcast.end(broadcast.last_live_ms(), epoch, last);
     broadcast.version += 1;
     Some(broadcast)
 }
@@ -219,7 +222,9 @@ impl Broadcast {
         heard.now_ms - self.last_live_ms().max(watched_ms.unwrap_or(i64::MIN)) <= heard.resume_ms
     }
 
-    fn is_live(&mut self, heard: &Heard<'_>) -> bool {
+    /// Hears that it is live. Returns whether that is to be kept at once.
+    #[must_use]
+    fn hear_live(&mut self, heard: &Heard<'_>) -> bool {
         let mut touched = false;
         let full = self.segments.len() >= SEGMENTS_MAX;
         match self.segments.last_mut() {
@@ -259,7 +264,9 @@ impl Broadcast {
         touched
     }
 
-    fn is_not_live(&mut self, heard: &Heard<'_>) -> bool {
+    /// Hears that it is not live, which may end it. Returns whether that is to be kept at once.
+    #[must_use]
+    fn hear_not_live(&mut self, heard: &Heard<'_>) -> bool {
         let reported = heard.liveness.ended_at_ms;
         let mut touched = false;
         if let Some(last) = self.segments.last_mut().filter(|last| last.to_ms.is_none()) {
@@ -277,18 +284,18 @@ impl Broadcast {
         }
         let away_ms = heard.away_ms.max(heard.now_ms - self.last_live_ms());
         if reported.is_some() || away_ms >= heard.resume_ms {
-            touched |= self.ends(self.last_live_ms(), heard.epoch, heard.last);
+            self.end(self.last_live_ms(), heard.epoch, heard.last);
+            touched = true;
         }
         touched
     }
 
-    fn ends(&mut self, at_ms: i64, epoch: &Epoch, last: Seq) -> bool {
+    fn end(&mut self, at_ms: i64, epoch: &Epoch, last: Seq) {
         if let Some(last) = self.segments.last_mut() {
             last.to_ms.get_or_insert(at_ms.max(last.from_ms));
         }
         self.close_span(epoch, last);
         self.ended_at_ms = Some(at_ms);
-        true
     }
 
     /// What is numbered from now on is not of this broadcast.

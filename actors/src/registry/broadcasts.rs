@@ -75,7 +75,7 @@ impl SessionRegistry {
             Numbering::Known { .. } => {
                 let last = room.last_numbered();
                 let ended = give_up(&mut room.record, &self.epoch, last);
-                room.was_given_up();
+                room.give_up();
                 // Before its record is, as at any other end.
                 let place = room.place_at_once(presenter, &self.config, now, system_ms());
                 self.keep_places(place.into_iter().collect());
@@ -105,7 +105,7 @@ impl SessionRegistry {
             return Vec::new();
         };
         if !liveness.live && room.record.is_none() {
-            room.goes_on_no_more();
+            room.give_up_paused();
             return Vec::new();
         }
         // By the clock of the messages: where the system's was set back, no broadcast ends before what was said in it.
@@ -127,9 +127,9 @@ impl SessionRegistry {
         let mut changed = follow(&mut room.record, &heard, || self.clock.stamp().1);
         let seen = room.record.is_some() && liveness.live;
         room.watched = seen.then(|| Watched::begin(now_ms, boot_ms));
-        let lacks = liveness.live && room.is_live_in(before);
+        let lacks = liveness.live && room.go_live(before);
         if !liveness.live && room.record.is_none() {
-            room.goes_on_no_more();
+            room.give_up_paused();
             // Before its record is: a place is that of a broadcast which goes on, or may, as long as there is an open one.
             if let Some(place) = room.place_at_once(presenter, &self.config, now, system_ms()) {
                 self.writer.keep_places(vec![place]);

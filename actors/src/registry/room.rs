@@ -1,5 +1,6 @@
 //! One room: its lease, its numbering, its ring and the cursor that reads it. No actor, no clock of its own.
 
+mod liveness;
 mod place;
 mod reading;
 
@@ -30,6 +31,7 @@ use crate::{
 };
 
 pub(super) use self::reading::Opened;
+use self::{liveness::Refused, place::Saving};
 
 /// The room's liveness verdict, with its expiry.
 #[derive(Clone, Copy, Debug)]
@@ -37,18 +39,6 @@ pub(super) struct Lease {
     pub liveness: Liveness,
     pub taken_at: Instant,
     pub expires_at: Instant,
-}
-
-impl Lease {
-    fn valid(&self, now: Instant) -> bool {
-        now < self.expires_at
-    }
-
-    /// Leases in use are refreshed when so much of their time is over (rule 8).
-    fn refresh_due(&self, now: Instant, percent: u32) -> bool {
-        let life = self.expires_at.saturating_duration_since(self.taken_at);
-        now.saturating_duration_since(self.taken_at) >= life * percent / 100
-    }
 }
 
 /// What is known of the room's numbers.
@@ -61,16 +51,6 @@ pub(super) enum Numbering {
     /// Everything up to `committed` is in the spool; `next` is what the next event gets.
     Known { committed: Seq, next: Seq },
 }
-
-/// Refusals of the room server's in a row: when the first and the last came.
-#[derive(Clone, Copy, Debug)]
-struct Refused {
-    since: Instant,
-    last: Instant,
-}
-
-/// See [`Room::is_unknown`].
-const ALONE: u32 = 12;
 
 /// What a broadcast finds again when it goes on after the room was not live for a moment. Meanwhile it is taken for ended: who comes
 /// then may come for the next one.
@@ -132,16 +112,8 @@ pub(super) struct Room {
     pub watched: Option<Watched>,
     /// Whether where the room stood before was asked for.
     restored: bool,
-    /// Whether its place is another than what was last saved.
-    moved: bool,
-    /// When its place was last saved.
-    saved_at: Option<Instant>,
-    /// The place on disk is exact.
-    exact_on_disk: bool,
-    /// That it no longer is is on its way there.
-    marking: bool,
-    /// An exact place has been sent after that.
-    exact_behind_mark: bool,
+    /// What of its place is on disk.
+    saving: Saving,
     /// How many viewers the presenter's client said it passes events on to.
     pub fanned_out: Option<u64>,
     /// The last session was legacy: whoever comes next is owed no act that came since.
@@ -178,235 +150,10 @@ impl Room {
             recorded_ms: 0,
             watched: None,
             restored: false,
-            moved: false,
-            saved_at: None,
-            exact_on_disk: false,
-            marking: false,
-            exact_behind_mark: false,
+            saving: Saving::default(),
             fanned_out: None,
             passes_acts: false,
         }
-    }
-
-    /// The verdict that counts now.
-    pub fn verdict(&self, now: Instant) -> Option<Liveness> {
-        self.lease.filter(|lease| lease.valid(now)).map(|lease| lease.liveness)
-    }
-
-    /// Whether the room server should be asked although the lease still holds.
-    pub fn refresh_due(&self, now: Instant, percent: u32) -> bool {
-        !self.checking && self.lease.is_some_and(|lease| lease.refresh_due(now, percent))
-    }
-
-    /// Whether whoever asks causes no lookup: there is a verdict, one is under way, or its session needs one.
-    pub fn is_asked_about_anyway(&self, now: Instant) -> bool {
-        self.verdict(now).is_some() || self.checking || self.cursor.is_some()
-    }
-
-    /// Takes a new verdict.
-    pub fn renew(&mut self, liveness: Liveness, now: Instant, expires_at: Instant) {
-        let another = self
-            .broadcast
-            .zip(liveness.room_idx)
-            .is_some_and(|(before, after)| before != after);
-        let begins = self.lease.is_some_and(|lease| !lease.liveness.live);
-        if liveness.room_idx.is_some() && liveness.room_idx != self.broadcast {
-            self.broadcast = liveness.room_idx;
-            self.moved = true;
-        }
-        if another {
-            self.paused = None;
-        } else if let Some(paused) = &mut self.paused {
-            // A session that ended meanwhile is one of it, if it goes on.
-            paused.session_ended = self.session_ended.or(paused.session_ended);
-        } else if !liveness.live && self.restored {
-            self.paused = Some(Paused {
-                over: self.over,
-                session_ended: self.session_ended,
-            });
-        }
-        if !liveness.live || begins || another {
-            // Only a session of this very broadcast is held for.
-            self.session_ended = None;
-        }
-        if !liveness.live || another {
-            // What was held belongs to the broadcast before: the log has it, the next one does not get it (rule 13).
-            self.broadcast_ends();
-        }
-        self.lease = Some(Lease {
-            liveness,
-            taken_at: now,
-            expires_at,
-        });
-        self.is_answered(now);
-        self.refused = None;
-        self.not_live_since = match liveness.live {
-            true => None,
-            false => self.not_live_since.or(Some(now)),
-        };
-    }
-
-    /// The room server answers, whatever: the time without it does not count.
-    pub fn is_answered(&mut self, now: Instant) {
-        if let Some(since) = self.unanswered_since.take() {
-            let unanswered = now.saturating_duration_since(since);
-            self.not_live_since = self.not_live_since.map(|since| since + unanswered);
-        }
-    }
-
-    /// The room server does not say whether the room is live, and no verdict holds.
-    pub fn is_refused(&mut self, now: Instant) {
-        self.is_answered(now);
-        let since = self.refused.map_or(now, |refused| refused.since);
-        self.refused = Some(Refused { since, last: now });
-    }
-
-    /// Whether the room server has not known the room for so long that nothing it had goes on, and nobody is or was just here. That
-    /// it knows others behind that (`named_at`) tells it from one that knows nobody any more; where nobody asks about others, as at
-    /// night, it takes [`ALONE`] times as long.
-    pub fn is_unknown(&self, named_at: Option<Instant>, now: Instant, config: &RegistryConfig) -> bool {
-        let Some(Refused { since, .. }) = self.refused else {
-            return false;
-        };
-        let named = named_at.is_some_and(|named_at| named_at >= since + config.broadcast_resume);
-        let long = now.saturating_duration_since(since) >= config.broadcast_resume * ALONE;
-        self.cursor.is_none() && !self.held_for(now, config) && (named || long)
-    }
-
-    /// Whether nothing that was accepted waits for a session of this broadcast, be it in memory or, behind a restart, in the log.
-    pub fn holds_nothing(&self) -> bool {
-        self.restored && self.waiting_bytes() == 0 && self.held_for_nobody(self.got()) >= self.last_numbered()
-    }
-
-    /// Everything up to here was taken, may have been, or is not of this broadcast.
-    fn got(&self) -> Seq {
-        let over = self.paused.map_or(self.over, |paused| paused.over);
-        self.position.max(self.legacy_from).max(over)
-    }
-
-    /// The last in an unbroken row of events behind this one that are acts, or what acts cover; this one where there is none.
-    fn held_for_nobody(&self, behind: Seq) -> Seq {
-        let events = self.ring.after(behind).take_while(|entry| !entry.is_for_legacy());
-        events.fold(behind, |last, entry| match entry.event.seq {
-            seq if seq == last.next() => seq,
-            _ => last,
-        })
-    }
-
-    /// The place of a room without a session moves over what is held for nobody. Not where the last session was v1: the next one is
-    /// told of acts that came since.
-    fn pass_over(&mut self) {
-        if self.cursor.is_some() || !self.passes_acts {
-            return;
-        }
-        let got = self.got();
-        let through = self.held_for_nobody(got);
-        if got < through {
-            if self.position == self.legacy_from {
-                self.position = through;
-            }
-            self.legacy_from = through;
-            self.moved = true;
-        }
-    }
-
-    /// The record of its broadcast has ended without a word of the room server's.
-    pub fn was_given_up(&mut self) {
-        self.session_ended = None;
-        self.goes_on_no_more();
-        self.broadcast_ends();
-    }
-
-    /// The room server did not answer, and no verdict holds.
-    pub fn is_unanswered(&mut self, now: Instant) {
-        self.refused = None;
-        self.unanswered_since.get_or_insert(now);
-    }
-
-    fn broadcast_ends(&mut self) {
-        // Before the numbering is known: whatever there is.
-        let last = if self.restored {
-            self.last_numbered()
-        } else {
-            Seq(u64::MAX)
-        };
-        if last != self.over {
-            self.over = last;
-            self.moved = true;
-        }
-        self.let_go();
-    }
-
-    /// It is looked at; `now_ms` is milliseconds since 1970, `boot_ms` the same moment by [`crate::clock::boot_ms`].
-    pub fn watch(&mut self, now_ms: i64, boot_ms: i64, config: &RegistryConfig) {
-        // Looks are a sweep apart, or a little more; that is no time without one.
-        let pause_ms = ms(config.broadcast_resume.max(config.sweep * 3));
-        self.watched = self.watched.map(|watched| watched.on(now_ms, boot_ms, pause_ms));
-    }
-
-    /// The record of the broadcast tells whether the live room goes on with the one that it had, if it had one. Returns whether there
-    /// is something for its session again.
-    pub fn is_live_in(&mut self, before: Option<Uuid>) -> bool {
-        let now = self.record.as_ref().map(|record| record.id);
-        let paused = self.paused.take();
-        // Its place was saved as that of the broadcast that might go on.
-        self.moved |= paused.is_some();
-        if before.is_some() && before != now {
-            // What names a broadcast may be its start, and what tells two apart may be time alone.
-            self.session_ended = None;
-            self.broadcast_ends();
-            return false;
-        }
-        let goes_on = paused.filter(|_| before.is_some());
-        goes_on.is_some_and(|paused| self.goes_on(paused))
-    }
-
-    /// The broadcast that might have gone on has ended.
-    pub fn goes_on_no_more(&mut self) {
-        self.moved |= self.paused.take().is_some();
-    }
-
-    fn goes_on(&mut self, paused: Paused) -> bool {
-        self.over = paused.over;
-        let from = self.legacy_from.max(self.over);
-        match &mut self.cursor {
-            None => {
-                self.session_ended = paused.session_ended;
-                false
-            }
-            // One that came meanwhile and has had nothing yet has what is held before it.
-            Some(cursor) if cursor.reading == Reading::Legacy && cursor.is_new() && from < cursor.start => {
-                cursor.begin(from);
-                true
-            }
-            Some(_) => false,
-        }
-    }
-
-    /// How long the room has been known not to be live.
-    pub fn away_for(&self, now: Instant) -> Option<Duration> {
-        self.not_live_since.map(|since| now.saturating_duration_since(since))
-    }
-
-    /// How long the room has been known not to be live, and its session, if it has one, has been there. `None` while nobody can
-    /// tell, too: that the room server is away ends no session (rule 9).
-    pub fn not_live_for(&self, now: Instant) -> Option<Duration> {
-        let since = self.not_live_since.filter(|_| self.unanswered_since.is_none())?;
-        Some(self.here_for(since, now))
-    }
-
-    /// How long the room server has not said whether the room is live, and its session, if it has one, has been there. `None` where it
-    /// does, does not answer, or has named no other since (`named_at`): one that knows nobody any more is not the session's fault.
-    pub fn refused_for(&self, named_at: Option<Instant>, now: Instant) -> Option<Duration> {
-        let since = self.refused?.since;
-        named_at.filter(|named_at| *named_at >= since)?;
-        Some(self.here_for(since, now))
-    }
-
-    /// The time since then in which its session, if it has one, has been there.
-    fn here_for(&self, since: Instant, now: Instant) -> Duration {
-        let since = self.cursor.as_ref().map_or(since, |cursor| since.max(cursor.came));
-        now.saturating_duration_since(since)
     }
 
     /// Admission: one synchronous step after liveness and before numbering.
@@ -501,7 +248,7 @@ impl Room {
         if entry.event.act.is_some() && self.lease.is_some_and(|lease| !lease.liveness.live) {
             // An act behind the end of a broadcast is not for the next one.
             self.over = self.over.max(entry.event.seq);
-            self.moved = true;
+            self.saving.moves();
         }
         self.ring.push(entry);
         self.pass_over();
@@ -560,36 +307,6 @@ impl Room {
             session: self.cursor.is_some(),
             last_seq: self.committed(),
             fanned_out: self.fanned_out,
-        }
-    }
-
-    /// The checker is another one now: it was asked nothing.
-    pub fn checker_started(&mut self) -> bool {
-        std::mem::take(&mut self.checking)
-    }
-
-    /// Whether the sweep should ask for a verdict, and why. A session, and what is held (rule 13), have one that holds refreshed, so that
-    /// no sender waits for the next (rule 8); an open broadcast asks when it has expired. Where nobody is there and the room server
-    /// does not say, ever more seldom: when another tenth of the time since it said something has passed. Whoever comes has it
-    /// asked at once.
-    pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<Why> {
-        let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
-        match self.verdict(now) {
-            None if self.checking || !(in_use || self.record.is_some()) => None,
-            None if self.cursor.is_some() => Some(Why::Wanted),
-            None => {
-                let due = |refused: Refused| {
-                    let tenth = refused.last.saturating_duration_since(refused.since) / 10;
-                    now.saturating_duration_since(refused.last) >= tenth
-                };
-                self.refused.is_none_or(due).then_some(Why::Idle)
-            }
-            // At the next sweep it may be over.
-            Some(verdict) if verdict.live && in_use => self
-                .refresh_due(now + config.sweep, config.refresh_percent)
-                .then_some(Why::Refresh),
-            // Whoever would be refused may as well wait.
-            Some(_) => None,
         }
     }
 

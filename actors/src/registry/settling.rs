@@ -192,9 +192,9 @@ impl SessionRegistry {
             None => {
                 if verdict.refused {
                     // It has no other word on the presenter than the last.
-                    room.is_refused(now);
+                    room.hear_refusal(now);
                 } else {
-                    room.is_unanswered(now);
+                    room.hear_nothing(now);
                 }
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
             }

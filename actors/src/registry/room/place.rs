@@ -7,6 +7,65 @@ fn anew(config: &RegistryConfig) -> Duration {
     config.broadcast_resume / 10
 }
 
+/// What of a room's place is on disk, and when it is saved anew.
+#[derive(Debug, Default)]
+pub(super) struct Saving {
+    /// It is another than what was last saved.
+    moved: bool,
+    /// When it was last saved, or a little later.
+    saved_at: Option<Instant>,
+    /// What is on disk is exact: a legacy session may go on from it, and must not read before it no longer is.
+    pub exact_on_disk: bool,
+    /// That it no longer is is on its way there.
+    marking: bool,
+    /// An exact place has been sent after that.
+    exact_behind_mark: bool,
+}
+
+impl Saving {
+    /// The place is another one now.
+    pub fn moves(&mut self) {
+        self.moved = true;
+    }
+
+    /// If it moved it is due, whenever it was saved last.
+    fn hurry(&mut self) {
+        if self.moved {
+            self.saved_at = None;
+        }
+    }
+
+    /// Whether it is to be saved: not sooner than `checkpoint` after the last time, and after `anew` also where it did not move.
+    fn due(&self, now: Instant, checkpoint: Duration, anew: Option<Duration>) -> bool {
+        match self.saved_at.map(|at| now.saturating_duration_since(at)) {
+            None => self.moved,
+            Some(ago) if ago < checkpoint => false,
+            Some(ago) => self.moved || anew.is_some_and(|anew| ago >= anew),
+        }
+    }
+
+    /// It is on its way to the disk; `at` is when it was saved, as [`Self::due`] is to see it.
+    fn saves(&mut self, exact: bool, at: Instant) {
+        self.saved_at = Some(at);
+        self.moved = false;
+        self.exact_on_disk |= exact;
+        self.exact_behind_mark |= exact && self.marking;
+    }
+
+    /// What is on disk must not be exact any more. Returns whether that is to be sent there: it may be on its way.
+    #[must_use]
+    pub fn mark(&mut self) -> bool {
+        !std::mem::replace(&mut self.marking, true)
+    }
+
+    /// The mark has come there, or it has not.
+    fn marked(&mut self, kept: bool) {
+        self.marking = false;
+        let behind = std::mem::take(&mut self.exact_behind_mark);
+        self.exact_on_disk &= !kept || behind;
+    }
+}
+
 impl Room {
     /// The writer told what the room's last number is, and how far the room had got when that was last saved; `now_ms` is
     /// milliseconds since 1970.
@@ -28,7 +87,7 @@ impl Room {
         if std::mem::replace(&mut self.restored, true) {
             return;
         }
-        self.exact_on_disk = place.is_some_and(|place| place.exact);
+        self.saving.exact_on_disk = place.is_some_and(|place| place.exact);
         let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
         let same = place.filter(|place| self.broadcast.zip(place.room_idx).is_none_or(|(now, then)| now == then));
         let fresh = |place: &Place| age(place.saved_at_ms) < config.broadcast_resume;
@@ -80,30 +139,21 @@ impl Room {
         now: Instant,
         now_ms: i64,
     ) -> Option<Place> {
-        let saved = self.saved_at.map(|at| now.saturating_duration_since(at));
-        let due = match saved {
-            None => self.moved,
-            Some(ago) if ago < config.checkpoint => false,
-            // A place tells when there was last a session, so it is saved anew while there is one.
-            Some(ago) => self.moved || (self.cursor.is_some() && ago >= anew(config)),
-        };
-        if !due || !self.restored {
+        // A place tells when there was last a session, so it is saved anew while there is one.
+        let anew = self.cursor.as_ref().map(|_| anew(config));
+        if !self.restored || !self.saving.due(now, config.checkpoint, anew) {
             return None;
         }
-        // Rooms that moved together are not saved together for ever: commits wait for it.
-        self.saved_at = Some(now + config.checkpoint.mul_f64(rand::random::<f64>() / 2.0));
-        self.moved = false;
         let place = self.place_now(presenter, now, now_ms);
-        self.exact_on_disk |= place.exact;
-        self.exact_behind_mark |= place.exact && self.marking;
+        // Rooms that moved together are not saved together for ever: commits wait for it.
+        let at = now + config.checkpoint.mul_f64(rand::random::<f64>() / 2.0);
+        self.saving.saves(place.exact, at);
         Some(place)
     }
 
     /// The spool remembers that the place it has is not exact any more, or it does not.
     pub fn marked(&mut self, kept: bool) {
-        self.marking = false;
-        let behind = std::mem::take(&mut self.exact_behind_mark);
-        self.exact_on_disk &= !kept || behind;
+        self.saving.marked(kept);
     }
 
     /// How far the room got. While its broadcast may yet go on this is as if it did: the broadcast's record tells that it is away.
@@ -144,9 +194,96 @@ impl Room {
         now: Instant,
         now_ms: i64,
     ) -> Option<Place> {
-        if self.moved {
-            self.saved_at = None;
-        }
+        self.saving.hurry();
         self.place(presenter, config, now, now_ms)
+    }
+
+    /// Whether nothing that was accepted waits for a session of this broadcast, be it in memory or, behind a restart, in the log.
+    pub fn holds_nothing(&self) -> bool {
+        self.restored && self.waiting_bytes() == 0 && self.held_for_nobody(self.got()) >= self.last_numbered()
+    }
+
+    /// Everything up to here was taken, may have been, or is not of this broadcast.
+    fn got(&self) -> Seq {
+        let over = self.paused.map_or(self.over, |paused| paused.over);
+        self.position.max(self.legacy_from).max(over)
+    }
+
+    /// The last in an unbroken row of events behind this one that are acts, or what acts cover; this one where there is none.
+    fn held_for_nobody(&self, behind: Seq) -> Seq {
+        let events = self.ring.after(behind).take_while(|entry| !entry.is_for_legacy());
+        events.fold(behind, |last, entry| match entry.event.seq {
+            seq if seq == last.next() => seq,
+            _ => last,
+        })
+    }
+
+    /// The place of a room without a session moves over what is held for nobody. Not where the last session was v1: the next one is
+    /// told of acts that came since.
+    pub(super) fn pass_over(&mut self) {
+        if self.cursor.is_some() || !self.passes_acts {
+            return;
+        }
+        let got = self.got();
+        let through = self.held_for_nobody(got);
+        if got < through {
+            if self.position == self.legacy_from {
+                self.position = through;
+            }
+            self.legacy_from = through;
+            self.saving.moves();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exact() -> Saving {
+        Saving {
+            exact_on_disk: true,
+            ..Saving::default()
+        }
+    }
+
+    #[test]
+    fn rule_11_a_place_is_marked_once_and_is_not_exact_when_its_mark_is_on_disk() {
+        let mut saving = exact();
+        assert!(saving.mark());
+        assert!(!saving.mark(), "it is on its way");
+        saving.marked(false);
+        assert!(saving.exact_on_disk && saving.mark(), "it never came there");
+        saving.marked(true);
+        assert!(!saving.exact_on_disk);
+    }
+
+    #[test]
+    fn rule_11_an_exact_place_that_is_saved_behind_a_mark_is_what_is_on_disk_then() {
+        let (mut saving, now) = (exact(), Instant::now());
+        assert!(saving.mark());
+        saving.saves(false, now);
+        saving.saves(true, now);
+        saving.marked(true);
+        assert!(saving.exact_on_disk && saving.mark());
+        saving.marked(true);
+        assert!(!saving.exact_on_disk);
+    }
+
+    #[test]
+    fn a_place_is_saved_when_it_moved_but_not_too_often_and_now_and_then_while_a_session_is_there() {
+        let (mut saving, now) = (Saving::default(), Instant::now());
+        let [checkpoint, later, anew] = [10, 20, 30].map(Duration::from_secs);
+        let due = |saving: &Saving, after, anew| saving.due(now + after, checkpoint, anew);
+        assert!(!due(&saving, anew, Some(anew)), "there is nothing to save");
+        saving.moves();
+        assert!(due(&saving, Duration::ZERO, None));
+        saving.saves(true, now);
+        assert!(!due(&saving, later, Some(anew)) && !due(&saving, anew, None));
+        assert!(due(&saving, anew, Some(anew)));
+        saving.moves();
+        assert!(!due(&saving, checkpoint / 2, Some(anew)) && due(&saving, later, None));
+        saving.hurry();
+        assert!(due(&saving, checkpoint / 2, None));
     }
 }

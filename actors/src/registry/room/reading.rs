@@ -65,11 +65,11 @@ impl Room {
             // After a restart: whether its broadcast goes on, with what is held, is about to be heard.
             return Opened::NotYet;
         }
-        if cursor.reading == Reading::Legacy && self.exact_on_disk {
-            return if std::mem::replace(&mut self.marking, true) {
-                Opened::NotYet
-            } else {
+        if cursor.reading == Reading::Legacy && self.saving.exact_on_disk {
+            return if self.saving.mark() {
                 Opened::Mark
+            } else {
+                Opened::NotYet
             };
         }
         // Where the broadcast began that may yet go on, while the room is not live.
@@ -106,7 +106,7 @@ impl Room {
         }
         // What was committed before it came is in the log, however long it takes to read it.
         self.settle(self.settled.max(committed).max(start));
-        self.moved = true;
+        self.saving.moves();
         Opened::Begun
     }
 
@@ -131,7 +131,7 @@ impl Room {
         self.pass_over();
         // What was sent and not taken waits again.
         self.settle(self.legacy_from.max(self.position));
-        self.moved = true;
+        self.saving.moves();
         self.let_go();
         Some(cursor)
     }
@@ -280,7 +280,9 @@ impl Room {
         if fanned_out.is_some() {
             self.fanned_out = fanned_out;
         }
-        self.moved |= moves == Some(true);
+        if moves == Some(true) {
+            self.saving.moves();
+        }
         moves.is_some()
     }
 
