@@ -76,6 +76,17 @@ pub fn keys(settings: &Settings) -> Result<Vec<Key>, StartError> {
     keys_of_settings(&settings.auth).map_err(StartError::Config)
 }
 
+/// The keys of settings that are read again, for a server that was started with this `auth.jwks_url`. As [`keys`], but refused
+/// where the settings name another place, or none: what fetches published keys is made at a start, so the server would go on by
+/// the place before, or have no key at all.
+pub fn keys_again(settings: &Settings, jwks_url: &str) -> Result<Vec<Key>, StartError> {
+    if settings.auth.jwks_url != jwks_url {
+        let why = "auth.jwks_url is not what the server was started with; a change of it needs a restart";
+        return Err(StartError::Config(why.into()));
+    }
+    keys(settings)
+}
+
 /// The secret that HS256 tokens are signed with.
 pub fn signing_key(settings: &Settings) -> Result<SigningKey, StartError> {
     let secret = secret_of_settings(&settings.auth).map_err(StartError::Config)?;

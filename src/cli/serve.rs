@@ -40,7 +40,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
             log::info!("stopped before it had started");
             return Ok(ExitCode::SUCCESS);
         };
-        let reload = reload_keys(hangup, args.settings.clone(), app.state());
+        let reload = reload_keys(hangup, args.settings.clone(), &settings.auth.jwks_url, app.state());
         let begun = report::listening(&app, &settings, args.port_file.as_deref());
         // Not a task of its own: it would outlive the server, and with it what it has of the server.
         tokio::select! {
@@ -59,17 +59,18 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
 }
 
 /// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:
-/// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are.
-async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, state: web::Data<State>) -> T {
+/// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are; so they do when
+/// `auth.jwks_url` is not what the server was started with.
+async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, jwks_url: &str, state: web::Data<State>) -> T {
     loop {
         if hangup.recv().await.is_none() {
             return pending().await;
         }
-        let from = from.clone();
+        let (from, jwks_url) = (from.clone(), jwks_url.to_owned());
         // Files may be slow, and this thread has more to do.
         let read = off_thread(move || {
             let settings = from.load().map_err(|error| error.to_string())?.settings;
-            startup::keys(&settings).map_err(|error| error.to_string())
+            startup::keys_again(&settings, &jwks_url).map_err(|error| error.to_string())
         });
         let outcome = match read.await {
             Ok(keys) => {

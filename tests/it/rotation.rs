@@ -391,3 +391,45 @@ async fn what_a_reload_does_not_read_stays_as_it_was() {
     let answer = client.request("GET", "/token", &[("token", &token)], "").await;
     assert_eq!((answer.status, answer.text()), (200, "8"));
 }
+
+#[actix_web::test]
+async fn a_reload_that_would_leave_the_server_without_a_key_is_refused_and_old_tokens_are_taken() {
+    let old = crate::support::app::KEY;
+    let server = Server::start(&format!("hs256_secret = \"{old}\"")).await;
+    server.reload("jwks_url = \"http://127.0.0.1:1/\"", "error").await;
+    server
+        .process
+        .line("SIGHUP: the keys stay as they are: auth.jwks_url is not what the server was started with")
+        .await;
+    let mut client = HttpClient::connect(server.address).await;
+    let answer = client
+        .request("GET", "/token", &[("token", &signed(&claims(7)))], "")
+        .await;
+    assert_eq!((answer.status, answer.text()), (200, "7"));
+}
+
+#[actix_web::test]
+async fn a_reload_does_not_pass_over_a_place_of_published_keys_that_was_taken_away() {
+    let pair = KeyPair::generate(Algorithm::Es256, "published");
+    let published = JwksServer::start(jwk_set(&[&pair])).await;
+    let secret = format!("hs256_secret = \"{}\"", crate::support::app::KEY);
+    let with_place = format!("{secret}\njwks_url = \"{}\"", published.url());
+    let server = Server::start(&with_place).await;
+    server.reload(&secret, "error").await;
+    server
+        .process
+        .line("SIGHUP: the keys stay as they are: auth.jwks_url is not what the server was started with")
+        .await;
+    // With the place as it was, the secret may go.
+    let place = format!("jwks_url = \"{}\"", published.url());
+    server.reload(&place, "ok").await;
+    let mut client = HttpClient::connect(server.address).await;
+    let answer = client
+        .request("GET", "/token", &[("token", &pair.token(&claims(7)))], "")
+        .await;
+    assert_eq!((answer.status, answer.text()), (200, "7"));
+    let answer = client
+        .request("GET", "/token", &[("token", &signed(&claims(7)))], "")
+        .await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+}
