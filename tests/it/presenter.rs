@@ -521,6 +521,8 @@ async fn a_binary_frame_is_told_that_text_is_wanted() {
         );
         assert_eq!(session.socket.next_close().await, Some(4004));
     }
+    let counted = app.metric("chat_sessions_ended_total{reason=\"bad_frame\"}").await;
+    assert_eq!(counted, Some(2.0), "each is counted");
 }
 
 /// RFC 6455, section 4.2.1: 16 bytes in base64.

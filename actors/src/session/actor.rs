@@ -276,7 +276,7 @@ impl PresenterSession {
     fn binary(&mut self, ctx: &mut WebsocketContext<Self>) {
         match self.parts.dialect {
             Dialect::Legacy(_) => self.close(Close::Unsupported, ctx),
-            Dialect::V1(_) => self.say_goodbye(Close::BadFrame, Some("binary frame, text is wanted"), ctx),
+            Dialect::V1(_) => self.close_because(Close::BadFrame, Some("binary frame, text is wanted"), ctx),
         }
     }
 
