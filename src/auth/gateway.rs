@@ -27,9 +27,19 @@ impl GatewaySettings {
     }
 }
 
-/// The peer may not set x-forward headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Untrusted;
+/// The peer may not set x-forward headers. The texts are in English.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Untrusted {
+    /// Its address is not in `auth.trusted_proxies`, or the secret is missing or another.
+    #[error("this peer may not set x-forward headers")]
+    Peer,
+    /// A trusted peer sends the secret twice: one of the two is its client's.
+    #[error("the header {SECRET} is there twice")]
+    SecretTwice,
+}
+
+/// The header that a gateway tells `auth.gateway_secret` in.
+const SECRET: &str = "x-gateway-secret";
 
 /// Which headers have to be there, in the order in which a missing one is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,18 +62,34 @@ impl Needed {
     }
 }
 
-/// What is wrong with the headers. The texts are those of the legacy dialect where it has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// What is wrong with the headers. The texts are in English; [`ForwardedError::legacy_text`] has the legacy dialect's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardedError {
     /// One is missing; see [`Needed`].
-    #[error("Missing request header '{0}' for method parameter of type String")]
+    #[error("the header {0} is missing")]
     Missing(&'static str),
-    /// `x-forward-userIdx` is no number from 0 to 2^63 - 1, or is there twice.
-    #[error("x-forward-userIdx는 0 이상의 숫자여야 합니다.")]
+    /// One is there twice. A gateway that adds its own behind the client's, rather than in its place, sends two, and the first of
+    /// them is the client's word.
+    #[error("the header {0} is there twice")]
+    Twice(String),
+    /// `x-forward-userIdx` is no number from 0 to 2^63 - 1.
+    #[error("the header x-forward-userIdx is not a whole number from 0 to 9223372036854775807")]
     BadUserIdx,
-    /// `x-forward-nickname` is not form-urlencoded UTF-8, or is there twice.
-    #[error("x-forward-nickname은 URL 인코딩된 UTF-8이어야 합니다.")]
+    /// `x-forward-nickname` is not form-urlencoded UTF-8.
+    #[error("the header x-forward-nickname is not URL-encoded UTF-8")]
     BadNickname,
+}
+
+impl ForwardedError {
+    /// The legacy dialect's text: Spring's own where a header is missing (legacy-protocol.md), else Korean.
+    pub fn legacy_text(&self) -> String {
+        match self {
+            Self::Missing(name) => format!("Missing request header '{name}' for method parameter of type String"),
+            Self::Twice(name) => format!("같은 요청 헤더가 두 번 있습니다: {name}"),
+            Self::BadUserIdx => "x-forward-userIdx는 0 이상의 숫자여야 합니다.".into(),
+            Self::BadNickname => "x-forward-nickname은 URL 인코딩된 UTF-8이어야 합니다.".into(),
+        }
+    }
 }
 
 /// Reads the headers of a trusted gateway.
@@ -77,14 +103,17 @@ impl Gateway {
         Self { settings }
     }
 
-    /// Whether this TCP peer may speak for others.
-    pub fn check_peer(&self, peer: Option<IpAddr>, secret: Option<&[u8]>) -> Result<(), Untrusted> {
-        let known = peer.is_some_and(|peer| self.settings.trusted.iter().any(|net| net.contains(peer)));
-        let told = match &self.settings.secret {
-            None => true,
-            Some(expected) => secret.is_some_and(|told| bool::from(told.ct_eq(expected))),
+    /// Whether this TCP peer may speak for others with these headers.
+    pub fn check_peer(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Untrusted> {
+        if !peer.is_some_and(|peer| self.settings.trusted.iter().any(|net| net.contains(peer))) {
+            return Err(Untrusted::Peer);
+        }
+        let Some(expected) = &self.settings.secret else {
+            return Ok(());
         };
-        if known && told { Ok(()) } else { Err(Untrusted) }
+        let told = only(headers, SECRET).map_err(|_| Untrusted::SecretTwice)?;
+        let known = told.is_some_and(|told| bool::from(told.as_bytes().ct_eq(expected)));
+        if known { Ok(()) } else { Err(Untrusted::Peer) }
     }
 
     /// Whether a peer must tell it (`auth.gateway_secret`).
@@ -104,25 +133,21 @@ impl Gateway {
                 return Err(ForwardedError::Missing(name));
             }
         }
-        let user_idx = only(headers, "x-forward-userIdx")
+        let user_idx = only(headers, "x-forward-userIdx")?
             .and_then(|value| value.to_str().ok())
             .and_then(|text| text.trim().parse().ok())
             .and_then(UserIdx::new);
-        let role = self
-            .settings
-            .role_header
-            .as_ref()
-            .and_then(|name| only(headers, name)?.to_str().ok());
-        let role = match role.and_then(Role::parse) {
+        // One that is not needed and cannot be read is still a gateway that does not do as it should.
+        let nickname = only(headers, "x-forward-nickname")?;
+        let nickname = nickname.map(|value| form_decode(value.as_bytes()).ok_or(ForwardedError::BadNickname));
+        let role = match &self.settings.role_header {
+            Some(name) => only(headers, name)?,
+            None => None,
+        };
+        let role = match role.and_then(|value| Role::parse(value.to_str().ok()?)) {
             Some(role @ (Role::Moderator | Role::Operator)) => role,
             _ => Role::Viewer,
         };
-        // One that is not needed and cannot be read is still a gateway that does not do as it should.
-        let nickname = headers.contains_key("x-forward-nickname").then(|| {
-            only(headers, "x-forward-nickname")
-                .and_then(|value| form_decode(value.as_bytes()))
-                .ok_or(ForwardedError::BadNickname)
-        });
         Ok(Claims {
             nickname: nickname.transpose()?,
             user_idx: user_idx.ok_or(ForwardedError::BadUserIdx)?,
@@ -138,11 +163,14 @@ impl Gateway {
     }
 }
 
-/// A header that is there once. A gateway that adds its own behind the client's, rather than in its place, sends two, and
-/// the first of them is the client's word.
-fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a HeaderValue> {
+/// A header that is there once; `None` where it is not there.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, ForwardedError> {
     let mut values = headers.get_all(name);
-    values.next().filter(|_| values.next().is_none())
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(ForwardedError::Twice(name.to_owned()));
+    }
+    Ok(value)
 }
 
 /// `application/x-www-form-urlencoded`: `+` is a space, `%xx` a byte. Strict, where libraries let bad escapes through.
@@ -176,27 +204,37 @@ mod tests {
     }
 
     fn headers(rows: &[(&str, &str)]) -> HeaderMap {
-        rows.iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::try_from(*name).unwrap(),
-                    HeaderValue::from_str(value).unwrap(),
-                )
-            })
-            .collect()
+        let mut headers = HeaderMap::new();
+        for (name, value) in rows {
+            headers.append(
+                HeaderName::try_from(*name).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        headers
     }
 
     #[test]
     fn only_a_trusted_peer_with_the_secret_is_believed() {
         let inside = Some("10.1.1.1".parse().unwrap());
         let outside = Some("11.1.1.1".parse().unwrap());
-        assert_eq!(gateway("").check_peer(inside, None), Ok(()));
-        assert_eq!(gateway("").check_peer(outside, None), Err(Untrusted));
-        assert_eq!(gateway("").check_peer(None, None), Err(Untrusted));
-        assert_eq!(gateway("s3cret").check_peer(inside, Some(b"s3cret")), Ok(()));
-        assert_eq!(gateway("s3cret").check_peer(inside, Some(b"s3cre")), Err(Untrusted));
-        assert_eq!(gateway("s3cret").check_peer(inside, None), Err(Untrusted));
-        assert_eq!(gateway("s3cret").check_peer(outside, Some(b"s3cret")), Err(Untrusted));
+        let no = Err(Untrusted::Peer);
+        assert_eq!(gateway("").check_peer(inside, &headers(&[])), Ok(()));
+        assert_eq!(gateway("").check_peer(outside, &headers(&[])), no);
+        assert_eq!(gateway("").check_peer(None, &headers(&[])), no);
+        let told = |peer, secrets: &[&str]| {
+            let rows: Vec<_> = secrets.iter().map(|secret| (SECRET, *secret)).collect();
+            gateway("s3cret").check_peer(peer, &headers(&rows))
+        };
+        assert_eq!(told(inside, &["s3cret"]), Ok(()));
+        assert_eq!(told(inside, &["s3cre"]), no);
+        assert_eq!(told(inside, &[]), no);
+        assert_eq!(told(outside, &["s3cret"]), no);
+        // Only a trusted peer is told what is wrong with its secret.
+        for twice in [["s3cret", "guessed"], ["guessed", "s3cret"]] {
+            assert_eq!(told(inside, &twice), Err(Untrusted::SecretTwice));
+            assert_eq!(told(outside, &twice), no);
+        }
     }
 
     #[test]
@@ -253,30 +291,27 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_there_twice_is_refused() {
+    fn a_header_that_is_there_twice_is_refused_by_its_name() {
         // A gateway that adds its header behind the client's own would else let the client say who it is.
         let rows = [
-            ("x-forward-userIdx", "1", ForwardedError::BadUserIdx),
-            ("x-forward-nickname", "boss", ForwardedError::BadNickname),
+            ("x-forward-userIdx", "1"),
+            ("x-forward-nickname", "boss"),
+            ("x-role", "viewer"),
         ];
-        for (name, smuggled, error) in rows {
+        for (name, smuggled) in rows {
             let mut headers = headers(&[
                 ("x-forward-userIdx", "7"),
                 ("x-forward-email", ""),
                 ("x-forward-nickname", "n"),
+                ("x-role", "operator"),
             ]);
             headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static(smuggled));
             for needed in [Needed::Number, Needed::Name, Needed::All] {
-                assert_eq!(gateway("").read(&headers, needed), Err(error), "{name}");
+                let error = gateway("").read(&headers, needed).unwrap_err();
+                assert_eq!(error, ForwardedError::Twice(name.into()));
+                assert_eq!(error.to_string(), format!("the header {name} is there twice"));
+                assert_eq!(error.legacy_text(), format!("같은 요청 헤더가 두 번 있습니다: {name}"));
             }
         }
-        let mut headers = headers(&[
-            ("x-forward-userIdx", "7"),
-            ("x-forward-email", ""),
-            ("x-forward-nickname", "n"),
-            ("x-role", "operator"),
-        ]);
-        headers.append(HeaderName::from_static("x-role"), HeaderValue::from_static("viewer"));
-        assert_eq!(gateway("").read(&headers, Needed::All).unwrap().role, Role::Viewer);
     }
 }

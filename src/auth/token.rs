@@ -71,6 +71,8 @@ impl Times {
 pub enum TokenError {
     /// There is none, or an empty one.
     Missing,
+    /// This header, which has it, is there twice: whoever looked at the request before may have looked at the other one.
+    Twice(&'static str),
     /// It is over `auth.max_token_bytes`.
     TooLong,
     /// It is no JWT.
@@ -105,6 +107,7 @@ impl TokenError {
     pub fn detail(self) -> String {
         match self {
             Self::Missing => "no token: send Authorization: Bearer, or the header token".into(),
+            Self::Twice(header) => format!("the header {header} is there twice"),
             Self::TooLong => "the token is too long".into(),
             Self::Malformed => "the token is not a JWT".into(),
             Self::WrongAlgorithm => "the token's algorithm or type is not the one in use".into(),
@@ -127,13 +130,14 @@ impl TokenError {
             Self::BadSignature | Self::UnknownKey => "토큰이 변조되었습니다.",
             Self::WrongAlgorithm => "토큰의 유형이 아닙니다.",
             Self::KeysUnavailable => Code::KeysUnavailable.title(Lang::Korean),
-            Self::TooLong | Self::Malformed | Self::NotYetValid | Self::BadClaim(_) => "Jwt Exception",
+            Self::Twice(_) | Self::TooLong | Self::Malformed | Self::NotYetValid | Self::BadClaim(_) => "Jwt Exception",
         }
     }
 
     /// One of each kind.
     pub const ALL: &'static [Self] = &[
         Self::Missing,
+        Self::Twice("token"),
         Self::TooLong,
         Self::Malformed,
         Self::WrongAlgorithm,
@@ -149,6 +153,7 @@ impl TokenError {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Missing => "missing",
+            Self::Twice(_) => "twice",
             Self::TooLong => "too_long",
             Self::Malformed => "malformed",
             Self::WrongAlgorithm => "wrong_algorithm",

@@ -110,8 +110,10 @@ proptest! {
         headers.insert(HeaderName::from_static("x-forward-email"), value(b""));
         headers.insert(HeaderName::from_static("x-forward-nickname"), value(&nickname));
         if let Err(error) = gateway().read(&headers, Needed::All) {
-            let text = error.to_string();
-            prop_assert!(text.starts_with("x-forward-userIdx") || text.starts_with("x-forward-nickname"), "{}", text);
+            let (text, legacy) = (error.to_string(), error.legacy_text());
+            let named = ["x-forward-userIdx", "x-forward-nickname"];
+            prop_assert!(named.iter().any(|name| text.contains(name) && legacy.starts_with(name)), "{} {}", text, legacy);
+            prop_assert!(text.is_ascii(), "{}", text);
         }
     }
 

@@ -19,7 +19,7 @@ use utoipa::IntoParams;
 
 use super::{
     history::{find_broadcast, is_operator},
-    identify::caller,
+    identify::who,
     openapi::{Asking, Querying},
     pages::{bad, query, unread},
     state::State,
@@ -105,7 +105,7 @@ impl Drop for Streaming {
 }
 
 async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> Result<HttpResponse, ApiError> {
-    let caller = caller(request, state).await?;
+    let caller = who(request, state).await?;
     let asked: ExportQuery = query(request)?;
     let format = match asked.format.as_deref() {
         None => Format::Ndjson,

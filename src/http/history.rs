@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::{
     export::get_export,
-    identify::caller,
+    identify::who,
     moderation::delete_message,
     openapi::{Asking, Querying, WithBody},
     pages::{Item, Space, bad, id, limit, offset, parameter, query, seq, time, unread, user},
@@ -161,7 +161,7 @@ pub(super) async fn get_messages(
 }
 
 async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Messages, ApiError> {
-    let caller = caller(request, state).await?;
+    let caller = who(request, state).await?;
     let presenter = room_of(path)?;
     let asked: MessagesQuery = query(request)?;
     let start = match (
@@ -318,7 +318,7 @@ pub(super) async fn get_broadcasts(
 }
 
 async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<Broadcasts, ApiError> {
-    let caller = caller(request, state).await?;
+    let caller = who(request, state).await?;
     let presenter = room_of(path)?;
     let asked: BroadcastsQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
@@ -351,7 +351,7 @@ pub(super) async fn get_broadcast(
     state: web::Data<State>,
 ) -> HttpResponse {
     let result = async {
-        let caller = caller(&request, &state).await?;
+        let caller = who(&request, &state).await?;
         Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?, &caller))
     };
     answer(&request, result.await)
@@ -420,7 +420,7 @@ async fn change(
     payload: web::Payload,
     state: &State,
 ) -> Result<BroadcastBody, ApiError> {
-    let caller = caller(request, state).await?;
+    let caller = who(request, state).await?;
     let found = find_broadcast(path, state).await?;
     if !caller.is_staff_of(found.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
@@ -510,7 +510,7 @@ pub(crate) fn read_cursor(text: &str) -> Option<ReplayPlace> {
 }
 
 async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Replay, ApiError> {
-    let caller = caller(request, state).await?;
+    let caller = who(request, state).await?;
     let asked: ReplayQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
     let StoredBroadcast {

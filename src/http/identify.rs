@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use actix_web::{HttpRequest, http::header};
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderMap, HeaderValue},
+};
 use chatting_actors::types::{Nickname, PresenterIdx, Role, UserIdx};
 
 use super::state::State;
 use crate::{
-    auth::{Claims, ForwardedError, Needed, TokenError},
+    auth::{Claims, ForwardedError, Needed, TokenError, Untrusted},
     error::{ApiError, Code},
 };
 
@@ -48,7 +51,7 @@ pub enum Unknown {
     /// The token is missing or bad.
     Token(TokenError),
     /// The peer may not set x-forward headers.
-    Untrusted,
+    Untrusted(Untrusted),
     /// A header of the gateway is missing or bad.
     Forwarded(ForwardedError),
     /// The name is too long.
@@ -66,7 +69,7 @@ impl From<Unknown> for ApiError {
                     api.with_token_rejected()
                 }
             }
-            Unknown::Untrusted => ApiError::new(Code::Forbidden).with_detail("this peer may not set x-forward headers"),
+            Unknown::Untrusted(why) => ApiError::new(Code::Forbidden).with_detail(why.to_string()),
             Unknown::Forwarded(error) => ApiError::new(Code::Unauthenticated).with_detail(error.to_string()),
             Unknown::Nickname(max) => {
                 let detail = format!("nickname: it is longer than {max} characters");
@@ -76,63 +79,78 @@ impl From<Unknown> for ApiError {
     }
 }
 
-/// The token of a request: `Authorization: Bearer`, or the header `token`. One that is no text is there too, and is no JWT;
-/// and so is one that is there twice, because whoever looked at the request before us may have looked at the other.
-pub fn token(request: &HttpRequest) -> Option<&str> {
+/// The token of a request: `Authorization: Bearer`, or the header `token`; `None` where there is none. One that is no text is no
+/// JWT, and one that is there twice is refused.
+pub fn token(request: &HttpRequest) -> Option<Result<&str, TokenError>> {
     let headers = request.headers();
-    let bearer = only(headers, header::AUTHORIZATION.as_str()).and_then(|value| {
-        let Ok(value) = value else { return Some(NO_TOKEN) };
-        // One that says Bearer and nothing more is a token that is empty, not none.
-        let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    bearer.or_else(|| only(headers, "token").map(|value| value.unwrap_or(NO_TOKEN)))
+    let bearer = match only(headers, header::AUTHORIZATION.as_str(), "Authorization") {
+        Some(Ok(value)) => {
+            // One that says Bearer and nothing more is a token that is empty, not none.
+            let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+            scheme.eq_ignore_ascii_case("bearer").then(|| Ok(token.trim()))
+        }
+        other => other,
+    };
+    bearer.or_else(|| only(headers, "token", "token"))
 }
 
-/// What stands for a token that is none.
-const NO_TOKEN: &str = "?";
-
-/// The text of a header, if it is there; an error when that is no text, or there twice.
-fn only<'a>(headers: &'a header::HeaderMap, name: &str) -> Option<Result<&'a str, ()>> {
+/// The text of a header, if it is there; `shown` is its name as people write it.
+fn only<'a>(headers: &'a HeaderMap, name: &str, shown: &'static str) -> Option<Result<&'a str, TokenError>> {
     let mut values = headers.get_all(name);
-    let value = values.next()?;
-    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| ());
-    Some(if values.next().is_some() { Err(()) } else { text })
+    let text = |value: &'a HeaderValue| std::str::from_utf8(value.as_bytes()).map_err(|_| TokenError::Malformed);
+    let value = values.next().map(text);
+    match values.next() {
+        Some(_) => Some(Err(TokenError::Twice(shown))),
+        None => value,
+    }
+}
+
+/// Who this token, as [`token`] gives it, says is asking. Counts a refusal.
+pub async fn admit(token: Result<&str, TokenError>, state: &State) -> Result<Claims, TokenError> {
+    match token {
+        Ok(token) => state.tokens.admit(token).await,
+        Err(error) => Err(refuse(error, state)),
+    }
+}
+
+/// Counts a token that was refused for what its signature does not tell.
+fn refuse(error: TokenError, state: &State) -> TokenError {
+    state.tokens.count(error);
+    error
 }
 
 /// Who the old header `token` says is asking; `None` where it is not there.
-pub async fn legacy_claims(request: &HttpRequest, state: &State) -> Option<Result<Claims, TokenError>> {
-    let token = only(request.headers(), "token")?.unwrap_or(NO_TOKEN);
-    Some(state.tokens.admit(token).await)
+pub async fn by_legacy_token(request: &HttpRequest, state: &State) -> Option<Result<Claims, TokenError>> {
+    Some(admit(only(request.headers(), "token", "token")?, state).await)
 }
 
 /// Who a request's token says is asking.
-pub async fn claims(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
-    let token = token(request).unwrap_or_default();
-    state.tokens.admit(token).await.map_err(Unknown::Token)
+pub async fn by_token(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
+    let token = token(request).unwrap_or(Err(TokenError::Missing));
+    admit(token, state).await.map_err(Unknown::Token)
 }
 
 /// Who is asking, by token or gateway, whether or not with a name.
-pub async fn caller(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
-    known(request, state, Needed::Number).await
+pub async fn who(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
+    by_mode(request, state, Needed::Number).await
 }
 
-async fn known(request: &HttpRequest, state: &State, needed: Needed) -> Result<Claims, Unknown> {
+/// Who is asking, as `auth.mode` has it.
+async fn by_mode(request: &HttpRequest, state: &State, needed: Needed) -> Result<Claims, Unknown> {
     let Some(gateway) = &state.gateway else {
-        return claims(request, state).await;
+        return by_token(request, state).await;
     };
-    let secret = only(request.headers(), "x-gateway-secret").and_then(Result::ok);
     let peer = request.peer_addr().map(|peer| peer.ip());
-    if gateway.check_peer(peer, secret.map(str::as_bytes)).is_err() {
+    if let Err(why) = gateway.check_peer(peer, request.headers()) {
         state.metrics.forward_refused.inc();
-        return Err(Unknown::Untrusted);
+        return Err(Unknown::Untrusted(why));
     }
     gateway.read(request.headers(), needed).map_err(Unknown::Forwarded)
 }
 
 /// Who is asking to chat, by token or gateway; of the gateway's headers those that are `needed`.
 pub async fn sender(request: &HttpRequest, state: &State, needed: Needed) -> Result<Sender, Unknown> {
-    let mut claims = known(request, state, needed).await?;
+    let mut claims = by_mode(request, state, needed).await?;
     let nickname = claims.nickname.take();
     let nickname = nickname.ok_or(Unknown::Token(TokenError::BadClaim("nickname")))?;
     let max = state.limits.nickname_chars;

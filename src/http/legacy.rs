@@ -12,7 +12,7 @@ use chatting_actors::{
 };
 
 use super::{
-    identify::{Sender, Unknown, legacy_claims, sender, token},
+    identify::{Sender, Unknown, by_legacy_token, sender, token},
     openapi::LegacyProblem,
     ops::get_or_head,
     presenter::{Tokens, damp, place},
@@ -92,8 +92,12 @@ fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResp
     )
 )]
 pub(super) async fn who(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
-    let Some(claims) = legacy_claims(&request, &state).await else {
-        return answer(&LegacyError::missing_header("token"), &request, &state);
+    let Some(claims) = by_legacy_token(&request, &state).await else {
+        return answer(
+            &LegacyError::bad_request(ForwardedError::Missing("token").legacy_text()),
+            &request,
+            &state,
+        );
     };
     match claims {
         Ok(claims) => HttpResponse::Ok()
@@ -134,8 +138,7 @@ impl From<Unknown> for Failed {
     fn from(unknown: Unknown) -> Self {
         Self::Ours(match unknown {
             Unknown::Token(error) => LegacyError::from_token(error),
-            Unknown::Forwarded(ForwardedError::Missing(header)) => LegacyError::missing_header(header),
-            Unknown::Forwarded(error) => LegacyError::bad_request(error.to_string()),
+            Unknown::Forwarded(error) => LegacyError::bad_request(error.legacy_text()),
             other => from_api(&other.into()),
         })
     }
@@ -275,7 +278,7 @@ pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state:
     }
     // The old clients log in with a frame; one that says beforehand who it is can be damped beforehand.
     let presenter = token(&request)
-        .and_then(|token| state.tokens.verify(token).ok())
+        .and_then(|token| state.tokens.verify(token.ok()?).ok())
         .and_then(|claims| PresenterIdx::new(claims.user_idx.get()));
     if let Some(presenter) = presenter
         && let Err(error) = damp(&state, presenter)

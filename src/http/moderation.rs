@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{
     history::answer,
-    identify::caller,
+    identify::who,
     openapi::{Acting, Asking, Querying},
     pages::{bad, id, query, time, unread, user},
     state::State,
@@ -126,7 +126,7 @@ pub(super) async fn delete_messages(
 
 /// Who asks, and of which room; only its staff may go on.
 async fn staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Claims, PresenterIdx), ApiError> {
-    let caller = caller(request, state).await?;
+    let caller = who(request, state).await?;
     let presenter = room_of(room)?;
     if !caller.is_staff_of(presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may delete messages"));

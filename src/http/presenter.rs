@@ -24,7 +24,7 @@ use futures_util::future::{BoxFuture, LocalBoxFuture};
 
 use super::{
     client::{self, AddressPermit},
-    identify::{Unknown, token},
+    identify::{Unknown, admit, token},
     openapi::{Asking, Upgrading},
     socket,
     state::State,
@@ -93,7 +93,7 @@ async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) ->
     let upgraded = match token(request) {
         None => None,
         Some(token) => {
-            let claims = state.tokens.admit(token).await;
+            let claims = admit(token, state).await;
             let grant = claims.and_then(|claims| grant(&claims)).map_err(Unknown::Token)?;
             damp(state, grant.presenter)?;
             Some(grant)

@@ -10,7 +10,7 @@ use chatting_actors::{
 use serde_json::{Value, json};
 
 use super::{
-    identify::claims,
+    identify::by_token,
     openapi::{Asking, WithBody},
     state::State,
     v1::read_body,
@@ -65,7 +65,7 @@ fn presenter(body: &[u8]) -> Result<PresenterIdx, ApiError> {
 }
 
 async fn operator(request: &HttpRequest, state: &State) -> Result<(), ApiError> {
-    let claims = claims(request, state).await?;
+    let claims = by_token(request, state).await?;
     match claims.role {
         Role::Operator => Ok(()),
         _ => Err(ApiError::new(Code::Forbidden).with_detail("an operator's token is needed")),

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     history::{answer, find_broadcast},
-    identify::caller,
+    identify::who,
     openapi::{Asking, Querying},
     pages::{bad, parameter, query, unread},
     state::State,
@@ -136,7 +136,7 @@ pub(super) async fn get_stats(request: HttpRequest, path: web::Path<String>, sta
 }
 
 async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats, ApiError> {
-    let caller = caller(request, state).await?;
+    let caller = who(request, state).await?;
     let asked: StatsQuery = query(request)?;
     let stored = find_broadcast(path, state).await?;
     let limits = state.limits.figures;

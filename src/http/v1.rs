@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{
     history::get_messages,
-    identify::{caller, sender},
+    identify::{sender, who},
     moderation::delete_messages,
     openapi::{Asking, Looking, Sending, WithBody},
     state::{Limits, State},
@@ -109,7 +109,7 @@ pub(super) async fn get_room(request: HttpRequest, path: web::Path<String>, stat
 }
 
 async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, ApiError> {
-    let user = caller(request, state).await?.user_idx;
+    let user = who(request, state).await?.user_idx;
     let presenter = room_of(path)?;
     let look = state.registry.look(presenter, user).await.map_err(refused)?;
     Ok(Room {

@@ -66,13 +66,6 @@ impl LegacyError {
         }
     }
 
-    /// A header that the gateway did not set, in Spring's words.
-    pub fn missing_header(name: &str) -> Self {
-        Self::bad_request(format!(
-            "Missing request header '{name}' for method parameter of type String"
-        ))
-    }
-
     /// A refused token: 400 with `"status":401` in the body. One that cannot be judged now is not refused for good.
     pub fn from_token(error: TokenError) -> Self {
         if error == TokenError::KeysUnavailable {

@@ -312,6 +312,107 @@ fn told(answer: &Response, user: Option<i64>) -> String {
 }
 
 #[actix_web::test]
+async fn a_header_that_is_there_twice_is_named_and_said_to_be_there_twice() {
+    let good = signed(&claims(7));
+    let with = |name: &'static str, value: &str| and(forward(7), [secret(), (name, value.to_owned())]);
+    let in_korean = |name: &str| format!("같은 요청 헤더가 두 번 있습니다: {name}");
+    let no_jwt = || "Jwt Exception".to_owned();
+    let rows = [
+        (
+            Mode::Gateway,
+            with("x-forward-userIdx", "99"),
+            "x-forward-userIdx",
+            in_korean("x-forward-userIdx"),
+        ),
+        (
+            Mode::Gateway,
+            with("x-forward-nickname", "boss"),
+            "x-forward-nickname",
+            in_korean("x-forward-nickname"),
+        ),
+        (
+            Mode::Gateway,
+            and(with("x-role", "operator"), [("x-role", "viewer".into())]),
+            "X-Role",
+            in_korean("X-Role"),
+        ),
+        (
+            Mode::Gateway,
+            with("x-gateway-secret", "guessed"),
+            "x-gateway-secret",
+            "권한이 없습니다".into(),
+        ),
+        (
+            Mode::Token,
+            vec![bearer(&good), bearer(&good)],
+            "Authorization",
+            no_jwt(),
+        ),
+        (Mode::Token, vec![token(&good), token(&good)], "token", no_jwt()),
+    ];
+    for mode in [Mode::Gateway, Mode::Token] {
+        let app = mode
+            .app_with(|settings| settings.auth.gateway_role_header = "X-Role".into())
+            .await;
+        for (_, headers, name, korean) in rows.iter().filter(|row| row.0 == mode) {
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let v1 = app
+                .client()
+                .await
+                .post_json("/v1/rooms/12/messages", &headers, r#"{"text":"hi"}"#)
+                .await;
+            assert_eq!(
+                v1.json()["detail"],
+                format!("the header {name} is there twice"),
+                "{v1:?}"
+            );
+            let body = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"hi"}"#;
+            let legacy = app.client().await.post_json("/send/message", &headers, body).await;
+            assert_eq!(legacy.json()["message"], korean.as_str(), "{name}: {legacy:?}");
+        }
+        let counted = app.metric("chat_tokens_refused_total{reason=\"twice\"}").await;
+        assert_eq!(counted, Some(if mode == Mode::Token { 4.0 } else { 0.0 }));
+    }
+}
+
+#[actix_web::test]
+async fn what_is_wrong_with_a_gateways_headers_is_told_in_english_on_v1_and_in_the_old_texts_on_legacy_routes() {
+    let app = Mode::Gateway.app().await;
+    let changed = |index: usize, value: &str| {
+        let mut headers = and(forward(7), [secret()]);
+        headers[index].1 = value.to_owned();
+        headers
+    };
+    let rows = [
+        (changed(0, "x"), "x-forward-userIdx는 0 이상의 숫자여야 합니다."),
+        (
+            changed(2, "%zz"),
+            "x-forward-nickname은 URL 인코딩된 UTF-8이어야 합니다.",
+        ),
+        (
+            vec![secret()],
+            "Missing request header 'x-forward-userIdx' for method parameter of type String",
+        ),
+    ];
+    for (headers, old) in rows {
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let v1 = app
+            .client()
+            .await
+            .post_json("/v1/rooms/12/messages", &headers, r#"{"text":"hi"}"#)
+            .await;
+        let detail = v1.json()["detail"].as_str().unwrap().to_owned();
+        assert!(
+            detail.is_ascii() && detail.starts_with("the header x-forward-"),
+            "{detail}"
+        );
+        let body = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"hi"}"#;
+        let legacy = app.client().await.post_json("/send/message", &headers, body).await;
+        assert_eq!((legacy.status, &legacy.json()["message"]), (400, &json!(old)));
+    }
+}
+
+#[actix_web::test]
 async fn no_page_is_ever_told_that_it_may_send_the_gateways_headers() {
     for mode in [Mode::Token, Mode::Gateway] {
         let app = mode
