@@ -27,8 +27,8 @@ pub(crate) fn network(address: IpAddr) -> IpAddr {
 }
 
 /// An address as proxies write it: with its port or without, an IPv6 one in brackets or bare.
-pub(crate) fn hop(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
+pub(crate) fn hop(bytes: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(bytes).ok()?.trim();
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
     let with_port = || text.parse().ok().map(|address: SocketAddr| address.ip());
     let address = text.parse().ok().or_else(with_port).or_else(bracketed)?;
@@ -40,14 +40,13 @@ fn behind(peer: IpAddr, headers: &HeaderMap, trusted: &[Net]) -> IpAddr {
     if !is_trusted(peer) {
         return peer;
     }
-    let forwarded: Vec<&str> = headers
+    let forwarded: Vec<&[u8]> = headers
         .get_all("x-forwarded-for")
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .collect();
     let mut nearest = peer;
-    for text in forwarded.into_iter().rev() {
-        let Some(address) = hop(text) else {
+    for bytes in forwarded.into_iter().rev() {
+        let Some(address) = hop(bytes) else {
             // What is no address was not written by a proxy of ours.
             break;
         };
@@ -157,12 +156,16 @@ mod tests {
             ("10.0.0.1", &["[::ffff:1.2.3.4]:51234"], "1.2.3.4"),
             ("10.0.0.1", &["1.2.3.4, 6.6.6.6:99999"], "10.0.0.1"),
             ("10.0.0.1", &["1.2.3.4, [6.6.6.6]"], "10.0.0.1"),
+            // A client's own byte hides nothing of what a proxy wrote behind it.
+            ("10.0.0.1", &["é, 1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6, é"], "10.0.0.1"),
+            ("10.0.0.1", &["é", "1.2.3.4, 10.0.0.7"], "1.2.3.4"),
         ];
         for (peer, forwarded, client) in rows {
             let mut headers = HeaderMap::new();
             for value in forwarded {
                 let name = HeaderName::from_static("x-forwarded-for");
-                headers.append(name, HeaderValue::from_str(value).unwrap());
+                headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
             }
             assert_eq!(behind(ip(peer), &headers, &trusted), ip(client), "{peer} {forwarded:?}");
         }
