@@ -114,7 +114,7 @@ pub async fn admit(token: Result<&str, TokenError>, state: &State) -> Result<Cla
 }
 
 /// Counts a token that was refused for what its signature does not tell.
-fn refuse(error: TokenError, state: &State) -> TokenError {
+pub fn refuse(error: TokenError, state: &State) -> TokenError {
     state.tokens.count(error);
     error
 }
@@ -152,7 +152,8 @@ async fn by_mode(request: &HttpRequest, state: &State, needed: Needed) -> Result
 pub async fn sender(request: &HttpRequest, state: &State, needed: Needed) -> Result<Sender, Unknown> {
     let mut claims = by_mode(request, state, needed).await?;
     let nickname = claims.nickname.take();
-    let nickname = nickname.ok_or(Unknown::Token(TokenError::BadClaim("nickname")))?;
+    // The gateway's is there: it is needed.
+    let nickname = nickname.ok_or_else(|| Unknown::Token(refuse(TokenError::BadClaim("nickname"), state)))?;
     let max = state.limits.nickname_chars;
     let nickname = Nickname::new(&nickname, max).map_err(|_| Unknown::Nickname(max))?;
     Ok(Sender {

@@ -124,8 +124,13 @@ pub(super) async fn delete_messages(
     answer(&request, result.await)
 }
 
-/// Who asks, and of which room; only its staff may go on.
+/// Who asks, and of which room; only its staff may go on. Counts a refusal.
 async fn staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Claims, PresenterIdx), ApiError> {
+    let staff = known_staff(request, room, state).await;
+    staff.inspect_err(|error| state.metrics.refuse(error.code.as_str()))
+}
+
+async fn known_staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Claims, PresenterIdx), ApiError> {
     let caller = who(request, state).await?;
     let presenter = room_of(room)?;
     if !caller.is_staff_of(presenter) {

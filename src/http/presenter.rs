@@ -24,7 +24,7 @@ use futures_util::future::{BoxFuture, LocalBoxFuture};
 
 use super::{
     client::{self, AddressPermit},
-    identify::{Unknown, admit, token},
+    identify::{Unknown, admit, refuse, token},
     openapi::{Asking, Upgrading},
     socket,
     state::State,
@@ -93,8 +93,8 @@ async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) ->
     let upgraded = match token(request) {
         None => None,
         Some(token) => {
-            let claims = admit(token, state).await;
-            let grant = claims.and_then(|claims| grant(&claims)).map_err(Unknown::Token)?;
+            let claims = admit(token, state).await.map_err(Unknown::Token)?;
+            let grant = grant(&claims).map_err(|error| Unknown::Token(refuse(error, state)))?;
             damp(state, grant.presenter)?;
             Some(grant)
         }

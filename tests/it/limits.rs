@@ -187,4 +187,6 @@ async fn rule_19_deletions_count_against_their_senders_rate() {
         (429, Some("rate_limited"))
     );
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    let counted = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
+    assert_eq!(counted, Some(1.0));
 }
