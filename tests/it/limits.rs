@@ -108,6 +108,37 @@ async fn rule_19_a_crowd_in_one_room_is_limited_and_its_staff_and_other_rooms_ar
 }
 
 #[actix_web::test]
+async fn rule_19_a_crowd_in_one_room_is_limited_on_the_legacy_route_too() {
+    let app = spawn_app(|settings| {
+        settings.limits.room_per_second = 1;
+        settings.limits.room_burst = 5;
+    })
+    .await;
+    app.go_live(12);
+    app.go_live(13);
+    let _presenters = (app.presenter(12).await, app.presenter(13).await);
+    let to = |room: i64| format!(r#"{{"presenterIdx":{room},"userType":"viewer","textMessage":"one of a crowd"}}"#);
+    let mut refused = None;
+    for user in 100..200 {
+        let answer = app.send(user, &to(12)).await;
+        if answer.status != 200 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.unwrap();
+    assert_eq!(
+        (refused.status, refused.json()["message"].as_str()),
+        (429, Some("요청이 너무 많습니다"))
+    );
+    assert_eq!(refused.header("ratelimit-limit"), Some("5"));
+    for _ in 0..10 {
+        assert_eq!(app.send(12, &to(12)).await.status, 200, "the presenter's own");
+    }
+    assert_eq!(app.send(7, &to(13)).await.status, 200, "another room");
+}
+
+#[actix_web::test]
 async fn rule_19_who_would_wait_for_less_than_a_millisecond_is_told_a_second() {
     let app = spawn_app(|settings| {
         settings.limits.room_per_second = 1100;

@@ -1,8 +1,11 @@
 //! Keys of the settings: which algorithm, from where, and what stops a start.
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use chatting_server::settings::{Algorithm, Secret, Settings};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{
     app::{KEY, TestApp, post_v1, settings, spawn_app, spawn_in},
@@ -11,7 +14,7 @@ use crate::support::{
     keys::{KeyPair, pem},
     presenter::{connect, end_of},
     process::ScratchDir,
-    tokens::{claims, signed},
+    tokens::{claims, sign_with, signed},
 };
 
 /// The settings of a server with this public key and no other.
@@ -91,6 +94,106 @@ async fn a_previous_key_counts_beside_the_present_one_also_of_another_algorithm(
 }
 
 // ---- the start ------------------------------------------------------------------------------------------------------
+
+#[actix_web::test]
+async fn a_previous_key_is_a_secret_in_base64_or_a_public_key_in_the_settings_as_well() {
+    let old = "the secret before, of thirty-two bytes or more";
+    let by_old = sign_with(
+        r#"{"alg":"HS256","typ":"JWT"}"#,
+        &claims(7),
+        jsonwebtoken::Algorithm::HS256,
+        old,
+    );
+    let app = spawn_app(|settings| {
+        settings.auth.previous_hs256_secret_base64 = Secret::new(STANDARD.encode(old));
+    })
+    .await;
+    assert_eq!(who(&app, &by_old).await, "7");
+    assert_eq!(who(&app, &signed(&claims(8))).await, "8");
+    let pair = KeyPair::generate(Algorithm::Es256, "before");
+    let app = spawn_app(|settings| {
+        settings.auth.previous_algorithm = "ES256".into();
+        settings.auth.previous_public_key = pair.public_pem.clone();
+    })
+    .await;
+    assert_eq!(who(&app, &pair.token(&claims(7))).await, "7");
+    assert_eq!(who(&app, &signed(&claims(8))).await, "8");
+    assert_eq!(who(&app, &by_old).await, FORGED);
+}
+
+#[actix_web::test]
+async fn a_token_must_have_the_issuer_and_the_audience_of_the_settings_and_its_claims_their_names() {
+    let app = spawn_app(|settings| {
+        settings.auth.issuer = "https://id.example".into();
+        settings.auth.audience = "chat".into();
+        settings.auth.claim_user = "uid".into();
+        settings.auth.claim_nickname = "name".into();
+        settings.auth.claim_role = "part".into();
+        settings.auth.claim_rooms = "where".into();
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = {
+        let token = json!({ "uid": 12, "iss": "https://id.example", "aud": "chat", "exp": claims(12)["exp"] });
+        let mut socket = connect(app.addr).await;
+        let hello = json!({ "type": "hello", "token": signed(&token) });
+        socket.send_text(&hello.to_string()).await;
+        assert_eq!(socket.next_json().await["type"], "welcome");
+        socket
+    };
+    let good = json!({
+        "uid": 7, "name": "lee", "part": "moderator", "where": [12], "iss": "https://id.example", "aud": ["other", "chat"],
+        "exp": claims(7)["exp"],
+        // What the claims are called by default says nothing here.
+        "user_idx": 99, "nickname": "boss", "role": "operator", "rooms": "*",
+    });
+    let mut client = HttpClient::connect(app.addr).await;
+    let sent = post_v1(&mut client, 12, &signed(&good), "hi").await;
+    assert_eq!(sent.status, 201, "{sent:?}");
+    let token = signed(&good);
+    let read = client
+        .request("GET", "/v1/rooms/12/messages", &[("token", &token)], "")
+        .await;
+    let message = &read.json()["messages"][0];
+    assert_eq!(
+        [&message["user_idx"], &message["nickname"], &message["role"]],
+        [&json!(7), &json!("lee"), &json!("moderator")]
+    );
+    for (room, status) in [(12, 200), (13, 403)] {
+        let path = format!("/v1/rooms/{room}/messages?user_idx=1000");
+        let deleted = app
+            .client()
+            .await
+            .request("DELETE", &path, &[("token", &token)], "")
+            .await;
+        assert_eq!(deleted.status, status, "room {room}: {deleted:?}");
+    }
+    let rows = [
+        ("iss", json!("https://id.example/"), "iss"),
+        ("iss", json!(null), "iss"),
+        ("aud", json!("shop"), "aud"),
+        ("aud", json!(null), "aud"),
+        ("uid", json!(null), "user"),
+        ("name", json!(null), "nickname"),
+    ];
+    for (name, value, told) in rows {
+        let mut bad = good.clone();
+        match value {
+            Value::Null => drop(bad.as_object_mut().unwrap().remove(name)),
+            value => bad[name] = value,
+        }
+        let refused = post_v1(&mut app.client().await, 12, &signed(&bad), "hi").await;
+        assert_eq!(refused.status, 401, "{bad}: {refused:?}");
+        let detail = format!("the token's claim for {told} is missing or not valid");
+        assert_eq!(refused.json()["detail"], detail, "{bad}");
+    }
+    let counted = app.metric("chat_tokens_refused_total{reason=\"bad_claim\"}").await;
+    assert_eq!(
+        counted,
+        Some(6.0),
+        "each is counted, also the good token without a name"
+    );
+}
 
 #[actix_web::test]
 async fn a_bad_key_stops_the_start_and_check_config_with_64_and_its_name_and_never_shows_it() {
@@ -205,7 +308,7 @@ async fn rooms_are_a_moderators_and_are_numbers_or_all() {
     );
     assert_eq!(code, 0, "{error}");
     let claims = out.split('.').nth(1).unwrap();
-    let claims: serde_json::Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
     assert_eq!(claims["rooms"], json!(["12", "*"]));
 }
 
