@@ -2,8 +2,8 @@
 //! columns.
 //!
 //! A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@` or a control character for a formula, and a formula can send
-//! what else is on the sheet elsewhere (OWASP, "CSV Injection"). Such a text of a user's gets a `'` in front, which spreadsheets
-//! read as "this is text".
+//! what else is on the sheet elsewhere (OWASP, "CSV Injection"). Such a text of a user's, or name of a numbering, which an import
+//! may have brought, gets a `'` in front, which spreadsheets read as "this is text".
 
 use chatting_actors::{moderation::Act, types::UserIdx, wire::v1::timestamp};
 
@@ -27,7 +27,7 @@ impl Encoder for Csv {
         let event = &logged.event;
         let cells = [
             event.seq.to_string(),
-            event.epoch.to_string(),
+            text(&event.epoch.0),
             event.id.to_string(),
             event.kind().to_owned(),
             timestamp(event.sent_at_ms),
@@ -71,7 +71,7 @@ fn target(act: &Act) -> String {
     }
 }
 
-/// What a user wrote, as a cell that is never a formula. NUL ends a text for many readers, so it becomes U+FFFD.
+/// What others wrote, as a cell that is never a formula. NUL ends a text for many readers, so it becomes U+FFFD.
 fn text(text: &str) -> String {
     let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']);
     let quote = if formula { "'" } else { "" };
@@ -91,6 +91,8 @@ fn write(cell: &str, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use chatting_actors::types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq};
+
     use super::*;
 
     #[test]
@@ -128,5 +130,30 @@ mod tests {
             write(&text(from), &mut out);
             assert_eq!(String::from_utf8(out).unwrap(), to, "{from:?}");
         }
+    }
+
+    #[test]
+    fn the_name_of_a_numbering_is_never_a_formula_either() {
+        let event = Event {
+            id: uuid::Uuid::nil(),
+            presenter_idx: PresenterIdx::new(12).unwrap(),
+            epoch: Epoch("=1+1".into()),
+            seq: Seq(7),
+            sent_at_ms: 0,
+            room_idx: None,
+            broadcast_id: None,
+            chat: ChatMessage {
+                user_idx: UserIdx::new(7).unwrap(),
+                nickname: Nickname::new("kim", 64).unwrap(),
+                text: MessageText::maybe_empty("hi".into(), 64).unwrap(),
+                role: Role::Viewer,
+            },
+            act: None,
+            keyed: None,
+        };
+        let mut out = Vec::new();
+        Csv.event(&Logged { event, deleted: None }, 0, &mut out);
+        let row = String::from_utf8(out).unwrap();
+        assert!(row.starts_with("7,'=1+1,"), "{row}");
     }
 }

@@ -36,6 +36,9 @@ const NOT_NDJSON: &str = "wanted is NDJSON, as `export --format ndjson` writes i
 /// A message from later than this is from a wrong clock, and would hold up the times of all that come after it.
 const MAX_AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 
+/// Bytes of a numbering's name at most; ours have 16.
+const EPOCH_MAX_BYTES: usize = 64;
+
 /// Why files cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -323,6 +326,19 @@ fn user(name: &str, number: i64) -> Result<UserIdx, String> {
     UserIdx::new(number).ok_or_else(|| format!("{name} is negative"))
 }
 
+/// A numbering's name. Ours are hexadecimal; what was made elsewhere may have another, but nothing that is more than a name
+/// where it is shown, as a formula is in a spreadsheet.
+fn epoch(name: String) -> Result<Epoch, String> {
+    let begins = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    let goes_on = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !begins || !goes_on || name.len() > EPOCH_MAX_BYTES {
+        return Err(format!(
+            "epoch is not of 1 to {EPOCH_MAX_BYTES} letters, digits and hyphens, no hyphen first"
+        ));
+    }
+    Ok(Epoch(name.into()))
+}
+
 fn seq(number: u64) -> Result<Seq, String> {
     match i64::try_from(number) {
         Ok(_) => Ok(Seq(number)),
@@ -338,7 +354,7 @@ fn record(header: Header) -> Result<StoredBroadcast, String> {
     let presenter = PresenterIdx::new(header.presenter_idx).ok_or("presenter_idx is negative")?;
     let spans = header.spans.into_iter().map(|span| {
         Ok(Span {
-            epoch: Epoch(span.epoch.into()),
+            epoch: epoch(span.epoch)?,
             after: seq(span.after)?,
             through: span.through.map(seq).transpose()?,
         })
@@ -405,7 +421,7 @@ fn chat_of(chat: Chat, presenter_idx: PresenterIdx) -> Result<Logged, String> {
         event: Event {
             id: chat.id,
             presenter_idx,
-            epoch: Epoch(chat.epoch.into()),
+            epoch: epoch(chat.epoch)?,
             seq: Seq(chat.seq),
             sent_at_ms: chat.sent_at,
             room_idx: chat.room_idx,
@@ -432,7 +448,7 @@ fn act_of(line: Moderation, presenter_idx: PresenterIdx) -> Result<Logged, Strin
         event: Event {
             id: line.id,
             presenter_idx,
-            epoch: Epoch(line.epoch.into()),
+            epoch: epoch(line.epoch)?,
             seq: Seq(line.seq),
             sent_at_ms: line.sent_at,
             room_idx: line.room_idx,

@@ -546,6 +546,14 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
             "line 3: user_idx is negative",
         ),
         (
+            &good.replacen("\"epoch\":\"", "\"epoch\":\"=", 1),
+            "line 1: epoch is not of 1 to 64 letters, digits and hyphens",
+        ),
+        (
+            &good.replacen("\"seq\":1,\"epoch\":\"", "\"seq\":1,\"epoch\":\"-", 1),
+            "line 2: epoch is not of 1 to 64 letters, digits and hyphens",
+        ),
+        (
             &good.replacen("\"sent_at\":\"2026", "\"sent_at\":\"2226", 1),
             "line 2: it was sent more than a day",
         ),
