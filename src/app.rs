@@ -241,7 +241,7 @@ impl App {
                 body_time: Duration::from_secs(settings.server.body_seconds),
                 text_chars: settings.message.max_chars,
                 nickname_chars: settings.message.nickname_max_chars,
-                page_default: settings.history.page_default.min(settings.history.page_max),
+                page_default: settings.history.page_default,
                 page_max: settings.history.page_max,
                 page_bytes: settings.history.page_bytes,
                 scan_limit: settings.history.scan_limit,

@@ -246,13 +246,20 @@ impl Source<'_> {
                 .and_then(|bytes| Key::secret(&bytes)),
             "public_key" => Key::pem(self.algorithm, text.as_bytes()),
             _ => read_bounded(text, KEY_FILE_MAX_BYTES).and_then(|bytes| match hs256 {
-                // Whatever wrote the file may have ended its line.
-                true => Key::secret(bytes.trim_ascii_end()),
+                true => Key::secret(without_line_break(&bytes)),
                 false => Key::pem(self.algorithm, &bytes),
             }),
         };
         key.map(Some).map_err(named)
     }
+}
+
+/// Whatever wrote a file may have ended its line. Only that is left out: a secret may well end in white space.
+fn without_line_break(bytes: &[u8]) -> &[u8] {
+    let Some(line) = bytes.strip_suffix(b"\n") else {
+        return bytes;
+    };
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 /// Whether an RSA modulus, big-endian, has 2048 to 8192 bits: fewer are too few (RFC 7518, 3.3), more cost too much.

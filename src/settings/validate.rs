@@ -32,6 +32,7 @@ pub fn problems(
     check.at_most("actors.supervisor.restart_min_ms", "actors.supervisor.restart_max_ms");
     check.at_most("log.retry_min_ms", "log.retry_max_ms");
     check.at_most("figures.top_default", "figures.top_max");
+    check.at_most("history.page_default", "history.page_max");
     check.at_most("shutdown.drain_seconds", "shutdown.deadline_seconds");
     check.keys();
     check.gateway();
@@ -85,6 +86,33 @@ impl Check<'_> {
             self.rule(&[&plain], !short, || message);
         }
         self.at_most("auth.jwks_min_refresh_seconds", "auth.jwks_refresh_seconds");
+        self.idle();
+    }
+
+    /// What would do nothing: the algorithm of a key that is not there, certificates for an address that shows none.
+    fn idle(&mut self) {
+        let auth = &self.settings.auth;
+        let previous = [
+            auth.previous_hs256_secret.is_set(),
+            auth.previous_hs256_secret_base64.is_set(),
+            !auth.previous_public_key.is_empty(),
+            !auth.previous_key_file.is_empty(),
+        ];
+        let key = "auth.previous_algorithm";
+        let holds = auth.previous_algorithm.is_empty() || previous.contains(&true);
+        let message = format!(
+            "{} is of no key; allowed: empty where no auth.previous_* key is set",
+            self.shown(key)
+        );
+        self.rule(&[key], holds, || message);
+        let (key, url) = ("auth.jwks_ca_file", "auth.jwks_url");
+        let holds = auth.jwks_ca_file.is_empty() || auth.jwks_url.starts_with("https://");
+        let message = format!(
+            "{} is for an https:// address, and {} is none; allowed: empty",
+            self.shown(key),
+            self.shown(url)
+        );
+        self.rule(&[key, url], holds, || message);
     }
 
     fn gateway(&mut self) {
@@ -202,6 +230,43 @@ mod tests {
     fn published_keys_are_fetched_no_oftener_than_they_may_be() {
         let wrong = wrong(|settings| settings.auth.jwks_refresh_seconds = 4);
         assert_eq!(wrong.len(), 1, "{wrong:?}");
+    }
+
+    #[test]
+    fn a_page_is_by_default_no_longer_than_it_may_be() {
+        assert_eq!(
+            wrong(|settings| settings.history.page_max = 49),
+            ["history.page_default = 50 must be at most history.page_max = 49"]
+        );
+        assert_eq!(wrong(|settings| settings.history.page_max = 50), [""; 0]);
+    }
+
+    #[test]
+    fn what_would_do_nothing_is_refused_by_its_name() {
+        assert_eq!(
+            wrong(|settings| settings.auth.previous_algorithm = "ES256".into()),
+            ["auth.previous_algorithm = \"ES256\" is of no key; allowed: empty where no auth.previous_* key is set"]
+        );
+        let with_key = wrong(|settings| {
+            settings.auth.previous_algorithm = "ES256".into();
+            settings.auth.previous_key_file = "old.pem".into();
+        });
+        assert_eq!(with_key, [""; 0]);
+        let ca_file = |url: &str| {
+            wrong(|settings| {
+                settings.auth.jwks_url = url.into();
+                settings.auth.jwks_ca_file = "ca.pem".into();
+            })
+        };
+        for url in ["", "file:///keys.json", "http://127.0.0.1/"] {
+            assert_eq!(
+                ca_file(url),
+                [format!(
+                    "auth.jwks_ca_file = \"ca.pem\" is for an https:// address, and auth.jwks_url = \"{url}\" is none; allowed: empty"
+                )]
+            );
+        }
+        assert_eq!(ca_file("https://id.example/keys"), [""; 0]);
     }
 
     #[test]

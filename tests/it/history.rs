@@ -235,7 +235,11 @@ async fn messages_are_found_by_user_by_time_and_by_text() {
 
 #[actix_web::test]
 async fn anyone_with_a_token_may_read_and_a_bad_query_is_named() {
-    let app = spawn_app(|settings| settings.history.page_max = 20).await;
+    let app = spawn_app(|settings| {
+        settings.history.page_default = 20;
+        settings.history.page_max = 20;
+    })
+    .await;
     let token = app.token(7);
     let answer = request(&app, "GET", "/v1/rooms/12/messages", "", "").await;
     assert_eq!(

@@ -247,6 +247,7 @@ async fn docs_is_a_page_that_needs_nothing_from_elsewhere() {
 #[actix_web::test]
 async fn the_document_allows_what_these_settings_allow() {
     let app = spawn_app(|settings| {
+        settings.history.page_default = 20;
         settings.history.page_max = 20;
         settings.figures.top_default = 5;
         settings.figures.top_max = 30;

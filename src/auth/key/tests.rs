@@ -170,6 +170,18 @@ fn a_file_holds_a_pem_or_a_secret_whose_line_may_be_ended() {
         keys_of_settings(&by_file).unwrap() == keys_of_settings(&by_text).unwrap()
     };
     assert!(same("secret", "a secret of thirty-two bytes or more"));
+    for (ending, kept) in [
+        ("", ""),
+        ("\r\n", ""),
+        ("\n\n", "\n"),
+        (" \n", " "),
+        ("\t", "\t"),
+        ("\r", "\r"),
+    ] {
+        let secret = "a secret of thirty-two bytes or more";
+        std::fs::write(path("ended"), format!("{secret}{ending}")).unwrap();
+        assert!(same("ended", &format!("{secret}{kept}")), "{ending:?}");
+    }
     for (name, why) in [
         ("short", "fewer than 32"),
         ("long", "longer than"),
