@@ -85,7 +85,7 @@ codes! {
         "The broadcast has ended", "방송 종료되었습니다";
     /// The room is live, but its presenter has no session that could take the message.
     PresenterDisconnected = "presenter_disconnected", SERVICE_UNAVAILABLE, None, true,
-        "The presenter is not connected", "방송 진행자와 연결되어 있지 않습니다";
+        "The presenter is not connected", "스트리머와 연결되어 있지 않습니다";
     /// A queue on the way is full, or the server is about to stop.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, Some(1013), true,
         "The server is too busy", "서버가 혼잡합니다";

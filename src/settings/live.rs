@@ -34,7 +34,7 @@ section! {
         /// 룸 서버의 주소. 뒤에 `/check`를 붙여 묻는다.
         base_url: String = "http://127.0.0.1:8081/room/live", HTTP_URL;
         /// Where to ask that a presenter reconnects; empty is base_url + /reconnect.
-        /// 방송자에게 재연결을 요청할 주소. 비우면 base_url + /reconnect.
+        /// 스트리머에게 재연결을 요청할 주소. 비우면 base_url + /reconnect.
         reconnect_url: String = "", HTTP_URL_OR_EMPTY;
         /// Content-Type of what is sent to the room server.
         /// 룸 서버로 보내는 요청의 Content-Type.
@@ -96,7 +96,7 @@ section! {
 
 section! {
     /// Sessions: the WebSockets of presenters.
-    /// 세션: 방송자의 WebSocket.
+    /// 세션: 스트리머의 WebSocket.
     pub struct Session {
         /// Sessions at once on this server; more are refused.
         /// 이 서버의 최대 동시 세션 수. 넘치면 거절한다.
@@ -124,13 +124,13 @@ section! {
         /// 연결이 끊긴 뒤 다음 연결을 위해 메시지를 보관하는 시간(초). 0이면 보관하지 않는다.
         grace_seconds: u64 = 30, 0..=3600;
         /// Seconds between two requests to make the same presenter reconnect.
-        /// 같은 방송자에게 재연결을 다시 요청하기까지의 간격(초).
+        /// 같은 스트리머에게 재연결을 다시 요청하기까지의 간격(초).
         reconnect_request_seconds: u64 = 5, 1..=3600;
         /// Seconds that a session may stay while its presenter is not live.
-        /// 방송 중이 아닌 방송자의 세션을 유지하는 초.
+        /// 방송 중이 아닌 스트리머의 세션을 유지하는 초.
         not_live_seconds: u64 = 60, 1..=86_400;
         /// Bytes of a message that a presenter sends; longer ones close the session with 1009.
-        /// 방송자가 보내는 메시지의 최대 바이트. 넘으면 1009로 닫는다.
+        /// 스트리머가 보내는 메시지의 최대 바이트. 넘으면 1009로 닫는다.
         max_frame_bytes: usize = 32_768, 1024..=1_048_576;
         /// Frames a second from a client, new acks aside, and twice as many at once; more close it with 1008.
         /// 클라이언트가 초당 보낼 수 있는 프레임 수(새로운 ack 제외). 한꺼번에는 두 배까지, 넘으면 1008로 닫는다.
@@ -154,10 +154,10 @@ section! {
         /// 방의 진행 위치를 저장하는 간격(밀리초). 재시작하면 거기서 이어진다.
         checkpoint_ms: u64 = 5000, 10..=60_000;
         /// Sessions of one presenter that may begin at once; more are refused with 429.
-        /// 방송자 한 명이 한꺼번에 시작할 수 있는 세션 수. 넘치면 429로 거절한다.
+        /// 스트리머 한 명이 한꺼번에 시작할 수 있는 세션 수. 넘치면 429로 거절한다.
         reconnect_burst: u32 = 20, 1..=10_000;
         /// Sessions of one presenter a minute beyond that.
-        /// 그 이상으로 방송자 한 명이 분당 시작할 수 있는 세션 수.
+        /// 그 이상으로 스트리머 한 명이 분당 시작할 수 있는 세션 수.
         reconnect_per_minute: u32 = 60, 1..=100_000;
     }
 }
@@ -197,7 +197,7 @@ section! {
 
 section! {
     /// The actor of each presenter's WebSocket.
-    /// 방송자의 WebSocket마다 하나인 액터.
+    /// 스트리머의 WebSocket마다 하나인 액터.
     pub struct SessionActor {
         /// Deliveries queued to one of them; what is over waits in the room.
         /// 액터 하나에 쌓일 수 있는 전달 수. 나머지는 방에서 기다린다.

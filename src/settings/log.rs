@@ -139,7 +139,7 @@ section! {
         /// 한 응답에 담는 시간 구간의 최대 수.
         buckets_max: usize = 1440, 1..=100_000;
         /// Senders, words and peaks in one answer where the request names no number.
-        /// 요청이 수를 정하지 않았을 때 한 응답에 담는 사용자, 단어, 절정의 수(각각).
+        /// 요청이 수를 정하지 않았을 때 한 응답에 담는 사용자, 단어, 급증 구간의 수(각각).
         top_default: usize = 10, 1..=10_000;
         /// The same at most.
         /// 같은 수의 최댓값.
@@ -148,7 +148,7 @@ section! {
         /// 어느 구간의 평소 속도를 정하는 주변 구간의 수(자신 포함). 그 중앙값을 쓴다.
         peak_window: usize = 31, 3..=10_001;
         /// Percent of the usual rate from which on a bucket is a peak.
-        /// 평소 속도의 몇 퍼센트부터 절정으로 보는지.
+        /// 평소 속도의 몇 퍼센트부터 급증 구간으로 보는지.
         peak_percent: u64 = 300, 101..=1_000_000;
     }
 }
@@ -186,7 +186,7 @@ section! {
         /// 한 방에 한꺼번에 보낼 수 있는 메시지 수.
         room_burst: u32 = 10_000, 1..=1_000_000;
         /// Questions a minute about rooms without a presenter that one sender may cause; 0 is no limit.
-        /// 한 사용자가 방송자 없는 방에 대해 분당 일으킬 수 있는 질의 수. 0이면 제한하지 않는다.
+        /// 한 사용자가 스트리머 없는 방에 대해 분당 일으킬 수 있는 질의 수. 0이면 제한하지 않는다.
         lookups_per_minute: u32 = 60, 0..=1_000_000;
         /// Questions of that kind that may come at once.
         /// 그런 질의를 한꺼번에 일으킬 수 있는 수.
@@ -202,7 +202,7 @@ section! {
         /// 클라이언트 주소 하나(IPv6는 /64 하나)가 동시에 여는 최대 세션 수. 0이면 제한하지 않는다.
         sessions_per_address: usize = 0, 0..=1_000_000;
         /// Senders, rooms, presenters and addresses that are remembered, each; the one unseen for longest goes first.
-        /// 기억하는 사용자, 방, 방송자, 주소의 수(각각). 가장 오래 보지 못한 것부터 잊는다.
+        /// 기억하는 사용자, 방, 스트리머, 주소의 수(각각). 가장 오래 보지 못한 것부터 잊는다.
         tracked: usize = 100_000, 1..=10_000_000;
     }
 }

@@ -14,7 +14,7 @@ const DOCUMENTED: [&str; 8] = [
     "\"code\":\"room_server_unavailable\"",
     "\"code\":\"log_unavailable\"",
     "서버가 혼잡합니다",
-    "방송 진행자와 연결되어 있지 않습니다",
+    "스트리머와 연결되어 있지 않습니다",
     "방송 상태를 확인할 수 없습니다",
     "채팅을 저장할 수 없습니다",
 ];
