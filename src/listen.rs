@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener, ToSocketAddrs},
+    net::{SocketAddr, TcpListener},
     time::Duration,
 };
 
@@ -66,52 +66,34 @@ pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Line
     }
     let address = settings.server.bind.as_str();
     let fails = |error: io::Error| unbound("server.bind", address, error);
-    let mut first = None;
-    for listener in bound(address, settings.server.backlog).map_err(fails)? {
-        let addr = listener.local_addr().map_err(fails)?;
-        let (app, lines, stopping) = (app.clone(), lines.clone(), server.graceful_shutdown_signal());
-        let service = move || {
-            let (lines, stopping) = (lines.clone(), stopping.clone());
-            HttpService::build()
-                .graceful_shutdown_signal(move || {
-                    let stopping = stopping.clone();
-                    async move { stopping.notified().await }
-                })
-                .keep_alive(keep_alive)
-                .client_request_timeout(head)
-                .client_disconnect_timeout(DISCONNECT)
-                .local_addr(addr)
-                .on_connect_ext(move |stream: &TcpStream, extensions: &mut Extensions| {
-                    socket::on_connect(stream, extensions, user_timeout, send_buffer, &lines);
-                })
-                .upgrade(upgrades(app()))
-                .finish(app())
-                .tcp()
-        };
-        server = server.listen("http", listener, service).map_err(fails)?;
-        first.get_or_insert(addr);
-    }
-    let addr = first.ok_or_else(|| StartError::Unavailable(format!("server.bind {address}: nothing is bound")))?;
+    let listener = bind(address, settings.server.backlog).map_err(fails)?;
+    let addr = listener.local_addr().map_err(fails)?;
+    let (lines, stopping) = (lines.clone(), server.graceful_shutdown_signal());
+    let service = move || {
+        let (lines, stopping) = (lines.clone(), stopping.clone());
+        HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .keep_alive(keep_alive)
+            .client_request_timeout(head)
+            .client_disconnect_timeout(DISCONNECT)
+            .local_addr(addr)
+            .on_connect_ext(move |stream: &TcpStream, extensions: &mut Extensions| {
+                socket::on_connect(stream, extensions, user_timeout, send_buffer, &lines);
+            })
+            .upgrade(upgrades(app()))
+            .finish(app())
+            .tcp()
+    };
+    let server = server.listen("http", listener, service).map_err(fails)?;
     Ok((server.run(), addr))
 }
 
-/// A listener on each address that this name stands for and that can be had; an error if none can.
-fn bound(address: &str, backlog: u32) -> io::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    let mut failed = None;
-    for address in address.to_socket_addrs()? {
-        match bind(address, backlog) {
-            Ok(listener) => listeners.push(listener),
-            Err(error) => failed = Some(error),
-        }
-    }
-    match failed {
-        Some(error) if listeners.is_empty() => Err(error),
-        _ => Ok(listeners),
-    }
-}
-
-fn bind(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+/// A listener on this `IP:port`.
+fn bind(address: &str, backlog: u32) -> io::Result<TcpListener> {
+    let address: SocketAddr = address.parse().map_err(io::Error::other)?;
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A server that starts again where connections of the one before it linger.
     socket.set_reuse_address(true)?;

@@ -24,7 +24,7 @@ use crate::{
     auth::{ForwardedError, Needed},
     error::{ApiError, Code},
     legacy::{
-        body::{BodyError, UserType, parse_send},
+        body::{BodyError, parse_send},
         error::{self as texts, FrameworkError, LegacyError},
     },
 };
@@ -134,18 +134,20 @@ impl From<LegacyError> for Failed {
     }
 }
 
-impl From<Unknown> for Failed {
-    fn from(unknown: Unknown) -> Self {
-        Self::Ours(match unknown {
-            Unknown::Token(error) => LegacyError::from_token(error),
-            Unknown::Forwarded(error) => LegacyError::bad_request(error.legacy_text()),
-            other => from_api(&other.into()),
-        })
+impl From<ApiError> for Failed {
+    fn from(error: ApiError) -> Self {
+        Self::Ours(LegacyError::from_api(&error))
     }
 }
 
-fn from_api(error: &ApiError) -> LegacyError {
-    LegacyError::from_api(error)
+impl From<Unknown> for Failed {
+    fn from(unknown: Unknown) -> Self {
+        match unknown {
+            Unknown::Token(error) => LegacyError::from_token(error).into(),
+            Unknown::Forwarded(error) => LegacyError::bad_request(error.legacy_text()).into(),
+            other => ApiError::from(other).into(),
+        }
+    }
 }
 
 /// Sends a chat message, as the original server had it. Texts are Korean.
@@ -192,32 +194,24 @@ async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) ->
 /// Parses at the edge: who is asking, which room, what is to be said.
 async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
     let caller = sender(request, state, Needed::All).await?;
-    caller.within_rate(state).map_err(|error| from_api(&error))?;
+    caller.within_rate(state)?;
     if !request.content_type().eq_ignore_ascii_case("application/json") || is_coded(request) {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));
     }
-    let body = read_body(request, payload, &state.limits)
-        .await
-        .map_err(|error| from_api(&error))?;
+    let body = read_body(request, payload, &state.limits).await?;
     let body = parse_send(&body).map_err(|error| match error {
         BodyError::Unreadable => Failed::Framework(FrameworkError::BadRequest),
         other => Failed::Ours(LegacyError::bad_request(other.to_string())),
     })?;
-    let presenter_idx = match (body.presenter_idx, body.user_type) {
-        (Some(idx), _) => idx,
-        (None, UserType::Presenter) => caller.user_idx.get(),
-        (None, UserType::Viewer) => return Err(LegacyError::bad_request(texts::PRESENTER_IDX_NULL).into()),
-    };
+    let presenter_idx = body.presenter_idx.unwrap_or(caller.user_idx.get());
     // A negative number is nobody's room, so nobody is live there.
     let presenter_idx = PresenterIdx::new(presenter_idx).ok_or_else(|| LegacyError::bad_request(texts::NOT_LIVE))?;
     let text = MessageText::maybe_empty(body.text, state.limits.text_chars)
         .map_err(|_| LegacyError::from_code(Code::InvalidMessage, None))?;
     let role = caller.role_in(presenter_idx);
-    caller
-        .within_rate_of(presenter_idx, state)
-        .map_err(|error| from_api(&error))?;
+    caller.within_rate_of(presenter_idx, state)?;
     let Sender { user_idx, nickname, .. } = caller;
-    let key = idempotency_key(request).map_err(|error| from_api(&error))?;
+    let key = idempotency_key(request)?;
     let keyed = key.map(|key| Keyed::new(user_idx, presenter_idx, &key, text.as_str()));
     Ok(Submit {
         presenter_idx,
@@ -237,7 +231,7 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
         (Refusal::NotLive, _) => LegacyError::bad_request(texts::NOT_LIVE),
         (Refusal::PresenterDisconnected, Role::Presenter) => LegacyError::presenter_without_session(),
         (Refusal::PresenterDisconnected, _) => LegacyError::bad_request(texts::NO_SESSION),
-        (other, _) => from_api(&refused(other)),
+        (other, _) => LegacyError::from_api(&refused(other)),
     }
 }
 
@@ -271,7 +265,7 @@ pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state:
     let refuse = |error: &ApiError| {
         let reason = [("reason", error.code.as_str())];
         state.metrics.sessions_refused.get_or_create(&reason).inc();
-        answer(&from_api(error), &request, &state)
+        answer(&LegacyError::from_api(error), &request, &state)
     };
     if state.health.is_draining() {
         return refuse(&ApiError::new(Code::Overloaded));

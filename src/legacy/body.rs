@@ -8,22 +8,12 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// Who the body claims to come from. Chooses what a missing `presenterIdx` means, never a role (rule 18).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UserType {
-    /// `presenter`
-    Presenter,
-    /// Anything else.
-    Viewer,
-}
-
-/// What a body says.
+/// What a body says. Its `userType` chooses only what a missing `presenterIdx` means, never a role (rule 18).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SendBody {
-    /// `"17"` and `17.7` are 17; `""`, blanks and `"null"` are null.
+    /// `"17"` and `17.7` are 17; `""`, blanks and `"null"` are null. `None` is the sender's own room, which only a body of a
+    /// `presenter` may leave out.
     pub presenter_idx: Option<i64>,
-    /// See [`UserType`].
-    pub user_type: UserType,
     /// A number or a boolean is its source text.
     pub text: String,
 }
@@ -58,17 +48,13 @@ pub fn parse_send(bytes: &[u8]) -> Result<SendBody, BodyError> {
     let presenter_idx = raw.presenter_idx.map_or(Ok(None), presenter_idx)?;
     let user_type = raw.user_type.map_or(Ok(None), scalar_text)?;
     let text = raw.text.map_or(Ok(None), scalar_text)?;
-    let user_type = match user_type.ok_or(BodyError::MissingUserType)?.as_str() {
-        "presenter" => UserType::Presenter,
-        _ => UserType::Viewer,
-    };
+    let user_type = user_type.ok_or(BodyError::MissingUserType)?;
     // Before the text: the old server let a null text pass, and refused this one in its own words.
-    if presenter_idx.is_none() && user_type == UserType::Viewer {
+    if presenter_idx.is_none() && user_type != "presenter" {
         return Err(BodyError::MissingPresenterIdx);
     }
     Ok(SendBody {
         presenter_idx,
-        user_type,
         text: text.ok_or(BodyError::MissingText)?,
     })
 }
@@ -167,10 +153,7 @@ mod tests {
     #[test]
     fn a_plain_body_is_read() {
         let body = parse(r#"{"presenterIdx": 12, "userType": "viewer", "textMessage": "hi"}"#).unwrap();
-        assert_eq!(
-            (body.presenter_idx, body.user_type, body.text.as_str()),
-            (Some(12), UserType::Viewer, "hi")
-        );
+        assert_eq!((body.presenter_idx, body.text.as_str()), (Some(12), "hi"));
     }
 
     #[test]
@@ -234,18 +217,18 @@ mod tests {
     }
 
     #[test]
-    fn user_type_other_than_presenter_is_a_viewer() {
+    fn only_a_presenter_may_leave_the_room_out() {
         let rows = [
-            ("\"presenter\"", Ok(UserType::Presenter)),
-            ("\"viewer\"", Ok(UserType::Viewer)),
-            ("\"PRESENTER\"", Ok(UserType::Viewer)),
-            ("5", Ok(UserType::Viewer)),
+            ("\"presenter\"", Ok(None)),
+            ("\"viewer\"", Err(BodyError::MissingPresenterIdx)),
+            ("\"PRESENTER\"", Err(BodyError::MissingPresenterIdx)),
+            ("5", Err(BodyError::MissingPresenterIdx)),
             ("null", Err(BodyError::MissingUserType)),
             ("[]", Err(BodyError::Unreadable)),
         ];
         for (value, expected) in rows {
-            let body = format!(r#"{{"presenterIdx":1,"userType":{value},"textMessage":"x"}}"#);
-            assert_eq!(parse(&body).map(|body| body.user_type), expected, "{value}");
+            let body = format!(r#"{{"userType":{value},"textMessage":"x"}}"#);
+            assert_eq!(parse(&body).map(|body| body.presenter_idx), expected, "{value}");
         }
     }
 

@@ -12,8 +12,6 @@ use crate::{
     error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS, Lang, rate_limit},
 };
 
-/// No `presenterIdx`, and the sender is a viewer.
-pub const PRESENTER_IDX_NULL: &str = "PresenterIdx는 null값이 올 수 없습니다.";
 /// Live, no session, and the sender is a viewer.
 pub const NO_SESSION: &str = "세션이 존재하지 않습니다. 재연결 중입니다. 잠시 후에 다시 보내주세요..";
 /// Live, no session, and the sender is the presenter.
