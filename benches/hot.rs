@@ -173,7 +173,7 @@ fn registry(c: &mut Criterion) {
     let app = system.block_on(App::build(&settings)).unwrap();
     let state = app.state();
     for n in 0..100 {
-        state.rooms.as_ref().unwrap().start(room(n)).unwrap();
+        state.rooms.as_ref().unwrap().blocking_start(room(n)).unwrap();
     }
     let mut group = c.benchmark_group("registry");
     for count in [1_i64, 32] {

@@ -90,7 +90,7 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
 
 fn go_live(app: &App) -> Result<(), Failure> {
     if let (Some(rooms), Some(room)) = (&app.state().rooms, PresenterIdx::new(PRESENTER)) {
-        rooms.start(room)?;
+        rooms.blocking_start(room)?;
     }
     Ok(())
 }

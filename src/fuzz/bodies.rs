@@ -162,7 +162,7 @@ proptest! {
             Ok(rooms) => {
                 let presenter = PresenterIdx::new(77).unwrap();
                 let before = rooms.all().len();
-                let room = rooms.start(presenter).unwrap();
+                let room = rooms.blocking_start(presenter).unwrap();
                 prop_assert_eq!(rooms.get(presenter), Some(room));
                 prop_assert_eq!(EmbeddedRooms::open(&path).unwrap().get(presenter).is_some(), before < rooms.all().len());
             }

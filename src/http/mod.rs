@@ -38,11 +38,11 @@ pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
     if !ops_apart {
         ops::routes(config, state);
     }
-    if state.demo.is_some() {
-        config.configure(demo::routes);
+    if let Some(page) = &state.demo {
+        demo::routes(config, page);
     }
-    if state.rooms.is_some() {
-        config.configure(rooms::routes);
+    if let Some(rooms) = &state.rooms {
+        rooms::routes(config, rooms.clone());
     }
     config
         .configure(v1::routes)

@@ -20,9 +20,9 @@ use crate::{
     room::embedded::{EmbeddedRooms, LiveRoom},
 };
 
-/// Adds the routes; they answer 404 unless `room.mode` is `embedded`.
-pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(
+/// Adds the routes of these rooms.
+pub fn routes(config: &mut web::ServiceConfig, rooms: EmbeddedRooms) {
+    config.app_data(web::Data::new(rooms)).service(
         web::scope("/room/live")
             .route("/check", web::post().to(check))
             .route("/search-all", web::post().to(search_all))
@@ -43,14 +43,6 @@ fn room(presenter: PresenterIdx, room: LiveRoom) -> Value {
         "startedAt": timestamp(room.started_at_ms),
         "alive": true,
     })
-}
-
-fn embedded(state: &State) -> Result<&EmbeddedRooms, ApiError> {
-    let why = "room.mode is \"http\": the room server is elsewhere";
-    state
-        .rooms
-        .as_ref()
-        .ok_or_else(|| ApiError::new(Code::NotFound).with_detail(why))
 }
 
 fn presenter(body: &[u8]) -> Result<PresenterIdx, ApiError> {
@@ -87,11 +79,16 @@ fn unsaved(error: &std::io::Error) -> ApiError {
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "`data.alive` says so", body = serde_json::Value), WithBody)
 )]
-pub(super) async fn check(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+pub(super) async fn check(
+    request: HttpRequest,
+    payload: web::Payload,
+    state: web::Data<State>,
+    rooms: web::Data<EmbeddedRooms>,
+) -> HttpResponse {
     let body = read_body(&request, payload, &state.limits).await;
     let result = || {
         let presenter = presenter(&body?)?;
-        Ok(match embedded(&state)?.get(presenter) {
+        Ok(match rooms.get(presenter) {
             Some(live) => answer("check", room(presenter, live)),
             None => answer("check", json!({ "alive": false })),
         })
@@ -104,13 +101,10 @@ pub(super) async fn check(request: HttpRequest, payload: web::Payload, state: we
     post, path = "/room/live/search-all", tag = "embedded room server",
     responses((status = 200, description = "`data` lists them", body = serde_json::Value))
 )]
-pub(super) async fn search_all(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
-    let result = || {
-        let all = embedded(&state)?.all();
-        let rooms: Vec<Value> = all.into_iter().map(|(presenter, live)| room(presenter, live)).collect();
-        Ok(answer("search-all", json!(rooms)))
-    };
-    respond(&request, result())
+pub(super) async fn search_all(rooms: web::Data<EmbeddedRooms>) -> HttpResponse {
+    let all = rooms.all();
+    let rooms: Vec<Value> = all.into_iter().map(|(presenter, live)| room(presenter, live)).collect();
+    answer("search-all", json!(rooms))
 }
 
 /// A presenter goes live; for operators.
@@ -119,13 +113,17 @@ pub(super) async fn search_all(request: HttpRequest, state: web::Data<State>) ->
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "Live", body = serde_json::Value), Asking, WithBody)
 )]
-pub(super) async fn start(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+pub(super) async fn start(
+    request: HttpRequest,
+    payload: web::Payload,
+    state: web::Data<State>,
+    rooms: web::Data<EmbeddedRooms>,
+) -> HttpResponse {
     let body = read_body(&request, payload, &state.limits).await;
     let result = async {
-        let rooms = embedded(&state)?;
         operator(&request, &state).await?;
         let presenter = presenter(&body?)?;
-        let live = rooms.start(presenter).map_err(|error| unsaved(&error))?;
+        let live = rooms.start(presenter).await.map_err(|error| unsaved(&error))?;
         Ok(answer("start", room(presenter, live)))
     };
     respond(&request, result.await)
@@ -137,12 +135,16 @@ pub(super) async fn start(request: HttpRequest, payload: web::Payload, state: we
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "Not live", body = serde_json::Value), Asking, WithBody)
 )]
-pub(super) async fn stop(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
+pub(super) async fn stop(
+    request: HttpRequest,
+    payload: web::Payload,
+    state: web::Data<State>,
+    rooms: web::Data<EmbeddedRooms>,
+) -> HttpResponse {
     let body = read_body(&request, payload, &state.limits).await;
     let result = async {
-        let rooms = embedded(&state)?;
         operator(&request, &state).await?;
-        let stopped = rooms.stop(presenter(&body?)?).map_err(|error| unsaved(&error))?;
+        let stopped = rooms.stop(presenter(&body?)?).await.map_err(|error| unsaved(&error))?;
         Ok(answer("stop", json!({ "alive": false, "stopped": stopped.is_some() })))
     };
     respond(&request, result.await)

@@ -1,6 +1,9 @@
 //! The embedded room server: which presenters are live, kept by this server itself (`room.mode = "embedded"`).
 //!
-//! Operators start and stop broadcasts over HTTP. What is live survives a restart in a small file beside the spool.
+//! Operators start and stop broadcasts over HTTP. What is live survives a restart in a small file beside the spool, which a thread of
+//! its own writes: a disk may be slow, and whoever asks what is live, as the checker does, waits for none. There is one such thread
+//! at most, while something changes. What comes while it writes waits for it and shares the next write, so that many that go live
+//! at once cost few. What was asked for happens whether or not the caller still waits for it.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +20,7 @@ use chatting_actors::{
 };
 use futures_util::future::{FutureExt, LocalBoxFuture, ready};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 /// The highest number of a room that a file may begin with, so that counting on from it cannot overflow.
 const MAX_ROOM_IDX: i64 = i64::MAX / 2;
@@ -37,10 +41,56 @@ struct Rooms {
     live: BTreeMap<PresenterIdx, LiveRoom>,
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Start(PresenterIdx),
+    Stop(PresenterIdx),
+}
+
+impl Rooms {
+    /// What a change is answered where it changes nothing: the room that is live already, or none that could be stopped.
+    fn settled(&self, change: Change) -> Option<Option<LiveRoom>> {
+        match change {
+            Change::Start(presenter) => self.live.get(&presenter).map(|room| Some(*room)),
+            Change::Stop(presenter) => (!self.live.contains_key(&presenter)).then_some(None),
+        }
+    }
+
+    /// The room that went live or was stopped.
+    fn apply(&mut self, change: Change) -> Option<LiveRoom> {
+        match change {
+            Change::Start(presenter) => {
+                self.last_room_idx += 1;
+                let room = LiveRoom {
+                    room_idx: self.last_room_idx,
+                    started_at_ms: system_ms(),
+                };
+                self.live.insert(presenter, room);
+                Some(room)
+            }
+            Change::Stop(presenter) => self.live.remove(&presenter),
+        }
+    }
+}
+
+/// What a change came to: the room that is live now, or that was stopped.
+type Told = std::io::Result<Option<LiveRoom>>;
+
+/// Changes that no save has in it yet, and who waits for each.
+#[derive(Debug, Default)]
+struct Waiting {
+    changes: Vec<(Change, oneshot::Sender<Told>)>,
+    /// Whether there is a thread that saves; it ends only when nothing waits.
+    saved_for: bool,
+}
+
 /// See the module's text; clones share one state.
 #[derive(Clone, Debug)]
 pub struct EmbeddedRooms {
+    /// Held only to look and to put other rooms in their place.
     rooms: Arc<Mutex<Rooms>>,
+    waiting: Arc<Mutex<Waiting>>,
     path: Arc<PathBuf>,
     /// Syncs a directory.
     sync: fn(&Path) -> std::io::Result<()>,
@@ -65,6 +115,7 @@ impl EmbeddedRooms {
         }
         Ok(Self {
             rooms: Arc::new(Mutex::new(rooms)),
+            waiting: Arc::default(),
             path: Arc::new(path.to_owned()),
             sync: |directory| std::fs::File::open(directory)?.sync_all(),
         })
@@ -74,32 +125,64 @@ impl EmbeddedRooms {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes live; a second start goes on with the first.
-    pub fn start(&self, presenter: PresenterIdx) -> std::io::Result<LiveRoom> {
-        let mut rooms = self.rooms();
-        if let Some(room) = rooms.live.get(&presenter) {
-            return Ok(*room);
-        }
-        let mut next = rooms.clone();
-        next.last_room_idx += 1;
-        let room = LiveRoom {
-            room_idx: next.last_room_idx,
-            started_at_ms: system_ms(),
-        };
-        next.live.insert(presenter, room);
-        self.change(&mut rooms, next)?;
-        Ok(room)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the broadcast; `None` when there was none.
-    pub fn stop(&self, presenter: PresenterIdx) -> std::io::Result<Option<LiveRoom>> {
-        let mut rooms = self.rooms();
-        let mut next = rooms.clone();
-        let stopped = next.live.remove(&presenter);
-        if stopped.is_some() {
-            self.change(&mut rooms, next)?;
+    /// Goes live; a second start goes on with the first. Errors: it cannot be saved, and has not happened.
+    pub async fn start(&self, presenter: PresenterIdx) -> std::io::Result<LiveRoom> {
+        started(self.ask(Change::Start(presenter)).await)
+    }
+
+    /// Ends the broadcast; `None` when there was none. Errors: it cannot be saved, and has not happened.
+    pub async fn stop(&self, presenter: PresenterIdx) -> Told {
+        self.ask(Change::Stop(presenter)).await.unwrap_or_else(lost)
+    }
+
+    /// As [`EmbeddedRooms::start`], and blocks the thread until the disk has it.
+    pub fn blocking_start(&self, presenter: PresenterIdx) -> std::io::Result<LiveRoom> {
+        started(blocking(self.ask(Change::Start(presenter))))
+    }
+
+    /// As [`EmbeddedRooms::stop`], and blocks the thread until the disk has it.
+    pub fn blocking_stop(&self, presenter: PresenterIdx) -> Told {
+        blocking(self.ask(Change::Stop(presenter))).unwrap_or_else(lost)
+    }
+
+    /// Has the next save take this change, too.
+    fn ask(&self, change: Change) -> oneshot::Receiver<Told> {
+        let (tell, told) = oneshot::channel();
+        let mut waiting = self.waiting();
+        waiting.changes.push((change, tell));
+        if waiting.saved_for {
+            return told;
         }
-        Ok(stopped)
+        let saver = self.clone();
+        let thread = std::thread::Builder::new().name("rooms".into());
+        match thread.spawn(move || saver.save_all()) {
+            Ok(_) => waiting.saved_for = true,
+            Err(error) => {
+                for (_, tell) in waiting.changes.drain(..) {
+                    let _ = tell.send(Err(copy(&error)));
+                }
+            }
+        }
+        told
+    }
+
+    /// Saves until nothing waits.
+    fn save_all(&self) {
+        loop {
+            let changes = {
+                let mut waiting = self.waiting();
+                if waiting.changes.is_empty() {
+                    waiting.saved_for = false;
+                    return;
+                }
+                std::mem::take(&mut waiting.changes)
+            };
+            self.change(changes);
+        }
     }
 
     /// The broadcast of this presenter.
@@ -117,10 +200,31 @@ impl EmbeddedRooms {
     }
 
     /// What is told is what a restart finds: what cannot be saved does not count, so that it can be tried again.
-    fn change(&self, rooms: &mut Rooms, next: Rooms) -> std::io::Result<()> {
-        self.save(&next)?;
-        *rooms = next;
-        Ok(())
+    fn change(&self, changes: Vec<(Change, oneshot::Sender<Told>)>) {
+        let before = self.rooms().clone();
+        let mut next = before.clone();
+        let mut changed = false;
+        let told: Vec<_> = changes
+            .iter()
+            .map(|(change, _)| {
+                next.settled(*change).unwrap_or_else(|| {
+                    changed = true;
+                    next.apply(*change)
+                })
+            })
+            .collect();
+        let saved = if changed { self.save(&next) } else { Ok(()) };
+        if saved.is_ok() {
+            *self.rooms() = next;
+        }
+        for ((change, tell), told) in changes.into_iter().zip(told) {
+            let told = match &saved {
+                Ok(()) => Ok(told),
+                Err(error) => before.settled(change).ok_or_else(|| copy(error)),
+            };
+            // Whoever asked may have gone; what was asked for has happened.
+            let _ = tell.send(told);
+        }
     }
 
     /// Written beside and renamed, so that a crash leaves the old file or the new one.
@@ -147,6 +251,26 @@ impl EmbeddedRooms {
     }
 }
 
+/// Waits on a thread of its own, so that a task may call this, too.
+fn blocking<T: Send>(told: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+    let waited = std::thread::scope(|scope| scope.spawn(|| told.blocking_recv()).join());
+    waited.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn started(told: Result<Told, oneshot::error::RecvError>) -> std::io::Result<LiveRoom> {
+    told.unwrap_or_else(lost)?
+        .ok_or_else(|| std::io::Error::other("a room that was started is not live"))
+}
+
+fn lost(_: oneshot::error::RecvError) -> Told {
+    Err(std::io::Error::other("what saves the rooms has panicked"))
+}
+
+/// The same error for one more who waits.
+fn copy(error: &std::io::Error) -> std::io::Error {
+    std::io::Error::new(error.kind(), error.to_string())
+}
+
 impl RoomApi for EmbeddedRooms {
     fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
         let room = self.get(presenter);
@@ -167,6 +291,8 @@ impl RoomApi for EmbeddedRooms {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -175,13 +301,13 @@ mod tests {
         let path = dir.path().join("rooms.json");
         let presenter = PresenterIdx::new(12).unwrap();
         let rooms = EmbeddedRooms::open(&path).unwrap();
-        let room = rooms.start(presenter).unwrap();
-        assert_eq!(rooms.start(presenter).unwrap(), room);
+        let room = rooms.blocking_start(presenter).unwrap();
+        assert_eq!(rooms.blocking_start(presenter).unwrap(), room);
         let again = EmbeddedRooms::open(&path).unwrap();
         assert_eq!(again.get(presenter), Some(room));
-        assert_eq!(again.stop(presenter).unwrap(), Some(room));
+        assert_eq!(again.blocking_stop(presenter).unwrap(), Some(room));
         assert_eq!(EmbeddedRooms::open(&path).unwrap().all(), []);
-        let next = again.start(presenter).unwrap();
+        let next = again.blocking_start(presenter).unwrap();
         assert!(next.room_idx > room.room_idx);
     }
 
@@ -193,18 +319,18 @@ mod tests {
         let rooms = EmbeddedRooms::open(&path).unwrap();
         let saved = || EmbeddedRooms::open(&path).unwrap().all();
         std::fs::create_dir(&in_the_way).unwrap();
-        assert!(rooms.start(presenter).is_err());
-        assert!(rooms.start(presenter).is_err());
+        assert!(rooms.blocking_start(presenter).is_err());
+        assert!(rooms.blocking_start(presenter).is_err());
         assert_eq!((rooms.get(presenter), saved()), (None, vec![]));
         std::fs::remove_dir(&in_the_way).unwrap();
-        let room = rooms.start(presenter).unwrap();
+        let room = rooms.blocking_start(presenter).unwrap();
         assert_eq!(saved(), [(presenter, room)]);
         std::fs::create_dir(&in_the_way).unwrap();
-        assert!(rooms.stop(presenter).is_err());
-        assert!(rooms.stop(presenter).is_err());
+        assert!(rooms.blocking_stop(presenter).is_err());
+        assert!(rooms.blocking_stop(presenter).is_err());
         assert_eq!((rooms.get(presenter), saved()), (Some(room), vec![(presenter, room)]));
         std::fs::remove_dir(&in_the_way).unwrap();
-        assert_eq!(rooms.stop(presenter).unwrap(), Some(room));
+        assert_eq!(rooms.blocking_stop(presenter).unwrap(), Some(room));
         assert_eq!(saved(), []);
     }
 
@@ -218,12 +344,12 @@ mod tests {
             ..EmbeddedRooms::open(&path).unwrap()
         };
         let saved = || EmbeddedRooms::open(&path).unwrap().all();
-        let room = rooms.start(presenter).unwrap();
+        let room = rooms.blocking_start(presenter).unwrap();
         assert_eq!(
             (rooms.all(), saved()),
             (vec![(presenter, room)], vec![(presenter, room)])
         );
-        assert_eq!(rooms.stop(presenter).unwrap(), Some(room));
+        assert_eq!(rooms.blocking_stop(presenter).unwrap(), Some(room));
         assert_eq!((rooms.all(), saved()), (vec![], vec![]));
     }
 
@@ -236,5 +362,75 @@ mod tests {
             let error = EmbeddedRooms::open(&path).unwrap_err();
             assert!(error.contains("rooms.json: last_room_idx is not from 0"), "{error}");
         }
+    }
+
+    /// How many saves have begun to sync their directory in the test below, and what they wait for there.
+    static SYNCED: AtomicUsize = AtomicUsize::new(0);
+    static DISK: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn while_a_save_hangs_who_looks_is_answered_and_those_who_come_share_the_next_save() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rooms.json");
+        let rooms = EmbeddedRooms {
+            sync: |_| {
+                SYNCED.fetch_add(1, Ordering::SeqCst);
+                drop(DISK.lock());
+                Ok(())
+            },
+            ..EmbeddedRooms::open(&path).unwrap()
+        };
+        let [one, ..] = [1, 2, 3, 4].map(|n| PresenterIdx::new(n).unwrap());
+        let hung = DISK.lock().unwrap();
+        let first = rooms.ask(Change::Start(one));
+        while SYNCED.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(
+            (rooms.get(one), rooms.all()),
+            (None, vec![]),
+            "nothing waits for the disk"
+        );
+        let rest = [2, 3, 4].map(|n| rooms.ask(Change::Start(PresenterIdx::new(n).unwrap())));
+        // One who asks and goes: it happens all the same.
+        drop(rooms.ask(Change::Stop(one)));
+        drop(hung);
+        let first = blocking(first).unwrap().unwrap().unwrap();
+        let live = rest.map(|told| blocking(told).unwrap().unwrap().unwrap());
+        assert_eq!([first.room_idx, live[0].room_idx, live[2].room_idx], [1, 2, 4]);
+        assert_eq!(
+            SYNCED.load(Ordering::SeqCst),
+            2,
+            "the four that came meanwhile share one save"
+        );
+        let all = EmbeddedRooms::open(&path).unwrap().all();
+        let presenters: Vec<_> = all.iter().map(|(presenter, _)| presenter.get()).collect();
+        assert_eq!((rooms.all(), presenters), (all.clone(), vec![2, 3, 4]));
+    }
+
+    #[test]
+    fn of_changes_that_share_a_save_which_fails_only_those_that_changed_nothing_have_happened() {
+        let dir = tempfile::tempdir().unwrap();
+        let rooms = EmbeddedRooms::open(&dir.path().join("rooms.json")).unwrap();
+        let [live, other] = [12, 13].map(|n| PresenterIdx::new(n).unwrap());
+        let room = rooms.blocking_start(live).unwrap();
+        std::fs::create_dir(dir.path().join("rooms.new")).unwrap();
+        let asked = [
+            Change::Start(live),
+            Change::Start(other),
+            Change::Stop(other),
+            Change::Stop(live),
+        ];
+        let (changes, told): (Vec<_>, Vec<_>) = asked
+            .into_iter()
+            .map(|change| {
+                let (tell, told) = oneshot::channel();
+                ((change, tell), told)
+            })
+            .unzip();
+        rooms.change(changes);
+        let told: Vec<_> = told.into_iter().map(|told| blocking(told).unwrap().ok()).collect();
+        assert_eq!(told, [Some(Some(room)), None, Some(None), None]);
+        assert_eq!(rooms.all(), [(live, room)]);
     }
 }

@@ -124,13 +124,13 @@ impl TestApp {
     /// Makes a presenter live in the embedded room server.
     pub fn go_live(&self, presenter: i64) {
         let room = chatting_actors::types::PresenterIdx::new(presenter).unwrap();
-        self.state.rooms.as_ref().unwrap().start(room).unwrap();
+        self.state.rooms.as_ref().unwrap().blocking_start(room).unwrap();
     }
 
     /// Ends a presenter's broadcast in the embedded room server.
     pub fn go_off(&self, presenter: i64) {
         let room = chatting_actors::types::PresenterIdx::new(presenter).unwrap();
-        self.state.rooms.as_ref().unwrap().stop(room).unwrap();
+        self.state.rooms.as_ref().unwrap().blocking_stop(room).unwrap();
     }
 
     /// A socket that has said nothing yet.
