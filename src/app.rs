@@ -249,6 +249,7 @@ impl App {
                 export_rows: settings.export.page_rows,
                 cue_ms: settings.export.cue_ms.cast_signed(),
                 export_patience: Duration::from_secs(settings.export.busy_wait_seconds),
+                staff_patience: Duration::from_secs(settings.history.staff_wait_seconds),
             },
             origins: settings.cors.origins.clone(),
             legacy: settings.legacy.enabled,

@@ -3,7 +3,8 @@
 //! actix's own mailbox capacity does not bound (each clone of an `Addr` owns a slot, `do_send` ignores it), so
 //! whatever goes towards an actor takes a [`Permit`] first and carries it until it is answered. When there is none
 //! left, the caller is refused at once; nothing waits here. `actors.<name>.mailbox` is [`Gate::capacity`]. Who would rather
-//! wait asks again by itself, with [`Gate::acquire_if_free`], and says so once.
+//! wait says so with [`Gate::begin_wait`] and asks again by itself, with [`Gate::acquire_if_free`]. While anyone waits, whoever
+//! would not is refused: else those who come again at once would have each permit before the one who waits asks the next time.
 
 use std::sync::{
     Arc,
@@ -18,6 +19,7 @@ pub struct Gate {
     used: AtomicUsize,
     refused: AtomicU64,
     waited: AtomicU64,
+    waiting: AtomicUsize,
 }
 
 impl Gate {
@@ -45,12 +47,14 @@ impl Gate {
             used: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             waited: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
         })
     }
 
-    /// Takes `n` permits, or none at all: `None` counts as one refusal.
+    /// Takes `n` permits, or none at all, and none while anyone waits: `None` counts as one refusal.
     pub fn try_acquire(self: &Arc<Self>, n: usize) -> Option<Permit> {
-        let permit = self.acquire_if_free(n);
+        let nobody_waits = self.waiting.load(Relaxed) == 0;
+        let permit = nobody_waits.then(|| self.acquire_if_free(n)).flatten();
         if permit.is_none() {
             self.refused.fetch_add(1, Relaxed);
         }
@@ -68,9 +72,12 @@ impl Gate {
         })
     }
 
-    /// Somebody begins to wait: once, however often it then asks.
-    pub fn begin_wait(&self) {
+    /// Somebody begins to wait: once, however often it then asks, and until this is dropped.
+    #[must_use]
+    pub fn begin_wait(self: &Arc<Self>) -> Waiting {
         self.waited.fetch_add(1, Relaxed);
+        self.waiting.fetch_add(1, Relaxed);
+        Waiting(Arc::clone(self))
     }
 
     /// The label of this queue in the metrics.
@@ -112,6 +119,16 @@ impl Drop for Permit {
     }
 }
 
+/// Somebody waits for a permit, and comes before those who do not wait.
+#[derive(Debug)]
+pub struct Waiting(Arc<Gate>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,17 +151,21 @@ mod tests {
     fn who_waits_for_a_permit_is_not_refused_however_often_it_asks() {
         let gate = Gate::new("test", 1);
         let one = gate.acquire_if_free(1).unwrap();
-        gate.begin_wait();
+        let waiting = gate.begin_wait();
         for _ in 0..3 {
             assert!(gate.acquire_if_free(1).is_none());
         }
         assert_eq!((gate.depth(), gate.refused(), gate.waited()), (1, 0, 1));
         drop(one);
-        let two = gate.acquire_if_free(1).unwrap();
+        // Whoever comes meanwhile and does not wait comes behind.
         assert!(gate.try_acquire(1).is_none());
+        let two = gate.acquire_if_free(1).unwrap();
         assert_eq!((gate.depth(), gate.refused(), gate.waited()), (1, 1, 1));
+        drop(waiting);
+        assert!(gate.try_acquire(1).is_none());
         drop(two);
-        assert_eq!(gate.depth(), 0);
+        assert!(gate.try_acquire(1).is_some());
+        assert_eq!((gate.depth(), gate.refused(), gate.waited()), (0, 2, 1));
     }
 
     #[test]

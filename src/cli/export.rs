@@ -9,7 +9,6 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use chatting_actors::{clock::system_ms, seams::StoreError, types::PresenterIdx};
@@ -173,7 +172,7 @@ async fn write(
     let progress = Progress::new("events", export.expected());
     let mut events = 0;
     loop {
-        let next = export.next_when_free(Duration::ZERO);
+        let next = export.next();
         let piece = tokio::select! {
             biased;
             () = &mut stop => {

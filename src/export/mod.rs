@@ -15,19 +15,15 @@ mod ndjson;
 mod twitch;
 mod webvtt;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use chatting_actors::gate::Permit;
 use serde::Serialize;
 
 use crate::store::{
     History, Logged, StoredBroadcast,
     history::{HistoryError, ReplayPlace},
 };
-
-/// How long an export waits before it asks again for a reader's permit.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a file is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -205,16 +201,17 @@ impl Export {
             .sum()
     }
 
-    /// The next piece; `None` behind the last. [`HistoryError::Busy`] changes nothing: ask again.
-    pub async fn next(&mut self) -> Result<Option<Piece>, HistoryError> {
-        self.next_when_free(Duration::ZERO).await
+    /// From now on each page waits for its reader's permit for so long: a file that has begun is not given up because others
+    /// read, too.
+    pub fn be_patient(&mut self, patience: Duration) {
+        self.history = self.history.patient(patience);
     }
 
-    /// The same, waiting for each reader's permit for so long: a file that has begun is not given up because others read, too.
-    pub async fn next_when_free(&mut self, patience: Duration) -> Result<Option<Piece>, HistoryError> {
+    /// The next piece; `None` behind the last. [`HistoryError::Busy`] changes nothing: ask again.
+    pub async fn next(&mut self) -> Result<Option<Piece>, HistoryError> {
         let (mut out, mut events) = (Vec::new(), 0);
         while let Some(place) = self.place {
-            let turn = self.turn(patience).await?;
+            let turn = self.history.turn().await?;
             let replay = self
                 .history
                 .replay_in(&turn, &self.record.broadcast, place, i64::MAX, self.options.page_rows);
@@ -252,24 +249,6 @@ impl Export {
         } = &self.record;
         let offset_ms = broadcast.offset_ms(logged.event.sent_at_ms, *corrected_start_ms);
         self.encoder.event(logged, offset_ms, out);
-    }
-
-    /// A reader's turn. Only who waits in vain is refused, and that once: its tries before are none.
-    async fn turn(&self, patience: Duration) -> Result<Permit, HistoryError> {
-        let gate = self.history.gate();
-        let until = Instant::now() + patience;
-        let mut waits = false;
-        while Instant::now() < until {
-            if let Some(turn) = gate.acquire_if_free(1) {
-                return Ok(turn);
-            }
-            if !waits {
-                waits = true;
-                gate.begin_wait();
-            }
-            tokio::time::sleep(BUSY_PAUSE).await;
-        }
-        self.history.turn()
     }
 }
 

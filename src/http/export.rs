@@ -79,7 +79,7 @@ impl Streaming {
             self.outcome = "error";
             return Err(io::Error::other("the server is about to stop"));
         }
-        match self.export.next_when_free(self.state.limits.export_patience).await {
+        match self.export.next().await {
             Ok(Some(piece)) => {
                 self.state.metrics.export_pages.inc();
                 Ok(Some(piece.bytes))
@@ -113,7 +113,7 @@ async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> 
     };
     let deletions = Deletions::read(asked.deleted.as_deref(), format);
     let deletions = deletions.map_err(|allowed| bad(&format!("deleted: {allowed}")))?;
-    let mut record = find_broadcast(path, state).await?;
+    let mut record = find_broadcast(path, &caller, state).await?;
     // A hold is for operators to see.
     record.legal_hold &= is_operator(&caller);
     if !caller.is_staff_of(record.broadcast.presenter) {
@@ -129,10 +129,11 @@ async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> 
         now_ms: system_ms(),
     };
     let name = format.file_name(&record);
-    let mut export = Export::begin(state.history.clone(), record, options)
+    let mut export = Export::begin(state.history_for(true), record, options)
         .await
         .map_err(unread)?;
     let first = export.next().await.map_err(unread)?;
+    export.be_patient(state.limits.export_patience);
     state.metrics.export_pages.inc();
     let streaming = Streaming {
         export,

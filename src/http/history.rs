@@ -190,7 +190,8 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
         limit: limit(asked.limit.as_deref(), state)?,
         scan_limit: state.limits.scan_limit,
     };
-    let Page { mut events, mut next } = state.history.page(&query).await.map_err(unread)?;
+    let page = state.history_for(staff).page(&query).await;
+    let Page { mut events, mut next } = page.map_err(unread)?;
     let newest_first = matches!(start, Start::Before(_));
     if newest_first {
         events.reverse();
@@ -334,9 +335,10 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
     })
 }
 
-/// The broadcast that a path names.
-pub(super) async fn find_broadcast(path: &str, state: &State) -> Result<StoredBroadcast, ApiError> {
-    let found = state.history.broadcast(id(path)?).await.map_err(unread)?;
+/// The broadcast that a path names. Whose it is shows only when it is found, so who waits for it is who has a role in some room.
+pub(super) async fn find_broadcast(path: &str, caller: &Claims, state: &State) -> Result<StoredBroadcast, ApiError> {
+    let history = state.history_for(caller.role != Role::Viewer);
+    let found = history.broadcast(id(path)?).await.map_err(unread)?;
     found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such broadcast"))
 }
 
@@ -352,7 +354,10 @@ pub(super) async fn get_broadcast(
 ) -> HttpResponse {
     let result = async {
         let caller = who(&request, &state).await?;
-        Ok(BroadcastBody::new(&find_broadcast(&path, &state).await?, &caller))
+        Ok(BroadcastBody::new(
+            &find_broadcast(&path, &caller, &state).await?,
+            &caller,
+        ))
     };
     answer(&request, result.await)
 }
@@ -421,7 +426,7 @@ async fn change(
     state: &State,
 ) -> Result<BroadcastBody, ApiError> {
     let caller = who(request, state).await?;
-    let found = find_broadcast(path, state).await?;
+    let found = find_broadcast(path, &caller, state).await?;
     if !caller.is_staff_of(found.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
     }
@@ -457,7 +462,10 @@ async fn change(
         // It is on its way there.
         return Err(ApiError::new(Code::LogUnavailable).with_detail("the store does not have this broadcast yet"));
     }
-    Ok(BroadcastBody::new(&find_broadcast(path, state).await?, &caller))
+    Ok(BroadcastBody::new(
+        &find_broadcast(path, &caller, state).await?,
+        &caller,
+    ))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -517,7 +525,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         broadcast,
         corrected_start_ms,
         ..
-    } = find_broadcast(path, state).await?;
+    } = find_broadcast(path, &caller, state).await?;
     let staff = caller.is_staff_of(broadcast.presenter);
     let (from, to) = (
         offset("from_ms", asked.from_ms.as_deref())?,

@@ -58,6 +58,8 @@ pub struct Limits {
     pub cue_ms: i64,
     /// `export.busy_wait_seconds`
     pub export_patience: Duration,
+    /// `history.staff_wait_seconds`
+    pub staff_patience: Duration,
 }
 
 /// See the module's text. One a process, shared by all workers.
@@ -111,6 +113,19 @@ pub struct State {
     /// For tests of supervision.
     #[doc(hidden)]
     pub failing: Failing,
+}
+
+impl State {
+    /// What reads for a caller. A room's staff waits for its turn, and comes before viewers, who never wait: were they to fill
+    /// every place, nobody could delete what they say.
+    pub fn history_for(&self, staff: bool) -> History {
+        let patience = if staff {
+            self.limits.staff_patience
+        } else {
+            Duration::ZERO
+        };
+        self.history.patient(patience)
+    }
 }
 
 /// Planned failure points, for tests that have the server in their own process. Nothing that comes from outside reaches them.

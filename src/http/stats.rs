@@ -138,7 +138,7 @@ pub(super) async fn get_stats(request: HttpRequest, path: web::Path<String>, sta
 async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats, ApiError> {
     let caller = who(request, state).await?;
     let asked: StatsQuery = query(request)?;
-    let stored = find_broadcast(path, state).await?;
+    let stored = find_broadcast(path, &caller, state).await?;
     let limits = state.limits.figures;
     if !caller.is_staff_of(stored.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may see its figures"));

@@ -3,7 +3,8 @@
 //! In this order because events move from the spool to the store: the other way round loses those that move between the two
 //! reads, this way round finds them twice. The same goes for acts of moderation: one that is still in the spool covers what is
 //! in the store already. Reads have connections of their own and a bound on how many run at once (`log.readers`); the registry
-//! and the sessions never wait for one.
+//! and the sessions never wait for one. Who finds all at work is refused, or waits for a while where it may
+//! ([`History::patient`]), and comes before those who may not.
 
 mod pages;
 mod records;
@@ -11,7 +12,11 @@ mod resume;
 mod spooled;
 mod text;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chatting_actors::{
     gate::{Gate, Permit},
@@ -25,18 +30,22 @@ pub use self::{
 };
 use super::Archive;
 
+/// How long who waits for its turn waits before it asks again.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// See the module's text.
 #[derive(Clone)]
 pub struct History {
     spool: Arc<PathBuf>,
     store: Arc<dyn Archive>,
     readers: Arc<Gate>,
+    patience: Duration,
 }
 
 /// Why a read was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    /// `log.readers` reads are under way.
+    /// `log.readers` reads are under way, or somebody waits for one of them to end.
     #[error("too many reads at once (log.readers)")]
     Busy,
     /// A search came upon so many deleted messages of its user that it gave up.
@@ -66,6 +75,16 @@ impl History {
             spool: Arc::new(spool),
             store,
             readers: Gate::new("readers", readers),
+            patience: Duration::ZERO,
+        }
+    }
+
+    /// The same for who may wait for its turn to read, each time for so long.
+    #[must_use]
+    pub fn patient(&self, patience: Duration) -> Self {
+        Self {
+            patience,
+            ..self.clone()
         }
     }
 
@@ -79,8 +98,18 @@ impl History {
         &self.store
     }
 
-    /// A reader's turn, held for as long as it reads.
-    pub(crate) fn turn(&self) -> Result<Permit, HistoryError> {
+    /// A reader's turn, held for as long as it reads. Only who waits in vain is refused, and that once: its tries before are none.
+    pub(crate) async fn turn(&self) -> Result<Permit, HistoryError> {
+        let until = Instant::now() + self.patience;
+        let mut waiting = None;
+        while Instant::now() < until {
+            if let Some(turn) = self.readers.acquire_if_free(1) {
+                return Ok(turn);
+            }
+            waiting.get_or_insert_with(|| self.readers.begin_wait());
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+        drop(waiting);
         self.readers.try_acquire(1).ok_or(HistoryError::Busy)
     }
 

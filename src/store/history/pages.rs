@@ -114,7 +114,7 @@ impl Query {
 impl History {
     /// One page. Errors: the log cannot be read now, or too much is read.
     pub async fn page(&self, query: &Query) -> Result<Page, HistoryError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         // Where a page of one user ends must not tell a viewer that a deleted message there was theirs.
         if query.text.is_some() || (query.user.is_some() && !query.deleted_too) {
             self.search(query).await
@@ -281,7 +281,7 @@ impl History {
 
     /// One event of a room by its id; `None` when there is none.
     pub async fn find(&self, presenter: PresenterIdx, id: Uuid) -> Result<Option<Logged>, HistoryError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         let spooled = self
             .on_spool(move |path| {
                 let event = spooled::find(path, id)?;

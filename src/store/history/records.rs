@@ -41,7 +41,7 @@ impl History {
         before: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<RoomBroadcast>, HistoryError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         let kept = self
             .on_spool(move |path| spooled::records(path, Records::OfRoom(presenter)))
             .await?;
@@ -62,7 +62,7 @@ impl History {
 
     /// One broadcast; `None` when there is none.
     pub async fn broadcast(&self, id: Uuid) -> Result<Option<RoomBroadcast>, HistoryError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         let kept = self
             .on_spool(move |path| spooled::records(path, Records::Of(id)))
             .await?;
@@ -126,7 +126,7 @@ impl History {
         before_ms: i64,
         limit: usize,
     ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
-        let turn = self.turn()?;
+        let turn = self.turn().await?;
         self.replay_in(&turn, broadcast, place, before_ms, limit).await
     }
 
@@ -181,7 +181,7 @@ impl History {
 
     /// The last number of a numbering, in the spool or in the store; `None` when it has no event.
     pub async fn last_of(&self, presenter: PresenterIdx, epoch: &Epoch) -> Result<Option<Seq>, HistoryError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         let window = Window {
             presenter,
             epoch: Some(epoch.clone()),
@@ -211,7 +211,7 @@ impl History {
 
     /// The place in a broadcast before its first event that was sent at `from_ms` or later.
     pub async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
-        let _turn = self.turn()?;
+        let _turn = self.turn().await?;
         let mut found = ReplayPlace::default();
         for (n, span) in broadcast.spans.iter().enumerate() {
             let first = self.first_anywhere(broadcast.presenter, &span.epoch, from_ms).await?;
