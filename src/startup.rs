@@ -188,6 +188,7 @@ pub(crate) fn gateway_settings(settings: &Settings) -> Result<GatewaySettings, S
         &auth.trusted_proxies,
         auth.gateway_secret.expose(),
         &auth.gateway_role_header,
+        &auth.gateway_rooms_header,
     )
     .map_err(StartError::Config)
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use actix_web::http::header::{HeaderMap, HeaderValue};
-use chatting_actors::types::{Role, UserIdx};
+use chatting_actors::types::{PresenterIdx, Role, UserIdx};
 use subtle::ConstantTimeEq;
 
 use super::{Claims, Net, Rooms};
@@ -13,16 +13,19 @@ pub struct GatewaySettings {
     trusted: Vec<Net>,
     secret: Option<Vec<u8>>,
     role_header: Option<String>,
+    rooms_header: Option<String>,
 }
 
 impl GatewaySettings {
-    /// Reads `auth.trusted_proxies`, `auth.gateway_secret` and `auth.gateway_role_header`; the error names the key.
-    pub fn new(trusted: &[String], secret: &str, role_header: &str) -> Result<Self, String> {
+    /// Reads `auth.trusted_proxies`, `auth.gateway_secret`, `auth.gateway_role_header` and `auth.gateway_rooms_header`; the error
+    /// names the key.
+    pub fn new(trusted: &[String], secret: &str, role_header: &str, rooms_header: &str) -> Result<Self, String> {
         let nets = trusted.iter().map(|net| net.parse()).collect::<Result<_, _>>();
         Ok(Self {
             trusted: nets.map_err(|error| format!("auth.trusted_proxies: {error}"))?,
             secret: (!secret.is_empty()).then(|| secret.as_bytes().to_vec()),
             role_header: (!role_header.is_empty()).then(|| role_header.to_owned()),
+            rooms_header: (!rooms_header.is_empty()).then(|| rooms_header.to_owned()),
         })
     }
 }
@@ -78,6 +81,9 @@ pub enum ForwardedError {
     /// `x-forward-nickname` is not form-urlencoded UTF-8.
     #[error("the header x-forward-nickname is not URL-encoded UTF-8")]
     BadNickname,
+    /// The header of a moderator's rooms is no list of them.
+    #[error("the header {0} is not presenters' numbers with commas between, or *")]
+    BadRooms(String),
 }
 
 impl ForwardedError {
@@ -88,6 +94,7 @@ impl ForwardedError {
             Self::Twice(name) => format!("같은 요청 헤더가 두 번 있습니다: {name}"),
             Self::BadUserIdx => "x-forward-userIdx는 0 이상의 숫자여야 합니다.".into(),
             Self::BadNickname => "x-forward-nickname은 URL 인코딩된 UTF-8이어야 합니다.".into(),
+            Self::BadRooms(name) => format!("쉼표로 구분한 스트리머 번호 또는 *여야 하는 요청 헤더: {name}"),
         }
     }
 }
@@ -121,9 +128,14 @@ impl Gateway {
         self.settings.secret.is_some()
     }
 
-    /// The header that names a caller's role, where there is one (`auth.gateway_role_header`).
-    pub fn role_header(&self) -> Option<&str> {
-        self.settings.role_header.as_deref()
+    /// The headers that name a caller's role and a moderator's rooms, where there are any (`auth.gateway_role_header`,
+    /// `auth.gateway_rooms_header`).
+    pub fn role_headers(&self) -> impl Iterator<Item = &str> {
+        let settings = &self.settings;
+        [&settings.role_header, &settings.rooms_header]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
     }
 
     /// Who the caller is; their role where `auth.gateway_role_header` is set. Only for a peer that [`Gateway::check_peer`] let through.
@@ -140,24 +152,25 @@ impl Gateway {
         // One that is not needed and cannot be read is still a gateway that does not do as it should.
         let nickname = only(headers, "x-forward-nickname")?;
         let nickname = nickname.map(|value| form_decode(value.as_bytes()).ok_or(ForwardedError::BadNickname));
-        let role = match &self.settings.role_header {
-            Some(name) => only(headers, name)?,
-            None => None,
-        };
+        let optional = |name: &Option<String>| name.as_ref().map_or(Ok(None), |name| only(headers, name));
+        let role = optional(&self.settings.role_header)?;
         let role = match role.and_then(|value| Role::parse(value.to_str().ok()?)) {
             Some(role @ (Role::Moderator | Role::Operator)) => role,
             _ => Role::Viewer,
+        };
+        let told = optional(&self.settings.rooms_header)?;
+        let rooms = match (&self.settings.rooms_header, role) {
+            (None, Role::Moderator) => Rooms::All,
+            (Some(name), Role::Moderator) => told
+                .map_or(Some(Rooms::None), rooms)
+                .ok_or_else(|| ForwardedError::BadRooms(name.clone()))?,
+            _ => Rooms::None,
         };
         Ok(Claims {
             nickname: nickname.transpose()?,
             user_idx: user_idx.ok_or(ForwardedError::BadUserIdx)?,
             role,
-            // A gateway that vouches for a moderator vouches for every room.
-            rooms: if role == Role::Moderator {
-                Rooms::All
-            } else {
-                Rooms::None
-            },
+            rooms,
             expires_at_ms: i64::MAX,
         })
     }
@@ -171,6 +184,18 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue
         return Err(ForwardedError::Twice(name.to_owned()));
     }
     Ok(value)
+}
+
+/// A moderator's rooms: `*`, or presenters' numbers with commas between; none where it is empty.
+fn rooms(value: &HeaderValue) -> Option<Rooms> {
+    match value.to_str().ok()?.trim() {
+        "" => Some(Rooms::None),
+        "*" => Some(Rooms::All),
+        list => {
+            let numbers = list.split(',').map(|room| PresenterIdx::new(room.trim().parse().ok()?));
+            numbers.collect::<Option<_>>().map(Rooms::Some)
+        }
+    }
 }
 
 /// `application/x-www-form-urlencoded`: `+` is a space, `%xx` a byte. Strict, where libraries let bad escapes through.
@@ -199,8 +224,12 @@ mod tests {
     use super::*;
 
     fn gateway(secret: &str) -> Gateway {
+        gateway_with(secret, "")
+    }
+
+    fn gateway_with(secret: &str, rooms_header: &str) -> Gateway {
         let trusted = ["10.0.0.0/8".to_owned()];
-        Gateway::new(GatewaySettings::new(&trusted, secret, "x-role").unwrap())
+        Gateway::new(GatewaySettings::new(&trusted, secret, "x-role", rooms_header).unwrap())
     }
 
     fn headers(rows: &[(&str, &str)]) -> HeaderMap {
@@ -288,6 +317,34 @@ mod tests {
         assert_eq!(with("operator"), Role::Operator);
         assert_eq!(with("presenter"), Role::Viewer);
         assert_eq!(with("root"), Role::Viewer);
+    }
+
+    #[test]
+    fn a_moderator_is_one_of_every_room_unless_a_header_is_to_say_of_which() {
+        let read = |rooms_header: &str, role: &str, rooms: &[&str]| {
+            let mut rows = vec![("x-forward-userIdx", "7"), ("x-role", role)];
+            rows.extend(rooms.iter().map(|rooms| ("x-rooms", *rooms)));
+            let read = gateway_with("", rooms_header).read(&headers(&rows), Needed::Number);
+            read.map(|claims| claims.rooms)
+        };
+        let some = |rooms: &[i64]| {
+            let rooms = rooms.iter().map(|room| PresenterIdx::new(*room).unwrap());
+            Ok(Rooms::Some(rooms.collect()))
+        };
+        assert_eq!(read("", "moderator", &[]), Ok(Rooms::All));
+        assert_eq!(read("", "moderator", &["12"]), Ok(Rooms::All));
+        assert_eq!(read("x-rooms", "moderator", &["12"]), some(&[12]));
+        assert_eq!(read("x-rooms", "moderator", &["12, 14 ,0"]), some(&[12, 14, 0]));
+        assert_eq!(read("x-rooms", "moderator", &[" * "]), Ok(Rooms::All));
+        assert_eq!(read("x-rooms", "moderator", &[]), Ok(Rooms::None));
+        assert_eq!(read("x-rooms", "moderator", &[""]), Ok(Rooms::None));
+        assert_eq!(read("x-rooms", "viewer", &["*"]), Ok(Rooms::None));
+        for bad in ["12,", "12 14", "*, 12", "-1", "all", "9223372036854775808"] {
+            let error = Err(ForwardedError::BadRooms("x-rooms".into()));
+            assert_eq!(read("x-rooms", "moderator", &[bad]), error, "{bad}");
+        }
+        let twice = Err(ForwardedError::Twice("x-rooms".into()));
+        assert_eq!(read("x-rooms", "moderator", &["12", "*"]), twice);
     }
 
     #[test]

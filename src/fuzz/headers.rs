@@ -36,7 +36,7 @@ fn form_encoded(text: &str) -> String {
 }
 
 fn gateway() -> Gateway {
-    Gateway::new(GatewaySettings::new(&["10.0.0.0/8".to_owned()], "", "x-role").unwrap())
+    Gateway::new(GatewaySettings::new(&["10.0.0.0/8".to_owned()], "", "x-role", "x-rooms").unwrap())
 }
 
 fn any_ip() -> impl Strategy<Value = IpAddr> {

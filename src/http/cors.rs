@@ -66,8 +66,8 @@ impl Asked {
         is_one.then(|| {
             let mut response = HttpResponse::Ok().finish();
             if self.allowed.is_some() {
-                let role = state.gateway.as_ref().and_then(Gateway::role_header);
-                answer_preflight(request.headers(), response.headers_mut(), role);
+                let roles: Vec<&str> = state.gateway.iter().flat_map(Gateway::role_headers).collect();
+                answer_preflight(request.headers(), response.headers_mut(), &roles);
             }
             response
         })
@@ -97,8 +97,8 @@ fn allowed(origins: &[String], origin: &HeaderValue) -> Option<HeaderValue> {
     known.then(|| origin.clone())
 }
 
-/// `role`: the header in which a gateway names a caller's role.
-fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap, role: Option<&str>) {
+/// `roles`: the headers in which a gateway names a caller's role and rooms.
+fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap, roles: &[&str]) {
     if let Some(method) = asked.get(header::ACCESS_CONTROL_REQUEST_METHOD) {
         answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, method.clone());
     }
@@ -107,7 +107,7 @@ fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap, role: Option<&str
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
-        .filter(|name| may_be_asked_for(name, role))
+        .filter(|name| may_be_asked_for(name, roles))
         .collect();
     if let Ok(value) = HeaderValue::from_str(&headers.join(", "))
         && !headers.is_empty()
@@ -118,10 +118,10 @@ fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap, role: Option<&str
 }
 
 /// A real header name that is not the gateway's to set.
-fn may_be_asked_for(name: &str, role: Option<&str>) -> bool {
+fn may_be_asked_for(name: &str, roles: &[&str]) -> bool {
     HeaderName::try_from(name).is_ok_and(|name| {
         let name = name.as_str();
-        let sets_role = role.is_some_and(|role| name.eq_ignore_ascii_case(role));
+        let sets_role = roles.iter().any(|role| name.eq_ignore_ascii_case(role));
         !name.starts_with("x-forward") && name != "x-gateway-secret" && !sets_role
     })
 }
@@ -140,11 +140,13 @@ mod tests {
             "",
             "a b",
         ] {
-            assert!(!may_be_asked_for(name, None), "{name}");
+            assert!(!may_be_asked_for(name, &[]), "{name}");
         }
         for name in ["token", "Content-Type", "X-Role"] {
-            assert!(may_be_asked_for(name, None), "{name}");
+            assert!(may_be_asked_for(name, &[]), "{name}");
         }
-        assert!(!may_be_asked_for("x-role", Some("X-Role")), "a gateway sets it");
+        for name in ["x-role", "X-ROOMS"] {
+            assert!(!may_be_asked_for(name, &["X-Role", "X-Rooms"]), "a gateway sets {name}");
+        }
     }
 }

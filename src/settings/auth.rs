@@ -132,8 +132,11 @@ section! {
         /// What a gateway must send as `x-gateway-secret`; empty is not checked.
         /// 게이트웨이가 `x-gateway-secret`으로 보내야 하는 값. 비우면 검사하지 않는다.
         gateway_secret: Secret = "";
-        /// Header in which a gateway tells the caller's role; empty makes its callers viewers.
-        /// 게이트웨이가 호출자의 역할을 알리는 헤더. 비우면 호출자는 모두 viewer.
+        /// Header with the caller's role: moderator (see gateway_rooms_header) or operator; empty makes all viewers.
+        /// 호출자의 역할 헤더: moderator(gateway_rooms_header 참고) 또는 operator. 비우면 모두 viewer.
         gateway_role_header: String = "", HEADER_NAME_OR_EMPTY;
+        /// Header with a moderator's rooms: presenters' numbers with commas between, or *; empty: every room.
+        /// 모더레이터가 맡은 방을 알리는 헤더: 쉼표로 구분한 스트리머 번호 또는 *. 비우면 모든 방.
+        gateway_rooms_header: String = "", HEADER_NAME_OR_EMPTY;
     }
 }

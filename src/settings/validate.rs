@@ -89,7 +89,8 @@ impl Check<'_> {
         self.idle();
     }
 
-    /// What would do nothing: the algorithm of a key that is not there, certificates for an address that shows none.
+    /// What would do nothing: the algorithm of a key that is not there, certificates for an address that shows none, rooms of
+    /// moderators where nobody can be one.
     fn idle(&mut self) {
         let auth = &self.settings.auth;
         let previous = [
@@ -105,6 +106,13 @@ impl Check<'_> {
             self.shown(key)
         );
         self.rule(&[key], holds, || message);
+        let (key, role) = ("auth.gateway_rooms_header", "auth.gateway_role_header");
+        let holds = auth.gateway_rooms_header.is_empty() || !auth.gateway_role_header.is_empty();
+        let message = format!(
+            "{} is for moderators, whom {role} names; allowed: empty where that is",
+            self.shown(key)
+        );
+        self.rule(&[key, role], holds, || message);
         let (key, url) = ("auth.jwks_ca_file", "auth.jwks_url");
         let holds = auth.jwks_ca_file.is_empty() || auth.jwks_url.starts_with("https://");
         let message = format!(
@@ -252,6 +260,13 @@ mod tests {
             settings.auth.previous_key_file = "old.pem".into();
         });
         assert_eq!(with_key, [""; 0]);
+        assert_eq!(
+            wrong(|settings| settings.auth.gateway_rooms_header = "x-rooms".into()),
+            [
+                "auth.gateway_rooms_header = \"x-rooms\" is for moderators, whom auth.gateway_role_header names; allowed: empty \
+                 where that is"
+            ]
+        );
         let ca_file = |url: &str| {
             wrong(|settings| {
                 settings.auth.jwks_url = url.into();

@@ -1,5 +1,6 @@
 //! Deletion: who may, what is deleted, and who sees what of it.
 
+use chatting_server::settings::AuthMode;
 use serde_json::{Value, json};
 
 use crate::{
@@ -336,6 +337,31 @@ async fn each_role_may_do_what_the_table_says_and_nothing_else() {
             sees_text,
             "{who}: staff sees what it deleted, and others could not delete it"
         );
+    }
+}
+
+#[actix_web::test]
+async fn a_gateways_moderator_may_delete_in_the_rooms_that_its_header_names() {
+    for (rooms_header, elsewhere) in [("", 200), ("x-rooms", 403)] {
+        let app = spawn_app(|settings| {
+            settings.auth.mode = AuthMode::Gateway;
+            settings.auth.trusted_proxies = vec!["127.0.0.1".into()];
+            settings.auth.gateway_role_header = "x-role".into();
+            settings.auth.gateway_rooms_header = rooms_header.into();
+        })
+        .await;
+        app.go_live(12);
+        app.go_live(13);
+        let headers = [
+            ("x-forward-userIdx", "20"),
+            ("x-role", "moderator"),
+            ("x-rooms", "12,14"),
+        ];
+        for (room, status) in [(12, 200), (13, elsewhere)] {
+            let path = format!("/v1/rooms/{room}/messages?user_idx=7");
+            let answer = app.client().await.request("DELETE", &path, &headers, "").await;
+            assert_eq!(answer.status, status, "{rooms_header:?}, room {room}: {answer:?}");
+        }
     }
 }
 
