@@ -90,14 +90,20 @@ async fn rule_12_what_the_ring_cannot_hold_is_refused() {
         settings.session.credit_events = 2;
     })
     .await;
+    let refused = async |text: &str| {
+        assert_eq!(app.post(12, 7, text).await.json()["code"], "presenter_disconnected");
+        app.metric("chat_queue_refused_total{queue=\"ring\"}").await
+    };
+    assert_eq!(refused("before the first").await, Some(0.0), "no ring is full");
     let presenter = app.presenter(12).await;
     leave(&app, presenter).await;
     for n in 0..5 {
         assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);
     }
     assert_eq!(
-        app.post(12, 7, "one too many").await.json()["code"],
-        "presenter_disconnected"
+        refused("one too many").await,
+        Some(1.0),
+        "operators see which queue was full"
     );
     let mut presenter = app.presenter(12).await;
     for n in 0..5 {

@@ -43,6 +43,7 @@ fn decide(
     config: &RegistryConfig,
     checker: &CheckerHandle,
     writer: &WriterHandle,
+    metrics: &Metrics,
     now: Instant,
 ) -> Result<Numbered, Refusal> {
     let verdict = room.verdict(now).ok_or(Refusal::RoomServerUnavailable)?;
@@ -52,7 +53,13 @@ fn decide(
     if room.reconnect_due(now, config) {
         checker.request_reconnect(waiting.submit.presenter_idx);
     }
-    room.admit(waiting.submit.chat.cost(), config, now)?;
+    if let Err(refusal) = room.admit(waiting.submit.chat.cost(), config, now) {
+        if refusal == Refusal::PresenterDisconnected && room.held_for(now, config) {
+            // Held for and refused: the ring is full, though the answer tells of the presenter who is away.
+            metrics.queues.refused("ring");
+        }
+        return Err(refusal);
+    }
     number(room, waiting, config, writer, now)
 }
 
@@ -88,7 +95,15 @@ impl SessionRegistry {
                 if room.refresh_due(now, self.config.refresh_percent) {
                     room.checking = self.checker.check(presenter, Why::Refresh);
                 }
-                let decided = decide(room, &waiting, &self.config, &self.checker, &self.writer, now);
+                let decided = decide(
+                    room,
+                    &waiting,
+                    &self.config,
+                    &self.checker,
+                    &self.writer,
+                    &self.metrics,
+                    now,
+                );
                 self.append_or_refuse(waiting, decided);
             }
             _ => {
@@ -154,7 +169,15 @@ impl SessionRegistry {
                 let decided: Vec<_> = waiting
                     .into_iter()
                     .map(|one| {
-                        let decided = decide(room, &one, &self.config, &self.checker, &self.writer, now);
+                        let decided = decide(
+                            room,
+                            &one,
+                            &self.config,
+                            &self.checker,
+                            &self.writer,
+                            &self.metrics,
+                            now,
+                        );
                         (one, decided)
                     })
                     .collect();

@@ -195,7 +195,7 @@ impl Room {
     }
 
     /// Rule 12: the session of this broadcast ended a moment ago, so messages wait in the ring for the next.
-    fn held_for(&self, now: Instant, config: &RegistryConfig) -> bool {
+    pub fn held_for(&self, now: Instant, config: &RegistryConfig) -> bool {
         self.session_ended
             .is_some_and(|ended| now.saturating_duration_since(ended) < config.grace)
     }
