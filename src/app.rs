@@ -132,10 +132,15 @@ impl App {
         };
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
         let trusted = startup::trusted_proxies(settings)?;
-        let (mut spool, mut info) = SqliteSpool::open(startup::spool_settings(settings))?;
-        spool.count_parked_in(metrics.parked.clone());
+        let kept_in = startup::spool_settings(settings);
+        let max_bytes = kept_in.max_bytes.unwrap_or_default();
+        metrics
+            .spool_max_bytes
+            .set(i64::try_from(max_bytes).unwrap_or(i64::MAX));
+        let (spool, mut info) = SqliteSpool::open(kept_in)?;
         // A start that comes to nothing, or is broken off, leaves a spool that was stopped cleanly.
         let mut spool = scopeguard::guard(spool, |mut spool| spool.close());
+        spool.count_in(&metrics);
         log::info!("spool {}: {}", settings.log.path, spool.found());
         if let Ok(Some(_)) = spool.importing() {
             log::warn!("spool: an import has begun and not ended, so the log lacks some of it; stop, and run it again");

@@ -87,10 +87,14 @@ pub struct Numbers {
     pub store_batch_events: Histogram,
     /// How long the store took to acknowledge a batch, in seconds.
     pub store_batch_seconds: Histogram,
-    /// Batches that the store did not take and that were tried again.
+    /// Tries of the store that failed and are made again: batches, and its preparation at a start.
     pub store_retries: Counter,
     /// Events that the store will never take, set aside in the spool (rule 4).
     pub parked: Counter,
+    /// Those that are parked now, from earlier runs too.
+    pub parked_events: Gauge,
+    /// Broadcasts in the spool that the store refused as they are.
+    pub refused_broadcasts: Gauge,
     /// What retention removed, by `kind`: event, broadcast.
     pub retention_deleted: Family<Label, Counter>,
     /// Times that retention went through the log, by `outcome`: ok, error.
@@ -99,6 +103,8 @@ pub struct Numbers {
     pub spool_events: Gauge,
     /// Size of the spool in bytes.
     pub spool_bytes: Gauge,
+    /// `log.spool_max_bytes`; 0 where the file is the log itself.
+    pub spool_max_bytes: Gauge,
     /// x-forward headers from peers that are not trusted to set them.
     pub forward_refused: Counter,
     /// Connections that were cut because their client did not take an answer.
@@ -155,10 +161,13 @@ impl Default for Numbers {
             store_batch_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 15)),
             store_retries: Counter::default(),
             parked: Counter::default(),
+            parked_events: Gauge::default(),
+            refused_broadcasts: Gauge::default(),
             retention_deleted: Family::default(),
             retention_sweeps: Family::default(),
             spool_events: Gauge::default(),
             spool_bytes: Gauge::default(),
+            spool_max_bytes: Gauge::default(),
             forward_refused: Counter::default(),
             answers_cut: Counter::default(),
             tokens_refused: Family::default(),
@@ -371,8 +380,22 @@ impl Metrics {
             "Store batch latency",
             self.store_batch_seconds.clone(),
         );
-        r.register("chat_store_retries", "Batches tried again", self.store_retries.clone());
+        r.register(
+            "chat_store_retries",
+            "Tries of the store that failed",
+            self.store_retries.clone(),
+        );
         r.register("chat_parked", "Events the store will never take", self.parked.clone());
+        r.register(
+            "chat_parked_events",
+            "Events that are parked in the spool now",
+            self.parked_events.clone(),
+        );
+        r.register(
+            "chat_refused_broadcasts",
+            "Broadcasts in the spool that the store refused as they are",
+            self.refused_broadcasts.clone(),
+        );
         r.register(
             "chat_retention_deleted",
             "Removed because log.retention_days are over, by kind",
@@ -389,6 +412,11 @@ impl Metrics {
             self.spool_events.clone(),
         );
         r.register("chat_spool_bytes", "Size of the spool", self.spool_bytes.clone());
+        r.register(
+            "chat_spool_max_bytes",
+            "Size of the spool at which messages are refused; 0: none",
+            self.spool_max_bytes.clone(),
+        );
         r.register(
             "chat_forward_refused",
             "x-forward headers from untrusted peers",

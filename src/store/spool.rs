@@ -42,16 +42,17 @@ use chatting_actors::{
     broadcast::Broadcast,
     clock::system_ms,
     idempotency::KeyRow,
+    metrics::Metrics,
     seams::{LastSeq, Place, Pos, Spool, SpoolError},
     types::{Epoch, Event, PresenterIdx, Seq},
 };
-use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
 use self::{
     freeing::{COVERS, PARK, covering, free_rows, trim_keys},
     meta::keep_last_ms,
     opening::last_of_rooms,
+    parked::Kept,
 };
 use super::{
     Durability, FoundSpool, SharedConnection, SpoolLock,
@@ -113,8 +114,8 @@ pub struct SqliteSpool {
     found: FoundSpool,
     bytes: u64,
     measured_at: Instant,
-    /// Rows that were parked because they cannot be read.
-    set_aside: Counter,
+    /// What the store will not take, for the metrics.
+    kept: Kept,
     lock: SpoolLock,
 }
 
@@ -134,10 +135,14 @@ impl SqliteSpool {
         self.connection.clone()
     }
 
-    /// Where rows are counted from now on that are parked here because they cannot be read; those that the store refuses are
-    /// counted by who gave them to it.
-    pub fn count_parked_in(&mut self, counter: Counter) {
-        self.set_aside = counter;
+    /// Tells from now on how much is kept here because the store will not take it: what is parked already at once.
+    pub fn count_in(&mut self, metrics: &Metrics) {
+        self.kept = Kept::of(metrics);
+        // What cannot be asked is seen by who needs it next.
+        let _ = self.with(|this, connection| {
+            this.kept.count_parked(connection);
+            Ok(())
+        });
     }
 
     /// The store holds nothing, so a room that this spool has never seen begins at 1 and needs no question.
@@ -299,6 +304,7 @@ impl Spool for SqliteSpool {
     ) -> Result<(), SpoolError> {
         let (kept, unasked) = self.with(|this, connection| {
             let (mut kept, mut unasked) = (Vec::new(), Vec::new());
+            let set_aside;
             let ended: Vec<(PresenterIdx, Seq)> = this
                 .last
                 .iter()
@@ -317,6 +323,7 @@ impl Spool for SqliteSpool {
                 let aside = parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
                 let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
                 free_rows(&transaction, through, &aside)?;
+                set_aside = !aside.is_empty();
                 let mut room = transaction.prepare_cached(this.keep_last_seq())?;
                 for (presenter, seq) in ended {
                     let rows = room.execute(params![presenter.get(), seq.0.cast_signed()])?;
@@ -328,6 +335,9 @@ impl Spool for SqliteSpool {
                 }
             }
             transaction.commit()?;
+            if set_aside {
+                this.kept.count_parked(connection);
+            }
             Ok((kept, unasked))
         })?;
         for presenter in kept {
@@ -404,7 +414,11 @@ impl Spool for SqliteSpool {
     }
 
     fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError> {
-        self.with(|_, connection| records::keep(connection, broadcasts))
+        self.with(|this, connection| {
+            records::keep(connection, broadcasts)?;
+            this.kept.count_refused(connection, false);
+            Ok(())
+        })
     }
 
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
@@ -416,7 +430,11 @@ impl Spool for SqliteSpool {
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {
-        self.with(|_, connection| records::stored(connection, stored, refused))
+        self.with(|this, connection| {
+            records::stored(connection, stored, refused)?;
+            this.kept.count_refused(connection, !refused.is_empty());
+            Ok(())
+        })
     }
 
     fn probe(&mut self) -> Result<(), SpoolError> {
@@ -503,9 +521,11 @@ impl SqliteSpool {
                 transaction.execute(PARK, params![pos, format!("unreadable: {why}"), system_ms()])?;
                 transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;
             }
-            transaction.commit()
+            transaction.commit()?;
+            this.kept.count_parked(connection);
+            Ok(())
         })?;
-        self.set_aside.inc_by(rows.len() as u64);
+        self.kept.unreadable.inc_by(rows.len() as u64);
         Ok(())
     }
 }

@@ -55,6 +55,9 @@ async fn livez_readyz_and_metrics_answer() {
         "chat_sessions",
         "chat_room_refusals",
         "chat_rooms",
+        "chat_spool_bytes",
+        "chat_parked_events",
+        "chat_refused_broadcasts",
     ] {
         assert!(
             metrics.text().contains(&format!("\n{name} ")),
@@ -62,6 +65,10 @@ async fn livez_readyz_and_metrics_answer() {
             metrics.text()
         );
     }
+    assert!(
+        metrics.text().contains("\nchat_spool_max_bytes 0\n"),
+        "the log itself has no limit"
+    );
 }
 
 #[actix_web::test]
@@ -180,6 +187,8 @@ async fn a_store_that_is_away_is_degraded_and_messages_go_on() {
         settings.mongodb.write_timeout_ms = 500;
     })
     .await;
+    let limit = app.settings.log.spool_max_bytes as f64;
+    assert_eq!(app.metric("chat_spool_max_bytes").await, Some(limit));
     app.go_live(12);
     let mut presenter = app.presenter(12).await;
     assert_eq!(app.post(12, 7, "stored").await.status, 201);

@@ -580,6 +580,12 @@ async fn rule_04_a_row_that_cannot_be_read_is_parked_and_counts_as_parked() {
         (app.metric("chat_parked_total").await == Some(1.0)).then_some(())
     })
     .await;
+    assert_eq!(app.metric("chat_parked_events").await, Some(1.0));
+    // It is as much missing from the log after the next start.
+    let (_, dir, settings) = app.stop().await;
+    let app = spawn_in(dir, settings).await;
+    assert_eq!(app.metric("chat_parked_total").await, Some(0.0));
+    assert_eq!(app.metric("chat_parked_events").await, Some(1.0));
 }
 
 #[actix_web::test]

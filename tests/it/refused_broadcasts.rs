@@ -1,6 +1,9 @@
 //! Records of broadcasts that MongoDB refuses.
 
-use chatting_actors::seams::{LogStore, NotPut, Spool};
+use chatting_actors::{
+    metrics::Metrics,
+    seams::{LogStore, NotPut, Spool},
+};
 use chatting_server::store::{Archive, Durability, MongoStore, SpoolSettings, SqliteSpool};
 use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
@@ -67,6 +70,9 @@ fn what_is_refused_stays_in_the_spool_and_counts_again_when_it_changes_or_at_the
         embedded: false,
     };
     let (mut spool, _) = SqliteSpool::open(settings.clone()).unwrap();
+    let metrics = Metrics::default();
+    spool.count_in(&metrics);
+    let refused = || metrics.refused_broadcasts.get();
     let (open, over, taken) = (
         broadcast(1, 1, 1, None),
         broadcast(2, 2, 1, Some(30)),
@@ -79,6 +85,7 @@ fn what_is_refused_stays_in_the_spool_and_counts_again_when_it_changes_or_at_the
         .broadcasts_stored(&[taken], &[open.clone(), over.clone()])
         .unwrap();
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
+    assert_eq!(refused(), 2);
     // That it was seen again makes it no other broadcast.
     let mut seen = open.clone();
     (seen.version, seen.seen_at_ms) = (2, 99);
@@ -86,12 +93,14 @@ fn what_is_refused_stays_in_the_spool_and_counts_again_when_it_changes_or_at_the
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
     let ended = broadcast(1, 1, 3, Some(40));
     spool.keep_broadcasts(std::slice::from_ref(&ended)).unwrap();
+    assert_eq!(refused(), 1, "as it is now it was not");
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&ended));
     // Refused as it was before: that says nothing of how it is now.
     spool.broadcasts_stored(&[], std::slice::from_ref(&seen)).unwrap();
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&ended));
     spool.broadcasts_stored(&[], std::slice::from_ref(&ended)).unwrap();
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
+    assert_eq!(refused(), 2);
     spool.close();
     drop(spool);
     let (mut spool, _) = SqliteSpool::open(settings).unwrap();

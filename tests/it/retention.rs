@@ -125,9 +125,13 @@ async fn what_is_parked_goes_when_it_is_too_old_but_for_what_is_held_and_what_hi
             .zip(events)
             .map(|(pos, event)| (pos, event, "no".into()))
             .collect();
+        let metrics = Metrics::default();
+        spool.count_in(&metrics);
         spool.free(25, &parked, 0).unwrap();
+        assert_eq!(metrics.parked_events.get(), 25, "{name}");
         let swept = retention_of(&store, &spool).sweep(now - DAY_MS).await.unwrap();
         assert_eq!(swept.events, 18 + 2, "{name}");
+        assert_eq!(metrics.parked_events.get(), 5, "{name}");
         let left = spool.read_parked(&[], 100).unwrap();
         let left: Vec<_> = left.iter().map(|row| row.event.as_ref().unwrap().seq.0).collect();
         assert_eq!(left, [11, 12, 21, 4, 22], "{name}");

@@ -11,7 +11,6 @@ use chatting_actors::{
     types::{Epoch, PresenterIdx, Seq},
     writer::SpoolInfo,
 };
-use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, config::DbConfig, params};
 
 use super::{
@@ -22,7 +21,7 @@ use super::{
         shared::{PATIENCE, empty_wal},
         sqlite,
     },
-    DAMAGED, FORMAT, NO_ROW, SpoolSettings, SqliteSpool, meta, set_meta,
+    DAMAGED, FORMAT, Kept, NO_ROW, SpoolSettings, SqliteSpool, meta, set_meta,
 };
 
 /// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
@@ -168,7 +167,7 @@ impl SqliteSpool {
             found,
             bytes: 0,
             measured_at: Instant::now(),
-            set_aside: Counter::default(),
+            kept: Kept::default(),
             lock,
         };
         this.measure();

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use chatting_actors::{
+    metrics::Metrics,
     seams::{SpoolError, StoreError},
     types::Event,
 };
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
@@ -36,9 +38,46 @@ pub struct ParkedRow {
     pub reason: String,
 }
 
+/// What is kept here because the store will not take it, in the metrics.
+#[derive(Clone, Default)]
+pub(super) struct Kept {
+    /// Rows that were parked because they cannot be read; those that the store refuses are counted by who gave them to it.
+    pub unreadable: Counter,
+    parked: Gauge,
+    refused: Gauge,
+}
+
+impl Kept {
+    pub fn of(metrics: &Metrics) -> Self {
+        Self {
+            unreadable: metrics.parked.clone(),
+            parked: metrics.parked_events.clone(),
+            refused: metrics.refused_broadcasts.clone(),
+        }
+    }
+
+    /// To be called when something was parked, or is parked no more. What cannot be counted now shows as it was.
+    pub fn count_parked(&self, connection: &Connection) {
+        if let Ok(count) = connection.query_row("SELECT COUNT(*) FROM parked", [], |row| row.get(0)) {
+            self.parked.set(count);
+        }
+    }
+
+    /// To be called when broadcasts changed, or were given to the store: most often it refused none, and none is looked for.
+    pub fn count_refused(&self, connection: &Connection, more: bool) {
+        if !more && self.refused.get() == 0 {
+            return;
+        }
+        let sql = "SELECT COUNT(*) FROM records WHERE stored = 2";
+        if let Ok(count) = connection.query_row(sql, [], |row| row.get(0)) {
+            self.refused.set(count);
+        }
+    }
+}
+
 /// What is parked, for retention, which does not have the spool.
 #[derive(Clone)]
-pub struct Parking(SharedConnection);
+pub struct Parking(SharedConnection, Kept);
 
 impl Parking {
     /// As [`crate::store::keeping::Keeping::expire`]. A room's numbers do not depend on what is parked.
@@ -49,8 +88,16 @@ impl Parking {
         after: Option<Uuid>,
         limit: usize,
     ) -> Result<Expired, StoreError> {
-        let shared = self.0.clone();
-        let expired = move || shared.run(|connection| expire(connection, &holds, before_ms, after, limit));
+        let Self(shared, kept) = self.clone();
+        let expired = move || {
+            shared.run(|connection| {
+                let expired = expire(connection, &holds, before_ms, after, limit)?;
+                if expired.removed > 0 {
+                    kept.count_parked(connection);
+                }
+                Ok(expired)
+            })
+        };
         blocking(move || expired().map_err(|error| StoreError(error.to_string()))).await
     }
 }
@@ -93,7 +140,7 @@ fn expire(
 impl SqliteSpool {
     /// What is parked here, for retention.
     pub fn parking(&self) -> Parking {
-        Parking(self.connection())
+        Parking(self.connection(), self.kept.clone())
     }
 
     /// At most `limit` parked events whose ids are greater than `after`, oldest first.
