@@ -712,6 +712,17 @@ async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_momen
     let addr = server.address(&dir.path().join("port")).await;
     let ready = crate::support::http::get(addr, "/readyz").await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
+    // The signs that the runbook tells of, though there is no event to be written yet.
+    server.line("store: not there yet").await;
+    crate::support::eventually("the retries to be counted", async || {
+        let metrics = crate::support::http::get(addr, "/metrics").await;
+        let retries = metrics.text().lines().find_map(|line| {
+            let count = line.strip_prefix("chat_store_retries_total ")?;
+            count.parse::<u64>().ok()
+        });
+        (retries? >= 2).then_some(())
+    })
+    .await;
 }
 
 #[actix_web::test]

@@ -197,7 +197,7 @@ impl LogWriter {
                     this.advance_broadcasts(ctx);
                 }
                 Err(error) => {
-                    this.failed("prepared", &error);
+                    this.failed(&error);
                     this.back_off(ctx);
                 }
             }
@@ -223,8 +223,7 @@ impl LogWriter {
                 this.free(count, poison, ctx);
             }
             Err(error) => {
-                this.parts.metrics.store_retries.inc();
-                this.failed("written", &error);
+                this.failed(&error);
                 this.step = Step::Idle;
                 this.back_off(ctx);
             }
@@ -333,9 +332,11 @@ impl LogWriter {
         self.parts.state.set(None);
     }
 
-    fn failed(&self, what: &str, error: &StoreError) {
+    /// The store took nothing, or was not to be had at the start: what was asked of it is asked again.
+    fn failed(&self, error: &StoreError) {
+        self.parts.metrics.store_retries.inc();
         if self.parts.state.error().is_none() {
-            log::warn!("store: events cannot be {what}, they stay in the spool: {error}");
+            log::warn!("store: events cannot be written, they stay in the spool: {error}");
         }
         self.parts.state.set(Some(error.0.clone()));
     }
