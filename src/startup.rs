@@ -330,7 +330,9 @@ pub(crate) fn registry_config(settings: &Settings) -> RegistryConfig {
         detached: Duration::from_secs(session.detached_seconds),
         not_live: Duration::from_secs(session.not_live_seconds),
         grace: Duration::from_secs(session.grace_seconds),
-        reconnect_interval: Duration::from_secs(session.reconnect_request_seconds),
+        reconnect_interval: room
+            .asks_to_reconnect()
+            .then(|| Duration::from_secs(session.reconnect_request_seconds)),
         resume_max: session.resume_max,
         resume_reads: session.resume_reads,
         resume_wait: Duration::from_secs(session.resume_wait_seconds),

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 pub struct HttpRoomSettings {
     /// `room.base_url`; ends in `/room/live`.
     pub base_url: String,
-    /// `room.reconnect_url`; empty for `base_url` + `/reconnect`.
+    /// `room.reconnect_url`; empty for `base_url` + `/reconnect`. With "off" the registry never asks.
     pub reconnect_url: String,
     /// `room.content_type`
     pub content_type: String,

@@ -1,6 +1,6 @@
 //! The sections of what is kept while the server runs: rooms, sessions and the actors' mailboxes.
 
-use super::rule::{CONTENT_TYPE, HTTP_URL, HTTP_URL_OR_EMPTY};
+use super::rule::{CONTENT_TYPE, HTTP_URL, HTTP_URL_OR_OFF, OFF};
 use super::section::{choice, section};
 
 choice! {
@@ -33,9 +33,9 @@ section! {
         /// Where the room server is; `/check` is added to it.
         /// 룸 서버의 주소. 뒤에 `/check`를 붙여 묻는다.
         base_url: String = "http://127.0.0.1:8081/room/live", HTTP_URL;
-        /// Where to ask that a presenter reconnects; empty is base_url + /reconnect.
-        /// 스트리머에게 재연결을 요청할 주소. 비우면 base_url + /reconnect.
-        reconnect_url: String = "", HTTP_URL_OR_EMPTY;
+        /// Where to ask that a presenter reconnects; empty is base_url + /reconnect, "off" never asks.
+        /// 스트리머에게 재연결을 요청할 주소. 비우면 base_url + /reconnect, "off"면 요청하지 않는다.
+        reconnect_url: String = "", HTTP_URL_OR_OFF;
         /// Content-Type of what is sent to the room server.
         /// 룸 서버로 보내는 요청의 Content-Type.
         content_type: String = "application/json", CONTENT_TYPE;
@@ -91,6 +91,13 @@ section! {
         /// Milliseconds between two looks after expired verdicts, stalled sessions and idle rooms.
         /// 만료된 판정, 멈춘 세션, 쉬는 방을 살피는 간격(밀리초).
         sweep_ms: u64 = 1000, 10..=60_000;
+    }
+}
+
+impl Room {
+    /// Whether the room server is asked to make presenters connect again.
+    pub(crate) fn asks_to_reconnect(&self) -> bool {
+        self.reconnect_url != OFF
     }
 }
 

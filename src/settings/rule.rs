@@ -114,10 +114,13 @@ pub const HTTP_URL: Text = Text {
     holds: is_plain_http_url,
 };
 
-/// As [`HTTP_URL`], or nothing.
-pub const HTTP_URL_OR_EMPTY: Text = Text {
-    words: "empty, or a URL that starts with http://; no https",
-    holds: |text| text.is_empty() || is_plain_http_url(text),
+/// In place of an address to ask: nobody is asked.
+pub const OFF: &str = "off";
+
+/// As [`HTTP_URL`], or nothing, or [`OFF`].
+pub const HTTP_URL_OR_OFF: Text = Text {
+    words: "empty, \"off\", or a URL that starts with http://; no https",
+    holds: |text| text.is_empty() || text == OFF || is_plain_http_url(text),
 };
 
 /// Where a JWK set is, or nothing.
@@ -256,7 +259,7 @@ mod tests {
             &["http://a", "http://a:1/b"],
             &["", "a", "https://a", "ftp://a", "http://", "http:///x", "http://a b"],
         );
-        check(&HTTP_URL_OR_EMPTY, &["", "http://a"], &["a"]);
+        check(&HTTP_URL_OR_OFF, &["", "off", "http://a"], &["a", "Off", "https://a"]);
         check(
             &JWKS_URL_OR_EMPTY,
             &["", "http://a/jwks.json", "https://a", "file:///etc/jwks.json"],

@@ -82,6 +82,29 @@ async fn rule_12_the_hold_ends_when_nobody_came_and_the_room_server_is_asked_aga
 }
 
 #[actix_web::test]
+async fn rule_12_a_room_server_that_cannot_bring_presenters_back_is_not_asked_to() {
+    let rooms = RoomServer::start().await;
+    for room in [12, 13] {
+        rooms.live(room).await;
+    }
+    let app = spawn_with_rooms(&rooms, |settings| settings.room.reconnect_url = "off".into()).await;
+    // Who is asked for 13 has been asked whatever there was to be asked before, for 12.
+    for room in [12, 13] {
+        assert_eq!(
+            app.post(room, 7, "anyone?").await.json()["code"],
+            "presenter_disconnected"
+        );
+    }
+    for series in [
+        "chat_queue_depth{queue=\"reconnects\"}",
+        "chat_reconnect_requests_total{outcome=\"ok\"}",
+        "chat_reconnect_requests_total{outcome=\"error\"}",
+    ] {
+        assert_eq!(app.metric(series).await, Some(0.0), "{series}");
+    }
+}
+
+#[actix_web::test]
 async fn rule_12_what_the_ring_cannot_hold_is_refused() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;

@@ -97,8 +97,8 @@ pub struct RegistryConfig {
     pub not_live: Duration,
     /// `session.grace_seconds`
     pub grace: Duration,
-    /// `session.reconnect_request_seconds`
-    pub reconnect_interval: Duration,
+    /// `session.reconnect_request_seconds`; `None` where nobody is to be asked (`room.reconnect_url`).
+    pub reconnect_interval: Option<Duration>,
     /// `session.resume_max`
     pub resume_max: u64,
     /// `session.resume_reads`

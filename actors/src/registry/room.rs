@@ -202,10 +202,13 @@ impl Room {
 
     /// Whether the room server should be asked to make the presenter reconnect; asking counts.
     pub fn reconnect_due(&mut self, now: Instant, config: &RegistryConfig) -> bool {
+        let Some(interval) = config.reconnect_interval else {
+            return false;
+        };
         let due = self.cursor.is_none()
             && self
                 .reconnect_asked
-                .is_none_or(|asked| now.saturating_duration_since(asked) >= config.reconnect_interval);
+                .is_none_or(|asked| now.saturating_duration_since(asked) >= interval);
         if due {
             self.reconnect_asked = Some(now);
         }

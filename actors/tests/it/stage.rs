@@ -192,7 +192,7 @@ pub fn registry_config() -> RegistryConfig {
         detached: Duration::from_secs(60),
         not_live: Duration::from_secs(60),
         grace: Duration::from_secs(60),
-        reconnect_interval: Duration::from_secs(60),
+        reconnect_interval: Some(Duration::from_secs(60)),
         resume_max: 100_000,
         resume_reads: 2,
         resume_wait: Duration::from_millis(200),
