@@ -155,9 +155,17 @@ export class Scripted {
   /** The `hello` of each connection. */
   hellos = [];
 
-  /** `answers[n]` is given the socket of connection n when it has said `hello`. `WebSocketServer` is that of `ws`. */
-  constructor(WebSocketServer, answers) {
-    this.listener = new WebSocketServer({ host: "127.0.0.1", port: 0 });
+  /**
+   * `answers[n]` is given the socket of connection n when it has said `hello`. `WebSocketServer` is that of `ws`. The first
+   * upgrades are refused with `refusals`, `[status, headers]` each.
+   */
+  constructor(WebSocketServer, answers, refusals = []) {
+    const left = [...refusals];
+    const verifyClient = (_, done) => {
+      const [status, headers = {}] = left.shift() ?? [];
+      done(status === undefined, status, "", headers);
+    };
+    this.listener = new WebSocketServer({ host: "127.0.0.1", port: 0, verifyClient });
     this.listener.on("connection", (socket) => {
       const answer = answers[this.hellos.length];
       socket.once("message", (hello) => {

@@ -13,7 +13,10 @@
 // given to `onChat` once, in order, and acknowledged after that. When the server cannot send what is missing,
 // `welcome.gap` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it
 // takes a line for gone on which nothing is heard. A token that is refused it replaces, and what it kept it forgets when
-// that is refused; it is over when that does not help, another session has the room, or the broadcast is over.
+// that is refused. It is over when that does not help, when the server will not have this client at all, when another
+// session has the room, and when the broadcast is over. docs/PROTOCOL.md, "What a client does", has the same in words.
+//
+// A browser does not tell a page with what status an upgrade was refused: there it comes back whatever that was.
 
 const SUBPROTOCOL = "chat.v1";
 /** How long a connection may take until it is open. */
@@ -24,14 +27,21 @@ const OPEN_MS = 10_000;
  * tells what is missing. Each connection is a new wait: who leaves earlier than that never gets a `welcome`.
  */
 const WELCOME_MS = 60_000;
-const FIRST_DELAY_MS = 250;
-const LONGEST_DELAY_MS = 15_000;
+const FIRST_DELAY_MS = 500;
+const LONGEST_DELAY_MS = 30_000;
 /** How late timers can be set. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 /** After these there is no coming back. 1000 is the end of the broadcast. */
 const OVER = { 1000: "broadcast_ended", 4003: "replaced" };
-/** After these there is, with another token, or with nothing kept. */
-const REFUSED = { 4001: "unauthenticated", 4004: "bad_frame" };
+/** After these, HTTP's 401 among them, there is: with another token, with nothing kept, or in case it was chance. */
+const REFUSED = {
+  401: "unauthenticated",
+  1002: "protocol",
+  1007: "not_utf8",
+  1009: "too_large",
+  4001: "unauthenticated",
+  4004: "bad_frame",
+};
 /** So many of them, with no session that lasted in between, are the end. */
 const MOST_REFUSALS = 3;
 
@@ -62,8 +72,9 @@ export class Presenter {
 
   /**
    * `onEvent` hears of everything but chat: `welcome`, `moderation`, `reconnect` and `error` as the server sent them,
-   * and of our own `refreshed`, `repeat`, `hole`, and `closed` with `again_ms`, or with `over`. If `onChat` throws, the
-   * message is not acknowledged, and comes again.
+   * and of our own `refreshed`, `repeat`, `hole`, and `closed` with `again_ms`, or with `over`. `closed` has the `code` of
+   * the close, or the `status` of an answer that was no upgrade. If `onChat` throws, the message is not acknowledged, and
+   * comes again.
    */
   constructor({ url, token, onChat, onEvent = () => {}, state = {}, WebSocket = globalThis.WebSocket }) {
     this.#url = url;
@@ -102,8 +113,13 @@ export class Presenter {
     }
     if (this.#over) return;
     if (token === this.#refused) return this.#end({ reason: "no other token" }, REFUSED[4001]);
+    this.#said = token;
     const socket = new this.#WebSocket(this.#url, [SUBPROTOCOL]);
     this.#socket = socket;
+    // Of `ws`; a browser tells nothing but `onclose`.
+    socket.on?.("unexpected-response", (_, { statusCode, headers }) => {
+      if (socket === this.#socket) this.#answered(statusCode, headers["retry-after"]);
+    });
     this.#after("open", OPEN_MS, () => this.#again({ reason: "no connection" }));
     socket.onopen = () => {
       this.#cancel("open");
@@ -206,16 +222,29 @@ export class Presenter {
     });
   }
 
+  /** An answer that is no upgrade. */
+  #answered(status, retryAfter = "") {
+    const why = { status, reason: `status ${status}` };
+    if (!mayPass(status)) return this.#end(why, "refused");
+    if (/^\d+$/.test(retryAfter)) this.#notBefore = now() + retryAfter * 1000;
+    this.#refusedOrAgain(status, why);
+  }
+
   #closed(code, reason) {
     if (OVER[code]) return this.#end({ code, reason }, OVER[code]);
+    this.#refusedOrAgain(code, { code, reason });
+  }
+
+  /** `code` is a close's, or an answer's status. */
+  #refusedOrAgain(code, why) {
     if (REFUSED[code]) {
       if (now() > this.#settledAt) this.#refusals = 0;
       this.#refusals += 1;
-      if (this.#refusals === MOST_REFUSALS) return this.#end({ code, reason }, REFUSED[code]);
-      if (code === 4001) this.#refused = this.#said;
-      else this.#epoch = this.#last = undefined; // of another numbering, or wrong
+      if (this.#refusals === MOST_REFUSALS) return this.#end(why, REFUSED[code]);
+      if (code === 401 || code === 4001) this.#refused = this.#said;
+      else if (code === 4004) this.#epoch = this.#last = undefined; // of another numbering, or wrong
     }
-    this.#again({ code, reason });
+    this.#again(why);
   }
 
   #end(why, over) {
@@ -230,13 +259,13 @@ export class Presenter {
     this.#drop();
     if (now() > this.#settledAt) {
       this.#attempts = 0;
-      if (!REFUSED[why.code]) this.#refusals = 0;
+      if (!REFUSED[why.status ?? why.code]) this.#refusals = 0;
     }
     this.#settledAt = Infinity;
-    const longest = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#attempts);
+    const longest = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** Math.min(this.#attempts, 16));
     this.#attempts += 1;
     // Chance keeps those apart that lost the server at the same moment.
-    const delay = Math.max(longest * (0.5 + Math.random() / 2), this.#notBefore - now());
+    const delay = Math.max(longest * Math.random(), this.#notBefore - now());
     this.#notBefore = 0;
     this.#after("again", delay, () => this.#connect());
     this.#onEvent({ type: "closed", ...why, again_ms: Math.round(delay) });
@@ -267,6 +296,11 @@ export class Presenter {
     clearTimeout(this.#timers.get(name));
     this.#timers.delete(name);
   }
+}
+
+/** Whether what was answered with this HTTP status, instead of an upgrade, may be taken later. */
+function mayPass(status) {
+  return [401, 408, 429].includes(status) || status >= 500;
 }
 
 /** Milliseconds on a clock that nobody sets. */

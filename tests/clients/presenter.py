@@ -13,7 +13,8 @@ It keeps the numbering's epoch and the last seq that it has, and goes on from th
 to `on_chat` once, in order, and acknowledged after that. When the server cannot send what is missing, the `gap` of
 `welcome` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it takes a
 line for gone on which nothing is heard. A token that is refused it replaces, and what it kept it forgets when that is
-refused; it is over when that does not help, another session has the room, or the broadcast is over.
+refused. It is over when that does not help, when the server will not have this client at all, when another session has
+the room, and when the broadcast is over. docs/PROTOCOL.md, "What a client does", has the same in words.
 """
 
 import asyncio
@@ -35,21 +36,34 @@ WELCOME_SECONDS = 60
 """The same from then on until its `welcome`. A server that cannot read its log finds that out first, which takes some
 seconds, then tries for session.resume_wait_seconds (10) more, perhaps behind others that want to read, and only then tells
 what is missing. Each connection is a new wait: who leaves earlier than that never gets a `welcome`."""
-FIRST_DELAY_SECONDS = 0.25
-LONGEST_DELAY_SECONDS = 15
+FIRST_DELAY_SECONDS = 0.5
+LONGEST_DELAY_SECONDS = 30
 OVER = {1000: "broadcast_ended", 4003: "replaced"}
 """After these close codes there is no coming back. 1000 is the end of the broadcast."""
-REFUSED = {4001: "unauthenticated", 4004: "bad_frame"}
-"""After these there is, with another token, or with nothing kept."""
+REFUSED = {
+    401: "unauthenticated",
+    1002: "protocol",
+    1007: "not_utf8",
+    1009: "too_large",
+    4001: "unauthenticated",
+    4004: "bad_frame",
+}
+"""After these, HTTP's 401 among them, there is: with another token, with nothing kept, or in case it was chance."""
 MOST_REFUSALS = 3
 """So many of them, with no session that lasted in between, are the end."""
+
+
+def may_pass(status: int) -> bool:
+    """Whether what was answered with this HTTP status, instead of an upgrade, may be taken later."""
+    return status in (401, 408, 429) or status >= 500
 
 
 class Presenter:
     """One presenter, over as many connections as it takes.
 
     `on_event` hears of everything but chat: `welcome`, `moderation`, `reconnect` and `error` as the server sent them,
-    and of our own `refreshed`, `repeat`, `hole`, and `closed` with `again_ms`, or with `over`. What `on_chat` raises
+    and of our own `refreshed`, `repeat`, `hole`, and `closed` with `again_ms`, or with `over`. `closed` has the `code` of
+    the close, or the `status` of an answer that was no upgrade. What `on_chat` raises
     ends `run`; the message was not acknowledged then. `options` are those of `websockets.connect`.
     """
 
@@ -90,30 +104,28 @@ class Presenter:
             closed = await self._connection()
             if time.monotonic() > self._settled_at:
                 self._attempts = self._refusals = 0
-            if over := closed.get("over") or self._over(closed.get("code")):
+            if over := closed.get("over") or self._over(closed.get("status", closed.get("code"))):
                 self._on_event({"type": "closed", **closed, "over": over})
                 return over
             self._settled_at = math.inf
-            longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._attempts)
+            longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** min(self._attempts, 16))
             self._attempts += 1
             # Chance keeps those apart that lost the server at the same moment.
-            delay = max(
-                longest * random.uniform(0.5, 1), self._not_before - time.monotonic(), closed.pop("retry_after", 0)
-            )
+            delay = max(longest * random.random(), self._not_before - time.monotonic(), closed.pop("retry_after", 0))
             self._not_before = 0.0
             self._on_event({"type": "closed", **closed, "again_ms": round(delay * 1000)})
             await asyncio.sleep(delay)
 
     def _over(self, code: int | None) -> str | None:
-        """Why it is over after a close with this code, if it is."""
+        """Why it is over after a close with this code, or an answer with this status, if it is."""
         if code not in REFUSED:
             return OVER.get(code)
         self._refusals += 1
         if self._refusals == MOST_REFUSALS:
             return REFUSED[code]
-        if code == 4001:
+        if code in (401, 4001):
             self._refused = self._said
-        else:
+        elif code == 4004:
             self._epoch = self._last = None  # of another numbering, or wrong
         return None
 
@@ -125,6 +137,7 @@ class Presenter:
             return {"reason": f"no token: {error}"}
         if token == self._refused:
             return {"reason": "no other token", "over": REFUSED[4001]}
+        self._said = token
         try:
             # We listen for ourselves: see `_next`.
             socket = await connect(
@@ -136,8 +149,11 @@ class Presenter:
             )
         except InvalidStatus as error:
             response = error.response
+            closed = {"status": response.status_code, "reason": str(error)}
+            if not may_pass(response.status_code):
+                return {**closed, "over": "refused"}
             wait = response.headers.get("Retry-After", "")
-            return {"reason": str(error), "retry_after": int(wait) if wait.isdecimal() else 0}
+            return {**closed, "retry_after": int(wait) if wait.isdecimal() else 0}
         except (OSError, WebSocketException) as error:
             return {"reason": f"no connection: {error}"}
         refresher = None

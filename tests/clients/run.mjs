@@ -205,6 +205,23 @@ async function withAScriptedServer(client) {
   await d.until("its end", () => d.over);
   expect("how it ends", [d.over, d.asked, same.hellos.length], ["unauthenticated", 2, 1]);
   told("ends where its token is refused and there is no other");
+
+  const off = await new Scripted(
+    WebSocketServer, [(socket) => socket.close(1002), (socket) => socket.close(4003, "replaced")],
+    [[504], [500], [429, { "Retry-After": "2" }], [401], [403]],
+  ).listen();
+  const e = await client.start("e", off.url, (asked) => `token ${asked}`);
+  await e.until("its end", () => e.over);
+  if (client.shown) {
+    // A page is not told why there was no upgrade.
+    expect("how it ends", [e.over, e.closes.map(({ code }) => code)], ["replaced", [1006, 1006, 1006, 1006, 1006, 1002, 4003]]);
+    told("comes back after refusals that it cannot tell apart, and once after 1002");
+  } else {
+    expect("how it ends", [e.over, e.closes.map(({ status }) => status)], ["refused", [504, 500, 429, 401, 403]]);
+    expect("what it asked and said", [e.asked, off.hellos.length], [5, 0]);
+    if (!(e.closes[2].again_ms >= 2000)) throw new Error(`${e.name} comes back ${e.closes[2].again_ms} ms after 429`);
+    told("comes back after 504, 500, 429 when it is told to, and 401 with another token, and is over after 403");
+  }
 }
 
 /** For `until`: asks again and again, one question at a time. */
