@@ -110,8 +110,8 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
         .title("chatting-server")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Chat for live broadcasts. Errors are RFC 9457 problems; titles in Korean and English by Accept-Language. The \
-             presenter's WebSocket is described in docs/PROTOCOL.md and docs/asyncapi.json.",
+            "Chat for live broadcasts. Errors are RFC 9457 problems; titles in Korean and English by Accept-Language. \
+             docs/SENDING.md describes sending and the tokens, docs/PROTOCOL.md and docs/asyncapi.json the presenter's WebSocket.",
         ))
         .build();
     let legacy = ["/", "/token", "/send/message", "/chatting"];

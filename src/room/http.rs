@@ -173,6 +173,18 @@ mod tests {
     }
 
     #[test]
+    fn the_answer_that_docs_room_server_md_shows_is_one() {
+        let document = include_str!("../../docs/ROOM-SERVER.md");
+        let shown = document.split("```json\n").nth(1).and_then(|rest| rest.lines().next());
+        let answer = parse(shown.unwrap().as_bytes()).unwrap();
+        let times = (answer.started_at_ms, answer.ended_at_ms);
+        assert_eq!(
+            (answer.live, answer.room_idx, times),
+            (true, Some(7), (Some(1_767_225_600_000), None))
+        );
+    }
+
+    #[test]
     fn rule_09_only_a_boolean_alive_is_an_answer() {
         let live = |text: &str| parse(text.as_bytes()).map(|answer| (answer.live, answer.room_idx)).ok();
         assert_eq!(

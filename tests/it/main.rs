@@ -4,6 +4,7 @@
 
 mod attacks;
 mod broadcasts;
+mod documents;
 mod export;
 mod figures;
 mod flood;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     app::{TestApp, post_v1, spawn_app, token_of},
+    documents::{self, fenced, name, settings_named, table},
     eventually,
     keys::KeyPair,
     presenter::{V1, connect, hello, token, upgrade},
@@ -134,44 +135,7 @@ fn problems(schema: &jsonschema::Validator, frame: &Value) -> Vec<String> {
 
 /// The text of PROTOCOL.md from a heading up to the next.
 fn section(heading: &str) -> &'static str {
-    let (_, rest) = PROTOCOL
-        .split_once(&format!("\n## {heading}\n"))
-        .unwrap_or_else(|| panic!("no section {heading}"));
-    rest.split_once("\n## ").map_or(rest, |(section, _)| section)
-}
-
-/// The rows of the first table in a text whose first column has this name, a cell each.
-fn table(text: &'static str, first: &str) -> Vec<Vec<&'static str>> {
-    let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
-    let mut lines = text
-        .lines()
-        .skip_while(|line| !line.starts_with(&format!("| {first} |")));
-    assert!(lines.next().is_some(), "no table of {first}");
-    let rows: Vec<_> = lines
-        .skip(1)
-        .take_while(|line| line.starts_with('|'))
-        .map(cells)
-        .collect();
-    assert!(!rows.is_empty());
-    rows
-}
-
-/// What is in backticks; `None` for a dash.
-fn name(cell: &str) -> Option<String> {
-    let name = cell.strip_prefix('`').and_then(|cell| cell.strip_suffix('`'));
-    assert!(name.is_some() || cell == "–", "{cell}");
-    name.map(str::to_owned)
-}
-
-/// Every line of the fenced blocks of that kind.
-fn fenced(text: &'static str, kind: &str) -> Vec<&'static str> {
-    let mut lines = text.lines();
-    let mut all = Vec::new();
-    while lines.by_ref().any(|line| line == format!("```{kind}")) {
-        all.extend(lines.by_ref().take_while(|line| *line != "```"));
-    }
-    assert!(!all.is_empty(), "nothing in {kind}");
-    all
+    documents::section(PROTOCOL, heading)
 }
 
 // ---- what both must name --------------------------------------------------------------------------------------------
@@ -321,28 +285,7 @@ fn the_refusals_and_limits_that_the_text_names_are_those_of_the_code() {
         let default = settings.get(&key).and_then(|value| value.as_integer());
         assert_eq!(default, row[1].parse().ok(), "{key}");
     }
-    // Whatever else is named like a setting is one, and a number behind it is its default.
-    let sections: Vec<_> = settings.sections().into_iter().map(|(name, _)| name).collect();
-    let mut named = 0;
-    for (at, _) in PROTOCOL.match_indices('`') {
-        let rest = &PROTOCOL[at + 1..];
-        let Some((key, after)) = rest.split_once('`') else {
-            continue;
-        };
-        let known = key
-            .split_once('.')
-            .is_some_and(|(section, _)| sections.contains(&section));
-        if !known || key.contains(char::is_whitespace) {
-            continue;
-        }
-        named += 1;
-        let value = settings.get(key).unwrap_or_else(|| panic!("there is no setting {key}"));
-        let told = after.strip_prefix(" (").and_then(|rest| rest.split_once(')'));
-        let told = told.map(|(number, _)| number.replace(',', "").replace("1 MiB", "1048576"));
-        if let Some(told) = told.and_then(|told| told.parse::<i64>().ok()) {
-            assert_eq!(value.as_integer(), Some(told), "{key}");
-        }
-    }
+    let named = settings_named(PROTOCOL);
     assert!(named > 30, "{named}");
 }
 
@@ -699,8 +642,10 @@ async fn what_is_shown_of_http_is_what_is_answered() {
     let headers = [("Authorization", bearer.as_str())];
     let room = app.client().await.request("GET", "/v1/rooms/12", &headers, "").await;
     assert_eq!(room.header("cache-control"), Some("no-store"));
-    let mut shown: Vec<Value> = fenced(section("HTTP beside it"), "json")
+    let sending = documents::section(include_str!("../../docs/SENDING.md"), "A message");
+    let mut shown: Vec<Value> = [section("HTTP beside it"), sending]
         .into_iter()
+        .flat_map(|text| fenced(text, "json"))
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     // Of this run.

@@ -20,6 +20,7 @@
 pub mod app;
 pub mod command;
 pub mod crowd;
+pub mod documents;
 pub mod http;
 pub mod jwks;
 pub mod keys;
