@@ -217,7 +217,7 @@ async fn with_a_gateway_each_route_of_v1_but_the_presenters_goes_by_its_headers_
     }
     assert!(asked > 10, "{asked}");
     for (name, told) in [
-        ("README.md", include_str!("../../README.md")),
+        ("docs/MOVING.md", include_str!("../../docs/MOVING.md")),
         ("docs/DEPLOY.md", include_str!("../../docs/DEPLOY.md")),
         ("docs/SECURITY.md", include_str!("../../docs/SECURITY.md")),
     ] {
