@@ -25,6 +25,26 @@ lint:
     cargo fmt --all
     cargo clippy --workspace --all-targets -- -D warnings
 
+# settings.toml anew, after a change to a setting.
+settings:
+    cargo run --quiet -- settings > settings.toml
+
+# docs/openapi.json anew, after a change to a route.
+openapi:
+    UPDATE_DOCS=1 cargo test --test it documents::docs_openapi
+
+# Load on the real server with faults at random times; `just faults --rounds 100`.
+faults *args:
+    scripts/faults {{args}}
+
+# Presenters on links that break all the time, and a restart in the middle; `just chaos --kill` for SIGKILL.
+chaos *args:
+    scripts/chaos {{args}}
+
+# This server beside a bare one and nchan.
+bench *args:
+    scripts/bench {{args}}
+
 # Every parser and running servers against malformed input.
 fuzz *args:
     scripts/fuzz {{args}}
