@@ -46,11 +46,24 @@ async fn restarts(app: &TestApp, actor: &str) -> u64 {
 }
 
 /// Panics a part again and again under load; returns the crowd when chat has gone on in every room after each.
-async fn under_load(app: &TestApp, actor: &str, panic: impl Fn(u64)) -> Crowd {
+async fn under_load(app: &TestApp, actor: &str, panic: impl Fn()) -> Crowd {
+    under_load_when(app, actor, async |_, _| {}, panic).await
+}
+
+/// The same for the session of this room's presenter, who is back before the next panic: else there would be nothing to panic.
+async fn sessions_under_load(app: &TestApp, room: i64) -> Crowd {
+    let back = async |crowd: &Crowd, closes| crowd.is_back(room, closes).await;
+    let presenter = PresenterIdx::new(room).unwrap();
+    under_load_when(app, "session", back, || app.state.registry.panic_session_now(presenter)).await
+}
+
+/// `ready` comes before each panic, and is told how many there were.
+async fn under_load_when(app: &TestApp, actor: &str, ready: impl AsyncFn(&Crowd, usize), panic: impl Fn()) -> Crowd {
     assert_eq!(restarts(app, actor).await, 0, "there before the first panic");
     let crowd = Crowd::come(app, &V1_ROOMS, &LEGACY_ROOMS, 3).await;
     for round in 1..=ROUNDS {
-        panic(round);
+        ready(&crowd, round as usize - 1).await;
+        panic();
         eventually(format_args!("panic {round} of {actor} to be counted"), async || {
             (restarts(app, actor).await == round).then_some(())
         })
@@ -88,7 +101,7 @@ fn told_at_most(crowd: &Crowd, rooms: &[i64], codes: &[&str]) {
 #[actix_web::test]
 async fn rule_02_a_registry_that_panics_under_load_loses_nothing_and_presenters_are_closed_with_1001_and_go_on() {
     let app = app().await;
-    let crowd = under_load(&app, "registry", |_| app.state.registry.panic_now()).await;
+    let crowd = under_load(&app, "registry", || app.state.registry.panic_now()).await;
     // In its hand: unknown, and in progress while the spool has not told yet. Behind it: what a room without a session gets.
     let codes = [
         "outcome_unknown",
@@ -152,7 +165,7 @@ async fn what_a_registry_that_panics_had_in_hand_is_counted_by_what_its_senders_
 #[actix_web::test]
 async fn a_checker_that_panics_under_load_is_noticed_by_nobody() {
     let app = app().await;
-    let crowd = under_load(&app, "checker", |_| app.state.failing.checker.panic_now()).await;
+    let crowd = under_load(&app, "checker", || app.state.failing.checker.panic_now()).await;
     unnoticed(&crowd, &ALL_ROOMS);
     crowd.ends_well(&app).await;
 }
@@ -160,7 +173,7 @@ async fn a_checker_that_panics_under_load_is_noticed_by_nobody() {
 #[actix_web::test]
 async fn a_writer_that_panics_under_load_is_noticed_by_nobody() {
     let app = app().await;
-    let crowd = under_load(&app, "writer", |_| app.state.failing.writer.panic_now()).await;
+    let crowd = under_load(&app, "writer", || app.state.failing.writer.panic_now()).await;
     unnoticed(&crowd, &ALL_ROOMS);
     crowd.ends_well(&app).await;
 }
@@ -169,7 +182,7 @@ async fn a_writer_that_panics_under_load_is_noticed_by_nobody() {
 async fn a_spool_thread_that_panics_under_load_with_events_in_hand_is_noticed_by_nobody() {
     let app = app().await;
     let writer = &app.state.health.writer;
-    let crowd = under_load(&app, "spool", |_| writer.panic_spool(SpoolFailure::Now)).await;
+    let crowd = under_load(&app, "spool", || writer.panic_spool(SpoolFailure::Now)).await;
     unnoticed(&crowd, &ALL_ROOMS);
     crowd.ends_well(&app).await;
 }
@@ -178,7 +191,7 @@ async fn a_spool_thread_that_panics_under_load_with_events_in_hand_is_noticed_by
 async fn a_spool_thread_that_panics_under_load_before_it_tells_of_a_commit_is_noticed_by_nobody() {
     let app = app().await;
     let writer = &app.state.health.writer;
-    let crowd = under_load(&app, "spool", |_| writer.panic_spool(SpoolFailure::BehindCommit)).await;
+    let crowd = under_load(&app, "spool", || writer.panic_spool(SpoolFailure::BehindCommit)).await;
     unnoticed(&crowd, &ALL_ROOMS);
     crowd.ends_well(&app).await;
 }
@@ -196,8 +209,7 @@ async fn a_session_that_panics_under_load_is_closed_with_1001_and_resumes_and_no
         }
         app
     };
-    let v1 = PresenterIdx::new(12).unwrap();
-    let crowd = under_load(&app, "session", |_| app.state.registry.panic_session_now(v1)).await;
+    let crowd = sessions_under_load(&app, 12).await;
     assert_eq!(crowd.closes(12), [Some(1001); ROUNDS as usize]);
     // Its room holds for it meanwhile, so its senders do not notice either.
     told_at_most(&crowd, &[12], &[]);
@@ -208,8 +220,7 @@ async fn a_session_that_panics_under_load_is_closed_with_1001_and_resumes_and_no
 #[actix_web::test]
 async fn a_legacy_session_that_panics_under_load_is_closed_with_1001_and_gets_nothing_twice_after_its_next_start() {
     let app = app().await;
-    let legacy = PresenterIdx::new(13).unwrap();
-    let crowd = under_load(&app, "session", |_| app.state.registry.panic_session_now(legacy)).await;
+    let crowd = sessions_under_load(&app, 13).await;
     assert_eq!(crowd.closes(13), [Some(1001); ROUNDS as usize]);
     told_at_most(&crowd, &[13], &[]);
     unnoticed(&crowd, &V1_ROOMS);
@@ -219,7 +230,7 @@ async fn a_legacy_session_that_panics_under_load_is_closed_with_1001_and_gets_no
 #[actix_web::test]
 async fn a_handler_that_panics_under_load_behind_its_messages_outcome_answers_unknown_and_the_key_tells() {
     let app = app().await;
-    let crowd = under_load(&app, "http", |_| app.state.failing.http.store(true, Ordering::Relaxed)).await;
+    let crowd = under_load(&app, "http", || app.state.failing.http.store(true, Ordering::Relaxed)).await;
     told_at_most(&crowd, &ALL_ROOMS, &["outcome_unknown"]);
     let told: usize = ALL_ROOMS.iter().map(|room| crowd.refusals(*room).len()).sum();
     assert!(told > 0, "somebody was told");

@@ -1,7 +1,8 @@
 //! Senders and presenters that go on whatever happens to the server, and an account of what each was told.
 //!
 //! A sender posts with an `Idempotency-Key`, and what is not accepted it sends again until it is. A presenter of dialect v1
-//! acknowledges what it reads and resumes; one of the old protocol says `start` again.
+//! acknowledges what it reads and resumes; one of the old protocol says `start` again. Both connect again as often as they are
+//! closed, also before their room has them back.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,7 +20,7 @@ use super::{
     eventually,
     http::HttpClient,
     presenter::V1,
-    ws::{Frame, Incoming, WsClient},
+    ws::{Frame, Incoming, TEXT, WsClient},
 };
 
 #[derive(Default)]
@@ -32,8 +33,20 @@ struct Account {
     /// What the presenter of each room was sent, in the order it came; seqs for v1, texts for legacy.
     seqs: RefCell<BTreeMap<i64, Vec<u64>>>,
     texts: RefCell<BTreeMap<i64, Vec<String>>>,
+    /// How often each room has had its presenter.
+    sessions: RefCell<BTreeMap<i64, usize>>,
     /// How each presenter's connections ended.
     closes: RefCell<BTreeMap<i64, Vec<Option<u16>>>>,
+}
+
+impl Account {
+    fn came(&self, room: i64) {
+        *self.sessions.borrow_mut().entry(room).or_default() += 1;
+    }
+
+    fn closed(&self, room: i64, code: Option<u16>) {
+        self.closes.borrow_mut().entry(room).or_default().push(code);
+    }
 }
 
 /// See the module's text.
@@ -102,6 +115,16 @@ impl Crowd {
     /// With which codes this room's presenter was closed.
     pub fn closes(&self, room: i64) -> Vec<Option<u16>> {
         self.account.closes.borrow().get(&room).cloned().unwrap_or_default()
+    }
+
+    /// Returns when this room's presenter has been closed so often and is back each time.
+    pub async fn is_back(&self, room: i64, closes: usize) {
+        let what = format!("presenter {room} to be back after {closes} closes");
+        eventually(what, async || {
+            let sessions = self.account.sessions.borrow().get(&room).copied();
+            (self.closes(room).len() == closes && sessions == Some(closes + 1)).then_some(())
+        })
+        .await;
     }
 
     /// Everybody comes to an end, and the accounts are held against the log: what was accepted is in it once, with its seq and
@@ -196,6 +219,7 @@ async fn send(addr: SocketAddr, room: i64, n: i64, token: String, account: Rc<Ac
 async fn present(addr: SocketAddr, room: i64, mut session: V1, account: Rc<Account>) {
     account.seqs.borrow_mut().entry(room).or_default();
     loop {
+        account.came(room);
         let closed = loop {
             match session.socket.next().await {
                 Incoming::Text(text) => {
@@ -206,26 +230,37 @@ async fn present(addr: SocketAddr, room: i64, mut session: V1, account: Rc<Accou
                     let seq = frame["seq"].as_u64().unwrap();
                     account.seqs.borrow_mut().entry(room).or_default().push(seq);
                     let ack = json!({ "type": "ack", "seq": seq }).to_string();
-                    session.socket.send_bytes_regardless(&Frame::new(1, ack).encode()).await;
+                    session
+                        .socket
+                        .send_bytes_regardless(&Frame::new(TEXT, ack).encode())
+                        .await;
                 }
                 Incoming::Close(code, _) => break code,
                 Incoming::End | Incoming::Reset => break None,
                 _ => {}
             }
         };
-        account.closes.borrow_mut().entry(room).or_default().push(closed);
+        account.closed(room, closed);
         let last = account.seqs.borrow()[&room].last().copied();
-        let epoch = session.welcome["epoch"].clone();
-        session = V1::at(addr, room, json!({ "epoch": epoch, "resume_after": last })).await;
+        let fields = json!({ "epoch": session.welcome["epoch"], "resume_after": last });
+        session = loop {
+            match V1::unless_closed(addr, room, fields.clone()).await {
+                Ok(session) => break session,
+                Err(code) => account.closed(room, code),
+            }
+        };
         assert!(session.welcome["gap"].is_null(), "{}", session.welcome);
     }
 }
 
 async fn present_legacy(addr: SocketAddr, room: i64, token: String, mut session: WsClient, account: Rc<Account>) {
     account.texts.borrow_mut().entry(room).or_default();
+    account.came(room);
     loop {
         let closed = loop {
             match session.next().await {
+                // The answer to the `ping` behind its `start`.
+                Incoming::Text(text) if text == "pong" => account.came(room),
                 Incoming::Text(text) => {
                     let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
                     let text = frame["message"].as_str().unwrap().to_owned();
@@ -236,9 +271,11 @@ async fn present_legacy(addr: SocketAddr, room: i64, token: String, mut session:
                 _ => {}
             }
         };
-        account.closes.borrow_mut().entry(room).or_default().push(closed);
+        account.closed(room, closed);
         session = WsClient::connect(addr, "/chatting").await;
         let start = json!({ "id": "start", "token": token }).to_string();
-        session.send_text(&start).await;
+        for text in [&*start, "ping"] {
+            session.send_bytes_regardless(&Frame::new(TEXT, text).encode()).await;
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     app::{TestApp, spawn_app},
     http::Response,
     tokens::{claims, signed},
-    ws::{Incoming, WsClient},
+    ws::{Frame, Incoming, PONG, TEXT, WsClient},
 };
 
 /// One connection of a v1 presenter.
@@ -47,11 +47,28 @@ pub fn hello(presenter: i64, more: Value) -> String {
 impl V1 {
     /// Connects, says `hello` with these fields, and reads the `welcome`.
     pub async fn at(address: SocketAddr, presenter: i64, fields: Value) -> Self {
+        let session = Self::unless_closed(address, presenter, fields).await;
+        session.unwrap_or_else(|code| panic!("closed with {code:?} before any welcome"))
+    }
+
+    /// As [`V1::at`], where the server may end the connection before it says `welcome`: then its close code, if it had one.
+    pub async fn unless_closed(address: SocketAddr, presenter: i64, fields: Value) -> Result<Self, Option<u16>> {
         let mut socket = connect(address).await;
-        socket.send_text(&hello(presenter, fields)).await;
-        let welcome = socket.next_json().await;
-        assert_eq!(welcome["type"], "welcome", "{welcome}");
-        Self { socket, welcome }
+        let hello = Frame::new(TEXT, hello(presenter, fields));
+        socket.send_bytes_regardless(&hello.encode()).await;
+        loop {
+            match socket.next().await {
+                Incoming::Text(text) => {
+                    let welcome: Value = serde_json::from_str(&text).unwrap();
+                    assert_eq!(welcome["type"], "welcome", "{welcome}");
+                    return Ok(Self { socket, welcome });
+                }
+                Incoming::Close(code, _) => return Err(code),
+                Incoming::End | Incoming::Reset => return Err(None),
+                Incoming::Ping(payload) => socket.send_bytes_regardless(&Frame::new(PONG, payload).encode()).await,
+                other => panic!("waited for a welcome, got {other:?}"),
+            }
+        }
     }
 
     pub async fn of(app: &TestApp, presenter: i64, fields: Value) -> Self {
