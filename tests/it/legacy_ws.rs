@@ -298,7 +298,7 @@ async fn a_message_of_32768_bytes_is_read_whole_and_in_parts() {
     assert_eq!(socket.next_text().await, expected);
     for parts in [2, 3, 100, MAX_FRAME] {
         let frames = Frame::fragments(&text(MAX_FRAME), parts);
-        assert_eq!(frames.len(), parts.min(frames.len()));
+        assert_eq!(frames.len(), parts);
         let bytes: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
         socket.send_bytes(&bytes).await;
         assert_eq!(socket.next_text().await, expected, "{parts} parts");
@@ -1221,6 +1221,17 @@ async fn post_long(app: &TestApp, client: &mut HttpClient, accepted: &mut Vec<St
     false
 }
 
+/// Posts long lines to room 12 until its presenter's socket takes no more and its ring is full; gives those that were accepted.
+async fn fill(app: &TestApp) -> Vec<String> {
+    let (mut client, mut accepted) = (app.client().await, Vec::new());
+    let mut full = 0;
+    while full < 50 {
+        let taken = post_long(app, &mut client, &mut accepted).await;
+        full = if taken { 0 } else { full + 1 };
+    }
+    accepted
+}
+
 /// Of what was accepted, `stalled` got what came first, and `next` the rest: in order, nothing twice, and all of it is logged.
 async fn assert_handed_over(app: &TestApp, stalled: &mut WsClient, next: &mut WsClient, mut accepted: Vec<String>) {
     let message = |frame: &String| {
@@ -1275,12 +1286,7 @@ async fn a_stalled_presenter_is_cut_while_others_go_on_and_what_it_never_took_go
 async fn a_start_takes_over_from_a_stalled_presenter_at_once_and_that_one_is_reaped_too() {
     let app = spawn_to_stall(|settings| settings.session.detached_seconds = 1).await;
     let mut stalled = stalled_presenter(&app).await;
-    let (mut client, mut accepted) = (app.client().await, Vec::new());
-    let mut full = 0;
-    while full < 50 {
-        let taken = post_long(&app, &mut client, &mut accepted).await;
-        full = if taken { 0 } else { full + 1 };
-    }
+    let accepted = fill(&app).await;
     let mut next = app.presenter(12).await;
     // It ends although it reads nothing and its own actor cannot run.
     eventually("the stalled session to be gone", async || {
@@ -1288,6 +1294,45 @@ async fn a_start_takes_over_from_a_stalled_presenter_at_once_and_that_one_is_rea
     })
     .await;
     assert_handed_over(&app, &mut stalled, &mut next, accepted).await;
+}
+
+/// Its own actor cannot be told, for it does not run; so its socket is shut for it.
+#[actix_web::test]
+async fn a_stop_does_not_wait_for_a_presenter_that_reads_nothing() {
+    let app = spawn_to_stall(|settings| {
+        settings.session.stall_seconds = 600;
+        settings.shutdown.deadline_seconds = 600;
+    })
+    .await;
+    let mut stalled = stalled_presenter(&app).await;
+    let accepted = fill(&app).await;
+    let (stopped, dir, settings) = app.stop().await;
+    assert_eq!(stopped, chatting_server::app::Stopped::InOrder);
+    // What it never took is held for its next start.
+    let app = spawn_in(dir, settings).await;
+    app.go_live(12);
+    let mut next = app.presenter(12).await;
+    assert_handed_over(&app, &mut stalled, &mut next, accepted).await;
+}
+
+#[actix_web::test]
+async fn a_peer_that_takes_nothing_for_the_tcp_user_timeout_is_cut_whatever_a_session_may_do() {
+    let app = spawn_to_stall(|settings| {
+        settings.session.stall_seconds = 600;
+        settings.server.tcp_user_timeout_seconds = 1;
+    })
+    .await;
+    let _stalled = stalled_presenter(&app).await;
+    let (mut client, mut accepted) = (app.client().await, Vec::new());
+    crate::support::within("the stalled presenter to be cut", async {
+        while app.room(12).await.is_some_and(|room| room.session) {
+            post_long(&app, &mut client, &mut accepted).await;
+        }
+    })
+    .await;
+    // What the kernel held for it is lost with it; the log has it all.
+    let logged = app.sqlite_log(12).await;
+    assert!(logged.into_iter().map(|(_, text)| text).eq(accepted));
 }
 
 /// A server that holds so many long lines for the presenter of room 12, which it will write in one piece; and those lines.
