@@ -17,7 +17,7 @@ async fn leave(app: &TestApp, socket: crate::support::ws::WsClient) {
 async fn rule_12_messages_are_held_for_a_session_that_ended_a_moment_ago_and_come_in_order() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;
-    let app = spawn_with_rooms(&rooms, |_| {}).await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.session.reconnect_request_seconds = 600).await;
     assert_eq!(
         app.post(12, 7, "before the first").await.json()["code"],
         "presenter_disconnected"
@@ -44,6 +44,40 @@ async fn rule_12_messages_are_held_for_a_session_that_ended_a_moment_ago_and_com
         Some(&1),
         "once an interval a room"
     );
+}
+
+#[actix_web::test]
+async fn rule_12_the_room_server_is_asked_to_bring_back_a_presenter_who_is_held_for() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.session.reconnect_request_seconds = 600).await;
+    let presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "there").await.json()["delivery"], "delivered");
+    leave(&app, presenter).await;
+    assert_eq!(app.post(12, 7, "gone").await.json()["delivery"], "held");
+    let asked = eventually("the room server to be asked", async || {
+        rooms.stats().await.reconnects.get("12").copied()
+    })
+    .await;
+    assert_eq!(asked, 1);
+}
+
+#[actix_web::test]
+async fn that_a_presenter_is_to_reconnect_is_asked_for_where_the_settings_say() {
+    let (rooms, elsewhere) = (RoomServer::start().await, RoomServer::start().await);
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.reconnect_url = format!("{}/reconnect", elsewhere.base_url());
+    })
+    .await;
+    assert_eq!(app.post(12, 7, "hi").await.json()["code"], "presenter_disconnected");
+    eventually("the other one to be asked", async || {
+        elsewhere.stats().await.reconnects.get("12").copied()
+    })
+    .await;
+    assert_eq!(elsewhere.stats().await.all_checks(), 0);
+    let stats = rooms.stats().await;
+    assert!(stats.checks_of(12) > 0 && stats.reconnects.is_empty(), "{stats:?}");
 }
 
 #[actix_web::test]

@@ -62,7 +62,7 @@ async fn rule_08_one_lookup_is_under_way_a_presenter_and_all_that_wait_are_settl
     let rooms = RoomServer::start().await;
     rooms.live(12).await;
     rooms.mode(Mode::Slow { milliseconds: 300 }).await;
-    let app = spawn_with_rooms(&rooms, |_| {}).await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.room.live_ttl_ms = 600_000).await;
     let mut presenter = app.connect().await;
     let start = serde_json::json!({ "id": "start", "token": app.token(12) });
     presenter.send_text(&start.to_string()).await;

@@ -120,7 +120,11 @@ async fn fault_3_checks_at_the_same_time_each_ask_about_their_own_presenter() {
         rooms.live(presenter).await;
     }
     rooms.mode(Mode::Slow { milliseconds: 50 }).await;
-    let app = spawn_with_rooms(&rooms, |_| {}).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.live_ttl_ms = 600_000;
+        settings.room.not_live_ttl_ms = 600_000;
+    })
+    .await;
     let asked: Vec<_> = (0..100)
         .map(|presenter| {
             let (addr, token) = (app.addr, app.token(7));
