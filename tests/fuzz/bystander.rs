@@ -51,27 +51,33 @@ pub async fn watch(address: SocketAddr, gateway: bool, over: Arc<AtomicBool>) ->
             &[("token", &token)]
         };
         let body = json!({ "text": text }).to_string();
-        let answer = post_json(address, &format!("/v1/rooms/{PRESENTER}/messages"), headers, body).await;
-        if answer.status != 201 {
-            fared.violations.push(format!(
-                "a bystander's message got {}: {}",
-                answer.status,
-                answer.text()
-            ));
+        let path = format!("/v1/rooms/{PRESENTER}/messages");
+        let sends = async {
+            let answer = post_json(address, &path, headers, body).await;
+            match answer.status {
+                201 => Ok(()),
+                other => Err(format!("a bystander's message got {other}: {}", answer.text())),
+            }
+        };
+        let reads = async {
+            loop {
+                let chat = presenter.chat().await;
+                fared.frames += 1;
+                let next = chat["seq"].as_u64().unwrap();
+                if next != seq + 1 {
+                    fared.violations.push(format!("seq {next} came after {seq}"));
+                }
+                seq = next;
+                presenter.ack(seq).await;
+                if chat["text"] == text {
+                    return Ok(());
+                }
+            }
+        };
+        // At once: whoever reads nothing while it sends answers no ping meanwhile.
+        if let Err(violation) = tokio::try_join!(sends, reads) {
+            fared.violations.push(violation);
             return fared;
-        }
-        loop {
-            let chat = presenter.chat().await;
-            fared.frames += 1;
-            let next = chat["seq"].as_u64().unwrap();
-            if next != seq + 1 {
-                fared.violations.push(format!("seq {next} came after {seq}"));
-            }
-            seq = next;
-            presenter.ack(seq).await;
-            if chat["text"] == text {
-                break;
-            }
         }
         fared.arrived += 1;
         fared.longest = fared.longest.max(began.elapsed());
