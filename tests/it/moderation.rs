@@ -332,9 +332,10 @@ async fn each_role_may_do_what_the_table_says_and_nothing_else() {
             .unwrap()
             .iter()
             .find(|message| message["id"] == id.as_str());
-        let sees_text = seen.is_some_and(|message| message.get("text").is_some());
-        assert!(
-            sees_text,
+        let seen = seen.unwrap_or_else(|| panic!("{who} does not see it: {page}"));
+        assert_eq!(
+            (&seen["text"], seen.get("deleted")),
+            (&json!("text"), staff.then_some(&json!(true))),
             "{who}: staff sees what it deleted, and others could not delete it"
         );
     }

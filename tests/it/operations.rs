@@ -7,7 +7,6 @@ use chatting_server::{
     app::Stopped,
     auth::{Mint, SigningKey, mint},
     error::Code,
-    settings::Settings,
     store::SpoolLock,
 };
 use serde_json::json;
@@ -562,37 +561,69 @@ async fn a_command_whose_output_is_lost_says_so_and_does_not_end_well() {
     }
 }
 
-/// The README's table names settings and their defaults; a number there is the one in the code.
+/// The README's table names settings and their defaults, which are those of `settings.toml`: `none` is what is empty there, and
+/// `…` stands for what a reader can fill in.
 #[test]
 fn the_readme_tells_the_defaults_as_they_are() {
     let readme = include_str!("../../README.md");
     let table = readme.split("## Settings that matter").nth(1).unwrap();
     let table = table.split("\n## ").next().unwrap();
-    let settings = Settings::default();
+    let settings: toml::Table = include_str!("../../settings.toml").parse().unwrap();
+    let default = |key: &str| {
+        let mut at = &toml::Value::Table(settings.clone());
+        for part in key.split('.') {
+            at = at.get(part).unwrap_or_else(|| panic!("{key} is no setting"));
+        }
+        at.clone()
+    };
     let mut checked = 0;
     for row in table.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
         let keys: Vec<&str> = cells[1].split('`').skip(1).step_by(2).collect();
-        let defaults: Vec<&str> = cells[2].split(", ").collect();
+        let told: Vec<&str> = cells[2].split(", ").collect();
+        // One default for all keys of a row, or one each.
+        assert!(told.len() == 1 || told.len() == keys.len(), "{row}");
         let section = keys[0].rsplit_once('.').unwrap().0;
         for (n, key) in keys.iter().enumerate() {
-            let key = if key.contains('.') || key.starts_with('…') {
-                (*key).to_owned()
+            let keys = if let Some((section, begins)) = key.strip_suffix('*').and_then(|key| key.rsplit_once('.')) {
+                let all = settings[section].as_table().unwrap().keys();
+                let all = all.filter(|key| key.starts_with(begins));
+                all.map(|key| format!("{section}.{key}")).collect()
+            } else if let Some(ends) = key.strip_prefix('…') {
+                vec![format!("{}{ends}", keys[0])]
+            } else if key.contains('.') {
+                vec![(*key).to_owned()]
             } else {
-                format!("{section}.{key}")
+                vec![format!("{section}.{key}")]
             };
-            // One default for all keys of a row, or one each.
-            let default = defaults.get(n).unwrap_or(&defaults[0]).replace(',', "");
-            if let Ok(told) = default.parse::<i64>() {
-                let real = settings
-                    .get(&key)
-                    .unwrap_or_else(|| panic!("{key} is no setting: {row}"));
-                assert_eq!(real.as_integer(), Some(told), "{key}: {row}");
+            assert!(!keys.is_empty(), "{key}: {row}");
+            for key in keys {
+                let (told, real) = (told.get(n).unwrap_or(&told[0]), default(&key));
+                assert!(is_told_as(&real, told), "{key} is {real}: {row}");
                 checked += 1;
             }
         }
     }
-    assert!(checked >= 15, "{checked} numbers were found to check");
+    assert!(checked >= 40, "{checked} defaults were found to check");
+}
+
+/// Whether a cell of the README says this value.
+fn is_told_as(value: &toml::Value, told: &str) -> bool {
+    match value {
+        toml::Value::String(text) => match told.strip_prefix('`').and_then(|told| told.strip_suffix('`')) {
+            Some(told) => told.strip_prefix('…').map_or(text == told, |end| text.ends_with(end)),
+            None => told == "none" && text.is_empty(),
+        },
+        toml::Value::Array(items) => told == "none" && items.is_empty(),
+        toml::Value::Integer(number) => {
+            let (digits, unit) = told.strip_suffix(" GiB").map_or((told, 1), |gib| (gib, 1 << 30));
+            digits
+                .replace(',', "")
+                .parse::<i64>()
+                .is_ok_and(|told| told * unit == *number)
+        }
+        _ => false,
+    }
 }
 
 // ---- the runbook ---------------------------------------------------------------------------------------------------

@@ -79,6 +79,45 @@ fn every_knob_is_in_the_tuning_guide_with_its_default() {
     }
 }
 
+/// What clients and operators count on, and most tests set for themselves.
+#[test]
+fn the_defaults_are_the_numbers_of_the_design() {
+    let settings = Settings::default();
+    for (key, number) in [
+        // Rule 8: leases in use are refreshed at 80 % of their time.
+        ("room.refresh_percent", 80),
+        // Rule 20: characters of a text and of a nickname, bytes of a body.
+        ("message.max_chars", 2000),
+        ("message.nickname_max_chars", 64),
+        ("server.max_body_bytes", 64 * 1024),
+        // The old protocol: bytes of a frame that a presenter sends.
+        ("session.max_frame_bytes", 32_768),
+        // The `keepalive_seconds` of the protocol's example.
+        ("session.keepalive_seconds", 15),
+    ] {
+        let default = settings.get(key).and_then(|value| value.as_integer());
+        assert_eq!(default, Some(number), "{key}");
+    }
+    for (key, text) in [
+        // What acceptance promises, and rule 9.
+        ("log.durability", "disk"),
+        ("log.backend", "sqlite"),
+        ("room.on_error", "refuse"),
+        ("auth.mode", "token"),
+        ("room.content_type", "application/json"),
+        // The old protocol: the wall clock of its frames.
+        ("legacy.zone", "Asia/Seoul"),
+    ] {
+        let default = settings.get(key);
+        assert_eq!(default.as_ref().and_then(|value| value.as_str()), Some(text), "{key}");
+    }
+    for key in ["auth.trusted_proxies", "cors.origins"] {
+        let default = settings.get(key);
+        let empty = default.as_ref().and_then(|value| value.as_array()).map(Vec::is_empty);
+        assert_eq!(empty, Some(true), "{key}: nobody is trusted unasked");
+    }
+}
+
 #[actix_web::test]
 async fn every_queue_of_the_metrics_is_in_the_tuning_guide_and_the_other_way_round() {
     let app = spawn_app(|_| {}).await;
