@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use chatting_actors::{
     moderation::Act,
     outcome::{Accepted, Delivery, Outcome, Refusal, Submit},
+    registry::RoomView,
     types::{ChatMessage, MessageText, Nickname, Role, Seq, UserIdx},
 };
 use tokio::sync::oneshot;
@@ -179,7 +180,8 @@ async fn rule_13_an_act_while_its_broadcast_is_away_takes_nothing_held_from_a_se
             true => stage.rooms.script().not_live.remove(&1),
             false => stage.rooms.script().not_live.insert(1),
         };
-        while stage.registry.view(room(1)).await.and_then(|room| room.live) != Some(live) {}
+        let told = |view: Option<RoomView>| view.and_then(|view| view.live) == Some(live);
+        stage.keeps(1, "the verdict", told).await;
     };
     live(false).await;
     let next = stage.reader(1);

@@ -9,7 +9,7 @@ use chatting_actors::{
 
 use crate::{
     script::{Commit, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, room, writer_config},
+    stage::{Stage, registry_config, writer_config},
 };
 
 /// The outcome once the table of keys is there: until the spool has told, keyed messages are refused.
@@ -56,7 +56,7 @@ async fn rule_17_while_the_first_has_no_answer_the_second_is_told_so() {
     let gate = Arc::clone(&stage.spool.script().gate);
     let held = gate.lock().unwrap();
     let first = stage.submit_with(1, "hi", Some("k"));
-    while stage.registry.view(room(1)).await.unwrap().in_flight < 1 {}
+    stage.has_in_flight(1, 1).await;
     assert_eq!(
         outcome(&stage, "hi", "k").await,
         Outcome::Refused(Refusal::IdempotencyInProgress)

@@ -7,13 +7,14 @@ use std::{
 
 use chatting_actors::{
     outcome::{Delivery, Outcome, Refusal},
+    registry::RoomView,
     seldom::Seldom,
     types::Seq,
 };
 
 use crate::{
     script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, keep_lines, lines_with, registry_config, room, until, writer_config},
+    stage::{Stage, eventually, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -53,11 +54,11 @@ async fn rule_01_a_failed_commit_fails_everything_queued_behind_it_and_numbers_g
         stage.spool.script().commits.push_back(how);
         // The first of these is in the commit that will fail, the others are numbered behind it.
         let mut doomed = vec![stage.submit(1, "in the commit")];
-        while stage.registry.view(room(1)).await.unwrap().in_flight < 1 {}
+        stage.has_in_flight(1, 1).await;
         for n in 0..20 {
             doomed.push(stage.submit(1 + n % 2, "behind"));
         }
-        while stage.registry.view(room(2)).await.unwrap().in_flight < 10 {}
+        stage.has_in_flight(2, 10).await;
         drop(held);
         for one in doomed {
             assert_eq!(one.await.unwrap(), Outcome::Refused(Refusal::LogUnavailable), "{how:?}");
@@ -228,7 +229,7 @@ async fn commits_are_shared_by_all_that_came_meanwhile() {
     let gate = Arc::clone(&stage.spool.script().gate);
     let held = gate.lock().unwrap();
     let waiting: Vec<_> = (0..200).map(|_| stage.submit(1, "x")).collect();
-    while stage.registry.view(room(1)).await.unwrap().in_flight < 200 {}
+    stage.has_in_flight(1, 200).await;
     drop(held);
     for one in waiting {
         assert!(matches!(one.await.unwrap(), Outcome::Accepted(_)));
@@ -375,21 +376,16 @@ async fn end_while_committing(next_comes_first: bool) {
     let gate = Arc::clone(&stage.spool.script().gate);
     let committing = gate.lock().unwrap();
     let held = stage.submit(1, "held");
-    while stage
-        .registry
-        .view(room(1))
-        .await
-        .is_none_or(|room| room.in_flight == 0)
-    {}
+    stage.has_in_flight(1, 1).await;
     stage.rooms.script().not_live.insert(1);
-    let mut ended = false;
-    while !ended {
+    eventually("the broadcast's end", async || {
         // One that comes before the verdict's time is over is numbered and waits too.
         let late = stage.submit(1, "late");
-        ended = tokio::time::timeout(std::time::Duration::from_millis(20), late)
+        tokio::time::timeout(std::time::Duration::from_millis(20), late)
             .await
-            .is_ok_and(|outcome| outcome == Ok(Outcome::Refused(Refusal::NotLive)));
-    }
+            .is_ok_and(|outcome| outcome == Ok(Outcome::Refused(Refusal::NotLive)))
+    })
+    .await;
     let early = next_comes_first.then(|| stage.reader(1));
     drop(committing);
     assert!(matches!(held.await.unwrap(), Outcome::Accepted(_)));
@@ -400,12 +396,8 @@ async fn end_while_committing(next_comes_first: bool) {
     // Nothing is left over that would keep the room when it is over too (rule 10).
     next.leave();
     stage.rooms.script().not_live.insert(1);
-    while stage
-        .registry
-        .view(room(1))
-        .await
-        .is_some_and(|room| room.live == Some(true))
-    {}
+    let live = |view: Option<RoomView>| view.is_some_and(|view| view.live == Some(true));
+    stage.keeps(1, "the verdict's end", |view| !live(view)).await;
     assert_eq!(stage.refused(1, "after").await, Refusal::NotLive);
     assert_eq!(stage.registry.view(room(1)).await, None, "the room is kept for nothing");
 }

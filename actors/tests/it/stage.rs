@@ -16,7 +16,8 @@ use chatting_actors::{
     metrics::Metrics,
     outcome::{Accepted, Outcome, Refusal, Submit},
     registry::{
-        Delivery, End, ReadLog, Reading, RegistryConfig, RegistryHandle, SessionId, SessionRegistry, Subscriber,
+        Delivery, End, ReadLog, Reading, RegistryConfig, RegistryHandle, RoomView, SessionId, SessionRegistry,
+        Subscriber,
     },
     session::Flow,
     supervise::{Pauses, Watch, supervise},
@@ -124,6 +125,9 @@ const PAUSES: Pauses = Pauses {
     max: Duration::from_millis(10),
 };
 
+/// How long is waited for what should happen at once: long, so that a busy machine fails no test.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Lines;
@@ -157,13 +161,18 @@ pub fn lines_with(what: &str) -> Vec<String> {
 
 /// Returns when it is so; looks every millisecond.
 pub async fn until(what: &str, so: impl Fn() -> bool) {
-    for _ in 0..20_000 {
-        if so() {
-            return;
+    eventually(what, async || so()).await;
+}
+
+/// As [`until`], of what must be asked for.
+pub async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    panic!("waited in vain for {what}");
+    };
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain for {what}"));
 }
 
 pub fn room(n: i64) -> PresenterIdx {
@@ -420,8 +429,36 @@ impl Stage {
     pub async fn registry_fails(&self) {
         let before = self.registry_watch.restarts();
         self.registry.panic_now();
-        let again = || self.registry_watch.restarts() > before && self.registry_watch.alive();
+        self.has_restarted(before + 1).await;
+    }
+
+    /// Returns when the registry has been made anew so often.
+    pub async fn has_restarted(&self, times: u64) {
+        let again = || self.registry_watch.restarts() >= times && self.registry_watch.alive();
         until("another registry", again).await;
+    }
+
+    /// Returns when what the registry keeps of this room is so.
+    pub async fn keeps(&self, presenter: i64, what: &str, so: impl Fn(Option<RoomView>) -> bool) {
+        eventually(what, async || so(self.registry.view(room(presenter)).await)).await;
+    }
+
+    /// Returns when at least so many events of this room are numbered and not committed.
+    pub async fn has_in_flight(&self, presenter: i64, count: usize) {
+        let what = format!("{count} of room {presenter} to be in flight");
+        self.keeps(presenter, &what, |view| {
+            view.is_some_and(|view| view.in_flight >= count)
+        })
+        .await;
+    }
+
+    /// Returns when this room has a session, or none.
+    pub async fn has_session(&self, presenter: i64, session: bool) {
+        let what = format!("a session of room {presenter} ({session})");
+        self.keeps(presenter, &what, |view| {
+            view.is_some_and(|view| view.session == session)
+        })
+        .await;
     }
 
     /// Stops as the server does: submits are refused, what is under way is answered, sessions end, places are saved.
