@@ -15,6 +15,7 @@ use crate::support::{
     eventually,
     http::{HttpClient, Response},
     tokens::bad_tokens,
+    within,
     ws::{BINARY, CLOSE, CONTINUATION, Frame, Incoming, PING, TEXT, WsClient},
 };
 
@@ -1273,11 +1274,14 @@ async fn a_stalled_presenter_is_cut_while_others_go_on_and_what_it_never_took_go
     let mut stalled = stalled_presenter(&app).await;
     let mut other = app.presenter(13).await;
     let (mut client, mut accepted) = (app.client().await, Vec::new());
-    while app.room(12).await.is_some_and(|room| room.session) {
-        post_long(&app, &mut client, &mut accepted).await;
-        let expected = post(&app, 13, "meanwhile").await;
-        assert_eq!(other.next_text().await, expected);
-    }
+    within("the stalled presenter to be cut", async {
+        while app.room(12).await.is_some_and(|room| room.session) {
+            post_long(&app, &mut client, &mut accepted).await;
+            let expected = post(&app, 13, "meanwhile").await;
+            assert_eq!(other.next_text().await, expected);
+        }
+    })
+    .await;
     let mut next = app.presenter(12).await;
     assert_handed_over(&app, &mut stalled, &mut next, accepted).await;
 }
@@ -1324,7 +1328,7 @@ async fn a_peer_that_takes_nothing_for_the_tcp_user_timeout_is_cut_whatever_a_se
     .await;
     let _stalled = stalled_presenter(&app).await;
     let (mut client, mut accepted) = (app.client().await, Vec::new());
-    crate::support::within("the stalled presenter to be cut", async {
+    within("the stalled presenter to be cut", async {
         while app.room(12).await.is_some_and(|room| room.session) {
             post_long(&app, &mut client, &mut accepted).await;
         }
