@@ -9,7 +9,7 @@
 //! asked meanwhile is answered as without an answer, at once. Then one lookup tries it; its answer closes the breaker, another
 //! failure opens it again. A question that it refuses (a 404 for a presenter that it does not know) is no failure of it: whoever sends
 //! to such rooms must not have it left alone for all the others. That is remembered as long as a verdict of not live. Where it refuses
-//! everything that somebody asks, `/readyz` says so ([`Refusals`]).
+//! everything that somebody asks, `/readyz` says so (`refusals.rs`).
 //!
 //! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
 
