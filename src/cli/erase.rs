@@ -9,19 +9,19 @@ use std::{
 
 use chatting_actors::{
     clock::system_ms,
-    seams::{Spool, StoreError},
+    seams::{Spool, SpoolError, StoreError},
     types::UserIdx,
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use uuid::Uuid;
 
-use super::{Failure, SettingsArgs, print, serve::stop_signal, until_it_ends};
+use super::{Failure, SettingsArgs, place, print, serve::stop_signal, until_it_ends};
 use crate::{
     settings::{LogBackend, Settings},
     startup::{self, StartError},
     store::{
-        Archive, LockError, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, files_aside,
+        Archive, LockError, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, files_aside,
         inspect::SpoolFile,
         keeping::{Holds, Trace},
         spool::{
@@ -74,6 +74,13 @@ pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
 
 fn unavailable(text: String) -> Failure {
     Failure { code: 69, text }
+}
+
+fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
+    unavailable(format!(
+        "{path} is not rewritten, so what was erased may be in it still: {error}\n\
+         end what reads it (`spool verify`, a backup, sqlite3), and run it again"
+    ))
 }
 
 fn not_asked(error: StoreError) -> Failure {
@@ -224,25 +231,30 @@ async fn erase_all(
     spool: &mut SqliteSpool,
     stop: &mut Stop,
 ) -> Result<usize, Failure> {
-    let batch = settings.log.batch_max;
-    let store: Box<dyn Archive> = match settings.log.backend {
-        LogBackend::Sqlite => Box::new(SqliteStore::new(spool.connection())),
+    let (store, place): (Box<dyn Archive>, _) = match settings.log.backend {
+        LogBackend::Sqlite => (Box::new(SqliteStore::new(spool.connection())), None),
         LogBackend::Mongodb => {
             let store = mongo(settings).await?;
-            let beat = ServerBeat::new(
-                &store,
-                spool.server(),
-                std::time::Duration::from_secs(settings.mongodb.heartbeat_seconds),
-            );
-            if let Some(other) = beat.other().await.map_err(not_asked)? {
-                return Err(unavailable(other));
-            }
-            Box::new(store)
+            let place = place::of(settings, &store, spool);
+            (Box::new(store), Some(place))
         }
     };
+    let work = erase_from(args, settings, user, spool, store, stop);
+    place::held(place, not_asked, work).await
+}
+
+async fn erase_from(
+    args: &EraseArgs,
+    settings: &Settings,
+    user: UserIdx,
+    spool: &mut SqliteSpool,
+    store: Box<dyn Archive>,
+    stop: &mut Stop,
+) -> Result<usize, Failure> {
+    let batch = settings.log.batch_max;
     store.prepare().await.map_err(not_asked)?;
     let holds = holds(args, &*store).await?;
-    let failed = |error: chatting_actors::seams::SpoolError| unavailable(format!("the spool: {error}"));
+    let failed = |error: SpoolError| unavailable(format!("the spool: {error}"));
     let (_, stored) = sent(&*store, user, &holds, batch).await?;
     let kept = Kept {
         holds: &holds,
@@ -279,7 +291,9 @@ async fn erase_all(
     }
     told("erased", &spooled, events, mentions);
     stop.go_on()?;
-    spool.rewrite().map_err(failed)?;
+    spool
+        .rewrite()
+        .map_err(|error| not_rewritten(&settings.log.path, &error))?;
     print(&format!("rewritten: {}\n", settings.log.path));
     Ok(tell_held(&held))
 }

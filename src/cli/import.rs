@@ -1,15 +1,11 @@
 //! `import`: NDJSON exports into an empty log.
 //!
-//! The files are read whole before anything is written, and what is read while it is written must be the same. The spool remembers which files an import is of until it has ended, so
-//! one that was interrupted, however, is run again with the same files and writes what is missing; what is there already is
-//! not written twice.
+//! The files are read whole before anything is written, and what is read while it is written must be the same. The spool remembers
+//! which files an import is of, in which order, until it has ended, so one that was interrupted, however, is run again with the same
+//! files and writes what is missing; what is there already is not written twice. The order counts where a broadcast is in two files:
+//! the later one says how its start was corrected.
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 
 use chatting_actors::{
     clock::system_ms,
@@ -19,7 +15,7 @@ use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 
 use super::{
-    Failure, SettingsArgs, print,
+    Failure, SettingsArgs, place, print,
     progress::Progress,
     serve::stop_signal,
     spool::{counted, refused},
@@ -81,10 +77,13 @@ impl From<SpoolError> for Failure {
     }
 }
 
+/// How it goes on.
+const AGAIN: &str = "run it again with the same files, in the same order, to go on";
+
 fn unwritten(error: &StoreError) -> Failure {
     Failure {
         code: 69,
-        text: format!("the store cannot be asked: {error}\nrun it again with the same files to go on"),
+        text: format!("the store cannot be asked: {error}\n{AGAIN}"),
     }
 }
 
@@ -95,7 +94,19 @@ async fn import(
     spool: &mut SqliteSpool,
     waiting: u64,
 ) -> Result<ExitCode, Failure> {
-    let store = open_store(settings, spool).await?;
+    let (store, place) = open_store(settings, spool).await?;
+    let written = write(settings, args, contents, spool, waiting, store);
+    place::held(place, |error| unwritten(&error), written).await
+}
+
+async fn write(
+    settings: &Settings,
+    args: &ImportArgs,
+    contents: &Contents,
+    spool: &mut SqliteSpool,
+    waiting: u64,
+    store: Arc<dyn Archive>,
+) -> Result<ExitCode, Failure> {
     store.prepare().await.map_err(|error| unwritten(&error))?;
     admit(contents, spool, waiting, &*store).await?;
     let rooms = contents.rooms.iter().map(|(room, last)| (*room, *last));
@@ -145,19 +156,18 @@ async fn import(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn open_store(settings: &Settings, spool: &SqliteSpool) -> Result<Arc<dyn Archive>, Failure> {
+/// The log; where it is in MongoDB, with this command's place there: the spool's lock keeps out its server, this any other's (rule 7).
+async fn open_store(
+    settings: &Settings,
+    spool: &SqliteSpool,
+) -> Result<(Arc<dyn Archive>, Option<ServerBeat>), Failure> {
     match settings.log.backend {
-        LogBackend::Sqlite => Ok(Arc::new(SqliteStore::new(spool.connection()))),
+        LogBackend::Sqlite => Ok((Arc::new(SqliteStore::new(spool.connection())), None)),
         LogBackend::Mongodb => {
             let store = MongoStore::new(&startup::mongo_settings(settings)).await;
             let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
-            // The lock keeps out this spool's server; this, any other's (rule 7).
-            let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
-            let beat = ServerBeat::new(&store, spool.server(), interval);
-            if let Some(other) = beat.other().await.map_err(|error| unwritten(&error))? {
-                return Err(StartError::Unavailable(other).into());
-            }
-            Ok(Arc::new(store))
+            let place = place::of(settings, &store, spool);
+            Ok((Arc::new(store), Some(place)))
         }
     }
 }
@@ -167,7 +177,10 @@ async fn admit(contents: &Contents, spool: &mut SqliteSpool, waiting: u64, store
     let refuse = |why: String| Err(Failure::from(format!("{why}; nothing was imported")));
     match spool.importing()? {
         Some(digest) if digest == contents.digest => return Ok(()),
-        Some(_) => return refuse("an import of other files has begun and not ended: run that one again first".into()),
+        Some(_) => return refuse(
+            "an import of other files has begun and not ended, or of these in another order: run that one again first"
+                .into(),
+        ),
         None => {}
     }
     let parked = spool.count_parked()?;
@@ -229,7 +242,7 @@ impl Writing {
         if self.stop.as_mut().now_or_never().is_some() {
             return Err(Failure {
                 code: 75,
-                text: "interrupted; run it again with the same files to go on".into(),
+                text: format!("interrupted; {AGAIN}"),
             });
         }
         let count = self.batch.len() as u64;

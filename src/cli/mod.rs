@@ -5,6 +5,7 @@ mod erase;
 mod export;
 mod import;
 mod load;
+mod place;
 mod progress;
 mod report;
 mod serve;

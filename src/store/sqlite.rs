@@ -14,6 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use chatting_actors::{
@@ -28,7 +29,7 @@ use uuid::Uuid;
 use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
 use super::{
     Archive, Deleted, First, FoundStore, Logged, Scan, Shared, SharedConnection, StoredBroadcast, archive::Search,
-    open_to_read, row,
+    open_to_read, row, shared::empty_wal,
 };
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
@@ -170,7 +171,10 @@ pub(super) fn blocking<T: Send + 'static>(
 /// Rewrites a file from what is in it, so that nothing is left of what was. The copy that SQLite makes on the way is a file, too, of
 /// mode 0600 and without a name: memory need not hold a whole log. It is made in `SQLITE_TMPDIR`, where that is set, else beside the
 /// file, whose disk must have room anyway.
-pub(super) fn rewrite(connection: &mut Connection) -> rusqlite::Result<()> {
+///
+/// The copy comes into the file through its WAL, which waits for those who read what was before. SQLite's code for busy where one
+/// still reads it when `patience` is over: the file has what was until the next that is run here.
+pub(super) fn rewrite(connection: &mut Connection, patience: Duration) -> rusqlite::Result<()> {
     let beside = connection
         .path()
         .and_then(|path| Some(Path::new(path).parent()?.to_str()?.to_owned()));
@@ -178,8 +182,9 @@ pub(super) fn rewrite(connection: &mut Connection) -> rusqlite::Result<()> {
         connection.pragma_update(None, "temp_store_directory", beside)?;
     }
     connection.pragma_update(None, "temp_store", "FILE")?;
-    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")?;
-    connection.pragma_update(None, "temp_store", "MEMORY")
+    connection.execute_batch("PRAGMA secure_delete = ON; VACUUM")?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    empty_wal(connection, patience)
 }
 
 fn count(limit: usize) -> i64 {
@@ -503,7 +508,7 @@ mod tests {
             false
         };
         connection.progress_handler(1000, Some(look)).unwrap();
-        rewrite(&mut connection).unwrap();
+        rewrite(&mut connection, Duration::ZERO).unwrap();
         assert!(seen.load(Ordering::Relaxed));
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert!(left.len() <= 3, "{left:?}");

@@ -8,6 +8,7 @@ use std::{
 };
 
 use chatting_server::{
+    app::App,
     settings::{LogBackend, Settings},
     store::Archive,
 };
@@ -387,6 +388,61 @@ async fn an_import_that_was_interrupted_is_run_again_and_loses_and_doubles_nothi
         let (code, _, error) = site.import(&file);
         assert_eq!(code, 1, "{error}");
     }
+}
+
+#[actix_web::test]
+async fn an_import_that_has_not_ended_is_known_by_its_files_in_their_order_and_says_so() {
+    let site = Site::new(false);
+    std::fs::write(site.path("other.ndjson"), exported(0)).unwrap();
+    let _long = long_file(&site, 20_000);
+    let args = ["import", "other.ndjson", "long.ndjson", "--set", "log.batch_max=1"];
+    let import = Process::start(&site.dir, &mut site.command(&args));
+    import.line(" of 20000 events").await;
+    import.signal("INT");
+    assert_eq!(import.exited().await.code(), Some(75), "{}", import.output());
+    let how = "run it again with the same files, in the same order";
+    assert!(import.output().contains(how), "{}", import.output());
+    let (code, _, error) = site.run(&["import", "long.ndjson", "other.ndjson"]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("of these in another order"), "{error}");
+    let (code, _, error) = site.run(&["import", "other.ndjson", "long.ndjson"]);
+    assert_eq!(code, 0, "{error}");
+}
+
+#[actix_web::test]
+async fn rule_07_no_server_with_another_spool_starts_while_an_import_writes_to_the_log() {
+    let site = Site::new(true);
+    let _long = long_file(&site, 20_000);
+    let args = [
+        "import",
+        "long.ndjson",
+        "--set",
+        "log.batch_max=1",
+        "--set",
+        "mongodb.heartbeat_seconds=600",
+    ];
+    let import = Process::start(&site.dir, &mut site.command(&args));
+    import.line(" of 20000 events").await;
+    import.signal("STOP");
+    let other = ScratchDir::new("other");
+    let mut settings = settings(&other);
+    use_mongodb(&mut settings);
+    settings.mongodb.database.clone_from(&site.database);
+    settings.mongodb.heartbeat_seconds = 600;
+    let refused = match App::build(&settings).await {
+        Ok(_) => panic!("it started"),
+        Err(error) => error.to_string(),
+    };
+    assert!(
+        refused.contains("another server writes to this log") && refused.contains(&import.pid().to_string()),
+        "{refused}"
+    );
+    import.signal("CONT");
+    import.signal("INT");
+    assert_eq!(import.exited().await.code(), Some(75), "{}", import.output());
+    // It has left.
+    let app = App::build(&settings).await.unwrap();
+    app.run_until(std::future::ready(())).await.unwrap();
 }
 
 #[actix_web::test]

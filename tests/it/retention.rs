@@ -20,7 +20,7 @@ use chatting_server::{
         mongo::MongoSettings,
     },
 };
-use mongodb::bson::doc;
+use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
 
 use crate::{
@@ -29,11 +29,11 @@ use crate::{
     log_store::{batch, room, stores},
     support::{
         app::{KEY, spawn_app, spawn_in, use_mongodb},
-        command::run,
+        command::{command, run},
         eventually,
         mongod::{Mongod, fresh_database_name},
         presenter::V1,
-        process::ScratchDir,
+        process::{Process, ScratchDir},
     },
 };
 
@@ -776,6 +776,46 @@ async fn what_is_held_and_was_deleted_stays_deleted_when_its_user_is_erased() {
         let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
         assert_eq!(code, 0, "{out}{error}");
         assert!(!format!("{:?}", site.everything().await).contains("UserIdx(7)"));
+    }
+}
+
+#[actix_web::test]
+async fn erasing_does_not_say_that_the_file_is_rewritten_while_somebody_reads_what_it_was() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let reader = rusqlite::Connection::open(site.path()).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM spool").unwrap();
+        let mut erase = command(&site.dir, &["erase", "--user", "7", "--despite-hold"]);
+        erase.env("CHAT__AUTH__HS256_SECRET", KEY);
+        let erase = Process::start(&site.dir, &mut erase);
+        let servers = match &site.mongodb {
+            Some(store) => Some(store.database().await.unwrap().collection::<Document>("servers")),
+            None => None,
+        };
+        if let Some(servers) = &servers {
+            // Rule 7: it is on the log as a server is, as long as it works.
+            let lives = doc! { "pid": i64::from(erase.pid()) };
+            eventually("it to say that it lives", async || {
+                servers.find_one(lives.clone()).await.unwrap()
+            })
+            .await;
+        }
+        assert_eq!(erase.exited().await.code(), Some(69), "{}", erase.output());
+        let output = erase.output();
+        assert!(
+            output.contains("is not rewritten, so what was erased may be in it still"),
+            "{output}"
+        );
+        assert!(!output.contains("rewritten: "), "{output}");
+        assert!(site.found("이름7") > 0);
+        if let Some(servers) = &servers {
+            assert_eq!(servers.count_documents(doc! {}).await.unwrap(), 0, "it has left");
+        }
+        reader.execute_batch("COMMIT").unwrap();
+        let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
+        assert_eq!(code, 0, "{out}{error}");
+        assert!(out.contains("rewritten: "), "{out}");
+        assert_eq!(site.found("이름7"), 0);
     }
 }
 

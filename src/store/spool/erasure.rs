@@ -6,7 +6,7 @@
 //! An act about the user that the store has not applied yet is all that hides what it covers. Where that is under legal hold, the
 //! act stays with it.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use chatting_actors::{
     seams::{Pos, SpoolError},
@@ -20,6 +20,9 @@ use crate::store::{
     keeping::{Holds, Trace},
     open_to_read,
 };
+
+/// How long those who read the file are waited for when it is rewritten.
+const READERS: Duration = Duration::from_secs(5);
 
 /// What was found of a user.
 #[derive(Clone, Debug, Default)]
@@ -217,7 +220,10 @@ impl SqliteSpool {
     }
 
     /// Rewrites the file, so that nothing is left in it of what was taken out. Needs room on the disk for two more copies.
+    ///
+    /// # Errors
+    /// SQLite's own; and that somebody went on reading the file for five seconds. It may still have what was taken out then.
     pub fn rewrite(&mut self) -> Result<(), SpoolError> {
-        self.with(|_, connection| sqlite::rewrite(connection))
+        self.with(|_, connection| sqlite::rewrite(connection, READERS))
     }
 }
