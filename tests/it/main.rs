@@ -32,6 +32,7 @@ mod protocol;
 mod queues;
 mod reading;
 mod recovery;
+mod refused_acts;
 mod refused_broadcasts;
 mod resume;
 mod retention;

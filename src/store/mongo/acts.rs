@@ -4,6 +4,9 @@
 //! with such an act takes as long as the act: what is behind it waits in the spool for a time that grows with what the act covers
 //! and is over then. How far the acts of a batch got is remembered until all of it is done, so that a failure on the way costs a
 //! piece and not the act.
+//!
+//! An act whose marks MongoDB refuses ends there and is parked, and what is behind it goes on. What it covers stays hidden: history
+//! applies what is parked.
 
 use std::{
     collections::HashMap,
@@ -18,11 +21,12 @@ use chatting_actors::{
 use futures_util::TryStreamExt;
 use mongodb::{
     bson::{DateTime, Document, RawDocumentBuf, doc},
+    error::{Error, ErrorKind, WriteFailure},
     options::Hint,
 };
 use uuid::Uuid;
 
-use super::{Mongo, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
+use super::{DUPLICATE_KEY, Mongo, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
 
 /// Messages that one update looks at. As many as a batch inserts by default (`log.batch_max`), and marking one is less work than
 /// inserting it: a store that takes batches in time takes these.
@@ -30,6 +34,15 @@ const PIECE: usize = 1000;
 
 /// Pieces after which it is told that an act goes on.
 const TOLD_EVERY: usize = 100;
+
+/// The codes of errors that a mark earns for what it is: no retry changes them. Not 2 (`BadValue`), which is said of an index that is
+/// not there, too.
+const MARK_FAULTS: [i32; 4] = [
+    121,   // DocumentValidationFailure
+    10334, // BSONObjectTooLarge
+    17419, // an update makes it too large
+    DUPLICATE_KEY,
+];
 
 /// How far the acts of the batch under way got. Lost, it costs time only: what is marked stays so.
 #[derive(Debug, Default)]
@@ -58,9 +71,41 @@ struct Stretch<'a> {
     beyond: Seq,
 }
 
+/// Why an act is not applied.
+enum Unapplied {
+    /// MongoDB refuses the marks for what they are, and says why.
+    Refused(String),
+    /// It may be applied later.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for Unapplied {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Whether MongoDB refused an update for what it is.
+fn unapplied(error: Error) -> Unapplied {
+    match &*error.kind {
+        ErrorKind::Write(WriteFailure::WriteError(refused)) if MARK_FAULTS.contains(&refused.code) => {
+            let (code, message) = (refused.code, &refused.message);
+            Unapplied::Refused(format!(
+                "MongoDB refuses to mark what this act deletes: {code}: {message}"
+            ))
+        }
+        _ => Unapplied::Failed(failed(error)),
+    }
+}
+
 impl Mongo {
-    /// What the acts of a batch cover came before them: in an earlier batch, or in this one, which is written.
-    pub(super) async fn apply_acts(&self, batch: &StoreBatch, poison: Vec<Poison>) -> Result<Vec<Poison>, StoreError> {
+    /// What the acts of a batch cover came before them: in an earlier batch, or in this one, which is written. Adds to `poison` the
+    /// acts whose marks MongoDB refuses.
+    pub(super) async fn apply_acts(
+        &self,
+        batch: &StoreBatch,
+        mut poison: Vec<Poison>,
+    ) -> Result<Vec<Poison>, StoreError> {
         let acts = batch
             .iter()
             .enumerate()
@@ -72,10 +117,14 @@ impl Mongo {
             return Ok(poison);
         }
         self.begin_acts(batch, &poison);
-        for (_, at, act) in acts {
-            if !matches!(self.progress().acts.get(&at.id), Some(Reached::Everything)) {
-                self.apply(at, act).await?;
-                self.reached(at, Reached::Everything);
+        for (index, at, act) in acts {
+            if matches!(self.progress().acts.get(&at.id), Some(Reached::Everything)) {
+                continue;
+            }
+            match self.apply(at, act).await {
+                Ok(()) => self.reached(at, Reached::Everything),
+                Err(Unapplied::Refused(reason)) => poison.push(Poison { index, reason }),
+                Err(Unapplied::Failed(error)) => return Err(error),
             }
         }
         // From here on an act that is given again is meant: `spool replay --parked` does so when what it covers was stored since.
@@ -105,7 +154,7 @@ impl Mongo {
     }
 
     /// Marks what an act of moderation covers and no act did before.
-    async fn apply(&self, at: &Arc<Event>, act: &Act) -> Result<(), StoreError> {
+    async fn apply(&self, at: &Arc<Event>, act: &Act) -> Result<(), Unapplied> {
         let user = match act {
             Act::Message { id, .. } => {
                 let one = doc! { "_id": bson_uuid(*id), "presenter_idx": at.presenter_idx.get() };
@@ -154,7 +203,7 @@ impl Mongo {
     }
 
     /// Marks what an act covers among the first [`PIECE`] messages of a stretch; returns where to go on.
-    async fn mark_some(&self, at: &Event, stretch: &Stretch<'_>) -> Result<Seq, StoreError> {
+    async fn mark_some(&self, at: &Event, stretch: &Stretch<'_>) -> Result<Seq, Unapplied> {
         let index = stretch.user.map_or(SEQ_INDEX, |_| USER_INDEX);
         let of = |seqs: Document| {
             let mut which = doc! { "presenter_idx": at.presenter_idx.get(), "epoch": &*stretch.epoch.0, "seq": seqs };
@@ -191,7 +240,7 @@ impl Mongo {
         })
     }
 
-    async fn mark(&self, at: &Event, mut which: Document, index: Option<&str>) -> Result<(), StoreError> {
+    async fn mark(&self, at: &Event, mut which: Document, index: Option<&str>) -> Result<(), Unapplied> {
         // Only what came before it, whatever was inserted since; `$and`, because a message's own id may be named already.
         which.insert("$and", vec![doc! { "_id": { "$lt": bson_uuid(at.id) } }]);
         which.insert("kind", "chat");
@@ -204,7 +253,7 @@ impl Mongo {
         if let Some(index) = index {
             update = update.hint(Hint::Name(index.into()));
         }
-        self.timed(update.into_future()).await.map_err(failed)?;
+        self.timed(update.into_future()).await.map_err(unapplied)?;
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::{SqliteSpool, erasure::trace, row};
+use super::{SqliteSpool, erasure::trace, freeing::COVERS, row};
 use crate::store::{
     SharedConnection,
     keeping::{Expired, Holds, Trace, first_id_of},
@@ -180,10 +180,14 @@ impl SqliteSpool {
                 // What an act covers is older, and goes first.
                 let mut stored: Vec<&Uuid> = stored.iter().collect();
                 stored.sort_unstable();
-                for id in stored {
-                    forgotten += delete.execute([&id.as_bytes()[..]])? as u64;
-                }
                 let mut update = transaction.prepare_cached("UPDATE parked SET reason = ?2 WHERE id = ?1")?;
+                for id in stored {
+                    let gone = delete.execute([&id.as_bytes()[..]])?;
+                    if gone == 0 {
+                        update.execute(params![&id.as_bytes()[..], COVERS])?;
+                    }
+                    forgotten += gone as u64;
+                }
                 for (id, reason) in refused {
                     update.execute(params![&id.as_bytes()[..], reason])?;
                 }

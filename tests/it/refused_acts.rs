@@ -1,0 +1,157 @@
+//! Deletions that MongoDB refuses to mark: a validator of the collection that has no place for them.
+
+use chatting_actors::{
+    clock::EventClock,
+    moderation::Act,
+    seams::{LogStore, Spool},
+    types::{Event, Seq},
+};
+use chatting_server::store::{Archive, Deleted, Durability, MongoStore, SpoolSettings, SqliteSpool};
+use mongodb::bson::{Document, doc};
+
+use crate::{
+    history::{drained, read, request, seqs},
+    log_archive::{act, by},
+    log_store::{batch, event, mongo, room},
+    support::{
+        app::{KEY, spawn_app, use_mongodb},
+        command::run,
+        eventually,
+        mongod::Mongod,
+        presenter::V1,
+        process::ScratchDir,
+    },
+};
+
+const REFUSED: &str = "MongoDB refuses to mark what this act deletes: 121: ";
+
+async fn allow(database: &mongodb::Database, validator: Document) {
+    let order = doc! { "collMod": "chatting_log", "validator": validator };
+    database.run_command(order).await.unwrap();
+}
+
+fn of(target: &Event) -> Act {
+    Act::Message {
+        id: target.id,
+        seq: target.seq,
+    }
+}
+
+async fn deleted(store: &MongoStore, one: &Event) -> Option<Deleted> {
+    store.find(one.id).await.unwrap().unwrap().deleted
+}
+
+#[actix_web::test]
+async fn rule_04_an_act_whose_marks_are_refused_is_told_and_what_is_beside_it_is_stored_and_applied() {
+    let store = mongo().await;
+    LogStore::prepare(&store).await.unwrap();
+    let database = store.database().await.unwrap();
+    // No message of user 7 may be marked.
+    let validator = doc! { "$or": [{ "user_idx": { "$ne": 7 } }, { "deleted_at": { "$exists": false } }] };
+    allow(database, validator).await;
+    let mut clock = EventClock::after(0);
+    let (ours, other) = (
+        by(7, event(&mut clock, 1, "e", 1, "x")),
+        by(8, event(&mut clock, 1, "e", 2, "x")),
+    );
+    let acts = [
+        act(&mut clock, 1, "e", 3, of(&ours)),
+        act(&mut clock, 1, "e", 4, of(&other)),
+    ];
+    let behind = event(&mut clock, 2, "e", 1, "x");
+    let all = [ours, other, acts[0].clone(), acts[1].clone(), behind];
+    // The second time as after a failure.
+    for _ in 0..2 {
+        let poison = store.append(batch(&all)).await.unwrap();
+        assert_eq!(poison.len(), 1, "{poison:?}");
+        assert_eq!(poison[0].index, 2);
+        assert!(poison[0].reason.starts_with(REFUSED), "{poison:?}");
+        assert_eq!(deleted(&store, &all[0]).await, None);
+        assert_eq!(deleted(&store, &all[1]).await, Some(Deleted::by(&acts[1])));
+        assert_eq!(LogStore::last_seq(&store, room(2)).await.unwrap(), Seq(1));
+    }
+    allow(database, doc! {}).await;
+    assert_eq!(store.append(batch(&acts[..1])).await.unwrap(), []);
+    assert_eq!(deleted(&store, &all[0]).await, Some(Deleted::by(&acts[0])));
+}
+
+#[actix_web::test]
+async fn rule_04_a_deletion_that_is_refused_holds_up_nothing_hides_its_message_and_is_marked_when_it_is_tried_again() {
+    let app = spawn_app(use_mongodb).await;
+    let (uri, name) = (Mongod::shared().uri(), app.settings.mongodb.database.clone());
+    let client = mongodb::Client::with_uri_str(&uri).await.unwrap();
+    let database = client.database(&name);
+    let mut sessions = Vec::new();
+    for presenter in [12, 13] {
+        app.go_live(presenter);
+        sessions.push(V1::of(&app, presenter, serde_json::json!({})).await);
+    }
+    let said = app.post(12, 7, "secret").await.json();
+    drained(&app).await;
+    allow(&database, doc! { "deleted_at": { "$exists": false } }).await;
+    let path = format!("/v1/rooms/12/messages/{}", said["id"].as_str().unwrap());
+    let answer = request(&app, "DELETE", &path, &app.token(12), "").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(app.post(13, 7, "behind it").await.status, 201);
+    let log = database.collection::<Document>("chatting_log");
+    eventually("what is behind it to be stored", async || {
+        log.find_one(doc! { "presenter_idx": 13_i64, "seq": 1_i64 })
+            .await
+            .unwrap()
+    })
+    .await;
+    drained(&app).await;
+    assert_eq!(app.metric("chat_parked_total").await, Some(1.0));
+    let page = read(&app, "/v1/rooms/12/messages", &app.token(8)).await;
+    assert_eq!(seqs(&page), [1, 2]);
+    assert!(!page.to_string().contains("secret"), "{page}");
+    let (_, dir, _) = app.stop().await;
+
+    let settings = format!(
+        "[log]\nbackend = \"mongodb\"\npath = \"chat.db\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{name}\"\n"
+    );
+    std::fs::write(dir.path().join("settings.toml"), settings).unwrap();
+    let run = |args: &[&str]| run(&dir, args, &[("CHAT__AUTH__HS256_SECRET", KEY)]);
+    let (code, out, error) = run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 1, "{out}{error}");
+    assert!(error.contains("still parked: ") && error.contains(REFUSED), "{error}");
+    let marked = async || {
+        let marked = doc! { "presenter_idx": 12_i64, "seq": 1_i64, "deleted_by": 12_i64 };
+        log.count_documents(marked).await.unwrap()
+    };
+    assert_eq!(marked().await, 0);
+    allow(&database, doc! {}).await;
+    let (code, out, error) = run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 0, "{out}{error}");
+    assert_eq!(marked().await, 1);
+}
+
+#[test]
+fn an_act_that_was_refused_and_is_stored_now_says_that_it_stays_for_what_is_parked_before_it() {
+    let dir = ScratchDir::new("refused");
+    let (mut spool, info) = SqliteSpool::open(SpoolSettings {
+        path: dir.path().join("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    })
+    .unwrap();
+    let mut clock = EventClock::after(info.last_ms);
+    let target = event(&mut clock, 1, &info.epoch.0, 1, "x");
+    let refused = act(&mut clock, 1, &info.epoch.0, 2, of(&target));
+    let both = [target.clone(), refused.clone()];
+    let first = spool.commit(&both).unwrap();
+    let parked: Vec<_> = (first..)
+        .zip(&both)
+        .map(|(pos, one)| (pos, one.clone(), "no".to_owned()))
+        .collect();
+    spool.free(first + 1, &parked, 0).unwrap();
+    let forgotten = spool.unpark(&[refused.id], &[(target.id, "no, again".into())]);
+    assert_eq!(forgotten.unwrap(), 0);
+    let reasons: Vec<_> = spool.read_parked(&[], 10).unwrap();
+    let reasons: Vec<_> = reasons.into_iter().map(|row| row.reason).collect();
+    assert_eq!(
+        reasons,
+        ["no, again", "stored; kept for the parked messages that it covers"]
+    );
+}
