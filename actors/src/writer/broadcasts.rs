@@ -1,6 +1,6 @@
 //! Broadcasts on their way from the spool to the store, beside the events and never in their way, nor in each other's: one that the
 //! store refuses for what it is stays in the spool, which has the only copy, and is tried again when it changed, or at the next
-//! start.
+//! start. So is one that stays in the spool's list though it was marked as stored, with a pause before each try.
 
 use std::collections::HashMap;
 
@@ -53,7 +53,17 @@ impl LogWriter {
                 .into_actor(self)
                 .map(move |unstored, this, ctx| match unstored {
                     Ok(Ok(broadcasts)) if broadcasts.is_empty() => this.broadcasts_done(ctx),
-                    Ok(Ok(broadcasts)) => this.store_broadcasts(broadcasts, ctx),
+                    Ok(Ok(broadcasts)) => {
+                        // A row that says something else than its record is marked in vain.
+                        let marked = std::mem::take(&mut this.marked);
+                        match broadcasts
+                            .first()
+                            .filter(|_| broadcasts.iter().all(|one| marked.contains(one)))
+                        {
+                            Some(one) => this.broadcasts_failed(&not_marked(one), ctx),
+                            None => this.store_broadcasts(broadcasts, ctx),
+                        }
+                    }
                     Ok(Err(error)) => this.broadcasts_failed(&error, ctx),
                     Err(_) => this.broadcasts_failed(&"the spool did not answer", ctx),
                 }),
@@ -72,6 +82,7 @@ impl LogWriter {
                 Err(error) => return this.broadcasts_failed(&error, ctx),
             };
             let (reply, freed) = oneshot::channel();
+            let marked = [&stored[..], &refused].concat();
             this.parts
                 .handle
                 .queue
@@ -81,6 +92,7 @@ impl LogWriter {
                     |freed: Result<Result<(), SpoolError>, _>, this, ctx| match (freed, wait) {
                         (Ok(Ok(())), None) => {
                             // There may be more than one batch of them.
+                            this.marked = marked;
                             this.records = Records::Due;
                             this.advance_broadcasts(ctx);
                         }
@@ -106,6 +118,14 @@ impl LogWriter {
             this.advance_broadcasts(ctx);
         });
     }
+}
+
+fn not_marked(one: &Broadcast) -> String {
+    format!(
+        "broadcast {} of room {} was marked as stored and is not: its record says something else than its row; `spool verify` \
+         tells which",
+        one.id, one.presenter
+    )
 }
 
 /// What became of some broadcasts.

@@ -21,6 +21,7 @@ use super::{
     parts::{DrainMsg, Stored, WriterParts},
 };
 use crate::{
+    broadcast::Broadcast,
     clock::steady_ms,
     mailbox::Turn,
     queues::Queue,
@@ -45,6 +46,8 @@ enum Step {
 pub struct LogWriter {
     pub(super) parts: WriterParts,
     pub(super) records: Records,
+    /// The broadcasts that were marked in the spool last, as stored or refused.
+    pub(super) marked: Vec<Broadcast>,
     /// Everything up to here is in the store and freed.
     done: Pos,
     /// The last row that the spool is known to hold.
@@ -81,6 +84,7 @@ impl LogWriter {
             newest_known: false,
             unknown: Seldom::new(),
             records: Records::Due,
+            marked: Vec::new(),
             _present: parts.watch.enter(),
             parts,
         }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::{
     script::{ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, until, writer_config},
+    stage::{Stage, keep_lines, lines_with, registry_config, until, writer_config},
 };
 
 fn stage_of(writer: WriterConfig) -> Stage {
@@ -105,4 +105,29 @@ async fn a_broadcast_that_the_store_does_not_keep_holds_up_no_other() {
     stage.store.script().not_put.clear();
     until("the second to be stored", || has(2)).await;
     assert_eq!((puts(1), has(1)), (1, false));
+}
+
+#[actix::test]
+async fn a_broadcast_that_is_marked_as_stored_in_vain_is_told_and_not_given_again_without_a_pause() {
+    keep_lines();
+    let writer = WriterConfig {
+        // Longer than a test.
+        retry_max: Duration::from_secs(3600),
+        ..writer_config()
+    };
+    let stage = stage_of(writer);
+    stage.spool.script().marks_in_vain = true;
+    let _reader = stage.reader(1);
+    stage.accepted(1, "x").await;
+    let told = || lines_with("was marked as stored and is not: its record says something else than its row");
+    until("it to be told", || !told().is_empty()).await;
+    assert_eq!(told().len(), 1);
+    let puts = || stage.store.script().puts.values().sum::<usize>();
+    let before = puts();
+    stage.accepted(1, "behind it").await;
+    until("what is behind it to be stored", || {
+        stage.store.script().events.len() == 2
+    })
+    .await;
+    assert_eq!(puts(), before);
 }

@@ -95,6 +95,8 @@ pub struct SpoolScript {
     pub places: BTreeMap<i64, Place>,
     /// Broadcasts, and whether the store has them.
     pub broadcasts: BTreeMap<Uuid, (Broadcast, bool)>,
+    /// That the store has a broadcast is not remembered, as where a row says something else than its record.
+    pub marks_in_vain: bool,
     /// What was freed, for its keys.
     pub keys: Vec<Arc<Event>>,
     pub next: Pos,
@@ -334,6 +336,9 @@ impl Spool for ScriptedSpool {
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {
         let mut script = self.script();
         script.is_there()?;
+        if script.marks_in_vain {
+            return Ok(());
+        }
         for broadcast in stored.iter().chain(refused) {
             if let Some((there, stored)) = script.broadcasts.get_mut(&broadcast.id) {
                 *stored |= there.version == broadcast.version;
