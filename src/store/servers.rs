@@ -2,7 +2,8 @@
 //!
 //! Each server says in `servers` that it lives, under the name of its spool. A start is refused while another spool's server
 //! has said so lately; of two that start at once at most one goes on. Times are the database's own, so clocks of machines need not
-//! agree. A database that is not there refuses nothing: what is accepted meanwhile is in the spool.
+//! agree. A database that is not there refuses nothing: what is accepted meanwhile is in the spool. A connection that is silent, as
+//! when a host lost its power, costs one heartbeat: each has `mongodb.write_timeout_ms`, and an interval at most.
 
 use std::{
     sync::{
@@ -60,7 +61,8 @@ impl ServerBeat {
             "_id": { "$ne": &self.id },
             "$expr": { "$gt": ["$heartbeat", { "$subtract": ["$$NOW", fresh] }] },
         };
-        let found = self.servers().await?.find_one(filter).await.map_err(failed)?;
+        let find = async { self.servers().await?.find_one(filter).await.map_err(failed) };
+        let found = self.timed(find).await?;
         Ok(found.map(|other| {
             format!(
                 "another server writes to this log: spool {}, process {} on {}; it counts as gone {} s after its last heartbeat",
@@ -80,17 +82,15 @@ impl ServerBeat {
         if let Some(other) = self.other().await? {
             return Ok(Some(other));
         }
-        // A start may be broken off; and where no majority confirms it, it is not waited for as long as that takes (rule 3).
+        // A start may be broken off.
         let this = self.clone();
         let said = tokio::spawn(async move { this.beat().await });
-        match tokio::time::timeout(self.store.write_timeout(), said).await {
-            Ok(said) => said.map_err(|error| StoreError(error.to_string()))??,
-            Err(_) => return Err(StoreError("the heartbeat is not confirmed".into())),
-        }
+        said.await.map_err(|error| StoreError(error.to_string()))??;
         self.other().await
     }
 
     /// Says that this server lives, unless it has left. Not to be dropped before it is done: it may come to the database all the same.
+    /// So may one that is given up; coming after this server has left, it keeps others out until it is not fresh any more.
     pub async fn beat(&self) -> Result<(), StoreError> {
         let left = self.left.lock().await;
         if *left {
@@ -101,14 +101,21 @@ impl ServerBeat {
             "$currentDate": { "heartbeat": true },
             "$set": { "pid": i64::from(std::process::id()), "host": host.trim(), "version": env!("CARGO_PKG_VERSION") },
         };
-        let servers = self.servers().await?;
-        self.said.store(true, Ordering::Release);
-        servers
-            .update_one(doc! { "_id": &self.id }, set)
-            .upsert(true)
-            .await
-            .map_err(failed)?;
-        Ok(())
+        let said = async {
+            let servers = self.servers().await?;
+            self.said.store(true, Ordering::Release);
+            let said = servers.update_one(doc! { "_id": &self.id }, set).upsert(true);
+            said.await.map_err(failed)
+        };
+        self.timed(said).await.map(drop)
+    }
+
+    /// Where nobody answers, or no majority confirms it, it is not waited for as long as that takes (rule 3); and the next heartbeat
+    /// must come while the last one is fresh.
+    async fn timed<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let patience = self.store.write_timeout().min(self.interval);
+        let silent = || StoreError(format!("no answer within {patience:?}"));
+        tokio::time::timeout(patience, work).await.map_err(|_| silent())?
     }
 
     /// Says so again and again, until it is dropped. Another server that turns up is an error in the log, no more: both hold

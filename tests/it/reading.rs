@@ -11,6 +11,11 @@ use chatting_server::{
     settings::{LogBackend, Secret},
 };
 
+use mongodb::{
+    Collection,
+    bson::{Document, doc},
+};
+
 use crate::support::{
     app::{KEY, post_v1, settings, spawn_app, use_mongodb},
     command::command,
@@ -18,6 +23,7 @@ use crate::support::{
     http::HttpClient,
     mongod::{Mongod, fresh_database_name},
     process::{Process, ScratchDir, output},
+    proxy::Proxy,
 };
 
 #[actix_web::test]
@@ -103,11 +109,9 @@ async fn rule_07_of_two_servers_that_start_on_one_log_at_once_at_most_one_goes_o
     assert!(App::build(&without_port).await.is_err());
     let broken_off = App::build_until(&first, Extras::default(), async {
         let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
-        let servers = client
-            .database(&database)
-            .collection::<mongodb::bson::Document>("servers");
+        let servers = client.database(&database).collection::<Document>("servers");
         eventually("it to say that it lives", async || {
-            servers.find_one(mongodb::bson::doc! {}).await.unwrap()
+            servers.find_one(doc! {}).await.unwrap()
         })
         .await;
     });
@@ -151,14 +155,16 @@ impl SharedLog {
         command
     }
 
+    async fn servers(&self) -> Collection<Document> {
+        let client = mongodb::Client::with_uri_str(&self.uri).await.unwrap();
+        client.database(&self.database).collection("servers")
+    }
+
     /// Waits for a heartbeat later than this, in milliseconds since 1970, and gives its time.
     async fn heartbeat_after(&self, ms: i64) -> i64 {
-        let client = mongodb::Client::with_uri_str(&self.uri).await.unwrap();
-        let servers = client
-            .database(&self.database)
-            .collection::<mongodb::bson::Document>("servers");
+        let servers = self.servers().await;
         eventually("a heartbeat", async || {
-            let server = servers.find_one(mongodb::bson::doc! {}).await.unwrap()?;
+            let server = servers.find_one(doc! {}).await.unwrap()?;
             let at = server.get_datetime("heartbeat").unwrap().timestamp_millis();
             (at > ms).then_some(at)
         })
@@ -205,8 +211,15 @@ async fn rule_07_another_server_starts_when_the_heartbeats_of_one_that_was_kille
     let began = log.heartbeat_after(0).await;
     // Later than one heartbeat counts: it is those that came since that keep the other out.
     log.heartbeat_after(began + 4_000).await;
-    assert_eq!(output(two.path(), &mut log.serve(&two)).status.code(), Some(69));
+    let refused = output(two.path(), &mut log.serve(&two));
+    assert_eq!(refused.status.code(), Some(69));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        error.contains("it counts as gone 3 s after its last heartbeat"),
+        "{error}"
+    );
     first.kill().await;
+    let last = log.heartbeat_after(0).await;
     let second = eventually("the other to be let in", async || {
         let second = Process::start(&two, &mut log.serve(&two));
         let port = two.path().join("port");
@@ -220,8 +233,39 @@ async fn rule_07_another_server_starts_when_the_heartbeats_of_one_that_was_kille
         up.then_some(second)
     })
     .await;
+    // Its first one came no sooner than this, by the clock of the database.
+    let servers = log.servers().await;
+    let of_second = doc! { "pid": i64::from(second.pid()) };
+    let of_second = servers.find_one(of_second).await.unwrap().unwrap();
+    let said = of_second.get_datetime("heartbeat").unwrap().timestamp_millis();
+    assert!(said >= last + 3_000, "{} ms after the last one", said - last);
     second.signal("TERM");
     assert!(second.exited().await.success(), "{}", second.output());
+}
+
+#[actix_web::test]
+async fn rule_07_a_connection_that_is_silent_costs_a_heartbeat_and_not_all_of_them() {
+    let log = SharedLog::new(1);
+    let mongod: std::net::SocketAddr = log.uri.trim_start_matches("mongodb://").parse().unwrap();
+    let link = Proxy::start(mongod).await;
+    let app = spawn_app(|settings| {
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
+        settings.mongodb.database.clone_from(&log.database);
+        settings.mongodb.heartbeat_seconds = 1;
+        // So long the driver takes at least to find out by itself.
+        settings.mongodb.connect_timeout_ms = 600_000;
+    })
+    .await;
+    log.heartbeat_after(0).await;
+    // As when the primary's host lost its power, and another one has its address.
+    link.half_open();
+    let mut last = log.heartbeat_after(0).await;
+    // The first may have been on its way.
+    for _ in 0..3 {
+        last = log.heartbeat_after(last).await;
+    }
+    app.stop().await;
 }
 
 #[actix_web::test]
