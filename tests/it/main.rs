@@ -40,6 +40,7 @@ mod rotation;
 mod slow;
 mod spool_commands;
 mod starts;
+mod stopping;
 mod supervision;
 #[allow(dead_code, reason = "a box of tools: not each is in use at all times")]
 mod support;

@@ -23,7 +23,7 @@ use crate::support::{
 const SERVE: [&str; 5] = ["serve", "--port-file", "port", "--set", "server.bind=127.0.0.1:0"];
 const ENV: [(&str, &str); 2] = [("CHAT__AUTH__HS256_SECRET", KEY), ("CHAT__ROOM__MODE", "embedded")];
 
-fn serve(dir: &ScratchDir, more: &[&str]) -> Command {
+pub fn serve(dir: &ScratchDir, more: &[&str]) -> Command {
     let _ = std::fs::remove_file(dir.path().join("port"));
     let mut command = command(dir, &[&SERVE[..], more].concat());
     command.envs(ENV);
@@ -65,7 +65,7 @@ async fn go_live(addr: SocketAddr) {
 }
 
 /// Makes presenter 12 live, connects it, and has a message accepted.
-async fn one_message(dir: &Arc<ScratchDir>, server: &Process) {
+pub async fn one_message(dir: &Arc<ScratchDir>, server: &Process) {
     let addr = server.address(&dir.path().join("port")).await;
     go_live(addr).await;
     let settings = settings(dir);

@@ -1,0 +1,57 @@
+//! A stop: what it waits for, how long, and what it says where something is lost.
+
+use std::time::{Duration, Instant};
+
+use chatting_server::{
+    app::Stopped,
+    settings::{LogBackend, Secret},
+};
+
+use crate::{
+    starts::{one_message, serve},
+    support::{
+        app::spawn_app,
+        mongod::Mongod,
+        process::{Process, ScratchDir},
+    },
+};
+
+#[actix_web::test]
+async fn a_stop_waits_a_moment_for_mongodb_whatever_its_deadline() {
+    let mongod = Mongod::start_own().await;
+    let app = spawn_app(|settings| {
+        settings.log.backend = LogBackend::Mongodb;
+        settings.mongodb.uri = Secret::new(mongod.uri());
+        // Longer than a test, so that it does not count as away.
+        settings.mongodb.write_timeout_ms = 600_000;
+        settings.shutdown.deadline_seconds = 600;
+    })
+    .await;
+    app.go_live(12);
+    let presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "x").await.status, 201);
+    mongod.freeze();
+    assert_eq!(app.post(12, 7, "waits for MongoDB").await.status, 201);
+    let began = Instant::now();
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    drop(presenter);
+    mongod.thaw();
+}
+
+#[actix_web::test]
+async fn a_server_that_loses_what_it_answered_from_memory_ends_with_75_and_says_so() {
+    let dir = ScratchDir::new("lost");
+    let server = Process::start(&dir, &mut serve(&dir, &["--set", "log.durability=memory"]));
+    server.address(&dir.path().join("port")).await;
+    let spool = rusqlite::Connection::open(dir.path().join("data/chat.db")).unwrap();
+    let takes_nothing = "CREATE TRIGGER no BEFORE INSERT ON spool BEGIN SELECT RAISE(ABORT, 'no'); END";
+    spool.execute_batch(takes_nothing).unwrap();
+    one_message(&dir, &server).await;
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
+    let output = server.output();
+    assert!(output.contains("1 events answered from memory are lost"), "{output}");
+    assert!(output.contains("stopped with events lost"), "{output}");
+}
