@@ -59,10 +59,8 @@ pub(super) async fn open_store(
     let store: Arc<dyn Archive> = match settings.log.backend {
         LogBackend::Sqlite => {
             let store = SqliteStore::new(spool.connection());
-            store
-                .prepare()
-                .await
-                .map_err(|error| StartError::Unavailable(error.to_string()))?;
+            let prepared = store.prepare().await;
+            prepared.map_err(|error| unwritable(settings, &error))?;
             newest_ms = tell_store("the spool's own file", store.found().await);
             Arc::new(store)
         }
@@ -93,9 +91,7 @@ pub(super) async fn open_store(
         log::warn!("store: rooms will ask it for their last seq");
     } else if spool.asks_store() {
         match store.is_empty().await {
-            Ok(true) => spool
-                .store_is_empty()
-                .map_err(|error| StartError::Unavailable(error.to_string()))?,
+            Ok(true) => spool.store_is_empty().map_err(|error| unwritable(settings, &error))?,
             Ok(false) => log::info!(
                 "store: the spool is younger than the log; rooms that it does not know ask the store for their last seq"
             ),
@@ -106,6 +102,11 @@ pub(super) async fn open_store(
         }
     }
     Ok(Opened { store, away, newest_ms })
+}
+
+fn unwritable(settings: &Settings, error: &dyn std::fmt::Display) -> StartError {
+    let path = &settings.log.path;
+    StartError::Unavailable(format!("the spool {path} (log.path) cannot be made ready: {error}"))
 }
 
 /// Says what was found in the store, and returns when its newest event was sent, 0 without one. That it cannot be told stops no

@@ -37,6 +37,7 @@ mod refused_broadcasts;
 mod resume;
 mod retention;
 mod rotation;
+mod salvage;
 mod slow;
 mod spool_commands;
 mod starts;

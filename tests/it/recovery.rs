@@ -50,7 +50,7 @@ fn open(path: &Path, durability: Durability, max_bytes: Option<u64>) -> (SqliteS
     .unwrap()
 }
 
-fn events(info: &SpoolInfo, presenter: i64, seqs: std::ops::RangeInclusive<u64>) -> Vec<Arc<Event>> {
+pub fn events(info: &SpoolInfo, presenter: i64, seqs: std::ops::RangeInclusive<u64>) -> Vec<Arc<Event>> {
     let mut clock = EventClock::after(info.last_ms);
     seqs.map(|seq| {
         let (sent_at_ms, id) = clock.stamp();
@@ -287,7 +287,7 @@ fn a_damaged_spool_is_set_aside_whole_and_what_can_be_read_is_carried_over() {
 }
 
 /// How many files were set aside from a spool.
-fn count_aside(dir: &Path) -> usize {
+pub fn count_aside(dir: &Path) -> usize {
     let kept = |name: &&String| !name.ends_with("-wal") && !name.ends_with("-shm");
     aside(dir).iter().filter(kept).count()
 }
@@ -300,7 +300,7 @@ fn aside(dir: &Path) -> Vec<String> {
 }
 
 /// Damages the first page of a table.
-fn damage_table(path: &Path, table: &str) {
+pub fn damage_table(path: &Path, table: &str) {
     let page: u64 = rusqlite::Connection::open(path)
         .unwrap()
         .query_row("SELECT rootpage FROM sqlite_schema WHERE name = ?1", [table], |row| {
