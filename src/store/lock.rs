@@ -13,7 +13,7 @@ use std::{
 pub struct SpoolLock {
     server: String,
     known: bool,
-    _file: File,
+    file: File,
     _beside_link: Option<File>,
 }
 
@@ -56,12 +56,25 @@ impl SpoolLock {
         let beside_link = beside(&file, named)?;
         let known = server_in(&before).or_else(|| server_in(&beside_link.as_ref()?.1));
         let server = known.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
-        keep(&file, &server, &before).map_err(unwritten)?;
+        let known = known.is_some();
+        // Another file may be where the spool is to be. By a name in its lock it would be taken for ours at the next start.
+        write(&file, known.then_some(&*server), &before).map_err(unwritten)?;
         Ok(Self {
-            known: known.is_some(),
+            known,
             server,
-            _file: file,
+            file,
             _beside_link: beside_link.map(|(file, _)| file),
+        })
+    }
+
+    /// Keeps the name of the server for the starts to come: the file has turned out to be a spool of ours, or is one now.
+    pub fn keep(&self, spool: &Path) -> Result<(), LockError> {
+        if self.known {
+            return Ok(());
+        }
+        write(&self.file, Some(&self.server), "").map_err(|error| LockError::Place {
+            path: spool.to_owned(),
+            why: format!("{} cannot be written: {error}", lock_of(spool).display()),
         })
     }
 
@@ -123,8 +136,11 @@ fn server_in(text: &str) -> Option<&str> {
 
 /// Writes who we are. The name must outlive a machine that goes down: a server by another name would be refused for as long as the
 /// last heartbeat of this one is fresh (rule 7). So it is synced when it is new, and afterwards written over by as many bytes as are there.
-fn keep(file: &File, server: &str, before: &str) -> std::io::Result<()> {
-    let text = format!("process {:<10}\nserver {server}\n", std::process::id());
+fn write(file: &File, server: Option<&str>, before: &str) -> std::io::Result<()> {
+    let mut text = format!("process {:<10}\n", std::process::id());
+    if let Some(server) = server {
+        text += &format!("server {server}\n");
+    }
     file.write_all_at(text.as_bytes(), 0)?;
     if text.len() != before.len() {
         file.set_len(text.len() as u64)?;
@@ -267,6 +283,21 @@ mod tests {
         // Where all of it was moved, and links are in its place.
         std::os::unix::fs::symlink(lock_of(&spool), lock_of(&link)).unwrap();
         assert_eq!(SpoolLock::take(&spool, &link).unwrap().server(), "0123456789abcdef");
+    }
+
+    #[test]
+    fn a_lock_says_nothing_of_a_server_before_the_file_turned_out_to_be_its_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join("chat.db");
+        for _ in 0..2 {
+            assert!(!SpoolLock::take(&spool, &spool).unwrap().known());
+        }
+        let lock = SpoolLock::take(&spool, &spool).unwrap();
+        lock.keep(&spool).unwrap();
+        let name = lock.server().to_owned();
+        drop(lock);
+        let lock = SpoolLock::take(&spool, &spool).unwrap();
+        assert!(lock.known() && lock.server() == name);
     }
 
     #[test]

@@ -876,23 +876,6 @@ fn the_spool_and_what_is_set_aside_are_readable_by_their_owner_only() {
 }
 
 #[test]
-fn a_file_that_is_not_ours_is_named_and_not_touched() {
-    let dir = ScratchDir::new("notours");
-    let path = dir.path().join("notes.txt");
-    let notes = "somebody's precious notes, not a database at all\n".repeat(20);
-    std::fs::write(&path, &notes).unwrap();
-    let refused = SqliteSpool::open(SpoolSettings {
-        path: path.clone(),
-        durability: Durability::Disk,
-        max_bytes: None,
-        embedded: false,
-    });
-    let error = refused.err().unwrap().to_string();
-    assert!(error.contains("notes.txt"), "{error}");
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), notes);
-}
-
-#[test]
 fn a_salvage_that_fails_leaves_everything_as_it_was_for_the_next_start() {
     let dir = ScratchDir::new("again");
     let path = dir.path().join("chat.db");

@@ -129,6 +129,7 @@ impl SqliteSpool {
             }
             begun => begun?,
         };
+        lock.keep(&settings.path)?;
         let info = SpoolInfo {
             epoch: state.epoch.1.clone(),
             last_ms: state.last_ms,
