@@ -22,7 +22,7 @@ pub use self::{
     history::History,
     lock::{LockError, SpoolLock},
     mongo::MongoStore,
-    salvage::files_aside,
+    salvage::{SalvageError, files_aside},
     servers::ServerBeat,
     shared::{Shared, SharedConnection},
     spool::{SpoolSettings, SqliteSpool},
@@ -68,7 +68,15 @@ impl Durability {
 const SYNCHRONOUS: &str = "synchronous";
 
 /// Opens or creates a SQLite file of mode 0600 in WAL mode.
+#[cfg(test)]
 fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
+    let connection = connect(path)?;
+    set_up(&connection, durability)?;
+    Ok(connection)
+}
+
+/// Opens or creates a SQLite file of mode 0600, and changes nothing of one that is there.
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
     create_private(path).map_err(|error| {
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
         rusqlite::Error::SqliteFailure(code, Some(format!("{}: {error}", path.display())))
@@ -76,11 +84,16 @@ fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection
     let mut connection = Connection::open(path)?;
     log_statements(&mut connection)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    Ok(connection)
+}
+
+/// Makes a connection one that writes, in WAL mode.
+fn set_up(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, SYNCHRONOUS, durability.synchronous())?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
+    Ok(())
 }
 
 /// Opens a SQLite file that is there, beside its one writer.

@@ -12,19 +12,21 @@
 //! `ask_store`, `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to
 //! format 2 when it is opened.
 
+mod anew;
 pub mod erasure;
 mod freeing;
 mod import;
 mod keys;
 mod meta;
 mod opening;
+mod ours;
 mod parked;
 mod places;
 pub(super) mod records;
 
 pub(super) use self::{
     meta::{DAMAGED, meta, set_meta},
-    opening::{BACKEND, is_of},
+    ours::{BACKEND, is_of},
 };
 pub use self::{
     opening::OpenError,

@@ -1,10 +1,6 @@
 //! Opening a spool: the lock, the file's tables and format, what an unclean stop or damage left, where the numbering goes on.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{collections::HashMap, path::PathBuf, time::Instant};
 
 use chatting_actors::{
     seams::Pos,
@@ -15,20 +11,21 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior, config::DbConfig, par
 
 use super::{
     super::{
-        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock,
+        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, connect,
         lock::file_of,
-        open_file, row, salvage,
+        row, salvage,
         shared::{PATIENCE, empty_wal},
         sqlite,
     },
-    DAMAGED, FORMAT, Kept, NO_ROW, SpoolSettings, SqliteSpool, meta, set_meta,
+    BACKEND, DAMAGED, FORMAT, Kept, NO_ROW, SpoolSettings, SqliteSpool,
+    anew::begin_anew,
+    is_of, meta,
+    ours::{backend, may_be_ours},
+    set_meta,
 };
 
 /// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
 const LOG_CHECKPOINT_PAGES: i64 = 16_384;
-
-/// In `meta`: the log that its events are for.
-pub(in crate::store) const BACKEND: &str = "backend";
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -75,6 +72,19 @@ pub enum OpenError {
         /// Why not.
         error: rusqlite::Error,
     },
+    /// It is damaged, and what can be read of it cannot be carried over. Everything is as it was.
+    #[error(
+        "the spool {path} (log.path) is damaged, and what can be read of it cannot be carried over, so it stays as it is: {error}; \
+         that may take {needs} bytes on its disk"
+    )]
+    Salvage {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: crate::store::SalvageError,
+        /// The most bytes that it takes.
+        needs: u64,
+    },
     /// It is damaged and cannot be set aside.
     #[error("the spool {path} is damaged and cannot be set aside: {error}")]
     Damaged {
@@ -82,6 +92,12 @@ pub enum OpenError {
         path: PathBuf,
         /// Why not.
         error: std::io::Error,
+    },
+    /// It is another program's.
+    #[error("{path} (log.path) is an SQLite file with tables of something else, and no spool; it stays as it is")]
+    NotASpool {
+        /// The file.
+        path: PathBuf,
     },
     /// Its events are for another log than that of the settings.
     #[error(
@@ -119,6 +135,9 @@ impl SqliteSpool {
             path: settings.path.clone(),
             error,
         })?;
+        if lock.known() {
+            salvage::clear(&settings.path);
+        }
         let mut damaged = false;
         let (connection, state) = match begin(&settings) {
             // A file that never was a spool of ours is somebody else's: it is not touched.
@@ -192,25 +211,24 @@ struct Start {
     furthest: Seq,
 }
 
-/// Opens a file that is a spool or becomes one, and begins its use. Damage may show at each step of it; what is damaged is left as it
-/// is, with its WAL, which closing it would write into it and take away.
+/// Opens a file that is a spool or becomes one, and begins its use. Damage may show at each step of it; what cannot be begun is left as
+/// it is, with its WAL, which closing it would write into it and take away.
 fn begin(settings: &SpoolSettings) -> Result<(Connection, Start), OpenError> {
-    let mut connection = open_connection(settings).map_err(|error| OpenError::Sqlite {
+    let sqlite = |error| OpenError::Sqlite {
         path: settings.path.clone(),
         error,
-    })?;
-    match take_over(&mut connection, settings) {
-        Ok(state) => Ok((connection, state)),
-        Err(failed) => {
-            if let OpenError::Sqlite { error, .. } = &failed
-                && salvage::is_damage(error)
-                && let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            {
-                log::warn!("spool: the WAL of a damaged file goes into it: {error}");
-            }
-            Err(failed)
-        }
-    }
+    };
+    let mut connection = connect(&settings.path).map_err(sqlite)?;
+    let keep_wal = |connection: &Connection, keep| {
+        let set = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep);
+        set.map(drop).map_err(sqlite)
+    };
+    keep_wal(&connection, true)?;
+    may_be_ours(&connection, &settings.path)?;
+    set_up(&connection, settings).map_err(sqlite)?;
+    let state = take_over(&mut connection, settings)?;
+    keep_wal(&connection, false)?;
+    Ok((connection, state))
 }
 
 fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<Start, OpenError> {
@@ -240,50 +258,20 @@ fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<St
     Ok(state)
 }
 
-/// The log behind a spool, as `log.backend` names it.
-fn backend(embedded: bool) -> &'static str {
-    if embedded { "sqlite" } else { "mongodb" }
+pub(super) fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
+    let connection = connect(&settings.path)?;
+    set_up(&connection, settings)?;
+    Ok(connection)
 }
 
-/// Whether its events are for this log. Elsewhere they would be where nobody looks for them, and what is there would seem to be all.
-pub(in crate::store) fn is_of(connection: &Connection, path: &Path, embedded: bool) -> Result<(), OpenError> {
-    let found = backend_of(connection).map_err(|error| OpenError::Sqlite {
-        path: path.to_owned(),
-        error,
-    })?;
-    match found {
-        Some(found) if found != backend(embedded) => Err(OpenError::Backend {
-            path: path.to_owned(),
-            found,
-            set: backend(embedded),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The log that a spool says it is of. One of an earlier version does not say: where it knows rooms, and no log is beside it, that is in
-/// MongoDB.
-fn backend_of(connection: &Connection) -> rusqlite::Result<Option<String>> {
-    let said: Option<String> = meta(connection, BACKEND)?;
-    if said.is_some() || meta::<i64>(connection, "format")?.is_none() {
-        return Ok(said);
-    }
-    let any =
-        |table: &str| connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {table})"), [], |row| row.get(0));
-    let (begun, knows_rooms): (bool, bool) = (connection.table_exists(None, "chatting_log")?, any("rooms")?);
-    // One that was killed before the first batch has an empty log.
-    let has_log = begun && (!knows_rooms || any("chatting_log")?);
-    let knows_rooms = knows_rooms || any("spool")?;
-    Ok((knows_rooms && !has_log).then(|| backend(false).to_owned()))
-}
-
-fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
-    let connection = open_file(&settings.path, settings.durability)?;
+/// Makes a connection one that writes into a spool.
+fn set_up(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
+    crate::store::set_up(connection, settings.durability)?;
     connection.execute_batch(SCHEMA)?;
     if settings.embedded {
         connection.pragma_update(None, "wal_autocheckpoint", LOG_CHECKPOINT_PAGES)?;
     }
-    Ok(connection)
+    Ok(())
 }
 
 /// From now on the file grows no further than it may. Not before it has what this version needs: a full spool must start.
@@ -324,49 +312,6 @@ fn trust_wal(connection: &Connection) -> rusqlite::Result<()> {
         }
         emptied => emptied,
     }
-}
-
-/// Begins a new file with what can be read of a damaged one, and sets that aside whole. The new file is built beside the old
-/// one and takes its place last, so that a start that fails or dies on the way finds everything as it was.
-fn begin_anew(settings: &SpoolSettings, error: &rusqlite::Error) -> Result<(), OpenError> {
-    let path = settings.path.clone();
-    let sqlite = |error| OpenError::Sqlite {
-        path: path.clone(),
-        error,
-    };
-    let files = |error| OpenError::Damaged {
-        path: path.clone(),
-        error,
-    };
-    let anew = SpoolSettings {
-        path: salvage::beside(&settings.path, ".anew"),
-        ..settings.clone()
-    };
-    salvage::remove(&anew.path);
-    let connection = open_connection(&anew).map_err(sqlite)?;
-    connection.execute_batch("BEGIN IMMEDIATE").map_err(sqlite)?;
-    let salvaged = salvage::carry_over(&settings.path, &connection, settings.embedded).map_err(sqlite)?;
-    set_meta(&connection, "salvaged", 1).map_err(sqlite)?;
-    connection
-        .execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)")
-        .map_err(sqlite)?;
-    connection.close().map_err(|(_, error)| sqlite(error))?;
-    let whole = salvage::beside(&settings.path, salvage::WHOLE);
-    std::fs::rename(&anew.path, &whole).map_err(files)?;
-    salvage::remove(&anew.path);
-    let aside = salvage::set_aside(&settings.path).map_err(files)?;
-    std::fs::rename(&whole, &settings.path).map_err(files)?;
-    log::error!(
-        "spool: {} is damaged ({error}) and was set aside as {}; salvaged: {} events to go, {} keys, {} parked, {} of the \
-         embedded log. A new epoch begins, and rooms go on when the store has told their last seq",
-        settings.path.display(),
-        aside.display(),
-        salvaged.events,
-        salvaged.keys,
-        salvaged.parked,
-        salvaged.log,
-    );
-    Ok(())
 }
 
 /// Brings a file of format 1 to format 2, in one transaction.
