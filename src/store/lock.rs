@@ -14,7 +14,7 @@ pub struct SpoolLock {
     server: String,
     known: bool,
     file: File,
-    _beside_link: Option<File>,
+    beside_link: Option<File>,
 }
 
 /// Why the spool is not ours.
@@ -63,7 +63,7 @@ impl SpoolLock {
             known,
             server,
             file,
-            _beside_link: beside_link.map(|(file, _)| file),
+            beside_link: beside_link.map(|(file, _)| file),
         })
     }
 
@@ -86,6 +86,15 @@ impl SpoolLock {
     /// The name of the server whose spool this is: the same at every start, also when the spool itself is a new one.
     pub fn server(&self) -> &str {
         &self.server
+    }
+}
+
+impl Drop for SpoolLock {
+    /// Closing the file is not enough: a child process that is just being started has a copy of it, which holds the lock, too.
+    fn drop(&mut self) {
+        for file in [Some(&self.file), self.beside_link.as_ref()].into_iter().flatten() {
+            let _ = file.unlock();
+        }
     }
 }
 
@@ -298,6 +307,19 @@ mod tests {
         drop(lock);
         let lock = SpoolLock::take(&spool, &spool).unwrap();
         assert!(lock.known() && lock.server() == name);
+    }
+
+    #[test]
+    fn a_spool_is_free_when_its_lock_is_dropped_whoever_has_a_copy_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join("chat.db");
+        let lock = SpoolLock::take(&spool, &spool).unwrap();
+        // As a child has it between fork and exec.
+        let copy = lock.file.try_clone().unwrap();
+        SpoolLock::take(&spool, &spool).unwrap_err();
+        drop(lock);
+        SpoolLock::take(&spool, &spool).unwrap();
+        drop(copy);
     }
 
     #[test]
