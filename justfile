@@ -57,7 +57,7 @@ end-to-end:
 gateway:
     scripts/gateway
 
-# The rest of deploy/: the unit, the image, the alerts.
+# The rest of deploy/: the unit, the image, the StatefulSet, the alerts.
 check-deploy:
     scripts/check-deploy
 

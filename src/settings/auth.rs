@@ -135,8 +135,8 @@ section! {
         /// Header with the caller's role: moderator (see gateway_rooms_header) or operator; empty makes all viewers.
         /// 호출자의 역할 헤더: moderator(gateway_rooms_header 참고) 또는 operator. 비우면 모두 viewer.
         gateway_role_header: String = "", HEADER_NAME_OR_EMPTY;
-        /// Header with a moderator's rooms: presenters' numbers with commas between, or *; empty: every room.
-        /// 모더레이터가 맡은 방을 알리는 헤더: 쉼표로 구분한 스트리머 번호 또는 *. 비우면 모든 방.
+        /// Header that names a moderator's rooms (12,14 or *), none without it; unset here: every room.
+        /// 모더레이터가 맡은 방(12,14 또는 *)을 알리는 헤더. 헤더가 없으면 맡은 방도 없다. 여기서 비우면 모든 방.
         gateway_rooms_header: String = "", HEADER_NAME_OR_EMPTY;
     }
 }
