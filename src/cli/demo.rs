@@ -118,6 +118,7 @@ Presenter {PRESENTER} is live. Open the page:
 or watch as the presenter in one terminal (while the page is closed: one session a presenter, the newest wins)
 
   {program} watch --url ws://{addr}/chatting --token {presenter}
+  (or --url ws://{addr}/v1/presenter for dialect v1)
 
 and send as a viewer in another
 

@@ -110,7 +110,8 @@ enum Command {
     Load(load::LoadArgs),
     /// Watch a room as its presenter: print every frame of the WebSocket, one a line.
     ///
-    /// Speaks the original server's (legacy) protocol, at /chatting, and no other.
+    /// Speaks the original server's (legacy) protocol, or dialect v1 where --url ends in /v1/presenter: then each event is
+    /// acknowledged when it has been printed.
     Watch(watch::WatchArgs),
 }
 

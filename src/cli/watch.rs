@@ -8,6 +8,7 @@ use awc::{
     error::WsClientError,
     ws::{Frame, Message},
 };
+use chatting_actors::wire::v1::SUBPROTOCOL;
 use clap::Args;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -20,15 +21,84 @@ use super::{Failure, try_print, until_it_ends};
 
 #[derive(Args)]
 pub(super) struct WatchArgs {
-    /// The server's WebSocket, the legacy one
-    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/chatting", value_parser = legacy_url)]
+    /// The server's WebSocket; at /v1/presenter dialect v1 is spoken, elsewhere the original server's protocol
+    #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8080/chatting")]
     url: Uri,
     /// The presenter's token (environment: TOKEN)
     #[arg(long, env = "TOKEN", hide_env_values = true)]
     token: String,
-    /// Stop after so many chat frames
+    /// Resume behind this seq, 0 from the broadcast's start (dialect v1)
+    #[arg(long, value_name = "SEQ")]
+    resume_after: Option<u64>,
+    /// Stop after so many chat messages
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+}
+
+/// What is spoken, by the URL.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    Legacy,
+    V1,
+}
+
+impl Dialect {
+    fn of(url: &Uri) -> Self {
+        match url.path().trim_end_matches('/').ends_with("/v1/presenter") {
+            true => Self::V1,
+            false => Self::Legacy,
+        }
+    }
+
+    /// The first frame.
+    fn begin(self, args: &WatchArgs) -> String {
+        match self {
+            Self::Legacy => json!({ "id": "start", "token": args.token }).to_string(),
+            Self::V1 => {
+                let mut hello = json!({ "type": "hello", "token": args.token });
+                if let Some(seq) = args.resume_after {
+                    hello["resume_after"] = seq.into();
+                }
+                hello.to_string()
+            }
+        }
+    }
+
+    fn ping(self) -> &'static str {
+        match self {
+            Self::Legacy => "ping",
+            Self::V1 => r#"{"type":"ping"}"#,
+        }
+    }
+}
+
+/// What a text frame of the server's is to whoever watches.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// The answer to our own ping.
+    Pong,
+    /// A chat message. In v1 it is acknowledged by its seq once it was printed, and so is an act of moderation.
+    Chat(Option<u64>),
+    Moderation(u64),
+    Other,
+}
+
+impl Said {
+    fn by(text: &[u8], dialect: Dialect) -> Self {
+        if dialect == Dialect::Legacy {
+            return match text {
+                b"pong" => Self::Pong,
+                _ => Self::Chat(None),
+            };
+        }
+        let frame: Value = serde_json::from_slice(text).unwrap_or_default();
+        match (frame["type"].as_str(), frame["seq"].as_u64()) {
+            (Some("pong"), _) => Self::Pong,
+            (Some("chat"), seq) => Self::Chat(seq),
+            (Some("moderation"), Some(seq)) => Self::Moderation(seq),
+            _ => Self::Other,
+        }
+    }
 }
 
 /// How long a server that refuses may take to say why.
@@ -40,24 +110,23 @@ const REFUSAL_MAX_BYTES: u64 = 16 * 1024;
 /// Characters of a refusal's body that are told, where it has no words for people.
 const REFUSAL_MAX_CHARS: usize = 200;
 
-fn legacy_url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|error| format!("{error}"))?;
-    if url.path().trim_end_matches('/').ends_with("/v1/presenter") {
-        return Err(
-            "watch speaks the original server's protocol at /chatting only; dialect v1 is for clients (docs/PROTOCOL.md)"
-                .into(),
-        );
-    }
-    Ok(url)
-}
-
 pub(super) fn run(args: &WatchArgs) -> Result<ExitCode, Failure> {
+    if args.resume_after.is_some() && Dialect::of(&args.url) == Dialect::Legacy {
+        return Err(Failure::usage(
+            "--resume-after is for dialect v1: give --url ws://…/v1/presenter",
+        ));
+    }
     until_it_ends(watch(args))
 }
 
 async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {
     let client = Client::builder().max_http_version(awc::http::Version::HTTP_11).finish();
-    let (_, mut socket) = match client.ws(&args.url).connect().await {
+    let dialect = Dialect::of(&args.url);
+    let mut upgrade = client.ws(&args.url);
+    if dialect == Dialect::V1 {
+        upgrade = upgrade.protocols([SUBPROTOCOL]);
+    }
+    let (_, mut socket) = match upgrade.connect().await {
         Ok(connected) => connected,
         Err(WsClientError::InvalidResponseStatus(status)) => {
             let why = refusal(&args.url, status).await.unwrap_or_default();
@@ -65,9 +134,8 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {
         }
         Err(error) => return Err(format!("{}: {error}", args.url).into()),
     };
-    let start = json!({ "id": "start", "token": args.token }).to_string();
     socket
-        .send(Message::Text(start.into()))
+        .send(Message::Text(dialect.begin(args).into()))
         .await
         .map_err(|error| error.to_string())?;
     let mut beat = tokio::time::interval(Duration::from_secs(10));
@@ -76,15 +144,25 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {
         let frame = tokio::select! {
             frame = socket.next() => frame,
             _ = beat.tick() => {
-                socket.send(Message::Text("ping".into())).await.map_err(|error| error.to_string())?;
+                socket.send(Message::Text(dialect.ping().into())).await.map_err(|error| error.to_string())?;
                 continue;
             }
         };
         match frame {
-            Some(Ok(Frame::Text(text))) if &text[..] == b"pong" => {}
             Some(Ok(Frame::Text(text))) => {
+                let said = Said::by(&text, dialect);
+                if said == Said::Pong {
+                    continue;
+                }
                 let told = try_print(&format!("{}\n", String::from_utf8_lossy(&text)));
-                seen += 1;
+                seen += u64::from(matches!(said, Said::Chat(_)));
+                if let Said::Chat(Some(seq)) | Said::Moderation(seq) = said {
+                    let ack = json!({ "type": "ack", "seq": seq }).to_string();
+                    socket
+                        .send(Message::Text(ack.into()))
+                        .await
+                        .map_err(|error| error.to_string())?;
+                }
                 // Whoever reads this may have enough, as `head` does.
                 if !told || args.count.is_some_and(|count| seen >= count) {
                     let _ = socket.send(Message::Close(None)).await;

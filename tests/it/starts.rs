@@ -5,7 +5,7 @@ use std::{
     fs::File,
     net::{SocketAddr, TcpListener},
     os::unix::ffi::OsStrExt,
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     sync::Arc,
 };
 
@@ -510,14 +510,69 @@ async fn a_watch_that_is_refused_tells_the_status_and_what_the_server_says() {
         error.starts_with("chatting-server: URL: refused with 503 Service Unavailable: "),
         "{error}"
     );
-    let (code, _, error) = watch("/v1/presenter");
-    assert_eq!(code, 2, "{error}");
-    assert!(
-        error.contains("the original server's protocol at /chatting only"),
-        "{error}"
-    );
     let (_, help, _) = run(&dir, &["watch", "--help"], &[]);
     assert!(help.contains("the original server's (legacy) protocol"), "{help}");
+}
+
+#[actix_web::test]
+async fn a_watch_of_dialect_v1_prints_each_frame_acknowledges_what_it_printed_and_resumes() {
+    let dir = ScratchDir::new("watch-v1");
+    // More than the credit must come by.
+    let server = Process::start(&dir, &mut serve(&dir, &["--set", "session.credit_events=2"]));
+    let addr = server.address(&dir.path().join("port")).await;
+    go_live(addr).await;
+    let settings = settings(&dir);
+    let (presenter, viewer) = (token_of(&settings, 12, "kim"), token_of(&settings, 7, "lee"));
+    let url = format!("ws://{addr}/v1/presenter");
+    let watch = |more: &[&str]| {
+        let mut watch = command(&dir, &["watch", "--url", &url, "--token", &presenter, "--count", "5"]);
+        watch
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let frames = |ended: Output| -> Vec<Value> {
+        assert_eq!(String::from_utf8(ended.stderr).unwrap(), "");
+        assert_eq!(ended.status.code(), Some(0));
+        let lines = String::from_utf8(ended.stdout).unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let mut first = watch(&[]);
+    crate::support::eventually("the watch to end", async || {
+        post_json(addr, "/v1/rooms/12/messages", &[("token", &viewer)], r#"{"text":"hi"}"#).await;
+        first.try_wait().unwrap()
+    })
+    .await;
+    let seen = frames(first.wait_with_output().unwrap());
+    assert_eq!(seen[0]["type"], "welcome");
+    let from = seen[0]["resumed_from"].as_u64().unwrap();
+    let seqs: Vec<_> = seen[1..].iter().map(|frame| frame["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, [from, from + 1, from + 2, from + 3, from + 4]);
+    // And once more from behind the second of them, with what came meanwhile.
+    for _ in 0..2 {
+        let held = post_json(addr, "/v1/rooms/12/messages", &[("token", &viewer)], r#"{"text":"hi"}"#).await;
+        assert_eq!(held.status, 201, "{}", String::from_utf8_lossy(&held.body));
+    }
+    let after = (from + 1).to_string();
+    let again = frames(watch(&["--resume-after", &after]).wait_with_output().unwrap());
+    assert_eq!(again[1]["seq"], from + 2);
+    let (code, _, error) = run(
+        &dir,
+        &[
+            "watch",
+            "--url",
+            &format!("ws://{addr}/chatting"),
+            "--token",
+            "x",
+            "--resume-after",
+            "1",
+        ],
+        &[],
+    );
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("--resume-after is for dialect v1"), "{error}");
 }
 
 #[actix_web::test]
