@@ -12,7 +12,7 @@ use crate::{
     peer::{Peer, Shared, v1},
     resume::{asker, come_as, fine, held_in, is_live, legacy, quick_rooms, send},
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, room, until, writer_config},
+    stage::{Stage, eventually, registry_config, room, until, writer_config},
 };
 
 /// Longer than a test.
@@ -106,7 +106,7 @@ async fn rule_10_an_act_behind_the_last_message_keeps_no_broadcast_that_nobody_k
         peer.has(1).await;
         if !attached {
             peer.leave();
-            while stage.registry.view(room(1)).await.unwrap().session {}
+            stage.has_session(1, false).await;
             // Held, until it is deleted; where it came too late for that there is nothing to delete.
             let _ = stage.submit(1, "held").await.unwrap();
         }
@@ -133,7 +133,7 @@ async fn rule_16_an_act_behind_a_v1_session_is_for_the_next_one_whatever_that_sa
         send(&stage, 1).await;
         first.has(1).await;
         first.leave();
-        while stage.registry.view(room(1)).await.unwrap().session {}
+        stage.has_session(1, false).await;
         acts::done(&stage, 1).await;
         let next = come_as(&stage, v1(after), None);
         next.has(2).await;
@@ -167,7 +167,7 @@ async fn rule_13_a_broadcast_that_was_not_live_and_then_not_known_ends_in_its_ti
         world.config.broadcast_resume = NEVER;
         let stage = world.stage();
         let next = legacy(&stage);
-        while !stage.registry.view(room(1)).await.unwrap().session {}
+        stage.has_session(1, true).await;
         let new = stage.accepted(1, "new").await.seq.0;
         next.has(new).await;
         assert_eq!((next.seqs(), world.broadcasts()), (vec![5], (1, 1)), "{named}");
@@ -218,9 +218,11 @@ async fn a_room_that_nobody_knows_and_nobody_is_in_is_asked_about_ever_more_seld
     // Nobody was refused anything.
     assert_eq!(stage.metrics.room_refusals.get(), 0);
     // One that comes within a moment of an answer has that one.
-    while stage.metrics.room_refusals.get() == 0 {
+    eventually("a refusal that counts", async || {
         assert_eq!(stage.refused(1, "somebody's").await, Refusal::RoomServerUnavailable);
-    }
+        stage.metrics.room_refusals.get() > 0
+    })
+    .await;
     let before = asked();
     let _next = legacy(&stage);
     until("a question", || asked() > before).await;
