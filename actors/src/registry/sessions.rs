@@ -4,6 +4,27 @@ use std::cmp::Reverse;
 
 use super::*;
 
+/// Why a session can be spared when places are short; the last goes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Spare {
+    /// It never said whose it is.
+    Nobodys,
+    /// The room server does not say whether its room is live, and does of others.
+    Refused,
+    /// Its room is not live.
+    NotLive,
+}
+
+impl Spare {
+    /// Only the room server's word ends a broadcast: whom it says nothing of comes again.
+    fn end(self) -> End {
+        match self {
+            Self::NotLive => End::NotLive,
+            Self::Refused | Self::Nobodys => End::Crowded,
+        }
+    }
+}
+
 impl SessionRegistry {
     pub(super) fn connect(&mut self, session: SessionId, subscriber: Arc<dyn Subscriber>) {
         self.metrics.sessions.inc();
@@ -189,19 +210,20 @@ impl SessionRegistry {
         }
         // The greatest goes first.
         let spare = |session: &Session| match session.presenter {
-            None => Some((0, Duration::ZERO)),
+            None => Some((Spare::Nobodys, Duration::ZERO)),
             Some(presenter) => {
                 let room = self.rooms.get(&presenter)?;
-                let refused_for = || room.refused_for(self.named_at, now).map(|time| (1, time));
-                room.not_live_for(now).map(|time| (2, time)).or_else(refused_for)
+                let refused_for = || room.refused_for(self.named_at, now).map(|time| (Spare::Refused, time));
+                room.not_live_for(now)
+                    .map(|time| (Spare::NotLive, time))
+                    .or_else(refused_for)
             }
         };
         let open = self.sessions.values().filter(|session| session.ended.get().is_none());
         let mut spare: Vec<_> = open.filter_map(|session| Some((spare(session)?, session))).collect();
         spare.sort_unstable_by_key(|(spare, _)| Reverse(*spare));
-        for (_, session) in spare.into_iter().take(wanted) {
-            let known = session.presenter.is_some();
-            self.end(session, if known { End::NotLive } else { End::Crowded });
+        for ((spare, _), session) in spare.into_iter().take(wanted) {
+            self.end(session, spare.end());
         }
     }
 }

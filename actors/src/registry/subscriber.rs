@@ -70,9 +70,9 @@ impl Delivery {
 pub enum End {
     /// A newer session of the same presenter is there; legacy, for `session.detached_seconds`.
     Replaced,
-    /// Its room has not been live for `session.not_live_seconds`, or another session needed the place.
+    /// Its room has not been live for `session.not_live_seconds`, or is not live and another session needed the place.
     NotLive,
-    /// It never said whose it is, and another session needed the place.
+    /// Another session needed the place, and this one never said whose it is, or the room server says nothing of its room.
     Crowded,
     /// It took nothing for `session.stall_seconds`.
     TooSlow,

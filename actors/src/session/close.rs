@@ -24,7 +24,7 @@ pub enum Close {
     TooBig,
     /// 1011, legacy: neither the bare `ping` nor a JSON object with an `id`.
     Unreadable,
-    /// 1013, v1: another session needs the place.
+    /// 1013, v1: another session needs the place, and no verdict says that this one's broadcast is over.
     Overloaded,
     /// 1013, v1: where the room's numbering stands cannot be told now.
     LogUnavailable,
