@@ -280,16 +280,17 @@ impl RoomChecker {
     fn check(&mut self, check: Check, ctx: &mut Context<Self>) {
         let refresh = check.why == Why::Refresh;
         if !refresh && let Some(known) = self.cache.get(check.presenter) {
-            let (liveness, age) = (known.liveness, known.at.elapsed());
-            if let Some(left) = self.ttl(liveness).checked_sub(age).filter(|left| !left.is_zero()) {
+            let Known { liveness, at } = known;
+            let left = self.ttl(liveness).checked_sub(at.elapsed());
+            if let Some(left) = left.filter(|left| !left.is_zero()) {
                 self.count("cached");
-                return self.registry.verdict(check.presenter, Some((liveness, left)));
+                return self.registry.verdict(check.presenter, Some((liveness, at, left)));
             }
         }
-        let refused_at = self.cache.refused.get(&check.presenter).filter(|_| !refresh);
-        if refused_at.is_some_and(|at| at.elapsed() < self.config.not_live_ttl) {
+        let refused_at = self.cache.refused.get(&check.presenter).filter(|_| !refresh).copied();
+        if let Some(at) = refused_at.filter(|at| at.elapsed() < self.config.not_live_ttl) {
             self.count("cached");
-            return self.refuse(check.presenter);
+            return self.refuse(check.presenter, at);
         }
         if self.under_way.contains(&check.presenter) {
             // The answer under way goes to the registry, which has one room for this presenter.
@@ -383,7 +384,8 @@ impl RoomChecker {
                 self.count(if liveness.live { "live" } else { "not_live" });
                 self.refusals.says();
                 self.cache.put(presenter, Known { liveness, at });
-                self.registry.verdict(presenter, Some((liveness, self.ttl(liveness))));
+                self.registry
+                    .verdict(presenter, Some((liveness, at, self.ttl(liveness))));
             }
             Err(RoomApiError::Refused(reason)) => {
                 self.count("refused");
@@ -395,7 +397,7 @@ impl RoomChecker {
                     log::warn!("room server: it does not say whether presenter {presenter} is live: {reason}{more}");
                 }
                 self.cache.put_refused(presenter, at);
-                self.refuse(presenter);
+                self.refuse(presenter, at);
             }
             Err(error) => {
                 self.count(if error == RoomApiError::Timeout {
@@ -413,23 +415,22 @@ impl RoomChecker {
         }
     }
 
-    /// The room server is there and does not say.
-    fn refuse(&mut self, presenter: PresenterIdx) {
+    /// The room server is there and, `at` that time, did not say.
+    fn refuse(&mut self, presenter: PresenterIdx, at: Instant) {
         match self.last_known(presenter) {
             Some(last) => self.registry.verdict(presenter, Some(last)),
-            None => self.registry.no_verdict(presenter),
+            None => self.registry.no_verdict(presenter, at),
         }
     }
 
     /// Rule 9: `last_known` goes on with the last real answer, for at most `room.stale_seconds` after its time.
-    fn last_known(&mut self, presenter: PresenterIdx) -> Option<(Liveness, Duration)> {
+    fn last_known(&mut self, presenter: PresenterIdx) -> Option<(Liveness, Instant, Duration)> {
         let stale = self.config.stale?;
-        let known = self.cache.get(presenter)?;
-        let (liveness, age) = (known.liveness, known.at.elapsed());
+        let Known { liveness, at } = self.cache.get(presenter)?;
         let ttl = self.ttl(liveness);
-        let left = (ttl + stale).checked_sub(age).filter(|left| !left.is_zero())?;
+        let left = (ttl + stale).checked_sub(at.elapsed()).filter(|left| !left.is_zero())?;
         self.count("stale");
-        Some((liveness, left.min(ttl)))
+        Some((liveness, at, left.min(ttl)))
     }
 
     /// Begins the lookups that waited for a place.

@@ -65,7 +65,7 @@ impl SessionRegistry {
     /// they are asked for.
     pub(super) fn give_up(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
         let room = self.rooms.get_mut(&presenter)?;
-        if room.record.is_none() || !room.is_unknown(self.named_at, now, &self.config) || !self.broadcasts_known {
+        if room.record.is_none() || !room.is_unknown(now, &self.config) || !self.broadcasts_known {
             return None;
         }
         // Its last word was that the room is not live, and had it gone on to say so this broadcast had ended, whatever is held.

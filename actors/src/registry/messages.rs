@@ -67,6 +67,8 @@ pub(crate) struct Verdict {
     pub answer: Option<(Liveness, Instant)>,
     /// The room server is there and does not say.
     pub refused: bool,
+    /// When it said that, or did not say; where it did not answer, when that was clear.
+    pub at: Instant,
 }
 
 /// What came of events that were appended.
@@ -331,22 +333,24 @@ impl RegistryHandle {
         self.mailbox.push(RegistryMsg::PanicSession { presenter });
     }
 
-    /// The checker's word.
-    pub(crate) fn verdict(&self, presenter: PresenterIdx, answer: Option<(Liveness, Duration)>) {
-        let answer = answer.map(|(liveness, ttl)| (liveness, Instant::now() + ttl));
+    /// The checker's word: what the room server said, when, and how much longer that counts.
+    pub(crate) fn verdict(&self, presenter: PresenterIdx, answer: Option<(Liveness, Instant, Duration)>) {
+        let now = Instant::now();
         self.mailbox.push(RegistryMsg::Verdict(Verdict {
             presenter,
-            answer,
+            answer: answer.map(|(liveness, _, left)| (liveness, now + left)),
             refused: false,
+            at: answer.map_or(now, |(_, at, _)| at),
         }));
     }
 
-    /// The checker's word where the room server is there and does not say.
-    pub(crate) fn no_verdict(&self, presenter: PresenterIdx) {
+    /// The checker's word where the room server is there and, `at` that time, did not say.
+    pub(crate) fn no_verdict(&self, presenter: PresenterIdx, at: Instant) {
         self.mailbox.push(RegistryMsg::Verdict(Verdict {
             presenter,
             answer: None,
             refused: true,
+            at,
         }));
     }
 

@@ -167,7 +167,7 @@ pub struct SessionRegistry {
     broadcasts_known: bool,
     broadcasts_asked: bool,
     reads: Reads,
-    /// When there was last a verdict on any room: the room server's word, or what stands for it by `room.on_error`.
+    /// When the room server last gave a verdict on any room.
     named_at: Option<Instant>,
     /// The sweep that is under way.
     round: Round,

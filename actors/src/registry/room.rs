@@ -3,6 +3,7 @@
 mod liveness;
 mod place;
 mod reading;
+mod refused;
 
 use std::{
     collections::VecDeque,
@@ -31,7 +32,7 @@ use crate::{
 };
 
 pub(super) use self::reading::Opened;
-use self::{liveness::Refused, place::Saving};
+use self::{place::Saving, refused::Refused};
 
 /// The room's liveness verdict, with its expiry.
 #[derive(Clone, Copy, Debug)]

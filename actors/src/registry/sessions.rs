@@ -213,7 +213,7 @@ impl SessionRegistry {
             None => Some((Spare::Nobodys, Duration::ZERO)),
             Some(presenter) => {
                 let room = self.rooms.get(&presenter)?;
-                let refused_for = || room.refused_for(self.named_at, now).map(|time| (Spare::Refused, time));
+                let refused_for = || room.refused_for(now).map(|time| (Spare::Refused, time));
                 room.not_live_for(now)
                     .map(|time| (Spare::NotLive, time))
                     .or_else(refused_for)

@@ -170,7 +170,7 @@ impl SessionRegistry {
     pub(super) fn verdict(&mut self, verdict: Verdict, now: Instant) {
         let presenter = verdict.presenter;
         if verdict.answer.is_some() {
-            self.named_at = Some(now);
+            self.named_at = self.named_at.max(Some(verdict.at));
         }
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
@@ -192,7 +192,7 @@ impl SessionRegistry {
             None => {
                 if verdict.refused {
                     // It has no other word on the presenter than the last.
-                    room.hear_refusal(now);
+                    room.hear_refusal(verdict.at, self.named_at, self.config.broadcast_resume, now);
                 } else {
                     room.hear_nothing(now);
                 }

@@ -253,6 +253,9 @@ async fn rule_10_a_session_whose_room_nobody_knows_makes_place_behind_those_whos
     stage.registry.make_room();
     assert_eq!(not_live.closed().await, End::NotLive);
     assert_eq!(unknown.each_ref().map(|peer| peer.told()), [None, None]);
+    // Refused again, behind the verdicts on others.
+    let before = [asked(1), asked(2)];
+    until("refusals", || asked(1) > before[0] + 1 && asked(2) > before[1] + 1).await;
     stage.registry.make_room();
     stage.registry.make_room();
     for peer in &unknown {

@@ -2,16 +2,6 @@
 
 use super::*;
 
-/// Refusals of the room server's in a row: when the first and the last came.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Refused {
-    since: Instant,
-    last: Instant,
-}
-
-/// See [`Room::is_unknown`].
-const ALONE: u32 = 12;
-
 impl Lease {
     fn valid(&self, now: Instant) -> bool {
         now < self.expires_at
@@ -91,23 +81,17 @@ impl Room {
         }
     }
 
-    /// Hears that the room server does not say whether the room is live; no verdict holds.
-    pub fn hear_refusal(&mut self, now: Instant) {
+    /// Hears that the room server did not say, `at` that time, whether the room is live; no verdict holds. `named_at` is when it last
+    /// gave one on any room, `resume` is `broadcast.resume_seconds`.
+    pub fn hear_refusal(&mut self, at: Instant, named_at: Option<Instant>, resume: Duration, now: Instant) {
         self.hear_answer(now);
-        let since = self.refused.map_or(now, |refused| refused.since);
-        self.refused = Some(Refused { since, last: now });
+        self.refused = Some(Refused::again(self.refused, at, named_at, resume, now));
     }
 
-    /// Whether the room server has not known the room for so long that nothing it had goes on, and nobody is or was just here. That
-    /// it knows others behind that (`named_at`) tells it from one that knows nobody any more; where nobody asks about others, as at
-    /// night, it takes [`ALONE`] times as long.
-    pub fn is_unknown(&self, named_at: Option<Instant>, now: Instant, config: &RegistryConfig) -> bool {
-        let Some(Refused { since, .. }) = self.refused else {
-            return false;
-        };
-        let named = named_at.is_some_and(|named_at| named_at >= since + config.broadcast_resume);
-        let long = now.saturating_duration_since(since) >= config.broadcast_resume * ALONE;
-        self.cursor.is_none() && !self.held_for(now, config) && (named || long)
+    /// Whether the room server has not known the room for so long that nothing it had goes on, and nobody is or was just here.
+    pub fn is_unknown(&self, now: Instant, config: &RegistryConfig) -> bool {
+        let is_over = |refused: Refused| refused.is_over(config.broadcast_resume, now);
+        self.cursor.is_none() && !self.held_for(now, config) && self.refused.is_some_and(is_over)
     }
 
     /// Has the room follow its record, which has ended without a word of the room server's.
@@ -205,11 +189,10 @@ impl Room {
         Some(self.here_for(since, now))
     }
 
-    /// How long the room server has not said whether the room is live, and its session, if it has one, has been there. `None` where it
-    /// does, does not answer, or has named no other since (`named_at`): one that knows nobody any more is not the session's fault.
-    pub fn refused_for(&self, named_at: Option<Instant>, now: Instant) -> Option<Duration> {
-        let since = self.refused?.since;
-        named_at.filter(|named_at| *named_at >= since)?;
+    /// How long the room server has not said whether this room alone is live, and its session, if it has one, has been there. `None` where
+    /// it does, does not answer, or names no other meanwhile: one that knows nobody any more is not the session's fault.
+    pub fn refused_for(&self, now: Instant) -> Option<Duration> {
+        let since = self.refused?.alone_since()?;
         Some(self.here_for(since, now))
     }
 
