@@ -94,6 +94,20 @@ pub(crate) enum Why {
     Refresh,
     /// A broadcast is open, or something is held, and nobody is there: a refusal refuses nobody anything.
     Idle,
+    /// The same, and the last verdict still holds.
+    IdleRefresh,
+}
+
+impl Why {
+    /// Whether the room server is asked whatever it said before.
+    fn is_refresh(self) -> bool {
+        matches!(self, Self::Refresh | Self::IdleRefresh)
+    }
+
+    /// Whether there is somebody whom a refusal refuses something.
+    fn is_for_somebody(self) -> bool {
+        matches!(self, Self::Wanted | Self::Refresh)
+    }
 }
 
 struct Check {
@@ -278,7 +292,7 @@ impl RoomChecker {
     }
 
     fn check(&mut self, check: Check, ctx: &mut Context<Self>) {
-        let refresh = check.why == Why::Refresh;
+        let refresh = check.why.is_refresh();
         if !refresh && let Some(known) = self.cache.get(check.presenter) {
             let Known { liveness, at } = known;
             let left = self.ttl(liveness).checked_sub(at.elapsed());
@@ -389,7 +403,7 @@ impl RoomChecker {
             }
             Err(RoomApiError::Refused(reason)) => {
                 self.count("refused");
-                if why != Why::Idle {
+                if why.is_for_somebody() {
                     self.refusals.refuses(at);
                 }
                 // Where it says of nobody, as by a wrong room.base_url, this comes once a room and refresh.

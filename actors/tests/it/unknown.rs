@@ -209,6 +209,9 @@ async fn a_room_that_nobody_knows_and_nobody_is_in_is_asked_about_ever_more_seld
     let (rooms, spool, store) = (world.rooms.clone(), world.spool.clone(), world.store.clone());
     let stage = held_in(rooms, spool, store, world.config.clone()).await;
     let asked = || world.rooms.script().asked_of[&1];
+    // Nothing that a sender caused is under way any more.
+    let before = asked();
+    until("questions of the sweep's own", || asked() > before + 1).await;
     world.knows(false);
     let (before, began) = (asked(), Instant::now());
     until("time to pass", || began.elapsed() > Duration::from_secs(2)).await;
@@ -227,6 +230,30 @@ async fn a_room_that_nobody_knows_and_nobody_is_in_is_asked_about_ever_more_seld
     let _next = legacy(&stage);
     until("a question", || asked() > before).await;
     until("it to count", || stage.metrics.room_refusals.get() > 1).await;
+}
+
+#[actix::test]
+async fn a_refusal_of_a_verdict_that_is_refreshed_for_held_messages_alone_counts_only_when_somebody_sends() {
+    let world = World::of(RegistryConfig {
+        refresh_percent: 0,
+        ..registry_config()
+    });
+    world.rooms.script().ttl = NEVER;
+    let (rooms, spool, store) = (world.rooms.clone(), world.spool.clone(), world.store.clone());
+    let stage = held_in(rooms, spool, store, world.config.clone()).await;
+    let asked = || world.rooms.script().asked_of[&1];
+    // Nothing that a sender or a session caused is under way any more.
+    let before = asked();
+    until("questions of the sweep's own", || asked() > before + 1).await;
+    world.knows(false);
+    let before = asked();
+    until("refusals", || asked() > before + 2).await;
+    assert_eq!(stage.metrics.room_refusals.get(), 0);
+    eventually("a refusal that counts", async || {
+        stage.accepted(1, "somebody's").await;
+        stage.metrics.room_refusals.get() > 0
+    })
+    .await;
 }
 
 #[actix::test]

@@ -219,9 +219,14 @@ impl Room {
                 self.refused.is_none_or(due).then_some(Why::Idle)
             }
             // At the next sweep it may be over.
-            Some(verdict) if verdict.live && in_use => self
-                .refresh_due(now + config.sweep, config.refresh_percent)
-                .then_some(Why::Refresh),
+            Some(verdict) if verdict.live && in_use => {
+                let why = match self.cursor {
+                    Some(_) => Why::Refresh,
+                    None => Why::IdleRefresh,
+                };
+                self.refresh_due(now + config.sweep, config.refresh_percent)
+                    .then_some(why)
+            }
             // Whoever would be refused may as well wait.
             Some(_) => None,
         }
