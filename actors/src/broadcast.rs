@@ -74,6 +74,9 @@ pub struct Heard<'a> {
     /// Until when this process looked after it, again and again, and nobody said that it was not live since it was seen to be; in
     /// milliseconds since 1970, UTC. `None` where this process has not seen it live.
     pub watched_ms: Option<i64>,
+    /// How long ago this process last saw it live, in milliseconds of a clock that nobody sets. `None` where it has not, or somebody said
+    /// since that it was not live.
+    pub unseen_ms: Option<i64>,
     /// The numbering.
     pub epoch: &'a Epoch,
     /// The last number that was committed.
@@ -129,6 +132,8 @@ pub struct Watched {
     pub until_ms: i64,
     /// The same moment by [`crate::clock::boot_ms`].
     looked_ms: i64,
+    /// When it was seen to be live, by that clock.
+    seen_ms: i64,
 }
 
 impl Watched {
@@ -137,7 +142,13 @@ impl Watched {
         Self {
             until_ms: now_ms,
             looked_ms: boot_ms,
+            seen_ms: boot_ms,
         }
+    }
+
+    /// [`Heard::unseen_ms`] at this moment.
+    pub fn unseen_ms(self, boot_ms: i64) -> i64 {
+        boot_ms - self.seen_ms
     }
 
     /// Another look, at this moment. A longer time without one than `pause_ms`, as of a process that was stopped or a machine that slept,
@@ -148,7 +159,11 @@ impl Watched {
         if boot_ms - self.looked_ms > pause_ms {
             self
         } else {
-            Self::begin(now_ms, boot_ms)
+            Self {
+                until_ms: now_ms,
+                looked_ms: boot_ms,
+                ..self
+            }
         }
     }
 }
@@ -271,12 +286,11 @@ impl Broadcast {
         let mut touched = false;
         if let Some(last) = self.segments.last_mut().filter(|last| last.to_ms.is_none()) {
             // A server that was away does not know when it ended; not later than it was heard of.
-            let at = reported.unwrap_or_else(|| {
-                if heard.now_ms - self.seen_at_ms > heard.resume_ms {
-                    self.seen_at_ms
-                } else {
-                    heard.now_ms
-                }
+            let unseen_ms = heard.unseen_ms.unwrap_or(heard.now_ms - self.seen_at_ms);
+            let at = reported.unwrap_or(if unseen_ms > heard.resume_ms {
+                self.seen_at_ms
+            } else {
+                heard.now_ms
             });
             last.to_ms = Some(at.clamp(last.from_ms, heard.now_ms.max(last.from_ms)));
             self.close_span(heard.epoch, heard.last);

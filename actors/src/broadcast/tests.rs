@@ -16,6 +16,8 @@ struct Room {
     away_ms: i64,
     /// Until when it was looked after and nobody said that it was not live.
     watched_ms: Option<i64>,
+    /// How long ago it was seen to be live by a clock that nobody sets.
+    unseen_ms: Option<i64>,
 }
 
 impl Room {
@@ -29,6 +31,7 @@ impl Room {
             in_flight: 0,
             away_ms: 0,
             watched_ms: None,
+            unseen_ms: None,
         }
     }
 
@@ -39,6 +42,7 @@ impl Room {
             now_ms,
             away_ms: self.away_ms,
             watched_ms: self.watched_ms,
+            unseen_ms: self.unseen_ms,
             epoch: &self.epoch,
             committed: Seq(self.last.0 - self.in_flight),
             last: self.last,
@@ -210,6 +214,35 @@ fn a_clock_that_is_set_ends_no_broadcast_that_is_looked_after() {
         room.hear(live(), now_ms);
     }
     assert_eq!((room.kept.len(), room.segments(0)), (1, vec![(1_000, None)]));
+}
+
+#[test]
+fn rule_05_a_broadcast_that_was_live_a_moment_ago_is_interrupted_and_not_ended_though_the_clock_was_set_ahead() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.unseen_ms = Some(5_000);
+    let ahead = 6_000 + 100 * RESUME;
+    room.hear(away(), ahead);
+    assert_eq!(
+        (room.kept[0].ended_at_ms, room.segments(0)),
+        (None, vec![(1_000, Some(ahead))])
+    );
+    room.unseen_ms = None;
+    room.hear(live(), ahead + RESUME);
+    assert_eq!(room.kept.len(), 1);
+}
+
+#[test]
+fn a_broadcast_that_nobody_saw_for_long_has_ended_when_it_was_last_seen_whatever_the_clock_says() {
+    for now_ms in [2_000, 1_001 + RESUME] {
+        let mut room = Room::new();
+        room.hear(live(), 1_000);
+        let watched = Watched::begin(1_000, 0);
+        let watched = (1..=3).fold(watched, |watched, n| watched.on(now_ms, n * RESUME / 2, RESUME));
+        room.unseen_ms = Some(watched.unseen_ms(3 * RESUME / 2));
+        room.hear(away(), now_ms);
+        assert_eq!(room.segments(0), [(1_000, Some(1_000))], "{now_ms}");
+    }
 }
 
 #[test]

@@ -118,6 +118,7 @@ impl SessionRegistry {
             now_ms,
             away_ms: room.away_for(now).map_or(0, ms),
             watched_ms: room.watched.map(|watched| watched.until_ms),
+            unseen_ms: room.watched.map(|watched| watched.unseen_ms(boot_ms)),
             epoch: &self.epoch,
             committed,
             last: room.last_numbered(),

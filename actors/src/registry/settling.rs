@@ -179,13 +179,14 @@ impl SessionRegistry {
         if verdict.answer.is_none_or(|(_, expires_at)| expires_at > now) {
             room.told |= room.committed().is_some();
         }
-        if verdict.answer.is_some_and(|(liveness, _)| !liveness.live) {
-            room.watched = None;
-        }
         match verdict.answer {
             Some((liveness, expires_at)) => {
                 room.renew(liveness, now, expires_at);
                 self.follow_broadcast(presenter, now);
+                if let Some(room) = self.rooms.get_mut(&presenter).filter(|_| !liveness.live) {
+                    // Whether or not its broadcast could follow yet.
+                    room.watched = None;
+                }
                 self.pursue(presenter, now);
             }
             None if room.verdict(now).is_some() => self.pursue(presenter, now),

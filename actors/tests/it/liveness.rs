@@ -10,9 +10,9 @@ use chatting_actors::{
 };
 
 use crate::{
-    resume::quick_rooms,
+    resume::{is_live, quick_rooms},
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, keep_lines, lines_with, registry_config, room, until, writer_config},
+    stage::{Reader, Stage, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 /// The room server is asked about this room a few times more, sweep by sweep.
@@ -107,6 +107,22 @@ async fn what_the_room_server_answers_at_once_waits_for_no_place_however_much_is
     drop(first);
 }
 
+/// Sets the clock of the messages ahead, in a stage whose second room has its numbers from the store: no event is stamped before the
+/// newest one there. Returns that room's session.
+async fn an_hour_passes_by_the_clock(stage: &Stage) -> Arc<Reader> {
+    stage.stored(1).await;
+    {
+        let mut script = stage.store.script();
+        let mut event = Event::clone(&script.events[&(1, 1)]);
+        event.presenter_idx = room(2);
+        event.sent_at_ms += 3_600_000;
+        script.events.insert((2, 1), Arc::new(event));
+    }
+    let other = stage.reader(2);
+    stage.accepted(2, "another's").await;
+    other
+}
+
 #[actix::test]
 async fn rule_05_a_clock_set_ahead_for_longer_than_an_interruption_may_last_splits_no_broadcast_that_is_live() {
     let (rooms, spool, store) = (quick_rooms(), ScriptedSpool::default(), ScriptedStore::default());
@@ -117,19 +133,10 @@ async fn rule_05_a_clock_set_ahead_for_longer_than_an_interruption_may_last_spli
     spool.script().asks_store = true;
     let stage = Stage::among(rooms.clone(), spool.clone(), store, registry_config(), writer_config());
     let presenter = stage.reader(1);
-    stage.accepted(1, "first").await;
+    let before = stage.accepted(1, "first").await.sent_at_ms;
     presenter.leave();
-    let before = stage.accepted(1, "held").await.sent_at_ms;
-    stage.stored(1).await;
-    // No event is stamped before the newest one of the store.
-    {
-        let mut script = stage.store.script();
-        let mut event = Event::clone(&script.events[&(1, 1)]);
-        (event.presenter_idx, event.sent_at_ms) = (room(2), before + 3_600_000);
-        script.events.insert((2, 1), Arc::new(event));
-    }
-    let other = stage.reader(2);
-    stage.accepted(2, "another's").await;
+    stage.accepted(1, "held").await;
+    let other = an_hour_passes_by_the_clock(&stage).await;
     let after = stage.accepted(1, "held, too").await;
     assert!(after.sent_at_ms >= before + 3_600_000, "{before} {after:?}");
     asked_again_and_again(&rooms, 1).await;
@@ -144,4 +151,39 @@ async fn rule_05_a_clock_set_ahead_for_longer_than_an_interruption_may_last_spli
     next.has_seen(3).await;
     assert_eq!(next.seqs(), [2, 3, 4]);
     drop(other);
+}
+
+#[actix::test]
+async fn rule_05_a_broadcast_that_is_not_live_just_when_the_clock_is_set_ahead_is_interrupted_and_not_ended() {
+    let (rooms, spool, store) = (quick_rooms(), ScriptedSpool::default(), ScriptedStore::default());
+    rooms.script().started_at_ms.clear();
+    spool.script().rooms.insert(1, Seq(0));
+    spool.script().asks_store = true;
+    let stage = Stage::among(rooms.clone(), spool.clone(), store, registry_config(), writer_config());
+    let _presenter = stage.reader(1);
+    let before = stage.accepted(1, "first").await.sent_at_ms;
+    // Nobody says that it is live while the clock is set.
+    rooms.script().unknown.insert(1);
+    stage
+        .keeps(1, "the end of the verdict", |view| {
+            view.is_some_and(|view| view.live.is_none())
+        })
+        .await;
+    let _other = an_hour_passes_by_the_clock(&stage).await;
+    {
+        let mut script = rooms.script();
+        script.not_live.insert(1);
+        script.unknown.remove(&1);
+    }
+    let records = || {
+        let script = spool.script();
+        let records = script.broadcasts.values().map(|(record, _)| record.clone());
+        records.filter(|record| record.presenter == room(1)).collect::<Vec<_>>()
+    };
+    until("its interruption", || records()[0].segments[0].to_ms.is_some()).await;
+    assert_eq!(records()[0].ended_at_ms, None);
+    assert!(records()[0].segments[0].to_ms >= Some(before + 3_600_000));
+    is_live(&stage, true).await;
+    until("it to go on", || records()[0].segments.len() == 2).await;
+    assert_eq!(records().len(), 1);
 }
