@@ -304,6 +304,9 @@ impl RoomChecker {
         let refused_at = self.cache.refused.get(&check.presenter).filter(|_| !refresh).copied();
         if let Some(at) = refused_at.filter(|at| at.elapsed() < self.config.not_live_ttl) {
             self.count("cached");
+            if check.why.is_for_somebody() {
+                self.refusals.refuses_again(Instant::now());
+            }
             return self.refuse(check.presenter, at);
         }
         if self.under_way.contains(&check.presenter) {

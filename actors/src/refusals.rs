@@ -2,7 +2,7 @@
 //!
 //! `/readyz` and an alert go by it: a room server that says of nobody whether they are live is as good as none. A verdict, whoever's,
 //! ends the row. So does time: where nobody was refused anything for a while, the last rooms of the day must not look like a room server
-//! that fails.
+//! that fails. Whoever is refused by an answer from before (`room.not_live_ttl_ms`) is refused, too, though nobody was asked anew.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,7 @@ impl Refusals {
 
     /// The room server gave a verdict.
     pub fn says(&mut self) {
-        self.last = None;
-        self.in_a_row.set(0);
+        self.forget();
     }
 
     /// It was asked for somebody, and gave none.
@@ -40,12 +39,23 @@ impl Refusals {
         self.in_a_row.inc();
     }
 
+    /// Somebody was refused by an answer from before, which was counted.
+    pub fn refuses_again(&mut self, now: Instant) {
+        // Where there was a verdict on another since, there is no row.
+        self.last = self.last.map(|_| now);
+    }
+
     /// Forgets them when their time is over.
     pub fn look(&mut self, now: Instant) {
         let since = self.last.map(|last| now.saturating_duration_since(last));
         if since.is_some_and(|since| since >= Self::FORGOTTEN) {
-            self.says();
+            self.forget();
         }
+    }
+
+    fn forget(&mut self) {
+        self.last = None;
+        self.in_a_row.set(0);
     }
 }
 
@@ -70,5 +80,22 @@ mod tests {
         assert_eq!(gauge.get(), 1);
         refusals.says();
         assert_eq!(gauge.get(), 0);
+    }
+
+    #[test]
+    fn they_are_not_forgotten_while_somebody_is_refused_by_an_answer_from_before() {
+        let (gauge, began) = (Gauge::default(), Instant::now());
+        let mut refusals = Refusals::new(gauge.clone());
+        refusals.refuses(began);
+        for n in 1..=4 {
+            refusals.refuses_again(began + Refusals::FORGOTTEN / 2 * n);
+            refusals.look(began + Refusals::FORGOTTEN / 2 * n);
+            assert_eq!(gauge.get(), 1, "{n}");
+        }
+        refusals.look(began + Refusals::FORGOTTEN * 3);
+        assert_eq!(gauge.get(), 0);
+        // It begins no row.
+        refusals.refuses_again(began + Refusals::FORGOTTEN * 3);
+        assert_eq!((gauge.get(), refusals.last), (0, None));
     }
 }
