@@ -13,9 +13,10 @@
 //!
 //! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
 
+mod cache;
+
 use std::{
     collections::{HashSet, VecDeque},
-    num::NonZeroUsize,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,10 +24,10 @@ use std::{
 
 use actix::prelude::*;
 use futures_util::FutureExt;
-use lru::LruCache;
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 
+use self::cache::{Cache, Known};
 use crate::{
     gate::{Gate, Permit},
     mailbox::{Mailbox, Turn},
@@ -161,67 +162,6 @@ impl CheckerHandle {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Known {
-    liveness: Liveness,
-    at: Instant,
-}
-
-/// What the room server said last of each presenter.
-struct Cache {
-    live: LruCache<PresenterIdx, Known>,
-    not_live: LruCache<PresenterIdx, Known>,
-    /// Of whom it would not say, and when.
-    refused: LruCache<PresenterIdx, Instant>,
-    /// How many there are of each.
-    kept: [Gauge; 3],
-}
-
-impl Cache {
-    fn new(live: usize, not_live: usize, metrics: &Metrics) -> Self {
-        let kept = |verdict| metrics.room_verdicts.get_or_create(&[("verdict", verdict)]).clone();
-        let bounded = |max| LruCache::new(NonZeroUsize::new(max).unwrap_or(NonZeroUsize::MIN));
-        let cache = Self {
-            live: bounded(live),
-            not_live: bounded(not_live),
-            refused: LruCache::new(NonZeroUsize::new(not_live).unwrap_or(NonZeroUsize::MIN)),
-            kept: [kept("live"), kept("not_live"), kept("refused")],
-        };
-        // Those of the checker before it are gone.
-        cache.show();
-        cache
-    }
-
-    fn get(&mut self, presenter: PresenterIdx) -> Option<Known> {
-        let live = self.live.get(&presenter);
-        live.or_else(|| self.not_live.get(&presenter)).copied()
-    }
-
-    fn put(&mut self, presenter: PresenterIdx, known: Known) {
-        let (here, elsewhere) = if known.liveness.live {
-            (&mut self.live, &mut self.not_live)
-        } else {
-            (&mut self.not_live, &mut self.live)
-        };
-        elsewhere.pop(&presenter);
-        self.refused.pop(&presenter);
-        here.put(presenter, known);
-        self.show();
-    }
-
-    fn put_refused(&mut self, presenter: PresenterIdx, at: Instant) {
-        self.refused.put(presenter, at);
-        self.show();
-    }
-
-    fn show(&self) {
-        let kept = [self.live.len(), self.not_live.len(), self.refused.len()];
-        for (gauge, kept) in self.kept.iter().zip(kept) {
-            gauge.set(i64::try_from(kept).unwrap_or(i64::MAX));
-        }
-    }
-}
-
 /// See the module's text.
 pub struct RoomChecker {
     config: CheckerConfig,
@@ -301,7 +241,7 @@ impl RoomChecker {
                 return self.registry.verdict(check.presenter, Some((liveness, at, left)));
             }
         }
-        let refused_at = self.cache.refused.get(&check.presenter).filter(|_| !refresh).copied();
+        let refused_at = self.cache.refused_at(check.presenter).filter(|_| !refresh);
         if let Some(at) = refused_at.filter(|at| at.elapsed() < self.config.not_live_ttl) {
             self.count("cached");
             if check.why.is_for_somebody() {
