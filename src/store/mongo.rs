@@ -25,15 +25,13 @@ use futures_util::{
     future::{BoxFuture, FutureExt},
 };
 use mongodb::{
-    Client, Collection, Database, IndexModel,
+    Client, Collection, Database,
     action::Find,
     bson::{Bson, Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind},
-    options::{
-        Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, WriteConcern,
-    },
+    options::{Acknowledgment, ClientOptions, ConnectionString, Hint, ReadConcern, ReadPreference, WriteConcern},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::OnceCell};
 
 use self::{
     acts::Progress,
@@ -160,6 +158,8 @@ struct Mongo {
     database: Database,
     log: Collection<RawDocumentBuf>,
     write_timeout: Duration,
+    /// Whether the index by number is known to be there.
+    indexed: OnceCell<()>,
     /// Of the acts in the batch under way.
     progress: Mutex<Progress>,
 }
@@ -171,6 +171,7 @@ impl Mongo {
             log: database.collection("chatting_log"),
             database,
             write_timeout: settings.write_timeout,
+            indexed: OnceCell::new(),
             progress: Mutex::default(),
         })
     }
@@ -266,6 +267,9 @@ impl Mongo {
     }
 
     async fn last_seq(&self, presenter: PresenterIdx) -> Result<Seq, StoreError> {
+        // It may be asked before `prepare`, in a collection that the old server filled.
+        let indexed = self.indexed.get_or_try_init(|| self.index_numbers());
+        self.timed(indexed).await.map_err(failed)?;
         let mut last = Seq(0);
         for epoch in self.epochs(presenter).await? {
             let newest = self.next_of(presenter, &epoch, Seq(0), -1).await?;
@@ -310,16 +314,7 @@ impl Mongo {
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
-        let unique = IndexOptions::builder()
-            .name(SEQ_INDEX.to_owned())
-            .unique(true)
-            .partial_filter_expression(doc! { "seq": { "$exists": true } })
-            .build();
-        let keys = doc! { "presenter_idx": 1, "epoch": 1, "seq": 1 };
-        let model = IndexModel::builder().keys(keys).options(unique).build();
-        self.timed(self.log.create_index(model).into_future())
-            .await
-            .map_err(failed)?;
+        self.timed(self.index_numbers()).await.map_err(failed)?;
         self.prepare_archive().await?;
         self.prepare_keeping().await
     }

@@ -254,6 +254,21 @@ async fn the_last_seq_of_a_room_is_over_all_epochs_and_of_no_other_room() {
 }
 
 #[actix_web::test]
+async fn rule_03_a_store_that_was_not_prepared_yet_tells_a_last_seq_though_its_collection_lacks_the_index() {
+    let database = fresh_database_name();
+    let before = mongo_in(database.clone()).await;
+    before.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let one = event(&mut clock, 1, "e", 7, "x");
+    LogStore::append(&before, batch(&[one])).await.unwrap();
+    let collection = before.database().await.unwrap().collection::<Document>("chatting_log");
+    collection.drop_index("presenter_epoch_seq").await.unwrap();
+    let store = mongo_in(database).await;
+    assert_eq!(LogStore::last_seq(&store, room(1)).await.unwrap(), Seq(7));
+    assert_eq!(LogStore::last_seq(&store, room(2)).await.unwrap(), Seq(0));
+}
+
+#[actix_web::test]
 async fn the_old_servers_documents_stay_untouched_and_count_for_nothing() {
     let store = mongo().await;
     let collection = store.database().await.unwrap().collection::<Document>("chatting_log");
