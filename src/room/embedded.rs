@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     io::Write,
     os::unix::fs::OpenOptionsExt,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -170,7 +171,7 @@ impl EmbeddedRooms {
         told
     }
 
-    /// Saves until nothing waits.
+    /// Saves until nothing waits. Where a save panics, those whose changes it had are told that they are lost, and the next one is made.
     fn save_all(&self) {
         loop {
             let changes = {
@@ -181,7 +182,8 @@ impl EmbeddedRooms {
                 }
                 std::mem::take(&mut waiting.changes)
             };
-            self.change(changes);
+            // What a panic leaves is whole: other rooms are put in their place in one step, and the next save writes the whole file.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.change(changes)));
         }
     }
 
@@ -406,6 +408,30 @@ mod tests {
         let all = EmbeddedRooms::open(&path).unwrap().all();
         let presenters: Vec<_> = all.iter().map(|(presenter, _)| presenter.get()).collect();
         assert_eq!((rooms.all(), presenters), (all.clone(), vec![2, 3, 4]));
+    }
+
+    #[test]
+    fn a_save_that_panics_loses_what_it_had_and_those_that_come_then_are_saved() {
+        static SAVES: AtomicUsize = AtomicUsize::new(0);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rooms.json");
+        let rooms = EmbeddedRooms {
+            sync: |_| {
+                assert!(SAVES.fetch_add(1, Ordering::SeqCst) > 0, "the first save of this test");
+                Ok(())
+            },
+            ..EmbeddedRooms::open(&path).unwrap()
+        };
+        let presenter = PresenterIdx::new(12).unwrap();
+        let error = rooms.blocking_start(presenter).unwrap_err();
+        assert!(error.to_string().contains("panicked"), "{error}");
+        assert_eq!(rooms.all(), []);
+        // Whether they come while the thread of that save still runs or later, a thread saves them.
+        for _ in 0..3 {
+            let room = rooms.blocking_start(presenter).unwrap();
+            assert_eq!(EmbeddedRooms::open(&path).unwrap().all(), [(presenter, room)]);
+            assert_eq!(rooms.blocking_stop(presenter).unwrap(), Some(room));
+        }
     }
 
     #[test]
