@@ -129,7 +129,7 @@ async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> 
         now_ms: system_ms(),
     };
     let name = format.file_name(&record);
-    let mut export = Export::begin(state.history_for(true), record, options)
+    let mut export = Export::begin(state.history_of_staff(), record, options)
         .await
         .map_err(unread)?;
     let first = export.next().await.map_err(unread)?;

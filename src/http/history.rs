@@ -190,7 +190,7 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
         limit: limit(asked.limit.as_deref(), state)?,
         scan_limit: state.limits.scan_limit,
     };
-    let page = state.history_for(staff).page(&query).await;
+    let page = state.history_for(&caller).page(&query).await;
     let Page { mut events, mut next } = page.map_err(unread)?;
     let newest_first = matches!(start, Start::Before(_));
     if newest_first {
@@ -325,7 +325,10 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
     let limit = limit(asked.limit.as_deref(), state)?;
     let before = parameter("before", asked.before.as_deref(), "an id that an answer gave as next")?;
     // One more tells whether there is a next page.
-    let found = state.history.broadcasts(presenter, before, limit + 1).await;
+    let found = state
+        .history_for(&caller)
+        .broadcasts(presenter, before, limit + 1)
+        .await;
     let mut found = found.map_err(unread)?;
     let more = found.len() > limit;
     found.truncate(limit);
@@ -335,10 +338,9 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
     })
 }
 
-/// The broadcast that a path names. Whose it is shows only when it is found, so who waits for it is who has a role in some room.
+/// The broadcast that a path names.
 pub(super) async fn find_broadcast(path: &str, caller: &Claims, state: &State) -> Result<StoredBroadcast, ApiError> {
-    let history = state.history_for(caller.role != Role::Viewer);
-    let found = history.broadcast(id(path)?).await.map_err(unread)?;
+    let found = state.history_for(caller).broadcast(id(path)?).await.map_err(unread)?;
     found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such broadcast"))
 }
 
@@ -426,7 +428,7 @@ async fn change(
     state: &State,
 ) -> Result<BroadcastBody, ApiError> {
     let caller = who(request, state).await?;
-    let found = find_broadcast(path, &caller, state).await?;
+    let mut found = find_broadcast(path, &caller, state).await?;
     if !caller.is_staff_of(found.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
     }
@@ -449,9 +451,11 @@ async fn change(
     let mut there = true;
     if let Some(start) = start {
         there = store.correct_broadcast(id, start).await.map_err(unread)?;
+        found.corrected_start_ms = start;
     }
     if let Some(hold) = change.legal_hold.filter(|_| there) {
         there = store.hold_broadcast(id, hold).await.map_err(unread)?;
+        found.legal_hold = hold;
         log::info!(
             "broadcast {id}: {} legal hold by user {}",
             if hold { "under" } else { "no more under" },
@@ -462,10 +466,8 @@ async fn change(
         // It is on its way there.
         return Err(ApiError::new(Code::LogUnavailable).with_detail("the store does not have this broadcast yet"));
     }
-    Ok(BroadcastBody::new(
-        &find_broadcast(path, &caller, state).await?,
-        &caller,
-    ))
+    // Not read again: what has happened is not to be refused for want of a reader.
+    Ok(BroadcastBody::new(&found, &caller))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -536,13 +538,14 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         Some(to) => broadcast.time_at(to, corrected_start_ms).unwrap_or(i64::MAX),
     };
     let goes_on = broadcast.ended_at_ms.is_none() && to.is_none();
+    let history = state.history_for(&caller);
     let place = match (&asked.cursor, from.unwrap_or(0)) {
         (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
         (None, 0) => ReplayPlace::default(),
         (None, from) => match broadcast.time_at(from, corrected_start_ms) {
-            Some(from_ms) => state.history.replay_from(&broadcast, from_ms).await.map_err(unread)?,
+            Some(from_ms) => history.replay_from(&broadcast, from_ms).await.map_err(unread)?,
             // Interrupted before that, and it may go on: behind all that there is.
-            None if goes_on => state.history.replay_from(&broadcast, i64::MAX).await.map_err(unread)?,
+            None if goes_on => history.replay_from(&broadcast, i64::MAX).await.map_err(unread)?,
             None => {
                 return Ok(Replay {
                     broadcast_id: broadcast.id,
@@ -552,8 +555,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
             }
         },
     };
-    let (events, behind) = state
-        .history
+    let (events, behind) = history
         .replay(&broadcast, place, before_ms, limit)
         .await
         .map_err(unread)?;

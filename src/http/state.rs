@@ -15,6 +15,7 @@ use chatting_actors::{
     registry::{ReadLog, RegistryHandle},
     session::SessionConfig,
     supervise::Watch,
+    types::Role,
     wire::legacy::Clock,
     writer::{StoreState, WriterHandle, WriterParts},
 };
@@ -25,7 +26,7 @@ use prometheus_client::{
 
 use super::{client::AddressGate, stats::FiguresLimits};
 use crate::{
-    auth::{Gateway, Net, TokenVerifier},
+    auth::{Claims, Gateway, Net, TokenVerifier},
     limits::Rates,
     room::EmbeddedRooms,
     store::History,
@@ -116,15 +117,19 @@ pub struct State {
 }
 
 impl State {
-    /// What reads for a caller. A room's staff waits for its turn, and comes before viewers, who never wait: were they to fill
-    /// every place, nobody could delete what they say.
-    pub fn history_for(&self, staff: bool) -> History {
-        let patience = if staff {
-            self.limits.staff_patience
-        } else {
-            Duration::ZERO
-        };
-        self.history.patient(patience)
+    /// What reads for a caller. Moderators and operators wait for their turn, and come before all others, who never wait. A presenter
+    /// reads as a viewer does: everybody is the presenter of the room with their own number, and could keep viewers out of all rooms.
+    pub fn history_for(&self, caller: &Claims) -> History {
+        match caller.role {
+            Role::Viewer | Role::Presenter => self.history.clone(),
+            Role::Moderator | Role::Operator => self.history_of_staff(),
+        }
+    }
+
+    /// What reads for an act that only staff of a room may do, whoever of them it is: were viewers to fill every place, nobody could
+    /// delete what they say.
+    pub fn history_of_staff(&self) -> History {
+        self.history.patient(self.limits.staff_patience)
     }
 }
 

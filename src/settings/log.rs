@@ -103,8 +103,8 @@ section! {
         /// Messages looked at for one page of a search; the answer tells where to go on.
         /// 검색 한 페이지를 위해 살펴보는 최대 메시지 수. 응답이 이어서 찾을 위치를 알려 준다.
         scan_limit: usize = 20_000, 1..=10_000_000;
-        /// Seconds that staff may wait for a turn among log.readers, ahead of viewers, who never wait; 0: no wait.
-        /// 스태프가 시청자보다 먼저 log.readers 차례를 기다리는 시간(초). 시청자는 기다리지 않는다. 0이면 바로 거절한다.
+        /// Seconds that moderators, operators and a presenter who deletes wait for log.readers; 0 refuses at once.
+        /// 모더레이터와 운영자, 그리고 삭제하는 스트리머가 log.readers 차례를 기다리는 시간(초). 0이면 바로 거절한다.
         staff_wait_seconds: u64 = 5, 0..=60;
     }
 }

@@ -4,7 +4,7 @@
 //! reads, this way round finds them twice. The same goes for acts of moderation: one that is still in the spool covers what is
 //! in the store already. Reads have connections of their own and a bound on how many run at once (`log.readers`); the registry
 //! and the sessions never wait for one. Who finds all at work is refused, or waits for a while where it may
-//! ([`History::patient`]), and comes before those who may not.
+//! ([`History::patient`]), in the order of coming, and comes before those who may not.
 
 mod pages;
 mod records;
@@ -100,16 +100,18 @@ impl History {
 
     /// A reader's turn, held for as long as it reads. Only who waits in vain is refused, and that once: its tries before are none.
     pub(crate) async fn turn(&self) -> Result<Permit, HistoryError> {
-        let until = Instant::now() + self.patience;
-        let mut waiting = None;
-        while Instant::now() < until {
+        if !self.patience.is_zero() {
             if let Some(turn) = self.readers.acquire_if_free(1) {
                 return Ok(turn);
             }
-            waiting.get_or_insert_with(|| self.readers.begin_wait());
-            tokio::time::sleep(BUSY_PAUSE).await;
+            let (waiting, until) = (self.readers.begin_wait(), Instant::now() + self.patience);
+            while Instant::now() < until {
+                tokio::time::sleep(BUSY_PAUSE).await;
+                if let Some(turn) = waiting.acquire_if_free() {
+                    return Ok(turn);
+                }
+            }
         }
-        drop(waiting);
         self.readers.try_acquire(1).ok_or(HistoryError::Busy)
     }
 

@@ -50,4 +50,5 @@ mod takeover;
 mod token_keys;
 mod transport;
 mod tuning;
+mod turns;
 mod v1;

@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     history::{drained, read, recorded, request, seqs, servers, token_with},
     support::{
-        app::{TestApp, spawn_app, spawn_in},
-        http::HttpClient,
+        app::{spawn_app, spawn_in},
         presenter::V1,
         ws::Incoming,
     },
@@ -364,75 +363,4 @@ async fn a_gateways_moderator_may_delete_in_the_rooms_that_its_header_names() {
             assert_eq!(answer.status, status, "{rooms_header:?}, room {room}: {answer:?}");
         }
     }
-}
-
-/// Viewers that ask for a search again and again, each on a connection of its own, until this is dropped.
-struct Searches(Vec<actix_web::rt::task::JoinHandle<()>>);
-
-impl Searches {
-    fn start(app: &TestApp, count: usize) -> Self {
-        let one = || {
-            let (addr, token) = (app.addr, app.token(8));
-            actix_web::rt::spawn(async move {
-                let headers = [("token", token.as_str())];
-                loop {
-                    let mut client = HttpClient::connect(addr).await;
-                    client.request("GET", "/v1/rooms/12/messages?q=zz", &headers, "").await;
-                }
-            })
-        };
-        Self((0..count).map(|_| one()).collect())
-    }
-}
-
-impl Drop for Searches {
-    fn drop(&mut self) {
-        self.0.iter().for_each(actix_web::rt::task::JoinHandle::abort);
-    }
-}
-
-#[actix_web::test]
-async fn viewers_that_search_without_a_pause_do_not_keep_staff_from_deleting_correcting_and_exporting() {
-    let app = spawn_app(|settings| {
-        settings.log.readers = 1;
-        settings.history.staff_wait_seconds = 60;
-    })
-    .await;
-    app.go_live(12);
-    let _session = V1::of(&app, 12, json!({})).await;
-    let said = app.post(12, 7, "one").await.json();
-    let path = |id: &Value| format!("/v1/rooms/12/messages/{}", id.as_str().unwrap());
-    let operator = token_with(24, "operator", Value::Null);
-    let broadcast = read(&app, "/v1/rooms/12/broadcasts", &operator).await["broadcasts"][0]["id"].clone();
-    recorded(&app, &broadcast).await;
-    let broadcast = format!("/v1/broadcasts/{}", broadcast.as_str().unwrap());
-
-    // Every place is taken: staff waits, and a viewer is refused, also once there is room again.
-    let taken = app.state.history.gate().try_acquire(1).unwrap();
-    let (addr, presenter, one) = (app.addr, app.token(12), path(&said["id"]));
-    let deleted = actix_web::rt::spawn(async move {
-        let mut client = HttpClient::connect(addr).await;
-        client.request("DELETE", &one, &[("token", &presenter)], "").await
-    });
-    crate::support::eventually("staff to wait for its turn", async || {
-        let waits = app.metric("chat_queue_waits_total{queue=\"readers\"}").await;
-        (waits == Some(1.0)).then_some(())
-    })
-    .await;
-    let refused = request(&app, "GET", "/v1/rooms/12/messages?q=zz", &app.token(8), "").await;
-    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("overloaded")));
-    drop(taken);
-    assert_eq!(deleted.await.unwrap().status, 200);
-
-    let _searches = Searches::start(&app, 12);
-    for _ in 0..10 {
-        let said = app.post(12, 7, "one more").await.json();
-        let deleted = request(&app, "DELETE", &path(&said["id"]), &app.token(12), "").await;
-        assert_eq!(deleted.status, 200, "{deleted:?}");
-    }
-    let start = json!({ "started_at": null }).to_string();
-    let corrected = request(&app, "PATCH", &broadcast, &operator, &start).await;
-    assert_eq!(corrected.status, 200, "{corrected:?}");
-    let exported = request(&app, "GET", &format!("{broadcast}/export"), &operator, "").await;
-    assert_eq!(exported.status, 200, "{exported:?}");
 }

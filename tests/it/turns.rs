@@ -1,0 +1,147 @@
+//! Turns to read the log (`log.readers`): who waits for one, who is refused, and who comes first.
+
+use chatting_actors::gate::Gate;
+use serde_json::{Value, json};
+
+use crate::{
+    history::{read, recorded, request, token_with},
+    support::{
+        app::{TestApp, spawn_app},
+        eventually,
+        http::HttpClient,
+        presenter::V1,
+    },
+};
+
+struct Served {
+    app: TestApp,
+    _session: V1,
+    /// The path of the broadcast.
+    broadcast: String,
+    /// The path of the message.
+    message: String,
+}
+
+/// A server with so many turns, on which presenter 12 is live and one message was said.
+async fn with_readers(readers: usize) -> Served {
+    let app = spawn_app(|settings| {
+        settings.log.readers = readers;
+        settings.history.staff_wait_seconds = 60;
+        settings.server.body_seconds = 60;
+    })
+    .await;
+    app.go_live(12);
+    let session = V1::of(&app, 12, json!({})).await;
+    let said = app.post(12, 7, "one").await.json();
+    let broadcasts = read(&app, "/v1/rooms/12/broadcasts", &app.token(8)).await;
+    let id = &broadcasts["broadcasts"][0]["id"];
+    recorded(&app, id).await;
+    Served {
+        broadcast: format!("/v1/broadcasts/{}", id.as_str().unwrap()),
+        message: format!("/v1/rooms/12/messages/{}", said["id"].as_str().unwrap()),
+        app,
+        _session: session,
+    }
+}
+
+async fn somebody_waits(gate: &Gate) {
+    eventually("somebody to wait for a turn", async || {
+        (gate.waiting() == 1).then_some(())
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn staff_that_finds_every_turn_taken_waits_until_it_can_delete_and_a_viewer_is_refused() {
+    let served = with_readers(1).await;
+    let app = &served.app;
+    let gate = app.state.history.gate();
+    let taken = gate.try_acquire(1).unwrap();
+    let (addr, presenter, message) = (app.addr, app.token(12), served.message.clone());
+    let deleted = actix_web::rt::spawn(async move {
+        let mut client = HttpClient::connect(addr).await;
+        client.request("DELETE", &message, &[("token", &presenter)], "").await
+    });
+    somebody_waits(gate).await;
+    let refused = request(app, "GET", "/v1/rooms/12/messages?q=zz", &app.token(8), "").await;
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("overloaded")));
+    assert_eq!(app.metric("chat_queue_waits_total{queue=\"readers\"}").await, Some(1.0));
+    assert_eq!(gate.waiting(), 1);
+    drop(taken);
+    assert_eq!(deleted.await.unwrap().status, 200);
+}
+
+#[actix_web::test]
+async fn while_somebody_waits_moderators_and_operators_read_what_they_want_and_a_presenter_only_deletes() {
+    let served = with_readers(2).await;
+    let (app, broadcast) = (&served.app, &served.broadcast);
+    // Both turns are free; one of them is for the one who waits.
+    let _waiting = app.state.history.gate().begin_wait();
+    let reads = [
+        "/v1/rooms/12/messages".into(),
+        "/v1/rooms/12/messages?q=zz".into(),
+        "/v1/rooms/12/broadcasts".into(),
+        broadcast.clone(),
+        format!("{broadcast}/replay"),
+        format!("{broadcast}/replay?from_ms=1"),
+        format!("{broadcast}/stats"),
+        format!("{broadcast}/export"),
+    ];
+    let staff = [
+        token_with(24, "operator", Value::Null),
+        token_with(23, "moderator", json!([12])),
+    ];
+    for path in &reads {
+        for token in &staff {
+            let answer = request(app, "GET", path, token, "").await;
+            assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        }
+        // Everybody is the presenter of a room.
+        for user in [8, 12] {
+            let answer = request(app, "GET", path, &app.token(user), "").await;
+            assert_eq!(
+                (answer.status, &answer.json()["code"]),
+                (503, &json!("overloaded")),
+                "{path}: {answer:?}"
+            );
+        }
+    }
+    let own = request(app, "GET", "/v1/rooms/8/messages?q=zz", &app.token(8), "").await;
+    assert_eq!(own.status, 503, "{own:?}");
+    let start = json!({ "started_at": null }).to_string();
+    let corrected = request(app, "PATCH", broadcast, &staff[1], &start).await;
+    assert_eq!(corrected.status, 200, "{corrected:?}");
+    let deleted = request(app, "DELETE", &served.message, &app.token(12), "").await;
+    assert_eq!(deleted.status, 200, "{deleted:?}");
+}
+
+#[actix_web::test]
+async fn a_correction_that_was_made_is_answered_whoever_reads_by_then() {
+    let served = with_readers(1).await;
+    let (app, broadcast) = (&served.app, &served.broadcast);
+    let operator = token_with(24, "operator", Value::Null);
+    let body = json!({ "started_at": "2026-01-01T00:00:00.000Z", "legal_hold": true }).to_string();
+    let head = format!(
+        "PATCH {broadcast} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {operator}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let gate = app.state.history.gate();
+    let taken = gate.try_acquire(1).unwrap();
+    let mut client = app.client().await;
+    client.send_bytes(head.as_bytes()).await;
+    somebody_waits(gate).await;
+    // Who waits behind the look-up of the broadcast has the turn when that is over, and keeps it.
+    let waiting = gate.begin_wait();
+    drop(taken);
+    let taken = eventually("the look-up to end", async || waiting.acquire_if_free()).await;
+    client.send_bytes(body.as_bytes()).await;
+    let answer = client.read_response(false).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    drop((taken, waiting));
+    let (answer, found) = (answer.json(), read(app, broadcast, &operator).await);
+    assert_eq!(answer["started_at"], "2026-01-01T00:00:00.000Z");
+    for field in ["id", "started_at", "corrected_from", "legal_hold", "segments"] {
+        assert_eq!(answer[field], found[field], "{field}");
+    }
+}
