@@ -141,10 +141,7 @@ impl SqliteSpool {
     pub fn count_in(&mut self, metrics: &Metrics) {
         self.kept = Kept::of(metrics);
         // What cannot be asked is seen by who needs it next.
-        let _ = self.with(|this, connection| {
-            this.kept.count_parked(connection);
-            Ok(())
-        });
+        let _ = self.with(|this, connection| this.kept.count_parked(connection));
     }
 
     /// The store holds nothing, so a room that this spool has never seen begins at 1 and needs no question.
@@ -306,7 +303,7 @@ impl Spool for SqliteSpool {
     ) -> Result<(), SpoolError> {
         let (kept, unasked) = self.with(|this, connection| {
             let (mut kept, mut unasked) = (Vec::new(), Vec::new());
-            let set_aside;
+            let more_parked;
             let ended: Vec<(PresenterIdx, Seq)> = this
                 .last
                 .iter()
@@ -324,8 +321,7 @@ impl Spool for SqliteSpool {
                 let acts = covering(&transaction, through, parked)?;
                 let aside = parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
                 let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
-                free_rows(&transaction, through, &aside)?;
-                set_aside = !aside.is_empty();
+                more_parked = free_rows(&transaction, through, &aside)?;
                 let mut room = transaction.prepare_cached(this.keep_last_seq())?;
                 for (presenter, seq) in ended {
                     let rows = room.execute(params![presenter.get(), seq.0.cast_signed()])?;
@@ -337,9 +333,7 @@ impl Spool for SqliteSpool {
                 }
             }
             transaction.commit()?;
-            if set_aside {
-                this.kept.count_parked(connection);
-            }
+            this.kept.add_parked(more_parked);
             Ok((kept, unasked))
         })?;
         for presenter in kept {
@@ -507,6 +501,7 @@ impl SqliteSpool {
         }
         self.with(|this, connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut more_parked = 0;
             for (pos, why) in rows {
                 // It may be its room's last, and its number must not be given again (rule 3).
                 let number = transaction
@@ -520,11 +515,11 @@ impl SqliteSpool {
                 if let Some((presenter, seq)) = number {
                     transaction.execute(this.keep_last_seq(), [presenter, seq])?;
                 }
-                transaction.execute(PARK, params![pos, format!("unreadable: {why}"), system_ms()])?;
+                more_parked += transaction.execute(PARK, params![pos, format!("unreadable: {why}"), system_ms()])?;
                 transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;
             }
             transaction.commit()?;
-            this.kept.count_parked(connection);
+            this.kept.add_parked(more_parked);
             Ok(())
         })?;
         self.kept.unreadable.inc_by(rows.len() as u64);

@@ -1,7 +1,8 @@
-//! Deletions that MongoDB refuses to mark: a validator of the collection that has no place for them.
+//! Deletions that MongoDB refuses to mark: a validator of the collection that has no place for them. And how what is parked counts.
 
 use chatting_actors::{
     clock::EventClock,
+    metrics::Metrics,
     moderation::Act,
     seams::{LogStore, Spool},
     types::{Event, Seq},
@@ -124,6 +125,39 @@ async fn rule_04_a_deletion_that_is_refused_holds_up_nothing_hides_its_message_a
     let (code, out, error) = run(&["spool", "replay", "--parked"]);
     assert_eq!(code, 0, "{out}{error}");
     assert_eq!(marked().await, 1);
+}
+
+#[test]
+fn what_is_parked_is_counted_at_a_start_and_not_again_with_each_batch_that_parks() {
+    let dir = ScratchDir::new("counted");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = SqliteSpool::open(SpoolSettings {
+        path: path.clone(),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: false,
+    })
+    .unwrap();
+    let metrics = Metrics::default();
+    spool.count_in(&metrics);
+    let mut clock = EventClock::after(info.last_ms);
+    let all: Vec<_> = (1..=2)
+        .map(|seq| event(&mut clock, 1, &info.epoch.0, seq, "x"))
+        .collect();
+    let first = spool.commit(&all).unwrap();
+    let park = |spool: &mut SqliteSpool, n: usize| {
+        let pos = first + i64::try_from(n).unwrap();
+        spool.free(pos, &[(pos, all[n].clone(), "no".into())], 0).unwrap();
+    };
+    park(&mut spool, 0);
+    assert_eq!(metrics.parked_events.get(), 1);
+    // Whoever counts finds one less.
+    let other = rusqlite::Connection::open(&path).unwrap();
+    assert_eq!(other.execute("DELETE FROM parked", []).unwrap(), 1);
+    park(&mut spool, 1);
+    assert_eq!(metrics.parked_events.get(), 2);
+    spool.count_in(&metrics);
+    assert_eq!(metrics.parked_events.get(), 1);
 }
 
 #[test]

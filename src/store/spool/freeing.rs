@@ -58,8 +58,9 @@ pub(super) fn covering(
     Ok(found)
 }
 
-/// Deletes the rows up to `through`; those to be parked are copied before they go, and go last.
-pub(super) fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &str)]) -> rusqlite::Result<()> {
+/// Deletes the rows up to `through`; those to be parked are copied before they go, and go last. Returns how many it parked, without acts
+/// that only cover others.
+pub(super) fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &str)]) -> rusqlite::Result<usize> {
     let mut delete = connection.prepare_cached("DELETE FROM spool WHERE pos >= ?1 AND pos < ?2")?;
     let mut kept: Vec<Pos> = parked.iter().map(|(pos, _)| *pos).collect();
     kept.sort_unstable();
@@ -69,9 +70,11 @@ pub(super) fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &
         from = pos + 1;
     }
     let mut park = connection.prepare_cached(PARK)?;
+    let mut count = 0;
     for (pos, reason) in parked {
-        park.execute(params![pos, reason, system_ms()])?;
+        let new = park.execute(params![pos, reason, system_ms()])?;
         delete.execute([*pos, pos + 1])?;
+        count += if *reason == COVERS { 0 } else { new };
     }
-    Ok(())
+    Ok(count)
 }

@@ -25,8 +25,9 @@ DELETE FROM parked WHERE id = ?1 AND (act IS NULL OR NOT EXISTS (
   WHERE older.id < ?1 AND older.presenter_idx = parked.presenter_idx AND older.act IS NULL))";
 
 const OLD: &str = "
-SELECT id, presenter_idx, IFNULL((SELECT epoch FROM epochs WHERE n = parked.epoch), ''), seq, broadcast_id, act IS NOT NULL FROM parked
-WHERE id > ?1 AND id < ?2 AND length(id) = 16 ORDER BY id LIMIT ?3";
+SELECT id, presenter_idx, IFNULL((SELECT epoch FROM epochs WHERE n = parked.epoch), ''), seq, broadcast_id, act IS NOT NULL,
+  reason <> ?4
+FROM parked WHERE id > ?1 AND id < ?2 AND length(id) = 16 ORDER BY id LIMIT ?3";
 
 /// A parked event.
 pub struct ParkedRow {
@@ -38,7 +39,8 @@ pub struct ParkedRow {
     pub reason: String,
 }
 
-/// What is kept here because the store will not take it, in the metrics.
+/// What is kept here because the store will not take it, in the metrics. What is parked may be much, and is on the commits' thread: it
+/// is counted once, and what comes and goes is added and taken away. Acts that the store has, kept for what they cover, do not count.
 #[derive(Clone, Default)]
 pub(super) struct Kept {
     /// Rows that were parked because they cannot be read; those that the store refuses are counted by who gave them to it.
@@ -56,11 +58,16 @@ impl Kept {
         }
     }
 
-    /// To be called when something was parked, or is parked no more. What cannot be counted now shows as it was.
-    pub fn count_parked(&self, connection: &Connection) {
-        if let Ok(count) = connection.query_row("SELECT COUNT(*) FROM parked", [], |row| row.get(0)) {
-            self.parked.set(count);
-        }
+    /// Counts what is parked already.
+    pub fn count_parked(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let sql = "SELECT COUNT(*) FROM parked WHERE reason <> ?1";
+        self.parked.set(connection.query_row(sql, [COVERS], |row| row.get(0))?);
+        Ok(())
+    }
+
+    /// So many more are parked.
+    pub fn add_parked(&self, count: usize) {
+        self.parked.inc_by(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// To be called when broadcasts changed, or were given to the store: most often it refused none, and none is looked for.
@@ -91,10 +98,8 @@ impl Parking {
         let Self(shared, kept) = self.clone();
         let expired = move || {
             shared.run(|connection| {
-                let expired = expire(connection, &holds, before_ms, after, limit)?;
-                if expired.removed > 0 {
-                    kept.count_parked(connection);
-                }
+                let (expired, counted) = expire(connection, &holds, before_ms, after, limit)?;
+                kept.parked.dec_by(counted);
                 Ok(expired)
             })
         };
@@ -102,39 +107,43 @@ impl Parking {
     }
 }
 
+/// Returns how many of those that were removed had counted as parked, too.
 fn expire(
     connection: &mut Connection,
     holds: &Holds,
     before_ms: i64,
     after: Option<Uuid>,
     limit: usize,
-) -> rusqlite::Result<Expired> {
+) -> rusqlite::Result<(Expired, i64)> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (after, before) = (after.unwrap_or(Uuid::nil()), first_id_of(before_ms));
-    let (mut looked_at, mut last, mut removed) = (0, None, 0);
+    let (mut looked_at, mut last, mut removed, mut counted) = (0, None, 0, 0);
     {
         let mut statement = transaction.prepare_cached(OLD)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let asked = params![&after.as_bytes()[..], &before.as_bytes()[..], limit];
+        let asked = params![&after.as_bytes()[..], &before.as_bytes()[..], limit, COVERS];
         let found: Vec<_> = statement
             .query_map(asked, |row| {
-                Ok((row.get(0).map(Uuid::from_bytes)?, row.get(5)?, trace(row).ok()))
+                let (id, act, counts): (_, bool, bool) = (row.get(0)?, row.get(5)?, row.get(6)?);
+                Ok((Uuid::from_bytes(id), act, counts, trace(row).ok()))
             })?
             .collect::<rusqlite::Result<_>>()?;
         let mut forget = transaction.prepare_cached(FORGET)?;
-        for (id, act, trace) in found {
+        for (id, act, counts, trace) in found {
             // Whether one is held whose place cannot be read is not known. An act hides what is held in the store, too.
             let goes =
                 |trace: &Trace| holds.hold(trace).is_none() && !(act && holds.may_be_covered(trace.presenter, id));
             if trace.as_ref().is_some_and(goes) {
-                removed += forget.execute([&id.as_bytes()[..]])? as u64;
+                let gone = forget.execute([&id.as_bytes()[..]])?;
+                removed += gone as u64;
+                counted += i64::from(gone > 0 && counts);
             }
             (looked_at, last) = (looked_at + 1, Some(id));
         }
         last = last.filter(|_| looked_at >= limit);
     }
     transaction.commit()?;
-    Ok(Expired { removed, last })
+    Ok((Expired { removed, last }, counted))
 }
 
 impl SqliteSpool {
