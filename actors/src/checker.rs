@@ -27,7 +27,7 @@ use futures_util::FutureExt;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 
-use self::cache::{Cache, Known};
+use self::cache::{Cache, Known, Silent};
 use crate::{
     gate::{Gate, Permit},
     mailbox::{Mailbox, Turn},
@@ -241,12 +241,17 @@ impl RoomChecker {
                 return self.registry.verdict(check.presenter, Some((liveness, at, left)));
             }
         }
-        let refused_at = self.cache.refused_at(check.presenter).filter(|_| !refresh);
-        if let Some(at) = refused_at.filter(|at| at.elapsed() < self.config.not_live_ttl) {
-            self.count("cached");
+        let silent = self.cache.refused(check.presenter).filter(|_| !refresh);
+        if let Some(silent) = silent.filter(|silent| silent.at.elapsed() < self.config.not_live_ttl) {
+            let at = silent.at;
             if check.why.is_for_somebody() {
-                self.refusals.refuses_again(Instant::now());
+                // The first for whom there is an answer from before is the first who is refused.
+                match std::mem::replace(&mut silent.counted, true) {
+                    true => self.refusals.refuses_again(Instant::now()),
+                    false => self.refusals.refuses(Instant::now()),
+                }
             }
+            self.count("cached");
             return self.refuse(check.presenter, at);
         }
         if self.under_way.contains(&check.presenter) {
@@ -346,14 +351,15 @@ impl RoomChecker {
             }
             Err(RoomApiError::Refused(reason)) => {
                 self.count("refused");
-                if why.is_for_somebody() {
+                let counted = why.is_for_somebody();
+                if counted {
                     self.refusals.refuses(at);
                 }
                 // Where it says of nobody, as by a wrong room.base_url, this comes once a room and refresh.
                 if let Some(more) = self.refused.due(at) {
                     log::warn!("room server: it does not say whether presenter {presenter} is live: {reason}{more}");
                 }
-                self.cache.put_refused(presenter, at);
+                self.cache.put_refused(presenter, Silent { at, counted });
                 self.refuse(presenter, at);
             }
             Err(error) => {

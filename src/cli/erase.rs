@@ -77,9 +77,12 @@ fn unavailable(text: String) -> Failure {
 }
 
 fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
+    let cure = match error.full {
+        true => "make room for two more copies of it (one of them in SQLITE_TMPDIR, where that is set)",
+        false => "end what reads it (`spool verify`, a backup, sqlite3)",
+    };
     unavailable(format!(
-        "{path} is not rewritten, so what was erased may be in it still: {error}\n\
-         end what reads it (`spool verify`, a backup, sqlite3), and run it again"
+        "{path} is not rewritten, so what was erased may be in it still: {error}\n{cure}, and run it again"
     ))
 }
 

@@ -96,7 +96,8 @@ enum Command {
     /// again to go on. docs/OPERATIONS.md tells what it does not reach.
     ///
     /// Exit codes: 0 done, 1 something of the user is left or may be (legal hold, damaged spools that were set aside), 64 bad settings,
-    /// 69 the spool or the store is not to be had, or somebody reads the spool's file, so that it is not rewritten, 75 interrupted.
+    /// 69 the spool or the store is not to be had, or the spool's file is not rewritten
+    /// (somebody reads it, or there is no room), 75 interrupted.
     Erase(erase::EraseArgs),
     /// Mint a token for trying things.
     ///

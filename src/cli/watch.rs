@@ -156,7 +156,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {
                 }
                 let told = try_print(&format!("{}\n", String::from_utf8_lossy(&text)));
                 seen += u64::from(matches!(said, Said::Chat(_)));
-                if let Said::Chat(Some(seq)) | Said::Moderation(seq) = said {
+                if let (true, Said::Chat(Some(seq)) | Said::Moderation(seq)) = (told, said) {
                     let ack = json!({ "type": "ack", "seq": seq }).to_string();
                     socket
                         .send(Message::Text(ack.into()))

@@ -25,13 +25,15 @@ use futures_util::{
     future::{BoxFuture, FutureExt},
 };
 use mongodb::{
-    Client, Collection, Database,
+    Client, Collection, Database, IndexModel,
     action::Find,
     bson::{Bson, Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind},
-    options::{Acknowledgment, ClientOptions, ConnectionString, Hint, ReadConcern, ReadPreference, WriteConcern},
+    options::{
+        Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, WriteConcern,
+    },
 };
-use tokio::{runtime::Handle, sync::OnceCell};
+use tokio::runtime::Handle;
 
 use self::{
     acts::Progress,
@@ -158,8 +160,6 @@ struct Mongo {
     database: Database,
     log: Collection<RawDocumentBuf>,
     write_timeout: Duration,
-    /// Whether the index by number is known to be there.
-    indexed: OnceCell<()>,
     /// Of the acts in the batch under way.
     progress: Mutex<Progress>,
 }
@@ -171,7 +171,6 @@ impl Mongo {
             log: database.collection("chatting_log"),
             database,
             write_timeout: settings.write_timeout,
-            indexed: OnceCell::new(),
             progress: Mutex::default(),
         })
     }
@@ -267,13 +266,19 @@ impl Mongo {
     }
 
     async fn last_seq(&self, presenter: PresenterIdx) -> Result<Seq, StoreError> {
-        // It may be asked before `prepare`, in a collection that the old server filled.
-        let indexed = self.indexed.get_or_try_init(|| self.index_numbers());
-        self.timed(indexed).await.map_err(failed)?;
+        // One step of the index an epoch, however long the log is. It may be asked before the index is there, so none is named.
+        let room = doc! { "presenter_idx": presenter.get(), "seq": { "$gte": 0 } };
+        let epochs = self
+            .timed(self.log.distinct("epoch", room).into_future())
+            .await
+            .map_err(failed)?;
         let mut last = Seq(0);
-        for epoch in self.epochs(presenter).await? {
-            let newest = self.next_of(presenter, &epoch, Seq(0), -1).await?;
-            last = newest.map_or(last, |(seq, _)| last.max(seq));
+        for epoch in epochs {
+            let of_epoch = doc! { "presenter_idx": presenter.get(), "epoch": epoch, "seq": { "$gte": 0 } };
+            let newest = self.log.find_one(of_epoch).sort(doc! { "seq": -1 });
+            if let Some(found) = self.timed(newest.into_future()).await.map_err(failed)? {
+                last = last.max(Seq(found.get_i64("seq").map_err(unreadable)?.cast_unsigned()));
+            }
         }
         Ok(last)
     }
@@ -314,7 +319,16 @@ impl Mongo {
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {
-        self.timed(self.index_numbers()).await.map_err(failed)?;
+        let unique = IndexOptions::builder()
+            .name(SEQ_INDEX.to_owned())
+            .unique(true)
+            .partial_filter_expression(doc! { "seq": { "$exists": true } })
+            .build();
+        let keys = doc! { "presenter_idx": 1, "epoch": 1, "seq": 1 };
+        let model = IndexModel::builder().keys(keys).options(unique).build();
+        self.timed(self.log.create_index(model).into_future())
+            .await
+            .map_err(failed)?;
         self.prepare_archive().await?;
         self.prepare_keeping().await
     }

@@ -10,7 +10,8 @@ mod report;
 
 use std::{
     ffi::OsString,
-    io,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -177,10 +178,44 @@ pub fn carry_over(damaged: &Path, new: &Connection, embedded: bool) -> Result<Sa
 
 /// Opens the copy, with its WAL written into it. An error that is no damage says nothing of what can be read.
 fn read_copy(copy: &Path) -> rusqlite::Result<Connection> {
+    if let Err(error) = lengthen(copy) {
+        // Then SQLite says what it makes of it.
+        log::debug!("spool: {} is left as long as it is: {error}", copy.display());
+    }
     let old = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     old.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     Ok(old)
+}
+
+/// A file without a WAL that is shorter than its first page says, as one whose copying was cut short, is no database to SQLite. With empty
+/// pages in place of those that are gone it is a damaged one, and what it has of whole pages can be read. The numbers: the file
+/// format's header, <https://www.sqlite.org/fileformat2.html#the_database_header>.
+fn lengthen(copy: &Path) -> io::Result<()> {
+    if std::fs::metadata(beside(copy, "-wal")).is_ok_and(|wal| wal.len() > 0) {
+        return Ok(());
+    }
+    let mut header = [0; 100];
+    let mut file = File::options().read(true).write(true).open(copy)?;
+    file.read_exact(&mut header)?;
+    let word = |at: usize| {
+        u64::from(u32::from_be_bytes([
+            header[at],
+            header[at + 1],
+            header[at + 2],
+            header[at + 3],
+        ]))
+    };
+    let page = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65_536,
+        size => u64::from(size),
+    };
+    // The number of pages counts only where the file's last change set it.
+    let pages = if word(24) == word(92) { word(28) } else { 0 };
+    if file.metadata()?.len() < pages * page {
+        file.set_len(pages * page)?;
+    }
+    Ok(())
 }
 
 /// A numbering whose name cannot be read gets one of its own: without one its number would be the next epoch's, and its rows would

@@ -178,6 +178,8 @@ impl SqliteSpool {
 
     /// Learns of the rows of a commit that took effect although it failed.
     fn catch_up(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        // What it parked, or took away, was not added up.
+        let _ = self.kept.count_parked(connection);
         for (presenter, (seq, pos)) in last_of_rooms(connection, self.next_pos)? {
             self.last.insert(presenter, (seq, pos));
             self.next_pos = self.next_pos.max(pos + 1);

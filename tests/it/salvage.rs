@@ -337,3 +337,31 @@ async fn a_start_that_cannot_write_that_its_store_is_empty_names_the_file() {
         "{error}"
     );
 }
+
+#[test]
+fn a_spool_whose_copying_was_cut_short_loses_what_is_not_there_and_no_more() {
+    let dir = ScratchDir::new("short");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.commit(&events(&info, 1, 1..=3000)).unwrap();
+    spool.close();
+    drop(spool);
+    to_be_checked(&path);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 8 * 4096).unwrap();
+    let (mut spool, after) = open(&path, Durability::Disk, None);
+    assert_ne!(after.epoch, info.epoch);
+    let left = spool.read(0, 5000).unwrap().len();
+    assert!((2500..3000).contains(&left), "{left}");
+}
+
+#[test]
+fn a_damaged_spool_that_was_put_back_without_its_lock_is_known_by_its_tables() {
+    let dir = ScratchDir::new("nolock");
+    let path = dir.path().join("chat.db");
+    left_damaged(&path, 100);
+    std::fs::remove_file(dir.path().join("chat.db.lock")).unwrap();
+    let (mut spool, _) = open(&path, Durability::Disk, None);
+    assert_eq!(count_aside(dir.path()), 1);
+    assert_eq!(spool.read(0, 1000).unwrap().len(), 100);
+}

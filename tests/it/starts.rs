@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
+    io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener},
     os::unix::ffi::OsStrExt,
     process::{Command, Output, Stdio},
@@ -518,14 +519,25 @@ async fn a_watch_that_is_refused_tells_the_status_and_what_the_server_says() {
 async fn a_watch_of_dialect_v1_prints_each_frame_acknowledges_what_it_printed_and_resumes() {
     let dir = ScratchDir::new("watch-v1");
     // More than the credit must come by.
-    let server = Process::start(&dir, &mut serve(&dir, &["--set", "session.credit_events=2"]));
+    let server = Process::start(
+        &dir,
+        &mut serve(
+            &dir,
+            &[
+                "--set",
+                "session.credit_events=2",
+                "--set",
+                "limits.sender_per_second=0",
+            ],
+        ),
+    );
     let addr = server.address(&dir.path().join("port")).await;
     go_live(addr).await;
     let settings = settings(&dir);
     let (presenter, viewer) = (token_of(&settings, 12, "kim"), token_of(&settings, 7, "lee"));
     let url = format!("ws://{addr}/v1/presenter");
-    let watch = |more: &[&str]| {
-        let mut watch = command(&dir, &["watch", "--url", &url, "--token", &presenter, "--count", "5"]);
+    let watch = |count: &str, more: &[&str]| {
+        let mut watch = command(&dir, &["watch", "--url", &url, "--token", &presenter, "--count", count]);
         watch
             .args(more)
             .stdout(Stdio::piped())
@@ -539,7 +551,7 @@ async fn a_watch_of_dialect_v1_prints_each_frame_acknowledges_what_it_printed_an
         let lines = String::from_utf8(ended.stdout).unwrap();
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
-    let mut first = watch(&[]);
+    let mut first = watch("5", &[]);
     crate::support::eventually("the watch to end", async || {
         post_json(addr, "/v1/rooms/12/messages", &[("token", &viewer)], r#"{"text":"hi"}"#).await;
         first.try_wait().unwrap()
@@ -551,13 +563,26 @@ async fn a_watch_of_dialect_v1_prints_each_frame_acknowledges_what_it_printed_an
     let seqs: Vec<_> = seen[1..].iter().map(|frame| frame["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, [from, from + 1, from + 2, from + 3, from + 4]);
     // And once more from behind the second of them, with what came meanwhile.
-    for _ in 0..2 {
+    let post = async || -> Value {
         let held = post_json(addr, "/v1/rooms/12/messages", &[("token", &viewer)], r#"{"text":"hi"}"#).await;
         assert_eq!(held.status, 201, "{}", String::from_utf8_lossy(&held.body));
-    }
+        serde_json::from_slice(&held.body).unwrap()
+    };
+    post().await;
+    post().await;
     let after = (from + 1).to_string();
-    let again = frames(watch(&["--resume-after", &after]).wait_with_output().unwrap());
+    let again = frames(watch("5", &["--resume-after", &after]).wait_with_output().unwrap());
     assert_eq!(again[1]["seq"], from + 2);
+    // What could not be printed is not acknowledged: the next session goes on with it.
+    let last = post().await["seq"].to_string();
+    let mut unread = watch("5", &["--resume-after", &last]);
+    let mut out = BufReader::new(unread.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    drop(out);
+    let unprinted = post().await;
+    crate::support::eventually("the watch to end", async || unread.try_wait().unwrap()).await;
+    let next = frames(watch("1", &[]).wait_with_output().unwrap());
+    assert_eq!(next[0]["resumed_from"], unprinted["seq"]);
     let (code, _, error) = run(
         &dir,
         &[

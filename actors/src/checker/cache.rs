@@ -14,12 +14,19 @@ pub(super) struct Known {
     pub at: Instant,
 }
 
+/// That the room server would not say.
+pub(super) struct Silent {
+    pub at: Instant,
+    /// It counts among the refusals, because it was for somebody.
+    pub counted: bool,
+}
+
 /// What the room server said last of each presenter.
 pub(super) struct Cache {
     live: LruCache<PresenterIdx, Known>,
     not_live: LruCache<PresenterIdx, Known>,
-    /// Of whom it would not say, and when.
-    refused: LruCache<PresenterIdx, Instant>,
+    /// Of whom it would not say.
+    refused: LruCache<PresenterIdx, Silent>,
     /// How many there are of each.
     kept: [Gauge; 3],
 }
@@ -56,13 +63,13 @@ impl Cache {
         self.show();
     }
 
-    /// When it would not say, as far as that is kept.
-    pub fn refused_at(&mut self, presenter: PresenterIdx) -> Option<Instant> {
-        self.refused.get(&presenter).copied()
+    /// That it would not say, as far as that is kept.
+    pub fn refused(&mut self, presenter: PresenterIdx) -> Option<&mut Silent> {
+        self.refused.get_mut(&presenter)
     }
 
-    pub fn put_refused(&mut self, presenter: PresenterIdx, at: Instant) {
-        self.refused.put(presenter, at);
+    pub fn put_refused(&mut self, presenter: PresenterIdx, silent: Silent) {
+        self.refused.put(presenter, silent);
         self.show();
     }
 

@@ -246,7 +246,7 @@ impl LogWriter {
             .filter_map(|poison| {
                 let (pos, event) = self.backlog.get(poison.index)?.clone();
                 log::error!(
-                    "store: event {} will never be stored, parked: {}",
+                    "store: event {} will never be stored as it is, parked: {}",
                     event.id,
                     poison.reason
                 );

@@ -34,18 +34,6 @@ const BROADCASTS_INDEX: &str = "presenter_id";
 const UPDATES_MAX: usize = 500;
 
 impl Mongo {
-    /// Creates the index by number, which lets a number be given once.
-    pub(super) async fn index_numbers(&self) -> Result<(), Error> {
-        let unique = IndexOptions::builder()
-            .name(SEQ_INDEX.to_owned())
-            .unique(true)
-            .partial_filter_expression(doc! { "seq": { "$exists": true } })
-            .build();
-        let keys = doc! { "presenter_idx": 1, "epoch": 1, "seq": 1 };
-        let model = IndexModel::builder().keys(keys).options(unique).build();
-        self.log.create_index(model).await.map(drop)
-    }
-
     /// Creates the indexes that reading needs.
     pub(super) async fn prepare_archive(&self) -> Result<(), StoreError> {
         let by_user = IndexOptions::builder()
@@ -106,7 +94,7 @@ impl Mongo {
     }
 
     /// The first event after a number, or the last (`order` -1), as number and time.
-    pub(super) async fn next_of(
+    async fn next_of(
         &self,
         presenter: PresenterIdx,
         epoch: &Epoch,

@@ -138,13 +138,13 @@ impl SqliteSpool {
         if lock.known() {
             salvage::clear(&settings.path);
         }
-        let mut damaged = false;
-        let (connection, state) = match begin(&settings) {
+        let (mut damaged, mut ours) = (false, lock.known());
+        let (connection, state) = match begin(&settings, &mut ours) {
             // A file that never was a spool of ours is somebody else's: it is not touched.
-            Err(OpenError::Sqlite { error, .. }) if salvage::is_damage(&error) && lock.known() => {
+            Err(OpenError::Sqlite { error, .. }) if salvage::is_damage(&error) && ours => {
                 damaged = true;
                 begin_anew(&settings, &error)?;
-                begin(&settings)?
+                begin(&settings, &mut ours)?
             }
             begun => begun?,
         };
@@ -212,8 +212,8 @@ struct Start {
 }
 
 /// Opens a file that is a spool or becomes one, and begins its use. Damage may show at each step of it; what cannot be begun is left as
-/// it is, with its WAL, which closing it would write into it and take away.
-fn begin(settings: &SpoolSettings) -> Result<(Connection, Start), OpenError> {
+/// it is, with its WAL, which closing it would write into it and take away. `ours` is set where its tables show that it is a spool of ours.
+fn begin(settings: &SpoolSettings, ours: &mut bool) -> Result<(Connection, Start), OpenError> {
     let sqlite = |error| OpenError::Sqlite {
         path: settings.path.clone(),
         error,
@@ -224,7 +224,7 @@ fn begin(settings: &SpoolSettings) -> Result<(Connection, Start), OpenError> {
         set.map(drop).map_err(sqlite)
     };
     keep_wal(&connection, true)?;
-    may_be_ours(&connection, &settings.path)?;
+    *ours |= may_be_ours(&connection, &settings.path)?;
     set_up(&connection, settings).map_err(sqlite)?;
     let state = take_over(&mut connection, settings)?;
     keep_wal(&connection, false)?;

@@ -11,11 +11,12 @@ use crate::store::salvage::{LOG_TABLES, TABLES};
 pub(in crate::store) const BACKEND: &str = "backend";
 
 /// Refuses an SQLite file of another program. One of ours says its format; where a kill came before it did, it has no tables but ours,
-/// and `meta` is the first of them.
-pub(super) fn may_be_ours(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+/// and `meta` is the first of them. Returns whether it has tables, so that it is one of ours for certain.
+pub(super) fn may_be_ours(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
     match is_foreign(connection) {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(OpenError::NotASpool { path: path.to_owned() }),
+        Ok(Some(false)) => Ok(true),
+        Ok(None) => Ok(false),
+        Ok(Some(true)) => Err(OpenError::NotASpool { path: path.to_owned() }),
         Err(error) => Err(OpenError::Sqlite {
             path: path.to_owned(),
             error,
@@ -23,18 +24,22 @@ pub(super) fn may_be_ours(connection: &Connection, path: &Path) -> Result<(), Op
     }
 }
 
-fn is_foreign(connection: &Connection) -> rusqlite::Result<bool> {
+/// `None`: it has no tables at all.
+fn is_foreign(connection: &Connection) -> rusqlite::Result<Option<bool>> {
     let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT GLOB 'sqlite_*'";
     let mut statement = connection.prepare(sql)?;
     let tables = statement.query_map([], |row| row.get(0))?;
     let tables = tables.collect::<rusqlite::Result<Vec<String>>>()?;
     let is_ours = |table: &String| TABLES.iter().chain(&LOG_TABLES).any(|ours| ours == table);
-    if tables.is_empty() || tables.iter().all(is_ours) && tables.iter().any(|table| table == "meta") {
-        return Ok(false);
+    if tables.is_empty() {
+        return Ok(None);
+    }
+    if tables.iter().all(is_ours) && tables.iter().any(|table| table == "meta") {
+        return Ok(Some(false));
     }
     let meta_is_ours =
         connection.column_exists(None, "meta", "key")? && connection.column_exists(None, "meta", "value")?;
-    Ok(!meta_is_ours || meta::<Value>(connection, "format")?.is_none())
+    Ok(Some(!meta_is_ours || meta::<Value>(connection, "format")?.is_none()))
 }
 
 /// The log behind a spool, as `log.backend` names it.
