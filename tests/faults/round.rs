@@ -152,7 +152,11 @@ pub async fn run(stage: Rc<Stage>) -> Report {
     if let (Some(_), Store::Single { link, .. }) = (stage.plan.cold_start, &*stage.store) {
         link.cut();
     }
-    stage.server.lock().await.start().await;
+    if stage.plan.must_not_refuse() {
+        stage.server.lock().await.start_warm().await;
+    } else {
+        stage.server.lock().await.start().await;
+    }
     let presenters = stage.presenters().await;
     let (senders, faults) = (stage.senders().await, stage.faults());
 

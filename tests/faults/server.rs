@@ -80,6 +80,24 @@ impl Server {
         }
     }
 
+    /// Starts it with a new spool that has heard from MongoDB, so that no room waits for it (rule 3). On a loaded machine MongoDB may not
+    /// answer in the time that a start has for it: then the start is made again.
+    pub async fn start_warm(&mut self) {
+        let began = Instant::now();
+        loop {
+            self.start().await;
+            let output = self.process.as_ref().map(|process| process.output());
+            if !output.is_some_and(|output| output.contains("rooms will ask it for their last seq")) {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "MongoDB never answers in time");
+            self.stop().await;
+            for part in ["", "-wal", "-shm"] {
+                let _ = fs::remove_file(self.dir.path().join(format!("chat.db{part}")));
+            }
+        }
+    }
+
     /// Starts it and kills it so much later, whether it listens by then or not.
     pub async fn start_in_vain(&mut self, kill_after: Duration) {
         let (process, _) = self.spawn();
