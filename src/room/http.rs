@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn the_answer_that_docs_room_server_md_shows_is_one() {
-        let document = include_str!("../../docs/ROOM-SERVER.md");
+        // Read, not taken in: the image is built without the documents.
+        let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/ROOM-SERVER.md")).unwrap();
         let shown = document.split("```json\n").nth(1).and_then(|rest| rest.lines().next());
         let answer = parse(shown.unwrap().as_bytes()).unwrap();
         let times = (answer.started_at_ms, answer.ended_at_ms);

@@ -477,7 +477,7 @@ async fn what_can_be_read_once_only_is_refused_before_anything_is_opened() {
 async fn an_import_whose_file_changed_between_its_two_readings_has_not_ended() {
     let site = Site::new(false);
     let file = long_file(&site, 20_000);
-    let args = ["import", "long.ndjson", "--set", "log.batch_max=1"];
+    let args = ["import", "long.ndjson", "--set", "log.batch_max=4"];
     let import = Process::start(&site.dir, &mut site.command(&args));
     import.line(" of 20000 events").await;
     import.signal("STOP");
