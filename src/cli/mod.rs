@@ -83,7 +83,8 @@ enum Command {
     /// Read NDJSON exports into an empty log; the server must be stopped.
     ///
     /// Reads all of the files before it writes anything, so they must be regular ones, no pipes. One that was interrupted is run
-    /// again with the same files in the same order to go on. Rooms go on behind the last number that was imported. Give all files at once: the log is not empty afterwards.
+    /// again with the same files in the same order to go on. Rooms go on behind the last number that was imported. Give all files at
+    /// once: the log is not empty afterwards.
     ///
     /// Exit codes: 0 imported, 1 the log is not empty or a file is bad, 64 bad settings, 69 a file, the spool or the store is not
     /// to be had, 75 interrupted.
@@ -96,8 +97,8 @@ enum Command {
     /// again to go on. docs/OPERATIONS.md tells what it does not reach.
     ///
     /// Exit codes: 0 done, 1 something of the user is left or may be (legal hold, damaged spools that were set aside), 64 bad settings,
-    /// 69 the spool or the store is not to be had, or the spool's file is not rewritten
-    /// (somebody reads it, or there is no room), 75 interrupted.
+    /// 69 the spool or the store is not to be had, or the spool's file is not rewritten (somebody reads it, or there is no room), 75
+    /// interrupted.
     Erase(erase::EraseArgs),
     /// Mint a token for trying things.
     ///

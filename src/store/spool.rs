@@ -140,7 +140,7 @@ impl SqliteSpool {
     /// Tells from now on how much is kept here because the store will not take it: what is parked already at once.
     pub fn count_in(&mut self, metrics: &Metrics) {
         self.kept = Kept::of(metrics);
-        // What cannot be asked is seen by who needs it next.
+        // Where it cannot be asked now, it is counted when the file has been opened again.
         let _ = self.with(|this, connection| this.kept.count_parked(connection));
     }
 
