@@ -85,6 +85,8 @@ pub enum Refusal {
     LogUnavailable,
     /// It was numbered, and whether it was committed cannot be known.
     OutcomeUnknown,
+    /// What only asks was in the registry's hand when that panicked; no queue was full.
+    Interrupted,
     /// The server is about to stop.
     Draining,
     /// The first request with this `Idempotency-Key` has no answer yet.
@@ -99,7 +101,7 @@ impl Refusal {
         match self {
             Self::NotLive => "broadcast_ended",
             Self::PresenterDisconnected => "presenter_disconnected",
-            Self::Overloaded(_) | Self::Draining => "overloaded",
+            Self::Overloaded(_) | Self::Interrupted | Self::Draining => "overloaded",
             Self::RateLimited { .. } => "rate_limited",
             Self::RoomServerUnavailable => "room_server_unavailable",
             Self::LogUnavailable => "log_unavailable",

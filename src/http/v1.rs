@@ -285,7 +285,7 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
     let code = match refusal {
         Refusal::NotLive => Code::BroadcastEnded,
         Refusal::PresenterDisconnected => Code::PresenterDisconnected,
-        Refusal::Overloaded(_) | Refusal::Draining => Code::Overloaded,
+        Refusal::Overloaded(_) | Refusal::Interrupted | Refusal::Draining => Code::Overloaded,
         Refusal::RateLimited { .. } => Code::RateLimited,
         Refusal::RoomServerUnavailable => Code::RoomServerUnavailable,
         Refusal::LogUnavailable => Code::LogUnavailable,
@@ -298,6 +298,7 @@ pub(super) fn refused(refusal: Refusal) -> ApiError {
         Refusal::RateLimited { wait, burst } => ApiError::new(code)
             .with_detail("this user asks for too many rooms")
             .with_rate_limit(burst, whole_seconds(wait)),
+        Refusal::Interrupted => ApiError::new(code).with_detail("the registry begins anew, try again"),
         Refusal::Draining => ApiError::new(code).with_detail("the server is about to stop"),
         _ => ApiError::new(code),
     }

@@ -4,7 +4,6 @@
 use std::sync::atomic::Ordering;
 
 use chatting_actors::{
-    outcome::Refusal,
     types::{PresenterIdx, UserIdx},
     writer::SpoolFailure,
 };
@@ -139,17 +138,26 @@ async fn what_a_registry_that_panics_had_in_hand_is_counted_by_what_its_senders_
     );
     // All of them wait for a verdict.
     let panic = async {
-        eventually("both messages to wait", async || {
-            registry.view(presenter).await.filter(|view| view.waiting == 2)
+        eventually("both messages and who looks to wait", async || {
+            registry.view(presenter).await.filter(|view| view.waiting == 3)
         })
         .await;
         registry.panic_now();
     };
     let legacy = r#"{"presenterIdx":12,"userType":"viewer","textMessage":"two"}"#;
-    let looked = registry.look(presenter, UserIdx::new(7).unwrap());
+    let (token, mut client) = (app.token(7), app.client().await);
+    let headers = [("token", token.as_str())];
+    let looked = client.request("GET", "/v1/rooms/12", &headers, "");
     let (look, one, two, ()) = tokio::join!(looked, app.post(12, 7, "one"), app.send(7, legacy), panic);
     assert_eq!((one.status, two.status), (504, 504), "{one:?} {two:?}");
-    assert_eq!(look, Err(Refusal::Overloaded("registry")));
+    // No queue was full, and nobody is sent to look for one that was.
+    assert_eq!(
+        (look.status, look.header("retry-after"), &look.json()["detail"]),
+        (503, Some("1"), &json!("the registry begins anew, try again"))
+    );
+    assert_eq!(look.json()["code"], "overloaded");
+    let full = app.metric("chat_queue_refused_total{queue=\"registry\"}").await;
+    assert_eq!(full, Some(0.0));
     assert_eq!(
         (refused("outcome_unknown").await, refused("overloaded").await),
         (Some(2.0), Some(1.0))

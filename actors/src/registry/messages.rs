@@ -93,7 +93,7 @@ pub struct RoomView {
     pub last_seq: Option<Seq>,
     /// Numbered and not yet committed.
     pub in_flight: usize,
-    /// Waiting for a verdict.
+    /// Waiting for a verdict: messages, and who asked what the room looks like.
     pub waiting: usize,
 }
 
@@ -220,14 +220,18 @@ impl RegistryHandle {
     }
 
     fn admit(&self, submit: Submit) -> Result<(Waiting, oneshot::Receiver<Outcome>), Refusal> {
-        let permit = self.gate.try_acquire(1).ok_or_else(|| self.overloaded())?;
+        let permit = self.permit()?;
         let (reply, outcome) = oneshot::channel();
         Ok((Waiting { submit, permit, reply }, outcome))
     }
 
+    fn permit(&self) -> Result<Permit, Refusal> {
+        let permit = self.gate.try_acquire(1);
+        permit.ok_or_else(|| self.refuse(Refusal::Overloaded("registry")))
+    }
+
     /// What is refused here and not by the registry, which counts what it refuses itself.
-    fn overloaded(&self) -> Refusal {
-        let refusal = Refusal::Overloaded("registry");
+    fn refuse(&self, refusal: Refusal) -> Refusal {
         self.metrics.refuse(refusal.code());
         refusal
     }
@@ -260,7 +264,7 @@ impl RegistryHandle {
 
     /// What the room server and the registry say of a room. Waits for the verdict as a message does, and is refused as one.
     pub async fn look(&self, presenter: PresenterIdx, user: UserIdx) -> Result<RoomLook, Refusal> {
-        let permit = self.gate.try_acquire(1).ok_or_else(|| self.overloaded())?;
+        let permit = self.permit()?;
         let (reply, look) = oneshot::channel();
         let looking = Looking {
             _permit: permit,
@@ -269,7 +273,7 @@ impl RegistryHandle {
         };
         self.mailbox.push(RegistryMsg::Look { presenter, looking });
         // A closed channel: the registry panicked.
-        look.await.unwrap_or_else(|_| Err(self.overloaded()))
+        look.await.unwrap_or_else(|_| Err(self.refuse(Refusal::Interrupted)))
     }
 
     /// Tells at most `most` more v1 sessions to connect again, not before `after` and spread over `spread` beyond it. Returns
