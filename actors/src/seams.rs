@@ -60,10 +60,19 @@ pub type Pos = i64;
 pub struct SpoolError {
     /// What went wrong, for the log.
     pub why: String,
-    /// True when there is no room left, on the disk or by `log.spool_max_bytes`.
-    pub full: bool,
-    /// False when it failed before anything of it was done, so that nothing of it is there.
-    pub begun: bool,
+    /// What that means for what it was asked.
+    pub fault: SpoolFault,
+}
+
+/// Whether a spool that failed did any of what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpoolFault {
+    /// Nothing: there is no room left, on the disk or by `log.spool_max_bytes`.
+    Full,
+    /// Nothing: it failed before anything of it was done, as where the file cannot be opened or written.
+    NotBegun,
+    /// That cannot be told: it failed on the way, and only the file knows.
+    Unsure,
 }
 
 impl fmt::Display for SpoolError {

@@ -9,7 +9,7 @@ use std::{
 
 use chatting_actors::{
     clock::system_ms,
-    seams::{Spool, SpoolError, StoreError},
+    seams::{Spool, SpoolError, SpoolFault, StoreError},
     types::UserIdx,
 };
 use clap::Args;
@@ -77,9 +77,10 @@ fn unavailable(text: String) -> Failure {
 }
 
 fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
-    let cure = match error.full {
-        true => "make room for two more copies of it (one of them in SQLITE_TMPDIR, where that is set)",
-        false => "end what reads it (`spool verify`, a backup, sqlite3)",
+    let cure = match error.fault {
+        SpoolFault::Full => "make room for two more copies of it (one of them in SQLITE_TMPDIR, where that is set)",
+        SpoolFault::NotBegun => "make it writable, and its directory (and SQLITE_TMPDIR, where that is set)",
+        SpoolFault::Unsure => "end what reads it (`spool verify`, a backup, sqlite3)",
     };
     unavailable(format!(
         "{path} is not rewritten, so what was erased may be in it still: {error}\n{cure}, and run it again"
@@ -299,4 +300,43 @@ async fn erase_from(
         .map_err(|error| not_rewritten(&settings.log.path, &error))?;
     print(&format!("rewritten: {}\n", settings.log.path));
     Ok(tell_held(&held))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Durability;
+
+    fn said(fault: SpoolFault) -> String {
+        let why = "it failed".into();
+        not_rewritten("chat.db", &SpoolError { why, fault }).text
+    }
+
+    #[test]
+    fn who_erases_is_told_what_the_rewriting_of_the_file_lacks() {
+        for (fault, cure) in [
+            (SpoolFault::Full, "make room for two more copies"),
+            (SpoolFault::NotBegun, "make it writable"),
+            (SpoolFault::Unsure, "end what reads it"),
+        ] {
+            let text = said(fault);
+            assert!(text.contains(": it failed\n") && text.contains(cure), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_needs_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spool, _) = SqliteSpool::open(SpoolSettings {
+            path: dir.path().join("chat.db"),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: true,
+        })
+        .unwrap();
+        let read_only = |connection: &mut rusqlite::Connection| connection.pragma_update(None, "query_only", true);
+        spool.connection().run(read_only).unwrap();
+        let error = spool.rewrite().unwrap_err();
+        assert_eq!(error.fault, SpoolFault::NotBegun, "{error:?}");
+    }
 }

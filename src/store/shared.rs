@@ -146,7 +146,7 @@ impl Shared {
     }
 
     /// Runs work on it.
-    pub(super) fn run<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    pub(crate) fn run<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         let mut turn = self.open()?;
         let done = match turn.as_mut() {
             Some(connection) => work(connection),

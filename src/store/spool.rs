@@ -45,7 +45,7 @@ use chatting_actors::{
     clock::system_ms,
     idempotency::KeyRow,
     metrics::Metrics,
-    seams::{LastSeq, Place, Pos, Spool, SpoolError},
+    seams::{LastSeq, Place, Pos, Spool, SpoolError, SpoolFault},
     types::{Epoch, Event, PresenterIdx, Seq},
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
@@ -210,14 +210,15 @@ impl SqliteSpool {
 }
 
 fn failed(error: &rusqlite::Error, begun: bool) -> SpoolError {
-    let full = matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::CannotOpen)
-    );
+    let fault = match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => SpoolFault::Full,
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => SpoolFault::NotBegun,
+        _ if begun => SpoolFault::Unsure,
+        _ => SpoolFault::NotBegun,
+    };
     SpoolError {
         why: error.to_string(),
-        full,
-        begun,
+        fault,
     }
 }
 

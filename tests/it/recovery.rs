@@ -12,7 +12,7 @@ use std::{
 
 use chatting_actors::{
     clock::EventClock,
-    seams::{LastSeq, LogStore, Spool},
+    seams::{LastSeq, LogStore, Spool, SpoolFault},
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
 };
@@ -172,7 +172,7 @@ fn a_spool_at_its_limit_refuses_and_takes_events_again_when_rows_were_freed() {
         }
         Err(error) => Some(error),
     });
-    assert!(error.unwrap().full);
+    assert_eq!(error.unwrap().fault, SpoolFault::Full);
     assert!(last > 1000, "only {last} fitted");
     assert!(spool.bytes() <= 1 << 20);
     spool.free(last, &[], 0).unwrap();
@@ -190,7 +190,7 @@ fn a_full_spool_of_many_rooms_can_free_its_rows_too() {
         match spool.commit(&events(&info, room, 1..=1)) {
             Ok(pos) => last = pos,
             Err(error) => {
-                assert!(error.full);
+                assert_eq!(error.fault, SpoolFault::Full);
                 break;
             }
         }
@@ -747,13 +747,13 @@ fn rule_01_a_commit_is_not_begun_while_the_file_cannot_be_opened_again() {
     spool.commit(&all[..1]).unwrap();
     spool.reopen_and_find(&all[0]).unwrap_err();
     let error = spool.commit(&all[1..]).unwrap_err();
-    assert!(!error.begun && !error.full, "{error:?}");
+    assert_eq!(error.fault, SpoolFault::NotBegun, "{error:?}");
     reader.execute_batch("COMMIT").unwrap();
     assert_eq!(spool.commit(&all[1..]).unwrap(), 2);
     reader
         .execute_batch("CREATE TRIGGER no BEFORE INSERT ON spool BEGIN SELECT RAISE(ABORT, 'no'); END")
         .unwrap();
-    assert!(spool.commit(&all[1..]).unwrap_err().begun);
+    assert_eq!(spool.commit(&all[1..]).unwrap_err().fault, SpoolFault::Unsure);
 }
 
 /// A small file system, where the server of this very process can use it: so not in a namespace of its own. It goes with us,
@@ -932,7 +932,7 @@ fn a_full_spool_whose_rooms_all_end_can_be_freed_and_can_park() {
         match spool.commit(&events(&info, n * 7919, 1..=1)) {
             Ok(pos) => last = pos,
             Err(error) => {
-                assert!(error.full);
+                assert_eq!(error.fault, SpoolFault::Full);
                 break;
             }
         }

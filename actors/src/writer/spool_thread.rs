@@ -26,7 +26,7 @@ use crate::{
     mailbox::Mailbox,
     metrics::Metrics,
     registry::{Committed, RegistryHandle, RegistryMsg, known},
-    seams::{LastSeq, Pos, Spool, SpoolError},
+    seams::{LastSeq, Pos, Spool, SpoolError, SpoolFault},
     supervise::{Watch, thread_of},
     types::{Event, PresenterIdx, Seq},
 };
@@ -108,6 +108,24 @@ impl SpoolThread {
 /// How soon broadcasts that could not be kept are tried again when another one changes.
 const KEEP_AGAIN: Duration = Duration::from_secs(1);
 
+/// Events that have no place in the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// They are not in it and never will be.
+    Surely,
+    /// They may be: it cannot tell now.
+    Perhaps,
+}
+
+impl From<Lost> for Committed {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Surely => Self::No,
+            Lost::Perhaps => Self::Unknown,
+        }
+    }
+}
+
 /// Who waits for the question in hand; answered as failed when a panic takes it.
 #[derive(Clone, Copy)]
 enum Owed {
@@ -149,7 +167,7 @@ struct Run {
     /// In the commit under way; answered when it is empty again.
     committing: Vec<Arc<Event>>,
     /// What came of that commit, once it is known and until it is told.
-    result: Option<Result<Pos, Committed>>,
+    result: Option<Result<Pos, Lost>>,
     /// What the registry is still to be told, and of how many events.
     telling: Option<(usize, Committed)>,
     owed: Owed,
@@ -295,14 +313,14 @@ impl Run {
     }
 
     /// Rule 1: what the reopened file holds of the commit whose last event this is.
-    fn find(&mut self, last: &Event) -> Result<Pos, Committed> {
+    fn find(&mut self, last: &Event) -> Result<Pos, Lost> {
         let count = self.committing.len() as Pos;
         match catch_unwind(AssertUnwindSafe(|| self.spool.reopen_and_find(last))) {
             Ok(Ok(Some(pos))) => Ok(pos - count + 1),
-            Ok(Ok(None)) => Err(Committed::No),
+            Ok(Ok(None)) => Err(Lost::Surely),
             Ok(Err(_)) | Err(_) => {
                 self.unsure = true;
-                Err(Committed::Unknown)
+                Err(Lost::Perhaps)
             }
         }
     }
@@ -343,10 +361,10 @@ impl Run {
     }
 
     /// Tells what came of the commit under way.
-    fn conclude(&mut self, result: Result<Pos, Committed>) {
+    fn conclude(&mut self, result: Result<Pos, Lost>) {
         let events = std::mem::take(&mut self.committing);
         // Whatever happens on the way, their senders are answered.
-        self.telling = Some((events.len(), result.err().unwrap_or(Committed::Yes)));
+        self.telling = Some((events.len(), result.err().map_or(Committed::Yes, Committed::from)));
         match result {
             Ok(first) => {
                 self.handle.writable.store(true, Ordering::Release);
@@ -397,7 +415,7 @@ impl Run {
 }
 
 /// Rule 1: after an I/O error the answer is what the reopened spool holds. That it fails is an error where it `worked` before.
-fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>], worked: bool) -> Result<Pos, Committed> {
+fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>], worked: bool) -> Result<Pos, Lost> {
     let level = if worked { log::Level::Error } else { log::Level::Debug };
     // A panic in the spool is an error like any other, and need not cost the thread its pause.
     let result = catch_unwind(AssertUnwindSafe(|| spool.commit(events)));
@@ -406,24 +424,23 @@ fn commit_one(spool: &mut dyn Spool, unsure: &mut bool, events: &[Arc<Event>], w
         Ok(Err(error)) => error,
         Err(_) => SpoolError {
             why: "it panicked".into(),
-            full: false,
-            begun: true,
+            fault: SpoolFault::Unsure,
         },
     };
     log::log!(level, "spool: a commit of {} events failed: {error}", events.len());
-    if error.full || !error.begun {
-        return Err(Committed::No);
+    if error.fault != SpoolFault::Unsure {
+        return Err(Lost::Surely);
     }
     let Some(last) = events.last() else {
-        return Err(Committed::No);
+        return Err(Lost::Surely);
     };
     match spool.reopen_and_find(last) {
         Ok(Some(last)) => Ok(last - events.len() as Pos + 1),
-        Ok(None) => Err(Committed::No),
+        Ok(None) => Err(Lost::Surely),
         Err(error) => {
             log::log!(level, "spool: it cannot be opened again: {error}");
             *unsure = true;
-            Err(Committed::Unknown)
+            Err(Lost::Perhaps)
         }
     }
 }

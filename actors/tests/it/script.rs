@@ -13,7 +13,7 @@ use chatting_actors::{
     outcome::{Accepted, Delivery},
     seams::{
         LastSeq, Liveness, LogPage, LogRange, LogReader, LogStore, NotPut, Place, Poison, Pos, RoomApi, RoomApiError,
-        Spool, SpoolError, StoreBatch, StoreError,
+        Spool, SpoolError, SpoolFault, StoreBatch, StoreError,
     },
     types::{Event, PresenterIdx, Seq},
 };
@@ -108,11 +108,10 @@ pub struct SpoolScript {
 #[derive(Clone, Default)]
 pub struct ScriptedSpool(pub Arc<Mutex<SpoolScript>>);
 
-fn error(full: bool) -> SpoolError {
+fn error(fault: SpoolFault) -> SpoolError {
     SpoolError {
         why: "scripted".into(),
-        full,
-        begun: true,
+        fault,
     }
 }
 
@@ -131,14 +130,18 @@ impl SpoolScript {
         }
         if self.killed || self.failing > 0 {
             self.failing = self.failing.saturating_sub(1);
-            return Err(error(false));
+            return Err(error(SpoolFault::Unsure));
         }
         Ok(())
     }
 
     /// Whether it is there at all. Broadcasts are not scripted: scripts are about events.
     fn is_there(&self) -> Result<(), SpoolError> {
-        if self.killed { Err(error(false)) } else { Ok(()) }
+        if self.killed {
+            Err(error(SpoolFault::Unsure))
+        } else {
+            Ok(())
+        }
     }
 
     /// Events that were written although they had been already.
@@ -164,12 +167,12 @@ impl Spool for ScriptedSpool {
         drop(gate.lock().unwrap());
         let mut script = self.script();
         if script.killed {
-            return Err(error(false));
+            return Err(error(SpoolFault::Unsure));
         }
         if script.full {
             return Err(SpoolError {
                 why: script.full_why.into(),
-                ..error(true)
+                ..error(SpoolFault::Full)
             });
         }
         script.sizes.push(events.len());
@@ -180,19 +183,16 @@ impl Spool for ScriptedSpool {
             }
             Commit::Full => {
                 script.commits.pop_front();
-                Err(error(true))
+                Err(error(SpoolFault::Full))
             }
             Commit::NotBegun => {
                 script.commits.pop_front();
-                Err(SpoolError {
-                    begun: false,
-                    ..error(false)
-                })
+                Err(error(SpoolFault::NotBegun))
             }
-            Commit::FailsWithout | Commit::FailsUnknown => Err(error(false)),
+            Commit::FailsWithout | Commit::FailsUnknown => Err(error(SpoolFault::Unsure)),
             Commit::FailsWith | Commit::FailsUnknownWith => {
                 script.write(events);
-                Err(error(false))
+                Err(error(SpoolFault::Unsure))
             }
         }
     }
@@ -204,10 +204,10 @@ impl Spool for ScriptedSpool {
     fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError> {
         let mut script = self.script();
         if script.killed {
-            return Err(error(false));
+            return Err(error(SpoolFault::Unsure));
         }
         match script.commits.pop_front() {
-            Some(Commit::FailsUnknown | Commit::FailsUnknownWith) => Err(error(false)),
+            Some(Commit::FailsUnknown | Commit::FailsUnknownWith) => Err(error(SpoolFault::Unsure)),
             _ => Ok(script
                 .rows
                 .iter()
@@ -350,7 +350,7 @@ impl Spool for ScriptedSpool {
     fn probe(&mut self) -> Result<(), SpoolError> {
         let mut script = self.script();
         if script.full {
-            return Err(error(true));
+            return Err(error(SpoolFault::Full));
         }
         script.fails()
     }

@@ -21,8 +21,8 @@ impl Run {
                 self.committed(first, events);
                 self.show_size();
             }
-            Err(committed) => {
-                if committed == Committed::No {
+            Err(lost) => {
+                if lost == Lost::Surely {
                     self.tried = 0;
                 }
                 self.metrics.commit_failures.inc();
