@@ -154,9 +154,9 @@ impl CheckerHandle {
     }
 
     /// Has the room server asked to make the presenter connect again (rule 12). Nobody waits for what comes of it, so
-    /// without a permit it is left out.
+    /// without a permit it is left out, which refuses nobody anything.
     pub(crate) fn request_reconnect(&self, presenter: PresenterIdx) {
-        if let Some(permit) = self.gate.try_acquire(1) {
+        if let Some(permit) = self.gate.acquire_if_free(1) {
             self.mailbox.push(Ask::Reconnect(presenter, permit));
         }
     }
@@ -457,5 +457,21 @@ impl StreamHandler<Vec<Ask>> for RoomChecker {
                 Ask::Panic => panic!("planned"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_to_reconnect_that_finds_no_permit_is_no_refusal() {
+        let checker = CheckerHandle::new(1);
+        let presenter = PresenterIdx::new(1).unwrap();
+        assert!(checker.check(presenter, Why::Wanted));
+        checker.request_reconnect(presenter);
+        assert_eq!(checker.gate().refused(), 0);
+        assert!(!checker.check(presenter, Why::Wanted), "and there was none");
+        assert_eq!(checker.gate().refused(), 1);
     }
 }
