@@ -192,8 +192,8 @@ impl App {
         });
         let writer_arbiter = Arbiter::new();
         let made_of = parts.clone();
-        supervise(&writer_arbiter.handle(), parts.watch.clone(), move || {
-            LogWriter::new(made_of.clone())
+        supervise(&writer_arbiter.handle(), parts.watch.clone(), move |present| {
+            LogWriter::new(made_of.clone(), present)
         });
 
         let checker_arbiter = Arbiter::new();

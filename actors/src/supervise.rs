@@ -79,7 +79,7 @@ impl Watch {
     }
 
     /// Marks the actor as there, for as long as the guard lives.
-    pub fn enter(&self) -> Present {
+    pub(crate) fn enter(&self) -> Present {
         let mut life = self.life();
         life.alive = true;
         life.since = Instant::now();
@@ -119,7 +119,7 @@ impl Watch {
     }
 }
 
-/// Held by a running actor.
+/// Held by a running actor: as long as this lives, the actor is there. [`supervise`] gives it.
 #[derive(Debug)]
 pub struct Present {
     watch: Watch,
@@ -132,9 +132,9 @@ impl Drop for Present {
     }
 }
 
-/// Starts the actor that `make` makes, on this arbiter, and another one whenever it is gone, until the arbiter stops. What
-/// `make` returns must hold a [`Present`] of `watch`. A panic in `make` itself counts as one of the actor.
-pub fn supervise<A>(arbiter: &ArbiterHandle, watch: Watch, mut make: impl FnMut() -> A + Send + 'static)
+/// Starts the actor that `make` makes, on this arbiter, and another one whenever it is gone, until the arbiter stops. It is there
+/// for as long as it holds the [`Present`] that it is made of. A panic in `make` itself counts as one of the actor.
+pub fn supervise<A>(arbiter: &ArbiterHandle, watch: Watch, mut make: impl FnMut(Present) -> A + Send + 'static)
 where
     A: Actor<Context = Context<A>>,
 {
@@ -142,7 +142,7 @@ where
     let started = arbiter.spawn(async move {
         RUNS.set(Some(name));
         loop {
-            if let Some(address) = begin(&mut make) {
+            if let Some(address) = begin(|| make(watch.enter())) {
                 while watch.alive() {
                     watch.shared.gone.notified().await;
                 }
@@ -157,7 +157,7 @@ where
     }
 }
 
-fn begin<A: Actor<Context = Context<A>>>(make: impl FnMut() -> A) -> Option<Addr<A>> {
+fn begin<A: Actor<Context = Context<A>>>(make: impl FnOnce() -> A) -> Option<Addr<A>> {
     catch_unwind(AssertUnwindSafe(make)).ok().map(Actor::start)
 }
 

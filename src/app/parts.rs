@@ -135,15 +135,14 @@ pub(super) fn start_checker(
     let watch = Watch::new("checker", startup::pauses(settings), metrics);
     let (config, http) = (startup::checker_config(settings), startup::http_room_settings(settings));
     let (checker, registry, metrics) = (checker.clone(), registry.clone(), metrics.clone());
-    let present = watch.clone();
-    supervise(&arbiter.handle(), watch.clone(), move || {
+    supervise(&arbiter.handle(), watch.clone(), move |present| {
         // awc's client is not `Send`: it is made where it is used.
         let api: Rc<dyn RoomApi> = match &rooms {
             Some(rooms) => Rc::new(rooms.clone()),
             None => Rc::new(HttpRooms::new(http.clone())),
         };
         let (checker, registry, metrics) = (checker.clone(), registry.clone(), metrics.clone());
-        RoomChecker::new(config.clone(), checker, registry, api, metrics, present.enter())
+        RoomChecker::new(config.clone(), checker, registry, api, metrics, present)
     });
     watch
 }
@@ -160,8 +159,7 @@ pub(super) fn start_registry(
     let watch = Watch::new("registry", startup::pauses(settings), metrics);
     let config = startup::registry_config(settings);
     let (registry, checker, writer, metrics) = (registry.clone(), checker.clone(), writer.clone(), metrics.clone());
-    let present = watch.clone();
-    supervise(&arbiter.handle(), watch.clone(), move || {
+    supervise(&arbiter.handle(), watch.clone(), move |present| {
         let (registry, checker) = (registry.clone(), checker.clone());
         SessionRegistry::new(
             config.clone(),
@@ -170,7 +168,7 @@ pub(super) fn start_registry(
             writer.clone(),
             log.clone(),
             metrics.clone(),
-            present.enter(),
+            present,
         )
     });
     watch

@@ -70,7 +70,7 @@ pub struct LogWriter {
 
 impl LogWriter {
     /// A writer that goes on where the spool, or the writer before it, stands. It is for the writer's own arbiter.
-    pub fn new(parts: WriterParts) -> Self {
+    pub fn new(parts: WriterParts, present: Present) -> Self {
         Self {
             done: parts.handle.done.load(Ordering::Acquire),
             head: parts.handle.head.load(Ordering::Acquire),
@@ -85,7 +85,7 @@ impl LogWriter {
             unknown: Seldom::new(),
             records: Records::Due,
             marked: Vec::new(),
-            _present: parts.watch.enter(),
+            _present: present,
             parts,
         }
     }

@@ -285,14 +285,14 @@ impl Stage {
         let log = ReadLog::new(Arc::new(scripted_log.clone()), arbiters[3].handle());
         let asked_by_tests = checker.clone();
         let made_of = parts.clone();
-        supervise(&arbiters[0].handle(), parts.watch.clone(), move || {
-            LogWriter::new(made_of.clone())
+        supervise(&arbiters[0].handle(), parts.watch.clone(), move |present| {
+            LogWriter::new(made_of.clone(), present)
         });
         let (to_checker, to_registry, counted) = (checker.clone(), handle.clone(), metrics.clone());
         let watch = Watch::new("checker", PAUSES, &metrics);
         let checker_watch = watch.clone();
-        let (present, asked) = (watch.clone(), rooms.clone());
-        supervise(&arbiters[1].handle(), watch, move || {
+        let asked = rooms.clone();
+        supervise(&arbiters[1].handle(), watch, move |present| {
             let ttl = asked.script().ttl;
             let config = CheckerConfig {
                 timeout: Duration::from_secs(5),
@@ -307,19 +307,11 @@ impl Stage {
                 breaker_open: ttl,
             };
             let (checker, registry, metrics) = (to_checker.clone(), to_registry.clone(), counted.clone());
-            RoomChecker::new(
-                config,
-                checker,
-                registry,
-                Rc::new(asked.clone()),
-                metrics,
-                present.enter(),
-            )
+            RoomChecker::new(config, checker, registry, Rc::new(asked.clone()), metrics, present)
         });
         let registry_watch = Watch::new("registry", PAUSES, &metrics);
-        let (present, to_registry, to_writer, counted) =
-            (registry_watch.clone(), handle.clone(), writing.clone(), metrics.clone());
-        supervise(&arbiters[2].handle(), registry_watch.clone(), move || {
+        let (to_registry, to_writer, counted) = (handle.clone(), writing.clone(), metrics.clone());
+        supervise(&arbiters[2].handle(), registry_watch.clone(), move |present| {
             let (handle, checker, writer) = (to_registry.clone(), checker.clone(), to_writer.clone());
             SessionRegistry::new(
                 registry.clone(),
@@ -328,7 +320,7 @@ impl Stage {
                 writer,
                 log.clone(),
                 counted.clone(),
-                present.enter(),
+                present,
             )
         });
         Self {

@@ -321,10 +321,10 @@ async fn an_actor_that_fails_again_and_again_is_logged_by_name_once_a_panic_and_
         max: Duration::from_millis(4),
     };
     let watch = Watch::new("http", pauses, &metrics);
-    let (arbiter, left, present) = (Arbiter::new(), Arc::new(Mutex::new(5)), watch.clone());
-    supervise(&arbiter.handle(), watch.clone(), move || Unlucky {
+    let (arbiter, left) = (Arbiter::new(), Arc::new(Mutex::new(5)));
+    supervise(&arbiter.handle(), watch.clone(), move |present| Unlucky {
         left: Arc::clone(&left),
-        _present: present.enter(),
+        _present: present,
     });
     until("the actor to stay", || watch.restarts() == 5 && watch.steady()).await;
     let told = lines_with("the actor http panicked");
