@@ -124,7 +124,14 @@ impl App {
     async fn open(settings: &Settings, extras: Extras, beat: &mut Option<ServerBeat>) -> Result<Self, StartError> {
         log_panics();
         startup::check(settings)?;
-        let metrics = Metrics::default();
+        let mut metric_names = MetricNames::default();
+        let metrics = Metrics::new(&mut metric_names);
+        let codes = Code::ALL.iter().map(|code| code.as_str());
+        metrics.refused.begin(codes.clone());
+        metrics.sessions_refused.begin(codes);
+        metrics
+            .tokens_refused
+            .begin(TokenError::ALL.iter().map(|error| error.reason()));
         let (tokens, fetching) = open_keys(settings, &metrics).await?;
         let gateway = match settings.auth.mode {
             AuthMode::Token => None,
@@ -214,10 +221,6 @@ impl App {
         ready
             .await
             .map_err(|_| StartError::Unavailable("the spool does not tell its idempotency keys".into()))?;
-        let mut metric_names = MetricNames::default();
-        metrics.register(&mut metric_names);
-        metrics.begin_token_refusals(TokenError::ALL.iter().map(|error| error.reason()));
-        metrics.begin_refusals(Code::ALL.iter().map(|code| code.as_str()));
         let [writer_events, writer_bytes] = writer.gates();
         let gates = vec![
             Arc::clone(registry.gate()),

@@ -72,10 +72,7 @@ impl Retention {
                     "error"
                 }
             };
-            self.metrics
-                .retention_sweeps
-                .get_or_create(&[("outcome", outcome)])
-                .inc();
+            self.metrics.retention_sweeps.inc(outcome);
             tokio::time::sleep(self.every).await;
         }
     }
@@ -100,7 +97,7 @@ impl Retention {
         kind: &'static str,
         step: impl AsyncFn(Option<Uuid>) -> Result<Expired, StoreError>,
     ) -> Result<u64, StoreError> {
-        let counted = self.metrics.retention_deleted.get_or_create_owned(&[("kind", kind)]);
+        let counted = self.metrics.retention_deleted.of(kind);
         let (mut removed, mut after) = (0, None);
         loop {
             let expired = step(after).await?;

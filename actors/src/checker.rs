@@ -424,15 +424,12 @@ impl RoomChecker {
                     "error"
                 }
             };
-            this.metrics
-                .reconnect_requests
-                .get_or_create(&[("outcome", outcome)])
-                .inc();
+            this.metrics.reconnect_requests.inc(outcome);
         }));
     }
 
     fn count(&self, outcome: &'static str) {
-        self.metrics.room_checks.get_or_create(&[("outcome", outcome)]).inc();
+        self.metrics.room_checks.inc(outcome);
     }
 }
 

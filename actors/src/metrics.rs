@@ -1,10 +1,12 @@
 //! What the actors count, in one place. Names follow Prometheus: base units, `_total`, `_seconds`; never a label by
 //! presenter or user.
 
-use std::{ops::Deref, sync::Arc};
+use std::{fmt::Debug, ops::Deref, sync::Arc};
 
 use prometheus_client::{
+    encoding::EncodeMetric,
     metrics::{
+        TypedMetric,
         counter::Counter,
         family::Family,
         gauge::Gauge,
@@ -15,11 +17,8 @@ use prometheus_client::{
 
 use crate::{moderation::Act, queues::Queues, registry::End, session::Close};
 
-/// One label with one of a fixed set of values.
-pub type Label = [(&'static str, &'static str); 1];
-
 /// Every number that the actors keep. Cheap to clone: the numbers are shared.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics(Arc<Numbers>);
 
 impl Deref for Metrics {
@@ -28,6 +27,106 @@ impl Deref for Metrics {
     fn deref(&self) -> &Numbers {
         &self.0
     }
+}
+
+/// Numbers that nobody scrapes.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new(&mut Registry::default())
+    }
+}
+
+impl Metrics {
+    /// What can panic and is counted: the supervised actors, then what ends with its panic.
+    pub const ACTORS: [&str; 7] = ["registry", "checker", "writer", "spool", "reader", "session", "http"];
+
+    /// Numbers at 0, which this registry names and explains.
+    pub fn new(registry: &mut Registry) -> Self {
+        Self(Arc::new(Numbers::new(registry)))
+    }
+
+    /// The panics of one of [`Metrics::ACTORS`].
+    pub fn restarts(&self, actor: &'static str) -> Counter {
+        self.actor_restarts.of(actor)
+    }
+
+    /// Counts one refusal under its code.
+    pub fn refuse(&self, code: &'static str) {
+        self.refused.inc(code);
+    }
+
+    /// Counts one act of moderation.
+    pub fn act(&self, act: &Act) {
+        self.moderation.inc(act.scope());
+    }
+}
+
+/// One number for each value of a label. Cheap to clone: the numbers are shared.
+#[derive(Clone, Debug)]
+pub struct By<M> {
+    label: &'static str,
+    family: Family<Labels, M>,
+}
+
+type Labels = [(&'static str, &'static str); 1];
+
+impl<M: Clone + Default> By<M> {
+    /// The number of this value, for who keeps it.
+    pub fn of(&self, value: &'static str) -> M {
+        self.family.get_or_create_owned(&[(self.label, value)])
+    }
+
+    /// Makes the series of these values, at 0. One that first appears as 1 has no increase for whoever watches, so the first of the
+    /// rare events would go unseen.
+    pub fn begin(&self, values: impl IntoIterator<Item = &'static str>) {
+        for value in values {
+            drop(self.family.get_or_create(&[(self.label, value)]));
+        }
+    }
+}
+
+impl By<Counter> {
+    /// Counts one more of this value.
+    pub fn inc(&self, value: &'static str) {
+        self.family.get_or_create(&[(self.label, value)]).inc();
+    }
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
+    let counter = Counter::default();
+    registry.register(name, help, counter.clone());
+    counter
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
+}
+
+/// So many buckets, the first up to `first`, each twice as wide as the one before.
+fn histogram(registry: &mut Registry, name: &str, help: &str, first: f64, buckets: u16) -> Histogram {
+    let histogram = Histogram::new(exponential_buckets(first, 2.0, buckets));
+    registry.register(name, help, histogram.clone());
+    histogram
+}
+
+/// Of the values that are known beforehand there is a series at once: see [`By::begin`].
+pub(crate) fn by<M>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl IntoIterator<Item = &'static str>,
+) -> By<M>
+where
+    M: EncodeMetric + TypedMetric + Clone + Default + Debug + Send + Sync + 'static,
+{
+    let family: Family<Labels, M> = Family::default();
+    registry.register(name, help, family.clone());
+    let by = By { label, family };
+    by.begin(values);
+    by
 }
 
 /// See [`Metrics`].
@@ -39,28 +138,28 @@ pub struct Numbers {
     pub delivered: Counter,
     /// Messages that were committed with no such session: they wait in the ring.
     pub held: Counter,
-    /// Acts of moderation committed, by `scope`: message, user, span.
-    pub moderation: Family<Label, Counter>,
-    /// Refusals, by `code` of the error table.
-    pub refused: Family<Label, Counter>,
+    /// Acts of moderation committed, by `scope`.
+    pub moderation: By<Counter>,
+    /// Refusals, by `code` of the error table, which begins them.
+    pub refused: By<Counter>,
     /// Frames handed to presenters' sockets.
     pub frames: Counter,
     /// Presenter sockets open now.
     pub sessions: Gauge,
     /// Sessions ended, by `reason`.
-    pub sessions_ended: Family<Label, Counter>,
-    /// v1 sessions that began, by `outcome`: up_to_date, resumed, gap.
-    pub resumes: Family<Label, Counter>,
-    /// Reads of the log for sessions that lack what memory no longer has, by `outcome`: ok, error, hole.
-    pub log_reads: Family<Label, Counter>,
-    /// Sessions that wait for such a read.
-    pub resumes_waiting: Gauge,
-    /// Exports by HTTP that are over, by `outcome`: ok, error, abandoned.
-    pub exports: Family<Label, Counter>,
+    pub sessions_ended: By<Counter>,
+    /// v1 sessions that began, by `outcome`.
+    pub resumes: By<Counter>,
+    /// Reads of the log for sessions that lack what memory no longer has, by `outcome`.
+    pub log_reads: By<Counter>,
+    /// Exports by HTTP that are over, by `outcome`.
+    pub exports: By<Counter>,
     /// Pages of the log read for exports by HTTP.
     pub export_pages: Counter,
-    /// Presenter sockets refused before or at their beginning, by `reason`.
-    pub sessions_refused: Family<Label, Counter>,
+    /// Sessions that wait for a read of the log.
+    pub resumes_waiting: Gauge,
+    /// Presenter sockets refused before or at their beginning, by `reason`: codes of the error table, which begins them.
+    pub sessions_refused: By<Counter>,
     /// Rooms in the registry now.
     pub rooms: Gauge,
     /// 1 while the room server is left alone because it failed too often in a row.
@@ -69,19 +168,19 @@ pub struct Numbers {
     pub room_breaker_opened: Counter,
     /// Questions in a row that the room server did not say anything on, to somebody who is there, without a verdict in between.
     pub room_refusals: Gauge,
-    /// Liveness verdicts, by `outcome`: live, not_live, refused, cached, stale, error, timeout, breaker_open.
-    pub room_checks: Family<Label, Counter>,
-    /// Verdicts that are kept, by `verdict`: live, not_live, refused.
-    pub room_verdicts: Family<Label, Gauge>,
-    /// Requests to make a presenter reconnect, by `outcome`: ok, error.
-    pub reconnect_requests: Family<Label, Counter>,
+    /// Liveness verdicts, by `outcome`.
+    pub room_checks: By<Counter>,
+    /// Verdicts that are kept, by `verdict`.
+    pub room_verdicts: By<Gauge>,
+    /// Requests to make a presenter reconnect, by `outcome`.
+    pub reconnect_requests: By<Counter>,
     /// How long the room server took, in seconds.
     pub room_check_seconds: Histogram,
     /// Events a spool commit.
     pub commit_events: Histogram,
     /// How long a spool commit took, in seconds, its fsync included.
     pub commit_seconds: Histogram,
-    /// Spool commits that failed.
+    /// Spool commits that failed, and tries of a spool that fails.
     pub commit_failures: Counter,
     /// Events a batch to the store.
     pub store_batch_events: Histogram,
@@ -95,10 +194,10 @@ pub struct Numbers {
     pub parked_events: Gauge,
     /// Broadcasts in the spool that the store refused as they are.
     pub refused_broadcasts: Gauge,
-    /// What retention removed, by `kind`: event, broadcast.
-    pub retention_deleted: Family<Label, Counter>,
-    /// Times that retention went through the log, by `outcome`: ok, error.
-    pub retention_sweeps: Family<Label, Counter>,
+    /// What retention removed, by `kind`.
+    pub retention_deleted: By<Counter>,
+    /// Times that retention went through the log, by `outcome`.
+    pub retention_sweeps: By<Counter>,
     /// Events in the spool that the store does not have yet.
     pub spool_events: Gauge,
     /// Size of the spool in bytes.
@@ -109,106 +208,98 @@ pub struct Numbers {
     pub forward_refused: Counter,
     /// Connections that were cut because their client did not take an answer.
     pub answers_cut: Counter,
-    /// Tokens that were refused, by `reason`.
-    pub tokens_refused: Family<Label, Counter>,
+    /// Tokens that were refused, by `reason`, of which [`By::begin`] is told.
+    pub tokens_refused: By<Counter>,
     /// Tokens that were known to be good.
     pub token_cache_hits: Counter,
     /// Tokens that had to be verified.
     pub token_cache_misses: Counter,
     /// Good tokens that are remembered.
     pub token_cache_entries: Gauge,
-    /// Times that keys were read again on demand, by `outcome`: ok, error.
-    pub key_reloads: Family<Label, Counter>,
-    /// Fetches of published keys, by `outcome`: ok, error.
-    pub jwks_fetches: Family<Label, Counter>,
+    /// Times that keys were read again on demand, by `outcome`.
+    pub key_reloads: By<Counter>,
+    /// Fetches of published keys, by `outcome`.
+    pub jwks_fetches: By<Counter>,
     /// Published keys in use.
     pub jwks_keys: Gauge,
     /// Panics that were caught, by `actor`; what panicked was made anew, or ended where that is its end.
-    pub actor_restarts: Family<Label, Counter>,
+    pub actor_restarts: By<Counter>,
     /// Every queue's depth, capacity, refusals and waits.
     pub queues: Queues,
 }
 
-impl Default for Numbers {
-    fn default() -> Self {
+impl Numbers {
+    /// In the order in which they are served.
+    fn new(r: &mut Registry) -> Self {
         Self {
-            accepted: Counter::default(),
-            delivered: Counter::default(),
-            held: Counter::default(),
-            moderation: Family::default(),
-            refused: Family::default(),
-            frames: Counter::default(),
-            sessions: Gauge::default(),
-            sessions_ended: Family::default(),
-            resumes: Family::default(),
-            log_reads: Family::default(),
-            resumes_waiting: Gauge::default(),
-            exports: Family::default(),
-            export_pages: Counter::default(),
-            sessions_refused: Family::default(),
-            rooms: Gauge::default(),
-            room_breaker_open: Gauge::default(),
-            room_breaker_opened: Counter::default(),
-            room_refusals: Gauge::default(),
-            room_checks: Family::default(),
-            room_verdicts: Family::default(),
-            reconnect_requests: Family::default(),
-            room_check_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
-            commit_events: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
-            commit_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 15)),
-            commit_failures: Counter::default(),
-            store_batch_events: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
-            store_batch_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 15)),
-            store_retries: Counter::default(),
-            parked: Counter::default(),
-            parked_events: Gauge::default(),
-            refused_broadcasts: Gauge::default(),
-            retention_deleted: Family::default(),
-            retention_sweeps: Family::default(),
-            spool_events: Gauge::default(),
-            spool_bytes: Gauge::default(),
-            spool_max_bytes: Gauge::default(),
-            forward_refused: Counter::default(),
-            answers_cut: Counter::default(),
-            tokens_refused: Family::default(),
-            token_cache_hits: Counter::default(),
-            token_cache_misses: Counter::default(),
-            token_cache_entries: Gauge::default(),
-            key_reloads: Family::default(),
-            jwks_fetches: Family::default(),
-            jwks_keys: Gauge::default(),
-            actor_restarts: Family::default(),
-            queues: Queues::default(),
-        }
-    }
-}
-
-impl Metrics {
-    /// What can panic and is counted: the supervised actors, then what ends with its panic.
-    pub const ACTORS: [&str; 7] = ["registry", "checker", "writer", "spool", "reader", "session", "http"];
-
-    /// The panics of one of [`Metrics::ACTORS`].
-    pub fn restarts(&self, actor: &'static str) -> Counter {
-        self.actor_restarts.get_or_create(&[("actor", actor)]).clone()
-    }
-
-    /// Counts one refusal under its code.
-    pub fn refuse(&self, code: &'static str) {
-        self.refused.get_or_create(&[("code", code)]).inc();
-    }
-
-    /// Counts one act of moderation.
-    pub fn act(&self, act: &Act) {
-        self.moderation.get_or_create(&[("scope", act.scope())]).inc();
-    }
-
-    /// Makes every series whose label is known beforehand, at 0. One that first appears as 1 has no increase for whoever
-    /// watches, so the first of the rare events would go unseen.
-    fn begin(&self) {
-        let outcomes: [(&Family<Label, Counter>, &[&str]); 8] = [
-            (
-                &self.room_checks,
-                &[
+            accepted: counter(r, "chat_accepted", "Messages committed and accepted"),
+            delivered: counter(r, "chat_delivered", "Messages queued to a presenter at commit"),
+            held: counter(r, "chat_held", "Messages held at commit"),
+            moderation: by(
+                r,
+                "chat_moderation",
+                "Acts of moderation committed, by scope",
+                "scope",
+                Act::SCOPES,
+            ),
+            refused: by(r, "chat_refused", "Messages refused, by code", "code", []),
+            frames: counter(r, "chat_frames", "Chat frames handed to sockets"),
+            sessions: gauge(r, "chat_sessions", "Open presenter sockets"),
+            sessions_ended: by(
+                r,
+                "chat_sessions_ended",
+                "Presenter sockets ended, by reason",
+                "reason",
+                End::REASONS.into_iter().chain(Close::reasons()),
+            ),
+            resumes: by(
+                r,
+                "chat_resumes",
+                "v1 sessions that began, by outcome",
+                "outcome",
+                ["up_to_date", "resumed", "gap"],
+            ),
+            log_reads: by(
+                r,
+                "chat_log_reads",
+                "Reads of the log for sessions that are behind, by outcome",
+                "outcome",
+                ["ok", "error", "hole"],
+            ),
+            exports: by(
+                r,
+                "chat_exports",
+                "Exports by HTTP that are over, by outcome",
+                "outcome",
+                ["ok", "error", "abandoned"],
+            ),
+            export_pages: counter(r, "chat_export_pages", "Pages of the log read for exports by HTTP"),
+            resumes_waiting: gauge(r, "chat_resumes_waiting", "Sessions that wait for a read of the log"),
+            sessions_refused: by(
+                r,
+                "chat_sessions_refused",
+                "Presenter sockets refused, by reason",
+                "reason",
+                [],
+            ),
+            rooms: gauge(r, "chat_rooms", "Rooms in memory"),
+            room_breaker_open: gauge(r, "chat_room_breaker_open", "1 while the room server is left alone"),
+            room_breaker_opened: counter(
+                r,
+                "chat_room_breaker_opened",
+                "Times that the room server was left alone",
+            ),
+            room_refusals: gauge(
+                r,
+                "chat_room_refusals",
+                "Questions in a row that the room server refused to somebody",
+            ),
+            room_checks: by(
+                r,
+                "chat_room_checks",
+                "Liveness verdicts, by outcome",
+                "outcome",
+                [
                     "live",
                     "not_live",
                     "refused",
@@ -219,250 +310,92 @@ impl Metrics {
                     "breaker_open",
                 ],
             ),
-            (&self.reconnect_requests, &["ok", "error"]),
-            (&self.resumes, &["up_to_date", "resumed", "gap"]),
-            (&self.log_reads, &["ok", "error", "hole"]),
-            (&self.key_reloads, &["ok", "error"]),
-            (&self.jwks_fetches, &["ok", "error"]),
-            (&self.retention_sweeps, &["ok", "error"]),
-            (&self.exports, &["ok", "error", "abandoned"]),
-        ];
-        for (family, values) in outcomes {
-            for value in values {
-                drop(family.get_or_create(&[("outcome", value)]));
-            }
+            room_verdicts: by(
+                r,
+                "chat_room_verdicts",
+                "Liveness verdicts that are kept, by verdict",
+                "verdict",
+                ["live", "not_live", "refused"],
+            ),
+            reconnect_requests: by(
+                r,
+                "chat_reconnect_requests",
+                "Requests to make a presenter reconnect, by outcome",
+                "outcome",
+                ["ok", "error"],
+            ),
+            room_check_seconds: histogram(r, "chat_room_check_seconds", "Room server latency", 0.0005, 14),
+            commit_events: histogram(r, "chat_commit_events", "Events a spool commit", 1.0, 12),
+            commit_seconds: histogram(r, "chat_commit_seconds", "Spool commit latency", 0.0001, 15),
+            commit_failures: counter(
+                r,
+                "chat_commit_failures",
+                "Spool commits that failed, and tries of a spool that fails",
+            ),
+            store_batch_events: histogram(r, "chat_store_batch_events", "Events a batch to the store", 1.0, 12),
+            store_batch_seconds: histogram(r, "chat_store_batch_seconds", "Store batch latency", 0.0005, 15),
+            store_retries: counter(r, "chat_store_retries", "Tries of the store that failed"),
+            parked: counter(r, "chat_parked", "Events the store will never take"),
+            parked_events: gauge(r, "chat_parked_events", "Events that are parked in the spool now"),
+            refused_broadcasts: gauge(
+                r,
+                "chat_refused_broadcasts",
+                "Broadcasts in the spool that the store refused as they are",
+            ),
+            retention_deleted: by(
+                r,
+                "chat_retention_deleted",
+                "Removed because log.retention_days are over, by kind",
+                "kind",
+                ["event", "broadcast"],
+            ),
+            retention_sweeps: by(
+                r,
+                "chat_retention_sweeps",
+                "Times that retention went through the log, by outcome",
+                "outcome",
+                ["ok", "error"],
+            ),
+            spool_events: gauge(r, "chat_spool_events", "Events the store does not have yet"),
+            spool_bytes: gauge(r, "chat_spool_bytes", "Size of the spool"),
+            spool_max_bytes: gauge(
+                r,
+                "chat_spool_max_bytes",
+                "Size of the spool at which messages are refused; 0: none",
+            ),
+            forward_refused: counter(r, "chat_forward_refused", "x-forward headers from untrusted peers"),
+            answers_cut: counter(
+                r,
+                "chat_answers_cut",
+                "Connections cut because their client did not take an answer",
+            ),
+            tokens_refused: by(r, "chat_tokens_refused", "Tokens refused, by reason", "reason", []),
+            token_cache_hits: counter(r, "chat_token_cache_hits", "Tokens that were known to be good"),
+            token_cache_misses: counter(r, "chat_token_cache_misses", "Tokens that had to be verified"),
+            token_cache_entries: gauge(r, "chat_token_cache_entries", "Good tokens that are remembered"),
+            key_reloads: by(
+                r,
+                "chat_key_reloads",
+                "Times that keys were read again, by outcome",
+                "outcome",
+                ["ok", "error"],
+            ),
+            jwks_fetches: by(
+                r,
+                "chat_jwks_fetches",
+                "Fetches of published keys, by outcome",
+                "outcome",
+                ["ok", "error"],
+            ),
+            jwks_keys: gauge(r, "chat_jwks_keys", "Published keys in use"),
+            actor_restarts: by(
+                r,
+                "chat_actor_restarts",
+                "Panics that were caught, by actor",
+                "actor",
+                Metrics::ACTORS,
+            ),
+            queues: Queues::new(r),
         }
-        for kind in ["event", "broadcast"] {
-            drop(self.retention_deleted.get_or_create(&[("kind", kind)]));
-        }
-        for scope in Act::SCOPES {
-            drop(self.moderation.get_or_create(&[("scope", scope)]));
-        }
-        for actor in Self::ACTORS {
-            drop(self.restarts(actor));
-        }
-        for reason in End::REASONS.into_iter().chain(Close::reasons()) {
-            drop(self.sessions_ended.get_or_create(&[("reason", reason)]));
-        }
-    }
-
-    /// Makes a series for each of these reasons to refuse a token, at 0: see [`Metrics::register`].
-    pub fn begin_token_refusals(&self, reasons: impl Iterator<Item = &'static str>) {
-        for reason in reasons {
-            drop(self.tokens_refused.get_or_create(&[("reason", reason)]));
-        }
-    }
-
-    /// Makes a series for each of these codes, at 0, for messages and for sockets: see [`Metrics::register`].
-    pub fn begin_refusals(&self, codes: impl Iterator<Item = &'static str>) {
-        for code in codes {
-            drop(self.refused.get_or_create(&[("code", code)]));
-            drop(self.sessions_refused.get_or_create(&[("reason", code)]));
-        }
-    }
-
-    /// Gives every number its name and help text, and begins every series whose labels are known at 0.
-    pub fn register(&self, registry: &mut Registry) {
-        self.begin();
-        let r = registry;
-        r.register(
-            "chat_accepted",
-            "Messages committed and accepted",
-            self.accepted.clone(),
-        );
-        r.register(
-            "chat_delivered",
-            "Messages queued to a presenter at commit",
-            self.delivered.clone(),
-        );
-        r.register("chat_held", "Messages held at commit", self.held.clone());
-        r.register(
-            "chat_moderation",
-            "Acts of moderation committed, by scope",
-            self.moderation.clone(),
-        );
-        r.register("chat_refused", "Messages refused, by code", self.refused.clone());
-        r.register("chat_frames", "Chat frames handed to sockets", self.frames.clone());
-        r.register("chat_sessions", "Open presenter sockets", self.sessions.clone());
-        r.register(
-            "chat_sessions_ended",
-            "Presenter sockets ended, by reason",
-            self.sessions_ended.clone(),
-        );
-        r.register(
-            "chat_resumes",
-            "v1 sessions that began, by outcome",
-            self.resumes.clone(),
-        );
-        r.register(
-            "chat_log_reads",
-            "Reads of the log for sessions that are behind, by outcome",
-            self.log_reads.clone(),
-        );
-        r.register(
-            "chat_exports",
-            "Exports by HTTP that are over, by outcome",
-            self.exports.clone(),
-        );
-        r.register(
-            "chat_export_pages",
-            "Pages of the log read for exports by HTTP",
-            self.export_pages.clone(),
-        );
-        r.register(
-            "chat_resumes_waiting",
-            "Sessions that wait for a read of the log",
-            self.resumes_waiting.clone(),
-        );
-        r.register(
-            "chat_sessions_refused",
-            "Presenter sockets refused, by reason",
-            self.sessions_refused.clone(),
-        );
-        r.register("chat_rooms", "Rooms in memory", self.rooms.clone());
-        r.register(
-            "chat_room_breaker_open",
-            "1 while the room server is left alone",
-            self.room_breaker_open.clone(),
-        );
-        r.register(
-            "chat_room_breaker_opened",
-            "Times that the room server was left alone",
-            self.room_breaker_opened.clone(),
-        );
-        r.register(
-            "chat_room_refusals",
-            "Questions in a row that the room server refused to somebody",
-            self.room_refusals.clone(),
-        );
-        r.register(
-            "chat_room_checks",
-            "Liveness verdicts, by outcome",
-            self.room_checks.clone(),
-        );
-        r.register(
-            "chat_room_verdicts",
-            "Liveness verdicts that are kept, by verdict",
-            self.room_verdicts.clone(),
-        );
-        r.register(
-            "chat_reconnect_requests",
-            "Requests to make a presenter reconnect, by outcome",
-            self.reconnect_requests.clone(),
-        );
-        r.register(
-            "chat_room_check_seconds",
-            "Room server latency",
-            self.room_check_seconds.clone(),
-        );
-        r.register(
-            "chat_commit_events",
-            "Events a spool commit",
-            self.commit_events.clone(),
-        );
-        r.register(
-            "chat_commit_seconds",
-            "Spool commit latency",
-            self.commit_seconds.clone(),
-        );
-        r.register(
-            "chat_commit_failures",
-            "Spool commits that failed, and tries of a spool that fails",
-            self.commit_failures.clone(),
-        );
-        r.register(
-            "chat_store_batch_events",
-            "Events a batch to the store",
-            self.store_batch_events.clone(),
-        );
-        r.register(
-            "chat_store_batch_seconds",
-            "Store batch latency",
-            self.store_batch_seconds.clone(),
-        );
-        r.register(
-            "chat_store_retries",
-            "Tries of the store that failed",
-            self.store_retries.clone(),
-        );
-        r.register("chat_parked", "Events the store will never take", self.parked.clone());
-        r.register(
-            "chat_parked_events",
-            "Events that are parked in the spool now",
-            self.parked_events.clone(),
-        );
-        r.register(
-            "chat_refused_broadcasts",
-            "Broadcasts in the spool that the store refused as they are",
-            self.refused_broadcasts.clone(),
-        );
-        r.register(
-            "chat_retention_deleted",
-            "Removed because log.retention_days are over, by kind",
-            self.retention_deleted.clone(),
-        );
-        r.register(
-            "chat_retention_sweeps",
-            "Times that retention went through the log, by outcome",
-            self.retention_sweeps.clone(),
-        );
-        r.register(
-            "chat_spool_events",
-            "Events the store does not have yet",
-            self.spool_events.clone(),
-        );
-        r.register("chat_spool_bytes", "Size of the spool", self.spool_bytes.clone());
-        r.register(
-            "chat_spool_max_bytes",
-            "Size of the spool at which messages are refused; 0: none",
-            self.spool_max_bytes.clone(),
-        );
-        r.register(
-            "chat_forward_refused",
-            "x-forward headers from untrusted peers",
-            self.forward_refused.clone(),
-        );
-        r.register(
-            "chat_answers_cut",
-            "Connections cut because their client did not take an answer",
-            self.answers_cut.clone(),
-        );
-        r.register(
-            "chat_tokens_refused",
-            "Tokens refused, by reason",
-            self.tokens_refused.clone(),
-        );
-        r.register(
-            "chat_token_cache_hits",
-            "Tokens that were known to be good",
-            self.token_cache_hits.clone(),
-        );
-        r.register(
-            "chat_token_cache_misses",
-            "Tokens that had to be verified",
-            self.token_cache_misses.clone(),
-        );
-        r.register(
-            "chat_token_cache_entries",
-            "Good tokens that are remembered",
-            self.token_cache_entries.clone(),
-        );
-        r.register(
-            "chat_key_reloads",
-            "Times that keys were read again, by outcome",
-            self.key_reloads.clone(),
-        );
-        r.register(
-            "chat_jwks_fetches",
-            "Fetches of published keys, by outcome",
-            self.jwks_fetches.clone(),
-        );
-        r.register("chat_jwks_keys", "Published keys in use", self.jwks_keys.clone());
-        r.register(
-            "chat_actor_restarts",
-            "Panics that were caught, by actor",
-            self.actor_restarts.clone(),
-        );
-        self.queues.register(r);
     }
 }

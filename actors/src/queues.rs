@@ -6,19 +6,22 @@
 use std::sync::Arc;
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
 
-use crate::{gate::Gate, metrics::Label};
+use crate::{
+    gate::Gate,
+    metrics::{By, by},
+};
 
 /// The four families, by `queue`. Cheap to clone: the numbers are shared.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Queues {
-    depth: Family<Label, Gauge>,
-    capacity: Family<Label, Gauge>,
-    refused: Family<Label, Counter>,
-    waits: Family<Label, Counter>,
+    depth: By<Gauge>,
+    capacity: By<Gauge>,
+    refused: By<Counter>,
+    waits: By<Counter>,
 }
 
 /// A queue that is no gate.
@@ -41,11 +44,26 @@ impl Queue {
 }
 
 impl Queues {
+    /// No queue yet; each begins its own series.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let mut gauge = |name, help| by(registry, name, help, "queue", []);
+        let depth = gauge("chat_queue_depth", "What is in a queue, by queue");
+        let capacity = gauge("chat_queue_capacity", "What may be in a queue, by queue");
+        let mut counter = |name, help| by(registry, name, help, "queue", []);
+        let refused = counter("chat_queue_refused", "Refused because a queue was full, by queue");
+        let waits = counter("chat_queue_waits", "Had to wait because a queue was full, by queue");
+        Self {
+            depth,
+            capacity,
+            refused,
+            waits,
+        }
+    }
+
     fn queue(&self, name: &'static str, capacity: usize) -> Queue {
-        let label = [("queue", name)];
         let queue = Queue {
-            depth: self.depth.get_or_create(&label).clone(),
-            capacity: self.capacity.get_or_create(&label).clone(),
+            depth: self.depth.of(name),
+            capacity: self.capacity.of(name),
         };
         queue.holds(0);
         queue.may_hold(capacity);
@@ -54,59 +72,38 @@ impl Queues {
 
     /// A queue that refuses what is over; see [`Queues::refused`].
     pub fn refusing(&self, name: &'static str, capacity: usize) -> Queue {
-        drop(self.refused.get_or_create(&[("queue", name)]));
+        self.refused.begin([name]);
         self.queue(name, capacity)
     }
 
     /// A bound that refuses what is over and whose depth nobody keeps: it is one for each sender.
     pub fn bound(&self, name: &'static str, capacity: usize) {
-        let label = [("queue", name)];
-        drop(self.refused.get_or_create(&label));
-        self.capacity.get_or_create(&label).set(to_i64(capacity));
+        self.refused.begin([name]);
+        self.capacity.of(name).set(to_i64(capacity));
     }
 
     /// A queue that makes wait what is over; the counter is of what had to.
     pub fn waiting(&self, name: &'static str, capacity: usize) -> (Queue, Counter) {
-        let waits = self.waits.get_or_create(&[("queue", name)]).clone();
-        (self.queue(name, capacity), waits)
+        (self.queue(name, capacity), self.waits.of(name))
     }
 
     /// This queue was full. A gate counts its own refusals, so its name changes nothing here.
     pub fn refused(&self, name: &'static str) {
         if !Gate::NAMES.contains(&name) {
-            self.refused.get_or_create(&[("queue", name)]).inc();
+            self.refused.inc(name);
         }
-    }
-
-    /// Gives the families their names.
-    pub fn register(&self, registry: &mut Registry) {
-        let (depth, capacity) = (self.depth.clone(), self.capacity.clone());
-        registry.register("chat_queue_depth", "What is in a queue, by queue", depth);
-        registry.register("chat_queue_capacity", "What may be in a queue, by queue", capacity);
-        let refused = self.refused.clone();
-        registry.register(
-            "chat_queue_refused",
-            "Refused because a queue was full, by queue",
-            refused,
-        );
-        let waits = self.waits.clone();
-        registry.register(
-            "chat_queue_waits",
-            "Had to wait because a queue was full, by queue",
-            waits,
-        );
     }
 
     /// Copies the gates' present numbers into the metrics; called before each scrape.
     pub fn refresh(&self, gates: &[Arc<Gate>]) {
         for gate in gates {
-            let label = [("queue", gate.name())];
-            self.depth.get_or_create(&label).set(to_i64(gate.depth()));
-            self.capacity.get_or_create(&label).set(to_i64(gate.capacity()));
-            let counted = self.refused.get_or_create(&label);
+            let name = gate.name();
+            self.depth.of(name).set(to_i64(gate.depth()));
+            self.capacity.of(name).set(to_i64(gate.capacity()));
+            let counted = self.refused.of(name);
             counted.inc_by(gate.refused().saturating_sub(counted.get()));
-            if Gate::WAITED.contains(&gate.name()) {
-                let waited = self.waits.get_or_create(&label);
+            if Gate::WAITED.contains(&name) {
+                let waited = self.waits.of(name);
                 waited.inc_by(gate.waited().saturating_sub(waited.get()));
             }
         }

@@ -100,8 +100,7 @@ impl TokenVerifier {
 
     /// Counts a refused token.
     pub fn count(&self, error: TokenError) {
-        let reason = [("reason", error.reason())];
-        self.metrics.tokens_refused.get_or_create(&reason).inc();
+        self.metrics.tokens_refused.inc(error.reason());
     }
 
     /// Done when the published keys have been fetched once more, or when that took too long; `None`: they are not to be

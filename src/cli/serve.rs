@@ -89,7 +89,7 @@ async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, jwks_url: &str, 
                 "error"
             }
         };
-        state.metrics.key_reloads.get_or_create(&[("outcome", outcome)]).inc();
+        state.metrics.key_reloads.inc(outcome);
     }
 }
 

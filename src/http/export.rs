@@ -99,8 +99,7 @@ impl Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        let outcome = [("outcome", self.outcome)];
-        self.state.metrics.exports.get_or_create(&outcome).inc();
+        self.state.metrics.exports.inc(self.outcome);
     }
 }
 

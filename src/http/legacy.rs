@@ -263,8 +263,7 @@ pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state:
         }
     };
     let refuse = |error: &ApiError| {
-        let reason = [("reason", error.code.as_str())];
-        state.metrics.sessions_refused.get_or_create(&reason).inc();
+        state.metrics.sessions_refused.inc(error.code.as_str());
         answer(&LegacyError::from_api(error), &request, &state)
     };
     if state.health.is_draining() {

@@ -51,8 +51,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
 )]
 pub(super) async fn presenter(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {
     upgrade(&request, payload, &state).await.unwrap_or_else(|error| {
-        let refused = [("reason", error.code.as_str())];
-        state.metrics.sessions_refused.get_or_create(&refused).inc();
+        state.metrics.sessions_refused.inc(error.code.as_str());
         let mut response = error.response(Lang::from_headers(request.headers()));
         if error.code == Code::UpgradeRequired {
             let headers = response.headers_mut();
@@ -209,7 +208,7 @@ impl Tokens {
     }
 
     fn refused(&self, reason: &'static str) {
-        self.metrics.sessions_refused.get_or_create(&[("reason", reason)]).inc();
+        self.metrics.sessions_refused.inc(reason);
     }
 }
 

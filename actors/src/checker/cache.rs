@@ -33,7 +33,7 @@ pub(super) struct Cache {
 
 impl Cache {
     pub fn new(live: usize, not_live: usize, metrics: &Metrics) -> Self {
-        let kept = |verdict| metrics.room_verdicts.get_or_create(&[("verdict", verdict)]).clone();
+        let kept = |verdict| metrics.room_verdicts.of(verdict);
         let bounded = |max| LruCache::new(NonZeroUsize::new(max).unwrap_or(NonZeroUsize::MIN));
         let cache = Self {
             live: bounded(live),

@@ -301,8 +301,7 @@ impl RegistryHandle {
 
     /// A session closes for a reason of its own.
     pub fn closed(&self, close: Close) {
-        let reason = [("reason", close.as_str())];
-        self.metrics.sessions_ended.get_or_create(&reason).inc();
+        self.metrics.sessions_ended.inc(close.as_str());
     }
 
     /// There is no place for another socket: at the next sweep one whose room is not live is to go (rule 10).

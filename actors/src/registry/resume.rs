@@ -89,7 +89,7 @@ impl Drop for Bring {
                     "error"
                 }
             };
-            self.metrics.log_reads.get_or_create(&[("outcome", outcome)]).inc();
+            self.metrics.log_reads.inc(outcome);
             self.mailbox.push(RegistryMsg::Page(page));
         }
     }
@@ -179,7 +179,7 @@ impl SessionRegistry {
             None if resumed_from > last_seq => "up_to_date",
             None => "resumed",
         };
-        self.metrics.resumes.get_or_create(&[("outcome", outcome)]).inc();
+        self.metrics.resumes.inc(outcome);
         cursor.subscriber.welcome(Welcome {
             presenter,
             epoch: self.epoch.clone(),
@@ -289,7 +289,7 @@ impl SessionRegistry {
                     "resume: presenter {presenter}: the log has nothing of {} to {through}",
                     after.next()
                 );
-                self.metrics.log_reads.get_or_create(&[("outcome", "hole")]).inc();
+                self.metrics.log_reads.inc("hole");
             }
             if hole.is_some() && v1 && !seeking {
                 // Only a `welcome` can tell of a gap, so the session begins anew.

@@ -167,10 +167,7 @@ impl SessionRegistry {
             _ => CLOSE_PATIENCE,
         };
         session.ended.set(Some((Instant::now(), patience)));
-        self.metrics
-            .sessions_ended
-            .get_or_create(&[("reason", end.as_str())])
-            .inc();
+        self.metrics.sessions_ended.inc(end.as_str());
         session.subscriber.close(end);
         if end == End::TooSlow && !session.v1 {
             // Legacy has no word for it.

@@ -259,7 +259,7 @@ async fn a_checker_after_one_that_panicked_shows_no_verdict_and_no_refusal_that_
     stage.rooms.script().unknown.insert(4);
     assert_eq!(stage.refused(4, "x").await, Refusal::RoomServerUnavailable);
     let shown = || {
-        let kept = |verdict| stage.metrics.room_verdicts.get_or_create(&[("verdict", verdict)]).get();
+        let kept = |verdict| stage.metrics.room_verdicts.of(verdict).get();
         let kept = ["live", "not_live", "refused"].map(kept);
         (kept, stage.metrics.room_refusals.get())
     };

@@ -145,7 +145,7 @@ impl Refresh {
         let fetched = tokio::time::timeout(self.settings.timeout, source.fetch()).await;
         let fetched = fetched.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.settings.timeout)));
         let outcome = if fetched.is_ok() { "ok" } else { "error" };
-        metrics.jwks_fetches.get_or_create(&[("outcome", outcome)]).inc();
+        metrics.jwks_fetches.inc(outcome);
         let result = match fetched {
             Ok(Published { keys, skipped }) => {
                 let count = keys.len();
