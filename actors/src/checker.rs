@@ -34,7 +34,7 @@ use crate::{
     metrics::Metrics,
     queues::Queue,
     refusals::Refusals,
-    registry::RegistryHandle,
+    registry::{RegistryHandle, Word},
     seams::{Liveness, RoomApi, RoomApiError},
     seldom::Seldom,
     supervise::Present,
@@ -235,10 +235,12 @@ impl RoomChecker {
         let refresh = check.why.is_refresh();
         if !refresh && let Some(known) = self.cache.get(check.presenter) {
             let Known { liveness, at } = known;
-            let left = self.ttl(liveness).checked_sub(at.elapsed());
-            if let Some(left) = left.filter(|left| !left.is_zero()) {
+            let until = at + self.ttl(liveness);
+            if until > Instant::now() {
                 self.count("cached");
-                return self.registry.verdict(check.presenter, Some((liveness, at, left)));
+                return self
+                    .registry
+                    .word(check.presenter, Word::Verdict { liveness, at, until });
             }
         }
         let silent = self.cache.refused(check.presenter).filter(|_| !refresh);
@@ -266,7 +268,7 @@ impl RoomChecker {
         if !self.may_ask(Instant::now()) {
             self.count("breaker_open");
             let last = self.last_known(check.presenter);
-            return self.registry.verdict(check.presenter, last);
+            return self.registry.word(check.presenter, last.unwrap_or(Word::Nothing));
         }
         self.look_up(check, ctx);
     }
@@ -346,8 +348,8 @@ impl RoomChecker {
                 self.count(if liveness.live { "live" } else { "not_live" });
                 self.refusals.says();
                 self.cache.put(presenter, Known { liveness, at });
-                self.registry
-                    .verdict(presenter, Some((liveness, at, self.ttl(liveness))));
+                let until = at + self.ttl(liveness);
+                self.registry.word(presenter, Word::Verdict { liveness, at, until });
             }
             Err(RoomApiError::Refused(reason)) => {
                 self.count("refused");
@@ -373,27 +375,26 @@ impl RoomChecker {
                     log::warn!("room server: no answer for presenter {presenter}: {error}{more}");
                 }
                 let last = self.last_known(presenter);
-                self.registry.verdict(presenter, last);
+                self.registry.word(presenter, last.unwrap_or(Word::Nothing));
             }
         }
     }
 
     /// The room server is there and, `at` that time, did not say.
     fn refuse(&mut self, presenter: PresenterIdx, at: Instant) {
-        match self.last_known(presenter) {
-            Some(last) => self.registry.verdict(presenter, Some(last)),
-            None => self.registry.no_verdict(presenter, at),
-        }
+        let last = self.last_known(presenter);
+        self.registry.word(presenter, last.unwrap_or(Word::Refused { at }));
     }
 
     /// Rule 9: `last_known` goes on with the last real answer, for at most `room.stale_seconds` after its time.
-    fn last_known(&mut self, presenter: PresenterIdx) -> Option<(Liveness, Instant, Duration)> {
+    fn last_known(&mut self, presenter: PresenterIdx) -> Option<Word> {
         let stale = self.config.stale?;
         let Known { liveness, at } = self.cache.get(presenter)?;
         let ttl = self.ttl(liveness);
         let left = (ttl + stale).checked_sub(at.elapsed()).filter(|left| !left.is_zero())?;
         self.count("stale");
-        Some((liveness, at, left.min(ttl)))
+        let until = Instant::now() + left.min(ttl);
+        Some(Word::Verdict { liveness, at, until })
     }
 
     /// Begins the lookups that waited for a place.

@@ -59,16 +59,24 @@ pub(crate) struct Looking {
     pub reply: oneshot::Sender<Result<RoomLook, Refusal>>,
 }
 
-/// What the room server's word on a presenter is, as the checker has it.
+/// The room server's word on a presenter, as the checker has it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Verdict {
-    pub presenter: PresenterIdx,
-    /// `None`: no answer that counts, and nothing else to go by.
-    pub answer: Option<(Liveness, Instant)>,
-    /// The room server is there and does not say.
-    pub refused: bool,
-    /// When it said that, or did not say; where it did not answer, when that was clear.
-    pub at: Instant,
+pub(crate) enum Word {
+    /// What it said.
+    Verdict {
+        liveness: Liveness,
+        /// When it said that.
+        at: Instant,
+        /// How long that counts.
+        until: Instant,
+    },
+    /// It is there, did not say when it was asked, and there is nothing else to go by.
+    Refused {
+        /// When that was.
+        at: Instant,
+    },
+    /// No answer that counts, and nothing else to go by.
+    Nothing,
 }
 
 /// What came of events that were appended.
@@ -132,7 +140,10 @@ pub(crate) enum RegistryMsg {
     Gone {
         session: SessionId,
     },
-    Verdict(Verdict),
+    Word {
+        presenter: PresenterIdx,
+        word: Word,
+    },
     Keys {
         rows: Result<Vec<KeyRow>, ()>,
     },
@@ -336,25 +347,9 @@ impl RegistryHandle {
         self.mailbox.push(RegistryMsg::PanicSession { presenter });
     }
 
-    /// The checker's word: what the room server said, when, and how much longer that counts.
-    pub(crate) fn verdict(&self, presenter: PresenterIdx, answer: Option<(Liveness, Instant, Duration)>) {
-        let now = Instant::now();
-        self.mailbox.push(RegistryMsg::Verdict(Verdict {
-            presenter,
-            answer: answer.map(|(liveness, _, left)| (liveness, now + left)),
-            refused: false,
-            at: answer.map_or(now, |(_, at, _)| at),
-        }));
-    }
-
-    /// The checker's word where the room server is there and, `at` that time, did not say.
-    pub(crate) fn no_verdict(&self, presenter: PresenterIdx, at: Instant) {
-        self.mailbox.push(RegistryMsg::Verdict(Verdict {
-            presenter,
-            answer: None,
-            refused: true,
-            at,
-        }));
+    /// The checker's word on a presenter that it was asked about.
+    pub(crate) fn word(&self, presenter: PresenterIdx, word: Word) {
+        self.mailbox.push(RegistryMsg::Word { presenter, word });
     }
 
     /// What a room looks like now; `None` when nothing is kept of it.

@@ -36,8 +36,8 @@ use tokio::sync::oneshot;
 
 use self::cursor::Phase;
 use self::gauges::RegistryQueues;
-pub(crate) use self::messages::{Committed, RegistryMsg, known};
-use self::messages::{Looking, Verdict, Waiting};
+pub(crate) use self::messages::{Committed, RegistryMsg, Word, known};
+use self::messages::{Looking, Waiting};
 use self::resume::Reads;
 use self::room::{Numbering, Opened, Room};
 use self::sweep::Round;
@@ -234,7 +234,7 @@ impl SessionRegistry {
                 RegistryMsg::Submit(waiting) => self.submit(waiting, now),
                 RegistryMsg::Settled { term, count, committed } => self.settled(term, count, committed, now),
                 RegistryMsg::Flushed { session } => self.flushed(session, now),
-                RegistryMsg::Verdict(verdict) => self.verdict(verdict, now),
+                RegistryMsg::Word { presenter, word } => self.word(presenter, word, now),
                 RegistryMsg::LastSeq { presenter, last, place } => self.last_seq(presenter, last, place, now),
                 RegistryMsg::Connect { session, subscriber } => {
                     self.connect(session, subscriber);

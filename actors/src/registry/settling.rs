@@ -167,21 +167,21 @@ impl SessionRegistry {
         }
     }
 
-    pub(super) fn verdict(&mut self, verdict: Verdict, now: Instant) {
-        let presenter = verdict.presenter;
-        if verdict.answer.is_some() {
-            self.named_at = self.named_at.max(Some(verdict.at));
+    pub(super) fn word(&mut self, presenter: PresenterIdx, word: Word, now: Instant) {
+        if let Word::Verdict { at, .. } = word {
+            self.named_at = self.named_at.max(Some(at));
         }
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
         room.checking = false;
-        if verdict.answer.is_none_or(|(_, expires_at)| expires_at > now) {
+        let too_late = matches!(word, Word::Verdict { until, .. } if until <= now);
+        if !too_late {
             room.told |= room.committed().is_some();
         }
-        match verdict.answer {
-            Some((liveness, expires_at)) => {
-                room.renew(liveness, now, expires_at);
+        match word {
+            Word::Verdict { liveness, until, .. } => {
+                room.renew(liveness, now, until);
                 self.follow_broadcast(presenter, now);
                 if let Some(room) = self.rooms.get_mut(&presenter).filter(|_| !liveness.live) {
                     // Whether or not its broadcast could follow yet.
@@ -189,14 +189,14 @@ impl SessionRegistry {
                 }
                 self.pursue(presenter, now);
             }
-            None if room.verdict(now).is_some() => self.pursue(presenter, now),
-            None => {
-                if verdict.refused {
-                    // It has no other word on the presenter than the last.
-                    room.hear_refusal(verdict.at, self.named_at, self.config.broadcast_resume, now);
-                } else {
-                    room.hear_nothing(now);
-                }
+            // The last verdict still holds.
+            Word::Refused { .. } | Word::Nothing if room.verdict(now).is_some() => self.pursue(presenter, now),
+            Word::Refused { at } => {
+                room.hear_refusal(at, self.named_at, self.config.broadcast_resume, now);
+                self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
+            }
+            Word::Nothing => {
+                room.hear_nothing(now);
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
             }
         }
