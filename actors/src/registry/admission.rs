@@ -32,7 +32,7 @@ fn number(
         seq: room.number(bytes).ok_or(Refusal::LogUnavailable)?,
         permit,
         room_idx: room.verdict(now).and_then(|verdict| verdict.room_idx),
-        broadcast_id: room.record.as_ref().map(|record| record.id),
+        broadcast_id: room.broadcast.as_ref().map(|broadcast| broadcast.id),
     })
 }
 
@@ -153,7 +153,7 @@ impl SessionRegistry {
                     }
                 }
             }
-            (Some(verdict), Numbering::Unknown) if verdict.live || room.record.is_some() => {
+            (Some(verdict), Numbering::Unknown) if verdict.live || room.broadcast.is_some() => {
                 // Only a live room, or one whose broadcast may be over, is worth asking for: a flood of unknown rooms never
                 // reaches the spool.
                 room.numbering = Numbering::Asked;

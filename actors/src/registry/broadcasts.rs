@@ -42,11 +42,11 @@ impl SessionRegistry {
             return;
         };
         self.broadcasts_known = true;
-        for record in open {
-            let room = self.rooms.entry(record.presenter);
+        for broadcast in open {
+            let room = self.rooms.entry(broadcast.presenter);
             let room = room.or_insert_with(|| Box::new(Room::new(&self.config)));
-            room.recorded_ms = record.seen_at_ms;
-            room.record.get_or_insert(record);
+            room.recorded_ms = broadcast.seen_at_ms;
+            room.broadcast.get_or_insert(broadcast);
         }
         let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
         let changed = rooms.into_iter().flat_map(|presenter| self.follow(presenter, now));
@@ -65,16 +65,16 @@ impl SessionRegistry {
     /// they are asked for.
     pub(super) fn give_up(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
         let room = self.rooms.get_mut(&presenter)?;
-        if room.record.is_none() || !room.is_unknown(now, &self.config) || !self.broadcasts_known {
+        if room.broadcast.is_none() || !room.is_unknown(now, &self.config) || !self.broadcasts_known {
             return None;
         }
         // Its last word was that the room is not live, and had it gone on to say so this broadcast had ended, whatever is held.
-        let away = room.record.as_ref().is_some_and(Broadcast::is_away);
+        let away = room.broadcast.as_ref().is_some_and(Broadcast::is_away);
         match room.numbering {
             Numbering::Known { .. } if !away && !room.holds_nothing() => None,
             Numbering::Known { .. } => {
                 let last = room.last_numbered();
-                let ended = give_up(&mut room.record, &self.epoch, last);
+                let ended = give_up(&mut room.broadcast, &self.epoch, last);
                 room.give_up();
                 // Before its record is, as at any other end.
                 let place = room.place_at_once(presenter, &self.config, now, system_ms());
@@ -104,7 +104,7 @@ impl SessionRegistry {
         let (Some(liveness), Numbering::Known { committed, .. }) = (room.verdict(now), room.numbering) else {
             return Vec::new();
         };
-        if !liveness.live && room.record.is_none() {
+        if !liveness.live && room.broadcast.is_none() {
             room.give_up_paused();
             return Vec::new();
         }
@@ -124,24 +124,24 @@ impl SessionRegistry {
             last: room.last_numbered(),
             resume_ms: ms(self.config.broadcast_resume),
         };
-        let before = room.record.as_ref().map(|record| record.id);
-        let mut changed = follow(&mut room.record, &heard, || self.clock.stamp().1);
-        let seen = room.record.is_some() && liveness.live;
+        let before = room.broadcast.as_ref().map(|broadcast| broadcast.id);
+        let mut changed = follow(&mut room.broadcast, &heard, || self.clock.stamp().1);
+        let seen = room.broadcast.is_some() && liveness.live;
         room.watched = seen.then(|| Watched::begin(now_ms, boot_ms));
         let lacks = liveness.live && room.go_live(before);
-        if !liveness.live && room.record.is_none() {
+        if !liveness.live && room.broadcast.is_none() {
             room.give_up_paused();
             // Before its record is: a place is that of a broadcast which goes on, or may, as long as there is an open one.
             if let Some(place) = room.place_at_once(presenter, &self.config, now, system_ms()) {
                 self.writer.keep_places(vec![place]);
             }
         }
-        if let Some(record) = room.record.as_mut().filter(|_| changed.is_empty()) {
+        if let Some(broadcast) = room.broadcast.as_mut().filter(|_| changed.is_empty()) {
             // When it was last seen to be live is kept now and then: after a restart it tells how long it was away.
             let age = (now_ms - room.recorded_ms).abs();
             if liveness.live && age >= heard.resume_ms / RECORDED {
-                record.version += 1;
-                changed.push(record.clone());
+                broadcast.version += 1;
+                changed.push(broadcast.clone());
             }
         }
         if !changed.is_empty() {

@@ -104,10 +104,10 @@ pub(super) struct Room {
     /// The checker's word, whatever it was, has come in time since the numbering is known.
     pub told: bool,
     /// The room server's own number of the broadcast's room, as far as it was ever named.
-    broadcast: Option<i64>,
-    /// The record of the broadcast that goes on, or may go on.
-    pub record: Option<Broadcast>,
-    /// When its record was last kept, in milliseconds since 1970.
+    room_idx: Option<i64>,
+    /// The broadcast that goes on, or may go on.
+    pub broadcast: Option<Broadcast>,
+    /// When that was last kept, in milliseconds since 1970.
     pub recorded_ms: i64,
     /// Until when it was looked after and nobody said that it is not live; `None` where this process has not seen it live.
     pub watched: Option<Watched>,
@@ -146,8 +146,8 @@ impl Room {
             refused: None,
             unanswered_since: None,
             told: false,
+            room_idx: None,
             broadcast: None,
-            record: None,
             recorded_ms: 0,
             watched: None,
             restored: false,
@@ -329,7 +329,7 @@ impl Room {
             && !self.held_for(now, config)
             && self.waiting.is_empty()
             && self.acting.is_empty()
-            && self.record.is_none()
+            && self.broadcast.is_none()
             && self.looking.is_empty()
             && self.in_flight == 0
             && !self.checking

@@ -128,12 +128,12 @@ impl SessionRegistry {
             cursor.look(now);
             stalled = cursor.stalled(now, self.config.stall).then_some(cursor.session);
         }
-        let has_record = room.record.is_some();
+        let has_broadcast = room.broadcast.is_some();
         if let Some(session) = stalled {
             self.detach(session, presenter, now);
             self.end_by_id(session, End::TooSlow);
         }
-        if has_record {
+        if has_broadcast {
             // Its verdict may have expired or been taken back by time.
             kept.broadcasts.extend(self.follow(presenter, now));
             kept.broadcasts.extend(self.give_up(presenter, now));

@@ -33,12 +33,12 @@ impl Room {
     /// Hears a new verdict.
     pub fn renew(&mut self, liveness: Liveness, now: Instant, expires_at: Instant) {
         let another = self
-            .broadcast
+            .room_idx
             .zip(liveness.room_idx)
             .is_some_and(|(before, after)| before != after);
         let begins = self.lease.is_some_and(|lease| !lease.liveness.live);
-        if liveness.room_idx.is_some() && liveness.room_idx != self.broadcast {
-            self.broadcast = liveness.room_idx;
+        if liveness.room_idx.is_some() && liveness.room_idx != self.room_idx {
+            self.room_idx = liveness.room_idx;
             self.saving.moves();
         }
         if another {
@@ -133,7 +133,7 @@ impl Room {
     /// whether there is something for its session again.
     #[must_use]
     pub fn go_live(&mut self, before: Option<Uuid>) -> bool {
-        let now = self.record.as_ref().map(|record| record.id);
+        let now = self.broadcast.as_ref().map(|broadcast| broadcast.id);
         let paused = self.take_paused();
         if before.is_some() && before != now {
             // What names a broadcast may be its start, and what tells two apart may be time alone.
@@ -209,7 +209,7 @@ impl Room {
     pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<Why> {
         let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
         match self.verdict(now) {
-            None if self.checking || !(in_use || self.record.is_some()) => None,
+            None if self.checking || !(in_use || self.broadcast.is_some()) => None,
             None if self.cursor.is_some() => Some(Why::Wanted),
             None => {
                 let due = |refused: Refused| {

@@ -89,19 +89,22 @@ impl Room {
         }
         self.saving.exact_on_disk = place.is_some_and(|place| place.exact);
         let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
-        let same = place.filter(|place| self.broadcast.zip(place.room_idx).is_none_or(|(now, then)| now == then));
+        let same = place.filter(|place| self.room_idx.zip(place.room_idx).is_none_or(|(now, then)| now == then));
         let fresh = |place: &Place| age(place.saved_at_ms) < config.broadcast_resume;
-        match same.filter(|place| fresh(place) || self.record.is_some()) {
+        match same.filter(|place| fresh(place) || self.broadcast.is_some()) {
             None => (self.position, self.legacy_from, self.over) = (last, last, last),
             Some(place) => {
                 self.position = place.position.min(last);
                 self.legacy_from = if place.exact { self.position } else { last };
                 // A verdict that was heard first may have ended a broadcast without knowing its numbers.
                 let ended = self.over == Seq(u64::MAX);
-                let record = self.record.as_ref();
-                // The record is kept at once, and the place may be that of the broadcast before it.
-                let began = record.map_or(Seq(0), Broadcast::begins_after).max(place.over).min(last);
-                self.broadcast = self.broadcast.or(place.room_idx);
+                let broadcast = self.broadcast.as_ref();
+                // The broadcast is kept at once, and the place may be that of the broadcast before it.
+                let began = broadcast
+                    .map_or(Seq(0), Broadcast::begins_after)
+                    .max(place.over)
+                    .min(last);
+                self.room_idx = self.room_idx.or(place.room_idx);
                 // A restart is short: whoever was there before it is held for as if nothing had been.
                 // Where a session was there it may have been until the next save was due, which a server that was killed did not do.
                 let late = anew(config) + config.checkpoint * 2;
@@ -113,10 +116,10 @@ impl Room {
                     .session_at_ms
                     .map(|at_ms| if was_there { late_ms.min(now_ms) } else { at_ms })
                     .and_then(|at_ms| now.checked_sub(age(at_ms)));
-                if ended || !fresh(&place) || record.is_some_and(Broadcast::is_away) {
+                if ended || !fresh(&place) || broadcast.is_some_and(Broadcast::is_away) {
                     // Whether its broadcast goes on is still to be heard: until then it is taken for over.
                     self.over = last;
-                    if ended || record.is_some() {
+                    if ended || broadcast.is_some() {
                         self.paused = Some(Paused {
                             over: began,
                             session_ended: self.session_ended.or(session_ended),
@@ -177,7 +180,7 @@ impl Room {
             over,
             position: self.position.max(acked),
             exact: self.cursor.is_none() && self.position == self.legacy_from,
-            room_idx: self.broadcast,
+            room_idx: self.room_idx,
             session_at_ms: match self.cursor {
                 Some(_) => Some(now_ms),
                 None => ended.map(ended_ms),
