@@ -161,10 +161,10 @@ pub(super) fn place(request: &HttpRequest, state: &State) -> Result<Place, ApiEr
     })?;
     let in_all = state.sessions.try_acquire(1).ok_or_else(|| {
         // The client tries again, and finds the place of one whose room is not live.
-        state.registry.make_room();
+        state.registry.want_seat();
         ApiError::new(Code::Overloaded).with_detail("session.max sessions are open")
     })?;
-    state.registry.has_room();
+    state.registry.seat_found();
     Ok(Place {
         _in_all: in_all,
         _of_address: of_address,

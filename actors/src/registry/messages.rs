@@ -193,8 +193,8 @@ pub struct RegistryHandle {
     pub(crate) mailbox: Mailbox<RegistryMsg>,
     gate: Arc<Gate>,
     sessions: Arc<AtomicU64>,
-    /// Sessions that were refused for want of a place since the registry looked last.
-    refused: Arc<AtomicUsize>,
+    /// Sessions that were refused for want of a seat since the registry looked last.
+    wanted: Arc<AtomicUsize>,
     metrics: Metrics,
 }
 
@@ -205,7 +205,7 @@ impl RegistryHandle {
             mailbox: Mailbox::default(),
             gate: Gate::new("registry", mailbox),
             sessions: Arc::new(AtomicU64::new(0)),
-            refused: Arc::default(),
+            wanted: Arc::default(),
             metrics,
         }
     }
@@ -315,19 +315,19 @@ impl RegistryHandle {
         self.metrics.sessions_ended.inc(close.as_str());
     }
 
-    /// There is no place for another socket: at the next sweep one whose room is not live is to go (rule 10).
-    pub fn make_room(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
+    /// There is no seat for another socket: at the next sweep one whose room is not live is to go (rule 10).
+    pub fn want_seat(&self) {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// There was a place for another socket: whoever found none before has to ask again.
-    pub fn has_room(&self) {
-        self.refused.store(0, Ordering::Relaxed);
+    /// There was a seat for another socket: whoever found none before has to ask again.
+    pub fn seat_found(&self) {
+        self.wanted.store(0, Ordering::Relaxed);
     }
 
-    /// How often [`RegistryHandle::make_room`] was called since this was, and since there was a place.
-    pub(super) fn places_wanted(&self) -> usize {
-        self.refused.swap(0, Ordering::Relaxed)
+    /// How often [`RegistryHandle::want_seat`] was called since this was, and since there was a seat.
+    pub(super) fn seats_wanted(&self) -> usize {
+        self.wanted.swap(0, Ordering::Relaxed)
     }
 
     /// A checker begins: questions that the one before it left open must be asked again.

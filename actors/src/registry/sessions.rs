@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use super::*;
 
-/// Why a session can be spared when places are short; the last goes first.
+/// Why a session can be spared when seats are short; the last goes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Spare {
     /// It never said whose it is.
@@ -200,8 +200,8 @@ impl SessionRegistry {
     /// Rule 10: when sessions are full, those whose room is not live go first; then those of whose room alone the room server does not
     /// say; then those that never said whose they are. As many as were refused since the last sweep, so that a crowd at the door costs
     /// a look at all sessions once a sweep.
-    pub(super) fn make_room(&self, now: Instant) {
-        let wanted = self.handle.places_wanted();
+    pub(super) fn free_seats(&self, now: Instant) {
+        let wanted = self.handle.seats_wanted();
         if wanted == 0 {
             return;
         }

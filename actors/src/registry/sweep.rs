@@ -107,7 +107,7 @@ impl SessionRegistry {
         self.keep_places(kept.places);
         if self.round.left.is_empty() {
             self.sweep_sessions(now);
-            self.make_room(now);
+            self.free_seats(now);
             self.show_queues(self.round.seen);
         }
         let next = self.round.next_at().saturating_duration_since(Instant::now());

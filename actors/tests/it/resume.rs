@@ -1242,7 +1242,7 @@ async fn rule_15_a_session_that_was_told_to_go_takes_over_from_nobody() {
     live.has(1).await;
     let quiet = Arc::<Quiet>::default();
     let session = stage.registry.connect(Arc::clone(&quiet) as Arc<dyn Subscriber>);
-    stage.registry.make_room();
+    stage.registry.want_seat();
     until("one to make room", || *quiet.0.lock().unwrap() == Some(End::Crowded)).await;
     // What it said before it read that.
     let flow = Arc::new(Flow::default());

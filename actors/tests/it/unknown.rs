@@ -268,7 +268,7 @@ async fn rule_10_a_session_whose_room_nobody_knows_makes_place_behind_those_whos
     let unknown = [session(1), session(2)];
     until("refusals", || stage.metrics.room_refusals.get() > 1).await;
     // As long as it says of nobody whether they are live, none of them is to blame.
-    stage.registry.make_room();
+    stage.registry.want_seat();
     let asked = |presenter| world.rooms.script().asked_of.get(&presenter).copied().unwrap_or(0);
     let before = asked(1);
     until("some sweeps", || asked(1) > before + 3).await;
@@ -277,14 +277,14 @@ async fn rule_10_a_session_whose_room_nobody_knows_makes_place_behind_those_whos
     world.rooms.script().not_live.insert(3);
     let (live, not_live) = (session(4), session(3));
     until("verdicts", || asked(3) > 1 && asked(4) > 1).await;
-    stage.registry.make_room();
+    stage.registry.want_seat();
     assert_eq!(not_live.closed().await, End::NotLive);
     assert_eq!(unknown.each_ref().map(|peer| peer.told()), [None, None]);
     // Refused again, behind the verdicts on others.
     let before = [asked(1), asked(2)];
     until("refusals", || asked(1) > before[0] + 1 && asked(2) > before[1] + 1).await;
-    stage.registry.make_room();
-    stage.registry.make_room();
+    stage.registry.want_seat();
+    stage.registry.want_seat();
     for peer in &unknown {
         // Nobody said that its broadcast is over: it is to come again.
         assert_eq!(peer.closed().await, End::Crowded);
