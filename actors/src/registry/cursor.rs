@@ -12,7 +12,7 @@ use std::{
 use super::{
     RegistryConfig,
     messages::SessionId,
-    subscriber::{Delivery, Reading, Subscriber},
+    subscriber::{Batch, Reading, Subscriber},
 };
 use crate::{
     ring::Entry,
@@ -261,7 +261,7 @@ impl Cursor {
     /// Sends events that credit was taken for.
     pub fn deliver(&self, entries: Vec<Arc<Entry>>) {
         if !entries.is_empty() {
-            self.subscriber.deliver(Delivery {
+            self.subscriber.deliver(Batch {
                 flow: Arc::clone(&self.flow),
                 entries,
             });

@@ -44,7 +44,7 @@ use self::sweep::Round;
 pub use self::{
     messages::{RegistryHandle, RoomLook, RoomView, SessionId},
     resume::ReadLog,
-    subscriber::{Delivery, End, Reading, Resume, Subscriber, Welcome},
+    subscriber::{Batch, End, Reading, Resume, Subscriber, Welcome},
 };
 use crate::{
     bucket::{Bucket, Rate},
@@ -54,7 +54,7 @@ use crate::{
     idempotency::{Found, KeyConfig, KeyRow, KeyTable},
     mailbox::{Mailbox, Turn},
     metrics::Metrics,
-    outcome::{Accepted, Delivery as Delivered, Outcome, Refusal, Submit},
+    outcome::{Accepted, Delivery, Outcome, Refusal, Submit},
     ring::Entry,
     session::Flow,
     supervise::Present,

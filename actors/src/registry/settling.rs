@@ -71,16 +71,16 @@ impl SessionRegistry {
     fn answer(&mut self, slot: Slot) {
         let event = slot.event;
         let delivery = match slot.sent {
-            true => Delivered::Delivered,
-            false => Delivered::Held,
+            true => Delivery::Delivered,
+            false => Delivery::Held,
         };
         match (&event.act, delivery) {
             (Some(act), _) => self.metrics.act(act),
-            (None, Delivered::Delivered) => {
+            (None, Delivery::Delivered) => {
                 self.metrics.accepted.inc();
                 self.metrics.delivered.inc();
             }
-            (None, Delivered::Held) => {
+            (None, Delivery::Held) => {
                 self.metrics.accepted.inc();
                 self.metrics.held.inc();
             }

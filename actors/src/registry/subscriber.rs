@@ -51,14 +51,14 @@ pub struct Welcome {
 
 /// Some of a room's events, in order, for one session.
 #[derive(Debug)]
-pub struct Delivery {
+pub struct Batch {
     /// The reading that they belong to; when it has ended they are not written.
     pub flow: Arc<Flow>,
     /// The events; never none.
     pub entries: Vec<Arc<Entry>>,
 }
 
-impl Delivery {
+impl Batch {
     /// Takes the events for the socket; `false` means that the reading has ended and nothing may be written.
     pub fn take(&self) -> bool {
         self.entries.last().is_some_and(|last| self.flow.take(last.event.seq))
@@ -117,7 +117,7 @@ impl End {
 /// One reader of a room.
 pub trait Subscriber: Send + Sync {
     /// Queues events to the session. Never refuses: credit bounds what is under way.
-    fn deliver(&self, delivery: Delivery);
+    fn deliver(&self, batch: Batch);
 
     /// Tells a v1 session where it goes on, before its first event. A no-op in a dialect that has no word for it.
     fn welcome(&self, _welcome: Welcome) {}

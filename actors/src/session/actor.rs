@@ -34,7 +34,7 @@ use super::{
 use crate::{
     clock::system_ms,
     mailbox::Mailbox,
-    registry::{Delivery, End, Reading, SessionId, Welcome},
+    registry::{Batch, End, Reading, SessionId, Welcome},
     ring::Entry,
     types::{PresenterIdx, Seq},
     wire::{
@@ -390,7 +390,7 @@ impl StreamHandler<Vec<Told>> for PresenterSession {
     fn handle(&mut self, batch: Vec<Told>, ctx: &mut Self::Context) {
         for told in batch {
             match told {
-                Told::Deliver(delivery) => self.deliver(&delivery, ctx),
+                Told::Deliver(batch) => self.deliver(&batch, ctx),
                 Told::Finish(end) => self.finish(end, ctx),
                 Told::Greet(welcome) => self.greet(&welcome, ctx),
                 Told::Reconnect(after) => self.reconnect(after, ctx),
@@ -402,20 +402,20 @@ impl StreamHandler<Vec<Told>> for PresenterSession {
 }
 
 impl PresenterSession {
-    fn deliver(&mut self, delivery: &Delivery, ctx: &mut WebsocketContext<Self>) {
-        if self.closing || !delivery.take() {
+    fn deliver(&mut self, batch: &Batch, ctx: &mut WebsocketContext<Self>) {
+        if self.closing || !batch.take() {
             return;
         }
-        for entry in &delivery.entries {
+        for entry in &batch.entries {
             ctx.text(self.encoded(entry));
         }
         match self.parts.dialect {
             Dialect::Legacy(_) => {
-                let events = delivery.entries.iter().map(|entry| entry.event.seq);
-                self.parts.progress.wrote(&delivery.flow, events);
+                let events = batch.entries.iter().map(|entry| entry.event.seq);
+                self.parts.progress.wrote(&batch.flow, events);
             }
             // What was taken the client itself tells, by its acks.
-            Dialect::V1(_) => self.written = delivery.entries.last().map_or(self.written, |last| last.event.seq),
+            Dialect::V1(_) => self.written = batch.entries.last().map_or(self.written, |last| last.event.seq),
         }
     }
 

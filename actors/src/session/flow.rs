@@ -1,7 +1,7 @@
 //! The hand-over point between the registry, which owns a room's cursor, and a session, which owns a socket.
 //!
 //! A session's actor does not run while its peer does not read, so a takeover cannot ask it how far it got. Both
-//! sides therefore meet in a [`Flow`]: the session takes events through it one delivery at a time, and whoever ends
+//! sides therefore meet in a [`Flow`]: the session takes events through it one batch at a time, and whoever ends
 //! it learns exactly how many were taken. What was taken is never sent again to a legacy session (rule 11).
 //!
 //! A socket that does not take all of them at once is given the rest later, and until then that rest is given back: who ends the flow

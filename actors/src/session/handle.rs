@@ -4,14 +4,14 @@ use std::{sync::Weak, time::Duration};
 
 use crate::{
     mailbox::Mailbox,
-    registry::{Delivery, End, Subscriber, Welcome},
+    registry::{Batch, End, Subscriber, Welcome},
     seams::Socket,
 };
 
 /// What a session is told.
 pub(super) enum Told {
     /// Events of the room.
-    Deliver(Delivery),
+    Deliver(Batch),
     /// The registry wants the session closed.
     Finish(End),
     /// The session may go on from here.
@@ -40,8 +40,8 @@ impl SessionHandle {
 }
 
 impl Subscriber for SessionHandle {
-    fn deliver(&self, delivery: Delivery) {
-        self.tell(Told::Deliver(delivery));
+    fn deliver(&self, batch: Batch) {
+        self.tell(Told::Deliver(batch));
     }
 
     fn welcome(&self, welcome: Welcome) {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use chatting_actors::{
-    registry::{Delivery, End, Reading, RegistryHandle, Resume, SessionId, Subscriber, Welcome},
+    registry::{Batch, End, Reading, RegistryHandle, Resume, SessionId, Subscriber, Welcome},
     session::Flow,
     types::Seq,
 };
@@ -75,7 +75,7 @@ pub struct Taken {
 #[derive(Debug)]
 enum Frame {
     Welcome(Welcome),
-    Events(Delivery),
+    Events(Batch),
     Close,
 }
 
@@ -369,7 +369,7 @@ impl Peer {
         {
             match frame {
                 Frame::Welcome(welcome) => self.read_welcome(state, welcome),
-                Frame::Events(delivery) => self.read_events(state, &delivery),
+                Frame::Events(batch) => self.read_events(state, &batch),
                 Frame::Close => self.end(state),
             }
         }
@@ -390,16 +390,16 @@ impl Peer {
         }
     }
 
-    fn read_events(&self, state: &mut State, delivery: &Delivery) {
+    fn read_events(&self, state: &mut State, batch: &Batch) {
         let at = self.shared.clock.fetch_add(1, SeqCst);
-        let last = delivery.entries.last().unwrap().event.seq.0;
+        let last = batch.entries.last().unwrap().event.seq.0;
         if !self.is_v1() {
             self.shared.claimed.fetch_max(last, SeqCst);
         }
-        if !delivery.take() {
+        if !batch.take() {
             return;
         }
-        for entry in &delivery.entries {
+        for entry in &batch.entries {
             let seq = entry.event.seq.0;
             let before = state.taken.last().map(|taken| taken.seq);
             let fits = match (self.is_v1(), &state.welcome) {
@@ -419,14 +419,12 @@ impl Peer {
             return;
         }
         if let Some(mut client) = self.listening(state) {
-            client
-                .seen
-                .extend(delivery.entries.iter().map(|entry| entry.event.seq.0));
+            client.seen.extend(batch.entries.iter().map(|entry| entry.event.seq.0));
             client.have = client.have.max(Some(last));
         }
         if !self.is_v1() {
-            state.flushed += delivery.entries.len();
-            if delivery.flow.flush(delivery.entries.len() as u64) {
+            state.flushed += batch.entries.len();
+            if batch.flow.flush(batch.entries.len() as u64) {
                 self.registry.flushed(state.session.unwrap());
             }
         } else if state.acks {
@@ -436,11 +434,9 @@ impl Peer {
 }
 
 impl Subscriber for Peer {
-    fn deliver(&self, delivery: Delivery) {
+    fn deliver(&self, batch: Batch) {
         let mut state = self.state();
-        state
-            .queued
-            .extend(delivery.entries.iter().map(|entry| entry.event.seq.0));
+        state.queued.extend(batch.entries.iter().map(|entry| entry.event.seq.0));
         let unsettled = if self.is_v1() {
             state.queued.iter().filter(|seq| **seq > state.acked).count()
         } else {
@@ -456,7 +452,7 @@ impl Subscriber for Peer {
             state.wrong.push("sent to before its welcome".into());
         }
         drop(state);
-        self.queue(Frame::Events(delivery));
+        self.queue(Frame::Events(batch));
     }
 
     fn welcome(&self, welcome: Welcome) {

@@ -1225,7 +1225,7 @@ async fn rule_10_a_session_whose_room_is_not_live_and_then_not_known_ends_in_its
 struct Quiet(Mutex<Option<End>>);
 
 impl Subscriber for Quiet {
-    fn deliver(&self, _: registry::Delivery) {}
+    fn deliver(&self, _: registry::Batch) {}
 
     fn close(&self, end: End) {
         *self.0.lock().unwrap() = Some(end);

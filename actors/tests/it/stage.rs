@@ -16,8 +16,7 @@ use chatting_actors::{
     metrics::Metrics,
     outcome::{Accepted, Outcome, Refusal, Submit},
     registry::{
-        Delivery, End, ReadLog, Reading, RegistryConfig, RegistryHandle, RoomView, SessionId, SessionRegistry,
-        Subscriber,
+        Batch, End, ReadLog, Reading, RegistryConfig, RegistryHandle, RoomView, SessionId, SessionRegistry, Subscriber,
     },
     session::Flow,
     supervise::{Pauses, Watch, supervise},
@@ -34,7 +33,7 @@ pub struct Reader {
     session: Mutex<Option<SessionId>>,
     seen: Mutex<Vec<(u64, String)>>,
     /// What was queued to it while it was stalled.
-    waiting: Mutex<Vec<Delivery>>,
+    waiting: Mutex<Vec<Batch>>,
     /// Takes nothing while set, as a peer that does not read.
     pub stalled: AtomicBool,
 }
@@ -62,8 +61,8 @@ impl Reader {
     /// Reads again, and first what came while it did not.
     pub fn go_on(&self) {
         let mut waiting = self.waiting.lock().unwrap();
-        for delivery in waiting.drain(..) {
-            self.read(&delivery);
+        for batch in waiting.drain(..) {
+            self.read(&batch);
         }
         self.stalled.store(false, Ordering::Release);
     }
@@ -73,15 +72,15 @@ impl Reader {
         self.registry.gone(self.session.lock().unwrap().unwrap());
     }
 
-    fn read(&self, delivery: &Delivery) {
-        if !delivery.take() {
+    fn read(&self, batch: &Batch) {
+        if !batch.take() {
             return;
         }
         let mut seen = self.seen.lock().unwrap();
-        for entry in &delivery.entries {
+        for entry in &batch.entries {
             seen.push((entry.event.seq.0, entry.event.chat.text.as_str().to_owned()));
         }
-        if delivery.flow.flush(delivery.entries.len() as u64) {
+        if batch.flow.flush(batch.entries.len() as u64) {
             let session = *self.session.lock().unwrap();
             self.registry.flushed(session.unwrap());
         }
@@ -89,12 +88,12 @@ impl Reader {
 }
 
 impl Subscriber for Reader {
-    fn deliver(&self, delivery: Delivery) {
+    fn deliver(&self, batch: Batch) {
         let mut waiting = self.waiting.lock().unwrap();
         if self.stalled.load(Ordering::Acquire) {
-            waiting.push(delivery);
+            waiting.push(batch);
         } else {
-            self.read(&delivery);
+            self.read(&batch);
         }
     }
 
