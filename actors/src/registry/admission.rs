@@ -15,12 +15,12 @@ struct Numbered {
 /// Gives an event its number, where the writer has room for it.
 fn number(
     room: &mut Room,
-    waiting: &Waiting,
+    pending: &Pending,
     config: &RegistryConfig,
     writer: &WriterHandle,
     now: Instant,
 ) -> Result<Numbered, Refusal> {
-    let bytes = waiting.submit.chat.cost();
+    let bytes = pending.submit.chat.cost();
     if room.in_flight >= config.writer_room_share {
         return Err(Refusal::Overloaded("writer_room_share"));
     }
@@ -39,7 +39,7 @@ fn number(
 /// The verdict is there and the numbering known where it is needed: refuse, or number.
 fn decide(
     room: &mut Room,
-    waiting: &Waiting,
+    pending: &Pending,
     config: &RegistryConfig,
     checker: &CheckerHandle,
     writer: &WriterHandle,
@@ -51,42 +51,42 @@ fn decide(
         return Err(Refusal::NotLive);
     }
     if room.reconnect_due(now, config) {
-        checker.request_reconnect(waiting.submit.presenter_idx);
+        checker.request_reconnect(pending.submit.presenter_idx);
     }
-    if let Err(refusal) = room.admit(waiting.submit.chat.cost(), config, now) {
+    if let Err(refusal) = room.admit(pending.submit.chat.cost(), config, now) {
         if refusal == Refusal::PresenterDisconnected && room.held_for(now, config) {
             // Held for and refused: the ring is full, though the answer tells of the presenter who is away.
             metrics.queues.refused("ring");
         }
         return Err(refusal);
     }
-    number(room, waiting, config, writer, now)
+    number(room, pending, config, writer, now)
 }
 
 impl SessionRegistry {
-    pub(super) fn submit(&mut self, waiting: Waiting, now: Instant) {
+    pub(super) fn submit(&mut self, pending: Pending, now: Instant) {
         // Before anything else: who was accepted once is answered so again, whatever has changed since.
-        match self.answer_by_key(&waiting.submit) {
+        match self.answer_by_key(&pending.submit) {
             None => {}
-            Some(Outcome::Refused(refusal)) => return self.answer_refusal(waiting.reply, refusal),
+            Some(Outcome::Refused(refusal)) => return self.answer_refusal(pending.reply, refusal),
             Some(accepted) => {
-                let _ = waiting.reply.send(accepted);
+                let _ = pending.reply.send(accepted);
                 return;
             }
         }
         if self.draining.is_some() {
-            return self.refuse(waiting, Refusal::Draining);
+            return self.refuse(pending, Refusal::Draining);
         }
-        let presenter = waiting.submit.presenter_idx;
+        let presenter = pending.submit.presenter_idx;
         let room = self
             .rooms
             .entry(presenter)
             .or_insert_with(|| Box::new(Room::new(&self.config)));
         if room.in_flight + room.waiting.len() + room.acting.len() >= self.config.room_share {
-            return self.refuse(waiting, Refusal::Overloaded("room_share"));
+            return self.refuse(pending, Refusal::Overloaded("room_share"));
         }
-        if waiting.submit.act.is_some() {
-            return self.act(waiting, now);
+        if pending.submit.act.is_some() {
+            return self.act(pending, now);
         }
         let verdict = room.verdict(now);
         let known = matches!(room.numbering, Numbering::Known { .. });
@@ -97,30 +97,30 @@ impl SessionRegistry {
                 }
                 let decided = decide(
                     room,
-                    &waiting,
+                    &pending,
                     &self.config,
                     &self.checker,
                     &self.writer,
                     &self.metrics,
                     now,
                 );
-                self.append_or_refuse(waiting, decided);
+                self.append_or_refuse(pending, decided);
             }
             _ => {
                 if room.waiting.len() + room.looking.len() >= self.config.pending_max {
-                    return self.refuse(waiting, Refusal::Overloaded("room_pending"));
+                    return self.refuse(pending, Refusal::Overloaded("room_pending"));
                 }
                 // A room that somebody presents in is asked about anyway; others are asked about for this sender alone.
                 if !room.is_asked_about_anyway(now)
-                    && let Err(refusal) = self.may_look_up(waiting.submit.chat.user_idx, now)
+                    && let Err(refusal) = self.may_look_up(pending.submit.chat.user_idx, now)
                 {
-                    self.refuse(waiting, refusal);
+                    self.refuse(pending, refusal);
                     return self.forget_if_idle(presenter, now);
                 }
                 let Some(room) = self.rooms.get_mut(&presenter) else {
                     return;
                 };
-                room.waiting.push_back(waiting);
+                room.waiting.push_back(pending);
                 self.pursue(presenter, now);
             }
         }
@@ -190,19 +190,19 @@ impl SessionRegistry {
     }
 
     /// An act of moderation: it is for the log first, so it needs the numbering and no live room.
-    fn act(&mut self, waiting: Waiting, now: Instant) {
-        let presenter = waiting.submit.presenter_idx;
+    fn act(&mut self, pending: Pending, now: Instant) {
+        let presenter = pending.submit.presenter_idx;
         let Some(room) = self.rooms.get_mut(&presenter) else {
-            return self.refuse(waiting, Refusal::LogUnavailable);
+            return self.refuse(pending, Refusal::LogUnavailable);
         };
         match room.numbering {
             Numbering::Known { .. } => {
-                let numbered = number(room, &waiting, &self.config, &self.writer, now);
-                self.append_or_refuse(waiting, numbered);
+                let numbered = number(room, &pending, &self.config, &self.writer, now);
+                self.append_or_refuse(pending, numbered);
             }
-            Numbering::Asked => room.acting.push_back(waiting),
+            Numbering::Asked => room.acting.push_back(pending),
             Numbering::Unknown => {
-                room.acting.push_back(waiting);
+                room.acting.push_back(pending);
                 room.numbering = Numbering::Asked;
                 self.writer.ask_last_seq(presenter);
             }
@@ -211,61 +211,61 @@ impl SessionRegistry {
 
     /// Numbers the acts that waited for the numbering.
     pub(super) fn settle_acts(&mut self, presenter: PresenterIdx, now: Instant) {
-        for waiting in self.take_acts(presenter) {
-            self.act(waiting, now);
+        for pending in self.take_acts(presenter) {
+            self.act(pending, now);
         }
     }
 
     /// Refuses the acts that wait for the numbering.
     pub(super) fn refuse_acts(&mut self, presenter: PresenterIdx, refusal: Refusal) {
-        for waiting in self.take_acts(presenter) {
-            self.refuse(waiting, refusal);
+        for pending in self.take_acts(presenter) {
+            self.refuse(pending, refusal);
         }
     }
 
-    fn take_acts(&mut self, presenter: PresenterIdx) -> VecDeque<Waiting> {
+    fn take_acts(&mut self, presenter: PresenterIdx) -> VecDeque<Pending> {
         let room = self.rooms.get_mut(&presenter);
         room.map_or_else(VecDeque::new, |room| std::mem::take(&mut room.acting))
     }
 
-    fn append_or_refuse(&mut self, waiting: Waiting, numbered: Result<Numbered, Refusal>) {
+    fn append_or_refuse(&mut self, pending: Pending, numbered: Result<Numbered, Refusal>) {
         match numbered {
-            Ok(numbered) => self.append(waiting, numbered),
-            Err(refusal) => self.refuse(waiting, refusal),
+            Ok(numbered) => self.append(pending, numbered),
+            Err(refusal) => self.refuse(pending, refusal),
         }
     }
 
     /// Hands a numbered event to the writer.
-    fn append(&mut self, waiting: Waiting, numbered: Numbered) {
+    fn append(&mut self, pending: Pending, numbered: Numbered) {
         let (sent_at_ms, id) = self.clock.stamp();
         let event = Arc::new(Event {
             id,
-            presenter_idx: waiting.submit.presenter_idx,
+            presenter_idx: pending.submit.presenter_idx,
             epoch: self.epoch.clone(),
             seq: numbered.seq,
             sent_at_ms,
             room_idx: numbered.room_idx,
             broadcast_id: numbered.broadcast_id,
-            chat: waiting.submit.chat,
-            act: waiting.submit.act,
-            keyed: waiting.submit.keyed,
+            chat: pending.submit.chat,
+            act: pending.submit.act,
+            keyed: pending.submit.keyed,
         });
         self.outbox.push(Arc::clone(&event));
         self.in_flight.push_back(Slot {
             term: self.term,
             event,
             sent: false,
-            reply: waiting.reply,
-            _permits: (waiting.permit, numbered.permit),
+            reply: pending.reply,
+            _permits: (pending.permit, numbered.permit),
         });
     }
 
     /// Refuses a submit that was not numbered: its key, if it has one, may be used again.
-    pub(super) fn refuse(&mut self, waiting: Waiting, refusal: Refusal) {
-        if let (Some(keys), Some(keyed)) = (&mut self.keys, &waiting.submit.keyed) {
+    pub(super) fn refuse(&mut self, pending: Pending, refusal: Refusal) {
+        if let (Some(keys), Some(keyed)) = (&mut self.keys, &pending.submit.keyed) {
             keys.abandon(keyed);
         }
-        self.answer_refusal(waiting.reply, refusal);
+        self.answer_refusal(pending.reply, refusal);
     }
 
     /// Counts a refusal, by its code and, where a queue was full, by that.
@@ -308,9 +308,9 @@ impl SessionRegistry {
                 keys.insert(slot.event.chat.user_idx, keyed);
             }
         }
-        for waiting in self.rooms.values().flat_map(|room| &room.waiting) {
-            if let Some(keyed) = &waiting.submit.keyed {
-                keys.insert(waiting.submit.chat.user_idx, keyed);
+        for pending in self.rooms.values().flat_map(|room| &room.waiting) {
+            if let Some(keyed) = &pending.submit.keyed {
+                keys.insert(pending.submit.chat.user_idx, keyed);
             }
         }
         self.keys = Some(keys);

@@ -31,7 +31,7 @@ use crate::{
 pub struct SessionId(u64);
 
 /// A submit with what it holds while it is under way.
-pub(crate) struct Waiting {
+pub(crate) struct Pending {
     pub submit: Submit,
     pub permit: Permit,
     pub reply: oneshot::Sender<Outcome>,
@@ -106,7 +106,7 @@ pub struct RoomView {
 }
 
 pub(crate) enum RegistryMsg {
-    Submit(Waiting),
+    Submit(Pending),
     Connect {
         session: SessionId,
         subscriber: Arc<dyn Subscriber>,
@@ -218,22 +218,22 @@ impl RegistryHandle {
     /// Hands in a message. The outcome comes when the log has it, or when it is refused; dropping the receiver
     /// changes nothing. A closed channel means that the registry panicked: the outcome is unknown.
     pub fn submit(&self, submit: Submit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
-        let (waiting, outcome) = self.admit(submit)?;
-        self.mailbox.push(RegistryMsg::Submit(waiting));
+        let (pending, outcome) = self.admit(submit)?;
+        self.mailbox.push(RegistryMsg::Submit(pending));
         Ok(outcome)
     }
 
     /// As [`RegistryHandle::submit`], for a worker that has many requests in one turn: see [`Mailbox::push_in_turn`].
     pub fn submit_in_turn(&self, submit: Submit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
-        let (waiting, outcome) = self.admit(submit)?;
-        self.mailbox.push_in_turn(RegistryMsg::Submit(waiting));
+        let (pending, outcome) = self.admit(submit)?;
+        self.mailbox.push_in_turn(RegistryMsg::Submit(pending));
         Ok(outcome)
     }
 
-    fn admit(&self, submit: Submit) -> Result<(Waiting, oneshot::Receiver<Outcome>), Refusal> {
+    fn admit(&self, submit: Submit) -> Result<(Pending, oneshot::Receiver<Outcome>), Refusal> {
         let permit = self.permit()?;
         let (reply, outcome) = oneshot::channel();
-        Ok((Waiting { submit, permit, reply }, outcome))
+        Ok((Pending { submit, permit, reply }, outcome))
     }
 
     fn permit(&self) -> Result<Permit, Refusal> {

@@ -37,7 +37,7 @@ use tokio::sync::oneshot;
 use self::cursor::Phase;
 use self::gauges::RegistryQueues;
 pub(crate) use self::messages::{Committed, RegistryMsg, Word, known};
-use self::messages::{Looking, Waiting};
+use self::messages::{Looking, Pending};
 use self::resume::Reads;
 use self::room::{Numbering, Opened, Room};
 use self::sweep::Round;
@@ -231,7 +231,7 @@ impl SessionRegistry {
         let now = Instant::now();
         for message in Turn::new(&self.handle.mailbox, batch) {
             match message {
-                RegistryMsg::Submit(waiting) => self.submit(waiting, now),
+                RegistryMsg::Submit(pending) => self.submit(pending, now),
                 RegistryMsg::Settled { term, count, committed } => self.settled(term, count, committed, now),
                 RegistryMsg::Flushed { session } => self.flushed(session, now),
                 RegistryMsg::Word { presenter, word } => self.word(presenter, word, now),

@@ -17,7 +17,7 @@ use super::{
     RegistryConfig,
     broadcasts::ms,
     cursor::{Cursor, Paged, Phase},
-    messages::{Looking, RoomLook, SessionId, Waiting},
+    messages::{Looking, Pending, RoomLook, SessionId},
     subscriber::{Reading, Subscriber},
 };
 use crate::{
@@ -68,9 +68,9 @@ pub(super) struct Room {
     pub checking: bool,
     pub numbering: Numbering,
     /// Submits without a verdict, in the order they came.
-    pub waiting: VecDeque<Waiting>,
+    pub waiting: VecDeque<Pending>,
     /// Acts of moderation that wait for the numbering, in the order they came.
-    pub acting: VecDeque<Waiting>,
+    pub acting: VecDeque<Pending>,
     /// Numbered and not yet answered by the writer.
     pub in_flight: usize,
     /// The same in bytes.

@@ -27,9 +27,9 @@ use super::{
     flow::Flow,
     fragments::Fragments,
     handle::{SessionHandle, Told},
+    held_frames::HeldFrames,
     legacy,
     parts::{Dialect, SessionParts, Violation},
-    waiting::Waiting,
 };
 use crate::{
     clock::system_ms,
@@ -58,7 +58,7 @@ pub struct PresenterSession {
     expiry: Option<SpawnHandle>,
     unanswered: u32,
     /// Frames that wait for a token's key, the token's own first; `None` when none does.
-    waiting: Option<Waiting>,
+    held: Option<HeldFrames>,
     /// The last event that was written (v1).
     written: Seq,
     /// `welcome` was written (v1).
@@ -80,7 +80,7 @@ impl PresenterSession {
             flow: None,
             expiry: None,
             unanswered: 0,
-            waiting: None,
+            held: None,
             written: Seq(0),
             greeted: false,
             reconnect: None,
@@ -140,7 +140,7 @@ impl PresenterSession {
             ctx.cancel_future(timer);
         }
         let left = u64::try_from(expires_at_ms.saturating_sub(system_ms())).unwrap_or(0);
-        if left == 0 && self.waiting.is_some() {
+        if left == 0 && self.held.is_some() {
             // What waits begins with a `hello`; whether its token is good is known in a moment, and this is looked at again then.
             return;
         }
@@ -217,7 +217,7 @@ impl PresenterSession {
     /// A `hello` that waits for its token's key has come in time.
     fn hello_due(&mut self, ctx: &mut WebsocketContext<Self>) {
         match &self.parts.dialect {
-            Dialect::V1(machine) if !machine.open() && self.waiting.is_none() => self.close(Close::NoHello, ctx),
+            Dialect::V1(machine) if !machine.open() && self.held.is_none() => self.close(Close::NoHello, ctx),
             Dialect::V1(machine) if !machine.open() => {
                 ctx.run_later(self.parts.config.hello, Self::hello_due);
             }
@@ -232,10 +232,10 @@ impl PresenterSession {
     }
 
     fn text(&mut self, text: &str, ctx: &mut WebsocketContext<Self>) {
-        if self.waiting.is_some() && self.is_ack(text) {
+        if self.held.is_some() && self.is_ack(text) {
             // The room would find that its client takes nothing, else.
-        } else if let Some(waiting) = &mut self.waiting {
-            if !waiting.take(text, &self.parts.config) {
+        } else if let Some(held) = &mut self.held {
+            if !held.take(text, &self.parts.config) {
                 self.close(Close::Flood, ctx);
             }
             return;
@@ -258,9 +258,9 @@ impl PresenterSession {
             // Nobody knows what to wait for: the client is to come back.
             return self.close(Close::Away, ctx);
         };
-        self.waiting = Some(Waiting::behind(text));
+        self.held = Some(HeldFrames::behind(text));
         ctx.spawn(arrives.into_actor(self).map(|(), this, ctx| {
-            for frame in this.waiting.take().map(Waiting::frames).unwrap_or_default() {
+            for frame in this.held.take().map(HeldFrames::frames).unwrap_or_default() {
                 if !this.closing {
                     this.text(&frame, ctx);
                 }

@@ -7,11 +7,11 @@ mod flood;
 mod flow;
 mod fragments;
 mod handle;
+mod held_frames;
 pub mod legacy;
 mod parts;
 mod progress;
 pub mod v1;
-mod waiting;
 
 pub use self::{
     actor::PresenterSession,

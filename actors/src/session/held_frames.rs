@@ -11,14 +11,14 @@ use super::parts::SessionConfig;
 const ACK_BYTES: usize = 64;
 
 /// See the module's text.
-pub(super) struct Waiting {
+pub(super) struct HeldFrames {
     /// The token's own frame is the first.
     frames: Vec<ByteString>,
     /// Bytes of the others.
     bytes: usize,
 }
 
-impl Waiting {
+impl HeldFrames {
     /// Begins with the frame that has the token.
     pub(super) fn behind(text: &str) -> Self {
         Self {
@@ -65,15 +65,15 @@ mod tests {
             client_frames_per_second: 4,
             close_linger: Duration::ZERO,
         };
-        let mut waiting = Waiting::behind("hello");
+        let mut held = HeldFrames::behind("hello");
         for n in 0..12 {
-            assert!(waiting.take("ack", &config), "{n}");
+            assert!(held.take("ack", &config), "{n}");
         }
-        assert!(!waiting.take("ack", &config));
-        assert_eq!(waiting.frames().len(), 13);
-        let mut waiting = Waiting::behind("hello");
-        assert!(waiting.take(&"x".repeat(1000), &config));
-        assert!(waiting.take(&"x".repeat(512), &config));
-        assert!(!waiting.take("x", &config));
+        assert!(!held.take("ack", &config));
+        assert_eq!(held.frames().len(), 13);
+        let mut held = HeldFrames::behind("hello");
+        assert!(held.take(&"x".repeat(1000), &config));
+        assert!(held.take(&"x".repeat(512), &config));
+        assert!(!held.take("x", &config));
     }
 }
