@@ -9,11 +9,12 @@
 //! asked meanwhile is answered as without an answer, at once. Then one lookup tries it; its answer closes the breaker, another
 //! failure opens it again. A question that it refuses (a 404 for a presenter that it does not know) is no failure of it: whoever sends
 //! to such rooms must not have it left alone for all the others. That is remembered as long as a verdict of not live. Where it refuses
-//! everything that somebody asks, `/readyz` says so (`refusals.rs`).
+//! everything that somebody asks, `/readyz` says so (`checker/refusals.rs`).
 //!
 //! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
 
 mod cache;
+mod refusals;
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -27,13 +28,15 @@ use futures_util::FutureExt;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 
-use self::cache::{Cache, Known, Silent};
+use self::{
+    cache::{Cache, Known, Silent},
+    refusals::Refusals,
+};
 use crate::{
     gate::{Gate, Permit},
     mailbox::{Mailbox, Turn},
     metrics::Metrics,
     queues::Queue,
-    refusals::Refusals,
     registry::{RegistryHandle, Word},
     seams::{Liveness, RoomApi, RoomApiError},
     seldom::Seldom,

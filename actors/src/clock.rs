@@ -2,7 +2,7 @@
 
 use std::{
     sync::LazyLock,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -80,9 +80,12 @@ impl EventClock {
 
 /// Milliseconds since 1970-01-01T00:00:00Z by the system's clock.
 pub fn system_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+/// A time in milliseconds.
+pub(crate) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Milliseconds since 1970 by the system's clock as it was when this was asked first, and by one that nobody sets from then on:
@@ -90,7 +93,7 @@ pub fn system_ms() -> i64 {
 pub fn steady_ms() -> i64 {
     static BEGAN: LazyLock<(Instant, i64)> = LazyLock::new(|| (Instant::now(), system_ms()));
     let (at, ms) = *BEGAN;
-    ms.saturating_add(i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX))
+    ms.saturating_add(millis(at.elapsed()))
 }
 
 /// Milliseconds by a clock that nobody sets, and that goes on while the process is stopped and while the machine sleeps. When it began

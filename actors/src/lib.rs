@@ -15,7 +15,6 @@ pub mod metrics;
 pub mod moderation;
 pub mod outcome;
 pub mod queues;
-mod refusals;
 pub mod registry;
 pub mod ring;
 pub mod seams;

@@ -90,6 +90,16 @@ pub enum LastSeq {
     AskStore,
 }
 
+impl LastSeq {
+    /// What the spool knows.
+    pub(crate) fn known(self) -> Option<Seq> {
+        match self {
+            Self::Known(seq) => Some(seq),
+            Self::AskStore => None,
+        }
+    }
+}
+
 /// The local file where an accepted event becomes durable. Lives on the spool's own thread; every call may block.
 pub trait Spool: Send {
     /// Appends all events in one transaction and makes them as durable as the settings say. All or nothing.

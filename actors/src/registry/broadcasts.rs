@@ -6,11 +6,8 @@
 use super::*;
 use crate::{
     broadcast::{Broadcast, Heard, Watched, follow, give_up},
-    clock::boot_ms,
+    clock::{boot_ms, millis},
 };
-
-/// Broadcasts a transaction, so that commits wait little for one.
-const MOST: usize = 64;
 
 /// So often within `broadcast.resume_seconds` it is kept that a broadcast was seen to be live.
 const RECORDED: i64 = 10;
@@ -19,11 +16,6 @@ const RECORDED: i64 = 10;
 /// which commits would have to wait.
 fn ahead(time_ms: i64) -> i64 {
     rand::random_range(0..=time_ms.max(0) / 2)
-}
-
-/// In milliseconds.
-pub(super) fn ms(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl SessionRegistry {
@@ -51,14 +43,7 @@ impl SessionRegistry {
         let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
         let changed = rooms.into_iter().flat_map(|presenter| self.follow(presenter, now));
         let changed: Vec<Broadcast> = changed.collect();
-        self.keep_broadcasts(changed);
-    }
-
-    /// Keeps what has changed, in transactions for which commits wait little.
-    pub(super) fn keep_broadcasts(&self, changed: Vec<Broadcast>) {
-        for chunk in changed.chunks(MOST) {
-            self.writer.keep_broadcasts(chunk.to_vec());
-        }
+        self.writer.keep_broadcasts(&changed);
     }
 
     /// Ends the broadcast of a room that the room server does not know any more; returns what is to be kept. Its numbers must be known:
@@ -78,7 +63,7 @@ impl SessionRegistry {
                 room.give_up();
                 // Before its record is, as at any other end.
                 let place = room.place_at_once(presenter, &self.config, now, system_ms());
-                self.keep_places(place.into_iter().collect());
+                self.writer.keep_places(place.as_slice());
                 ended
             }
             Numbering::Asked => None,
@@ -93,7 +78,7 @@ impl SessionRegistry {
     /// Has a room's broadcast follow its verdict, as far as that and the numbering are known.
     pub(super) fn follow_broadcast(&mut self, presenter: PresenterIdx, now: Instant) {
         let changed = self.follow(presenter, now);
-        self.keep_broadcasts(changed);
+        self.writer.keep_broadcasts(&changed);
     }
 
     /// The same; returns what is to be kept.
@@ -116,13 +101,13 @@ impl SessionRegistry {
             presenter,
             liveness,
             now_ms,
-            away_ms: room.away_for(now).map_or(0, ms),
+            away_ms: room.away_for(now).map_or(0, millis),
             watched_ms: room.watched.map(|watched| watched.until_ms),
             unseen_ms: room.watched.map(|watched| watched.unseen_ms(boot_ms)),
             epoch: &self.epoch,
             committed,
             last: room.last_numbered(),
-            resume_ms: ms(self.config.broadcast_resume),
+            resume_ms: millis(self.config.broadcast_resume),
         };
         let before = room.broadcast.as_ref().map(|broadcast| broadcast.id);
         let mut changed = follow(&mut room.broadcast, &heard, || self.clock.stamp().1);
@@ -133,7 +118,7 @@ impl SessionRegistry {
             room.give_up_paused();
             // Before its record is: a place is that of a broadcast which goes on, or may, as long as there is an open one.
             if let Some(place) = room.place_at_once(presenter, &self.config, now, system_ms()) {
-                self.writer.keep_places(vec![place]);
+                self.writer.keep_places(&[place]);
             }
         }
         if let Some(broadcast) = room.broadcast.as_mut().filter(|_| changed.is_empty()) {

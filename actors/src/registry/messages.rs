@@ -21,7 +21,7 @@ use crate::{
     mailbox::Mailbox,
     metrics::Metrics,
     outcome::{Outcome, Refusal, Submit},
-    seams::{LastSeq, Liveness, Place},
+    seams::{Liveness, Place},
     session::{Close, Flow},
     types::{PresenterIdx, Seq, UserIdx},
 };
@@ -378,13 +378,5 @@ impl RegistryHandle {
         let (done, wait) = oneshot::channel();
         self.mailbox.push(RegistryMsg::EndSessions { end, done });
         let _ = wait.await;
-    }
-}
-
-/// `LastSeq` as the registry needs it.
-pub(crate) fn known(last: LastSeq) -> Option<Seq> {
-    match last {
-        LastSeq::Known(seq) => Some(seq),
-        LastSeq::AskStore => None,
     }
 }

@@ -36,7 +36,7 @@ use tokio::sync::oneshot;
 
 use self::cursor::Phase;
 use self::gauges::RegistryQueues;
-pub(crate) use self::messages::{Committed, RegistryMsg, Word, known};
+pub(crate) use self::messages::{Committed, RegistryMsg, Word};
 use self::messages::{Looking, Pending};
 use self::resume::Reads;
 use self::room::{Numbering, Opened, Room};

@@ -4,10 +4,6 @@
 //! or the server stops. It is never on a message's way: losing one costs a session without `resume_after` a repetition.
 
 use super::*;
-use crate::seams::Place;
-
-/// Places a transaction, so that commits wait little for one.
-const MOST: usize = 64;
 
 impl SessionRegistry {
     /// Saves every place that moved: nothing moves any more.
@@ -17,13 +13,6 @@ impl SessionRegistry {
         for (presenter, room) in &mut self.rooms {
             places.extend(room.place_at_once(*presenter, &self.config, now, now_ms));
         }
-        self.keep_places(places);
-    }
-
-    /// Keeps what has changed, in transactions for which commits wait little.
-    pub(super) fn keep_places(&self, places: Vec<Place>) {
-        for chunk in places.chunks(MOST) {
-            self.writer.keep_places(chunk.to_vec());
-        }
+        self.writer.keep_places(&places);
     }
 }

@@ -15,7 +15,6 @@ use uuid::Uuid;
 
 use super::{
     RegistryConfig,
-    broadcasts::ms,
     cursor::{Cursor, Paged, Phase},
     messages::{Looking, Pending, RoomLook, SessionId},
     subscriber::{Reading, Subscriber},
@@ -23,6 +22,7 @@ use super::{
 use crate::{
     broadcast::{Broadcast, Watched},
     checker::Why,
+    clock::millis,
     outcome::Refusal,
     ring::{Entry, Ring},
     seams::{Liveness, LogPage, Place},

@@ -226,7 +226,7 @@ impl SessionRegistry {
             let place = room.place_at_once(presenter, &self.config, now, system_ms());
             self.rooms.remove(&presenter);
             if let Some(place) = place {
-                self.writer.keep_places(vec![place]);
+                self.writer.keep_places(&[place]);
             }
         }
     }

@@ -103,8 +103,8 @@ impl SessionRegistry {
         for presenter in self.round.take(now) {
             self.sweep_room(presenter, now, now_ms, &mut kept);
         }
-        self.keep_broadcasts(kept.broadcasts);
-        self.keep_places(kept.places);
+        self.writer.keep_broadcasts(&kept.broadcasts);
+        self.writer.keep_places(&kept.places);
         if self.round.left.is_empty() {
             self.sweep_sessions(now);
             self.free_seats(now);

@@ -34,6 +34,9 @@ pub struct SpoolInfo {
     pub last: Pos,
 }
 
+/// Places a transaction, or broadcasts, so that commits wait little for one.
+const KEPT_AT_ONCE: usize = 64;
+
 /// Rows read back from the spool.
 pub(crate) type Rows = Vec<(Pos, Arc<Event>)>;
 
@@ -371,8 +374,11 @@ impl WriterHandle {
     }
 
     /// Has the spool keep broadcasts that changed; what it cannot keep now it keeps later.
-    pub(crate) fn keep_broadcasts(&self, broadcasts: Vec<Broadcast>) {
-        self.queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+    pub(crate) fn keep_broadcasts(&self, broadcasts: &[Broadcast]) {
+        for some in broadcasts.chunks(KEPT_AT_ONCE) {
+            let broadcasts = some.to_vec();
+            self.queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+        }
     }
 
     /// Asks which broadcasts are open; the registry's mailbox gets the answer.
@@ -381,8 +387,11 @@ impl WriterHandle {
     }
 
     /// Has the spool remember how far rooms got, one place a room; no answer.
-    pub(crate) fn keep_places(&self, places: Vec<Place>) {
-        self.queue.push(SpoolCommand::KeepPlaces { places });
+    pub(crate) fn keep_places(&self, places: &[Place]) {
+        for some in places.chunks(KEPT_AT_ONCE) {
+            let places = some.to_vec();
+            self.queue.push(SpoolCommand::KeepPlaces { places });
+        }
     }
 
     /// The same for one room; the registry's mailbox is told whether it is kept.

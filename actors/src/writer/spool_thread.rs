@@ -25,7 +25,7 @@ use crate::{
     broadcast::Broadcast,
     mailbox::Mailbox,
     metrics::Metrics,
-    registry::{Committed, RegistryHandle, RegistryMsg, known},
+    registry::{Committed, RegistryHandle, RegistryMsg},
     seams::{LastSeq, Pos, Spool, SpoolError, SpoolFault},
     supervise::{Watch, thread_of},
     types::{Event, PresenterIdx, Seq},

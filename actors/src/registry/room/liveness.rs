@@ -125,7 +125,7 @@ impl Room {
     /// Looks at it; `now_ms` is milliseconds since 1970, `boot_ms` the same moment by [`crate::clock::boot_ms`].
     pub fn watch(&mut self, now_ms: i64, boot_ms: i64, config: &RegistryConfig) {
         // Looks are a sweep apart, or a little more; that is no time without one.
-        let pause_ms = ms(config.broadcast_resume.max(config.sweep * 3));
+        let pause_ms = millis(config.broadcast_resume.max(config.sweep * 3));
         self.watched = self.watched.map(|watched| watched.on(now_ms, boot_ms, pause_ms));
     }
 

@@ -108,9 +108,7 @@ impl Room {
                 // A restart is short: whoever was there before it is held for as if nothing had been.
                 // Where a session was there it may have been until the next save was due, which a server that was killed did not do.
                 let late = anew(config) + config.checkpoint * 2;
-                let late_ms = place
-                    .saved_at_ms
-                    .saturating_add(i64::try_from(late.as_millis()).unwrap_or(i64::MAX));
+                let late_ms = place.saved_at_ms.saturating_add(millis(late));
                 let was_there = place.session_at_ms == Some(place.saved_at_ms);
                 let session_ended = place
                     .session_at_ms
@@ -167,9 +165,9 @@ impl Room {
             .filter(|cursor| cursor.phase == Phase::Live && cursor.reading.is_v1())
             .map_or(Seq(0), Cursor::position);
         let ended_ms = |ended: Instant| {
-            let ago = now.saturating_duration_since(ended).as_millis();
+            let ago = millis(now.saturating_duration_since(ended));
             // Before now, which is what is told of a session that is there.
-            now_ms.saturating_sub(i64::try_from(ago).unwrap_or(i64::MAX).max(1))
+            now_ms.saturating_sub(ago.max(1))
         };
         let (over, ended) = match self.paused {
             Some(paused) => (paused.over, self.session_ended.or(paused.session_ended)),

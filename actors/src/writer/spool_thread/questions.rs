@@ -43,7 +43,7 @@ impl Run {
             SpoolCommand::ReadKeys { .. } if behind => {
                 self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) });
             }
-            SpoolCommand::LastSeq { presenter } => match self.spool.last_seq(presenter).map(known) {
+            SpoolCommand::LastSeq { presenter } => match self.spool.last_seq(presenter).map(LastSeq::known) {
                 Ok(Some(last)) => self.tell_last_seq(presenter, Ok(last)),
                 Ok(None) => self.drain.push(DrainMsg::AskStore { presenter }),
                 Err(error) => {

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(crate) struct Refusals {
+pub(super) struct Refusals {
     in_a_row: Gauge,
     last: Option<Instant>,
 }
