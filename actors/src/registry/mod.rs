@@ -22,7 +22,6 @@ mod subscriber;
 mod sweep;
 
 use std::{
-    cell::Cell,
     collections::{HashMap, VecDeque},
     num::NonZeroUsize,
     sync::Arc,
@@ -132,7 +131,7 @@ struct Session {
     /// When a newer session took its room over.
     detached_at: Option<Instant>,
     /// When it was told to close, and how long that may take before its socket is shut.
-    ended: Cell<Option<(Instant, Duration)>>,
+    ended: Option<(Instant, Duration)>,
 }
 
 /// How long a session that was told to close may take, before its socket is shut.
@@ -238,7 +237,7 @@ impl SessionRegistry {
                 RegistryMsg::LastSeq { presenter, last, place } => self.last_seq(presenter, last, place, now),
                 RegistryMsg::Connect { session, subscriber } => {
                     self.connect(session, subscriber);
-                    if let (Some(end), Some(session)) = (self.ended, self.sessions.get(&session)) {
+                    if let Some(end) = self.ended {
                         self.end(session, end);
                     }
                 }
@@ -313,8 +312,8 @@ impl SessionRegistry {
     pub(super) fn end_sessions(&mut self, end: End, done: oneshot::Sender<()>) {
         // Whoever connects from now on is told at once.
         self.ended = Some(end);
-        for session in self.sessions.values() {
-            self.end(session, end);
+        for session in self.sessions.values_mut() {
+            session.end(end, &self.metrics);
         }
         self.ending.push(done);
         self.ended_if_all_are_gone();
@@ -340,8 +339,8 @@ impl Drop for SessionRegistry {
                 cursor.flow.end();
             }
         }
-        for session in self.sessions.values() {
-            self.end(session, End::Restarted);
+        for session in self.sessions.values_mut() {
+            session.end(End::Restarted, &self.metrics);
         }
     }
 }

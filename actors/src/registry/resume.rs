@@ -142,7 +142,7 @@ impl SessionRegistry {
             }
             Opened::Refused(why) => {
                 if let Some(refused) = room.detach(now) {
-                    self.end_by_id(refused.session, End::BadFrame(why));
+                    self.end(refused.session, End::BadFrame(why));
                 }
             }
         }
@@ -294,7 +294,7 @@ impl SessionRegistry {
             if hole.is_some() && v1 && !seeking {
                 // Only a `welcome` can tell of a gap, so the session begins anew.
                 self.detach(session, presenter, now);
-                self.end_by_id(session, End::Restarted);
+                self.end(session, End::Restarted);
             } else {
                 if seeking {
                     self.welcome(presenter);

@@ -25,6 +25,27 @@ impl Spare {
     }
 }
 
+impl Session {
+    /// Ends it, once: one that was told to close is not told again.
+    pub(super) fn end(&mut self, end: End, metrics: &Metrics) {
+        if self.ended.is_some() {
+            return;
+        }
+        let patience = match end {
+            // Everybody waits for the last of these.
+            End::TooSlow | End::GoingAway => STALLED_PATIENCE,
+            _ => CLOSE_PATIENCE,
+        };
+        self.ended = Some((Instant::now(), patience));
+        metrics.sessions_ended.inc(end.as_str());
+        self.subscriber.close(end);
+        if end == End::TooSlow && !self.v1 {
+            // Legacy has no word for it.
+            self.subscriber.shut();
+        }
+    }
+}
+
 impl SessionRegistry {
     pub(super) fn connect(&mut self, session: SessionId, subscriber: Arc<dyn Subscriber>) {
         self.metrics.sessions.inc();
@@ -36,7 +57,7 @@ impl SessionRegistry {
                 v1: false,
                 told: false,
                 detached_at: None,
-                ended: Cell::new(None),
+                ended: None,
             },
         );
     }
@@ -53,7 +74,7 @@ impl SessionRegistry {
             flow.end();
             return;
         };
-        if this.ended.get().is_some() {
+        if this.ended.is_some() {
             // It was told to go before it said this: it takes over from nobody.
             flow.end();
             return;
@@ -73,7 +94,7 @@ impl SessionRegistry {
         if let Some(why) = room.refuses(&reading, &self.epoch) {
             // It takes nothing over.
             flow.end();
-            return self.end_by_id(session, End::BadFrame(why));
+            return self.end(session, End::BadFrame(why));
         }
         let old = room.attach(session, subscriber, flow, reading, now);
         if room.verdict(now).is_none() && !room.checking {
@@ -83,7 +104,7 @@ impl SessionRegistry {
             && let Some(other) = self.sessions.get_mut(&old.session)
         {
             if other.v1 {
-                self.end_by_id(old.session, End::Replaced);
+                self.end(old.session, End::Replaced);
             } else {
                 // Rule 15, legacy: the old one is left open and gets nothing more.
                 other.detached_at = Some(now);
@@ -105,7 +126,7 @@ impl SessionRegistry {
             self.pump(presenter, now);
         } else {
             self.detach(session, presenter, now);
-            self.end_by_id(session, End::BadFrame("ack is above the last seq that was sent"));
+            self.end(session, End::BadFrame("ack is above the last seq that was sent"));
         }
     }
 
@@ -156,28 +177,10 @@ impl SessionRegistry {
         self.ended_if_all_are_gone();
     }
 
-    /// Ends a session, once: one that was told to close is not told again.
-    pub(super) fn end(&self, session: &Session, end: End) {
-        if session.ended.get().is_some() {
-            return;
-        }
-        let patience = match end {
-            // Everybody waits for the last of these.
-            End::TooSlow | End::GoingAway => STALLED_PATIENCE,
-            _ => CLOSE_PATIENCE,
-        };
-        session.ended.set(Some((Instant::now(), patience)));
-        self.metrics.sessions_ended.inc(end.as_str());
-        session.subscriber.close(end);
-        if end == End::TooSlow && !session.v1 {
-            // Legacy has no word for it.
-            session.subscriber.shut();
-        }
-    }
-
-    pub(super) fn end_by_id(&self, session: SessionId, end: End) {
-        if let Some(session) = self.sessions.get(&session) {
-            self.end(session, end);
+    /// Ends a session, if it is still there.
+    pub(super) fn end(&mut self, session: SessionId, end: End) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.end(end, &self.metrics);
         }
     }
 
@@ -185,7 +188,7 @@ impl SessionRegistry {
     pub(super) fn tell_reconnect(&mut self, most: usize, after: Duration, spread: Duration) -> usize {
         let mut left = 0;
         let v1 = self.sessions.values_mut().filter(|session| session.v1 && !session.told);
-        for (n, session) in v1.filter(|session| session.ended.get().is_none()).enumerate() {
+        for (n, session) in v1.filter(|session| session.ended.is_none()).enumerate() {
             if n < most {
                 session.told = true;
                 // Spread, so that they do not all come at the same moment.
@@ -200,7 +203,7 @@ impl SessionRegistry {
     /// Rule 10: when sessions are full, those whose room is not live go first; then those of whose room alone the room server does not
     /// say; then those that never said whose they are. As many as were refused since the last sweep, so that a crowd at the door costs
     /// a look at all sessions once a sweep.
-    pub(super) fn free_seats(&self, now: Instant) {
+    pub(super) fn free_seats(&mut self, now: Instant) {
         let wanted = self.handle.seats_wanted();
         if wanted == 0 {
             return;
@@ -216,11 +219,11 @@ impl SessionRegistry {
                     .or_else(refused_for)
             }
         };
-        let open = self.sessions.values().filter(|session| session.ended.get().is_none());
+        let open = self.sessions.values_mut().filter(|session| session.ended.is_none());
         let mut spare: Vec<_> = open.filter_map(|session| Some((spare(session)?, session))).collect();
         spare.sort_unstable_by_key(|(spare, _)| Reverse(*spare));
         for ((spare, _), session) in spare.into_iter().take(wanted) {
-            self.end(session, spare.end());
+            session.end(spare.end(), &self.metrics);
         }
     }
 }

@@ -131,7 +131,7 @@ impl SessionRegistry {
         let has_broadcast = room.broadcast.is_some();
         if let Some(session) = stalled {
             self.detach(session, presenter, now);
-            self.end_by_id(session, End::TooSlow);
+            self.end(session, End::TooSlow);
         }
         if has_broadcast {
             // Its verdict may have expired or been taken back by time.
@@ -153,7 +153,7 @@ impl SessionRegistry {
         });
         self.round.seen.add(room);
         if let Some(session) = ending {
-            self.end_by_id(session, End::NotLive);
+            self.end(session, End::NotLive);
         }
         if idle {
             self.rooms.remove(&presenter);
@@ -174,7 +174,7 @@ impl SessionRegistry {
             let session = cursor.session;
             if cursor.reading.is_v1() && waited >= self.config.resume_wait {
                 self.detach(session, presenter, now);
-                self.end_by_id(session, End::LogUnavailable);
+                self.end(session, End::LogUnavailable);
             } else if numbering != Numbering::Asked {
                 self.open(presenter, now);
             }
@@ -187,14 +187,14 @@ impl SessionRegistry {
     }
 
     /// Sessions that must go whether or not a room has them.
-    fn sweep_sessions(&self, now: Instant) {
+    fn sweep_sessions(&mut self, now: Instant) {
         let due = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
-        for session in self.sessions.values() {
-            if session.ended.get().is_some_and(|(at, patience)| due(at, patience)) {
+        for session in self.sessions.values_mut() {
+            if session.ended.is_some_and(|(at, patience)| due(at, patience)) {
                 // It was asked to close and its actor does not run: its peer does not read.
                 session.subscriber.shut();
             } else if session.detached_at.is_some_and(|at| due(at, self.config.detached)) {
-                self.end(session, End::Replaced);
+                session.end(End::Replaced, &self.metrics);
             }
         }
     }
