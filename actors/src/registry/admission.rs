@@ -262,7 +262,7 @@ impl SessionRegistry {
 
     /// Refuses a submit that was not numbered: its key, if it has one, may be used again.
     pub(super) fn refuse(&mut self, pending: Pending, refusal: Refusal) {
-        if let (Some(keys), Some(keyed)) = (&mut self.keys, &pending.submit.keyed) {
+        if let (Some(keys), Some(keyed)) = (self.keys.told_mut(), &pending.submit.keyed) {
             keys.abandon(keyed);
         }
         self.answer_refusal(pending.reply, refusal);
@@ -284,7 +284,7 @@ impl SessionRegistry {
     /// Rule 17: what the request's key means. `Some` is the answer that it gets at once.
     pub(super) fn answer_by_key(&mut self, submit: &Submit) -> Option<Outcome> {
         let keyed = submit.keyed.as_ref()?;
-        let Some(keys) = &mut self.keys else {
+        let Some(keys) = self.keys.told_mut() else {
             return Some(Outcome::Refused(Refusal::Overloaded("idempotency")));
         };
         Some(match keys.begin(submit.chat.user_idx, keyed, steady_ms()) {
@@ -299,8 +299,7 @@ impl SessionRegistry {
     /// The spool told of the acceptances with keys. Those under way meanwhile are in progress again.
     pub(super) fn keys(&mut self, rows: Result<Vec<KeyRow>, ()>) {
         let Ok(rows) = rows else {
-            self.keys_asked = false;
-            return;
+            return self.keys.failed();
         };
         let mut keys = KeyTable::new(self.config.keys, rows, steady_ms(), self.clock.now_ms());
         for slot in &self.in_flight {
@@ -313,24 +312,22 @@ impl SessionRegistry {
                 keys.insert(pending.submit.chat.user_idx, keyed);
             }
         }
-        self.keys = Some(keys);
+        self.keys = FromSpool::Told(keys);
         for done in self.ready.drain(..) {
             let _ = done.send(());
         }
     }
 
     pub(super) fn when_ready(&mut self, done: oneshot::Sender<()>) {
-        match self.keys {
-            Some(_) => {
-                let _ = done.send(());
-            }
-            None => self.ready.push(done),
+        if self.keys.is_told() {
+            let _ = done.send(());
+        } else {
+            self.ready.push(done);
         }
     }
 
     pub(super) fn ask_keys(&mut self) {
-        if self.keys.is_none() && !self.keys_asked {
-            self.keys_asked = true;
+        if self.keys.ask() {
             // Rows are told apart by the times of their messages, which are behind where the system's clock was set back.
             let since_ms = self.config.keys.since_ms(steady_ms(), self.clock.now_ms());
             self.writer.ask_keys(since_ms);

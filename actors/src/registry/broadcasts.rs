@@ -21,19 +21,17 @@ fn ahead(time_ms: i64) -> i64 {
 impl SessionRegistry {
     /// Asks which broadcasts are open, until that is told.
     pub(super) fn ask_broadcasts(&mut self) {
-        if !self.broadcasts_known && !self.broadcasts_asked {
-            self.broadcasts_asked = true;
+        if self.broadcasts.ask() {
             self.writer.ask_broadcasts();
         }
     }
 
     /// The spool told which broadcasts are open.
     pub(super) fn broadcasts(&mut self, open: Result<Vec<Broadcast>, ()>, now: Instant) {
-        self.broadcasts_asked = false;
         let Ok(open) = open else {
-            return;
+            return self.broadcasts.failed();
         };
-        self.broadcasts_known = true;
+        self.broadcasts = FromSpool::Told(());
         for broadcast in open {
             let room = self.rooms.entry(broadcast.presenter);
             let room = room.or_insert_with(|| Box::new(Room::new(&self.config)));
@@ -50,7 +48,7 @@ impl SessionRegistry {
     /// they are asked for.
     pub(super) fn give_up(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
         let room = self.rooms.get_mut(&presenter)?;
-        if room.broadcast.is_none() || !room.is_unknown(now, &self.config) || !self.broadcasts_known {
+        if room.broadcast.is_none() || !room.is_unknown(now, &self.config) || !self.broadcasts.is_told() {
             return None;
         }
         // Its last word was that the room is not live, and had it gone on to say so this broadcast had ended, whatever is held.
@@ -83,7 +81,7 @@ impl SessionRegistry {
 
     /// The same; returns what is to be kept.
     pub(super) fn follow(&mut self, presenter: PresenterIdx, now: Instant) -> Vec<Broadcast> {
-        let Some(room) = self.rooms.get_mut(&presenter).filter(|_| self.broadcasts_known) else {
+        let Some(room) = self.rooms.get_mut(&presenter).filter(|_| self.broadcasts.is_told()) else {
             return Vec::new();
         };
         let (Some(liveness), Numbering::Known { committed, .. }) = (room.verdict(now), room.numbering) else {

@@ -56,7 +56,7 @@ impl SessionRegistry {
         queues.pending.holds(seen.pending);
         queues.writer_share.holds(seen.writer_share);
         queues.ring.holds(seen.ring);
-        queues.keys.holds(self.keys.as_ref().map_or(0, |keys| keys.len()));
+        queues.keys.holds(self.keys.told().map_or(0, |keys| keys.len()));
         queues.sessions.holds(seen.outstanding);
         queues.sessions.may_hold(seen.sessions * self.config.credit_events);
         self.metrics

@@ -11,6 +11,7 @@
 mod admission;
 mod broadcasts;
 mod cursor;
+mod from_spool;
 mod gauges;
 mod messages;
 mod places;
@@ -34,6 +35,7 @@ use lru::LruCache;
 use tokio::sync::oneshot;
 
 use self::cursor::Phase;
+use self::from_spool::FromSpool;
 use self::gauges::RegistryQueues;
 pub(crate) use self::messages::{Committed, RegistryMsg, Word};
 use self::messages::{Looking, Pending};
@@ -159,12 +161,10 @@ pub struct SessionRegistry {
     term: u64,
     /// The first term of this registry: answers for earlier ones are for a registry that failed.
     first_term: u64,
-    /// `None` until the spool has told, at a start and after an unknown outcome.
-    keys: Option<KeyTable>,
-    keys_asked: bool,
-    /// Whether the spool has told which broadcasts are open.
-    broadcasts_known: bool,
-    broadcasts_asked: bool,
+    /// Not known at a start and after an unknown outcome.
+    keys: FromSpool<KeyTable>,
+    /// Which broadcasts are open; what it told is in their rooms.
+    broadcasts: FromSpool<()>,
     reads: Reads,
     /// When the room server last gave a verdict on any room.
     named_at: Option<Instant>,
@@ -210,10 +210,8 @@ impl SessionRegistry {
             outbox: Vec::new(),
             term,
             first_term: term,
-            keys: None,
-            keys_asked: false,
-            broadcasts_known: false,
-            broadcasts_asked: false,
+            keys: FromSpool::Unknown,
+            broadcasts: FromSpool::Unknown,
             reads: Reads::new(log),
             named_at: None,
             round: Round::new([], Duration::ZERO, Instant::now()),

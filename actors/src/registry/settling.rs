@@ -92,7 +92,7 @@ impl SessionRegistry {
             sent_at_ms: event.sent_at_ms,
             delivery,
         };
-        if let (Some(keys), Some(keyed)) = (&mut self.keys, &event.keyed) {
+        if let (Some(keys), Some(keyed)) = (self.keys.told_mut(), &event.keyed) {
             keys.accept(keyed, accepted.clone(), steady_ms());
         }
         let _ = slot.reply.send(Outcome::Accepted(accepted));
@@ -113,8 +113,7 @@ impl SessionRegistry {
         }
         if unknown {
             // The spool may hold them: only it can tell what their keys mean now.
-            self.keys = None;
-            self.keys_asked = false;
+            self.keys = FromSpool::Unknown;
             self.ask_keys();
         }
         let refusal = if unknown {
@@ -128,7 +127,7 @@ impl SessionRegistry {
                 let bytes = event.chat.cost();
                 room.take_back(bytes, unknown);
             }
-            if let (Some(keys), Some(keyed)) = (&mut self.keys, &event.keyed) {
+            if let (Some(keys), Some(keyed)) = (self.keys.told_mut(), &event.keyed) {
                 keys.abandon(keyed);
             }
             self.answer_refusal(slot.reply, refusal);

@@ -93,7 +93,7 @@ impl SessionRegistry {
         let now = Instant::now();
         if self.round.left.is_empty() {
             self.ask_keys();
-            if let Some(keys) = &mut self.keys {
+            if let Some(keys) = self.keys.told_mut() {
                 keys.expire(steady_ms());
             }
             self.ask_broadcasts();
