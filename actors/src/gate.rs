@@ -1,9 +1,9 @@
 //! Admission by permits: what really bounds a queue.
 //!
 //! actix's own mailbox capacity does not bound (each clone of an `Addr` owns a slot, `do_send` ignores it), so
-//! whatever goes towards an actor takes a [`Permit`] first and carries it until it is answered. When there is none
-//! left, the caller is refused at once; nothing waits here. `actors.<name>.mailbox` is [`Gate::capacity`]. Who would rather
-//! wait says so with [`Gate::begin_wait`] and asks again by itself, with [`Waiting::acquire_if_free`]. Those who wait are served in
+//! whatever goes towards an actor takes a [`Permit`] first and carries it until it is answered. `actors.<name>.mailbox` is
+//! [`Gate::capacity`]. When there is none left, the caller is refused at once: no call waits here. Who would rather wait than be
+//! refused says so with [`Gate::begin_wait`] and asks again by itself, with [`Waiting::acquire_if_free`]. Those who wait are served in
 //! the order in which they came. While anyone waits, whoever would not is refused: else those who come again at once would have
 //! each permit before the one who waits asks the next time.
 

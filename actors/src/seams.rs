@@ -28,9 +28,10 @@ pub struct Liveness {
 pub enum RoomApiError {
     /// No answer came within the time allowed.
     Timeout,
-    /// The connection failed, or the answer was not a 200 with a boolean `alive`.
+    /// The connection failed, or what came is no answer: a status that is about the room server itself (408, 429, and all but 200 and
+    /// 4xx), or what is not JSON.
     Unusable(String),
-    /// It answered, and did not say: a status that is about the question (4xx but 408 and 429), or JSON without a boolean `alive`.
+    /// It answered, and did not say: a status that is about the question (the other 4xx), or JSON without a boolean `alive`.
     Refused(String),
 }
 
