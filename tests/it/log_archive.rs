@@ -9,6 +9,7 @@ use chatting_actors::{
     moderation::Act,
     seams::{LogRange, LogReader, LogStore, Spool},
     types::{Epoch, Event, MessageText, Seq, UserIdx},
+    writer::SpoolInfo,
 };
 use chatting_server::store::{
     Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool, SqliteStore,
@@ -296,15 +297,20 @@ async fn a_broadcast_is_kept_as_it_was_and_a_late_write_undoes_nothing() {
 /// A spool of its own beside a store: what is committed to it is not drained.
 fn spool(epoch: &mut String) -> (SqliteSpool, Arc<ScratchDir>) {
     let dir = ScratchDir::new("archive");
-    let (spool, info) = SqliteSpool::open(SpoolSettings {
+    let (spool, info) = reopened(&dir);
+    *epoch = info.epoch.0.to_string();
+    (spool, dir)
+}
+
+/// The spool in this directory, which is closed or not there yet.
+fn reopened(dir: &ScratchDir) -> (SqliteSpool, SpoolInfo) {
+    SqliteSpool::open(SpoolSettings {
         path: dir.path().join("chat.db"),
         durability: Durability::Disk,
         max_bytes: None,
         embedded: true,
     })
-    .unwrap();
-    *epoch = info.epoch.0.to_string();
-    (spool, dir)
+    .unwrap()
 }
 
 fn pages(presenter: i64, start: Start, limit: usize) -> Query {
@@ -515,6 +521,106 @@ async fn what_was_set_aside_is_read_in_its_place() {
             through: Seq(14),
             limit: 100,
         };
+        let page = LogReader::read(&history, range, 0).await.unwrap();
+        assert_eq!(page.events.first().map(|event| event.seq), Some(Seq(5)), "{name}");
+    }
+}
+
+/// Reads a room's log from its beginning to this seq as a session that goes on does: page after page, each taken up to its first hole.
+async fn resumed(history: &History, epoch: &str, through: u64, limit: usize) -> Vec<u64> {
+    let (mut seqs, mut spool_from) = (Vec::new(), 0);
+    while seqs.len() < usize::try_from(through).unwrap() {
+        let range = LogRange {
+            presenter: room(1),
+            epoch: Epoch(epoch.into()),
+            after: Seq(seqs.len() as u64),
+            through: Seq(through),
+            limit,
+        };
+        let page = LogReader::read(history, range, spool_from).await.unwrap();
+        let before = seqs.len();
+        for event in &page.events {
+            if event.seq.0 == seqs.len() as u64 + 1 {
+                seqs.push(event.seq.0);
+            }
+        }
+        if seqs.len() == before {
+            return seqs;
+        }
+        if seqs.len() - before == page.events.len() {
+            spool_from = page.spool_from;
+        }
+    }
+    seqs
+}
+
+#[actix_web::test]
+async fn what_was_set_aside_in_an_earlier_run_hides_nothing_from_a_session_that_goes_on() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut before, dir) = spool(&mut epoch);
+        let mut events: Vec<_> = (1..=14).map(|seq| event(&mut clock, 1, &epoch, seq, "x")).collect();
+        let spooled = events.split_off(12);
+        let apart = events.remove(4);
+        store.append(batch(&events)).await.unwrap();
+        let others: Vec<_> = (1..=100).map(|seq| event(&mut clock, 2, &epoch, seq, "x")).collect();
+        let first = before.commit(&others).unwrap();
+        before.free(first + 99, &[], 0).unwrap();
+        park(&mut before, &[apart]);
+        before.close();
+        drop(before);
+        // Places begin anew, far before that of what was set aside.
+        let (mut spool, _) = reopened(&dir);
+        assert_eq!(spool.commit(&spooled).unwrap(), 1, "{name}");
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for limit in 1..=15 {
+            let all = resumed(&history, &epoch, 14, limit).await;
+            assert_eq!(all, (1..=14).collect::<Vec<_>>(), "{name}, {limit} a page");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn what_was_set_aside_earlier_is_found_before_what_was_set_aside_later_from_a_lower_place() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut before, dir) = spool(&mut epoch);
+        let mut events: Vec<_> = (1..=9).map(|seq| event(&mut clock, 1, &epoch, seq, "x")).collect();
+        let later = events.split_off(6);
+        let apart = events.split_off(3);
+        store.append(batch(&events)).await.unwrap();
+        let others: Vec<_> = (1..=100).map(|seq| event(&mut clock, 2, &epoch, seq, "x")).collect();
+        let first = before.commit(&others).unwrap();
+        before.free(first + 99, &[], 0).unwrap();
+        park(&mut before, &apart);
+        before.close();
+        drop(before);
+        let (mut spool, _) = reopened(&dir);
+        park(&mut spool, &later);
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for limit in 1..=10 {
+            for through in [6, 9] {
+                let all = resumed(&history, &epoch, through, limit).await;
+                assert_eq!(all, (1..=through).collect::<Vec<_>>(), "{name}, {limit} a page");
+            }
+        }
+        // One that cannot be read, now or ever, takes nobody's place.
+        let connection = rusqlite::Connection::open(dir.path().join("chat.db")).unwrap();
+        connection
+            .execute("UPDATE parked SET role = 'wizard' WHERE seq = 4", [])
+            .unwrap();
+        let range = LogRange {
+            presenter: room(1),
+            epoch: Epoch(epoch.as_str().into()),
+            after: Seq(4),
+            through: Seq(6),
+            limit: 1,
+        };
+        let page = LogReader::read(&history, range.clone(), 0).await.unwrap();
+        assert_eq!(page.events.first().map(|event| event.seq), Some(Seq(5)), "{name}");
+        let range = LogRange { after: Seq(3), ..range };
         let page = LogReader::read(&history, range, 0).await.unwrap();
         assert_eq!(page.events.first().map(|event| event.seq), Some(Seq(5)), "{name}");
     }

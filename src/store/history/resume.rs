@@ -49,8 +49,8 @@ impl LogReader for History {
                 }
             }
             let room = limit.saturating_sub(page.events.len()).min(rows.len());
-            // The next page begins to look at the first row that this one has no room for.
-            page.spool_from = rows.get(room).map_or(scanned, |(pos, _)| *pos);
+            // The next page begins to look at the first row of the spool that this one has no room for.
+            page.spool_from = rows[room..].iter().find_map(|(pos, _)| *pos).unwrap_or(scanned);
             page.events.extend(rows.drain(..room).map(|(_, event)| event));
             let covered = |event: &&Event| {
                 let covers = |at: &Event| at.act.as_ref().is_some_and(|act| act.covers(at, event));
@@ -65,8 +65,8 @@ impl LogReader for History {
 }
 
 struct Spooled {
-    /// In the order of seqs.
-    rows: Vec<(Pos, Event)>,
+    /// In the order of seqs, each with its place in the spool; what was set aside has none.
+    rows: Vec<(Option<Pos>, Event)>,
     /// No row before this place is of any use to the pages that follow.
     scanned: Pos,
     /// Every act of the room that the store may not have applied.
@@ -79,25 +79,20 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
     // One snapshot for all questions.
     let snapshot = connection.transaction()?;
     let newest: Pos = snapshot.query_row("SELECT IFNULL(MAX(pos), 0) FROM spool", [], |row| row.get(0))?;
-    // One more than is asked for, and also beyond its end: that is where the next page begins to look.
-    let limit = i64::try_from(range.limit).unwrap_or(i64::MAX).saturating_add(1);
-    let read = |table: &str, from: Pos| {
+    // At most so many of a table, those that `wanted` chooses by its parameter, ?4, and in its order.
+    let read = |table: &str, wanted: &str, bound: i64, limit: usize| {
         let sql = format!(
-            "SELECT pos, {} FROM {table} WHERE pos >= ?1 AND presenter_idx = ?2 AND seq > ?3
-             AND epoch = (SELECT n FROM epochs WHERE epoch = ?4) ORDER BY pos LIMIT ?5",
+            "SELECT pos, {} FROM {table} WHERE presenter_idx = ?1 AND seq > ?2
+             AND epoch = (SELECT n FROM epochs WHERE epoch = ?3) AND {wanted}",
             row::COLUMNS
         );
         let mut statement = snapshot.prepare(&sql)?;
-        let asked = params![
-            from,
-            range.presenter.get(),
-            range.after.0.cast_signed(),
-            &*range.epoch.0,
-            limit,
-        ];
+        let asked = params![range.presenter.get(), range.after.0.cast_signed(), &*range.epoch.0, bound];
         let mut rows = statement.query(asked)?;
         let mut read: Vec<(Pos, Event)> = Vec::new();
-        while let Some(found) = rows.next()? {
+        while read.len() < limit
+            && let Some(found) = rows.next()?
+        {
             // One that cannot be read must not hide the others: it is, or will be, set aside with its reason.
             if let Ok(event) = row::read(found, 1, range.epoch.clone()) {
                 read.push((found.get(0)?, event));
@@ -105,12 +100,17 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
         }
         Ok::<_, rusqlite::Error>(read)
     };
-    let mut rows = read("spool", spool_from)?;
+    // One more than is asked for, and also beyond its end: that is where the next page begins to look.
+    let mut rows = read("spool", "pos >= ?4 ORDER BY pos", spool_from, range.limit.saturating_add(1))?;
     let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
     let end = rows.iter().take(range.limit).take_while(|row| within(row)).count();
     let scanned = rows.get(end).map_or(newest + 1, |(pos, _)| *pos);
     rows.truncate(end);
-    rows.extend(read("parked", 0)?.into_iter().filter(within));
+    let mut rows: Vec<_> = rows.into_iter().map(|(pos, event)| (Some(pos), event)).collect();
+    // A room's numbers grow with the places in the spool. Places begin anew, so of what is parked they tell nothing.
+    let through = i64::try_from(range.through.0).unwrap_or(i64::MAX);
+    let parked = read("parked", "seq <= ?4 ORDER BY seq", through, range.limit)?;
+    rows.extend(parked.into_iter().map(|(_, event)| (None, event)));
     rows.sort_by_key(|(_, event)| event.seq);
     rows.dedup_by_key(|(_, event)| event.seq);
     let acts = spooled::acts(&snapshot, range.presenter)?;
