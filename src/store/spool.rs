@@ -2,7 +2,7 @@
 //!
 //! Constraints. Torn writes and recovery are SQLite's job: WAL, `synchronous=FULL` for `disk`, many events a transaction.
 //! Rows are appended by rowid (`pos`) and freed by range, with no other index (but one of acts, which are few), so that one costs a few µs in its whole
-//! life. A room's last seq outlives its rows in `rooms`, written in the transaction that frees the last of them (rule 3).
+//! life. What is parked is found by its room and seq. A room's last seq outlives its rows in `rooms`, written in the transaction that frees the last of them (rule 3).
 //!
 //! Format 2. `spool(pos, epoch, <event columns>)` · `rooms(presenter_idx, last_seq)` · `epochs(n, epoch)` · `keys(pos, epoch,
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,

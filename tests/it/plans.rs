@@ -9,11 +9,13 @@ use std::{
 
 use chatting_actors::{
     moderation::Act,
-    seams::{LogRange, StoreBatch},
+    seams::{LogRange, LogReader, Spool, StoreBatch},
     types::{Epoch, MessageText, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Archive, Durability, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore, figures::FiguresQuery,
+    Archive, MongoStore, Scan, SqliteStore,
+    figures::FiguresQuery,
+    history::{History, Query, Start},
     mongo::MongoSettings,
 };
 use mongodb::bson::{Document, doc};
@@ -21,7 +23,7 @@ use rusqlite::{Connection, functions::FunctionFlags};
 
 use crate::{
     figures::{broadcast, message, shared},
-    log_store::room,
+    log_store::{embedded, room},
     support::{
         mongod::{Mongod, fresh_database_name},
         process::ScratchDir,
@@ -167,6 +169,20 @@ fn keep_statements() {
     });
 }
 
+/// The steps in which SQLite answers a statement; `None` where it cannot be asked here: another test's file may be of an older format.
+fn plan_of(connection: &Connection, sql: &str) -> Option<Vec<String>> {
+    let mut explained = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).ok()?;
+    for n in 1..=explained.parameter_count() {
+        explained.raw_bind_parameter(n, 1).unwrap();
+    }
+    let mut plan = Vec::new();
+    let mut rows = explained.raw_query();
+    while let Some(row) = rows.next().unwrap() {
+        plan.push(row.get::<_, String>(3).unwrap());
+    }
+    Some(plan)
+}
+
 /// What is asked with no row in mind, or only of small rooms, and the one row at the end of an index, which a start of another test
 /// asks for.
 const EXEMPT: [&str; 3] = [
@@ -180,13 +196,7 @@ async fn every_statement_on_the_embedded_log_is_served_by_an_index() {
     keep_statements();
     let dir = ScratchDir::new("plans");
     let path = dir.path().join("chat.db");
-    let (spool, _) = SqliteSpool::open(SpoolSettings {
-        path: path.clone(),
-        durability: Durability::Os,
-        max_bytes: None,
-        embedded: true,
-    })
-    .unwrap();
+    let (spool, _) = embedded(&path);
     let store = SqliteStore::new(spool.connection());
     chatting_actors::seams::LogStore::prepare(&store).await.unwrap();
     ask_everything(&store).await;
@@ -206,18 +216,9 @@ async fn every_statement_on_the_embedded_log_is_served_by_an_index() {
         if !is_ours || !is_plain || EXEMPT.iter().any(|exempt| sql.contains(exempt)) {
             continue;
         }
-        // Another test's file may be of an older format.
-        let Ok(mut explained) = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")) else {
+        let Some(plan) = plan_of(&connection, &sql) else {
             continue;
         };
-        for n in 1..=explained.parameter_count() {
-            explained.raw_bind_parameter(n, 1).unwrap();
-        }
-        let mut plan = Vec::new();
-        let mut rows = explained.raw_query();
-        while let Some(row) = rows.next().unwrap() {
-            plan.push(row.get::<_, String>(3).unwrap());
-        }
         looked += 1;
         for step in &plan {
             let scanned = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
@@ -231,6 +232,85 @@ async fn every_statement_on_the_embedded_log_is_served_by_an_index() {
         assert!(!sorts || sql.contains("GROUP BY"), "{sql}\n{plan:#?}");
     }
     assert!(looked >= 25, "{looked} statements");
+}
+
+#[actix_web::test]
+async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_none() {
+    keep_statements();
+    let dir = ScratchDir::new("plans-parked");
+    let path = dir.path().join("chat.db");
+    let (mut spool, _) = embedded(&path);
+    spool.close();
+    drop(spool);
+    // As an earlier build left it.
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch("DROP INDEX parked_by_room; DROP INDEX parked_acts")
+        .unwrap();
+    let (mut spool, info) = embedded(&path);
+    let epoch = &*info.epoch.0;
+    let said = shared((1..=4).map(|seq| message(START + seq, 12, epoch, seq.cast_unsigned(), 33, "x")));
+    let mut act = message(START + 5, 12, epoch, 5, 90, "");
+    act.act = Some(Arc::new(Act::Message {
+        id: said[0].id,
+        seq: Seq(1),
+    }));
+    let act = Arc::new(act);
+    let parked: Vec<_> = (1..).zip(said).map(|(pos, event)| (pos, event, "no".to_owned())).collect();
+    let events: Vec<_> = parked.iter().map(|(_, event, _)| Arc::clone(event)).collect();
+    spool.commit(&events).unwrap();
+    spool.free(4, &parked, 0).unwrap();
+    let pos = spool.commit(&[Arc::clone(&act)]).unwrap();
+    spool.free(pos, &[], 0).unwrap();
+    assert_eq!(spool.count_parked().unwrap(), 5, "the act stays with what it covers");
+    let store = SqliteStore::new(spool.connection());
+    chatting_actors::seams::LogStore::prepare(&store).await.unwrap();
+    let history = History::new(path, Arc::new(store), 4);
+    for start in [Start::After(Seq(0)), Start::Before(Seq(9))] {
+        let query = Query {
+            presenter: room(12),
+            start,
+            user: None,
+            text: None,
+            from_ms: None,
+            to_ms: None,
+            deleted_too: true,
+            limit: 10,
+            scan_limit: 10,
+        };
+        assert_eq!(history.page(&query).await.unwrap().events.len(), 5);
+    }
+    let range = LogRange {
+        presenter: room(12),
+        epoch: info.epoch.clone(),
+        after: Seq(0),
+        through: Seq(5),
+        limit: 10,
+    };
+    let page = LogReader::read(&history, range, 0).await.unwrap();
+    assert_eq!((page.events.len(), page.deleted), (5, vec![Seq(1)]));
+    assert_eq!(spool.unpark(&[act.id], &[]).unwrap(), 0);
+    let statements = STATEMENTS.0.lock().unwrap().clone();
+    let mut looked = 0;
+    for sql in statements {
+        // What is counted, or gone through for all rooms, names none.
+        if !sql.contains("parked") || !sql.contains("presenter_idx = ") || sql.contains("GROUP BY") {
+            continue;
+        }
+        let Some(plan) = plan_of(&connection, &sql) else {
+            continue;
+        };
+        looked += 1;
+        for step in &plan {
+            let scanned = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
+            let table = scanned.is_some_and(|name| ["parked", "older"].contains(&name));
+            assert!(!table, "{sql}\n{plan:#?}");
+        }
+        let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE"));
+        assert!(!sorts, "{sql}\n{plan:#?}");
+    }
+    // Pages either way, the reading of a session that goes on, its acts, what a freed act covers, and what an act stays for.
+    assert!(looked >= 6, "{looked} statements");
 }
 
 #[actix_web::test]

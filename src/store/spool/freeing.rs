@@ -41,8 +41,9 @@ pub(super) fn covering(
         return Ok(Vec::new());
     }
     let mut acts = connection.prepare_cached(
-        "SELECT pos, presenter_idx, presenter_idx IN (SELECT presenter_idx FROM parked WHERE act IS NULL) FROM spool
-         WHERE pos <= ?1 AND act IS NOT NULL",
+        "SELECT pos, presenter_idx, EXISTS (
+           SELECT 1 FROM parked WHERE parked.presenter_idx = spool.presenter_idx AND parked.act IS NULL)
+         FROM spool WHERE pos <= ?1 AND act IS NOT NULL",
     )?;
     let mut found = Vec::new();
     let mut rows = acts.query([through])?;

@@ -54,9 +54,14 @@ CREATE TABLE IF NOT EXISTS records(
 CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
 ";
 
-/// Made when the columns are there. It has nothing but acts, so chat costs nothing more, and no reader has to look through the
-/// whole spool for what was deleted.
-const ACTS_INDEX: &str = "CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL";
+/// Made when the columns are there, and in a file of before there were these. That of the spool has nothing but acts, so chat costs
+/// nothing more, and no reader has to look through the whole spool for what was deleted. Those of what is parked cost chat nothing
+/// either: it may be much, and commits must not wait until all of it was looked through for one room.
+const INDEXES: &str = "
+CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL;
+CREATE INDEX IF NOT EXISTS parked_by_room ON parked(presenter_idx, seq);
+CREATE INDEX IF NOT EXISTS parked_acts ON parked(presenter_idx) WHERE act IS NOT NULL;
+";
 
 /// Why a spool cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -334,7 +339,7 @@ fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
 fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
     connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute_batch(ACTS_INDEX)?;
+    transaction.execute_batch(INDEXES)?;
     let clean: Option<i64> = meta(&transaction, "clean")?;
     let before: Option<String> = meta(&transaction, "durability")?;
     // Under `os` and `memory` a crash may have taken back numbers that were told: a new numbering begins.
