@@ -143,8 +143,9 @@ pub trait Spool: Send {
     /// How far a room got, where that is known; never exact when that was in an earlier epoch.
     fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError>;
 
-    /// Keeps these broadcasts, each unless a newer version of it is there. One transaction.
-    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError>;
+    /// Keeps these broadcasts, each unless a newer version of it is there. One transaction. Returns whether the store lacks one of them
+    /// as it is here then; that a broadcast was seen to be live again it need not know.
+    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<bool, SpoolError>;
 
     /// The broadcasts that have not ended.
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError>;

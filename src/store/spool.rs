@@ -412,11 +412,11 @@ impl Spool for SqliteSpool {
         self.with(|_, connection| places::read(connection, epoch, presenter))
     }
 
-    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError> {
+    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<bool, SpoolError> {
         self.with(|this, connection| {
-            records::keep(connection, broadcasts)?;
+            let lacks_one = records::keep(connection, broadcasts)?;
             this.kept.count_refused(connection, false);
-            Ok(())
+            Ok(lacks_one)
         })
     }
 
@@ -425,7 +425,7 @@ impl Spool for SqliteSpool {
     }
 
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
-        self.with(|_, connection| records::read(connection, "NOT stored", limit))
+        self.with(|_, connection| records::read(connection, "stored = 0 AND stored <> 1", limit))
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {

@@ -959,19 +959,23 @@ async fn an_act_on_very_many_messages_does_not_stop_commits() {
 fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
     let (mut spool, _dir) = spool(&mut String::new());
     let first = broadcast(1, 1, 1, None);
-    spool.keep_broadcasts(std::slice::from_ref(&first)).unwrap();
-    assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&first));
-    spool.broadcasts_stored(std::slice::from_ref(&first), &[]).unwrap();
-    let seen = Broadcast {
-        version: 2,
-        seen_at_ms: 99,
-        ..first
+    let seen = |version, seen_at_ms| Broadcast {
+        version,
+        seen_at_ms,
+        ..first.clone()
     };
-    spool.keep_broadcasts(std::slice::from_ref(&seen)).unwrap();
-    assert_eq!(spool.open_broadcasts().unwrap(), [seen]);
+    // Also where it is told once more, as after an attempt of which nothing is known.
+    for _ in 0..2 {
+        assert!(spool.keep_broadcasts(std::slice::from_ref(&first)).unwrap());
+    }
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&first));
+    assert!(spool.keep_broadcasts(&[seen(2, 50)]).unwrap(), "the store has none of it");
+    spool.broadcasts_stored(&[seen(2, 50)], &[]).unwrap();
+    assert!(!spool.keep_broadcasts(&[seen(3, 99)]).unwrap());
+    assert_eq!(spool.open_broadcasts().unwrap(), [seen(3, 99)]);
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
-    let ended = broadcast(1, 1, 3, Some(40));
-    spool.keep_broadcasts(std::slice::from_ref(&ended)).unwrap();
+    let ended = broadcast(1, 1, 4, Some(40));
+    assert!(spool.keep_broadcasts(&[seen(3, 99), ended.clone()]).unwrap());
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), [ended]);
 }
 

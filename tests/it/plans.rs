@@ -8,6 +8,7 @@ use std::{
 };
 
 use chatting_actors::{
+    metrics::Metrics,
     moderation::Act,
     seams::{LogRange, LogReader, Spool, StoreBatch},
     types::{Epoch, MessageText, Seq, UserIdx},
@@ -311,6 +312,40 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
     }
     // Pages either way, the reading of a session that goes on, its acts, what a freed act covers, and what an act stays for.
     assert!(looked >= 6, "{looked} statements");
+}
+
+#[test]
+fn the_broadcasts_that_the_store_lacks_are_found_by_an_index_also_in_a_spool_that_had_none() {
+    keep_statements();
+    let dir = ScratchDir::new("plans-records");
+    let path = dir.path().join("chat.db");
+    let (mut spool, _) = embedded(&path);
+    spool.close();
+    drop(spool);
+    // As an earlier build left it.
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch("DROP INDEX records_unstored").unwrap();
+    let (mut spool, _) = embedded(&path);
+    spool.count_in(&Metrics::default());
+    let record = broadcast(&[(START, None)], &[("a", 0, None)]);
+    assert!(spool.keep_broadcasts(std::slice::from_ref(&record)).unwrap());
+    assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&record));
+    spool.broadcasts_stored(&[], &[record]).unwrap();
+    let statements = STATEMENTS.0.lock().unwrap().clone();
+    let mut looked = 0;
+    for sql in statements {
+        if !["stored = 0 ", "stored = 2 "].iter().any(|which| sql.contains(which)) {
+            continue;
+        }
+        let Some(plan) = plan_of(&connection, &sql) else {
+            continue;
+        };
+        looked += 1;
+        let scans = |step: &String| step.starts_with("SCAN records") || step.contains("TEMP B-TREE");
+        assert!(!plan.iter().any(scans), "{sql}\n{plan:#?}");
+    }
+    // What is to be stored, what is counted as refused, and what is tried again at a start.
+    assert!(looked >= 3, "{looked} statements");
 }
 
 #[actix_web::test]

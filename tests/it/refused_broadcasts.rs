@@ -89,7 +89,7 @@ fn what_is_refused_stays_in_the_spool_and_counts_again_when_it_changes_or_at_the
     // That it was seen again makes it no other broadcast.
     let mut seen = open.clone();
     (seen.version, seen.seen_at_ms) = (2, 99);
-    spool.keep_broadcasts(std::slice::from_ref(&seen)).unwrap();
+    assert!(!spool.keep_broadcasts(std::slice::from_ref(&seen)).unwrap());
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), []);
     let ended = broadcast(1, 1, 3, Some(40));
     spool.keep_broadcasts(std::slice::from_ref(&ended)).unwrap();

@@ -62,7 +62,7 @@ pub(crate) enum DrainMsg {
     Flush {
         done: oneshot::Sender<()>,
     },
-    /// Some broadcasts changed.
+    /// Some broadcasts changed, and the store lacks one of them.
     Broadcasts,
     Panic,
 }

@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatting_actors::writer::WriterConfig;
+use chatting_actors::{registry::RegistryConfig, writer::WriterConfig};
 use tokio::time::timeout;
 
 use crate::{
+    resume::quick_rooms,
     script::{ScriptedSpool, ScriptedStore},
     stage::{Stage, keep_lines, lines_with, registry_config, until, writer_config},
 };
@@ -130,4 +131,40 @@ async fn a_broadcast_that_is_marked_as_stored_in_vain_is_told_and_not_given_agai
     })
     .await;
     assert_eq!(puts(), before);
+}
+
+#[actix::test]
+async fn that_a_broadcast_was_seen_again_has_nobody_look_for_what_the_store_lacks() {
+    let config = RegistryConfig {
+        sweep: Duration::from_millis(3),
+        // A tenth of it is how often it is kept that it was seen.
+        broadcast_resume: Duration::from_millis(50),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    // The room server names its start, so it is one broadcast however slow the machine is.
+    let stage = Stage::among(quick_rooms(), spool, store, config, writer_config());
+    let _reader = stage.reader(1);
+    stage.accepted(1, "x").await;
+    let stored = || {
+        let script = stage.spool.script();
+        // None is lacking behind the one that was.
+        script.broadcasts.values().all(|(_, stored)| *stored)
+            && script.unstored_found.contains(&1)
+            && script.unstored_found.ends_with(&[0])
+    };
+    until("it to be stored", stored).await;
+    let version = || {
+        let script = stage.spool.script();
+        script.broadcasts.values().map(|(record, _)| record.version).max()
+    };
+    let looked = || stage.spool.script().unstored_found.len();
+    let (first, before) = (version().unwrap(), looked());
+    until("it to be seen again and again", || {
+        version().is_some_and(|version| version > first + 20)
+    })
+    .await;
+    // Once more at most, for what was told while the last question was asked.
+    assert!(looked() <= before + 1, "{before}, then {}", looked());
+    assert_eq!(stage.spool.script().broadcasts.len(), 1);
 }

@@ -95,6 +95,8 @@ pub struct SpoolScript {
     pub places: BTreeMap<i64, Place>,
     /// Broadcasts, and whether the store has them.
     pub broadcasts: BTreeMap<Uuid, (Broadcast, bool)>,
+    /// How many were found each time that it was asked which of them the store lacks.
+    pub unstored_found: Vec<usize>,
     /// That the store has a broadcast is not remembered, as where a row says something else than its record.
     pub marks_in_vain: bool,
     /// What was freed, for its keys.
@@ -304,16 +306,27 @@ impl Spool for ScriptedSpool {
         Ok(self.script().places.get(&presenter.get()).copied())
     }
 
-    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<(), SpoolError> {
+    fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<bool, SpoolError> {
         let mut script = self.script();
         script.is_there()?;
+        let mut lacks_one = false;
         for broadcast in broadcasts {
-            let newer = |(there, _): &(Broadcast, bool)| there.version >= broadcast.version;
-            if !script.broadcasts.get(&broadcast.id).is_some_and(newer) {
-                script.broadcasts.insert(broadcast.id, (broadcast.clone(), false));
+            let there = script.broadcasts.get(&broadcast.id);
+            if there.is_none_or(|(there, _)| there.version < broadcast.version) {
+                // That it was seen again is nothing to the store.
+                let stored = there.is_some_and(|(there, stored)| {
+                    let seen = Broadcast {
+                        version: broadcast.version,
+                        seen_at_ms: broadcast.seen_at_ms,
+                        ..there.clone()
+                    };
+                    *stored && seen == *broadcast
+                });
+                script.broadcasts.insert(broadcast.id, (broadcast.clone(), stored));
             }
+            lacks_one |= script.broadcasts.get(&broadcast.id).is_some_and(|(_, stored)| !stored);
         }
-        Ok(())
+        Ok(lacks_one)
     }
 
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
@@ -327,10 +340,12 @@ impl Spool for ScriptedSpool {
     }
 
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
-        let script = self.script();
+        let mut script = self.script();
         script.is_there()?;
         let unstored = script.broadcasts.values().filter(|(_, stored)| !stored);
-        Ok(unstored.map(|(broadcast, _)| broadcast.clone()).take(limit).collect())
+        let unstored: Vec<_> = unstored.map(|(broadcast, _)| broadcast.clone()).take(limit).collect();
+        script.unstored_found.push(unstored.len());
+        Ok(unstored)
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {

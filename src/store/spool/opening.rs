@@ -56,11 +56,13 @@ CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
 
 /// Made when the columns are there, and in a file of before there were these. That of the spool has nothing but acts, so chat costs
 /// nothing more, and no reader has to look through the whole spool for what was deleted. Those of what is parked cost chat nothing
-/// either: it may be much, and commits must not wait until all of it was looked through for one room.
+/// either: it may be much, and commits must not wait until all of it was looked through for one room. Nor until all open broadcasts
+/// were for the few that the store does not have, by the last one; a question must name its condition.
 const INDEXES: &str = "
 CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL;
 CREATE INDEX IF NOT EXISTS parked_by_room ON parked(presenter_idx, seq);
 CREATE INDEX IF NOT EXISTS parked_acts ON parked(presenter_idx) WHERE act IS NOT NULL;
+CREATE INDEX IF NOT EXISTS records_unstored ON records(stored, id) WHERE stored <> 1;
 ";
 
 /// Why a spool cannot be opened.
@@ -356,7 +358,7 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
         set_meta(&transaction, "epoch", transaction.last_insert_rowid())?;
     }
     // What the store refused it may take now.
-    transaction.execute("UPDATE records SET stored = 0 WHERE stored = 2", [])?;
+    transaction.execute("UPDATE records SET stored = 0 WHERE stored = 2 AND stored <> 1", [])?;
     set_meta(&transaction, "clean", 0)?;
     set_meta(&transaction, DAMAGED, 0)?;
     set_meta(&transaction, "durability", settings.durability.as_str())?;

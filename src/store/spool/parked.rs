@@ -75,7 +75,7 @@ impl Kept {
         if !more && self.refused.get() == 0 {
             return;
         }
-        let sql = "SELECT COUNT(*) FROM records WHERE stored = 2";
+        let sql = "SELECT COUNT(*) FROM records WHERE stored = 2 AND stored <> 1";
         if let Ok(count) = connection.query_row(sql, [], |row| row.get(0)) {
             self.refused.set(count);
         }

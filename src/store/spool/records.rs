@@ -27,23 +27,29 @@ pub(in crate::store) fn read(connection: &Connection, which: &str, limit: usize)
     Ok(records)
 }
 
-/// Keeps what has changed; a late write never undoes a newer one.
-pub(super) fn keep(connection: &mut Connection, broadcasts: &[Broadcast]) -> rusqlite::Result<()> {
+/// Keeps what has changed; a late write never undoes a newer one. Returns whether the store lacks one of them as it is here now.
+pub(super) fn keep(connection: &mut Connection, broadcasts: &[Broadcast]) -> rusqlite::Result<bool> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut lacks_one = false;
     {
         let mut statement = transaction.prepare_cached(KEEP_RECORD)?;
+        // Also of one that did not change: it may be here because of an attempt that failed behind its commit.
+        let mut lacks = transaction.prepare_cached("SELECT stored = 0 FROM records WHERE id = ?1")?;
         for broadcast in broadcasts {
+            let id = &broadcast.id.as_bytes()[..];
             statement.execute(params![
-                &broadcast.id.as_bytes()[..],
+                id,
                 broadcast.presenter.get(),
                 broadcast.version.cast_signed(),
                 broadcast.ended_at_ms.is_some(),
                 // A struct of texts and numbers cannot fail to serialize.
                 serde_json::to_string(broadcast).unwrap_or_default(),
             ])?;
+            lacks_one |= lacks.query_row([id], |row| row.get::<_, bool>(0))?;
         }
     }
-    transaction.commit()
+    transaction.commit()?;
+    Ok(lacks_one)
 }
 
 /// The store has these as they are, and refused those.

@@ -15,10 +15,13 @@ impl Run {
         }
         let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
         match self.spool.keep_broadcasts(&all) {
-            Ok(()) => {
+            Ok(store_lacks_one) => {
                 self.unkept.clear();
                 self.unkept_since = None;
-                self.drain.push(DrainMsg::Broadcasts);
+                // Most often one was seen to be live again, and the drain's question would be in front of commits for nothing.
+                if store_lacks_one {
+                    self.drain.push(DrainMsg::Broadcasts);
+                }
             }
             Err(error) => {
                 self.unkept_since = Some(Instant::now());
