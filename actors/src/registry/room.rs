@@ -271,20 +271,32 @@ impl Room {
 
     /// The next number is that after the last committed one again (rule 1).
     pub fn rewind(&mut self) {
-        if let Numbering::Known { committed, next } = &mut self.numbering {
-            *next = committed.next();
-            self.over = self.over.min(*committed);
-            if let Some(paused) = &mut self.paused {
-                paused.over = paused.over.min(*committed);
-            }
-            self.settled = self.settled.min(*committed);
-            // A session may have begun behind it, and left.
-            self.position = self.position.min(*committed);
-            self.legacy_from = self.legacy_from.min(*committed);
-            if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > *committed) {
-                // It began behind what was on its way and is now taken back; nothing was sent to it yet.
-                cursor.begin(*committed);
-            }
+        let Numbering::Known { committed, next } = &mut self.numbering else {
+            return;
+        };
+        *next = committed.next();
+        let committed = *committed;
+        self.settled = self.settled.min(committed);
+        let mut moved = false;
+        let mut take_back = |place: &mut Seq| {
+            moved |= *place > committed;
+            *place = committed.min(*place);
+        };
+        take_back(&mut self.over);
+        if let Some(paused) = &mut self.paused {
+            take_back(&mut paused.over);
+        }
+        // A session may have begun behind it, and left.
+        take_back(&mut self.position);
+        take_back(&mut self.legacy_from);
+        if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > committed) {
+            // It began behind what was on its way and is now taken back; nothing was sent to it yet.
+            cursor.begin(committed);
+            moved = true;
+        }
+        if moved {
+            // What is on disk may be ahead, and whoever gets those numbers is not to be taken for what was had already.
+            self.saving.moves();
         }
     }
 

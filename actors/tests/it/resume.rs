@@ -929,6 +929,51 @@ async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_after
 }
 
 #[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
+)]
+async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_behind_a_restart_too() {
+    let (rooms, spool, store) = (quick_rooms(), ScriptedSpool::default(), ScriptedStore::default());
+    let config = RegistryConfig {
+        checkpoint: Duration::from_millis(1),
+        sweep: Duration::from_millis(3),
+        ..registry_config()
+    };
+    let again = || {
+        let (rooms, spool, store) = (rooms.clone(), spool.clone(), store.clone());
+        Stage::among(rooms, spool, store, config.clone(), writer_config())
+    };
+    let stage = again();
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    let gate = Arc::clone(&spool.script().gate);
+    let held = gate.lock().unwrap();
+    spool.script().commits.push_back(Commit::FailsWithout);
+    let under_way: Vec<_> = (0..2).map(|n| stage.submit(1, &n.to_string())).collect();
+    stage.has_in_flight(1, 2).await;
+    another_broadcast(&stage).await;
+    let between = legacy(&stage);
+    between.leave();
+    stage.has_session(1, false).await;
+    // In a sweep that asks about the room its place goes to the disk, too: behind what is under way, and as if that were committed.
+    let asked = || rooms.script().asked_of[&1];
+    let before = asked();
+    until("a few sweeps", || asked() > before + 3).await;
+    drop(held);
+    for one in under_way {
+        assert_eq!(one.await.unwrap(), Outcome::Refused(Refusal::LogUnavailable));
+    }
+    assert_eq!(stage.accepted_again(1, "held").await.seq, Seq(2));
+    stage.stop_well().await;
+    let stage = again();
+    let last = legacy(&stage);
+    last.has(2).await;
+    assert_eq!((first.seqs(), last.seqs()), (vec![1], vec![2]));
+    fine(&[&first, &between, &last]);
+}
+
+#[actix::test]
 async fn rule_14_an_ack_above_the_last_sent_ends_the_session_and_counts_for_nothing() {
     let stage = stage(small());
     let peer = silent(&stage, None);
