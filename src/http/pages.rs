@@ -1,7 +1,7 @@
 //! What reading routes have in common: query parameters, and events as JSON, by what the reader may see.
 //!
 //! A deleted message keeps its place: to viewers it is a number, an id and a time; staff see all of it, with who deleted it and
-//! when. Nor are viewers told who did it by the act itself.
+//! when. Nor are viewers told by the act itself who did it, or whose messages it deleted.
 
 use std::{io, str::FromStr, time::Instant};
 
@@ -175,7 +175,7 @@ pub struct Item {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     target_seq: Option<u64>,
-    /// Of `moderation`: the user whose messages were deleted.
+    /// Of `moderation`: the user whose messages were deleted, for staff; left out when that user was erased.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     target_user_idx: Option<i64>,
@@ -269,7 +269,8 @@ impl Item {
                 _ => None,
             },
             target_user_idx: match act {
-                Some(Act::User { user_idx }) => known(*user_idx),
+                // Whoever knows it knows whose the deleted messages are.
+                Some(Act::User { user_idx }) if staff => known(*user_idx),
                 _ => None,
             },
             from: span.map(|(from_ms, _)| timestamp(from_ms)),

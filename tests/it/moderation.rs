@@ -153,6 +153,44 @@ async fn all_of_a_user_or_of_a_time_goes_as_far_as_it_was_said_before() {
 }
 
 #[actix_web::test]
+async fn no_viewer_is_told_whose_messages_were_deleted_and_staff_is() {
+    // A number that no id and no time has in it.
+    const AUTHOR: i64 = 707_070_707_070;
+    for (app, _session) in servers(|_| {}).await {
+        for user in [AUTHOR, 8, AUTHOR] {
+            assert_eq!(app.post(12, user, "text").await.status, 201);
+        }
+        let path = format!("/v1/rooms/12/messages?user_idx={AUTHOR}");
+        let operator = token_with(1, "operator", Value::Null);
+        assert_eq!(request(&app, "DELETE", &path, &operator, "").await.status, 200);
+        let page = read(&app, "/v1/rooms/12/broadcasts", &operator).await;
+        let replay = format!("/v1/broadcasts/{}/replay", page["broadcasts"][0]["id"].as_str().unwrap());
+        for _ in 0..2 {
+            for path in ["/v1/rooms/12/messages", replay.as_str()] {
+                let seen = read(&app, path, &app.token(8)).await;
+                assert!(!seen.to_string().contains(&AUTHOR.to_string()), "{path}: {seen}");
+                let told = message(&read(&app, path, &app.token(12)).await, 4);
+                assert_eq!(
+                    (&told["target_user_idx"], &told["by"]),
+                    (&AUTHOR.into(), &1.into()),
+                    "{path}"
+                );
+            }
+            let act = message(&read(&app, "/v1/rooms/12/messages", &app.token(8)).await, 4);
+            assert_eq!((&act["type"], &act["action"]), (&"moderation".into(), &"delete".into()));
+            drained(&app).await;
+        }
+        // Nor has a file any of it where deletions are left out.
+        let export = replay.replace("/replay", "/export?deleted=omit");
+        let file = request(&app, "GET", &export, &app.token(12), "").await;
+        assert!(
+            file.status == 200 && !file.text().contains(&AUTHOR.to_string()),
+            "{file:?}"
+        );
+    }
+}
+
+#[actix_web::test]
 async fn a_legacy_presenter_is_told_nothing_and_misses_nothing() {
     let app = spawn_app(|_| {}).await;
     app.go_live(12);
