@@ -95,6 +95,10 @@ pub struct Rates {
     pub senders: Buckets<UserIdx>,
     /// `limits.room_*`: messages to one room, of those who are not its staff.
     pub rooms: Buckets<PresenterIdx>,
+    /// `limits.bulk_deletes_*`: deletions by user or by time of one user,
+    pub bulk_deletes: Buckets<UserIdx>,
+    /// and in one room, twice as many: no one of its staff takes what the others have.
+    pub room_bulk_deletes: Buckets<PresenterIdx>,
     /// `session.reconnect_*`: sessions of one presenter that begin.
     pub reconnects: Buckets<PresenterIdx>,
     /// `limits.address_*`: upgrades of one client address.
@@ -107,9 +111,12 @@ impl Rates {
         let (limits, session) = (&settings.limits, &settings.session);
         let tracked = limits.tracked;
         let per_minute = |rate: u32| f64::from(rate) / 60.0;
+        let (bulk_burst, bulk_rate) = (limits.bulk_deletes_burst, per_minute(limits.bulk_deletes_per_minute));
         Self {
             senders: Buckets::new(limits.sender_burst, f64::from(limits.sender_per_second), tracked),
             rooms: Buckets::new(limits.room_burst, f64::from(limits.room_per_second), tracked),
+            bulk_deletes: Buckets::new(bulk_burst, bulk_rate, tracked),
+            room_bulk_deletes: Buckets::new(bulk_burst.saturating_mul(2), bulk_rate * 2.0, tracked),
             reconnects: Buckets::new(
                 session.reconnect_burst,
                 per_minute(session.reconnect_per_minute),

@@ -120,6 +120,8 @@ pub(super) async fn delete_messages(
             (None, (Some(_), Some(_))) => return Err(bad("from: it is after to")),
             _ => return Err(bad("name what is to be deleted: user_idx, or from and to")),
         };
+        let often = within_bulk_rate(&caller, presenter, &state);
+        often.inspect_err(|error| state.metrics.refuse(error.code.as_str()))?;
         act_on(caller, presenter, act, &state).await
     };
     answer(&request, result.await)
@@ -140,6 +142,16 @@ async fn known_staff(request: &HttpRequest, room: &str, state: &State) -> Result
     let within = state.rates.senders.take(caller.user_idx, Instant::now());
     within.map_err(|often| often.error("this user deletes too often"))?;
     Ok((caller, presenter))
+}
+
+/// However little it finds, the store goes through a past of any length for each of them, and whatever else is to be stored waits. So
+/// these come far less often than others, from one user and in one room: everybody is staff of a room of their own.
+fn within_bulk_rate(caller: &Claims, presenter: PresenterIdx, state: &State) -> Result<(), ApiError> {
+    let (rates, now) = (&state.rates, Instant::now());
+    let of_caller = rates.bulk_deletes.take(caller.user_idx, now);
+    of_caller.map_err(|often| often.error("this user deletes by user or by time too often"))?;
+    let in_room = rates.room_bulk_deletes.take(presenter, now);
+    in_room.map_err(|often| often.error("in this room messages are deleted by user or by time too often"))
 }
 
 async fn act_on(caller: Claims, presenter_idx: PresenterIdx, act: Act, state: &State) -> Result<Done, ApiError> {

@@ -2,12 +2,15 @@
 
 use serde_json::json;
 
-use crate::support::{
-    app::{TestApp, spawn_app},
-    eventually,
-    http::Response,
-    presenter::{V1, connect, upgrade},
-    ws::WsClient,
+use crate::{
+    history::{drained, request, token_with},
+    support::{
+        app::{TestApp, spawn_app},
+        eventually,
+        http::Response,
+        presenter::{V1, connect, upgrade},
+        ws::WsClient,
+    },
 };
 
 pub fn limited<'a>(answer: &'a Response, burst: &str) -> &'a Response {
@@ -207,7 +210,7 @@ async fn rule_19_deletions_count_against_their_senders_rate() {
     .await;
     let delete = async || {
         let path = "/v1/rooms/12/messages?user_idx=7";
-        crate::history::request(&app, "DELETE", path, &app.token(12), "").await
+        request(&app, "DELETE", path, &app.token(12), "").await
     };
     for _ in 0..2 {
         assert_eq!(delete().await.status, 200);
@@ -220,4 +223,84 @@ async fn rule_19_deletions_count_against_their_senders_rate() {
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     let counted = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
     assert_eq!(counted, Some(1.0));
+}
+
+/// Where two at once may be deletions that go through a room's past, and one a minute.
+async fn few_bulk_deletes() -> TestApp {
+    let app = spawn_app(|settings| {
+        settings.limits.bulk_deletes_per_minute = 1;
+        settings.limits.bulk_deletes_burst = 2;
+    })
+    .await;
+    app.go_live(12);
+    app.go_live(13);
+    app
+}
+
+const OF_ALL_TIME: &str = "from=2000-01-01T00:00:00Z&to=2100-01-01T00:00:00Z";
+
+async fn delete(app: &TestApp, room: i64, which: &str, token: &str) -> Response {
+    let path = format!("/v1/rooms/{room}/messages{which}");
+    request(app, "DELETE", &path, token, "").await
+}
+
+#[actix_web::test]
+async fn rule_19_deletions_by_user_or_time_have_a_slower_rate_of_their_senders_and_single_ones_do_not() {
+    let app = few_bulk_deletes().await;
+    let _presenter = app.presenter(12).await;
+    let operator = token_with(1, "operator", json!(null));
+    // In all rooms together, of either kind.
+    for (room, which) in [(12, "?user_idx=7"), (13, &format!("?{OF_ALL_TIME}"))] {
+        assert_eq!(delete(&app, room, which, &operator).await.status, 200, "{which}");
+    }
+    limited(&delete(&app, 14, "?user_idx=7", &operator).await, "2");
+    let counted = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
+    assert_eq!(counted, Some(1.0));
+    // What names nothing is told so, and counts as nothing.
+    let presenter = app.token(12);
+    for _ in 0..3 {
+        assert_eq!(delete(&app, 12, "", &presenter).await.status, 400);
+    }
+    assert_eq!(delete(&app, 12, "?user_idx=8", &presenter).await.status, 200);
+    for n in 0..10 {
+        let said = app.post(12, 7, &n.to_string()).await.json();
+        let one = format!("/{}", said["id"].as_str().unwrap());
+        assert_eq!(delete(&app, 12, &one, &operator).await.status, 200);
+    }
+}
+
+#[actix_web::test]
+async fn rule_19_deletions_by_user_or_time_have_twice_that_rate_in_one_room_whoever_of_its_staff_sends_them() {
+    let app = few_bulk_deletes().await;
+    let staff = [1, 2, 3].map(|user| token_with(user, "operator", json!(null)));
+    // One who has used up theirs leaves as many for the others.
+    for token in &staff[..2] {
+        for _ in 0..2 {
+            assert_eq!(delete(&app, 12, "?user_idx=7", token).await.status, 200);
+        }
+    }
+    limited(&delete(&app, 12, "?user_idx=7", &staff[2]).await, "4");
+    let elsewhere = delete(&app, 13, "?user_idx=7", &staff[2]).await;
+    assert_eq!(elsewhere.status, 200, "{elsewhere:?}");
+}
+
+#[actix_web::test]
+async fn a_burst_of_deletions_of_all_time_is_few_acts_and_other_rooms_messages_are_stored() {
+    let app = few_bulk_deletes().await;
+    let _presenters = (app.presenter(12).await, app.presenter(13).await);
+    assert_eq!(app.post(12, 7, "a past").await.status, 201);
+    let (which, token) = (format!("?{OF_ALL_TIME}"), app.token(12));
+    let burst = (0..100).map(|_| delete(&app, 12, &which, &token));
+    let answers = futures_util::future::join_all(burst).await;
+    let done = answers.iter().filter(|answer| answer.status == 200).count();
+    // The bucket and what filled it meanwhile, on however slow a machine.
+    assert!((2..10).contains(&done), "{done} of 100");
+    for refused in answers.iter().filter(|answer| answer.status != 200) {
+        limited(refused, "2");
+    }
+    assert_eq!(app.post(13, 7, "elsewhere").await.status, 201);
+    drained(&app).await;
+    assert_eq!(app.sqlite_log(13).await, [(1, "elsewhere".into())]);
+    let acts = app.metric("chat_moderation_total{scope=\"span\"}").await;
+    assert_eq!(acts, Some(done as f64));
 }

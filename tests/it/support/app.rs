@@ -46,6 +46,7 @@ pub fn settings(dir: &ScratchDir) -> Settings {
     // Tests send as fast as they can; those of limits set their own.
     settings.limits.sender_per_second = 0;
     settings.limits.room_per_second = 0;
+    settings.limits.bulk_deletes_per_minute = 0;
     settings.limits.lookups_per_minute = 0;
     settings.room.breaker_failures = 0;
     settings
