@@ -100,8 +100,8 @@ section! {
         /// Bytes of JSON after which a page of messages ends, whatever its limit is; one message is always on it.
         /// 메시지 페이지 하나가 끝나는 JSON 바이트(limit와 무관). 메시지 하나는 항상 들어간다.
         page_bytes: usize = 262_144, 1024..=16_777_216;
-        /// Messages looked at for one page of a search; the answer tells where to go on.
-        /// 검색 한 페이지를 위해 살펴보는 최대 메시지 수. 응답이 이어서 찾을 위치를 알려 준다.
+        /// Messages looked at for one page of a search; a long one counts once for each 200 characters begun.
+        /// 검색 한 페이지를 위해 살펴보는 최대 메시지 수. 긴 메시지는 200자마다 한 번씩 센다.
         scan_limit: usize = 20_000, 1..=10_000_000;
         /// Seconds that moderators, operators and a presenter who deletes wait for log.readers; 0 refuses at once.
         /// 모더레이터와 운영자, 그리고 삭제하는 스트리머가 log.readers 차례를 기다리는 시간(초). 0이면 바로 거절한다.

@@ -446,6 +446,53 @@ async fn a_search_looks_at_so_many_and_tells_where_to_go_on() {
     }
 }
 
+#[actix_web::test]
+async fn a_search_among_long_messages_looks_at_fewer_and_its_pages_find_every_one() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (_spool, dir) = spool(&mut epoch);
+        let filler = "가".repeat(1990);
+        let events: Vec<_> = (1..=30)
+            .map(|seq| {
+                let end = if seq % 10 == 3 { "안녕 Hello" } else { "x" };
+                by(7, event(&mut clock, 1, &epoch, seq, &format!("{filler}{end}")))
+            })
+            .collect();
+        store.append(batch(&events)).await.unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        // Each counts ten times: once for each 200 characters that it begins. Whoever sees what was deleted, and who does not.
+        for (scan_limit, looked_at) in [(95, 10), (10, 1)] {
+            for start in [Start::After(Seq(0)), Start::Before(Seq(u64::MAX))] {
+                for (user, deleted_too) in [(None, true), (None, false), (Some(7), true), (Some(7), false)] {
+                    let mut query = pages(1, start, 10);
+                    query.text = Some(Folded::new("hELLO"));
+                    query.user = user.and_then(UserIdx::new);
+                    (query.scan_limit, query.deleted_too) = (scan_limit, deleted_too);
+                    let of = format!("{name}: {scan_limit}, {start:?}, {user:?}, {deleted_too}");
+                    let found = walk(&history, query).await;
+                    let mut all = found.concat();
+                    all.sort_unstable();
+                    assert_eq!(all, [3, 13, 23], "{of}");
+                    let least = 30_usize.div_ceil(looked_at);
+                    assert!(
+                        (least..=least + 1).contains(&found.len()),
+                        "{of}: {} pages",
+                        found.len()
+                    );
+                }
+            }
+        }
+        // A page has what it is asked for, wherever it ended.
+        let mut query = pages(1, Start::After(Seq(0)), 1);
+        query.text = Some(Folded::new("hello"));
+        query.scan_limit = 100;
+        let found = walk(&history, query).await;
+        assert!(found.iter().all(|page| page.len() <= 1), "{name}: {found:?}");
+        assert_eq!(found.concat(), [3, 13, 23], "{name}");
+    }
+}
+
 /// Sets events aside, as what the store refused.
 fn park(spool: &mut SqliteSpool, events: &[Arc<Event>]) {
     let first = spool.commit(events).unwrap();

@@ -6,7 +6,10 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use chatting_actors::types::{Epoch, Event, PresenterIdx, Seq, UserIdx};
+use chatting_actors::{
+    gate::Permit,
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
+};
 use uuid::Uuid;
 
 use super::{
@@ -44,7 +47,7 @@ pub struct Query {
     pub deleted_too: bool,
     /// At most so many on a page.
     pub limit: usize,
-    /// At most so many are looked at for a page, where a text is searched.
+    /// At most so many are looked at for a page, where a text is searched. A long message counts more than once.
     pub scan_limit: usize,
 }
 
@@ -66,6 +69,10 @@ struct Bounds {
 
 /// Rows that are read from the store at once where a text is searched.
 const SEARCH_ROWS: usize = 1000;
+
+/// Characters for which a message counts once towards `history.scan_limit`, where a text is searched: one that is longer counts once
+/// for each so many that it begins.
+const LOOKED_CHARS: usize = 200;
 
 /// How many times `history.scan_limit`, or [`SEARCH_ROWS`] where that is more, a search reads because its caller may not see it.
 const MOST_HIDDEN: usize = 50;
@@ -111,13 +118,99 @@ impl Query {
     }
 }
 
+/// What a search has found, and how far it has looked.
+struct Looking {
+    text: Option<Folded>,
+    /// Whether what it may not tell of is left out before it gets here.
+    hides: bool,
+    limit: usize,
+    scan_limit: usize,
+    /// What counts against `scan_limit`.
+    looked: usize,
+    /// In the asked direction.
+    found: Vec<Logged>,
+    /// Where a page may end: at the last match, or where something is hidden at the last event that is not.
+    last: Option<Seq>,
+}
+
+impl Looking {
+    fn new(query: &Query) -> Self {
+        let hides = query.user.is_some() && !query.deleted_too;
+        // One more, which tells whether there is a next page.
+        let one_more = usize::from(hides && query.text.is_none());
+        Self {
+            text: query.text.clone(),
+            hides,
+            limit: query.limit.saturating_add(one_more),
+            scan_limit: query.scan_limit,
+            looked: 0,
+            found: Vec::new(),
+            last: None,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.looked >= self.scan_limit || self.found.len() >= self.limit
+    }
+
+    fn is_match(&self, event: &Event) -> bool {
+        let has = |text: &Folded| event.act.is_none() && text.is_in(event.chat.text.as_str());
+        self.text.as_ref().is_none_or(has)
+    }
+
+    /// How often an event counts as looked at: a longer text takes longer.
+    fn weight(&self, event: &Event) -> usize {
+        let text = self.text.as_ref().map_or("", |_| event.chat.text.as_str());
+        text.chars().count().div_ceil(LOOKED_CHARS).max(1)
+    }
+
+    /// Goes on with events in the asked direction, which took so many rows to read. Returns where it ended, if it did so before the
+    /// last one.
+    fn at(&mut self, events: Vec<Logged>, rows: usize) -> Option<Seq> {
+        let left = self.scan_limit.saturating_sub(self.looked);
+        let (mut here, mut before) = (0, None);
+        for logged in events {
+            let seq = logged.event.seq;
+            // Events with the same number stay together.
+            if !self.hides && here >= left && before.is_some_and(|before| before != seq) {
+                self.looked = self.scan_limit;
+                return before;
+            }
+            let may_end = self.is_done() && self.last.is_some_and(|last| last != seq);
+            if may_end && self.hides {
+                return self.last;
+            }
+            let is_match = self.is_match(&logged.event);
+            if may_end && is_match {
+                return self.last;
+            }
+            let weight = self.weight(&logged.event);
+            (here, before) = (here + weight, Some(seq));
+            if self.hides {
+                self.looked += weight;
+            }
+            if self.hides || is_match {
+                self.last = Some(seq);
+            }
+            if is_match {
+                self.found.push(logged);
+            }
+        }
+        if !self.hides {
+            // Rows that are not wanted for another reason count, too.
+            self.looked += here.max(rows);
+        }
+        None
+    }
+}
+
 impl History {
     /// One page. Errors: the log cannot be read now, or too much is read.
     pub async fn page(&self, query: &Query) -> Result<Page, HistoryError> {
-        let _turn = self.turn().await?;
+        let turn = self.turn().await?;
         // Where a page of one user ends must not tell a viewer that a deleted message there was theirs.
         if query.text.is_some() || (query.user.is_some() && !query.deleted_too) {
-            self.search(query).await
+            self.search(query, turn).await
         } else {
             self.read_page(query, query.limit).await
         }
@@ -214,49 +307,43 @@ impl History {
     ///
     /// What a viewer may not see of a user does not count as looked at, and no page ends at it: where a page ends, and whether
     /// there is another, follows from what the viewer sees. Too much of it is an error, and not the end of a page.
-    async fn search(&self, query: &Query) -> Result<Page, HistoryError> {
-        let hides = query.user.is_some() && !query.deleted_too;
+    async fn search(&self, query: &Query, mut turn: Permit) -> Result<Page, HistoryError> {
         let limit = query.limit;
         let mut query = query.clone();
-        if hides && query.text.is_none() {
-            // One more, which tells whether there is a next page.
-            query.limit = limit.saturating_add(1);
-        }
-        let mut rows = query.text.as_ref().map_or(query.limit, |_| SEARCH_ROWS);
-        let (mut looked, mut found, mut last, mut next) = (0, Vec::new(), None, None);
-        let mut read = 0_usize;
-        while looked < query.scan_limit && found.len() < query.limit {
+        let mut looking = Looking::new(&query);
+        let hides = looking.hides;
+        let mut rows = query.text.as_ref().map_or(looking.limit, |_| SEARCH_ROWS);
+        let (mut next, mut read) = (None, 0_usize);
+        while !looking.is_done() {
             if read >= query.scan_limit.max(SEARCH_ROWS).saturating_mul(MOST_HIDDEN) {
                 return Err(HistoryError::TooMuch);
             }
             read += rows;
             if !hides {
-                rows = rows.min(query.scan_limit - looked);
-                looked += rows;
+                rows = rows.min(query.scan_limit - looking.looked);
             }
             let mut page = self.read_page(&query, rows).await?;
-            next = page.next;
             if query.newest_first() {
                 page.events.reverse();
             }
-            for logged in page.events {
-                let seq = logged.event.seq;
-                let has = |text: &Folded| logged.event.act.is_none() && text.is_in(logged.event.chat.text.as_str());
-                let is_match = query.text.as_ref().is_none_or(has);
-                let enough = found.len() >= query.limit || (hides && looked >= query.scan_limit);
-                // Events with the same number stay together.
-                if enough && (hides || is_match) && last.is_some_and(|last| seq != last) {
-                    next = last;
-                    break;
-                }
-                looked += usize::from(hides);
-                if hides || is_match {
-                    last = Some(seq);
-                }
-                if is_match {
-                    found.push(logged);
-                }
+            let ended;
+            if query.text.is_some() {
+                // Comparing texts takes the CPU for long, and whoever is served on this thread would wait. The turn goes with it: it
+                // is not over when whoever asked has gone.
+                let look = move || {
+                    let ended = looking.at(page.events, rows);
+                    (looking, ended, turn)
+                };
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "each has a reader's turn, of which there are few"
+                )]
+                let looked = tokio::task::spawn_blocking(look).await;
+                (looking, ended, turn) = looked.map_err(|error| HistoryError::Unavailable(error.to_string()))?;
+            } else {
+                ended = looking.at(page.events, rows);
             }
+            next = ended.or(page.next);
             let Some(place) = next else {
                 break;
             };
@@ -264,14 +351,14 @@ impl History {
                 Start::Before(_) => Start::Before(place),
                 Start::After(_) => Start::After(place),
             };
-            rows = query.limit.max(SEARCH_ROWS);
+            rows = looking.limit.max(SEARCH_ROWS);
         }
         if hides {
-            let ended = found.len() < query.limit && looked < query.scan_limit;
-            next = last.filter(|_| !ended);
-        } else if found.len() >= query.limit {
-            next = next.and(last);
+            next = looking.last.filter(|_| looking.is_done());
+        } else if looking.found.len() >= limit {
+            next = next.and(looking.last);
         }
+        let mut found = looking.found;
         next = query.cut(&mut found, limit).or(next);
         if query.newest_first() {
             found.reverse();
@@ -317,5 +404,72 @@ impl History {
         };
         let page = self.page(&query).await?;
         Ok(page.events.into_iter().map(|logged| logged.event).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use chatting_actors::{
+        clock::EventClock,
+        seams::LogStore,
+        types::{ChatMessage, MessageText, Nickname, Role},
+    };
+
+    use super::*;
+    use crate::store::{Durability, SpoolSettings, SqliteSpool, SqliteStore, history::text::FOLDED};
+
+    #[tokio::test]
+    async fn texts_are_not_compared_on_the_thread_that_serves_who_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let (spool, info) = SqliteSpool::open(SpoolSettings {
+            path: path.clone(),
+            durability: Durability::Os,
+            max_bytes: None,
+            embedded: true,
+        })
+        .unwrap();
+        let store = SqliteStore::new(spool.connection());
+        store.prepare().await.unwrap();
+        let mut clock = EventClock::after(0);
+        let (sent_at_ms, id) = clock.stamp();
+        let said = Event {
+            id,
+            presenter_idx: PresenterIdx::new(1).unwrap(),
+            epoch: info.epoch,
+            seq: Seq(1),
+            sent_at_ms,
+            room_idx: None,
+            broadcast_id: None,
+            chat: ChatMessage {
+                user_idx: UserIdx::new(7).unwrap(),
+                role: Role::Viewer,
+                nickname: Nickname::new("kim", 64).unwrap(),
+                text: MessageText::new("여러분 안녕하세요".into(), 2000).unwrap(),
+            },
+            act: None,
+            keyed: None,
+        };
+        store.append(Arc::new(vec![Arc::new(said)])).await.unwrap();
+        let history = History::new(path, Arc::new(store), 1);
+        for (user, deleted_too) in [(None, true), (None, false), (UserIdx::new(7), false)] {
+            let query = Query {
+                presenter: PresenterIdx::new(1).unwrap(),
+                start: Start::After(Seq(0)),
+                user,
+                text: Some(Folded::new("안녕")),
+                from_ms: None,
+                to_ms: None,
+                deleted_too,
+                limit: 10,
+                scan_limit: 10,
+            };
+            let before = FOLDED.get();
+            assert_eq!(history.page(&query).await.unwrap().events.len(), 1);
+            assert_eq!(FOLDED.get(), before);
+            assert_eq!(history.gate().depth(), 0);
+        }
     }
 }

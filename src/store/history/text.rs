@@ -19,7 +19,15 @@ impl Folded {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How many texts this thread has folded.
+    pub(super) static FOLDED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 fn fold(text: &str) -> String {
+    #[cfg(test)]
+    FOLDED.set(FOLDED.get() + 1);
     if text.is_ascii() {
         return text.to_ascii_lowercase();
     }
