@@ -177,6 +177,7 @@ impl App {
         let sessions = Gate::new("sessions", settings.session.max);
         let figures = Gate::new("figures", settings.figures.at_once);
         let exports = Gate::new("exports", settings.export.max);
+        let corrections = Gate::new("corrections", settings.history.corrections);
         let answers = Gate::new("answers", settings.server.answers_max_bytes);
         let parking = spool.parking();
         let parts = WriterParts::new(
@@ -231,6 +232,7 @@ impl App {
             Arc::clone(history.gate()),
             Arc::clone(&figures),
             Arc::clone(&exports),
+            Arc::clone(&corrections),
             Arc::clone(&answers),
         ];
         let room_server = RoomServer::new(&metrics, settings.room.breaker_failures);
@@ -265,6 +267,7 @@ impl App {
             history,
             figures,
             exports,
+            corrections,
             answers,
             http_failures: metrics.restarts("http"),
             metrics,

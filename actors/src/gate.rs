@@ -32,7 +32,7 @@ pub struct Gate {
 
 impl Gate {
     /// Every gate there is: their names are labels of the metrics.
-    pub const NAMES: [&str; 9] = [
+    pub const NAMES: [&str; 10] = [
         "registry",
         "checker",
         "writer",
@@ -41,6 +41,7 @@ impl Gate {
         "readers",
         "figures",
         "exports",
+        "corrections",
         "answers",
     ];
 

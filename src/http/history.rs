@@ -5,6 +5,8 @@
     reason = "in what the macros for the document make of query parameters"
 )]
 
+use std::{sync::Arc, time::Instant};
+
 use actix_web::{
     Error, HttpRequest, HttpResponse,
     body::MessageBody,
@@ -15,7 +17,8 @@ use actix_web::{
 };
 use chatting_actors::{
     clock::system_ms,
-    types::{Role, Seq},
+    seams::StoreError,
+    types::{Role, Seq, UserIdx},
     wire::{object, v1::timestamp},
 };
 use jiff::Timestamp;
@@ -27,7 +30,7 @@ use super::{
     export::get_export,
     identify::who,
     moderation::delete_message,
-    openapi::{Asking, Querying, WithBody},
+    openapi::{Asking, Often, Querying, WithBody},
     pages::{Item, Space, bad, id, limit, offset, parameter, query, seq, time, unread, user},
     state::State,
     stats::get_stats,
@@ -410,7 +413,7 @@ fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Opti
 /// Corrects a broadcast's start, and with it every offset, for staff of the room; puts it under legal hold, for operators.
 #[utoipa::path(
     patch, path = "/v1/broadcasts/{id}", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")), request_body = Change,
-    responses((status = 200, description = "The broadcast as it is now", body = BroadcastBody), Asking, WithBody)
+    responses((status = 200, description = "The broadcast as it is now", body = BroadcastBody), Asking, WithBody, Often)
 )]
 pub(super) async fn patch_broadcast(
     request: HttpRequest,
@@ -432,6 +435,11 @@ async fn change(
     if !caller.is_staff_of(found.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
     }
+    let within = state.rates.senders.take(caller.user_idx, Instant::now());
+    within.map_err(|often| {
+        state.metrics.refuse(Code::RateLimited.as_str());
+        often.error("this user corrects broadcasts too often")
+    })?;
     wants_json(request)?;
     let body = read_body(request, payload, &state.limits).await?;
     let change = Change::read(&body)?;
@@ -446,28 +454,52 @@ async fn change(
     {
         return Err(bad("started_at: it is after the broadcast's end"));
     }
-    let (store, id) = (state.history.store(), found.broadcast.id);
-    let unread = |error: chatting_actors::seams::StoreError| unread(error.into());
-    let mut there = true;
-    if let Some(start) = start {
-        there = store.correct_broadcast(id, start).await.map_err(unread)?;
-        found.corrected_start_ms = start;
-    }
-    if let Some(hold) = change.legal_hold.filter(|_| there) {
-        there = store.hold_broadcast(id, hold).await.map_err(unread)?;
-        found.legal_hold = hold;
-        log::info!(
-            "broadcast {id}: {} legal hold by user {}",
-            if hold { "under" } else { "no more under" },
-            caller.user_idx
-        );
-    }
-    if !there {
+    // What is so already is not written again.
+    let start = start.filter(|start| *start != found.corrected_start_ms);
+    let hold = change.legal_hold.filter(|hold| *hold != found.legal_hold);
+    if !write(found.broadcast.id, start, hold, caller.user_idx, state).await? {
         // It is on its way there.
         return Err(ApiError::new(Code::LogUnavailable).with_detail("the store does not have this broadcast yet"));
     }
+    found.corrected_start_ms = start.unwrap_or(found.corrected_start_ms);
+    found.legal_hold = hold.unwrap_or(found.legal_hold);
     // Not read again: what has happened is not to be refused for want of a reader.
     Ok(BroadcastBody::new(&found, &caller))
+}
+
+/// Writes what is to change of a broadcast; false where the store does not have it. It is done to the end also when whoever asked has
+/// gone: the store would, and the permit is for its work.
+async fn write(
+    id: Uuid,
+    start: Option<Option<i64>>,
+    hold: Option<bool>,
+    by: UserIdx,
+    state: &State,
+) -> Result<bool, ApiError> {
+    if start.is_none() && hold.is_none() {
+        return Ok(true);
+    }
+    let permit = state.corrections.try_acquire(1);
+    let permit = permit.ok_or_else(|| ApiError::new(Code::Overloaded).with_detail("the queue corrections is full"))?;
+    let store = Arc::clone(state.history.store());
+    let writing = actix_web::rt::spawn(async move {
+        let _permit = permit;
+        if let Some(start) = start
+            && !store.correct_broadcast(id, start).await?
+        {
+            return Ok(false);
+        }
+        if let Some(hold) = hold {
+            if !store.hold_broadcast(id, hold).await? {
+                return Ok(false);
+            }
+            let how = if hold { "under" } else { "no more under" };
+            log::info!("broadcast {id}: {how} legal hold by user {by}");
+        }
+        Ok::<_, StoreError>(true)
+    });
+    let written = writing.await.map_err(|_| ApiError::new(Code::Internal))?;
+    written.map_err(|error| unread(error.into()))
 }
 
 #[derive(Deserialize, IntoParams)]

@@ -252,6 +252,8 @@ refusals! {
     Querying = BadRequest;
     /// Of a request with a body.
     WithBody = BadRequest, TooLarge, UnsupportedMediaType, RequestTimeout;
+    /// Of what one user may not do too often, or twice at once.
+    Often = RateLimited;
     /// Of a message.
     Sending = InvalidMessage, IdempotencyConflict, IdempotencyInProgress, BroadcastEnded, RateLimited, OutcomeUnknown,
         KeysUnavailable, PresenterDisconnected, Overloaded, RoomServerUnavailable, LogUnavailable;

@@ -97,6 +97,8 @@ pub struct State {
     pub figures: Arc<Gate>,
     /// `export.max`
     pub exports: Arc<Gate>,
+    /// `history.corrections`
+    pub corrections: Arc<Gate>,
     /// `server.answers_max_bytes`
     pub answers: Arc<Gate>,
     /// What the actors count.

@@ -106,6 +106,9 @@ section! {
         /// Seconds that moderators, operators and a presenter who deletes wait for log.readers; 0 refuses at once.
         /// 모더레이터와 운영자, 그리고 삭제하는 스트리머가 log.readers 차례를 기다리는 시간(초). 0이면 바로 거절한다.
         staff_wait_seconds: u64 = 5, 0..=60;
+        /// Corrections of broadcasts (PATCH) that the store writes at once; more are refused.
+        /// 저장소에 동시에 쓰는 방송 수정(PATCH)의 최대 수. 넘치면 거절한다.
+        corrections: usize = 2, 1..=1024;
     }
 }
 

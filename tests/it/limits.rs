@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    history::{drained, request, token_with},
+    history::{drained, read, request, token_with},
     support::{
         app::{TestApp, spawn_app},
         eventually,
@@ -303,4 +303,47 @@ async fn a_burst_of_deletions_of_all_time_is_few_acts_and_other_rooms_messages_a
     assert_eq!(app.sqlite_log(13).await, [(1, "elsewhere".into())]);
     let acts = app.metric("chat_moderation_total{scope=\"span\"}").await;
     assert_eq!(acts, Some(done as f64));
+}
+
+/// The path of room 12's newest broadcast.
+async fn broadcast(app: &TestApp, token: &str) -> String {
+    eventually("the broadcast", async || {
+        let page = read(app, "/v1/rooms/12/broadcasts", token).await;
+        let id = page["broadcasts"][0]["id"].as_str()?;
+        Some(format!("/v1/broadcasts/{id}"))
+    })
+    .await
+}
+
+#[actix_web::test]
+async fn rule_19_corrections_of_broadcasts_count_against_their_senders_rate() {
+    let app = spawn_app(|settings| {
+        settings.limits.sender_per_second = 1;
+        settings.limits.sender_burst = 2;
+    })
+    .await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "hi").await.status, 201);
+    let token = app.token(12);
+    let path = broadcast(&app, &token).await;
+    let body = json!({ "started_at": null }).to_string();
+    let patch = async |token: &str| request(&app, "PATCH", &path, token, &body).await;
+    for _ in 0..2 {
+        assert_eq!(patch(&token).await.status, 200);
+    }
+    let refused = eventually("one too many", async || {
+        let answer = patch(&token).await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    limited(&refused, "2");
+    let counted = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
+    assert_eq!(counted, Some(1.0));
+    assert_eq!(
+        patch(&app.token(8)).await.status,
+        403,
+        "others are no staff, however often"
+    );
+    assert_eq!(patch(&token_with(1, "operator", json!(null))).await.status, 200);
 }

@@ -12,16 +12,19 @@ use chatting_server::{
     settings::{LogBackend, Secret},
     store::history::HistoryError,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{
-    app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
-    eventually,
-    http::{HttpClient, Response},
-    mongod::Mongod,
-    presenter::{V1, connect, hello},
-    room_server::{Mode, RoomServer},
-    ws::WsClient,
+use crate::{
+    history::{read, recorded, request, token_with},
+    support::{
+        app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
+        eventually,
+        http::{HttpClient, Response},
+        mongod::Mongod,
+        presenter::{V1, connect, hello},
+        room_server::{Mode, RoomServer},
+        ws::WsClient,
+    },
 };
 
 type Answer = JoinHandle<Response>;
@@ -519,6 +522,51 @@ async fn room_cache_max_bounds_verdicts_that_are_kept_of_each_kind_and_the_oldes
 async fn export_max_bounds_exports_under_way() {
     let app = spawn_app(|settings| settings.export.max = 1).await;
     one_at_a_time(&app, "export", &app.state.exports, "exports").await;
+}
+
+#[actix_web::test]
+async fn history_corrections_bounds_corrections_that_are_written_and_what_is_so_already_is_not() {
+    let app = spawn_app(|settings| settings.history.corrections = 1).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "hi").await.status, 201);
+    let operator = token_with(90, "operator", json!([]));
+    let id = eventually("the broadcast", async || {
+        let page = read(&app, "/v1/rooms/12/broadcasts", &operator).await;
+        page["broadcasts"].get(0).map(|broadcast| broadcast["id"].clone())
+    })
+    .await;
+    recorded(&app, &id).await;
+    let path = format!("/v1/broadcasts/{}", id.as_str().unwrap());
+    let patch = async |body: &Value| request(&app, "PATCH", &path, &operator, &body.to_string()).await;
+    let corrected = json!({ "started_at": "2026-01-01T00:00:00.000Z" });
+    assert_eq!(patch(&corrected).await.status, 200);
+    let written = app.state.corrections.try_acquire(1).unwrap();
+    for change in [
+        json!({ "started_at": null }),
+        json!({ "legal_hold": true }),
+        json!({ "started_at": "2026-01-01T00:00:00.000Z", "legal_hold": true }),
+    ] {
+        overloaded(&patch(&change).await, "corrections");
+    }
+    for same in [
+        corrected,
+        json!({ "legal_hold": false }),
+        json!({ "started_at": "2026-01-01T09:00:00+09:00", "legal_hold": false }),
+    ] {
+        let answer = patch(&same).await;
+        assert_eq!(answer.status, 200, "{same}: {answer:?}");
+        assert_eq!(answer.json()["started_at"], "2026-01-01T00:00:00.000Z");
+    }
+    shows(&app, "corrections", 1, 1, ("refused", 3)).await;
+    drop(written);
+    let back = patch(&json!({ "started_at": null, "legal_hold": true })).await.json();
+    assert_eq!((back.get("corrected_from"), &back["legal_hold"]), (None, &json!(true)));
+    let found = read(&app, &path, &operator).await;
+    for field in ["started_at", "corrected_from", "legal_hold"] {
+        assert_eq!(found.get(field), back.get(field), "{field}");
+    }
+    shows(&app, "corrections", 0, 1, ("refused", 3)).await;
 }
 
 #[actix_web::test]
