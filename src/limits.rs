@@ -5,10 +5,11 @@
 //! forgotten, which can only let it in. Sharded by key, so that the workers rarely wait for each other, and never on the registry's path.
 
 use std::{
+    collections::HashSet,
     hash::{BuildHasher, Hash, RandomState},
     net::IpAddr,
     num::NonZeroUsize,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -86,6 +87,34 @@ impl<K: Hash + Eq> Buckets<K> {
             wait,
             burst: rate.burst as u32,
         })
+    }
+}
+
+/// One at a time for each user, of something that takes long. As many users are in it as are at it, which a gate bounds.
+#[derive(Clone, Default)]
+pub struct OneEach(Arc<Mutex<HashSet<UserIdx>>>);
+
+impl OneEach {
+    /// This user begins, until what is returned is dropped; `None` when they are at it already.
+    pub fn begin(&self, user: UserIdx) -> Option<AtIt> {
+        let began = self.users().insert(user);
+        began.then(|| AtIt { of: self.clone(), user })
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashSet<UserIdx>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`OneEach::begin`].
+pub struct AtIt {
+    of: OneEach,
+    user: UserIdx,
+}
+
+impl Drop for AtIt {
+    fn drop(&mut self) {
+        self.of.users().remove(&self.user);
     }
 }
 
@@ -172,6 +201,19 @@ mod tests {
         let kept: usize = buckets.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(kept <= SHARDS, "{kept}");
         assert!(buckets.take(presenter(999), now).is_err());
+    }
+
+    #[test]
+    fn who_is_at_it_begins_again_when_it_is_over_and_keeps_nobody_else() {
+        let (each, [one, other]) = (OneEach::default(), [7, 8].map(|n| UserIdx::new(n).unwrap()));
+        let first = each.begin(one).unwrap();
+        let second = each.begin(other).unwrap();
+        assert!(each.begin(one).is_none() && each.begin(other).is_none());
+        drop(first);
+        let again = each.begin(one);
+        assert!(again.is_some() && each.begin(other).is_none());
+        drop((again, second));
+        assert!(each.users().is_empty());
     }
 
     #[test]

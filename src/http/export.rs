@@ -1,7 +1,8 @@
 //! A broadcast's chat as a file, streamed as the client takes it.
 //!
 //! The first page is read before the answer begins, so that what can be refused is refused with a status. After that an error
-//! ends the connection without the body's end, which every client notices. At most `export.max` are under way.
+//! ends the connection without the body's end, which every client notices. At most `export.max` are under way,
+//! and one of each presenter.
 
 #![expect(
     unused_qualifications,
@@ -20,13 +21,14 @@ use utoipa::IntoParams;
 use super::{
     history::{find_broadcast, is_operator},
     identify::who,
-    openapi::{Asking, Querying},
+    openapi::{Asking, Often, Querying},
     pages::{bad, query, unread},
     state::State,
 };
 use crate::{
     error::{ApiError, Code, Lang},
     export::{Deletions, Export, Format, Options},
+    limits::AtIt,
 };
 
 #[derive(Deserialize, IntoParams)]
@@ -50,7 +52,7 @@ pub(super) struct ExportQuery {
         (status = 200, description = "The file", content(
             (String = "application/x-ndjson"), (String = "text/csv"), (serde_json::Value = "application/json"), (String = "text/vtt"),
         )),
-        Asking, Querying,
+        Asking, Querying, Often,
     )
 )]
 pub(super) async fn get_export(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
@@ -67,6 +69,8 @@ struct Streaming {
     first: Option<Bytes>,
     /// How it ended; that of a client that has gone unless something else is told.
     outcome: &'static str,
+    /// Of who has one at a time.
+    _only: Option<AtIt>,
     _permit: Permit,
 }
 
@@ -118,6 +122,7 @@ async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> 
     if !caller.is_staff_of(record.broadcast.presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may export its broadcasts"));
     }
+    let only = state.one_at_a_time(&caller, &state.exporting, "an export")?;
     let permit = state.exports.try_acquire(1);
     let permit = permit.ok_or_else(|| ApiError::new(Code::Overloaded).with_detail("the queue exports is full"))?;
     let options = Options {
@@ -139,6 +144,7 @@ async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> 
         state: state.clone(),
         first: first.map(|piece| piece.bytes),
         outcome: "abandoned",
+        _only: only,
         _permit: permit,
     };
     let body = stream::try_unfold(streaming, async |mut streaming| {

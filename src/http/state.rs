@@ -27,7 +27,8 @@ use prometheus_client::{
 use super::{client::AddressGate, stats::FiguresLimits};
 use crate::{
     auth::{Claims, Gateway, Net, TokenVerifier},
-    limits::Rates,
+    error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS},
+    limits::{AtIt, OneEach, Rates},
     room::EmbeddedRooms,
     store::History,
 };
@@ -95,8 +96,12 @@ pub struct State {
     pub history: History,
     /// `figures.at_once`
     pub figures: Arc<Gate>,
+    /// Who has figures counted.
+    pub counting: OneEach,
     /// `export.max`
     pub exports: Arc<Gate>,
+    /// Who has a file made.
+    pub exporting: OneEach,
     /// `history.corrections`
     pub corrections: Arc<Gate>,
     /// `server.answers_max_bytes`
@@ -126,6 +131,20 @@ impl State {
             Role::Viewer | Role::Presenter => self.history.clone(),
             Role::Moderator | Role::Operator => self.history_of_staff(),
         }
+    }
+
+    /// One at a time of what there are few places for, for whoever is neither moderator nor operator: everybody is the presenter of the
+    /// room with their own number, and could keep all others out. `what`, in English, is what is refused otherwise.
+    pub fn one_at_a_time(&self, caller: &Claims, each: &OneEach, what: &str) -> Result<Option<AtIt>, ApiError> {
+        if matches!(caller.role, Role::Moderator | Role::Operator) {
+            return Ok(None);
+        }
+        each.begin(caller.user_idx).map(Some).ok_or_else(|| {
+            self.metrics.refuse(Code::RateLimited.as_str());
+            ApiError::new(Code::RateLimited)
+                .with_detail(format!("this user has {what} under way: one at a time"))
+                .with_rate_limit(1, DEFAULT_RETRY_AFTER_SECONDS)
+        })
     }
 
     /// What reads for an act that only staff of a room may do, whoever of them it is: were viewers to fill every place, nobody could

@@ -15,12 +15,13 @@ use uuid::Uuid;
 use super::{
     history::{answer, find_broadcast},
     identify::who,
-    openapi::{Asking, Querying},
+    openapi::{Asking, Often, Querying},
     pages::{bad, parameter, query, unread},
     state::State,
 };
 use crate::{
     error::{ApiError, Code},
+    limits::AtIt,
     store::{
         StoredBroadcast,
         figures::{Counted, FiguresQuery, PeakRule, peaks},
@@ -129,7 +130,7 @@ struct PeakBody {
 /// Figures of a broadcast, for staff of its room.
 #[utoipa::path(
     get, path = "/v1/broadcasts/{id}/stats", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), StatsQuery),
-    responses((status = 200, description = "The figures, as far as the store has the broadcast", body = Stats), Asking, Querying)
+    responses((status = 200, description = "The figures, as far as the store has the broadcast", body = Stats), Asking, Querying, Often)
 )]
 pub(super) async fn get_stats(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
     answer(&request, stats(&request, &path, &state).await)
@@ -147,7 +148,8 @@ async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats
     let live_ms = stored.broadcast.offset_ms(until, stored.corrected_start_ms);
     let bucket_ms = bucket_ms(asked.bucket_ms.as_deref(), live_ms, limits.buckets_max)?;
     let top = top(asked.top.as_deref(), &limits)?;
-    let counted = count(state, &stored, bucket_ms, top).await?;
+    let only = state.one_at_a_time(&caller, &state.counting, "a count of figures")?;
+    let counted = count(state, &stored, bucket_ms, top, only).await?;
     let buckets = usize::try_from(live_ms / bucket_ms).unwrap_or(0) + 1;
     let series = counted.series(buckets.min(limits.buckets_max));
     let at = |bucket: usize| i64::try_from(bucket).unwrap_or(i64::MAX).saturating_mul(bucket_ms);
@@ -194,8 +196,14 @@ async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats
     })
 }
 
-/// Counts to the end also when whoever asked has gone: the store would, and the permit is for its work.
-async fn count(state: &State, stored: &StoredBroadcast, bucket_ms: i64, top: usize) -> Result<Counted, ApiError> {
+/// Counts to the end also when whoever asked has gone: the store would, and the permit is for its work. So is `only`.
+async fn count(
+    state: &State,
+    stored: &StoredBroadcast,
+    bucket_ms: i64,
+    top: usize,
+    only: Option<AtIt>,
+) -> Result<Counted, ApiError> {
     let permit = state.figures.try_acquire(1);
     let permit = permit.ok_or_else(|| ApiError::new(Code::Overloaded).with_detail("the queue figures is full"))?;
     let limits = state.limits.figures;
@@ -210,7 +218,7 @@ async fn count(state: &State, stored: &StoredBroadcast, bucket_ms: i64, top: usi
     let store = std::sync::Arc::clone(state.history.store());
     let counting = actix_web::rt::spawn(async move {
         let counted = store.figures(query).await;
-        drop(permit);
+        drop((only, permit));
         counted
     });
     let counted = counting.await.map_err(|_| ApiError::new(Code::Internal))?;

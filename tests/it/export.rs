@@ -14,6 +14,7 @@ use uuid::{Builder, Uuid};
 
 use crate::{
     history::{drained, read, request, servers, token_with},
+    limits::limited,
     log_store::room,
     support::{
         app::{TestApp, spawn_app, use_mongodb},
@@ -660,7 +661,7 @@ async fn a_client_that_goes_away_ends_the_reading_and_makes_room_for_the_next() 
     fill_long(&**app.state.history.store(), 5000, 300).await;
     let client = stalled(&app).await;
     let pages = pages_at_rest(&app).await;
-    let answer = request(&app, "GET", &path(""), &app.token(12), "").await;
+    let answer = request(&app, "GET", &path(""), &token_with(1, "operator", Value::Null), "").await;
     assert_eq!(
         (answer.status, answer.json()["code"].as_str()),
         (503, Some("overloaded"))
@@ -673,6 +674,55 @@ async fn a_client_that_goes_away_ends_the_reading_and_makes_room_for_the_next() 
     .await;
     assert_eq!(app.metric("chat_export_pages_total").await, Some(pages));
     assert_eq!(lines(&export(&app, "").await).len(), 5002);
+}
+
+#[actix_web::test]
+async fn a_presenter_who_does_not_take_an_export_gets_no_second_one_and_others_get_theirs() {
+    let app = spawn_app(|settings| {
+        long(settings);
+        settings.export.max = 2;
+    })
+    .await;
+    fill_long(&**app.state.history.store(), 5000, 300).await;
+    let client = stalled(&app).await;
+    pages_at_rest(&app).await;
+    let own = app.token(12);
+    for format in ["", "format=csv"] {
+        let refused = request(&app, "GET", &path(format), &own, "").await;
+        limited(&refused, "1");
+        let why = refused.json();
+        assert!(why["detail"].as_str().unwrap().contains("one at a time"), "{why}");
+    }
+    // It is theirs alone: of the two places one is left, for whoever else may export.
+    let operator = token_with(1, "operator", Value::Null);
+    let all = request(&app, "GET", &path(""), &operator, "").await;
+    assert_eq!(lines(&all).len(), 5002);
+    drop(client);
+    let again = eventually("the first to be given up", async || {
+        let answer = request(&app, "GET", &path(""), &own, "").await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(lines(&again).len(), 5002);
+}
+
+#[actix_web::test]
+async fn an_operator_may_have_several_exports_at_once() {
+    let app = spawn_app(|settings| {
+        long(settings);
+        settings.export.max = 2;
+    })
+    .await;
+    fill_long(&**app.state.history.store(), 5000, 300).await;
+    let operator = token_with(1, "operator", Value::Null);
+    let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
+    let bearer = format!("Bearer {operator}");
+    client
+        .send_request("GET", &path(""), &[("Authorization", &bearer)], "")
+        .await;
+    pages_at_rest(&app).await;
+    let second = request(&app, "GET", &path(""), &operator, "").await;
+    assert_eq!(lines(&second).len(), 5002);
 }
 
 #[actix_web::test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix_web::rt::task::JoinHandle;
 use chatting_actors::{
     gate::Gate,
-    types::{PresenterIdx, Seq},
+    types::{PresenterIdx, Seq, UserIdx},
 };
 use chatting_server::{
     settings::{LogBackend, Secret},
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     history::{read, recorded, request, token_with},
+    limits::limited,
     support::{
         app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
         eventually,
@@ -481,6 +482,40 @@ async fn one_at_a_time(app: &TestApp, asked: &str, gate: &Arc<Gate>, queue: &str
 async fn figures_at_once_bounds_broadcasts_that_are_counted() {
     let app = spawn_app(|settings| settings.figures.at_once = 1).await;
     one_at_a_time(&app, "stats", &app.state.figures, "figures").await;
+}
+
+#[actix_web::test]
+async fn of_one_presenter_one_broadcasts_figures_are_counted_at_a_time() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "hi").await.status, 201);
+    let (own, operator) = (app.token(12), token_with(90, "operator", json!([])));
+    let path = eventually("the broadcast", async || {
+        let page = read(&app, "/v1/rooms/12/broadcasts", &operator).await;
+        let id = page["broadcasts"][0]["id"].as_str()?;
+        Some(format!("/v1/broadcasts/{id}/stats"))
+    })
+    .await;
+    let stats = async |token: &str| request(&app, "GET", &path, token, "").await;
+    let presenter = UserIdx::new(12).unwrap();
+    let counting = app.state.counting.begin(presenter).unwrap();
+    let refused = stats(&own).await;
+    limited(&refused, "1");
+    let why = refused.json();
+    assert!(why["detail"].as_str().unwrap().contains("one at a time"), "{why}");
+    assert_eq!(stats(&operator).await.status, 200);
+    drop(counting);
+    for _ in 0..2 {
+        assert_eq!(stats(&own).await.status, 200);
+    }
+    assert!(
+        app.state.counting.begin(presenter).is_some(),
+        "what was counted is over"
+    );
+    // Of operators none is counted.
+    let _counting = app.state.counting.begin(UserIdx::new(90).unwrap()).unwrap();
+    assert_eq!(stats(&operator).await.status, 200);
 }
 
 #[actix_web::test]
