@@ -9,6 +9,7 @@ mod document;
 mod fields;
 mod figures;
 mod keeping;
+mod marked;
 
 use std::{
     sync::{Arc, Mutex, OnceLock},

@@ -221,3 +221,53 @@ async fn what_was_refused_when_an_act_began_and_was_taken_before_it_ended_is_mar
     assert_eq!(store.append(batch(&given)).await.unwrap(), []);
     assert!(marked(store, 1).await == covered(&[&all], said.iter()));
 }
+
+#[actix_web::test]
+async fn acts_on_what_others_have_marked_look_at_none_of_it_again_and_what_is_given_again_looks_at_all() {
+    let cut = Cut::start(Duration::from_secs(30)).await;
+    let store = &cut.store;
+    let base = 1_800_000_000_000;
+    let mut clock = EventClock::after(0);
+    let at = |event: Arc<Event>| {
+        let mut event = Arc::unwrap_or_clone(event);
+        event.sent_at_ms = base + event.seq.0.cast_signed();
+        Arc::new(event)
+    };
+    let mut said: Vec<_> = (1..=5000)
+        .map(|seq| at(by(7 + i64::from(seq > 2500), event(&mut clock, 1, "e", seq, "x"))))
+        .collect();
+    // This one was set aside.
+    let aside = said.remove(1999);
+    append(store, &said).await;
+    let mut acts = Vec::new();
+    for n in 0..30 {
+        let span = Act::Span {
+            from_ms: base + 1000 - 10 * n,
+            to_ms: base + 4000 + 10 * n,
+        };
+        acts.push(at(act(&mut clock, 1, "e", 5001 + n.cast_unsigned(), span)));
+    }
+    for seq in 5031..=5060 {
+        acts.push(at(act(&mut clock, 1, "e", seq, user(7))));
+    }
+    let before = cut.updates_so_far().await;
+    for part in acts.chunks(7) {
+        append(store, part).await;
+    }
+    let updates = cut.updates_so_far().await - before;
+    // The first span has three thousand, each further one adds a few on either side, and the user has two and a half thousand.
+    assert!((4..=4 + 2 * 29 + 4).contains(&updates), "{updates}");
+    let all: Vec<&Event> = acts.iter().map(|act| &**act).collect();
+    assert!(marked(store, 1).await == covered(&all, said.iter()));
+    // What has been said since is looked at.
+    let later = at(by(7, event(&mut clock, 1, "e", 5061, "x")));
+    let last = at(act(&mut clock, 1, "e", 5062, user(7)));
+    append(store, &[later.clone(), last.clone()]).await;
+    said.push(later);
+    let all = [&all[..], &[&*last]].concat();
+    assert!(marked(store, 1).await == covered(&all, said.iter()));
+    // As `spool replay --parked` gives it, with the acts that cover it.
+    append(store, &[aside.clone(), acts[0].clone()]).await;
+    said.push(aside);
+    assert!(marked(store, 1).await == covered(&all, said.iter()));
+}

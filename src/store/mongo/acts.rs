@@ -26,7 +26,14 @@ use mongodb::{
 };
 use uuid::Uuid;
 
-use super::{DUPLICATE_KEY, Mongo, SEQ_INDEX, archive::USER_INDEX, document::bson_uuid, failed, unreadable};
+use super::{
+    DUPLICATE_KEY, Mongo, SEQ_INDEX,
+    archive::USER_INDEX,
+    document::bson_uuid,
+    failed,
+    marked::{Key, Marked},
+    unreadable,
+};
 
 /// Messages that one update looks at. As many as a batch inserts by default (`log.batch_max`), and marking one is less work than
 /// inserting it: a store that takes batches in time takes these.
@@ -52,6 +59,8 @@ pub(super) struct Progress {
     /// What the store refused of it.
     refused: Vec<Uuid>,
     acts: HashMap<Uuid, Reached>,
+    /// What acts of this and of earlier batches have marked.
+    marked: Marked,
 }
 
 #[derive(Clone, Debug)]
@@ -128,7 +137,9 @@ impl Mongo {
             }
         }
         // From here on an act that is given again is meant: `spool replay --parked` does so when what it covers was stored since.
-        *self.progress() = Progress::default();
+        let mut progress = self.progress();
+        (progress.first, progress.refused) = (None, Vec::new());
+        progress.acts.clear();
         Ok(poison)
     }
 
@@ -148,6 +159,9 @@ impl Mongo {
         let mut progress = self.progress();
         // What was refused then and was taken now may be where an act has been already.
         if progress.first != first || progress.refused.iter().any(|id| !refused.contains(id)) {
+            if !progress.acts.is_empty() {
+                progress.marked.clear();
+            }
             progress.acts.clear();
         }
         (progress.first, progress.refused) = (first, refused);
@@ -180,23 +194,37 @@ impl Mongo {
                 Some(Reached::Before(there, seq)) if epoch == *there => from = from.max(*seq),
                 _ => {}
             }
-            while from < beyond {
-                let stretch = Stretch {
-                    epoch: &epoch,
-                    user,
-                    from,
-                    beyond,
-                };
-                from = self.mark_some(at, &stretch).await?;
-                self.reached(at, Reached::Before(epoch.clone(), from));
-                pieces += 1;
-                if pieces % TOLD_EVERY == 0 {
-                    log::info!(
-                        "store: a deletion in room {} goes on, {} messages were looked at; the events behind it wait in the spool",
-                        at.presenter_idx,
-                        pieces * PIECE
-                    );
+            let key: Key = (at.presenter_idx, epoch, user);
+            let epoch = &key.1;
+            // Of other numberings an act's number tells nothing.
+            let its_own = *epoch == at.epoch;
+            let left = if its_own {
+                self.progress().marked.left(&key, at.seq, from, beyond)
+            } else {
+                vec![(from, beyond)]
+            };
+            for (mut from, beyond) in left {
+                while from < beyond {
+                    let stretch = Stretch {
+                        epoch,
+                        user,
+                        from,
+                        beyond,
+                    };
+                    from = self.mark_some(at, &stretch).await?;
+                    self.reached(at, Reached::Before(epoch.clone(), from));
+                    pieces += 1;
+                    if pieces % TOLD_EVERY == 0 {
+                        log::info!(
+                            "store: a deletion in room {} goes on, {} messages were looked at; the events behind it wait in the spool",
+                            at.presenter_idx,
+                            pieces * PIECE
+                        );
+                    }
                 }
+            }
+            if its_own {
+                self.progress().marked.add(key, at.seq, from, beyond);
             }
         }
         Ok(())
