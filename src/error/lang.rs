@@ -1,6 +1,6 @@
 //! The language of an answer, chosen by the reader's `Accept-Language`.
 
-use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
 
 /// A language that the titles are written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +55,11 @@ impl Lang {
 
     /// [`Lang::from_accept_language`] of a request's headers.
     pub fn from_headers(headers: &HeaderMap) -> Self {
-        let value = headers.get(header::ACCEPT_LANGUAGE);
+        Self::from_header(headers.get(header::ACCEPT_LANGUAGE))
+    }
+
+    /// [`Lang::from_accept_language`] of that header, where it is there.
+    pub fn from_header(value: Option<&HeaderValue>) -> Self {
         Self::from_accept_language(value.and_then(|value| value.to_str().ok()))
     }
 }
@@ -138,10 +142,10 @@ mod tests {
     fn a_header_that_is_not_text_asks_for_no_language() {
         let mut headers = HeaderMap::new();
         assert_eq!(Lang::from_headers(&headers), Lang::English);
-        let garbage = header::HeaderValue::from_bytes(b"ko\xff").unwrap();
+        let garbage = HeaderValue::from_bytes(b"ko\xff").unwrap();
         headers.insert(header::ACCEPT_LANGUAGE, garbage);
         assert_eq!(Lang::from_headers(&headers), Lang::English);
-        headers.insert(header::ACCEPT_LANGUAGE, header::HeaderValue::from_static("ko-KR"));
+        headers.insert(header::ACCEPT_LANGUAGE, HeaderValue::from_static("ko-KR"));
         assert_eq!(Lang::from_headers(&headers), Lang::Korean);
     }
 }

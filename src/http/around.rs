@@ -15,20 +15,16 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use chatting_actors::clock::system_ms;
 
 use super::{
     caught::Panicked,
     cors::Asked,
-    is_v1,
     lines::{Line, UnderWay, Watched, long},
     state::State,
+    surface::{Surface, surface},
     v1,
 };
-use crate::{
-    error::{ApiError, Code, Lang},
-    legacy::error::LegacyError,
-};
+use crate::error::{ApiError, Code, Lang};
 
 /// The middleware. A connection keeps room for its future as long as it lives, and a WebSocket lives long: what is large is in
 /// boxes.
@@ -39,12 +35,13 @@ pub async fn around<B: MessageBody + 'static>(
     let under_way = UnderWay::new(request.conn_data::<Arc<Line>>());
     let state = request.app_data::<web::Data<State>>().cloned();
     let state = state.ok_or_else(|| ErrorInternalServerError("no state"))?;
-    let asked = Asked::by(&request, &state);
+    let surface = surface(request.match_info().as_str(), &state);
+    let asked = Asked::by(&request, surface, &state);
     let preflight = asked.as_ref().and_then(|asked| asked.preflight(&request, &state));
     let mut response = match preflight {
         Some(response) => request.into_response(response).map_into_right_body(),
         None => {
-            let panicked = Panicked::over(&request, &state, asked.as_ref());
+            let panicked = Panicked::over(&request, surface, &state, asked.as_ref());
             if request.method() == Method::POST && room_of_messages(request.path()).is_some() {
                 let answer = panicked.unless(Box::pin(message(request, state.clone())));
                 answer.await?.map_into_right_body()
@@ -59,7 +56,7 @@ pub async fn around<B: MessageBody + 'static>(
         held = state.answers.try_acquire(bytes.min(state.answers.capacity()));
         if held.is_none() {
             let request = response.request().clone();
-            let refusal = no_room(&request, &state);
+            let refusal = no_room(&request, surface, &state);
             response = ServiceResponse::new(request, refusal).map_into_right_body();
         }
     }
@@ -103,16 +100,15 @@ fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>, stopping
 }
 
 /// In place of an answer that there is no memory for.
-fn no_room(request: &HttpRequest, state: &State) -> HttpResponse {
+fn no_room(request: &HttpRequest, surface: Surface, state: &State) -> HttpResponse {
     let error = ApiError::new(Code::Overloaded).with_detail("the queue answers is full");
     // The old server's errors repeat the path, which may be what is so long.
-    let legacy = state.legacy && !is_v1(request.match_info().as_str()) && request.path().len() < 1024;
-    if legacy {
-        let now = state.clock.timestamp(system_ms());
-        LegacyError::from_code(error.code, error.retry_after()).response(&now, request.path())
+    let surface = if request.path().len() < 1024 {
+        surface
     } else {
-        error.response(Lang::from_headers(request.headers()))
-    }
+        Surface::V1
+    };
+    surface.refuse(&error, Lang::from_headers(request.headers()), request.path(), state)
 }
 
 async fn message(request: ServiceRequest, state: web::Data<State>) -> Result<ServiceResponse, Error> {

@@ -8,29 +8,30 @@ use std::fmt;
 use actix_web::{
     Error, HttpResponse, ResponseError,
     dev::ServiceRequest,
-    http::{ConnectionType, StatusCode},
+    http::{
+        ConnectionType, StatusCode,
+        header::{self, HeaderValue},
+    },
     web,
 };
-use chatting_actors::{clock::system_ms, supervise::catch_future};
+use chatting_actors::supervise::catch_future;
 
-use super::{cors::Asked, is_v1, state::State};
-use crate::{
-    error::{ApiError, Code, Lang},
-    legacy::error::LegacyError,
-};
+use super::{cors::Asked, state::State, surface::Surface};
+use crate::error::{ApiError, Code, Lang};
 
 impl Panicked {
     /// The answer to this request, should its handler panic: the handler takes the request with it.
-    pub fn over(request: &ServiceRequest, state: &web::Data<State>, asked: Option<&Asked>) -> Self {
-        let v1 = is_v1(request.match_info().as_str());
+    pub fn over(request: &ServiceRequest, surface: Surface, state: &web::Data<State>, asked: Option<&Asked>) -> Self {
+        let path = if surface == Surface::Legacy { request.path() } else { "" };
         Self {
             code: if request.method().is_safe() {
                 Code::Internal
             } else {
                 Code::OutcomeUnknown
             },
-            lang: Lang::from_headers(request.headers()),
-            legacy: (state.legacy && !v1).then(|| request.path().to_owned()),
+            languages: request.headers().get(header::ACCEPT_LANGUAGE).cloned(),
+            surface,
+            path: path.to_owned(),
             asked: asked.cloned(),
             state: state.clone(),
         }
@@ -51,9 +52,11 @@ impl Panicked {
 /// The answer to a request whose handler panicked, in the words of its dialect.
 pub struct Panicked {
     code: Code,
-    lang: Lang,
-    /// The path, where its errors are those of the old server.
-    legacy: Option<String>,
+    /// Read only where there is something to say.
+    languages: Option<HeaderValue>,
+    surface: Surface,
+    /// Where errors repeat it; else empty.
+    path: String,
     /// What a page may read of it.
     asked: Option<Asked>,
     state: web::Data<State>,
@@ -79,13 +82,9 @@ impl ResponseError for Panicked {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut response = match &self.legacy {
-            None => ApiError::new(self.code).response(self.lang),
-            Some(path) => {
-                let now = self.state.clock.timestamp(system_ms());
-                LegacyError::from_code(self.code, None).response(&now, path)
-            }
-        };
+        let lang = Lang::from_header(self.languages.as_ref());
+        let error = ApiError::new(self.code);
+        let mut response = self.surface.refuse(&error, lang, &self.path, &self.state);
         // What the handler left unread of the request is nobody's now.
         response.head_mut().set_connection_type(ConnectionType::Close);
         if let Some(asked) = self.asked.clone() {

@@ -2,8 +2,6 @@
 //!
 //! A preflight on a legacy route gets what it asked for, except the headers that a gateway sets: a page must never be told
 //! that it may send those. Which headers of an answer a page may read v1 says, too; the old server did not.
-//!
-//! A path counts as the router reads it: `/%6detrics` is `/metrics` there, and must not be a legacy path here.
 
 use actix_web::{
     HttpResponse,
@@ -14,55 +12,37 @@ use actix_web::{
     },
 };
 
-use super::state::State;
+use super::{state::State, surface::Surface};
 use crate::auth::Gateway;
 
 /// What pages read of answers besides what any may: when to try again, and a file's name.
 static READABLE: HeaderValue =
     HeaderValue::from_static("Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Content-Disposition");
 
-/// What a path's CORS follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rule {
-    Legacy,
-    V1,
-    None,
-}
-
-fn rule(path: &str) -> Rule {
-    match path {
-        "/livez" | "/readyz" | "/metrics" | "/openapi.json" => Rule::None,
-        _ if path.starts_with("/docs") => Rule::None,
-        _ if path.starts_with("/v1/") || path.starts_with("/room/") || path.starts_with("/demo") => Rule::V1,
-        _ => Rule::Legacy,
-    }
-}
-
 /// What a request with an `Origin` is told of itself.
 #[derive(Clone)]
 pub struct Asked {
-    rule: Rule,
+    surface: Surface,
     allowed: Option<HeaderValue>,
 }
 
 impl Asked {
     /// `None`: nobody asks.
-    pub fn by(request: &ServiceRequest, state: &State) -> Option<Self> {
+    pub fn by(request: &ServiceRequest, surface: Surface, state: &State) -> Option<Self> {
         let origin = request.headers().get(header::ORIGIN)?;
-        let rule = rule(request.match_info().as_str());
-        let allowed = match rule {
-            Rule::Legacy if state.legacy => Some(HeaderValue::from_static("*")),
-            Rule::V1 => allowed(&state.origins, origin),
-            Rule::Legacy | Rule::None => None,
+        let allowed = match surface {
+            Surface::Legacy => Some(HeaderValue::from_static("*")),
+            Surface::V1 => allowed(&state.origins, origin),
+            Surface::Ops => None,
         };
-        Some(Self { rule, allowed })
+        Some(Self { surface, allowed })
     }
 
     /// The answer to a preflight, where the request is one.
     pub fn preflight(&self, request: &ServiceRequest, state: &State) -> Option<HttpResponse> {
         let is_one = request.method() == Method::OPTIONS
             && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-            && self.rule != Rule::None;
+            && self.surface != Surface::Ops;
         is_one.then(|| {
             let mut response = HttpResponse::Ok().finish();
             if self.allowed.is_some() {
@@ -75,12 +55,12 @@ impl Asked {
 
     /// Tells it.
     pub fn tell(self, headers: &mut HeaderMap) {
-        if self.rule != Rule::None {
+        if self.surface != Surface::Ops {
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
         }
         if let Some(allowed) = self.allowed {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
-            if self.rule == Rule::V1 {
+            if self.surface == Surface::V1 {
                 headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, READABLE.clone());
             }
         }

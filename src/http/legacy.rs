@@ -18,6 +18,7 @@ use super::{
     presenter::{Tokens, damp, place},
     socket,
     state::State,
+    surface,
     v1::{idempotency_key, is_coded, outcome, read_body, refused},
 };
 use crate::{
@@ -74,12 +75,8 @@ pub(super) async fn home() -> HttpResponse {
         .body("Chatting Server is Running")
 }
 
-fn now() -> i64 {
-    chatting_actors::clock::system_ms()
-}
-
 fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResponse {
-    error.response(&state.clock.timestamp(now()), request.path())
+    surface::legacy(error, request.path(), state)
 }
 
 /// Whose token it is.

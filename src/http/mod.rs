@@ -1,5 +1,5 @@
-//! The routes. Which dialect a path speaks decides the shape of its errors: problem+json on v1, the old server's bodies
-//! elsewhere.
+//! The routes. Which dialect a path speaks decides the shape of its errors (`surface.rs`): problem+json on v1, the old server's
+//! bodies elsewhere.
 
 pub mod around;
 pub mod caught;
@@ -22,16 +22,14 @@ mod rooms;
 pub mod socket;
 pub mod state;
 pub mod stats;
+pub mod surface;
 pub mod transport;
 pub(crate) mod v1;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 
-use self::state::State;
-use crate::{
-    error::{ApiError, Code, Lang},
-    legacy::error::FrameworkError,
-};
+use self::{state::State, surface::surface};
+use crate::error::{ApiError, Code, Lang};
 
 /// Adds every route. `ops_apart`: operations listen on an address of their own.
 pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
@@ -56,16 +54,9 @@ pub fn routes(config: &mut web::ServiceConfig, state: &State, ops_apart: bool) {
     }));
 }
 
-/// Whether a path, as the router reads it, is one of v1.
-fn is_v1(path: &str) -> bool {
-    path.starts_with("/v1/")
-}
-
 /// Nothing is at this path, in the words of its dialect.
 pub(crate) fn not_found(request: &HttpRequest, state: &State) -> HttpResponse {
-    if is_v1(request.match_info().as_str()) || !state.legacy {
-        ApiError::new(Code::NotFound).response(Lang::from_headers(request.headers()))
-    } else {
-        FrameworkError::NotFound.response(request.path())
-    }
+    let lang = Lang::from_headers(request.headers());
+    let error = ApiError::new(Code::NotFound);
+    surface(request.match_info().as_str(), state).refuse(&error, lang, request.path(), state)
 }

@@ -1,7 +1,7 @@
 //! The embedded room server's routes, as the legacy room server has them: `/room/live/check` and `search-all` for
 //! anyone, as there; `start` and `stop` for an operator's token.
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, Route, web};
 use chatting_actors::{
     clock::system_ms,
     types::{PresenterIdx, Role},
@@ -13,7 +13,7 @@ use super::{
     identify::by_token,
     openapi::{Asking, WithBody},
     state::State,
-    v1::read_body,
+    v1::{only, read_body},
 };
 use crate::{
     error::{ApiError, Code, Lang},
@@ -22,13 +22,17 @@ use crate::{
 
 /// Adds the routes of these rooms.
 pub fn routes(config: &mut web::ServiceConfig, rooms: EmbeddedRooms) {
-    config.app_data(web::Data::new(rooms)).service(
-        web::scope("/room/live")
-            .route("/check", web::post().to(check))
-            .route("/search-all", web::post().to(search_all))
-            .route("/start", web::post().to(start))
-            .route("/stop", web::post().to(stop)),
-    );
+    let posted = |path: &str, route: Route| web::resource(path).route(route).default_service(web::to(only_post));
+    config
+        .app_data(web::Data::new(rooms))
+        .service(posted("/room/live/check", web::post().to(check)))
+        .service(posted("/room/live/search-all", web::post().to(search_all)))
+        .service(posted("/room/live/start", web::post().to(start)))
+        .service(posted("/room/live/stop", web::post().to(stop)));
+}
+
+async fn only_post(request: HttpRequest) -> HttpResponse {
+    only(&request, "POST")
 }
 
 fn answer(message: &str, data: Value) -> HttpResponse {
@@ -85,15 +89,14 @@ pub(super) async fn check(
     state: web::Data<State>,
     rooms: web::Data<EmbeddedRooms>,
 ) -> HttpResponse {
-    let body = read_body(&request, payload, &state.limits).await;
-    let result = || {
-        let presenter = presenter(&body?)?;
+    let result = async {
+        let presenter = presenter(&read_body(&request, payload, &state.limits).await?)?;
         Ok(match rooms.get(presenter) {
             Some(live) => answer("check", room(presenter, live)),
             None => answer("check", json!({ "alive": false })),
         })
     };
-    respond(&request, result())
+    respond(&request, result.await)
 }
 
 /// All live rooms.
@@ -119,11 +122,11 @@ pub(super) async fn start(
     state: web::Data<State>,
     rooms: web::Data<EmbeddedRooms>,
 ) -> HttpResponse {
-    let body = read_body(&request, payload, &state.limits).await;
     let result = async {
         operator(&request, &state).await?;
-        let presenter = presenter(&body?)?;
+        let presenter = presenter(&read_body(&request, payload, &state.limits).await?)?;
         let live = rooms.start(presenter).await.map_err(|error| unsaved(&error))?;
+        state.failing.if_planned();
         Ok(answer("start", room(presenter, live)))
     };
     respond(&request, result.await)
@@ -141,10 +144,10 @@ pub(super) async fn stop(
     state: web::Data<State>,
     rooms: web::Data<EmbeddedRooms>,
 ) -> HttpResponse {
-    let body = read_body(&request, payload, &state.limits).await;
     let result = async {
         operator(&request, &state).await?;
-        let stopped = rooms.stop(presenter(&body?)?).await.map_err(|error| unsaved(&error))?;
+        let presenter = presenter(&read_body(&request, payload, &state.limits).await?)?;
+        let stopped = rooms.stop(presenter).await.map_err(|error| unsaved(&error))?;
         Ok(answer("stop", json!({ "alive": false, "stopped": stopped.is_some() })))
     };
     respond(&request, result.await)

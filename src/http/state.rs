@@ -167,6 +167,17 @@ pub struct Failing {
     pub http: AtomicBool,
 }
 
+impl Failing {
+    /// Panics, once, where [`Self::http`] says so.
+    pub(super) fn if_planned(&self) {
+        // Only looked at where nothing is planned: all workers read this line of memory with each message.
+        assert!(
+            !(self.http.load(Ordering::Relaxed) && self.http.swap(false, Ordering::Relaxed)),
+            "planned"
+        );
+    }
+}
+
 /// What `/readyz` looks at.
 pub struct Health {
     /// Set when the server is about to stop.

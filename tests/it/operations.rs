@@ -1,21 +1,28 @@
 //! What operators see: liveness, readiness, metrics, their own port; and the embedded room server that they steer.
 
-use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use chatting_actors::{clock::system_ms, registry::End, seldom::Seldom, session::Close, types::Role};
 use chatting_server::{
     app::Stopped,
     auth::{Mint, SigningKey, mint},
-    error::Code,
+    error::{Code, Lang},
+    settings::RoomMode,
     store::SpoolLock,
 };
 use serde_json::json;
 
 use crate::support::{
-    app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
+    app::{KEY, TestApp, settings, spawn_app, spawn_in, use_mongodb},
     command::{command, run},
     eventually,
-    http::{HttpClient, get},
+    http::{HttpClient, Response, get},
     mongod::{Mongod, fresh_database_name},
     process::{Process, ScratchDir},
     ws::WsClient,
@@ -217,22 +224,70 @@ async fn a_store_that_is_away_is_degraded_and_messages_go_on() {
     assert_eq!(get(app.addr, "/readyz").await.json()["status"], "ready");
 }
 
+fn operator_of(app: &TestApp) -> String {
+    let operator = Mint {
+        user_idx: 1,
+        nickname: "op",
+        role: Some(Role::Operator),
+        rooms: &[],
+        issued_at: system_ms() / 1000,
+        ttl_seconds: 60,
+        auth: &app.settings.auth,
+    };
+    mint(&SigningKey::secret(KEY.as_bytes()), &operator).unwrap()
+}
+
+#[actix_web::test]
+async fn the_embedded_room_servers_routes_refuse_as_the_document_says_beside_the_legacy_dialect_too() {
+    let app = spawn_app(|settings| settings.server.body_seconds = 300).await;
+    let mut client = app.client().await;
+    let problem = |answer: &Response| answer.header("content-type") == Some("application/problem+json");
+    for path in ["check", "search-all", "start", "stop"] {
+        let answer = client.request("GET", &format!("/room/live/{path}"), &[], "").await;
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{path}");
+        assert!(problem(&answer), "{answer:?}");
+        assert_eq!(answer.json()["code"], "method_not_allowed");
+    }
+    let answer = client.request("POST", "/room/live/nothing", &[], "").await;
+    assert_eq!((answer.status, problem(&answer)), (404, true), "{answer:?}");
+    // Who asks comes before what is asked, which may be long in coming.
+    for path in ["start", "stop"] {
+        let head = format!("POST /room/live/{path} HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n");
+        let mut stranger = app.client().await;
+        stranger.send_bytes(head.as_bytes()).await;
+        assert_eq!(stranger.read_response(false).await.status, 401, "{path}");
+    }
+
+    app.state.failing.http.store(true, Ordering::Relaxed);
+    let (operator, twelve) = (operator_of(&app), r#"{"presenterIdx":"12"}"#);
+    let headers = [("token", operator.as_str()), ("Accept-Language", "ko")];
+    let answer = app.client().await.post_json("/room/live/start", &headers, twelve).await;
+    assert_eq!((answer.status, problem(&answer)), (504, true), "{answer:?}");
+    assert_eq!(answer.json()["title"], Code::OutcomeUnknown.title(Lang::Korean));
+    assert_eq!(
+        client.post_json("/room/live/start", &headers, twelve).await.status,
+        200,
+        "the next one is served"
+    );
+}
+
+#[actix_web::test]
+async fn where_rooms_are_not_embedded_their_paths_are_no_others_than_the_old_server_lacked() {
+    let app = spawn_app(|settings| settings.room.mode = RoomMode::Http).await;
+    let page = [("Origin", "https://a.example")];
+    let answer = app.client().await.request("POST", "/room/live/start", &page, "").await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]),
+        (404, &json!("Not Found")),
+        "{answer:?}"
+    );
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+}
+
 #[actix_web::test]
 async fn the_embedded_room_server_is_steered_by_operators_only() {
     let app = spawn_app(|_| {}).await;
-    let operator = mint(
-        &SigningKey::secret(KEY.as_bytes()),
-        &Mint {
-            user_idx: 1,
-            nickname: "op",
-            role: Some(Role::Operator),
-            rooms: &[],
-            issued_at: system_ms() / 1000,
-            ttl_seconds: 60,
-            auth: &app.settings.auth,
-        },
-    )
-    .unwrap();
+    let operator = operator_of(&app);
     let viewer = app.token(12);
     let ask = async |path: &str, token: &str, body: &str| {
         app.client()
@@ -271,10 +326,7 @@ async fn the_embedded_room_server_is_steered_by_operators_only() {
 #[actix_web::test]
 async fn while_it_stops_it_is_not_ready_and_takes_no_new_sessions() {
     let app = spawn_app(|settings| settings.ops.bind = "127.0.0.1:0".into()).await;
-    app.state
-        .health
-        .draining
-        .store(true, std::sync::atomic::Ordering::Release);
+    app.state.health.draining.store(true, Ordering::Release);
     let ready = get(app.ops.unwrap(), "/readyz").await;
     assert_eq!(
         (ready.status, ready.json()["status"].as_str()),
@@ -294,10 +346,7 @@ async fn while_it_stops_each_answer_is_its_connections_last_also_one_that_takes_
     let _presenter = app.presenter(12).await;
     let before = app.post(12, 7, "x").await;
     assert_eq!((before.status, before.header("connection")), (201, None));
-    app.state
-        .health
-        .draining
-        .store(true, std::sync::atomic::Ordering::Release);
+    app.state.health.draining.store(true, Ordering::Release);
     let taken = app.post(12, 7, "y").await;
     assert_eq!((taken.status, taken.header("connection")), (201, Some("close")));
     let read = get(app.addr, "/v1/rooms/12/messages").await;
