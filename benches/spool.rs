@@ -1,5 +1,5 @@
-//! What the spool alone costs a message: CPU of its thread, from the commit to the later deletion (design.md's budget: 4 µs
-//! at 100 a commit, 8 µs at 12; idempotency apart), as a Markdown table.
+//! What the spool alone costs a message: CPU of its thread, from the commit to the later deletion (the budget: 4 µs at 100 a
+//! commit, 8 µs at 12; idempotency apart), as a Markdown table.
 //!
 //! `cargo bench --bench spool`
 //!

@@ -2,9 +2,10 @@
 //! a reader's language.
 //!
 //! Every layer has its own error type and turns it into a [`Code`] at its edge; nothing else decides
-//! a status or writes a title. v1 routes answer with an [`ApiError`], which is
+//! a status of v1 or writes a title. v1 routes answer with an [`ApiError`], which is
 //! `application/problem+json` (RFC 9457). Legacy routes take the status, the Retry-After and the
-//! Korean title from here too and put them into their own body (`crate::legacy`).
+//! Korean title from here too and put them into their own body, but for what the old server had a
+//! status and a text of its own for (`crate::legacy::error`).
 
 mod api;
 mod lang;
@@ -33,7 +34,7 @@ struct Row {
 macro_rules! codes {
     ($($(#[$doc:meta])* $code:ident = $name:literal, $status:ident, $close:expr, $retry:literal,
         $english:literal, $korean:literal;)*) => {
-        /// A stable reason for a refusal (design.md, "HTTP, v1").
+        /// A stable reason for a refusal (docs/SENDING.md, "Refusals").
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code { $($(#[$doc])* $code,)* }
 

@@ -1,8 +1,9 @@
 //! How often someone may do something: token buckets by key (rule 19; rule 15 for reconnects).
 //!
 //! A bucket holds `burst` and fills with so many a second. Only keys that were proven are counted (a verified user, a room of a
-//! message that parses, a TCP peer), so nobody can use up another's. Bounded: `limits.tracked` keys a kind, the one unseen for longest is
-//! forgotten, which can only let it in. Sharded by key, so that the workers rarely wait for each other, and never on the registry's path.
+//! message that parses, a client's address, which only a trusted proxy may name for another), so nobody can use up another's.
+//! Bounded: `limits.tracked` keys a kind, the one unseen for longest is forgotten, which can only let it in. Sharded by key, so that
+//! the workers rarely wait for each other, and never on the registry's path.
 
 use std::{
     collections::HashSet,

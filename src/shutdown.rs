@@ -1,4 +1,4 @@
-//! A stop, in order (design.md, "Stopping"): v1 sessions are told when to come back while chat goes on, submits are refused, everything
+//! A stop, in order (docs/ARCHITECTURE.md, "A stop"): v1 sessions are told when to come back while chat goes on, submits are refused, everything
 //! numbered is answered, sessions are closed, HTTP ends. What is still under way there then accepts nothing: a read of the log, an
 //! answer that its client does not take, a body that does not come. It has `shutdown.requests_seconds` and is cut.
 

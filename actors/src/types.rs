@@ -80,7 +80,7 @@ impl fmt::Display for Seq {
     }
 }
 
-/// Names one numbering: one per spool (design.md, "Words").
+/// Names one numbering: one per spool (docs/PROTOCOL.md).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub Arc<str>);

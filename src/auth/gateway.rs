@@ -87,7 +87,7 @@ pub enum ForwardedError {
 }
 
 impl ForwardedError {
-    /// The legacy dialect's text: Spring's own where a header is missing (legacy-protocol.md), else Korean.
+    /// The legacy dialect's text: Spring's own where a header is missing (docs/LEGACY.md), else Korean.
     pub fn legacy_text(&self) -> String {
         match self {
             Self::Missing(name) => format!("Missing request header '{name}' for method parameter of type String"),

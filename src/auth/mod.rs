@@ -1,4 +1,4 @@
-//! Who may do what (design.md): tokens, and the headers of a trusted gateway.
+//! Who may do what (docs/SECURITY.md): tokens, and the headers of a trusted gateway.
 
 mod cache;
 mod claims;

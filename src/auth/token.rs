@@ -122,7 +122,7 @@ impl TokenError {
         }
     }
 
-    /// The legacy dialect's text (legacy-protocol.md).
+    /// The legacy dialect's text (docs/LEGACY.md).
     pub fn legacy_text(self) -> &'static str {
         match self {
             Self::Missing => "Token null",

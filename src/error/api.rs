@@ -1,12 +1,11 @@
 //! A refusal as v1 routes answer it: `application/problem+json` (RFC 9457).
 //!
-//! A handler that returns an [`ApiError`] is answered in English, because actix-web renders it without
-//! the request; one that wants the reader's language calls [`ApiError::response`] itself.
+//! A handler calls [`ApiError::response`] with the reader's language itself: actix-web would render an error without the request.
 
 use std::fmt;
 
 use actix_web::{
-    HttpResponse, ResponseError,
+    HttpResponse,
     http::{StatusCode, header},
 };
 use serde::Serialize;
@@ -126,12 +125,6 @@ pub fn rate_limit(limit: u32, reset_seconds: u32) -> [(&'static str, String); 3]
     ]
 }
 
-impl From<Code> for ApiError {
-    fn from(code: Code) -> Self {
-        Self::new(code)
-    }
-}
-
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.detail {
@@ -142,16 +135,6 @@ impl fmt::Display for ApiError {
 }
 
 impl std::error::Error for ApiError {}
-
-impl ResponseError for ApiError {
-    fn status_code(&self) -> StatusCode {
-        self.code.status()
-    }
-
-    fn error_response(&self) -> HttpResponse {
-        self.response(Lang::default())
-    }
-}
 
 /// The body of RFC 9457, with `code` as its extension member.
 #[derive(Serialize)]
@@ -199,7 +182,7 @@ mod tests {
             )
         );
 
-        let response = ApiError::from(Code::NotFound).error_response();
+        let response = ApiError::new(Code::NotFound).response(Lang::default());
         assert_eq!(header(&response, "content-language"), Some("en"));
         assert!(!body(response).contains("detail"));
     }

@@ -1,4 +1,4 @@
-//! Who is asking: a token, or the headers of a trusted gateway (design.md, "Who may do what").
+//! Who is asking: a token, or the headers of a trusted gateway (docs/SECURITY.md).
 
 use std::time::Instant;
 

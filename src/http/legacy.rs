@@ -1,4 +1,4 @@
-//! The legacy dialect's routes, to the byte (legacy-protocol.md): `/`, `/token`, `/send/message`, `/chatting`.
+//! The legacy dialect's routes, to the byte (docs/LEGACY.md): `/`, `/token`, `/send/message`, `/chatting`.
 
 use std::sync::Arc;
 

@@ -33,7 +33,7 @@ use crate::{
     store::History,
 };
 
-/// Limits on what comes in (rule 20).
+/// What one request may bring (rule 20), and what is read and waited for on its behalf.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// `server.max_body_bytes`
@@ -84,7 +84,7 @@ pub struct State {
     pub tokens: Arc<TokenVerifier>,
     /// `auth.mode = "gateway"`: believes x-forward headers of these peers.
     pub gateway: Option<Gateway>,
-    /// Limits on what comes in.
+    /// What one request may bring, and have read for it.
     pub limits: Limits,
     /// `cors.origins`
     pub origins: Vec<String>,

@@ -1,4 +1,4 @@
-//! The body of `POST /send/message`, read as leniently as the old server's Jackson read it (legacy-protocol.md).
+//! The body of `POST /send/message`, read as leniently as the old server's Jackson read it (docs/LEGACY.md).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The old server's two shapes of an error, and its Korean texts (legacy-protocol.md).
+//! The old server's two shapes of an error, and its Korean texts (docs/LEGACY.md).
 
 use actix_web::{
     HttpResponse,

@@ -1,4 +1,4 @@
-//! A room server asked over HTTP with awc (legacy-protocol.md, "Room server it asks").
+//! A room server asked over HTTP with awc (docs/ROOM-SERVER.md).
 //!
 //! Only a 200 with a boolean `data.alive` is an answer (rule 9). No redirect is followed and no more than
 //! `room.max_answer_bytes` are read, so that a room server gone wrong costs no more than its own answer.

@@ -1,4 +1,4 @@
-//! The original server's HTTP, to the byte (legacy-protocol.md): `/send/message` by token and behind a gateway, `/`, `/token`, CORS.
+//! The original server's HTTP, to the byte (docs/LEGACY.md): `/send/message` by token and behind a gateway, `/`, `/token`, CORS.
 
 use chatting_actors::clock::system_ms;
 use chatting_server::settings::{AuthMode, Secret, Settings};

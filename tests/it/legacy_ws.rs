@@ -1,4 +1,4 @@
-//! The original server's WebSocket, to the byte (legacy-protocol.md): `/chatting` from the upgrade to the close.
+//! The original server's WebSocket, to the byte (docs/LEGACY.md): `/chatting` from the upgrade to the close.
 
 use std::time::{Duration, Instant};
 

@@ -306,7 +306,7 @@ async fn a_presenter_that_comes_back_is_told_what_was_deleted_meanwhile() {
     assert_eq!((&told["type"], &told["user_idx"]), (&"moderation".into(), &7.into()));
 }
 
-/// Who may do what (design.md), row by row.
+/// Who may delete (docs/HISTORY.md), row by row.
 #[actix_web::test]
 async fn each_role_may_do_what_the_table_says_and_nothing_else() {
     let app = spawn_app(|_| {}).await;

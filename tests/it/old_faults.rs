@@ -1,4 +1,4 @@
-//! What the original server gets wrong (the end of legacy-protocol.md). Each test would fail on it.
+//! What the original server gets wrong (the end of docs/LEGACY.md). Each test would fail on it.
 
 use std::{
     collections::BTreeSet,

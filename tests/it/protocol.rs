@@ -133,7 +133,7 @@ fn problems(schema: &jsonschema::Validator, frame: &Value) -> Vec<String> {
     schema.iter_errors(frame).map(|error| error.to_string()).collect()
 }
 
-/// The text of PROTOCOL.md from a heading up to the next.
+/// The text of docs/PROTOCOL.md from a heading up to the next.
 fn section(heading: &str) -> &'static str {
     documents::section(PROTOCOL, heading)
 }

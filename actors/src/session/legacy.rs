@@ -1,7 +1,7 @@
 //! The legacy dialect as a state machine without a socket: a client's frame in, what to do out.
 //!
 //! A legacy client shows every frame it gets as a chat line, so nothing may ever be sent that is not in
-//! legacy-protocol.md: no welcome, no error that it does not list, no close code above 1011.
+//! docs/LEGACY.md: no welcome, no error that it does not list, no close code above 1011.
 
 use bytestring::ByteString;
 

@@ -81,9 +81,9 @@ impl Inbound {
 
 /// What a session speaks.
 pub enum Dialect {
-    /// legacy-protocol.md, to the byte; times are of this clock.
+    /// docs/LEGACY.md, to the byte; times are of this clock.
     Legacy(Arc<Clock>),
-    /// design.md, "Presenter sessions, dialect v1".
+    /// docs/PROTOCOL.md.
     V1(Machine),
 }
 

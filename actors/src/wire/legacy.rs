@@ -1,4 +1,4 @@
-//! The legacy dialect's frames (legacy-protocol.md): what a client says, and what the server may say, to the byte.
+//! The legacy dialect's frames (docs/LEGACY.md): what a client says, and what the server may say, to the byte.
 
 use std::{
     fmt::{self, Write},

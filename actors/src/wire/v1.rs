@@ -1,4 +1,4 @@
-//! The v1 dialect's frames (design.md, "Presenter sessions, dialect v1"): JSON text, one object a frame, named by `type`.
+//! The v1 dialect's frames (docs/PROTOCOL.md): JSON text, one object a frame, named by `type`.
 //!
 //! docs/asyncapi.json describes every one of them; a test holds the two together.
 

@@ -1,4 +1,4 @@
-//! Events and broadcasts as documents of MongoDB (design.md, "Storage").
+//! Events and broadcasts as documents of MongoDB (docs/MOVING.md, "The log").
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) fn size(event: &Event) -> usize {
     320 + event.chat.text.as_str().len() + event.chat.nickname.as_str().len()
 }
 
-/// Writes an event as it is stored (design.md, "Storage").
+/// Writes an event as it is stored (docs/MOVING.md, "The log").
 pub(super) fn write(fields: &mut Fields, event: &Event) {
     let chat = &event.chat;
     fields.uuid("_id", event.id);
