@@ -327,6 +327,7 @@ pub(crate) fn registry_config(settings: &Settings) -> RegistryConfig {
         credit_events: session.credit_events.min(settings.actors.session.mailbox),
         credit_bytes: session.credit_bytes,
         stall: Duration::from_secs(session.stall_seconds),
+        start: Duration::from_secs(settings.legacy.start_seconds),
         detached: Duration::from_secs(session.detached_seconds),
         not_live: Duration::from_secs(session.not_live_seconds),
         grace: Duration::from_secs(session.grace_seconds),

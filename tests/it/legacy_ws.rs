@@ -1103,6 +1103,7 @@ async fn rule_10_of_a_full_server_the_session_whose_room_is_not_live_goes_before
         // Each goes for its place alone, however slow the machine.
         settings.session.not_live_seconds = 600;
         settings.session.hello_seconds = 300;
+        settings.legacy.start_seconds = 600;
         settings.room.sweep_ms = 20;
     })
     .await;
@@ -1132,6 +1133,39 @@ async fn rule_10_of_a_full_server_the_session_whose_room_is_not_live_goes_before
     assert_eq!(silent.next_close().await, Some(1000));
     assert_nothing_came(&mut live).await;
     assert_nothing_came(&mut in_its_place).await;
+}
+
+#[actix_web::test]
+async fn rule_10_of_a_full_server_a_socket_that_sent_no_start_in_its_time_goes_first_and_keeps_its_place_until_then() {
+    let app = spawn_app(|settings| {
+        settings.session.max = 3;
+        settings.session.not_live_seconds = 600;
+        settings.legacy.start_seconds = 1;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    app.go_live(12);
+    let mut live = app.presenter(12).await;
+    let mut not_live = app.presenter(13).await;
+    for (room, is_live) in [(12, true), (13, false)] {
+        eventually("the verdict", async || {
+            app.room(room).await.filter(|room| room.live == Some(is_live))
+        })
+        .await;
+    }
+    let mut silent = app.connect().await;
+    let connected = Instant::now();
+    eventually("its time to be over", async || {
+        (connected.elapsed() > Duration::from_secs(2)).then_some(())
+    })
+    .await;
+    // Nobody wants its place, and a ping is no start.
+    silent.send_text("ping").await;
+    assert_eq!(silent.next_text().await, "pong");
+    assert_eq!(refused(&app).await.map(|answer| answer.status), Some(503));
+    assert_eq!(silent.next_close().await, Some(1000));
+    assert_nothing_came(&mut not_live).await;
+    assert_nothing_came(&mut live).await;
 }
 
 #[actix_web::test]

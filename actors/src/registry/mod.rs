@@ -92,6 +92,8 @@ pub struct RegistryConfig {
     pub credit_bytes: usize,
     /// `session.stall_seconds`
     pub stall: Duration,
+    /// `legacy.start_seconds`
+    pub start: Duration,
     /// `session.detached_seconds`
     pub detached: Duration,
     /// `session.not_live_seconds`
@@ -125,6 +127,7 @@ struct Slot {
 
 struct Session {
     subscriber: Arc<dyn Subscriber>,
+    connected_at: Instant,
     presenter: Option<PresenterIdx>,
     /// It speaks v1.
     v1: bool,

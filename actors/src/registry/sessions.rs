@@ -13,6 +13,8 @@ enum Spare {
     Refused,
     /// Its room is not live.
     NotLive,
+    /// It has not said whose it is for longer than that may take.
+    Silent,
 }
 
 impl Spare {
@@ -20,7 +22,7 @@ impl Spare {
     fn end(self) -> End {
         match self {
             Self::NotLive => End::NotLive,
-            Self::Refused | Self::Nobodys => End::Crowded,
+            Self::Refused | Self::Nobodys | Self::Silent => End::Crowded,
         }
     }
 }
@@ -53,6 +55,7 @@ impl SessionRegistry {
             session,
             Session {
                 subscriber,
+                connected_at: Instant::now(),
                 presenter: None,
                 v1: false,
                 told: false,
@@ -201,8 +204,9 @@ impl SessionRegistry {
     }
 
     /// Rule 10: when sessions are full, those whose room is not live go first; then those of whose room alone the room server does not
-    /// say; then those that never said whose they are. As many as were refused since the last sweep, so that a crowd at the door costs
-    /// a look at all sessions once a sweep.
+    /// say; then those that have not said yet whose they are. Before all of them those that have not for longer than that may take: a
+    /// socket costs its client nothing, and a crowd of them would have every session go whose room is not live yet. As many as were
+    /// refused since the last sweep, so that a crowd at the door costs a look at all sessions once a sweep.
     pub(super) fn free_seats(&mut self, now: Instant) {
         let wanted = self.handle.seats_wanted();
         if wanted == 0 {
@@ -210,7 +214,11 @@ impl SessionRegistry {
         }
         // The greatest goes first.
         let spare = |session: &Session| match session.presenter {
-            None => Some((Spare::Nobodys, Duration::ZERO)),
+            None => {
+                let silent_for = now.saturating_duration_since(session.connected_at);
+                let late = silent_for > self.config.start;
+                Some((if late { Spare::Silent } else { Spare::Nobodys }, silent_for))
+            }
             Some(presenter) => {
                 let room = self.rooms.get(&presenter)?;
                 let refused_for = || room.refused_for(now).map(|time| (Spare::Refused, time));

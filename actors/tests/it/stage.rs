@@ -197,6 +197,7 @@ pub fn registry_config() -> RegistryConfig {
         credit_events: 64,
         credit_bytes: 1 << 20,
         stall: Duration::from_secs(60),
+        start: Duration::from_secs(60),
         detached: Duration::from_secs(60),
         not_live: Duration::from_secs(60),
         grace: Duration::from_secs(60),
