@@ -3,7 +3,9 @@
 //!
 //! A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@` or a control character for a formula, and a formula can send
 //! what else is on the sheet elsewhere (OWASP, "CSV Injection"). Such a text of a user's, or name of a numbering, which an import
-//! may have brought, gets a `'` in front, which spreadsheets read as "this is text".
+//! may have brought, gets a `'` in front, which spreadsheets read as "this is text". Where `;` is the separator (Excel in much of
+//! Europe) or TAB is, a cell may end within a text, whatever is quoted, because the quotes are not at the beginning of a cell there. So
+//! what would be a formula behind one of them, or on a new line, gets a `'` too.
 
 use chatting_actors::{moderation::Act, types::UserIdx, wire::v1::timestamp};
 
@@ -71,15 +73,32 @@ fn target(act: &Act) -> String {
     }
 }
 
-/// What others wrote, as a cell that is never a formula. NUL ends a text for many readers, so it becomes U+FFFD.
+/// With what a formula begins.
+const FORMULA: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+
+/// With what a cell or a row may end, besides the comma, for which cells are quoted.
+const ENDS: [char; 4] = [';', '\t', '\r', '\n'];
+
+/// What others wrote, as a cell that is never a formula, nor has one in it. NUL ends a text for many readers, so it becomes U+FFFD.
 fn text(text: &str) -> String {
-    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']);
-    let quote = if formula { "'" } else { "" };
-    format!("{quote}{}", text.replace('\0', "\u{fffd}"))
+    let mut cell = String::with_capacity(text.len() + 1);
+    if text.starts_with(FORMULA) || text.starts_with(['\t', '\r', '\n']) {
+        cell.push('\'');
+    }
+    let mut behind_an_end = false;
+    for (at, c) in text.char_indices() {
+        // `;-)` is said a lot, and no formula for anyone.
+        if behind_an_end && FORMULA.contains(&c) && !text[at..].starts_with("-)") {
+            cell.push('\'');
+        }
+        cell.push(if c == '\0' { '\u{fffd}' } else { c });
+        behind_an_end = ENDS.contains(&c) || (behind_an_end && c == '"');
+    }
+    cell
 }
 
 fn write(cell: &str, out: &mut Vec<u8>) {
-    let plain = !cell.contains([',', '"', '\r', '\n']) && cell.trim_ascii() == cell;
+    let plain = !cell.contains([',', '"', ';', '\t', '\r', '\n']) && cell.trim_ascii() == cell;
     if plain {
         out.extend_from_slice(cell.as_bytes());
     } else {
@@ -117,8 +136,17 @@ mod tests {
             ("+82", "'+82"),
             ("-1", "'-1"),
             ("@SUM(A1)", "'@SUM(A1)"),
-            ("\t=1", "'\t=1"),
-            ("\r=1", "\"'\r=1\""),
+            ("\t=1", "\"'\t'=1\""),
+            ("\r=1", "\"'\r'=1\""),
+            ("a;b", "\"a;b\""),
+            ("a\tb", "\"a\tb\""),
+            ("x;=cmd|'/C calc'!A0;y", "\"x;'=cmd|'/C calc'!A0;y\""),
+            ("x\t+1", "\"x\t'+1\""),
+            ("x;\"@A1\"", "\"x;\"\"'@A1\"\"\""),
+            ("two\n=1", "\"two\n'=1\""),
+            (";;-2", "\";;'-2\""),
+            ("hi ;-)", "\"hi ;-)\""),
+            ("a-b=c+d", "a-b=c+d"),
             ("＝1", "'＝1"),
             ("=\"a\",1", "\"'=\"\"a\"\",1\""),
             ("a=1", "a=1"),

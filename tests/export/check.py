@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 import urllib.request
 
@@ -17,6 +18,7 @@ TEXTS = [
     "\u202ertl\u202c \u2028 \0 🙂👨\u200d👩\u200d👧",
     "say \"hi\", 'you'",
     "   ",
+    "x;=cmd|'/C calc'!A0;y\t@A1 ;-)",
     "last\r",
 ]
 
@@ -41,10 +43,15 @@ def files(work, deleted):
         rows = list(csv.DictReader(file, strict=True))
     assert [int(row["seq"]) for row in rows] == [event["seq"] for event in events]
     assert all(not cell.startswith(tuple("=+-@\t\r")) for row in rows for cell in row.values())
+    for separator in ";\t":
+        with open(f"{work}/chat.csv", encoding="utf-8-sig", newline="") as file:
+            cells = [cell for row in csv.reader(file, delimiter=separator) for cell in row]
+        assert all(not cell.startswith(tuple("=+-@")) or cell.startswith("-)") for cell in cells), separator
     for row, event in zip(rows, events):
         for key in ("text", "nickname"):
-            # A spreadsheet shows the ' of a text's beginning as nothing.
+            # A spreadsheet shows the ' of a text's beginning as nothing; that of what would begin a cell elsewhere is there.
             shown = row[key][1:] if row[key].startswith("'") and not event.get(key, "").startswith("'") else row[key]
+            shown = re.sub(r"([;\t\r\n]\"*)'(?=[=+\-@])", r"\1", shown)
             assert shown == event.get(key, "").replace("\0", "\ufffd"), (row, event)
         assert (row["deleted_at"] != "") == (event["id"] == deleted), row
 
