@@ -211,11 +211,14 @@ impl Output {
         part.push(".part");
         let part = PathBuf::from(part);
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", part.display()));
-        // Chat is personal data; one that was left by a killed export is begun anew.
+        // Chat is personal data: neither what a killed export left, whatever its mode, nor a link that is there is written into.
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(error)),
+            _ => {}
+        }
         let file: File = OpenOptions::new()
-            .create(true)
+            .create_new(true)
             .write(true)
-            .truncate(true)
             .mode(0o600)
             .open(&part)
             .map_err(named)?;

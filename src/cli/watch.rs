@@ -1,6 +1,6 @@
 //! `watch`: a presenter's WebSocket in a terminal.
 
-use std::{process::ExitCode, time::Duration};
+use std::{borrow::Cow, fmt::Write, process::ExitCode, time::Duration};
 
 use actix_web::http::{StatusCode, Uri};
 use awc::{
@@ -154,7 +154,7 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {
                 if said == Said::Pong {
                     continue;
                 }
-                let told = try_print(&format!("{}\n", String::from_utf8_lossy(&text)));
+                let told = try_print(&format!("{}\n", for_a_terminal(&String::from_utf8_lossy(&text))));
                 seen += u64::from(matches!(said, Said::Chat(_)));
                 if let (true, Said::Chat(Some(seq)) | Said::Moderation(seq)) = (told, said) {
                     let ack = json!({ "type": "ack", "seq": seq }).to_string();
@@ -184,6 +184,25 @@ async fn watch(args: &WatchArgs) -> Result<ExitCode, Failure> {
             None => return Err("the connection is gone".to_owned().into()),
         }
     }
+}
+
+/// A frame as a terminal may have it: what would steer it (DEL and the C1 controls, which JSON may have as they are, and whatever else
+/// of the kind a server sends) is escaped, which in JSON is the same value.
+fn for_a_terminal(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\t' | '\r' | '\n');
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut told = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if steers(c) {
+            // Writing to a String cannot fail.
+            let _ = write!(told, "\\u{:04x}", u32::from(c));
+        } else {
+            told.push(c);
+        }
+    }
+    Cow::Owned(told)
 }
 
 /// What the server says of a refusal, as the end of a sentence. The WebSocket client gives the status only, so the same is asked for
@@ -243,4 +262,20 @@ fn is_whole(answer: &[u8]) -> bool {
     let mut length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
     let length = length.next().and_then(|(_, value)| value.trim().parse::<usize>().ok());
     length.is_some_and(|length| answer.len() >= head.len() + 4 + length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_anyone_says_steers_the_terminal_and_the_json_is_the_same() {
+        let said = "{\"message\":\"안녕\u{9b}31m\u{7f}\u{85}é\\u001b\"}";
+        let told = for_a_terminal(said);
+        assert_eq!(told, "{\"message\":\"안녕\\u009b31m\\u007f\\u0085é\\u001b\"}");
+        let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(value(&told), value(said));
+        assert_eq!(for_a_terminal("no JSON: \u{1b}[2J"), "no JSON: \\u001b[2J");
+        assert!(matches!(for_a_terminal("{\"id\":5}\n"), Cow::Borrowed(_)));
+    }
 }

@@ -1,7 +1,9 @@
 //! The commands `export` and `import`, as an operator runs them: the real program, both stores, and a log that comes back whole.
 
 use std::{
+    fs::Permissions,
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
@@ -183,10 +185,18 @@ async fn an_export_whose_reader_has_enough_ends_without_a_word() {
 async fn an_export_that_finds_no_room_names_where() {
     let site = Site::new(false);
     site.import(&long_file(&site, 2000));
-    std::os::unix::fs::symlink("/dev/full", site.path("room.ndjson.part")).unwrap();
-    let (code, _, error) = site.run(&["export", "--room", "12", "--output", "room.ndjson"]);
-    assert_eq!(code, 69, "{error}");
-    assert!(error.contains("room.ndjson.part: No space left on device"), "{error}");
+    // No file may be as long as this one gets.
+    let short = "trap '' XFSZ; ulimit -f 256; exec \"$0\" export --room 12 --output room.ndjson";
+    let mut command = Command::new("sh");
+    command.args(["-c", short, env!("CARGO_BIN_EXE_chatting-server")]);
+    command
+        .current_dir(site.dir.path())
+        .env_remove("RUST_LOG")
+        .env("CHAT__AUTH__HS256_SECRET", KEY);
+    let ended = output(site.dir.path(), &mut command);
+    let error = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(69), "{error}");
+    assert!(error.contains("room.ndjson.part: File too large"), "{error}");
     assert!(std::fs::symlink_metadata(site.path("room.ndjson.part")).is_err());
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let to_stdout = site.command(&["export", "--room", "12"]).stdout(full).output().unwrap();
@@ -199,6 +209,28 @@ async fn an_export_that_finds_no_room_names_where() {
     assert_eq!(code, 69, "{error}");
     assert!(error.contains("taken.part: "), "{error}");
     assert!(!site.path("taken.part").exists());
+}
+
+#[actix_web::test]
+async fn an_export_writes_into_nothing_that_is_there_and_is_nobody_elses_to_read() {
+    let site = Site::new(false);
+    site.import(&long_file(&site, 10));
+    let (whole, part) = (site.path("room.ndjson"), site.path("room.ndjson.part"));
+    let exported = || {
+        let (code, _, error) = site.run(&["export", "--room", "12", "--output", "room.ndjson"]);
+        assert_eq!(code, 0, "{error}");
+        let found = std::fs::symlink_metadata(&whole).unwrap();
+        (found.is_file(), found.permissions().mode() & 0o777)
+    };
+    // As a killed one left it, and somebody changed it since.
+    std::fs::write(&part, "left").unwrap();
+    std::fs::set_permissions(&part, Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(exported(), (true, 0o600));
+    let precious = site.path("precious");
+    std::fs::write(&precious, "mine").unwrap();
+    std::os::unix::fs::symlink(&precious, &part).unwrap();
+    assert_eq!(exported(), (true, 0o600));
+    assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
 }
 
 #[actix_web::test]
