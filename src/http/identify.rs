@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use actix_web::{
     HttpRequest,
-    http::header::{self, HeaderMap, HeaderValue},
+    http::header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use chatting_actors::types::{Nickname, PresenterIdx, Role, UserIdx};
 
@@ -79,11 +79,17 @@ impl From<Unknown> for ApiError {
     }
 }
 
+static TOKEN: HeaderName = HeaderName::from_static("token");
+
 /// The token of a request: `Authorization: Bearer`, or the header `token`; `None` where there is none. One that is no text is no
-/// JWT, and one that is there twice is refused.
+/// JWT, and where either is there twice it is refused, whichever of them counts.
 pub fn token(request: &HttpRequest) -> Option<Result<&str, TokenError>> {
     let headers = request.headers();
-    let bearer = match only(headers, header::AUTHORIZATION.as_str(), "Authorization") {
+    let other = only(headers, &TOKEN, "token");
+    if let Some(Err(TokenError::Twice(_))) = other {
+        return other;
+    }
+    let bearer = match only(headers, &header::AUTHORIZATION, "Authorization") {
         Some(Ok(value)) => {
             // One that says Bearer and nothing more is a token that is empty, not none.
             let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
@@ -91,11 +97,11 @@ pub fn token(request: &HttpRequest) -> Option<Result<&str, TokenError>> {
         }
         other => other,
     };
-    bearer.or_else(|| only(headers, "token", "token"))
+    bearer.or(other)
 }
 
 /// The text of a header, if it is there; `shown` is its name as people write it.
-fn only<'a>(headers: &'a HeaderMap, name: &str, shown: &'static str) -> Option<Result<&'a str, TokenError>> {
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &'static str) -> Option<Result<&'a str, TokenError>> {
     let mut values = headers.get_all(name);
     let text = |value: &'a HeaderValue| std::str::from_utf8(value.as_bytes()).map_err(|_| TokenError::Malformed);
     let value = values.next().map(text);
@@ -121,7 +127,7 @@ pub fn refuse(error: TokenError, state: &State) -> TokenError {
 
 /// Who the old header `token` says is asking; `None` where it is not there.
 pub async fn by_legacy_token(request: &HttpRequest, state: &State) -> Option<Result<Claims, TokenError>> {
-    Some(admit(only(request.headers(), "token", "token")?, state).await)
+    Some(admit(only(request.headers(), &TOKEN, "token")?, state).await)
 }
 
 /// Who a request's token says is asking.

@@ -129,6 +129,11 @@ fn tricks() -> Vec<Trick> {
         Some(7),
     );
     by_token(
+        "`Authorization` good, `token` twice: good, forged",
+        vec![bearer(&good), token(&good), token(&forged)],
+        None,
+    );
+    by_token(
         "`Authorization` another scheme",
         vec![("Authorization", format!("Basic {good}"))],
         None,
