@@ -85,6 +85,20 @@ pub struct Plan {
     pub waits: bool,
 }
 
+impl Plan {
+    /// What is sent to the rooms of presenters that read nothing, for as long as anything is sent: `messages` are those that count.
+    fn burden(&self) -> Self {
+        Self {
+            first_room: self.first_room + self.rooms,
+            rooms: self.stalled.tokens.len() as u64,
+            messages: None,
+            rate: Some(self.stalled.rate),
+            text_bytes: self.stalled.text_bytes,
+            ..self.clone()
+        }
+    }
+}
+
 /// Presenters who stay connected until this is dropped.
 pub struct Connected(Vec<JoinHandle<()>>);
 
@@ -282,18 +296,11 @@ pub async fn told(step: &str, interrupts: &mut Interrupts) {
 
 /// Who sends to the rooms of presenters that read nothing.
 fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
-    let rooms = plan.stalled.tokens.len() as u64;
-    if rooms == 0 {
+    if plan.stalled.tokens.is_empty() {
         return Ok(Vec::new());
     }
     let stop = Rc::new(Stop::default());
-    let burden = Rc::new(Plan {
-        first_room: plan.first_room + plan.rooms,
-        rooms,
-        rate: Some(plan.stalled.rate),
-        text_bytes: plan.stalled.text_bytes,
-        ..plan.clone()
-    });
+    let burden = Rc::new(plan.burden());
     let counts = Counts::shared(&burden)?;
     let send = |n| {
         let (burden, counts, stop) = (Rc::clone(&burden), Rc::clone(&counts), Rc::clone(&stop));

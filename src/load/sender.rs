@@ -21,7 +21,8 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
             Some(rate) => {
                 let due = (turn * plan.senders + n) * 1_000_000 / rate.max(1);
                 let now = counts.borrow().us();
-                if now < due && due < end {
+                // Who is told to stop while an answer is waited for does not hear of it.
+                if now < due && due < end && !stop.now.get() {
                     tokio::select! {
                         () = tokio::time::sleep(Duration::from_micros(due - now)) => {}
                         () = stop.told.notified() => {}
@@ -172,7 +173,64 @@ fn code(body: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::net::TcpListener;
+
+    use super::{
+        super::{Counts, Speaks, Stalled},
+        *,
+    };
+
+    fn plan(addr: std::net::SocketAddr) -> Plan {
+        Plan {
+            addr,
+            rooms: 1,
+            first_room: 12,
+            // The turns of each are an hour apart.
+            senders: 3600,
+            messages: Some(1000),
+            rate: Some(1),
+            duration: Duration::from_secs(7200),
+            text_bytes: 0,
+            presenter_tokens: Vec::new(),
+            sender_tokens: Vec::new(),
+            speaks: Speaks::V1,
+            stalled: Stalled {
+                tokens: vec![String::new(); 3],
+                rate: 5,
+                text_bytes: 100,
+            },
+            progress: false,
+            waits: false,
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_sender_that_waits_for_its_answer_when_it_is_told_to_stop_waits_for_no_other_turn() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plan = Rc::new(Plan {
+            messages: None,
+            ..plan(listener.local_addr().unwrap())
+        });
+        let counts = Counts::shared(&plan).unwrap();
+        let stop = Rc::new(Stop::default());
+        let sender = actix_web::rt::spawn(send(0, plan, Rc::clone(&counts), Rc::clone(&stop)));
+        let (mut server, _) = listener.accept().await.unwrap();
+        assert!(server.read(&mut [0; 4096]).await.unwrap() > 0);
+        stop.now();
+        let created = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n";
+        server.write_all(created).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), sender).await;
+        assert_eq!(ended.expect("it to end before its next turn").unwrap(), Ok(()));
+        assert_eq!(counts.borrow().accepted, 1);
+    }
+
+    #[test]
+    fn presenters_that_read_nothing_are_sent_to_however_few_messages_count() {
+        let burden = plan(std::net::SocketAddr::from(([127, 0, 0, 1], 1))).burden();
+        assert_eq!(burden.messages, None);
+        assert_eq!((burden.first_room, burden.rooms), (13, 3));
+        assert_eq!((burden.rate, burden.text_bytes), (Some(5), 100));
+    }
 
     #[test]
     fn an_answer_is_whole_when_its_body_is_and_says_whether_the_connection_ends() {
