@@ -46,7 +46,7 @@ pub(super) struct ExportQuery {
 /// The chat of a broadcast as a file, for the room's staff. Compressed by Accept-Encoding. A broadcast that goes on is exported
 /// up to now. A body without its end is a file that is not whole.
 #[utoipa::path(
-    get, path = "/v1/broadcasts/{id}/export", tag = "history",
+    get, path = "/v1/broadcasts/{id}/export", operation_id = "get_export", tag = "history",
     params(("id" = Uuid, Path, description = "The broadcast"), ExportQuery),
     responses(
         (status = 200, description = "The file", content(

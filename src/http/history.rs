@@ -151,7 +151,7 @@ pub(super) struct Messages {
 
 /// Reads a room's messages back, page by page in either direction.
 #[utoipa::path(
-    get, path = "/v1/rooms/{presenter_idx}/messages", tag = "history",
+    get, path = "/v1/rooms/{presenter_idx}/messages", operation_id = "get_messages", tag = "history",
     params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), MessagesQuery),
     responses((status = 200, description = "A page, in the order of seqs", body = Messages), Asking, Querying)
 )]
@@ -309,7 +309,7 @@ pub(super) struct Broadcasts {
 
 /// A room's broadcasts, present and past.
 #[utoipa::path(
-    get, path = "/v1/rooms/{presenter_idx}/broadcasts", tag = "history",
+    get, path = "/v1/rooms/{presenter_idx}/broadcasts", operation_id = "get_broadcasts", tag = "history",
     params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), BroadcastsQuery),
     responses((status = 200, description = "A page, the newest first", body = Broadcasts), Asking, Querying)
 )]
@@ -349,7 +349,7 @@ pub(super) async fn find_broadcast(path: &str, caller: &Claims, state: &State) -
 
 /// One broadcast.
 #[utoipa::path(
-    get, path = "/v1/broadcasts/{id}", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")),
+    get, path = "/v1/broadcasts/{id}", operation_id = "get_broadcast", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")),
     responses((status = 200, description = "The broadcast", body = BroadcastBody), Asking)
 )]
 pub(super) async fn get_broadcast(
@@ -412,7 +412,7 @@ fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Opti
 
 /// Corrects a broadcast's start, and with it every offset, for staff of the room; puts it under legal hold, for operators.
 #[utoipa::path(
-    patch, path = "/v1/broadcasts/{id}", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")), request_body = Change,
+    patch, path = "/v1/broadcasts/{id}", operation_id = "patch_broadcast", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")), request_body = Change,
     responses((status = 200, description = "The broadcast as it is now", body = BroadcastBody), Asking, WithBody, Often)
 )]
 pub(super) async fn patch_broadcast(
@@ -532,7 +532,7 @@ pub(super) struct Replay {
 
 /// The chat of a broadcast beside its recorded video.
 #[utoipa::path(
-    get, path = "/v1/broadcasts/{id}/replay", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), ReplayQuery),
+    get, path = "/v1/broadcasts/{id}/replay", operation_id = "get_replay", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), ReplayQuery),
     responses((status = 200, description = "A page, in the order of the broadcast", body = Replay), Asking, Querying)
 )]
 pub(super) async fn get_replay(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {

@@ -67,7 +67,7 @@ async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
 
 /// Says that the server runs.
 #[utoipa::path(
-    get, path = "/", tag = "legacy", responses((status = 200, description = "It runs", body = str, content_type = "text/plain"))
+    get, path = "/", operation_id = "get_legacy_greeting", tag = "legacy", responses((status = 200, description = "It runs", body = str, content_type = "text/plain"))
 )]
 pub(super) async fn home() -> HttpResponse {
     HttpResponse::Ok()
@@ -81,7 +81,7 @@ fn answer(error: &LegacyError, request: &HttpRequest, state: &State) -> HttpResp
 
 /// Whose token it is.
 #[utoipa::path(
-    get, path = "/token", tag = "legacy",
+    get, path = "/token", operation_id = "get_token_user", tag = "legacy",
     responses(
         (status = 200, description = "The user's number", body = i64, content_type = "application/json"),
         (status = 400, description = "No token, or a bad one", body = LegacyProblem),
@@ -149,7 +149,7 @@ impl From<Unknown> for Failed {
 
 /// Sends a chat message, as the original server had it. Texts are Korean.
 #[utoipa::path(
-    post, path = "/send/message", tag = "legacy",
+    post, path = "/send/message", operation_id = "send_legacy_message", tag = "legacy",
     params(
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: sent again with its key, a message gets the first answer"),
     ),
@@ -236,7 +236,7 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
 
 /// The original server's WebSocket.
 #[utoipa::path(
-    get, path = "/chatting", tag = "legacy",
+    get, path = "/chatting", operation_id = "open_legacy_session", tag = "legacy",
     responses(
         (status = 101, description = "A WebSocket"),
         (status = 400, description = "No WebSocket", body = str, content_type = "text/plain"),

@@ -46,7 +46,7 @@ pub(super) struct Done {
 
 /// Deletes one message: it keeps its place, and viewers no longer see what it said. For staff of the room.
 #[utoipa::path(
-    delete, path = "/v1/rooms/{presenter_idx}/messages/{id}", tag = "moderation",
+    delete, path = "/v1/rooms/{presenter_idx}/messages/{id}", operation_id = "delete_message", tag = "moderation",
     params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), ("id" = Uuid, Path, description = "The message")),
     responses(
         (status = 200, description = "Deleted: the act and its place in the room", body = Done),
@@ -100,7 +100,7 @@ pub(super) struct Which {
 
 /// Deletes all of a user, or a time range: `user_idx`, or `from` and `to`. For staff of the room.
 #[utoipa::path(
-    delete, path = "/v1/rooms/{presenter_idx}/messages", tag = "moderation", params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), Which),
+    delete, path = "/v1/rooms/{presenter_idx}/messages", operation_id = "delete_messages", tag = "moderation", params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), Which),
     responses(
         (status = 200, description = "Deleted: the act and its place in the room", body = Done), Asking, Querying, Acting
     )

@@ -248,6 +248,8 @@ refusals! {
     /// Of every route that wants to know who asks.
     Asking = Unauthenticated, TokenExpired, KeysUnavailable, Forbidden, NotFound, MethodNotAllowed, Overloaded, LogUnavailable,
         OutcomeUnknown, Internal;
+    /// Of a path that has one method and wants to know nothing more.
+    OneMethod = MethodNotAllowed;
     /// Of a query that cannot be read.
     Querying = BadRequest;
     /// Of a request with a body.

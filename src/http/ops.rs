@@ -36,7 +36,7 @@ pub(super) fn page(path: &str, answer: impl FnOnce(Route) -> Route) -> Resource 
 }
 
 /// Whether the process answers at all.
-#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "It does", body = str, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/livez", operation_id = "get_liveness", tag = "operations", responses((status = 200, description = "It does", body = str, content_type = "text/plain")))]
 pub(super) async fn livez() -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/plain; charset=utf-8")
@@ -45,7 +45,7 @@ pub(super) async fn livez() -> HttpResponse {
 
 /// Whether messages can be accepted.
 #[utoipa::path(
-    get, path = "/readyz", tag = "operations",
+    get, path = "/readyz", operation_id = "get_readiness", tag = "operations",
     responses(
         (status = 200, description = "`ready`, or `degraded` and why", body = serde_json::Value),
         (status = 503, description = "`not_ready` and why", body = serde_json::Value)
@@ -69,7 +69,7 @@ pub(super) async fn readyz(state: web::Data<State>) -> HttpResponse {
 
 /// Everything that is counted, for Prometheus.
 #[utoipa::path(
-    get, path = "/metrics", tag = "operations",
+    get, path = "/metrics", operation_id = "get_metrics", tag = "operations",
     responses((status = 200, description = "OpenMetrics text", body = str, content_type = "application/openmetrics-text"))
 )]
 pub(super) async fn metrics(state: web::Data<State>) -> HttpResponse {

@@ -46,7 +46,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
 
 /// The presenter's WebSocket, subprotocol `chat.v1`: docs/PROTOCOL.md and docs/asyncapi.json say what goes over it.
 #[utoipa::path(
-    get, path = "/v1/presenter", tag = "sockets",
+    get, path = "/v1/presenter", operation_id = "open_presenter_session", tag = "sockets",
     responses((status = 101, description = "A WebSocket"), Asking, Upgrading)
 )]
 pub(super) async fn presenter(request: HttpRequest, payload: web::Payload, state: web::Data<State>) -> HttpResponse {

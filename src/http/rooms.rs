@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     identify::by_token,
-    openapi::{Asking, WithBody},
+    openapi::{Asking, OneMethod, WithBody},
     state::State,
     v1::{only, read_body},
 };
@@ -79,9 +79,9 @@ fn unsaved(error: &std::io::Error) -> ApiError {
 
 /// Is this presenter live?
 #[utoipa::path(
-    post, path = "/room/live/check", tag = "embedded room server",
+    post, path = "/room/live/check", operation_id = "check_embedded_broadcast", tag = "embedded room server",
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
-    responses((status = 200, description = "`data.alive` says so", body = serde_json::Value), WithBody)
+    responses((status = 200, description = "`data.alive` says so", body = serde_json::Value), OneMethod, WithBody)
 )]
 pub(super) async fn check(
     request: HttpRequest,
@@ -101,8 +101,8 @@ pub(super) async fn check(
 
 /// All live rooms.
 #[utoipa::path(
-    post, path = "/room/live/search-all", tag = "embedded room server",
-    responses((status = 200, description = "`data` lists them", body = serde_json::Value))
+    post, path = "/room/live/search-all", operation_id = "list_embedded_broadcasts", tag = "embedded room server",
+    responses((status = 200, description = "`data` lists them", body = serde_json::Value), OneMethod)
 )]
 pub(super) async fn search_all(rooms: web::Data<EmbeddedRooms>) -> HttpResponse {
     let all = rooms.all();
@@ -112,7 +112,7 @@ pub(super) async fn search_all(rooms: web::Data<EmbeddedRooms>) -> HttpResponse 
 
 /// A presenter goes live; for operators.
 #[utoipa::path(
-    post, path = "/room/live/start", tag = "embedded room server",
+    post, path = "/room/live/start", operation_id = "start_embedded_broadcast", tag = "embedded room server",
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "Live", body = serde_json::Value), Asking, WithBody)
 )]
@@ -134,7 +134,7 @@ pub(super) async fn start(
 
 /// A presenter's broadcast ends; for operators.
 #[utoipa::path(
-    post, path = "/room/live/stop", tag = "embedded room server",
+    post, path = "/room/live/stop", operation_id = "stop_embedded_broadcast", tag = "embedded room server",
     request_body(content = serde_json::Value, description = "`{\"presenterIdx\":\"12\"}`"),
     responses((status = 200, description = "Not live", body = serde_json::Value), Asking, WithBody)
 )]

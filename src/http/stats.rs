@@ -129,7 +129,7 @@ struct PeakBody {
 
 /// Figures of a broadcast, for staff of its room.
 #[utoipa::path(
-    get, path = "/v1/broadcasts/{id}/stats", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), StatsQuery),
+    get, path = "/v1/broadcasts/{id}/stats", operation_id = "get_stats", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), StatsQuery),
     responses((status = 200, description = "The figures, as far as the store has the broadcast", body = Stats), Asking, Querying, Often)
 )]
 pub(super) async fn get_stats(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {

@@ -91,7 +91,7 @@ struct Rules {
 
 /// What a room looks like now.
 #[utoipa::path(
-    get, path = "/v1/rooms/{presenter_idx}", tag = "rooms",
+    get, path = "/v1/rooms/{presenter_idx}", operation_id = "get_room", tag = "rooms",
     params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64)),
     responses((status = 200, description = "The room", body = Room), Asking, Looking)
 )]
@@ -148,7 +148,7 @@ pub(super) struct Created {
 
 /// Sends a chat message to a live room.
 #[utoipa::path(
-    post, path = "/v1/rooms/{presenter_idx}/messages", tag = "rooms",
+    post, path = "/v1/rooms/{presenter_idx}/messages", operation_id = "post_message", tag = "rooms",
     params(
         ("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64),
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: sent again with its key, a message gets the first answer"),

@@ -1,5 +1,7 @@
 //! `/openapi.json` and `/docs`; scripts/openapi drives the server by the document.
 
+use std::collections::BTreeSet;
+
 use chatting_server::settings::{AuthMode, Secret};
 use serde_json::{Value, json};
 
@@ -103,6 +105,35 @@ async fn each_operation_that_wants_a_token_says_that_the_keys_to_judge_it_by_may
         found += 1;
     }
     assert!(found > 10, "{found}");
+}
+
+#[actix_web::test]
+async fn each_operation_has_a_public_name_that_tells_what_it_does() {
+    let app = spawn_app(|_| {}).await;
+    let document = get(app.addr, "/openapi.json").await.json();
+    let all = operations(&document);
+    let names: BTreeSet<&str> = all
+        .iter()
+        .map(|operation| {
+            let (method, path) = operation.split_once(' ').unwrap();
+            document["paths"][path][method.to_lowercase()]["operationId"]
+                .as_str()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(names.len(), all.len(), "{names:?}");
+    // Generated clients have methods of these names, all in one place.
+    for name in &names {
+        assert!(name.split('_').count() >= 2, "{name}");
+    }
+    for name in [
+        "get_token_user",
+        "send_legacy_message",
+        "start_embedded_broadcast",
+        "open_presenter_session",
+    ] {
+        assert!(names.contains(name), "{name} is not in {names:?}");
+    }
 }
 
 #[actix_web::test]
