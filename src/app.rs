@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -289,6 +289,7 @@ impl App {
                 tokens,
                 by_token: settings.auth.mode == AuthMode::Token,
             },
+            document: OnceLock::new(),
             demo: extras.demo_page,
             failing,
         });

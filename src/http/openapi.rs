@@ -60,8 +60,8 @@ struct Document;
 
 /// The routes: the document, and the page that shows it.
 pub fn routes(config: &mut web::ServiceConfig, state: &State) {
-    let document = document(state);
-    let text = Bytes::from(document.to_json().unwrap_or_default());
+    let made = || Bytes::from(document(state).to_json().unwrap_or_default());
+    let text = state.document.get_or_init(made).clone();
     config.service(page("/openapi.json", |asked| {
         asked.to(move || {
             let text = text.clone();

@@ -2,12 +2,13 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use bytes::Bytes;
 use chatting_actors::{
     checker::CheckerHandle,
     gate::Gate,
@@ -116,6 +117,8 @@ pub struct State {
     pub gates: Vec<Arc<Gate>>,
     /// Whether all is well.
     pub health: Health,
+    /// `/openapi.json`, once it was made: the first worker makes it for all.
+    pub document: OnceLock<Bytes>,
     /// The page of `demo`, with its tokens; `None` otherwise.
     pub demo: Option<String>,
     /// For tests of supervision.
