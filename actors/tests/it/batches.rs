@@ -15,12 +15,12 @@ use crate::{
 };
 
 fn stage_of(writer: WriterConfig) -> Stage {
-    Stage::with(
-        ScriptedSpool::default(),
-        ScriptedStore::default(),
-        registry_config(),
-        writer,
-    )
+    let registry = RegistryConfig {
+        // The record of a broadcast that goes on is kept anew now and then, and that wakes the writer: not within a test.
+        broadcast_resume: Duration::from_secs(36_000),
+        ..registry_config()
+    };
+    Stage::with(ScriptedSpool::default(), ScriptedStore::default(), registry, writer)
 }
 
 #[actix::test]
@@ -60,9 +60,7 @@ async fn what_waits_already_counts_for_what_is_enough() {
     for n in 2..=10 {
         stage.accepted(1, &n.to_string()).await;
     }
-    // Before a change of the broadcast's record wakes the writer anyhow.
-    let sent = until("ten to be enough", || stage.store.script().batches == [10]);
-    timeout(Duration::from_secs(5), sent).await.expect("ten to be enough");
+    until("ten to be enough", || stage.store.script().batches == [10]).await;
 }
 
 #[actix::test]

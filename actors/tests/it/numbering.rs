@@ -223,9 +223,19 @@ async fn a_store_that_is_away_delays_no_one_and_gets_everything_in_order_when_it
     reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
 )]
 async fn commits_are_shared_by_all_that_came_meanwhile() {
-    let stage = Stage::set();
+    let mut config = registry_config();
+    // What is kept of rooms now and then parts commits.
+    config.sweep = std::time::Duration::from_secs(600);
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool, store, config, writer_config());
     let _reader = stage.reader(1);
     stage.accepted(1, "first").await;
+    let stored = || {
+        let script = stage.spool.script();
+        !script.broadcasts.is_empty() && script.broadcasts.values().all(|(_, stored)| *stored)
+    };
+    until("the broadcast's record to be stored", stored).await;
+    stage.stored(1).await;
     let gate = Arc::clone(&stage.spool.script().gate);
     let held = gate.lock().unwrap();
     let waiting: Vec<_> = (0..200).map(|_| stage.submit(1, "x")).collect();

@@ -686,6 +686,8 @@ pub struct RoomScript {
     pub not_live: BTreeSet<i64>,
     /// It does not answer.
     pub away: bool,
+    /// So many answers more, and it does not answer.
+    pub away_behind: Option<usize>,
     /// Of these it does not say whether they are live.
     pub unknown: BTreeSet<i64>,
     /// How often it was asked.
@@ -703,6 +705,7 @@ impl Default for RoomScript {
         Self {
             not_live: BTreeSet::new(),
             away: false,
+            away_behind: None,
             unknown: BTreeSet::new(),
             asked: 0,
             asked_of: BTreeMap::new(),
@@ -729,6 +732,10 @@ impl RoomApi for ScriptedRooms {
         *script.asked_of.entry(presenter.get()).or_default() += 1;
         if script.away {
             return ready(Err(RoomApiError::Timeout)).boxed_local();
+        }
+        if let Some(left) = script.away_behind {
+            script.away_behind = left.checked_sub(1).filter(|left| *left > 0);
+            script.away = script.away_behind.is_none();
         }
         if script.unknown.contains(&presenter.get()) {
             return ready(Err(RoomApiError::Refused("status 404".into()))).boxed_local();

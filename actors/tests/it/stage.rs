@@ -204,7 +204,8 @@ pub fn registry_config() -> RegistryConfig {
         reconnect_interval: Some(Duration::from_secs(60)),
         resume_max: 100_000,
         resume_reads: 2,
-        resume_wait: Duration::from_millis(200),
+        // Longer than a test; those of it set their own.
+        resume_wait: Duration::from_secs(3600),
         checkpoint: Duration::from_millis(20),
         broadcast_resume: Duration::from_secs(60),
     }
