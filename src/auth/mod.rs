@@ -18,5 +18,5 @@ pub use self::{
     mint::{Mint, SigningKey, mint},
     net::Net,
     token::{TokenError, TokenRules},
-    verifier::{TokenVerifier, Trouble},
+    verifier::{TokenVerifier, Trouble, Verdict},
 };

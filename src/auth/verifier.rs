@@ -57,15 +57,18 @@ impl TokenVerifier {
 
     /// What the token says, if it is ours and its time is now, by the keys that are here now.
     pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        self.verify_by(&self.keys(), token)
+    }
+
+    fn verify_by(&self, keys: &Keys, token: &str) -> Result<Claims, TokenError> {
         if token.is_empty() {
             return Err(TokenError::Missing);
         }
         if token.len() > self.reader.rules.max_token_bytes {
             return Err(TokenError::TooLong);
         }
-        let keys = self.keys();
         let Some(cache) = &keys.cache else {
-            return Ok(self.reader.read(token, &keys)?.claims);
+            return Ok(self.reader.read(token, keys)?.claims);
         };
         let (ticket, known) = cache.look(token);
         if let Some(good) = known {
@@ -79,7 +82,7 @@ impl TokenVerifier {
             };
         }
         self.metrics.token_cache_misses.inc();
-        let good = self.reader.read(token, &keys)?;
+        let good = self.reader.read(token, keys)?;
         let claims = good.claims.clone();
         cache.keep(ticket, good);
         Ok(claims)
@@ -88,25 +91,43 @@ impl TokenVerifier {
     /// As [`TokenVerifier::verify`], but a token whose key may be published by now waits for a fetch of the keys, at most
     /// `auth.jwks_timeout_ms`. Counts a refusal.
     pub async fn admit(&self, token: &str) -> Result<Claims, TokenError> {
-        let mut verdict = self.verify(token);
-        if verdict.as_ref().is_err_and(|error| error.may_pass())
-            && let Some(fetched) = self.fetched()
-        {
-            fetched.await;
-            verdict = self.verify(token);
-        }
+        let verdict = match self.verify_or_wait(token) {
+            Verdict::Now(verdict) => verdict,
+            Verdict::Behind(fetched) => {
+                fetched.await;
+                self.verify(token)
+            }
+        };
         verdict.inspect_err(|error| self.count(*error))
+    }
+
+    /// As [`TokenVerifier::verify`], unless the token's key may be published by now and may be fetched.
+    pub fn verify_or_wait(&self, token: &str) -> Verdict {
+        let keys = self.keys();
+        let verdict = self.verify_by(&keys, token);
+        self.or_wait(token, &keys, verdict)
+    }
+
+    /// What stands of a verdict by these keys.
+    fn or_wait(&self, token: &str, keys: &Arc<Keys>, verdict: Result<Claims, TokenError>) -> Verdict {
+        if !verdict.as_ref().is_err_and(|error| error.may_pass()) {
+            return Verdict::Now(verdict);
+        }
+        if let Some(fetched) = self.refresh.as_ref().and_then(|refresh| refresh.ask()) {
+            return Verdict::Behind(fetched);
+        }
+        // The last fetch is too near for another one. It may have ended, and brought the key, since these were looked at.
+        let now = self.keys();
+        Verdict::Now(if Arc::ptr_eq(keys, &now) {
+            verdict
+        } else {
+            self.verify_by(&now, token)
+        })
     }
 
     /// Counts a refused token.
     pub fn count(&self, error: TokenError) {
         self.metrics.tokens_refused.inc(error.reason());
-    }
-
-    /// Done when the published keys have been fetched once more, or when that took too long; `None`: they are not to be
-    /// fetched again now.
-    pub fn fetched(&self) -> Option<BoxFuture<'static, ()>> {
-        self.refresh.as_ref()?.ask()
     }
 
     /// Fetches the published keys now, where there are any.
@@ -156,6 +177,14 @@ impl TokenVerifier {
         *keys = Arc::new(Keys::new(of_settings, published, self.cache_max));
         true
     }
+}
+
+/// What becomes of a token.
+pub enum Verdict {
+    /// This, by the keys that are here now.
+    Now(Result<Claims, TokenError>),
+    /// It is to be verified when this is done: the published keys have been fetched once more then, or that took too long.
+    Behind(BoxFuture<'static, ()>),
 }
 
 /// Published keys cannot be fetched.

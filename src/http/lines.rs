@@ -134,9 +134,10 @@ impl Lines {
                 return false;
             };
             if now_ms > line.waits_until_ms.load(Ordering::Relaxed) {
-                self.answers_cut.inc();
                 line.socket.end_by_reset();
                 line.socket.shut();
+                // Who reads this may count on the end.
+                self.answers_cut.inc();
                 return false;
             }
             let idle = line.under_way.load(Ordering::Acquire) == 0;

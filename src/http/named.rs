@@ -5,11 +5,14 @@
 //! it the descriptor is duplicated by number (`pidfd_getfd(2)`, on ourselves); where that number is another socket's by now,
 //! the cookie tells, and nothing is done. Linux from 5.6 on; where it is not allowed, as in some containers, the caller keeps a
 //! descriptor instead.
+//!
+//! One whose end is to be a reset is not shut down: that would send what is left and then end in order, and a peer that reads fast
+//! enough would see just that before the reset. It is disconnected (connect(2), `AF_UNSPEC`), which resets it at once.
 
 use chatting_actors::seams::Socket;
 
 #[cfg(target_os = "linux")]
-pub use linux::Named;
+pub use linux::{Named, shut};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -22,8 +25,8 @@ mod linux {
     use rustix::{
         io::Result,
         net::{
-            Shutdown, shutdown,
-            sockopt::{set_socket_linger, socket_cookie},
+            Shutdown, connect_unspec, shutdown,
+            sockopt::{set_socket_linger, socket_cookie, socket_linger},
         },
         process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
     };
@@ -46,6 +49,14 @@ mod linux {
     fn duplicate(number: RawFd) -> Result<OwnedFd> {
         let own = own().ok_or(rustix::io::Errno::NOSYS)?;
         pidfd_getfd(own, number, PidfdGetfdFlags::empty())
+    }
+
+    /// Shuts a socket as [`Socket::shut`] and [`Socket::end_by_reset`] say.
+    pub fn shut(socket: &impl AsFd) {
+        let by_reset = socket_linger(socket) == Ok(Some(Duration::ZERO));
+        if !by_reset || connect_unspec(socket).is_err() {
+            let _ = shutdown(socket, Shutdown::Both);
+        }
     }
 
     impl Named {
@@ -71,7 +82,7 @@ mod linux {
     impl Socket for Named {
         fn shut(&self) {
             if let Some(socket) = self.socket() {
-                let _ = shutdown(&socket, Shutdown::Both);
+                shut(&socket);
             }
         }
 
@@ -85,7 +96,7 @@ mod linux {
     #[cfg(test)]
     mod tests {
         use std::{
-            io::Read,
+            io::{ErrorKind, Read, Write},
             net::{TcpListener, TcpStream},
         };
 
@@ -109,12 +120,32 @@ mod linux {
             };
             far.set_nonblocking(true).unwrap();
             other.shut();
-            assert_eq!(far.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            assert_eq!(far.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
             named.shut();
             far.set_nonblocking(false).unwrap();
             assert_eq!(far.read(&mut [0]).unwrap(), 0, "it ended");
             drop(near);
             named.shut();
+        }
+
+        #[test]
+        fn a_socket_whose_end_is_to_be_a_reset_ends_with_one_even_for_a_peer_that_reads_all_before_it_is_closed() {
+            let (mut near, mut far) = pair();
+            near.set_nonblocking(true).unwrap();
+            while near.write(&[7; 65_536]).is_ok() {}
+            match Named::of(&near) {
+                Some(named) => {
+                    named.end_by_reset();
+                    named.shut();
+                }
+                None => {
+                    set_socket_linger(&near, Some(Duration::ZERO)).unwrap();
+                    shut(&near);
+                }
+            }
+            let end = far.read_to_end(&mut Vec::new());
+            assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+            drop(near);
         }
     }
 }
@@ -133,6 +164,11 @@ mod elsewhere {
         }
     }
 
+    /// Shuts a socket.
+    pub fn shut(socket: &socket2::Socket) {
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+    }
+
     impl Socket for Named {
         fn shut(&self) {
             match *self {}
@@ -145,4 +181,4 @@ mod elsewhere {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::Named;
+pub use elsewhere::{Named, shut};

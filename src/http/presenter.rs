@@ -30,7 +30,7 @@ use super::{
     state::State,
 };
 use crate::{
-    auth::{Claims, TokenError, TokenVerifier},
+    auth::{Claims, TokenError, TokenVerifier, Verdict},
     error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS, Lang},
     limits::Rates,
 };
@@ -214,14 +214,15 @@ impl Tokens {
 
 impl Authenticate for Tokens {
     fn grant(&self, token: &str) -> Result<Grant, Denied> {
-        let granted = self.tokens.verify(token).and_then(|claims| grant(&claims));
-        granted.map_err(|error| {
-            if error.may_pass()
-                && let Some(fetched) = self.tokens.fetched()
-            {
+        let verdict = match self.tokens.verify_or_wait(token) {
+            Verdict::Now(verdict) => verdict,
+            Verdict::Behind(fetched) => {
                 self.arrives.set(Some(fetched));
-                return Denied::NotYet;
+                return Err(Denied::NotYet);
             }
+        };
+        let granted = verdict.and_then(|claims| grant(&claims));
+        granted.map_err(|error| {
             self.tokens.count(error);
             log::debug!("a session's token is refused: {error:?}");
             self.refused(error.code().as_str());

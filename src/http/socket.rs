@@ -1,7 +1,6 @@
 //! From an HTTP request to a presenter's session: the upgrade, the guard before the codec, and the flow after it.
 
 use std::{
-    net::Shutdown,
     pin::Pin,
     rc::Rc,
     sync::{Arc, Weak},
@@ -30,7 +29,7 @@ use prometheus_client::metrics::counter::Counter;
 use super::{
     guard::Guarded,
     lines::Lines,
-    named::Named,
+    named::{Named, shut},
     presenter::{Place, Titles, Tokens},
     state::State,
     transport,
@@ -46,7 +45,7 @@ struct SecondHandle(socket2::Socket);
 
 impl Socket for SecondHandle {
     fn shut(&self) {
-        let _ = self.0.shutdown(Shutdown::Both);
+        shut(&self.0);
     }
 
     fn end_by_reset(&self) {

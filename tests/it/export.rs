@@ -592,8 +592,10 @@ async fn a_broadcast_without_a_message_and_one_that_goes_on_are_files_too() {
 async fn pages_at_rest(app: &TestApp) -> f64 {
     let (mut last, mut same) = (0.0, 0);
     eventually("the export to stand still", async || {
+        let reading = app.state.history.gate().depth() > 0;
         let pages = app.metric("chat_export_pages_total").await.unwrap();
-        same = if pages == last && pages > 0.0 { same + 1 } else { 0 };
+        let rests = !reading && pages == last && pages > 0.0;
+        same = if rests { same + 1 } else { 0 };
         last = pages;
         (same >= 40).then_some(pages)
     })
@@ -672,7 +674,8 @@ async fn a_client_that_goes_away_ends_the_reading_and_makes_room_for_the_next() 
         (given_up == Some(1.0)).then_some(())
     })
     .await;
-    assert_eq!(app.metric("chat_export_pages_total").await, Some(pages));
+    // One that was read for nobody, at most.
+    assert!(app.metric("chat_export_pages_total").await <= Some(pages + 1.0));
     assert_eq!(lines(&export(&app, "").await).len(), 5002);
 }
 
@@ -799,30 +802,33 @@ async fn an_export_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_its_conne
 async fn a_client_that_does_not_take_its_answer_is_cut_in_its_time_and_makes_room_for_the_next() {
     let app = spawn_app(|settings| {
         long(settings);
-        settings.export.max = 1;
-        settings.server.answer_seconds = 1;
-        settings.server.answer_bytes_per_second = 1_000_000;
+        settings.export.max = 2;
+        settings.server.answer_seconds = 5;
+        settings.server.answer_bytes_per_second = 65_536;
     })
     .await;
     fill_long(&**app.state.history.store(), 5000, 300).await;
-    let client = stalled(&app).await;
-    eventually("it to be cut", async || {
+    // One whose answer has chunks, and one that would take any end in order for the answer's.
+    let clients = [stalled(&app).await, of_http_1_0(&app, "").await];
+    eventually("both to be cut", async || {
         let cut = app.metric("chat_answers_cut_total").await;
-        (cut == Some(1.0)).then_some(())
+        (cut == Some(2.0)).then_some(())
     })
     .await;
-    assert_eq!(
-        rest(client).await.unwrap_err().kind(),
-        std::io::ErrorKind::ConnectionReset
-    );
-    eventually("its place", async || {
+    for client in clients {
+        assert_eq!(
+            rest(client).await.unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionReset
+        );
+    }
+    eventually("their places", async || {
         (app.metric("chat_queue_depth{queue=\"exports\"}").await == Some(0.0)).then_some(())
     })
     .await;
     assert_eq!(lines(&export(&app, "").await).len(), 5002);
     assert_eq!(
         app.metric("chat_answers_cut_total").await,
-        Some(1.0),
+        Some(2.0),
         "who takes it is not cut"
     );
 }

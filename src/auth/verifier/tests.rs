@@ -312,3 +312,35 @@ fn no_more_tokens_are_remembered_than_may_be() {
     none.verify(&token(good())).unwrap();
     assert_eq!(none.remembered(), 0);
 }
+
+#[test]
+fn a_token_is_not_refused_for_want_of_a_key_that_came_while_it_was_looked_at() {
+    let verifier = with_rules(TokenRules {
+        published: Some(vec![crate::settings::Algorithm::Hs256]),
+        ..rules()
+    });
+    let published = |kid: &str, key: &[u8]| {
+        let mut key = Key::secret(key).unwrap();
+        key.kid = Some(kid.into());
+        key
+    };
+    verifier.set_published(vec![published("old", OLD)]);
+    let new = b"the key after, of thirty-two bytes or more";
+    let header = Header {
+        kid: Some("new".into()),
+        ..Header::default()
+    };
+    let token = encode(&header, &good(), &EncodingKey::from_secret(new)).unwrap();
+
+    // No fetch may be asked for, as just behind one: what was refused stays so while the keys do.
+    let keys = verifier.keys();
+    let verdict = verifier.verify_by(&keys, &token);
+    assert_eq!(verdict, Err(TokenError::UnknownKey));
+    let stands = verifier.or_wait(&token, &keys, verdict.clone());
+    assert!(matches!(stands, Verdict::Now(Err(TokenError::UnknownKey))));
+
+    // The fetch ends between the look and the question whether to wait for one.
+    verifier.set_published(vec![published("old", OLD), published("new", new)]);
+    let stands = verifier.or_wait(&token, &keys, verdict);
+    assert!(matches!(stands, Verdict::Now(Ok(_))));
+}
