@@ -32,7 +32,12 @@ pub async fn servers(change: impl Fn(&mut Settings)) -> Vec<(TestApp, V1)> {
 /// Returns when the store has everything that was answered. The file itself tells: the gauge is 0 too while the writer has not
 /// heard of an event yet.
 pub async fn drained(app: &TestApp) {
-    let spool = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+    drained_file(app.settings.log.path.as_ref()).await;
+}
+
+/// The same of the spool in this file.
+pub async fn drained_file(path: &std::path::Path) {
+    let spool = rusqlite::Connection::open(path).unwrap();
     spool.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
     eventually("the spool to be empty", async || {
         let count = spool.query_row("SELECT COUNT(*) FROM spool", [], |row| row.get::<_, i64>(0));

@@ -551,6 +551,8 @@ async fn a_file_that_is_no_database_is_set_aside_and_the_store_tells_where_rooms
     }
     crate::history::drained(&app).await;
     let before = app.post(12, 7, "x").await.json()["epoch"].clone();
+    // A stop waits for the store for a moment only.
+    crate::history::drained(&app).await;
     let (_, dir, settings) = app.stop().await;
     std::fs::write(
         dir.path().join("chat.db"),

@@ -12,13 +12,16 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{
-    app::{KEY, settings, token_of, use_mongodb},
-    command::{command, run},
-    http::{HttpClient, post_json},
-    process::{Process, ScratchDir, output},
-    tokens, within,
-    ws::WsClient,
+use crate::{
+    history::drained_file,
+    support::{
+        app::{KEY, settings, token_of, use_mongodb},
+        command::{command, run},
+        http::{HttpClient, post_json},
+        process::{Process, ScratchDir, output},
+        tokens, within,
+        ws::WsClient,
+    },
 };
 
 const SERVE: [&str; 5] = ["serve", "--port-file", "port", "--set", "server.bind=127.0.0.1:0"];
@@ -191,6 +194,8 @@ async fn a_start_with_mongodb_tells_what_it_holds_or_that_it_is_not_there() {
         server.address(&dir.path().join("port")).await;
         if found.contains("no event") {
             one_message(&dir, &server).await;
+            // A stop waits for MongoDB for a moment only.
+            drained_file(&dir.path().join("data/chat.db")).await;
         }
         server.signal("TERM");
         assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
@@ -231,6 +236,7 @@ async fn a_start_with_a_new_spool_on_an_old_log_says_that_the_spool_is_the_young
         server.address(&dir.path().join("port")).await;
         if !younger {
             one_message(&dir, &server).await;
+            drained_file(&dir.path().join("old.db")).await;
         }
         server.signal("TERM");
         assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());

@@ -235,6 +235,7 @@ async fn present(addr: SocketAddr, room: i64, mut session: V1, account: Rc<Accou
                         .send_bytes_regardless(&Frame::new(TEXT, ack).encode())
                         .await;
                 }
+                Incoming::Ping(payload) => session.socket.pong(payload).await,
                 Incoming::Close(code, _) => break code,
                 Incoming::End | Incoming::Reset => break None,
                 _ => {}
@@ -266,6 +267,7 @@ async fn present_legacy(addr: SocketAddr, room: i64, token: String, mut session:
                     let text = frame["message"].as_str().unwrap().to_owned();
                     account.texts.borrow_mut().entry(room).or_default().push(text);
                 }
+                Incoming::Ping(payload) => session.pong(payload).await,
                 Incoming::Close(code, _) => break code,
                 Incoming::End | Incoming::Reset => break None,
                 _ => {}

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
 use super::process::{Process, ScratchDir};
+
+/// How long one may take to start: on a slow disk it has much to write before it listens.
+const START: Duration = Duration::from_secs(120);
 
 /// mongod's exit code when it cannot listen: another took the port between our looking and its binding.
 const CANNOT_LISTEN: i32 = 48;
@@ -75,7 +77,7 @@ impl Mongod {
         }
         let (port, dir, more) = (self.port, Arc::clone(&self.dir), self.more.clone());
         self.process = off_this_thread(move || {
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + START;
             loop {
                 match launch(&dir, port, &more) {
                     Ok(process) => break process,
@@ -145,7 +147,7 @@ fn launch(dir: &Arc<ScratchDir>, port: u16, more: &[String]) -> Result<Process, 
             return Err(format!("port {port} is taken"));
         }
         assert!(
-            started.elapsed() < PATIENCE,
+            started.elapsed() < START,
             "mongod does not start; it wrote:\n{}",
             process.output()
         );

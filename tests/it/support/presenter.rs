@@ -9,7 +9,7 @@ use super::{
     app::{TestApp, spawn_app},
     http::Response,
     tokens::{claims, signed},
-    ws::{Frame, Incoming, PONG, TEXT, WsClient},
+    ws::{Frame, Incoming, TEXT, WsClient},
 };
 
 /// One connection of a v1 presenter.
@@ -65,7 +65,7 @@ impl V1 {
                 }
                 Incoming::Close(code, _) => return Err(code),
                 Incoming::End | Incoming::Reset => return Err(None),
-                Incoming::Ping(payload) => socket.send_bytes_regardless(&Frame::new(PONG, payload).encode()).await,
+                Incoming::Ping(payload) => socket.pong(payload).await,
                 other => panic!("waited for a welcome, got {other:?}"),
             }
         }

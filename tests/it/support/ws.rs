@@ -187,6 +187,11 @@ impl WsClient {
         let _ = within("the server to take or refuse our bytes", self.stream.write_all(bytes)).await;
     }
 
+    /// Answers a ping, where the server may have closed the connection meanwhile.
+    pub async fn pong(&mut self, payload: Vec<u8>) {
+        self.send_bytes_regardless(&Frame::new(PONG, payload).encode()).await;
+    }
+
     /// The next of anything, pings included; none is answered.
     pub async fn next(&mut self) -> Incoming {
         within("a frame", self.receive()).await
@@ -269,7 +274,7 @@ impl WsClient {
         within("a frame other than a ping", async {
             loop {
                 match self.receive().await {
-                    Incoming::Ping(payload) => self.send_bytes_regardless(&Frame::new(PONG, payload).encode()).await,
+                    Incoming::Ping(payload) => self.pong(payload).await,
                     other => return other,
                 }
             }
