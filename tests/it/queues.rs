@@ -59,6 +59,8 @@ async fn leave_in_flight(app: &TestApp, presenter: i64, count: usize) -> Vec<Ans
         })
         .await;
     }
+    // What was numbered goes to the spool at the end of the turn that tells so: this is asked in a later one.
+    let _ = app.room(presenter).await;
     answers
 }
 
@@ -104,6 +106,24 @@ async fn two_rooms(change: impl FnOnce(&mut chatting_server::settings::Settings)
         assert_eq!(app.post(room, 7, "first").await.status, 201);
     }
     (app, presenters)
+}
+
+/// Returns when nothing of rooms 12 and 14 is on its way to the store, the records of their broadcasts neither: each would part
+/// what is committed.
+async fn at_rest(app: &TestApp) {
+    let spool = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+    spool.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+    eventually("both broadcasts in the store", async || {
+        let records = "SELECT COUNT(*), SUM(stored = 1) FROM records";
+        let records: (i64, Option<i64>) = spool
+            .query_row(records, [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
+        (records == (2, Some(2))).then_some(())
+    })
+    .await;
+    // Whether there are more of them is asked once more then, before this one is out of the spool again.
+    all_accepted(vec![post(app, 12, "at rest")]).await;
+    crate::history::drained(app).await;
 }
 
 #[actix_web::test]
@@ -420,6 +440,8 @@ async fn session_resume_reads_bounds_reads_for_sessions_that_are_behind_and_the_
         settings.mongodb.uri = Secret::new(mongod.uri());
         settings.session.resume_reads = 1;
         settings.session.resume_wait_seconds = 300;
+        settings.mongodb.connect_timeout_ms = 600_000;
+        settings.mongodb.write_timeout_ms = 600_000;
         settings.room.ring_events = 1;
         settings.log.linger_ms = 0;
     })
@@ -622,12 +644,13 @@ async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlo
     let (app, _presenters) = two_rooms(|settings| {
         // Nothing that is kept of rooms now and then comes between them and parts them.
         settings.room.sweep_ms = 60_000;
+        settings.room.live_ttl_ms = 600_000;
         settings.log.commit_max = 4;
         settings.log.batch_max = 2;
         settings.log.backlog_max = 3;
     })
     .await;
-    app.sqlite_log(14).await;
+    at_rest(&app).await;
     let commits = app.metric("chat_commit_events_count").await.unwrap();
     let hold = app.state.health.writer.hold_spool();
     let answers = leave_in_flight(&app, 12, 8).await;
@@ -638,7 +661,7 @@ async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlo
         Some(commits + 2.0),
         "eight in two"
     );
-    assert_eq!(app.sqlite_log(12).await.len(), 9);
+    assert_eq!(app.sqlite_log(12).await.len(), 10);
     let batches = async |le: &str| {
         app.metric(&format!("chat_store_batch_events_bucket{{le=\"{le}\"}}"))
             .await
@@ -651,30 +674,37 @@ async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlo
 #[actix_web::test]
 async fn log_commit_interval_us_lets_messages_share_a_commit_and_log_commit_enough_do_not_wait_for_it() {
     let (app, _presenters) = two_rooms(|settings| {
+        // Whatever the spool is told ends a wait: nothing that is kept of rooms now and then does.
+        settings.room.sweep_ms = 60_000;
+        settings.room.live_ttl_ms = 600_000;
         settings.log.commit_interval_us = 10_000_000;
         settings.log.commit_enough = 3;
     })
     .await;
-    // The first commit since the start waits for nothing; the next is due ten seconds later.
-    all_accepted(vec![post(&app, 12, "first")]).await;
-    // That the store has it is told to the spool, too, and whatever the spool is told ends a wait.
-    eventually("the store to have it", async || {
-        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
-    })
-    .await;
-    let commits = app.metric("chat_commit_events_count").await.unwrap();
-    let mut answers = leave_in_flight(&app, 12, 2).await;
-    assert_eq!(app.metric("chat_commit_events_count").await, Some(commits), "two wait");
-    answers.push(post(&app, 12, "enough"));
-    all_accepted(answers).await;
-    assert_eq!(app.metric("chat_commit_events_count").await, Some(commits + 1.0));
+    let commits = async || app.metric("chat_commit_events_count").await.unwrap();
+    let mut tries = 0;
+    loop {
+        // The commit that this ends with is the last one; the next is due ten seconds later.
+        at_rest(&app).await;
+        let before = commits().await;
+        let mut answers = leave_in_flight(&app, 12, 2).await;
+        let two_wait = commits().await == before;
+        answers.push(post(&app, 12, "enough"));
+        all_accepted(answers).await;
+        if two_wait && commits().await == before + 1.0 {
+            return;
+        }
+        // On a slow machine the ten seconds may be over before the third has come.
+        tries += 1;
+        assert!(tries < 3, "never do three share a commit");
+    }
 }
 
 #[actix_web::test]
 async fn keys_go_when_their_window_is_over_though_nobody_sends_another_one() {
     let (app, _presenters) = two_rooms(|settings| {
         settings.idempotency.max = 3;
-        settings.idempotency.window_seconds = 3;
+        settings.idempotency.window_seconds = 10;
     })
     .await;
     let bearer = format!("Bearer {}", app.token(7));
