@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::{
     app::{post_v1, spawn_app},
     http::get,
-    presenter::{V1, app, connect, end_of, hello, numbered, send, token, upgrade},
+    presenter::{V1, app, connect, end_of, hello, leave, numbered, send, token, upgrade},
     tokens::{bad_tokens, claims, signed},
     ws::{BINARY, Frame, Incoming, PING, PONG, TEXT, WsClient},
 };
@@ -19,7 +19,8 @@ use crate::support::{
 
 #[actix_web::test]
 async fn hello_is_answered_by_welcome_and_chat_follows_with_its_place() {
-    let app = app().await;
+    let app = spawn_app(|settings| settings.session.keepalive_seconds = 15).await;
+    app.go_live(12);
     let mut session = V1::of(&app, 12, json!({})).await;
     let welcome = &session.welcome;
     let mut keys: Vec<_> = welcome.as_object().unwrap().keys().map(String::as_str).collect();
@@ -375,8 +376,11 @@ async fn rule_14_a_session_that_acknowledges_nothing_is_too_slow() {
     })
     .await;
     app.go_live(12);
-    let mut session = V1::of(&app, 12, json!({})).await;
+    // Held for it, so that both come at once.
+    let session = V1::of(&app, 12, json!({})).await;
+    leave(&app, session).await;
     send(&app, 1..=2).await;
+    let mut session = V1::of(&app, 12, json!({})).await;
     assert_eq!(
         (
             session.chat().await["seq"].as_u64(),
@@ -398,17 +402,18 @@ async fn rule_14_a_session_that_acknowledges_nothing_is_too_slow() {
 async fn a_stop_tells_v1_sessions_to_come_back_after_it_and_closes_them_last() {
     let app = spawn_app(|settings| {
         // As long as there are sessions to tell, a tenth of a second each.
-        settings.shutdown.drain_seconds = 4;
-        settings.shutdown.reconnect_after_ms = 6000;
+        settings.shutdown.drain_seconds = 8;
+        settings.shutdown.reconnect_after_ms = 20_000;
         settings.shutdown.reconnect_spread_ms = 1000;
+        settings.shutdown.deadline_seconds = 60;
     })
     .await;
     let mut sessions = Vec::new();
-    for presenter in 12..52 {
+    for presenter in 12..92 {
         app.go_live(presenter);
         sessions.push(V1::of(&app, presenter, json!({})).await);
     }
-    let mut legacy = app.presenter(90).await;
+    let mut legacy = app.presenter(200).await;
     let mut sender = app.client().await;
     let addr = app.addr;
     let stopping = tokio::spawn(app.stop());
@@ -449,7 +454,7 @@ async fn a_stop_tells_v1_sessions_to_come_back_after_it_and_closes_them_last() {
     told.push(first);
     assert!(told.iter().any(|(_, after)| *after != told[0].1), "spread: {told:?}");
     // The first to be told waits for all the others, too.
-    assert!(told.iter().any(|(_, after)| *after >= 4000 + 6000), "{told:?}");
+    assert!(told.iter().any(|(_, after)| *after >= 8000 + 20_000), "{told:?}");
     assert_eq!(sessions[n].chat().await["text"], "while it drains");
     for session in &mut sessions {
         assert_eq!(session.socket.next_close().await, Some(1001));
@@ -459,7 +464,7 @@ async fn a_stop_tells_v1_sessions_to_come_back_after_it_and_closes_them_last() {
     let ended = Instant::now();
     for (at, after_ms) in told {
         assert!(at + Duration::from_millis(after_ms) >= ended, "{after_ms}");
-        assert!(after_ms <= 4000 + 6000 + 1000, "{after_ms}");
+        assert!(after_ms <= 8000 + 20_000 + 1000, "{after_ms}");
     }
 }
 

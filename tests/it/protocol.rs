@@ -577,7 +577,9 @@ impl Chance {
 
 #[actix_web::test]
 async fn the_example_session_is_what_happens() {
-    let app = live(|_| {}).await;
+    // The `welcome` tells it.
+    let keepalive = Settings::default().session.keepalive_seconds;
+    let app = live(|settings| settings.session.keepalive_seconds = keepalive).await;
     let address = app.addr;
     let settings = app.settings.clone();
     let mut sender = app.client().await;

@@ -183,6 +183,7 @@ async fn rule_10_when_sessions_are_full_one_without_a_live_room_gives_way() {
 async fn a_presenter_that_stops_reading_is_closed_in_time_and_resumes() {
     let app = spawn_app(|settings| {
         settings.session.stall_seconds = 1;
+        settings.session.grace_seconds = 600;
         settings.room.sweep_ms = 20;
         settings.session.credit_events = 64;
         // What it has credit for fills its socket, and the kernel does not cut it.
@@ -232,7 +233,7 @@ async fn a_presenter_that_stops_reading_is_closed_in_time_and_resumes() {
 async fn a_hello_that_dribbles_in_and_a_handshake_that_never_ends_are_cut_in_time() {
     let app = spawn_app(|settings| {
         settings.session.hello_seconds = 1;
-        settings.server.client_request_seconds = 1;
+        settings.server.client_request_seconds = 4;
     })
     .await;
     // Before the upgrade: the session's time begins before we hear of it.
