@@ -92,14 +92,18 @@ async fn rule_12_the_hold_ends_when_nobody_came_and_the_room_server_is_asked_aga
     let presenter = app.presenter(12).await;
     let left_at = Instant::now();
     leave(&app, presenter).await;
-    let mut held = 0;
+    let (mut held, mut first_answer) = (0, None);
     eventually("the hold to end", async || {
         let answer = app.post(12, 7, &held.to_string()).await.json();
+        first_answer.get_or_insert_with(|| left_at.elapsed());
         held += i32::from(answer["delivery"] == "held");
         (answer["code"] == "presenter_disconnected").then_some(())
     })
     .await;
-    assert!(held > 0 && left_at.elapsed() >= Duration::from_secs(1), "{held}");
+    let grace = Duration::from_secs(1);
+    assert!(left_at.elapsed() >= grace, "{held}");
+    // A slow machine may be too late with the first one.
+    assert!(held > 0 || first_answer >= Some(grace), "{first_answer:?}");
     let asked = eventually("the room server to be asked a second time", async || {
         app.post(12, 7, "anyone?").await;
         let asked = rooms.stats().await.reconnects.get("12").copied();

@@ -1,5 +1,6 @@
 //! Rule 19: how often anyone may do anything, and what who is over is told.
 
+use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::{
@@ -152,7 +153,7 @@ async fn rule_19_who_would_wait_for_less_than_a_millisecond_is_told_a_second() {
     let _presenter = app.presenter(12).await;
     let refused = eventually("one too many", async || {
         let crowd = (100..130).map(|user| app.post(12, user, "one of a crowd"));
-        let answers = futures_util::future::join_all(crowd).await;
+        let answers = join_all(crowd).await;
         answers.into_iter().find(|answer| answer.status == 429)
     })
     .await;
@@ -208,21 +209,25 @@ async fn rule_19_deletions_count_against_their_senders_rate() {
         settings.limits.sender_burst = 2;
     })
     .await;
-    let delete = async || {
+    let delete = async |_| {
         let path = "/v1/rooms/12/messages?user_idx=7";
         request(&app, "DELETE", path, &app.token(12), "").await
     };
-    for _ in 0..2 {
-        assert_eq!(delete().await.status, 200);
+    // All at once: one after the other they might take the seconds that let them pass.
+    let (passed, refused): (Vec<_>, Vec<_>) = join_all((0..10).map(delete))
+        .await
+        .into_iter()
+        .partition(|answer| answer.status == 200);
+    assert!(passed.len() >= 2 && !refused.is_empty(), "{} passed", passed.len());
+    for refused in &refused {
+        assert_eq!(
+            (refused.status, refused.json()["code"].as_str()),
+            (429, Some("rate_limited"))
+        );
+        assert!(refused.header("retry-after").is_some(), "{refused:?}");
     }
-    let refused = delete().await;
-    assert_eq!(
-        (refused.status, refused.json()["code"].as_str()),
-        (429, Some("rate_limited"))
-    );
-    assert!(refused.header("retry-after").is_some(), "{refused:?}");
     let counted = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
-    assert_eq!(counted, Some(1.0));
+    assert_eq!(counted, Some(refused.len() as f64));
 }
 
 /// Where two at once may be deletions that go through a room's past, and one a minute.

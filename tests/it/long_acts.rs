@@ -186,13 +186,13 @@ async fn an_act_that_was_cut_off_goes_on_where_it_was_and_what_is_behind_it_is_s
 
 #[actix_web::test]
 async fn an_act_may_take_longer_than_a_write_may() {
-    let patience = Duration::from_secs(1);
+    let patience = Duration::from_secs(4);
     let cut = Cut::start(patience).await;
     let mut clock = EventClock::after(0);
     let said: Vec<_> = (1..=6000).map(|seq| event(&mut clock, 1, "e", seq, "x")).collect();
     append(&cut.store, &said).await;
     let all = act(&mut clock, 1, "e", 6001, ALWAYS);
-    let slow = doc! { "blockConnection": true, "blockTimeMS": 250 };
+    let slow = doc! { "blockConnection": true, "blockTimeMS": 1000 };
     cut.updates("alwaysOn", slow).await;
     let began = std::time::Instant::now();
     append(&cut.store, &[all.clone(), event(&mut clock, 2, "e", 1, "x")]).await;

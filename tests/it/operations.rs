@@ -189,15 +189,18 @@ async fn a_store_that_is_away_is_degraded_and_messages_go_on() {
         use_mongodb(settings);
         settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
         settings.mongodb.database = fresh_database_name();
-        settings.mongodb.connect_timeout_ms = 200;
-        settings.mongodb.write_timeout_ms = 500;
+        settings.mongodb.connect_timeout_ms = 1000;
     })
     .await;
     let limit = app.settings.log.spool_max_bytes as f64;
     assert_eq!(app.metric("chat_spool_max_bytes").await, Some(limit));
     app.go_live(12);
     let mut presenter = app.presenter(12).await;
-    assert_eq!(app.post(12, 7, "stored").await.status, 201);
+    // It must have told first where the room goes on.
+    eventually("the store to be there", async || {
+        (app.post(12, 7, "stored").await.status == 201).then_some(())
+    })
+    .await;
     mongod.kill().await;
     for n in 0..20 {
         assert_eq!(app.post(12, 7, &n.to_string()).await.status, 201);

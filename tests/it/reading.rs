@@ -204,18 +204,18 @@ async fn rule_07_a_second_server_on_one_log_is_refused_while_the_first_lives() {
 
 #[actix_web::test]
 async fn rule_07_another_server_starts_when_the_heartbeats_of_one_that_was_killed_are_not_fresh_any_more() {
-    let log = SharedLog::new(1);
+    let log = SharedLog::new(3);
     let (one, two) = (ScratchDir::new("beating"), ScratchDir::new("after"));
     let first = Process::start(&one, &mut log.serve(&one));
     first.address(&one.path().join("port")).await;
     let began = log.heartbeat_after(0).await;
     // Later than one heartbeat counts: it is those that came since that keep the other out.
-    log.heartbeat_after(began + 4_000).await;
+    log.heartbeat_after(began + 12_000).await;
     let refused = output(two.path(), &mut log.serve(&two));
     assert_eq!(refused.status.code(), Some(69));
     let error = String::from_utf8(refused.stderr).unwrap();
     assert!(
-        error.contains("it counts as gone 3 s after its last heartbeat"),
+        error.contains("it counts as gone 9 s after its last heartbeat"),
         "{error}"
     );
     first.kill().await;
@@ -238,7 +238,7 @@ async fn rule_07_another_server_starts_when_the_heartbeats_of_one_that_was_kille
     let of_second = doc! { "pid": i64::from(second.pid()) };
     let of_second = servers.find_one(of_second).await.unwrap().unwrap();
     let said = of_second.get_datetime("heartbeat").unwrap().timestamp_millis();
-    assert!(said >= last + 3_000, "{} ms after the last one", said - last);
+    assert!(said >= last + 9_000, "{} ms after the last one", said - last);
     second.signal("TERM");
     assert!(second.exited().await.success(), "{}", second.output());
 }
@@ -320,6 +320,8 @@ async fn a_stop_waits_for_no_read_of_a_log_that_does_not_answer() {
     let app = spawn_app(|settings| {
         settings.log.backend = LogBackend::Mongodb;
         settings.mongodb.uri = Secret::new(mongod.uri());
+        settings.mongodb.connect_timeout_ms = 600_000;
+        settings.mongodb.write_timeout_ms = 600_000;
         settings.shutdown.requests_seconds = 1;
         settings.shutdown.deadline_seconds = 600;
     })

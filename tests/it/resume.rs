@@ -286,8 +286,8 @@ async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches_and
     let mut settings = settings(&dir);
     settings.log.backend = LogBackend::Mongodb;
     settings.mongodb.uri = Secret::new(mongod.uri());
-    settings.mongodb.connect_timeout_ms = 500;
-    settings.mongodb.write_timeout_ms = 1000;
+    settings.mongodb.connect_timeout_ms = 1000;
+    settings.mongodb.write_timeout_ms = 60_000;
     settings.room.ring_events = 4;
     settings.room.sweep_ms = 20;
     settings.session.resume_wait_seconds = 2;
@@ -295,7 +295,14 @@ async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches_and
     settings.shutdown.deadline_seconds = 600;
     let app = spawn_in(dir, settings).await;
     app.go_live(12);
-    let mut first = V1::of(&app, 12, json!({})).await;
+    // The store must have told first where the room goes on.
+    let mut first = eventually("the store to be there", async || {
+        let mut socket = connect(app.addr).await;
+        socket.send_text(&hello(12, json!({}))).await;
+        let welcome = socket.next_json().await;
+        (welcome["type"] == "welcome").then_some(V1 { socket, welcome })
+    })
+    .await;
     for n in 1..=10_u64 {
         send(&app, n..=n).await;
         assert_eq!(first.chats(1).await, numbered(n..=n));

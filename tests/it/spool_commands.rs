@@ -26,6 +26,14 @@ use crate::{
     },
 };
 
+/// For where MongoDB is away: that is found out soon.
+const AWAY: [&str; 4] = [
+    "--set",
+    "mongodb.connect_timeout_ms=300",
+    "--set",
+    "mongodb.write_timeout_ms=1000",
+];
+
 /// A stopped server's directory: a spool, and the settings that name it.
 struct Site {
     dir: Arc<ScratchDir>,
@@ -40,7 +48,7 @@ impl Site {
         let store = match mongodb {
             Some((uri, database)) => format!(
                 "backend = \"mongodb\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\n\
-                 connect_timeout_ms = 300\nwrite_timeout_ms = 1000\n"
+                 connect_timeout_ms = 60000\nwrite_timeout_ms = 60000\n"
             ),
             None => "backend = \"sqlite\"\n".to_owned(),
         };
@@ -229,13 +237,16 @@ async fn status_and_verify_read_the_spool_of_a_running_server_and_do_not_disturb
     let app = spawn_app(|settings| {
         use_mongodb(settings);
         settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
-        settings.mongodb.connect_timeout_ms = 200;
-        settings.mongodb.write_timeout_ms = 500;
+        settings.mongodb.connect_timeout_ms = 1000;
     })
     .await;
     app.go_live(12);
     let _presenter = app.presenter(12).await;
-    assert_eq!(app.post(12, 7, "stored").await.status, 201);
+    // It must have told first where the room goes on.
+    eventually("the store to be there", async || {
+        (app.post(12, 7, "stored").await.status == 201).then_some(())
+    })
+    .await;
     let site = Site {
         dir: Arc::clone(&app.dir),
         events: Vec::new(),
@@ -610,7 +621,7 @@ async fn rule_07_replay_is_refused_while_a_server_has_the_spool_and_names_it() {
 #[actix_web::test]
 async fn replay_without_its_store_keeps_everything_and_says_why() {
     let site = Site::new(&[(12, 30)], Some(("mongodb://127.0.0.1:1", "nowhere")));
-    let (code, out, error) = site.run(&["spool", "replay"]);
+    let (code, out, error) = site.run(&[&["spool", "replay"][..], &AWAY].concat());
     assert_eq!(code, 69, "{error}");
     assert!(out.contains("30 to go"), "{out}");
     assert!(
@@ -629,7 +640,7 @@ async fn replay_that_is_interrupted_or_killed_goes_on_where_it_was() {
     let one_by_one = ["spool", "replay", "--set", "log.batch_max=1"];
     // Ctrl-C while the store hangs.
     mongod.freeze();
-    let replay = Process::start(&site.dir, &mut site.command(&one_by_one));
+    let replay = Process::start(&site.dir, &mut site.command(&[&one_by_one[..], &AWAY].concat()));
     replay.line("more tries").await;
     replay.signal("INT");
     assert_eq!(replay.exited().await.code(), Some(75), "{}", replay.output());
