@@ -7,6 +7,7 @@ mod check;
 
 use std::{
     collections::HashMap,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -15,12 +16,12 @@ use chatting_actors::{
     types::{Epoch, Event, PresenterIdx},
 };
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use self::check::Check;
 use super::{
-    lock, row,
+    lock, open_at, row,
     salvage::beside,
     spool::{BACKEND, FORMAT, OpenError, is_of, meta},
 };
@@ -87,6 +88,7 @@ pub enum LookError {
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     /// The file.
+    #[serde(serialize_with = "shown")]
     pub path: PathBuf,
     /// Its size on disk.
     pub file_bytes: u64,
@@ -122,6 +124,11 @@ pub struct Status {
     pub parked: Parked,
     /// Broadcasts that the store does not have as they are.
     pub broadcasts: Records,
+}
+
+/// As text, with a mark for what of it is none.
+fn shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// Events on their way to the store.
@@ -312,7 +319,7 @@ impl SpoolFile {
 /// it and it can be read as it is.
 fn open_reading(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let connection = open_at(path, flags)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     let error = match connection.pragma_query_value(None, "schema_version", |_| Ok(())) {
         Ok(()) => return Ok(connection),
@@ -323,11 +330,24 @@ fn open_reading(path: &Path) -> rusqlite::Result<Connection> {
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)
     );
     let wal = std::fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
-    let Some(text) = path.to_str().filter(|_| refused && !wal) else {
-        return Err(error);
-    };
-    let text = text.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
-    Connection::open_with_flags(format!("file:{text}?immutable=1"), flags | OpenFlags::SQLITE_OPEN_URI)
+    if refused && !wal {
+        open_as_it_is(path)
+    } else {
+        Err(error)
+    }
+}
+
+/// Opens a file that nobody changes, and looks for nothing beside it.
+fn open_as_it_is(path: &Path) -> rusqlite::Result<Connection> {
+    // A name may have bytes that are no text, or that mean something in a URI (<https://www.sqlite.org/uri.html>, 3).
+    let name: String = path
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .map(|byte| format!("%{byte:02x}"))
+        .collect();
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
 }
 
 fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
@@ -423,5 +443,33 @@ fn kind(reason: &str) -> String {
     match reason.split_once(':') {
         Some((kind @ "numbering conflict", _)) => kind.to_owned(),
         _ => reason.chars().take(200).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+    use crate::store::{Durability, SpoolSettings, SqliteSpool};
+
+    #[test]
+    fn a_spool_is_looked_into_whatever_its_name_is_also_on_a_disk_that_became_read_only() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["chat".as_bytes(), b"\xb9\xe6", b"what? 50%25 #1&mode=memory"] {
+            let path = dir.path().join(OsStr::from_bytes(name));
+            let settings = SpoolSettings {
+                path: path.clone(),
+                durability: Durability::Disk,
+                max_bytes: None,
+                embedded: false,
+            };
+            drop(SqliteSpool::open(settings).unwrap());
+            let connection = open_as_it_is(&path).unwrap();
+            assert_eq!(meta(&connection, "format").unwrap(), Some(FORMAT));
+            let status = SpoolFile::open(&path).unwrap().status().unwrap();
+            let told = serde_json::to_value(status).unwrap();
+            assert_eq!(told["path"], *path.to_string_lossy());
+        }
     }
 }

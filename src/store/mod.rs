@@ -81,7 +81,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
         rusqlite::Error::SqliteFailure(code, Some(format!("{}: {error}", path.display())))
     })?;
-    let mut connection = Connection::open(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = open_at(path, flags)?;
     log_statements(&mut connection)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     Ok(connection)
@@ -98,10 +99,16 @@ fn set_up(connection: &Connection, durability: Durability) -> rusqlite::Result<(
 
 /// Opens a SQLite file that is there, beside its one writer.
 fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
-    let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let mut connection = open_at(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     log_statements(&mut connection)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     Ok(connection)
+}
+
+/// Opens the file that the system has under this name. SQLite would take "file:…" for a URI, with what is behind a "?" for options, and
+/// ":memory:" and "" for no file at all.
+fn open_at(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    Connection::open_with_flags(Path::new(".").join(path), flags)
 }
 
 /// The log's target for statements of SQL.

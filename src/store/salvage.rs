@@ -20,7 +20,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params_
 
 use self::pages::Pages;
 pub use self::report::{Carried, Missing, SalvageError, Salvaged};
-use super::lock::file_of;
+use super::{lock::file_of, open_at};
 
 /// The tables that a spool lives by, and those that the embedded log adds.
 pub const TABLES: [&str; 7] = ["meta", "epochs", "rooms", "spool", "keys", "parked", "records"];
@@ -141,14 +141,14 @@ pub fn room_for(path: &Path) -> u64 {
     2 * bytes(path) + 3 * bytes(&beside(path, "-wal"))
 }
 
-/// Carries what can be read of `damaged` into the new, empty spool, in transactions of which the last is left open.
-pub fn carry_over(damaged: &Path, new: &Connection, embedded: bool) -> Result<Salvaged, SalvageError> {
+/// Carries what can be read of `damaged` into the new, empty spool `anew`, in transactions of which the last is left open.
+pub fn carry_over(damaged: &Path, anew: &Path, new: &Connection, embedded: bool) -> Result<Salvaged, SalvageError> {
     let copy = beside(damaged, COPY);
     // One that a start left which was killed has a WAL of its own.
     remove(&copy);
     let copy = scopeguard::guard(copy, |copy| remove(&copy));
     copy_with_wal(damaged, &copy).map_err(|error| SalvageError::file(&copy, error))?;
-    let to_new = |error| SalvageError::new_file(new, error);
+    let to_new = |error| SalvageError::sqlite(anew, error);
     let mut salvaged = Salvaged::default();
     let old = match read_copy(&copy) {
         Err(error) if is_damage(&error) => {
@@ -160,6 +160,7 @@ pub fn carry_over(damaged: &Path, new: &Connection, embedded: bool) -> Result<Sa
     let carrying = Carrying {
         old: &old,
         copy: &copy,
+        anew,
         new,
     };
     salvaged.epochs = carrying.table("epochs", "n")?;
@@ -182,7 +183,7 @@ fn read_copy(copy: &Path) -> rusqlite::Result<Connection> {
         // Then SQLite says what it makes of it.
         log::debug!("spool: {} is left as long as it is: {error}", copy.display());
     }
-    let old = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let old = open_at(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     old.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     Ok(old)
@@ -254,13 +255,14 @@ fn is_outside(error: &rusqlite::Error) -> bool {
 struct Carrying<'a> {
     old: &'a Connection,
     copy: &'a Path,
+    anew: &'a Path,
     new: &'a Connection,
 }
 
 impl Carrying<'_> {
     /// Carries one table; `key` is its primary key, by which SQLite reads it without sorting.
     fn table(&self, table: &str, key: &str) -> Result<Carried, SalvageError> {
-        let to_new = |error| SalvageError::new_file(self.new, error);
+        let to_new = |error| SalvageError::sqlite(self.anew, error);
         // A file of an older format lacks some, and they may be empty.
         let stored = self.readable(Stored::of(self.old, table))?.flatten();
         let Some(stored) = stored else {
@@ -476,6 +478,7 @@ mod tests {
             let carrying = Carrying {
                 old: &old,
                 copy: &path,
+                anew: Path::new(":memory:"),
                 new: &new,
             };
             let Carried { rows, missing } = carrying.table("t", key).unwrap();

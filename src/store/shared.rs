@@ -8,6 +8,7 @@
 //! a checkpoint or a question ends in a moment, which is waited for.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -42,6 +43,8 @@ type Open = Box<dyn Fn() -> rusqlite::Result<Connection> + Send + Sync>;
 
 /// See the module's text.
 pub struct Shared {
+    /// The file, also while it is closed: those who only read have connections of their own.
+    path: PathBuf,
     connection: Turns<Option<Connection>>,
     open: Open,
     durability: Durability,
@@ -56,27 +59,29 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// An open connection, and how it is opened again. Only with [`Durability::Disk`] a sync was promised to anybody.
+    /// An open connection to this file, and how it is opened again. Only with [`Durability::Disk`] a sync was promised to anybody.
     pub(super) fn new(
+        path: PathBuf,
         connection: Connection,
         durability: Durability,
         open: impl Fn() -> rusqlite::Result<Connection> + Send + Sync + 'static,
     ) -> SharedConnection {
-        Self::of(Some(connection), durability, Box::new(open))
+        Self::of(path, Some(connection), durability, Box::new(open))
     }
 
-    /// None, and there never will be one.
-    pub(super) fn none() -> SharedConnection {
+    /// No connection to this file, and there never will be one: it is only read.
+    pub(super) fn to_read(path: PathBuf) -> SharedConnection {
         let code = ffi::Error::new(ffi::SQLITE_MISUSE);
         let closed = move || {
             let why = "the file is not open for writing".to_owned();
             Err(rusqlite::Error::SqliteFailure(code, Some(why)))
         };
-        Self::of(None, Durability::Disk, Box::new(closed))
+        Self::of(path, None, Durability::Disk, Box::new(closed))
     }
 
-    fn of(connection: Option<Connection>, durability: Durability, open: Open) -> SharedConnection {
+    fn of(path: PathBuf, connection: Option<Connection>, durability: Durability, open: Open) -> SharedConnection {
         Arc::new(Self {
+            path,
             connection: Turns::new(connection),
             open,
             durability,
@@ -87,24 +92,39 @@ impl Shared {
         })
     }
 
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Its turn, with the connection open.
     pub(super) fn open(&self) -> rusqlite::Result<Turn<'_, Option<Connection>>> {
         let mut turn = self.connection.lock();
-        if turn.is_none() {
-            let connection = (self.open)()?;
-            if self.damaged() {
-                // What is in its WAL stays there.
-                connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            } else if self.suspect.load(Ordering::Acquire) {
-                if self.durability == Durability::Disk {
-                    self.empty_wal(&connection)?;
-                }
-                self.suspect.store(false, Ordering::Release);
-            }
-            self.reopened.fetch_add(1, Ordering::AcqRel);
-            *turn = Some(connection);
-        }
+        self.opened(&mut turn)?;
         Ok(turn)
+    }
+
+    /// The connection of a turn, opened again where it is closed.
+    fn opened<'t>(&self, slot: &'t mut Option<Connection>) -> rusqlite::Result<&'t mut Connection> {
+        match slot {
+            Some(connection) => Ok(connection),
+            None => Ok(slot.insert(self.open_again()?)),
+        }
+    }
+
+    fn open_again(&self) -> rusqlite::Result<Connection> {
+        let connection = (self.open)()?;
+        if self.damaged() {
+            // What is in its WAL stays there.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        } else if self.suspect.load(Ordering::Acquire) {
+            if self.durability == Durability::Disk {
+                self.empty_wal(&connection)?;
+            }
+            self.suspect.store(false, Ordering::Release);
+        }
+        self.reopened.fetch_add(1, Ordering::AcqRel);
+        Ok(connection)
     }
 
     fn empty_wal(&self, connection: &Connection) -> rusqlite::Result<()> {
@@ -147,11 +167,8 @@ impl Shared {
 
     /// Runs work on it.
     pub(crate) fn run<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-        let mut turn = self.open()?;
-        let done = match turn.as_mut() {
-            Some(connection) => work(connection),
-            None => Err(rusqlite::Error::InvalidQuery),
-        };
+        let mut turn = self.connection.lock();
+        let done = work(self.opened(&mut turn)?);
         done.inspect_err(|error| self.heed(error, &mut turn))
     }
 
@@ -275,7 +292,7 @@ mod tests {
             connection.busy_timeout(USUAL)?;
             Ok(connection)
         };
-        let shared = Shared::new(open().unwrap(), Durability::Disk, open);
+        let shared = Shared::new(path.clone(), open().unwrap(), Durability::Disk, open);
         let insert = || shared.run(|connection| connection.execute("INSERT INTO t VALUES (1)", []));
         shared
             .run(|connection| connection.execute_batch("CREATE TABLE t(x); PRAGMA wal_checkpoint(TRUNCATE)"))

@@ -83,8 +83,6 @@ pub(super) fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
 #[derive(Clone)]
 pub struct SqliteStore {
     connection: SharedConnection,
-    /// For connections that only read.
-    path: Arc<PathBuf>,
     /// Events that were written since the last checkpoint.
     written: Arc<AtomicUsize>,
 }
@@ -92,24 +90,17 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// A log in the file of this connection.
     pub fn new(connection: SharedConnection) -> Self {
-        let path = connection
-            .lock()
-            .as_ref()
-            .and_then(|open| open.path().map(PathBuf::from));
         Self {
             connection,
-            path: Arc::new(path.unwrap_or_default()),
             written: Arc::default(),
         }
     }
 
-    /// The log in this file, to be read beside whatever server has it: no more than [`Archive`]'s questions.
+    /// The log in this file, to be read beside whatever server has it: events and broadcasts, figures, holds, a user's traces. What
+    /// writes fails always, and so does what is asked on the writing connection: the last seq of a room, what was found, whether it
+    /// is empty.
     pub fn to_read(path: PathBuf) -> Self {
-        Self {
-            connection: Shared::none(),
-            path: Arc::new(path),
-            written: Arc::default(),
-        }
+        Self::new(Shared::to_read(path))
     }
 
     /// The newest event, by the index of their ids, which are in the order of time.
@@ -146,9 +137,9 @@ impl SqliteStore {
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
-        let (path, shared) = (Arc::clone(&self.path), self.connection.clone());
+        let shared = self.connection.clone();
         blocking(move || {
-            let looked = open_to_read(&path).and_then(|mut connection| work(&mut connection));
+            let looked = open_to_read(shared.path()).and_then(|mut connection| work(&mut connection));
             looked.map_err(|error| {
                 shared.heed_reader(&error);
                 StoreError(error.to_string())
@@ -174,11 +165,13 @@ pub(super) fn blocking<T: Send + 'static>(
 ///
 /// The copy comes into the file through its WAL, which waits for those who read what was before. SQLite's code for busy where one
 /// still reads it when `patience` is over: the file has what was until the next that is run here.
-pub(super) fn rewrite(connection: &mut Connection, patience: Duration) -> rusqlite::Result<()> {
-    let beside = connection
-        .path()
-        .and_then(|path| Some(Path::new(path).parent()?.to_str()?.to_owned()));
-    if let Some(beside) = beside.filter(|beside| !beside.is_empty() && std::env::var_os("SQLITE_TMPDIR").is_none()) {
+pub(super) fn rewrite(path: &Path, connection: &mut Connection, patience: Duration) -> rusqlite::Result<()> {
+    let beside = match path.parent() {
+        Some(beside) if beside.as_os_str().is_empty() => Some("."),
+        // SQLite is told in words. Where there are none for it, it makes the copy where the system has such files.
+        beside => beside.and_then(Path::to_str),
+    };
+    if let Some(beside) = beside.filter(|_| std::env::var_os("SQLITE_TMPDIR").is_none()) {
         connection.pragma_update(None, "temp_store_directory", beside)?;
     }
     connection.pragma_update(None, "temp_store", "FILE")?;
@@ -282,16 +275,12 @@ impl LogStore for SqliteStore {
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
         let this = self.clone();
         let inserted = Arc::clone(&batch);
-        let (shared, path, written) = (
-            self.connection.clone(),
-            Arc::clone(&self.path),
-            Arc::clone(&self.written),
-        );
+        let (shared, written) = (self.connection.clone(), Arc::clone(&self.written));
         let inserts = blocking(move || {
             let poison = insert_all(&shared, &inserted)?;
             if written.fetch_add(inserted.len(), Ordering::Relaxed) + inserted.len() >= CHECKPOINT_EVENTS {
                 written.store(0, Ordering::Relaxed);
-                if let Err(error) = checkpoint(&shared, &path) {
+                if let Err(error) = checkpoint(&shared) {
                     // Commits do it sooner or later.
                     log::debug!("log: its file is not checkpointed: {error}");
                 }
@@ -477,7 +466,7 @@ impl Archive for SqliteStore {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::atomic::AtomicBool};
 
     use super::*;
     use crate::store::{Durability, open_file};
@@ -489,10 +478,27 @@ mod tests {
         names.any(|name| name.starts_with(dir) && name.to_string_lossy().ends_with(" (deleted)"))
     }
 
+    #[tokio::test]
+    async fn what_only_reads_finds_the_log_whatever_its_name_is_and_though_it_is_closed_for_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["chat".as_bytes(), b"\xb9\xe6", b"what? 50%25 #1"] {
+            let path = dir.path().join(OsStr::from_bytes(name)).join("chat.db");
+            let of = path.clone();
+            let open = move || open_file(&of, Durability::Disk);
+            let shared = Shared::new(path, open().unwrap(), Durability::Disk, open);
+            // As an I/O error leaves it.
+            shared.close(false);
+            let store = SqliteStore::new(shared);
+            store.prepare().await.unwrap();
+            assert_eq!(store.epochs(PresenterIdx::new(1).unwrap()).await.unwrap(), []);
+        }
+    }
+
     #[test]
     fn a_file_is_rewritten_beside_itself_and_not_in_memory() {
         let dir = tempfile::tempdir().unwrap();
-        let mut connection = open_file(&dir.path().join("chat.db"), Durability::Disk).unwrap();
+        let path = dir.path().join("chat.db");
+        let mut connection = open_file(&path, Durability::Disk).unwrap();
         // More than SQLite keeps of a file in memory.
         connection
             .execute_batch(
@@ -508,7 +514,7 @@ mod tests {
             false
         };
         connection.progress_handler(1000, Some(look)).unwrap();
-        rewrite(&mut connection, Duration::ZERO).unwrap();
+        rewrite(&path, &mut connection, Duration::ZERO).unwrap();
         assert!(seen.load(Ordering::Relaxed));
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert!(left.len() <= 3, "{left:?}");

@@ -323,6 +323,19 @@ async fn what_is_no_spool_cannot_be_opened_and_is_left_alone() {
     assert_eq!(std::fs::read(site.dir.path().join("empty.db")).unwrap(), b"");
 }
 
+#[actix_web::test]
+async fn a_spool_by_a_name_that_sqlite_would_take_for_a_uri_is_the_file_of_that_name() {
+    let site = Site::new(&[(12, 3)], None);
+    let name = "file:chat%2edb?mode=memory";
+    std::fs::rename(site.path(), site.dir.path().join(name)).unwrap();
+    assert_eq!(site.status_of(name)["events"]["count"], 3);
+    let (code, out, error) = site.run(&["spool", "replay", "--path", name]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("replayed: 3 events"), "{out}");
+    assert_eq!(site.status_of(name)["events"]["count"], 0);
+    assert!(!site.path().exists());
+}
+
 // ---- verify ------------------------------------------------------------------------------------------------------
 
 #[actix_web::test]

@@ -5,8 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::Connection;
-
 /// What was carried over, by table.
 #[derive(Debug, Default)]
 pub struct Salvaged {
@@ -122,9 +120,5 @@ impl SalvageError {
             file: file.to_owned(),
             error,
         }
-    }
-
-    pub(super) fn new_file(new: &Connection, error: rusqlite::Error) -> Self {
-        Self::sqlite(Path::new(new.path().unwrap_or_default()), error)
     }
 }

@@ -49,7 +49,7 @@ fn build(damaged: &Path, anew: &SpoolSettings) -> Result<Salvaged, SalvageError>
     let sqlite = |error| SalvageError::sqlite(&anew.path, error);
     let connection = open_connection(anew).map_err(sqlite)?;
     connection.execute_batch("BEGIN IMMEDIATE").map_err(sqlite)?;
-    let salvaged = salvage::carry_over(damaged, &connection, anew.embedded)?;
+    let salvaged = salvage::carry_over(damaged, &anew.path, &connection, anew.embedded)?;
     set_meta(&connection, "salvaged", 1).map_err(sqlite)?;
     connection
         .execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)")

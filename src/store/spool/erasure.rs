@@ -224,6 +224,7 @@ impl SqliteSpool {
     /// # Errors
     /// SQLite's own; and that somebody went on reading the file for five seconds. It may still have what was taken out then.
     pub fn rewrite(&mut self) -> Result<(), SpoolError> {
-        self.with(|_, connection| sqlite::rewrite(connection, READERS))
+        let shared = self.connection();
+        self.with(|_, connection| sqlite::rewrite(shared.path(), connection, READERS))
     }
 }

@@ -175,14 +175,14 @@ impl SqliteSpool {
             furthest: state.furthest,
             asks_store: state.ask_store,
         };
-        let durability = settings.durability;
+        let (path, durability) = (settings.path.clone(), settings.durability);
         let open = move || {
             let connection = open_connection(&settings)?;
             limit(&connection, &settings)?;
             Ok(connection)
         };
         let mut this = Self {
-            connection: Shared::new(connection, durability, open),
+            connection: Shared::new(path, connection, durability, open),
             reopened: 0,
             epochs: state.epochs,
             epoch: state.epoch,

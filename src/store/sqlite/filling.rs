@@ -1,6 +1,6 @@
 //! A batch's way into the tables: in pieces, between which commits go first, and checkpoints beside them.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use chatting_actors::{
     seams::{Poison, StoreError},
@@ -9,7 +9,7 @@ use chatting_actors::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, ffi, params};
 
 use super::{
-    super::SYNCHRONOUS,
+    super::{SYNCHRONOUS, open_at},
     SharedConnection,
     row::{self, columns},
 };
@@ -66,13 +66,13 @@ const FEW_PAGES: i64 = 100;
 
 /// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: a thousand pages and their
 /// sync take as long as a dozen commits. Only for the last few pages nobody may write, so that the WAL begins anew.
-pub(super) fn checkpoint(shared: &SharedConnection, path: &Path) -> rusqlite::Result<()> {
+pub(super) fn checkpoint(shared: &SharedConnection) -> rusqlite::Result<()> {
     // Its sync is of the same WAL.
-    take_into_file(shared, path).inspect_err(|error| shared.heed(error, &mut shared.lock()))
+    take_into_file(shared).inspect_err(|error| shared.heed(error, &mut shared.lock()))
 }
 
-fn take_into_file(shared: &SharedConnection, path: &Path) -> rusqlite::Result<()> {
-    let own = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+fn take_into_file(shared: &SharedConnection) -> rusqlite::Result<()> {
+    let own = open_at(shared.path(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let pages_left = || {
         own.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
             Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
