@@ -369,19 +369,13 @@ impl History {
     /// One event of a room by its id; `None` when there is none.
     pub async fn find(&self, presenter: PresenterIdx, id: Uuid) -> Result<Option<Logged>, HistoryError> {
         let _turn = self.turn().await?;
-        let spooled = self
-            .on_spool(move |path| {
-                let event = spooled::find(path, id)?;
-                Ok((event, spooled::of_room(path, &Window::acts_only(presenter))?))
-            })
-            .await?;
-        let (event, spooled) = spooled;
+        let (event, acts) = self.on_spool(move |path| spooled::one(path, presenter, id)).await?;
         let found = match event {
             Some(event) => Some(Logged::unmarked(event)),
             None => self.store.find(id).await?,
         };
         let found = found.filter(|logged| logged.event.presenter_idx == presenter);
-        Ok(found.map(|logged| logged.covered_by(&spooled.acts)))
+        Ok(found.map(|logged| logged.covered_by(&acts)))
     }
 
     /// At most `limit` events of a room after `after`, in order, each once.

@@ -45,23 +45,6 @@ pub struct Window {
     pub limit: usize,
 }
 
-impl Window {
-    /// No event, and every act.
-    pub fn acts_only(presenter: PresenterIdx) -> Self {
-        Self {
-            presenter,
-            epoch: None,
-            after: Seq(0),
-            through: Seq(0),
-            user: None,
-            from_ms: None,
-            to_ms: None,
-            newest_first: false,
-            limit: 0,
-        }
-    }
-}
-
 /// The event of a row that begins with its epoch. One that cannot be read must not hide the others: it is, or will be, set
 /// aside with its reason.
 fn event(found: &Row<'_>) -> Option<Event> {
@@ -82,39 +65,37 @@ pub fn of_room(path: &Path, window: &Window) -> rusqlite::Result<Spooled> {
             "SELECT (SELECT epoch FROM epochs WHERE n = {table}.epoch), {} FROM {table} WHERE presenter_idx = ?1",
             row::COLUMNS
         );
-        if window.limit > 0 {
-            let sql = format!(
-                "{select} AND seq > ?2 AND seq <= ?3 AND (?4 IS NULL OR user_idx = ?4)
-                 AND (?5 IS NULL OR {table}.epoch = (SELECT n FROM epochs WHERE epoch = ?5))
-                 AND sent_at >= ?6 AND sent_at <= ?7 ORDER BY {place} {order} LIMIT ?8"
-            );
-            let mut statement = snapshot.prepare(&sql)?;
-            let mut rows = statement.query(params![
-                window.presenter.get(),
-                window.after.0.cast_signed(),
-                i64::try_from(window.through.0).unwrap_or(i64::MAX),
-                window.user.map(UserIdx::get),
-                window.epoch.as_ref().map(|epoch| &*epoch.0),
-                window.from_ms.unwrap_or(i64::MIN),
-                window.to_ms.unwrap_or(i64::MAX),
-                i64::try_from(window.limit).unwrap_or(i64::MAX),
-            ])?;
-            let (mut count, mut last) = (0, Seq(0));
-            while let Some(found) = rows.next()? {
-                count += 1;
-                last = Seq(found.get::<_, i64>(2)?.cast_unsigned());
-                spooled.events.extend(event(found));
+        let sql = format!(
+            "{select} AND seq > ?2 AND seq <= ?3 AND (?4 IS NULL OR user_idx = ?4)
+             AND (?5 IS NULL OR {table}.epoch = (SELECT n FROM epochs WHERE epoch = ?5))
+             AND sent_at >= ?6 AND sent_at <= ?7 ORDER BY {place} {order} LIMIT ?8"
+        );
+        let mut statement = snapshot.prepare(&sql)?;
+        let mut rows = statement.query(params![
+            window.presenter.get(),
+            window.after.0.cast_signed(),
+            i64::try_from(window.through.0).unwrap_or(i64::MAX),
+            window.user.map(UserIdx::get),
+            window.epoch.as_ref().map(|epoch| &*epoch.0),
+            window.from_ms.unwrap_or(i64::MIN),
+            window.to_ms.unwrap_or(i64::MAX),
+            i64::try_from(window.limit).unwrap_or(i64::MAX),
+        ])?;
+        let (mut count, mut last) = (0, Seq(0));
+        while let Some(found) = rows.next()? {
+            count += 1;
+            last = Seq(found.get::<_, i64>(2)?.cast_unsigned());
+            spooled.events.extend(event(found));
+        }
+        let nearer = |reach: Seq| {
+            if window.newest_first {
+                last > reach
+            } else {
+                last < reach
             }
-            let nearer = |reach: Seq| {
-                if window.newest_first {
-                    last > reach
-                } else {
-                    last < reach
-                }
-            };
-            if count >= window.limit && spooled.reach.is_none_or(nearer) {
-                spooled.reach = Some(last);
-            }
+        };
+        if count >= window.limit && spooled.reach.is_none_or(nearer) {
+            spooled.reach = Some(last);
         }
     }
     spooled.events.sort_by_key(|event| (event.seq, event.id));
@@ -162,16 +143,21 @@ pub fn first_from(path: &Path, presenter: PresenterIdx, epoch: &Epoch, at_ms: i6
     Ok(first.or(last.map(|last| last + 1)).map(|seq| Seq(seq.cast_unsigned())))
 }
 
-/// One event of the spool, or of what was set aside from it, by its id.
-pub fn find(path: &Path, id: Uuid) -> rusqlite::Result<Option<Event>> {
+/// One event of the spool, or of what was set aside from it, by its id; and the room's acts. In one snapshot: both may go to the store
+/// at any time, and the message must not be read before that and the act that deletes it behind.
+pub fn one(path: &Path, presenter: PresenterIdx, id: Uuid) -> rusqlite::Result<(Option<Event>, Vec<Event>)> {
     let mut connection = open_to_read(path)?;
     let snapshot = connection.transaction()?;
+    Ok((by_id(&snapshot, id)?, acts(&snapshot, presenter)?))
+}
+
+fn by_id(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Event>> {
     for table in ["spool", "parked"] {
         let sql = format!(
             "SELECT (SELECT epoch FROM epochs WHERE n = {table}.epoch), {} FROM {table} WHERE id = ?1",
             row::COLUMNS
         );
-        let mut statement = snapshot.prepare(&sql)?;
+        let mut statement = connection.prepare(&sql)?;
         let mut rows = statement.query_map(params![&id.as_bytes()[..]], |found| {
             row::read(found, 1, Epoch(found.get::<_, String>(0)?.into()))
         })?;
@@ -203,4 +189,84 @@ pub enum Records {
     OfRoom(PresenterIdx),
     /// The one with this id.
     Of(Uuid),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc::sync_channel},
+        thread,
+    };
+
+    use chatting_actors::{
+        clock::EventClock,
+        moderation::Act,
+        seams::Spool,
+        types::{ChatMessage, MessageText, Nickname, Role},
+    };
+
+    use super::*;
+    use crate::store::{Durability, SpoolSettings, SqliteSpool};
+
+    /// Messages that go to the store while they are asked for.
+    const ROUNDS: u64 = 300;
+
+    #[test]
+    fn a_message_is_not_read_without_the_act_that_deletes_it_while_both_go_to_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let settings = SpoolSettings {
+            path: path.clone(),
+            durability: Durability::Os,
+            max_bytes: None,
+            embedded: false,
+        };
+        let (mut spool, info) = SqliteSpool::open(settings).unwrap();
+        let room = PresenterIdx::new(12).unwrap();
+        let mut clock = EventClock::after(0);
+        let mut next = |seq, act| {
+            let (sent_at_ms, id) = clock.stamp();
+            Arc::new(Event {
+                id,
+                presenter_idx: room,
+                epoch: info.epoch.clone(),
+                seq: Seq(seq),
+                sent_at_ms,
+                room_idx: None,
+                broadcast_id: None,
+                act,
+                chat: ChatMessage {
+                    user_idx: UserIdx::new(7).unwrap(),
+                    nickname: Nickname::new("kim", 64).unwrap(),
+                    text: MessageText::maybe_empty("x".to_owned(), 10).unwrap(),
+                    role: Role::Viewer,
+                },
+                keyed: None,
+            })
+        };
+        let (ask, asked) = sync_channel::<Uuid>(0);
+        thread::scope(|threads| {
+            threads.spawn(move || {
+                for n in 0..ROUNDS {
+                    let message = next(2 * n + 1, None);
+                    let delete = Act::Message {
+                        id: message.id,
+                        seq: message.seq,
+                    };
+                    let act = next(2 * n + 2, Some(Arc::new(delete)));
+                    let id = message.id;
+                    let first = spool.commit(&[message, act]).unwrap();
+                    ask.send(id).unwrap();
+                    spool.free(first + 1, &[], 0).unwrap();
+                }
+            });
+            for id in asked {
+                // As long as it is there.
+                while let (Some(message), acts) = one(&path, room, id).unwrap() {
+                    let deleted = acts.iter().any(|at| at.act.as_ref().unwrap().covers(at, &message));
+                    assert!(deleted, "{id}");
+                }
+            }
+        });
+    }
 }
