@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 
 use chatting_actors::{
     clock::system_ms,
-    seams::{Spool, SpoolError, StoreError},
+    seams::{NotPut, Spool, SpoolError, StoreError},
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
@@ -211,7 +211,7 @@ impl Writing {
             Item::Broadcast(record) => {
                 // Its events come behind it: what is imported by half is a broadcast that lacks its end.
                 self.flush().await?;
-                self.broadcast(*record).await.map_err(|error| unwritten(&error))
+                self.broadcast(*record).await
             }
             Item::Event(logged) => {
                 self.batch.push(*logged);
@@ -223,16 +223,29 @@ impl Writing {
         }
     }
 
-    async fn broadcast(&self, record: StoredBroadcast) -> Result<(), StoreError> {
+    async fn broadcast(&self, record: StoredBroadcast) -> Result<(), Failure> {
+        let id = record.broadcast.id;
+        match self.put(record).await.map_err(|error| unwritten(&error))? {
+            None => Ok(()),
+            Some(refused) if refused.for_good => Err(Failure::from(format!(
+                "MongoDB refuses broadcast {id}: {}\nthe import has not ended; when MongoDB takes it, {AGAIN}",
+                refused.reason
+            ))),
+            Some(refused) => Err(unwritten(&StoreError(refused.reason))),
+        }
+    }
+
+    /// Returns why it was not kept, where it was not.
+    async fn put(&self, record: StoredBroadcast) -> Result<Option<NotPut>, StoreError> {
         let id = record.broadcast.id;
         if let Some(refused) = self.store.put_broadcasts(&[record.broadcast]).await?.pop() {
-            return Err(StoreError(refused.reason));
+            return Ok(Some(refused));
         }
         self.store.correct_broadcast(id, record.corrected_start_ms).await?;
         if record.legal_hold {
             self.store.hold_broadcast(id, true).await?;
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn flush(&mut self) -> Result<(), Failure> {

@@ -14,6 +14,7 @@ use chatting_server::{
     settings::{LogBackend, Settings},
     store::Archive,
 };
+use mongodb::bson::doc;
 use serde_json::{Value, json};
 
 use crate::{
@@ -439,6 +440,27 @@ async fn an_import_that_has_not_ended_is_known_by_its_files_in_their_order_and_s
     assert!(error.contains("of these in another order"), "{error}");
     let (code, _, error) = site.run(&["import", "other.ndjson", "long.ndjson"]);
     assert_eq!(code, 0, "{error}");
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_mongodb_refuses_for_good_is_named_and_no_store_that_cannot_be_asked() {
+    let site = Site::new(true);
+    let file = long_file(&site, 10);
+    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+    let database = client.database(&site.database);
+    let order =
+        |order: &str, room: i64| doc! { order: "broadcasts", "validator": { "presenter_idx": { "$ne": room } } };
+    database.run_command(order("create", 12)).await.unwrap();
+    let (code, out, error) = site.import(&file);
+    assert_eq!((code, out.as_str()), (1, ""), "{error}");
+    let named = format!("MongoDB refuses broadcast {}: 121: ", broadcast_id());
+    assert!(error.contains(&named), "{error}");
+    assert!(error.contains("the import has not ended"), "{error}");
+    assert!(!error.contains("cannot be asked"), "{error}");
+    database.run_command(order("collMod", 13)).await.unwrap();
+    let (code, _, error) = site.import(&file);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(site.export(&[]).lines().count(), 12);
 }
 
 #[actix_web::test]
