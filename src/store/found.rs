@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use chatting_actors::types::{Event, Seq};
+use chatting_actors::{
+    types::{Event, Seq},
+    wire::v1::timestamp,
+};
 
 /// How the spool was left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,29 +75,41 @@ impl fmt::Display for FoundSpool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundStore {
     /// The event that was made last.
-    pub newest: Option<Event>,
+    pub newest: Option<Newest>,
     /// How many documents there are, of whatever kind, where the store keeps count.
     pub documents: Option<u64>,
+}
+
+/// The event that was made last. What cannot be read of it takes nothing from its time, behind which numbering goes on (rule 5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// When it was sent, in milliseconds since 1970, UTC.
+    pub sent_at_ms: i64,
+    /// The event, or why it cannot be read.
+    pub event: Result<Event, String>,
 }
 
 impl FoundStore {
     /// When its newest event was sent, in milliseconds since 1970; 0 without one.
     pub fn newest_ms(&self) -> i64 {
-        self.newest.as_ref().map_or(0, |event| event.sent_at_ms)
+        self.newest.as_ref().map_or(0, |newest| newest.sent_at_ms)
     }
 }
 
 impl fmt::Display for FoundStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.newest {
-            Some(event) => write!(
-                f,
-                "there; the newest event is seq {} of room {} (epoch {}), {}",
-                event.seq,
-                event.presenter_idx,
-                event.epoch.0,
-                chatting_actors::wire::v1::timestamp(event.sent_at_ms)
-            )?,
+            Some(Newest { sent_at_ms, event }) => {
+                let sent_at = timestamp(*sent_at_ms);
+                match event {
+                    Ok(event) => write!(
+                        f,
+                        "there; the newest event is seq {} of room {} (epoch {}), {sent_at}",
+                        event.seq, event.presenter_idx, event.epoch.0
+                    )?,
+                    Err(why) => write!(f, "there; the newest event, {sent_at}, cannot be read: {why}")?,
+                }
+            }
             None => f.write_str("there; it has no event")?,
         }
         match self.documents {

@@ -18,7 +18,7 @@ mod turns;
 
 pub use self::{
     archive::{Archive, Deleted, First, Logged, Scan, StoredBroadcast},
-    found::{FoundSpool, FoundStore, Left},
+    found::{FoundSpool, FoundStore, Left, Newest},
     history::History,
     lock::{LockError, SpoolLock},
     mongo::MongoStore,

@@ -38,11 +38,11 @@ use tokio::runtime::Handle;
 
 use self::{
     acts::Progress,
-    document::{bson_uuid, event},
+    document::{bson_uuid, event, sent_at_ms},
     fields::Fields,
 };
 
-use super::FoundStore;
+use super::{FoundStore, Newest};
 
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 const DUPLICATE_KEY: i32 = 11000;
@@ -177,17 +177,26 @@ impl Mongo {
     }
 
     async fn found(&self) -> Result<FoundStore, StoreError> {
+        let count = self.timed(self.log.estimated_document_count().into_future()).await;
+        Ok(FoundStore {
+            newest: self.newest().await?,
+            documents: Some(count.map_err(failed)?),
+        })
+    }
+
+    async fn newest(&self) -> Result<Option<Newest>, StoreError> {
         // Ours have UUIDs; the old server's documents have ObjectIds, which an index keeps elsewhere.
         let newest = self
             .log
             .find_one(doc! { "_id": { "$type": "binData" } })
             .sort(doc! { "_id": -1 });
-        let newest = self.timed(newest.into_future()).await.map_err(failed)?;
-        let count = self.timed(self.log.estimated_document_count().into_future()).await;
-        Ok(FoundStore {
-            newest: newest.as_ref().and_then(|document| event(document).ok()),
-            documents: Some(count.map_err(failed)?),
-        })
+        let Some(newest) = self.timed(newest.into_future()).await.map_err(failed)? else {
+            return Ok(None);
+        };
+        Ok(Some(Newest {
+            sent_at_ms: sent_at_ms(&newest).map_err(StoreError)?,
+            event: event(&newest),
+        }))
     }
 
     /// The log, as documents that are read whole.
@@ -417,7 +426,11 @@ impl LogStore for MongoStore {
     }
 
     fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>> {
-        async move { Ok(self.found().await?.newest_ms()) }.boxed()
+        async move {
+            let newest = self.reach().await?.newest().await?;
+            Ok(newest.map_or(0, |newest| newest.sent_at_ms))
+        }
+        .boxed()
     }
 
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

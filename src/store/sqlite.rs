@@ -28,8 +28,8 @@ use uuid::Uuid;
 
 use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
 use super::{
-    Archive, Deleted, First, FoundStore, Logged, Scan, Shared, SharedConnection, StoredBroadcast, archive::Search,
-    open_to_read, row, shared::empty_wal,
+    Archive, Deleted, First, FoundStore, Logged, Newest, Scan, Shared, SharedConnection, StoredBroadcast,
+    archive::Search, open_to_read, row, shared::empty_wal,
 };
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
@@ -105,21 +105,11 @@ impl SqliteStore {
 
     /// The newest event, by the index of their ids, which are in the order of time.
     pub async fn found(&self) -> Result<FoundStore, StoreError> {
-        self.run(|connection| {
-            let sql = format!(
-                "SELECT epoch, {} FROM chatting_log ORDER BY id DESC LIMIT 1",
-                row::COLUMNS
-            );
-            let newest = connection.query_row(&sql, [], |found| {
-                let epoch: String = found.get(0)?;
-                row::read(found, 1, Epoch(epoch.into()))
-            });
-            Ok(FoundStore {
-                newest: newest.optional()?,
-                documents: None,
-            })
+        let newest = self.run(newest).await?;
+        Ok(FoundStore {
+            newest,
+            documents: None,
         })
-        .await
     }
 
     /// Runs blocking work off the arbiter, on the writing connection. At most one batch and a few questions are under way at
@@ -212,6 +202,22 @@ fn last_seq(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Resul
         last = last.max(last_in(connection, presenter, &epoch)?);
     }
     Ok(last)
+}
+
+fn newest(connection: &mut Connection) -> rusqlite::Result<Option<Newest>> {
+    let sql = format!(
+        "SELECT sent_at, epoch, {} FROM chatting_log ORDER BY id DESC LIMIT 1",
+        row::COLUMNS
+    );
+    let found = connection.query_row(&sql, [], |found| {
+        let epoch = found.get::<_, String>(1);
+        let event = epoch.and_then(|epoch| row::read(found, 2, Epoch(epoch.into())));
+        Ok(Newest {
+            sent_at_ms: found.get(0)?,
+            event: event.map_err(|error| error.to_string()),
+        })
+    });
+    found.optional()
 }
 
 fn first_from(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<First> {

@@ -23,6 +23,7 @@ use chatting_server::{
         mongo::MongoSettings, spool::OpenError,
     },
 };
+use mongodb::bson::{Document, doc};
 
 use crate::{
     figures::{message, shared},
@@ -623,6 +624,45 @@ async fn rule_05_a_spool_that_knows_no_time_goes_on_behind_the_newest_in_the_sto
         assert!(sent_at.as_millisecond() >= later, "{next:?}");
         let id: uuid::Uuid = next.json()["id"].as_str().unwrap().parse().unwrap();
         assert!(id > said.id, "{next:?}");
+    }
+}
+
+#[actix_web::test]
+async fn rule_05_the_newest_time_of_a_store_is_known_where_the_rest_of_that_event_cannot_be_read_or_nothing_is_told() {
+    let dir = ScratchDir::new("newest-unread");
+    let path = dir.path().join("chat.db");
+    let (spool, _) = embedded(&path);
+    let (sqlite, mongodb) = (SqliteStore::new(spool.connection()), mongo().await);
+    let stores: [&dyn Archive; 2] = [&sqlite, &mongodb];
+    for store in stores {
+        store.prepare().await.unwrap();
+        assert_eq!(store.newest_ms().await.unwrap(), 0);
+        let said = message(1_767_225_600_123, 13, "before", 1, 7, "x");
+        assert_eq!(store.append(batch(&shared([said]))).await.unwrap(), []);
+    }
+    let log = mongodb.database().await.unwrap().collection::<Document>("chatting_log");
+    let row = rusqlite::Connection::open(&path).unwrap();
+    log.update_many(doc! {}, doc! { "$set": { "role": "king" } })
+        .await
+        .unwrap();
+    row.execute("UPDATE chatting_log SET role = 'king'", []).unwrap();
+    for found in [sqlite.found().await.unwrap(), mongodb.found().await.unwrap()] {
+        assert_eq!(found.newest_ms(), 1_767_225_600_123);
+        let told = found.to_string();
+        let unread = "the newest event, 2026-01-01T00:00:00.123Z, cannot be read: ";
+        assert!(told.contains(unread) && told.contains("role"), "{told}");
+    }
+    for store in stores {
+        assert_eq!(store.newest_ms().await.unwrap(), 1_767_225_600_123);
+    }
+    // Else one by a clock that was set back would come before it.
+    log.update_many(doc! {}, doc! { "$set": { "sent_at": "soon" } })
+        .await
+        .unwrap();
+    row.execute("UPDATE chatting_log SET sent_at = 'soon'", []).unwrap();
+    assert!(sqlite.found().await.is_err() && mongodb.found().await.is_err());
+    for store in stores {
+        assert!(store.newest_ms().await.is_err());
     }
 }
 

@@ -91,9 +91,18 @@ fn act(document: &RawDocument) -> Option<Act> {
     })
 }
 
+fn bad(what: &str) -> String {
+    format!("a document of the log has a bad {what}")
+}
+
+/// When an event was sent, in milliseconds since 1970, whatever else of it can be read.
+pub(super) fn sent_at_ms(document: &RawDocument) -> Result<i64, String> {
+    let sent_at = document.get_datetime("sent_at").map_err(|_| bad("sent_at"))?;
+    Ok(sent_at.timestamp_millis())
+}
+
 /// Reads what [`write()`] wrote; the error says what is wrong with it.
 pub(super) fn event(document: &RawDocument) -> Result<Event, String> {
-    let bad = |what: &str| format!("a document of the log has a bad {what}");
     let number = |key: &str| document.get_i64(key).map_err(|_| bad(key));
     let text = |key: &str| document.get_str(key).map_err(|_| bad(key));
     let id = document.get_binary("_id").map_err(|_| bad("_id"))?;
@@ -106,10 +115,7 @@ pub(super) fn event(document: &RawDocument) -> Result<Event, String> {
         presenter_idx,
         epoch: Epoch(text("epoch")?.into()),
         seq: Seq(number("seq")?.cast_unsigned()),
-        sent_at_ms: document
-            .get_datetime("sent_at")
-            .map_err(|_| bad("sent_at"))?
-            .timestamp_millis(),
+        sent_at_ms: sent_at_ms(document)?,
         room_idx: document.get_i64("room_idx").ok(),
         broadcast_id: match document.get_binary("broadcast_id") {
             Ok(id) => Some(Uuid::from_slice(id.bytes).map_err(|_| bad("broadcast_id"))?),
