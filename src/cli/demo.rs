@@ -97,14 +97,12 @@ fn go_live(app: &App) -> Result<(), Failure> {
 
 /// A demo has no settings, so what is in the way is told by its flag.
 fn unbuilt(error: StartError) -> Failure {
-    let code = error.exit_code();
-    let text = match error {
-        StartError::Port { address, error, .. } => {
-            format!("{address}: {error}; --port takes another port, --port 0 a free one")
-        }
-        other => other.to_string(),
-    };
-    Failure { code, text }
+    match error {
+        StartError::Port { address, error, .. } => Failure::unavailable(format!(
+            "{address}: {error}; --port takes another port, --port 0 a free one"
+        )),
+        other => other.into(),
+    }
 }
 
 fn welcome(addr: &str, presenter: &str, viewer: &str) -> String {

@@ -16,7 +16,7 @@ use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use uuid::Uuid;
 
-use super::{Failure, SettingsArgs, place, print, serve::stop_signal, until_it_ends};
+use super::{Exit, Failure, SettingsArgs, place, print, serve::stop_signal, until_it_ends};
 use crate::{
     settings::{LogBackend, Settings},
     startup::{self, StartError},
@@ -54,7 +54,8 @@ pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
     telemetry::init(&settings);
     let path = Path::new(&settings.log.path);
     // Opening makes a spool where there is none, which is not what was asked.
-    std::fs::metadata(path).map_err(|error| unavailable(format!("the spool {}: {error}", path.display())))?;
+    let there = std::fs::metadata(path);
+    there.map_err(|error| Failure::unavailable(format!("the spool {}: {error}", path.display())))?;
     until_it_ends(async {
         let left = if args.dry_run {
             tell(args, &settings, user).await?
@@ -68,12 +69,11 @@ pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
                 file.display()
             ));
         }
-        Ok(ExitCode::from(u8::from(left > 0 || !aside.is_empty())))
+        match left > 0 || !aside.is_empty() {
+            true => Ok(Exit::Problem.into()),
+            false => Ok(ExitCode::SUCCESS),
+        }
     })
-}
-
-fn unavailable(text: String) -> Failure {
-    Failure { code: 69, text }
 }
 
 fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
@@ -82,22 +82,21 @@ fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
         SpoolFault::NotBegun => "make it writable, and its directory (and SQLITE_TMPDIR, where that is set)",
         SpoolFault::Unsure => "end what reads it (`spool verify`, a backup, sqlite3)",
     };
-    unavailable(format!(
+    Failure::unavailable(format!(
         "{path} is not rewritten, so what was erased may be in it still: {error}\n{cure}, and run it again"
     ))
 }
 
 fn not_asked(error: StoreError) -> Failure {
-    unavailable(format!("the store: {error}"))
+    Failure::unavailable(format!("the store: {error}"))
 }
 
 fn stopped(error: OpenError) -> Failure {
     let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
-    let mut failure = Failure::from(StartError::from(error));
+    let mut failure = Failure::from(error);
     if held {
-        failure
-            .text
-            .push_str("\nstop that server first: what it holds in its spool must be erased too (--dry-run only looks)");
+        failure.text +=
+            "\nstop that server first: what it holds in its spool must be erased too (--dry-run only looks)";
     }
     failure
 }
@@ -176,7 +175,7 @@ async fn tell(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<us
         stored: &held,
     };
     let spooled = erasure::count(settings.log.path.as_ref(), user, kept, batch)
-        .map_err(|error| unavailable(format!("the spool: {error}")))?;
+        .map_err(|error| Failure::unavailable(format!("the spool: {error}")))?;
     held.extend_from_slice(&spooled.held);
     let (mut mentions, mut after) = (0, None);
     loop {
@@ -207,10 +206,7 @@ impl Stop {
     fn go_on(&mut self) -> Result<(), Failure> {
         match self.0.as_mut().now_or_never() {
             None => Ok(()),
-            Some(()) => Err(Failure {
-                code: 75,
-                text: "interrupted; run it again to go on".into(),
-            }),
+            Some(()) => Err(Failure::interrupted("run it again to go on")),
         }
     }
 }
@@ -258,13 +254,12 @@ async fn erase_from(
     let batch = settings.log.batch_max;
     store.prepare().await.map_err(not_asked)?;
     let holds = holds(args, &*store).await?;
-    let failed = |error: SpoolError| unavailable(format!("the spool: {error}"));
     let (_, stored) = sent(&*store, user, &holds, batch).await?;
     let kept = Kept {
         holds: &holds,
         stored: &stored,
     };
-    let mut spooled = spool.erase(user, kept, batch).map_err(failed)?;
+    let mut spooled = spool.erase(user, kept, batch).map_err(Failure::spool)?;
     let (mut events, mut held) = (0, std::mem::take(&mut spooled.held));
     // What is erased is not found again, so only what is held must be stepped over.
     let mut skip = 0;

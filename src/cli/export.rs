@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use chatting_actors::{clock::system_ms, seams::StoreError, types::PresenterIdx};
+use chatting_actors::{clock::system_ms, types::PresenterIdx};
 use clap::Args;
 use futures_util::FutureExt;
 use uuid::Uuid;
@@ -121,39 +121,28 @@ async fn open(settings: &Settings) -> Result<History, Failure> {
     Ok(History::new(path, store, 1))
 }
 
-impl From<HistoryError> for Failure {
-    fn from(error: HistoryError) -> Self {
-        Self {
-            code: 69,
-            text: format!("the log cannot be read: {error}"),
-        }
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        HistoryError::from(error).into()
-    }
+fn unread(error: HistoryError) -> Failure {
+    Failure::unavailable(format!("the log cannot be read: {error}"))
 }
 
 async fn records(history: &History, args: &ExportArgs) -> Result<Vec<StoredBroadcast>, Failure> {
     if let Some(id) = args.broadcast {
-        let found = history.broadcast(id).await?;
-        let found = found.ok_or_else(|| Failure::from(format!("there is no broadcast {id} in this log")))?;
+        let found = history.broadcast(id).await.map_err(unread)?;
+        let found = found.ok_or_else(|| Failure::problem(format!("there is no broadcast {id} in this log")))?;
         return Ok(vec![found]);
     }
     let mut all = Vec::new();
     if let Some(room) = args.room.and_then(PresenterIdx::new) {
         loop {
             let before = all.last().map(|last: &StoredBroadcast| last.broadcast.id);
-            let page = history.broadcasts(room, before, BROADCASTS).await?;
+            let page = history.broadcasts(room, before, BROADCASTS).await.map_err(unread)?;
             if page.is_empty() {
                 break;
             }
             all.extend(page);
         }
         if all.is_empty() {
-            return Err(Failure::from(format!("room {room} has no broadcast in this log")));
+            return Err(Failure::problem(format!("room {room} has no broadcast in this log")));
         }
     }
     all.reverse();
@@ -168,17 +157,15 @@ async fn write(
     output: &mut Output,
 ) -> Result<Wrote, Failure> {
     let mut stop = stop_signal()?.boxed_local();
-    let mut export = Export::begin(history.clone(), record, options).await?;
+    let mut export = Export::begin(history.clone(), record, options).await.map_err(unread)?;
     let progress = Progress::new("events", export.expected());
     let mut events = 0;
     loop {
         let next = export.next();
         let piece = tokio::select! {
             biased;
-            () = &mut stop => {
-                return Err(Failure { code: 75, text: format!("interrupted; {}", output.left()) });
-            }
-            piece = next => piece?,
+            () = &mut stop => return Err(Failure::interrupted(output.left())),
+            piece = next => piece.map_err(unread)?,
         };
         let Some(piece) = piece else {
             return Ok(Wrote::All(events));

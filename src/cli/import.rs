@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 
 use chatting_actors::{
     clock::system_ms,
-    seams::{NotPut, Spool, SpoolError, StoreError},
+    seams::{NotPut, Spool, StoreError},
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
@@ -22,7 +22,7 @@ use super::{
     until_it_ends,
 };
 use crate::{
-    export::import::{Contents, ImportError, Item, Lines, Tally, check},
+    export::import::{Contents, Item, Lines, Tally, check},
     settings::{LogBackend, Settings},
     startup::{self, StartError},
     store::{Archive, Logged, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, StoredBroadcast},
@@ -55,36 +55,11 @@ pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     })
 }
 
-impl From<ImportError> for Failure {
-    fn from(error: ImportError) -> Self {
-        let code = match error {
-            ImportError::File { .. } | ImportError::Once { .. } => 69,
-            ImportError::Line { .. } => 1,
-        };
-        Self {
-            code,
-            text: error.to_string(),
-        }
-    }
-}
-
-impl From<SpoolError> for Failure {
-    fn from(error: SpoolError) -> Self {
-        Self {
-            code: 69,
-            text: format!("the spool: {error}"),
-        }
-    }
-}
-
 /// How it goes on.
 const AGAIN: &str = "run it again with the same files, in the same order, to go on";
 
 fn unwritten(error: &StoreError) -> Failure {
-    Failure {
-        code: 69,
-        text: format!("the store cannot be asked: {error}\n{AGAIN}"),
-    }
+    Failure::unavailable(format!("the store cannot be asked: {error}\n{AGAIN}"))
 }
 
 async fn import(
@@ -110,7 +85,8 @@ async fn write(
     store.prepare().await.map_err(|error| unwritten(&error))?;
     admit(contents, spool, waiting, &*store).await?;
     let rooms = contents.rooms.iter().map(|(room, last)| (*room, *last));
-    spool.begin_import(&contents.digest, rooms, contents.newest_ms)?;
+    let begun = spool.begin_import(&contents.digest, rooms, contents.newest_ms);
+    begun.map_err(Failure::spool)?;
     let began = Instant::now();
     let mut writing = Writing {
         store,
@@ -133,19 +109,18 @@ async fn write(
     let refused = writing.refused;
     drop(writing);
     if refused > 0 {
-        return Err(Failure::from(format!(
+        return Err(Failure::problem(format!(
             "{} were refused, the others are in the log; the import has not ended",
             counted(refused, "event")
         )));
     }
     if read.contents() != *contents {
-        return Err(Failure::from(
+        return Err(Failure::problem(
             "the files changed while they were imported, so the log holds something else than was checked, and the import has \
-             not ended: begin again with an empty log (another log.path, another database)"
-                .to_owned(),
+             not ended: begin again with an empty log (another log.path, another database)",
         ));
     }
-    spool.end_import()?;
+    spool.end_import().map_err(Failure::spool)?;
     print(&format!(
         "imported: {} of {} read into {}, {:.1} s\n",
         counted(contents.events, "event"),
@@ -174,8 +149,8 @@ async fn open_store(
 
 /// Whether this import may go into this log: one that holds nothing, or a part of the same import.
 async fn admit(contents: &Contents, spool: &mut SqliteSpool, waiting: u64, store: &dyn Archive) -> Result<(), Failure> {
-    let refuse = |why: String| Err(Failure::from(format!("{why}; nothing was imported")));
-    match spool.importing()? {
+    let refuse = |why: String| Err(Failure::problem(format!("{why}; nothing was imported")));
+    match spool.importing().map_err(Failure::spool)? {
         Some(digest) if digest == contents.digest => return Ok(()),
         Some(_) => return refuse(
             "an import of other files has begun and not ended, or of these in another order: run that one again first"
@@ -183,7 +158,7 @@ async fn admit(contents: &Contents, spool: &mut SqliteSpool, waiting: u64, store
         ),
         None => {}
     }
-    let parked = spool.count_parked()?;
+    let parked = spool.count_parked().map_err(Failure::spool)?;
     if waiting + parked > 0 {
         let waiting = counted(waiting, "event");
         return refuse(format!(
@@ -227,7 +202,7 @@ impl Writing {
         let id = record.broadcast.id;
         match self.put(record).await.map_err(|error| unwritten(&error))? {
             None => Ok(()),
-            Some(refused) if refused.for_good => Err(Failure::from(format!(
+            Some(refused) if refused.for_good => Err(Failure::problem(format!(
                 "MongoDB refuses broadcast {id}: {}\nthe import has not ended; when MongoDB takes it, {AGAIN}",
                 refused.reason
             ))),
@@ -253,10 +228,7 @@ impl Writing {
             return Ok(());
         }
         if self.stop.as_mut().now_or_never().is_some() {
-            return Err(Failure {
-                code: 75,
-                text: format!("interrupted; {AGAIN}"),
-            });
+            return Err(Failure::interrupted(AGAIN));
         }
         let count = self.batch.len() as u64;
         let refused = self.write().await.map_err(|error| unwritten(&error))?;

@@ -3,6 +3,7 @@
 mod demo;
 mod erase;
 mod export;
+mod failure;
 mod import;
 mod load;
 mod place;
@@ -18,10 +19,11 @@ use std::{path::PathBuf, process::ExitCode, sync::OnceLock};
 
 use clap::{Args, Parser, Subcommand};
 
+use self::failure::{Exit, Failure};
 use crate::{
     VERSION,
     settings::{self, Load, Loaded, Settings, SettingsError},
-    startup::{self, StartError},
+    startup,
 };
 
 /// docs/OPERATIONS.md has the same table, by command.
@@ -157,55 +159,6 @@ impl SettingsArgs {
     }
 }
 
-/// Why a command failed, with the exit code that says so.
-pub(crate) struct Failure {
-    code: u8,
-    text: String,
-}
-
-impl Failure {
-    /// The command line is wrong in a way that shows only when its parts are seen together.
-    fn usage(text: impl Into<String>) -> Self {
-        Self {
-            code: 2,
-            text: text.into(),
-        }
-    }
-}
-
-impl From<SettingsError> for Failure {
-    fn from(error: SettingsError) -> Self {
-        Self {
-            code: 64,
-            text: error.to_string(),
-        }
-    }
-}
-
-impl From<StartError> for Failure {
-    fn from(error: StartError) -> Self {
-        Self {
-            code: error.exit_code(),
-            text: error.to_string(),
-        }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self {
-            code: 69,
-            text: error.to_string(),
-        }
-    }
-}
-
-impl From<String> for Failure {
-    fn from(text: String) -> Self {
-        Self { code: 1, text }
-    }
-}
-
 /// Reads the command line and does what it says.
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
@@ -226,17 +179,14 @@ pub fn run() -> ExitCode {
     };
     let result = result.and_then(|code| match LOST.get() {
         // Any other code says more than this one.
-        Some(error) if code == ExitCode::SUCCESS => Err(Failure {
-            code: 69,
-            text: format!("standard output: {error}"),
-        }),
+        Some(error) if code == ExitCode::SUCCESS => Err(Failure::unavailable(format!("standard output: {error}"))),
         _ => Ok(code),
     });
     result.unwrap_or_else(|failure| {
         for line in failure.text.lines() {
             eprint(&format!("chatting-server: {line}"));
         }
-        ExitCode::from(failure.code)
+        failure.exit.into()
     })
 }
 

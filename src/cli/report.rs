@@ -45,10 +45,7 @@ pub(super) fn listening(app: &App, settings: &Settings, port_file: Option<&Path>
             // Renamed into place, so that whoever waits for the file never reads half of it.
             let beside = path.with_extension("new");
             let written = std::fs::write(&beside, app.addr().to_string()).and_then(|()| std::fs::rename(&beside, path));
-            written.map_err(|error| Failure {
-                code: 69,
-                text: format!("--port-file {}: {error}", path.display()),
-            })
+            written.map_err(|error| Failure::unavailable(format!("--port-file {}: {error}", path.display())))
         }
         None => Ok(()),
     }

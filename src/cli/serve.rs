@@ -10,7 +10,7 @@ use actix_web::web;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Failure, SettingsArgs, report, until_it_ends};
+use super::{Exit, Failure, SettingsArgs, report, until_it_ends};
 use crate::{
     app::{App, Extras, Stopped},
     files::off_thread,
@@ -52,7 +52,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
         // Whoever reads JSON reads nothing else.
         Err(failure) if settings.logging.format == LogFormat::Json && log::log_enabled!(log::Level::Error) => {
             log::error!("{}", failure.text);
-            Ok(ExitCode::from(failure.code))
+            Ok(failure.exit.into())
         }
         ended => ended,
     }
@@ -123,6 +123,6 @@ pub(super) async fn run_app(
 fn exit_code(stopped: Stopped) -> ExitCode {
     match stopped {
         Stopped::InOrder => ExitCode::SUCCESS,
-        Stopped::AtDeadline | Stopped::Lost => ExitCode::from(75),
+        Stopped::AtDeadline | Stopped::Lost => Exit::Unfinished.into(),
     }
 }

@@ -9,14 +9,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, SettingsArgs, print};
-use crate::{
-    settings::Settings,
-    store::{
-        inspect::{LookError, SpoolFile},
-        spool::OpenError,
-    },
-};
+use super::{Exit, Failure, SettingsArgs, print};
+use crate::{settings::Settings, store::inspect::SpoolFile};
 
 #[derive(Args)]
 pub(super) struct SpoolArgs {
@@ -81,19 +75,6 @@ impl SpoolArgs {
     }
 }
 
-impl From<LookError> for Failure {
-    fn from(error: LookError) -> Self {
-        let code = match error {
-            LookError::Opening(OpenError::Backend { .. }) => 64,
-            _ => 69,
-        };
-        Self {
-            code,
-            text: error.to_string(),
-        }
-    }
-}
-
 pub(super) fn run(args: &SpoolArgs) -> Result<ExitCode, Failure> {
     match &args.command {
         SpoolCommand::Status(status) => status::run(status, &args.open()?),
@@ -122,5 +103,5 @@ fn verify(spool: &SpoolFile) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     print(&format!("{}\n", counted(verified.problems, "problem")));
-    ExitCode::from(1)
+    Exit::Problem.into()
 }

@@ -22,7 +22,7 @@ use futures_util::{FutureExt, future::LocalBoxFuture};
 
 use super::{
     super::{progress::Progress, serve::stop_signal, until_it_ends},
-    Failure, counted, print,
+    Exit, Failure, counted, print,
 };
 use crate::{
     settings::{LogBackend, Settings},
@@ -46,7 +46,7 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
     let path = Path::new(&settings.log.path);
     // Opening makes a spool where there is none, which is not what was asked.
     if let Err(error) = std::fs::metadata(path) {
-        return Err(unavailable(format!(
+        return Err(Failure::unavailable(format!(
             "the spool {} cannot be opened: {error}",
             path.display()
         )));
@@ -76,15 +76,11 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
 /// Why a spool cannot be opened, and `why` its server has to be stopped first, where one has it.
 pub(in crate::cli) fn refused(error: OpenError, why: &str) -> Failure {
     let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
-    let mut failure = Failure::from(StartError::from(error));
+    let mut failure = Failure::from(error);
     if held {
         failure.text += &format!("\nstop that server first; {why}");
     }
     failure
-}
-
-fn unavailable(text: String) -> Failure {
-    Failure { code: 69, text }
 }
 
 async fn open_store(settings: &Settings, spool: &SqliteSpool) -> Result<Arc<dyn LogStore>, StartError> {
@@ -183,26 +179,23 @@ impl Replay<'_> {
         }
         match ended {
             // They were accepted, and the store does not have them; or it lacks what a replay finds them by.
-            Ok(()) if parked + records > 0 => Ok(ExitCode::from(1)),
+            Ok(()) if parked + records > 0 => Ok(Exit::Problem.into()),
             Ok(()) => Ok(ExitCode::SUCCESS),
-            Err(Ended::Interrupted) => Err(Failure {
-                code: 75,
-                text: "interrupted; run it again to go on".into(),
-            }),
-            Err(Ended::Store(error)) => Err(unavailable(format!(
+            Err(Ended::Interrupted) => Err(Failure::interrupted("run it again to go on")),
+            Err(Ended::Store(error)) => Err(Failure::unavailable(format!(
                 "the store does not take events, they stay in the spool: {error}"
             ))),
-            Err(Ended::Record) => Err(unavailable(
-                "the spool: a broadcast's record says something else than its row; `spool verify` tells which".into(),
+            Err(Ended::Record) => Err(Failure::unavailable(
+                "the spool: a broadcast's record says something else than its row; `spool verify` tells which",
             )),
-            Err(Ended::Spool(error)) => Err(unavailable(format!(
+            Err(Ended::Spool(error)) => Err(Failure::unavailable(format!(
                 "the spool: {error}; `spool verify` tells what is wrong with it"
             ))),
         }
     }
 
     fn count(&mut self, what: fn(&mut SqliteSpool) -> Result<u64, SpoolError>) -> Result<u64, Failure> {
-        what(&mut self.spool).map_err(|error| unavailable(error.to_string()))
+        what(&mut self.spool).map_err(|error| Failure::unavailable(error.to_string()))
     }
 
     async fn events(&mut self, mut after: Pos, total: u64, totals: &mut Totals) -> Result<(), Ended> {
