@@ -6,8 +6,8 @@ use std::{
 };
 
 use chatting_actors::{
-    bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, session::SessionConfig,
-    supervise::Pauses, wire::legacy::Clock, writer::WriterConfig,
+    bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, seams::StoreError,
+    session::SessionConfig, supervise::Pauses, wire::legacy::Clock, writer::WriterConfig,
 };
 
 use crate::{
@@ -19,7 +19,10 @@ use crate::{
     http::{lines::Patience, stats::FiguresLimits},
     room::{EmbeddedRooms, http::HttpRoomSettings},
     settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
-    store::{Durability, MongoStore, SpoolSettings, figures::PeakRule, mongo::MongoSettings, spool::OpenError},
+    store::{
+        Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, figures::PeakRule, mongo::MongoSettings,
+        spool::OpenError,
+    },
 };
 
 /// How long a stop waits for a healthy store, at most.
@@ -108,8 +111,7 @@ pub fn check(settings: &Settings) -> Result<(), StartError> {
     trusted_proxies(settings)?;
     Clock::new(&settings.legacy.zone).map_err(StartError::Config)?;
     if settings.log.backend == LogBackend::Mongodb {
-        MongoStore::check_uri(settings.mongodb.uri.expose())
-            .map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
+        MongoStore::check_uri(settings.mongodb.uri.expose()).map_err(|error| bad_uri(&error))?;
     }
     if settings.room.mode == RoomMode::Embedded {
         EmbeddedRooms::open(&rooms_file(settings)).map_err(StartError::Unavailable)?;
@@ -216,6 +218,23 @@ pub(crate) fn mongo_settings(settings: &Settings) -> MongoSettings {
         connect_timeout: Duration::from_millis(mongodb.connect_timeout_ms),
         write_timeout: Duration::from_millis(mongodb.write_timeout_ms),
     }
+}
+
+/// What is wrong with `mongodb.uri`.
+pub(crate) fn bad_uri(error: &StoreError) -> StartError {
+    StartError::Config(format!("mongodb.uri: {error}"))
+}
+
+/// The log in MongoDB.
+pub(crate) async fn mongo_store(settings: &Settings) -> Result<MongoStore, StartError> {
+    let store = MongoStore::new(&mongo_settings(settings)).await;
+    store.map_err(|error| bad_uri(&error))
+}
+
+/// The place in a log in MongoDB of whoever has this spool.
+pub(crate) fn place_in(settings: &Settings, store: &MongoStore, spool: &SqliteSpool) -> ServerBeat {
+    let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
+    ServerBeat::new(store, spool.server(), interval)
 }
 
 pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {

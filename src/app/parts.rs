@@ -66,9 +66,8 @@ pub(super) async fn open_store(
         }
         LogBackend::Mongodb => {
             let asked = MongoStore::asked(&startup::mongo_settings(settings)).await;
-            let (store, unknown) = asked.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
-            let interval = Duration::from_secs(settings.mongodb.heartbeat_seconds);
-            let place = beat.insert(ServerBeat::new(&store, spool.server(), interval));
+            let (store, unknown) = asked.map_err(|error| startup::bad_uri(&error))?;
+            let place = beat.insert(startup::place_in(settings, &store, spool));
             let taken = match unknown {
                 Some(error) => Err(error),
                 None => place.take().await,

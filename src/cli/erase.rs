@@ -2,10 +2,7 @@
 //!
 //! The spool first and then the store, so that nothing is taken from one to the other unerased; each step may be done again.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{process::ExitCode, sync::Arc};
 
 use chatting_actors::{
     clock::system_ms,
@@ -16,18 +13,19 @@ use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use uuid::Uuid;
 
-use super::{Exit, Failure, SettingsArgs, place, print, serve::stop_signal, until_it_ends};
+use super::{
+    Exit, Failure, SettingsArgs,
+    log::{Log, behind, in_place, must_exist, take_spool, to_read},
+    print,
+    serve::stop_signal,
+    until_it_ends,
+};
 use crate::{
-    settings::{LogBackend, Settings},
-    startup::{self, StartError},
+    settings::Settings,
     store::{
-        Archive, LockError, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, files_aside,
-        inspect::SpoolFile,
+        Archive, SqliteSpool, files_aside,
         keeping::{Holds, Trace},
-        spool::{
-            OpenError,
-            erasure::{self, Kept},
-        },
+        spool::erasure::{self, Kept},
     },
     telemetry,
 };
@@ -52,17 +50,14 @@ pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
     let user = UserIdx::new(args.user).filter(|user| *user != UserIdx::ERASED);
     let user = user.ok_or_else(|| Failure::usage(format!("--user {}: no user has this number", args.user)))?;
     telemetry::init(&settings);
-    let path = Path::new(&settings.log.path);
-    // Opening makes a spool where there is none, which is not what was asked.
-    let there = std::fs::metadata(path);
-    there.map_err(|error| Failure::unavailable(format!("the spool {}: {error}", path.display())))?;
+    must_exist(&settings)?;
     until_it_ends(async {
         let left = if args.dry_run {
             tell(args, &settings, user).await?
         } else {
             erase(args, &settings, user).await?
         };
-        let aside = files_aside(path)?;
+        let aside = files_aside(settings.log.path.as_ref())?;
         for file in &aside {
             print(&format!(
                 "not reached: {}, a damaged spool that was set aside; delete it when nothing is needed of it any more\n",
@@ -89,21 +84,6 @@ fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
 
 fn not_asked(error: StoreError) -> Failure {
     Failure::unavailable(format!("the store: {error}"))
-}
-
-fn stopped(error: OpenError) -> Failure {
-    let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
-    let mut failure = Failure::from(error);
-    if held {
-        failure.text +=
-            "\nstop that server first: what it holds in its spool must be erased too (--dry-run only looks)";
-    }
-    failure
-}
-
-async fn mongo(settings: &Settings) -> Result<MongoStore, StartError> {
-    let store = MongoStore::new(&startup::mongo_settings(settings)).await;
-    store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))
 }
 
 async fn holds(args: &EraseArgs, store: &dyn Archive) -> Result<Holds, Failure> {
@@ -162,12 +142,7 @@ async fn sent(
 }
 
 async fn tell(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
-    let path = PathBuf::from(&settings.log.path);
-    SpoolFile::open(&path)?.is_whole_with(settings.log.backend == LogBackend::Sqlite)?;
-    let store: Box<dyn Archive> = match settings.log.backend {
-        LogBackend::Sqlite => Box::new(SqliteStore::to_read(path)),
-        LogBackend::Mongodb => Box::new(mongo(settings).await?),
-    };
+    let store = to_read(settings).await?;
     let (holds, batch) = (holds(args, &*store).await?, settings.log.batch_max);
     let (events, mut held) = sent(&*store, user, &holds, batch).await?;
     let kept = Kept {
@@ -213,12 +188,8 @@ impl Stop {
 
 async fn erase(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
     let mut stop = Stop(stop_signal()?.boxed_local());
-    let (mut spool, _) = SqliteSpool::open(SpoolSettings {
-        // A full spool must be able to free what it holds.
-        max_bytes: None,
-        ..startup::spool_settings(settings)
-    })
-    .map_err(stopped)?;
+    let why = "what it holds in its spool must be erased too (--dry-run only looks)";
+    let (mut spool, _) = take_spool(settings, why)?;
     let done = erase_all(args, settings, user, &mut spool, &mut stop).await;
     spool.close();
     done
@@ -231,16 +202,9 @@ async fn erase_all(
     spool: &mut SqliteSpool,
     stop: &mut Stop,
 ) -> Result<usize, Failure> {
-    let (store, place): (Box<dyn Archive>, _) = match settings.log.backend {
-        LogBackend::Sqlite => (Box::new(SqliteStore::new(spool.connection())), None),
-        LogBackend::Mongodb => {
-            let store = mongo(settings).await?;
-            let place = place::of(settings, &store, spool);
-            (Box::new(store), Some(place))
-        }
-    };
+    let Log { store, place } = behind(settings, spool).await?;
     let work = erase_from(args, settings, user, spool, store, stop);
-    place::held(place, not_asked, work).await
+    in_place(place, not_asked, work).await
 }
 
 async fn erase_from(
@@ -248,7 +212,7 @@ async fn erase_from(
     settings: &Settings,
     user: UserIdx,
     spool: &mut SqliteSpool,
-    store: Box<dyn Archive>,
+    store: Arc<dyn Archive>,
     stop: &mut Stop,
 ) -> Result<usize, Failure> {
     let batch = settings.log.batch_max;

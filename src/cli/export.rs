@@ -8,7 +8,6 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
 use chatting_actors::{clock::system_ms, types::PresenterIdx};
@@ -16,12 +15,10 @@ use clap::Args;
 use futures_util::FutureExt;
 use uuid::Uuid;
 
-use super::{Failure, SettingsArgs, eprint, progress::Progress, serve::stop_signal, until_it_ends};
+use super::{Failure, SettingsArgs, eprint, log::to_read, progress::Progress, serve::stop_signal, until_it_ends};
 use crate::{
     export::{Deletions, Export, Format, Options},
-    settings::{LogBackend, Settings},
-    startup::{self, StartError},
-    store::{Archive, History, MongoStore, SqliteStore, StoredBroadcast, history::HistoryError, inspect::SpoolFile},
+    store::{History, StoredBroadcast, history::HistoryError},
     telemetry,
 };
 
@@ -75,7 +72,8 @@ pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
         now_ms: system_ms(),
     };
     until_it_ends(async {
-        let history = open(&settings).await?;
+        let store = to_read(&settings).await?;
+        let history = History::new(settings.log.path.clone().into(), store, 1);
         let records = records(&history, args).await?;
         let mut output = Output::open(args.output.as_deref())?;
         let mut events = 0;
@@ -104,21 +102,6 @@ enum Wrote {
 
 fn is_reader_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
-}
-
-/// The log as the settings name it, for reading.
-async fn open(settings: &Settings) -> Result<History, Failure> {
-    let path = PathBuf::from(&settings.log.path);
-    // It says what is wrong with the file in words, where reading would only fail.
-    SpoolFile::open(&path)?.is_whole_with(settings.log.backend == LogBackend::Sqlite)?;
-    let store: Arc<dyn Archive> = match settings.log.backend {
-        LogBackend::Sqlite => Arc::new(SqliteStore::to_read(path.clone())),
-        LogBackend::Mongodb => {
-            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
-            Arc::new(store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?)
-        }
-    };
-    Ok(History::new(path, store, 1))
 }
 
 fn unread(error: HistoryError) -> Failure {

@@ -15,17 +15,18 @@ use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 
 use super::{
-    Failure, SettingsArgs, place, print,
+    Failure, SettingsArgs,
+    log::{Log, behind, in_place, take_spool},
+    print,
     progress::Progress,
     serve::stop_signal,
-    spool::{counted, refused},
+    spool::counted,
     until_it_ends,
 };
 use crate::{
     export::import::{Contents, Item, Lines, Tally, check},
-    settings::{LogBackend, Settings},
-    startup::{self, StartError},
-    store::{Archive, Logged, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, StoredBroadcast},
+    settings::Settings,
+    store::{Archive, Logged, SqliteSpool, StoredBroadcast},
     telemetry,
 };
 
@@ -43,13 +44,8 @@ pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     telemetry::init(&settings);
     let contents = check(&args.files, system_ms())?;
     until_it_ends(async {
-        let (mut spool, info) = SqliteSpool::open(SpoolSettings {
-            max_bytes: None,
-            ..startup::spool_settings(&settings)
-        })
-        .map_err(|error| refused(error, "an import goes into a log that no server uses"))?;
-        let waiting = (info.last - info.first + 1).cast_unsigned();
-        let done = import(&settings, args, &contents, &mut spool, waiting).await;
+        let (mut spool, _) = take_spool(&settings, "an import goes into a log that no server uses")?;
+        let done = import(&settings, args, &contents, &mut spool).await;
         spool.close();
         done
     })
@@ -67,11 +63,10 @@ async fn import(
     args: &ImportArgs,
     contents: &Contents,
     spool: &mut SqliteSpool,
-    waiting: u64,
 ) -> Result<ExitCode, Failure> {
-    let (store, place) = open_store(settings, spool).await?;
-    let written = write(settings, args, contents, spool, waiting, store);
-    place::held(place, |error| unwritten(&error), written).await
+    let Log { store, place } = behind(settings, spool).await?;
+    let written = write(settings, args, contents, spool, store);
+    in_place(place, |error| unwritten(&error), written).await
 }
 
 async fn write(
@@ -79,11 +74,10 @@ async fn write(
     args: &ImportArgs,
     contents: &Contents,
     spool: &mut SqliteSpool,
-    waiting: u64,
     store: Arc<dyn Archive>,
 ) -> Result<ExitCode, Failure> {
     store.prepare().await.map_err(|error| unwritten(&error))?;
-    admit(contents, spool, waiting, &*store).await?;
+    admit(contents, spool, &*store).await?;
     let rooms = contents.rooms.iter().map(|(room, last)| (*room, *last));
     let begun = spool.begin_import(&contents.digest, rooms, contents.newest_ms);
     begun.map_err(Failure::spool)?;
@@ -131,24 +125,8 @@ async fn write(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The log; where it is in MongoDB, with this command's place there: the spool's lock keeps out its server, this any other's (rule 7).
-async fn open_store(
-    settings: &Settings,
-    spool: &SqliteSpool,
-) -> Result<(Arc<dyn Archive>, Option<ServerBeat>), Failure> {
-    match settings.log.backend {
-        LogBackend::Sqlite => Ok((Arc::new(SqliteStore::new(spool.connection())), None)),
-        LogBackend::Mongodb => {
-            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
-            let store = store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?;
-            let place = place::of(settings, &store, spool);
-            Ok((Arc::new(store), Some(place)))
-        }
-    }
-}
-
 /// Whether this import may go into this log: one that holds nothing, or a part of the same import.
-async fn admit(contents: &Contents, spool: &mut SqliteSpool, waiting: u64, store: &dyn Archive) -> Result<(), Failure> {
+async fn admit(contents: &Contents, spool: &mut SqliteSpool, store: &dyn Archive) -> Result<(), Failure> {
     let refuse = |why: String| Err(Failure::problem(format!("{why}; nothing was imported")));
     match spool.importing().map_err(Failure::spool)? {
         Some(digest) if digest == contents.digest => return Ok(()),
@@ -158,6 +136,7 @@ async fn admit(contents: &Contents, spool: &mut SqliteSpool, waiting: u64, store
         ),
         None => {}
     }
+    let waiting = spool.count_left().map_err(Failure::spool)?;
     let parked = spool.count_parked().map_err(Failure::spool)?;
     if waiting + parked > 0 {
         let waiting = counted(waiting, "event");

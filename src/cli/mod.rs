@@ -6,7 +6,7 @@ mod export;
 mod failure;
 mod import;
 mod load;
-mod place;
+mod log;
 mod progress;
 mod report;
 mod serve;

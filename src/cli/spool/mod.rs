@@ -3,8 +3,6 @@
 mod replay;
 mod status;
 
-pub(super) use self::replay::refused;
-
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::Path,
     pin::pin,
     process::ExitCode,
     sync::Arc,
@@ -14,20 +13,25 @@ use std::{
 
 use chatting_actors::{
     clock::system_ms,
-    seams::{LogStore, NotPut, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
+    seams::{NotPut, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
     types::Event,
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
 
 use super::{
-    super::{progress::Progress, serve::stop_signal, until_it_ends},
+    super::{
+        log::{Log, behind, must_exist, take_spool},
+        progress::Progress,
+        serve::stop_signal,
+        until_it_ends,
+    },
     Exit, Failure, counted, print,
 };
 use crate::{
-    settings::{LogBackend, Settings},
-    startup::{self, StartError},
-    store::{LockError, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, spool::OpenError},
+    settings::Settings,
+    startup,
+    store::{Archive, SqliteSpool},
     telemetry,
 };
 
@@ -43,22 +47,12 @@ pub(super) struct ReplayArgs {
 
 pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     telemetry::init(settings);
-    let path = Path::new(&settings.log.path);
-    // Opening makes a spool where there is none, which is not what was asked.
-    if let Err(error) = std::fs::metadata(path) {
-        return Err(Failure::unavailable(format!(
-            "the spool {} cannot be opened: {error}",
-            path.display()
-        )));
-    }
+    must_exist(settings)?;
     until_it_ends(async {
-        let (spool, info) = SqliteSpool::open(SpoolSettings {
-            // A full spool must be able to free its rows.
-            max_bytes: None,
-            ..startup::spool_settings(settings)
-        })
-        .map_err(|error| refused(error, "while it runs it takes its spool to the store itself"))?;
-        let store = open_store(settings, &spool).await?;
+        let (spool, info) = take_spool(settings, "while it runs it takes its spool to the store itself")?;
+        // No place is taken: a server with another spool may write to this log meanwhile. Nothing is numbered here, and what is taken
+        // there has its numbers in the epochs of this spool, where nobody else gives any.
+        let Log { store, place: _ } = behind(settings, &spool).await?;
         let mut replay = Replay {
             settings,
             spool,
@@ -70,26 +64,6 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
         let done = replay.run(info.first - 1, total, args.parked).await;
         replay.spool.close();
         done
-    })
-}
-
-/// Why a spool cannot be opened, and `why` its server has to be stopped first, where one has it.
-pub(in crate::cli) fn refused(error: OpenError, why: &str) -> Failure {
-    let held = matches!(error, OpenError::Lock(LockError::Held { .. }));
-    let mut failure = Failure::from(error);
-    if held {
-        failure.text += &format!("\nstop that server first; {why}");
-    }
-    failure
-}
-
-async fn open_store(settings: &Settings, spool: &SqliteSpool) -> Result<Arc<dyn LogStore>, StartError> {
-    Ok(match settings.log.backend {
-        LogBackend::Sqlite => Arc::new(SqliteStore::new(spool.connection())),
-        LogBackend::Mongodb => {
-            let store = MongoStore::new(&startup::mongo_settings(settings)).await;
-            Arc::new(store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?)
-        }
     })
 }
 
@@ -125,7 +99,7 @@ struct Totals {
 struct Replay<'a> {
     settings: &'a Settings,
     spool: SqliteSpool,
-    store: Arc<dyn LogStore>,
+    store: Arc<dyn Archive>,
     stop: LocalBoxFuture<'static, ()>,
     stopped: bool,
 }
