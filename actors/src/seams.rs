@@ -233,26 +233,12 @@ pub trait LogStore: Send + Sync {
     /// The greatest seq of a room over all epochs; `Seq(0)` when it has none.
     fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>>;
 
-    /// All events of a room, in order; for tests and small rooms, at most `limit`, after `after`.
-    fn read_room(
-        &self,
-        presenter: PresenterIdx,
-        after: Seq,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
-
-    /// The events of a range, in order. Costs what it returns, however long the log is.
-    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
-
     /// Keeps these broadcasts, each unless a newer version of it is there. Those that it did not keep come back; it has the others.
     /// After an error nothing is known.
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>>;
 
     /// When its newest event was sent, in milliseconds since 1970; 0 when it has none.
     fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>>;
-
-    /// Whether it holds any numbered event at all.
-    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
 }
 
 /// What a good token grants.

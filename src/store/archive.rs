@@ -99,6 +99,9 @@ pub struct StoredBroadcast {
 
 /// See the module's text. Errors: the store cannot be asked now.
 pub trait Archive: LogStore + Figures + Keeping {
+    /// Whether it holds no numbered event at all.
+    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
+
     /// The numberings in which a room has events, in no order.
     fn epochs(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Vec<Epoch>, StoreError>>;
 

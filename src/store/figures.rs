@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::{LogStore, StoreError},
+    seams::StoreError,
     types::{Epoch, Seq, UserIdx},
 };
 use futures_util::future::BoxFuture;
@@ -105,7 +105,7 @@ impl Counted {
 }
 
 /// Counts within the store: by SQL, or by an aggregation.
-pub trait Figures: LogStore {
+pub trait Figures: Send + Sync {
     /// See [`Counted`]. Errors: the store cannot be asked now, or it takes longer than the query's patience.
     fn figures(&self, query: FiguresQuery) -> BoxFuture<'_, Result<Counted, StoreError>>;
 }

@@ -6,7 +6,7 @@
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::{LogStore, StoreError},
+    seams::StoreError,
     types::{Epoch, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::BoxFuture;
@@ -76,7 +76,7 @@ pub fn first_id_of(at_ms: i64) -> Uuid {
 }
 
 /// See the module's text. Errors: the store cannot be asked now; what was asked may have been done in part, and may be asked again.
-pub trait Keeping: LogStore {
+pub trait Keeping: Send + Sync {
     /// Puts a broadcast under legal hold, or takes it from there. `false`: there is no such broadcast.
     fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>>;
 

@@ -18,16 +18,12 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::{LogRange, LogStore, NotPut, Poison, StoreBatch, StoreError},
+    seams::{LogStore, NotPut, Poison, StoreBatch, StoreError},
     types::{Event, PresenterIdx, Seq},
 };
-use futures_util::{
-    TryStreamExt,
-    future::{BoxFuture, FutureExt},
-};
+use futures_util::future::{BoxFuture, FutureExt};
 use mongodb::{
     Client, Collection, Database, IndexModel,
-    action::Find,
     bson::{Bson, Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind},
     options::{
@@ -293,41 +289,6 @@ impl Mongo {
         Ok(last)
     }
 
-    async fn read_room(&self, presenter: PresenterIdx, after: Seq, limit: usize) -> Result<Vec<Event>, StoreError> {
-        let filter = doc! { "presenter_idx": presenter.get(), "seq": { "$gt": after.0.cast_signed() } };
-        let found = self
-            .log
-            .find(filter)
-            .sort(doc! { "seq": 1, "_id": 1 })
-            .limit(i64::try_from(limit).unwrap_or(i64::MAX));
-        self.events(found).await
-    }
-
-    async fn read_range(&self, range: LogRange) -> Result<Vec<Event>, StoreError> {
-        let filter = doc! {
-            "presenter_idx": range.presenter.get(),
-            "epoch": &*range.epoch.0,
-            "seq": { "$gt": range.after.0.cast_signed(), "$lte": range.through.0.cast_signed() },
-        };
-        let found = self
-            .log
-            .find(filter)
-            .sort(doc! { "seq": 1 })
-            .limit(i64::try_from(range.limit).unwrap_or(i64::MAX));
-        self.events(found).await
-    }
-
-    async fn events(&self, found: Find<'_, RawDocumentBuf>) -> Result<Vec<Event>, StoreError> {
-        let documents: Vec<RawDocumentBuf> = self
-            .timed(async { found.await?.try_collect().await })
-            .await
-            .map_err(failed)?;
-        documents
-            .iter()
-            .map(|document| event(document).map_err(StoreError))
-            .collect()
-    }
-
     async fn prepare(&self) -> Result<(), StoreError> {
         let unique = IndexOptions::builder()
             .name(SEQ_INDEX.to_owned())
@@ -408,19 +369,6 @@ impl LogStore for MongoStore {
         async move { self.reach().await?.last_seq(presenter).await }.boxed()
     }
 
-    fn read_room(
-        &self,
-        presenter: PresenterIdx,
-        after: Seq,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        async move { self.reach().await?.read_room(presenter, after, limit).await }.boxed()
-    }
-
-    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        async move { self.reach().await?.read_range(range).await }.boxed()
-    }
-
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
         async move { self.reach().await?.put_broadcasts(broadcasts).await }.boxed()
     }
@@ -431,10 +379,6 @@ impl LogStore for MongoStore {
             Ok(newest.map_or(0, |newest| newest.sent_at_ms))
         }
         .boxed()
-    }
-
-    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        async move { self.reach().await?.is_empty().await }.boxed()
     }
 }
 

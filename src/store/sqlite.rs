@@ -19,8 +19,8 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::{LogRange, LogStore, NotPut, Poison, StoreBatch, StoreError},
-    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
+    seams::{LogStore, NotPut, Poison, StoreBatch, StoreError},
+    types::{Epoch, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, params};
@@ -311,39 +311,6 @@ impl LogStore for SqliteStore {
         self.run(move |connection| last_seq(connection, presenter))
     }
 
-    fn read_room(
-        &self,
-        presenter: PresenterIdx,
-        after: Seq,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        self.run(move |connection| {
-            let sql = format!(
-                "SELECT epoch, {} FROM chatting_log WHERE presenter_idx = ?1 AND seq > ?2 ORDER BY seq, id LIMIT ?3",
-                row::COLUMNS
-            );
-            let mut statement = connection.prepare_cached(&sql)?;
-            let rows = statement.query_map(params![presenter.get(), after.0.cast_signed(), count(limit)], |found| {
-                row::read(found, 1, Epoch(found.get::<_, String>(0)?.into()))
-            })?;
-            rows.collect()
-        })
-    }
-
-    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        let scan = Scan {
-            presenter: range.presenter,
-            epoch: range.epoch,
-            after: range.after,
-            through: range.through,
-            user: None,
-            newest_first: false,
-            limit: range.limit,
-        };
-        let logged = self.scan(scan);
-        async move { Ok(logged.await?.into_iter().map(|logged| logged.event).collect()) }.boxed()
-    }
-
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
         let broadcasts = broadcasts.to_vec();
         self.run(move |connection| {
@@ -368,15 +335,15 @@ impl LogStore for SqliteStore {
     fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>> {
         async move { Ok(self.found().await?.newest_ms()) }.boxed()
     }
+}
 
+impl Archive for SqliteStore {
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.run(|connection| {
             connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM chatting_log)", [], |row| row.get(0))
         })
     }
-}
 
-impl Archive for SqliteStore {
     fn epochs(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Vec<Epoch>, StoreError>> {
         self.look(move |connection| epochs(connection, presenter))
     }

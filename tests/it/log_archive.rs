@@ -1016,7 +1016,10 @@ fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
         assert!(spool.keep_broadcasts(std::slice::from_ref(&first)).unwrap());
     }
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&first));
-    assert!(spool.keep_broadcasts(&[seen(2, 50)]).unwrap(), "the store has none of it");
+    assert!(
+        spool.keep_broadcasts(&[seen(2, 50)]).unwrap(),
+        "the store has none of it"
+    );
     spool.broadcasts_stored(&[seen(2, 50)], &[]).unwrap();
     assert!(!spool.keep_broadcasts(&[seen(3, 99)]).unwrap());
     assert_eq!(spool.open_broadcasts().unwrap(), [seen(3, 99)]);

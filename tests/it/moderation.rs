@@ -164,7 +164,10 @@ async fn no_viewer_is_told_whose_messages_were_deleted_and_staff_is() {
         let operator = token_with(1, "operator", Value::Null);
         assert_eq!(request(&app, "DELETE", &path, &operator, "").await.status, 200);
         let page = read(&app, "/v1/rooms/12/broadcasts", &operator).await;
-        let replay = format!("/v1/broadcasts/{}/replay", page["broadcasts"][0]["id"].as_str().unwrap());
+        let replay = format!(
+            "/v1/broadcasts/{}/replay",
+            page["broadcasts"][0]["id"].as_str().unwrap()
+        );
         for _ in 0..2 {
             for path in ["/v1/rooms/12/messages", replay.as_str()] {
                 let seen = read(&app, path, &app.token(8)).await;

@@ -9,15 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatting_actors::{
-    seams::LogStore,
-    types::{PresenterIdx, Seq},
-};
+use chatting_actors::types::PresenterIdx;
 use chatting_server::store::MongoStore;
 
 use crate::support::{
     app::{post_v1, spawn_app, spawn_with_rooms, use_mongodb},
     eventually,
+    room_log::stored,
     room_server::{Mode, RoomServer},
     within,
 };
@@ -59,7 +57,7 @@ async fn fault_1_every_message_is_a_document_of_its_own() {
     .unwrap();
     let room = PresenterIdx::new(12).unwrap();
     let log = eventually("200 documents", async || {
-        let log = store.read_room(room, Seq(0), 1000).await.unwrap();
+        let log = stored(&store, room).await;
         (log.len() >= 200).then_some(log)
     })
     .await;

@@ -23,6 +23,7 @@ use crate::{
         http::{HttpClient, Response},
         mongod::Mongod,
         presenter::{V1, connect, hello},
+        room_log,
         room_server::{Mode, RoomServer},
         ws::WsClient,
     },
@@ -632,11 +633,11 @@ async fn log_readers_bounds_reads_of_history() {
     let history = &app.state.history;
     let room = PresenterIdx::new(12).unwrap();
     let reading = history.gate().try_acquire(1).unwrap();
-    let refused = history.read_room(room, Seq(0), 10).await;
+    let refused = room_log::read(history, room, Seq(0), 10).await;
     assert!(matches!(refused, Err(HistoryError::Busy)), "{refused:?}");
     shows(&app, "readers", 1, 1, ("refused", 1)).await;
     drop(reading);
-    assert_eq!(history.read_room(room, Seq(0), 10).await.unwrap(), []);
+    assert_eq!(room_log::read(history, room, Seq(0), 10).await.unwrap(), []);
 }
 
 #[actix_web::test]

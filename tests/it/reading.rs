@@ -24,6 +24,7 @@ use crate::support::{
     mongod::{Mongod, fresh_database_name},
     process::{Process, ScratchDir, output},
     proxy::Proxy,
+    room_log::read,
 };
 
 #[actix_web::test]
@@ -55,8 +56,8 @@ async fn rule_06_a_read_misses_nothing_that_moves_from_the_spool_to_the_store_an
         let mut reads = 0;
         loop {
             let accepted = app.room(12).await.and_then(|room| room.last_seq).unwrap_or_default();
-            let read = app.state.history.read_room(room, Seq(0), 10_000).await.unwrap();
-            let seqs: Vec<_> = read.iter().map(|event| event.seq.0).collect();
+            let found = read(&app.state.history, room, Seq(0), 10_000).await.unwrap();
+            let seqs: Vec<_> = found.iter().map(|event| event.seq.0).collect();
             assert_eq!(
                 seqs,
                 (1..=seqs.len() as u64).collect::<Vec<_>>(),
@@ -76,7 +77,7 @@ async fn rule_06_a_read_misses_nothing_that_moves_from_the_spool_to_the_store_an
         for writer in writers {
             writer.await.unwrap();
         }
-        let page = app.state.history.read_room(room, Seq(100), 50).await.unwrap();
+        let page = read(&app.state.history, room, Seq(100), 50).await.unwrap();
         assert_eq!(
             page.iter().map(|event| event.seq.0).collect::<Vec<_>>(),
             (101..=150).collect::<Vec<_>>()

@@ -466,6 +466,22 @@ impl ScriptedStore {
     }
 }
 
+impl ScriptedStore {
+    /// The events of a range, in order.
+    fn read_range(&self, range: &LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        let limit = range.limit;
+        let (presenter, after, through) = (range.presenter, range.after, range.through);
+        let range = (presenter.get(), after.0 + 1)..=(presenter.get(), through.0);
+        self.answer(
+            move |script| {
+                let events = script.events.range(range).take(limit);
+                events.map(|(_, event)| Event::clone(event)).collect()
+            },
+            |_, _| (),
+        )
+    }
+}
+
 impl LogStore for ScriptedStore {
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.answer(|_| (), |_, _| ())
@@ -506,23 +522,6 @@ impl LogStore for ScriptedStore {
         )
     }
 
-    fn read_room(&self, _: PresenterIdx, _: Seq, _: usize) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        self.answer(|_| Vec::new(), |_, _| ())
-    }
-
-    fn read_range(&self, range: LogRange) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
-        let limit = range.limit;
-        let (presenter, after, through) = (range.presenter, range.after, range.through);
-        let range = (presenter.get(), after.0 + 1)..=(presenter.get(), through.0);
-        self.answer(
-            move |script| {
-                let events = script.events.range(range).take(limit);
-                events.map(|(_, event)| Event::clone(event)).collect()
-            },
-            |_, _| (),
-        )
-    }
-
     /// Not counted as a call: scripts are about events.
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
         let mut script = self.script();
@@ -551,10 +550,6 @@ impl LogStore for ScriptedStore {
     fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>> {
         let newest = self.script().events.values().map(|event| event.sent_at_ms).max();
         ready(Ok(newest.unwrap_or(0))).boxed()
-    }
-
-    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.answer(|script| script.events.is_empty(), |_, _| ())
     }
 }
 
@@ -663,7 +658,7 @@ impl LogReader for ScriptedLog {
                 let mut page = LogPage::default();
                 if first != Some(after.next()) {
                     let through = first.map_or(range.through, |first| Seq(first.0 - 1));
-                    match this.store.read_range(LogRange { through, ..range }).await {
+                    match this.store.read_range(&LogRange { through, ..range }).await {
                         Ok(stored) => page.events = stored,
                         Err(error) => page.failed = Some(error.0),
                     }

@@ -377,28 +377,6 @@ impl History {
         let found = found.filter(|logged| logged.event.presenter_idx == presenter);
         Ok(found.map(|logged| logged.covered_by(&acts)))
     }
-
-    /// At most `limit` events of a room after `after`, in order, each once.
-    pub async fn read_room(
-        &self,
-        presenter: PresenterIdx,
-        after: Seq,
-        limit: usize,
-    ) -> Result<Vec<Event>, HistoryError> {
-        let query = Query {
-            presenter,
-            start: Start::After(after),
-            user: None,
-            text: None,
-            from_ms: None,
-            to_ms: None,
-            deleted_too: true,
-            limit,
-            scan_limit: limit,
-        };
-        let page = self.page(&query).await?;
-        Ok(page.events.into_iter().map(|logged| logged.event).collect())
-    }
 }
 
 #[cfg(test)]

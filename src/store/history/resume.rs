@@ -87,7 +87,12 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
             row::COLUMNS
         );
         let mut statement = snapshot.prepare(&sql)?;
-        let asked = params![range.presenter.get(), range.after.0.cast_signed(), &*range.epoch.0, bound];
+        let asked = params![
+            range.presenter.get(),
+            range.after.0.cast_signed(),
+            &*range.epoch.0,
+            bound
+        ];
         let mut rows = statement.query(asked)?;
         let mut read: Vec<(Pos, Event)> = Vec::new();
         while read.len() < limit
@@ -101,7 +106,12 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
         Ok::<_, rusqlite::Error>(read)
     };
     // One more than is asked for, and also beyond its end: that is where the next page begins to look.
-    let mut rows = read("spool", "pos >= ?4 ORDER BY pos", spool_from, range.limit.saturating_add(1))?;
+    let mut rows = read(
+        "spool",
+        "pos >= ?4 ORDER BY pos",
+        spool_from,
+        range.limit.saturating_add(1),
+    )?;
     let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
     let end = rows.iter().take(range.limit).take_while(|row| within(row)).count();
     let scanned = rows.get(end).map_or(newest + 1, |(pos, _)| *pos);

@@ -293,6 +293,10 @@ fn is_passing(error: &Error) -> bool {
 }
 
 impl Archive for MongoStore {
+    fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        async move { self.reach().await?.is_empty().await }.boxed()
+    }
+
     fn epochs(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Vec<Epoch>, StoreError>> {
         async move { self.reach().await?.epochs(presenter).await }.boxed()
     }

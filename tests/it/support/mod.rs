@@ -6,6 +6,7 @@
 //! | [`process`] | a process of ours: signals, exit, output; it never outlives the test run |
 //! | [`mongod`] | one MongoDB for all tests, or one of your own to kill and restart |
 //! | [`moving`] | a log whose events move from the spool to the store under each read |
+//! | [`room_log`] | all that a room has in a log |
 //! | [`room_server`] | the stand-in room server as a process, told whom to call live and how to misbehave |
 //! | [`proxy`] | a TCP link to cut, stall, delay and restore |
 //! | [`http`] | an HTTP client that shows every byte of an answer's head |
@@ -29,6 +30,7 @@ pub mod moving;
 pub mod presenter;
 pub mod process;
 pub mod proxy;
+pub mod room_log;
 pub mod room_server;
 pub mod tokens;
 pub mod ws;

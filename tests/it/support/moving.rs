@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use chatting_actors::{
     broadcast::Broadcast,
-    seams::{LogRange, LogStore, NotPut, Poison, Pos, Spool, StoreBatch, StoreError},
-    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
+    seams::{LogStore, NotPut, Poison, Pos, Spool, StoreBatch, StoreError},
+    types::{Epoch, PresenterIdx, Seq, UserIdx},
 };
 use chatting_server::store::{
     Archive, Deleted, First, Logged, Scan, SqliteSpool, StoredBroadcast,
@@ -62,10 +62,7 @@ impl LogStore for MovingStore {
         append(batch: StoreBatch) -> Vec<Poison>;
         newest_ms() -> i64;
         last_seq(presenter: PresenterIdx) -> Seq;
-        read_room(presenter: PresenterIdx, after: Seq, limit: usize) -> Vec<Event>;
-        read_range(range: LogRange) -> Vec<Event>;
         put_broadcasts(broadcasts: &'a [Broadcast]) -> Vec<NotPut>;
-        is_empty() -> bool;
     }
 }
 
@@ -90,6 +87,7 @@ impl Keeping for MovingStore {
 
 impl Archive for MovingStore {
     of_store! {
+        is_empty() -> bool;
         epochs(presenter: PresenterIdx) -> Vec<Epoch>;
         find(id: Uuid) -> Option<Logged>;
         broadcasts(presenter: PresenterIdx, before: Option<Uuid>, limit: usize) -> Vec<StoredBroadcast>;
