@@ -25,7 +25,7 @@ use chatting_actors::{
 
 pub use self::{
     pages::{Page, Query, Start},
-    records::{ReplayPlace, RoomBroadcast},
+    records::ReplayPlace,
     text::Folded,
 };
 use super::Archive;

@@ -22,9 +22,9 @@ use self::pages::Pages;
 pub use self::report::{Carried, Missing, SalvageError, Salvaged};
 use super::{lock::file_of, open_at};
 
-/// The tables that a spool lives by, and those that the embedded log adds.
+/// The tables that a spool lives by; and the others of its file, which it can do without or that are the embedded log's.
 pub const TABLES: [&str; 7] = ["meta", "epochs", "rooms", "spool", "keys", "parked", "records"];
-pub const LOG_TABLES: [&str; 3] = ["places", "chatting_log", "broadcasts"];
+pub const OTHER_TABLES: [&str; 3] = ["places", "chatting_log", "broadcasts"];
 
 /// How many rows the new file takes in one transaction.
 const ROWS_AT_ONCE: u64 = 10_000;
@@ -41,11 +41,11 @@ pub fn is_damage(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Checks the tables that the spool itself lives by; with `all` those of the embedded log, too. Done after an unclean stop only: it
+/// Checks the tables that the spool itself lives by; with `all` the others, too. Done after an unclean stop only: it
 /// reads all of them.
 pub fn check(connection: &Connection, all: bool) -> rusqlite::Result<()> {
-    let log: &[&str] = if all { &LOG_TABLES } else { &[] };
-    for table in TABLES.iter().chain(log) {
+    let others: &[&str] = if all { &OTHER_TABLES } else { &[] };
+    for table in TABLES.iter().chain(others) {
         if !connection.table_exists(None, *table)? {
             continue;
         }

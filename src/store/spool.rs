@@ -6,11 +6,12 @@
 //!
 //! Format 2. `spool(pos, epoch, <event columns>)` · `rooms(presenter_idx, last_seq)` · `epochs(n, epoch)` · `keys(pos, epoch,
 //! presenter_idx, seq, id, sent_at, user_idx, key, fingerprint)`, in the order of time · `parked(pos, epoch, <event columns>,
-//! reason, parked_at)` · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
+//! reason, parked_at)`, of which one reason (`COVERS`) is a part of the format: statements tell by it what is here only for what it
+//! covers · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
 //! or that the store does not have, with `stored` 1 for those that it has as they are and 2 for those that it refused as they are
-//! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `damaged` (as far as a run found), `durability`, `backend`, `last_ms`,
-//! `ask_store`, `importing` (while an import has not ended). A file of format 1, which had neither acts nor broadcasts, is brought to
-//! format 2 when it is opened.
+//! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `damaged` (as far as a run found), `salvaged` (where the file began with
+//! what could be read of a damaged one), `durability`, `backend`, `last_ms`, `ask_store`, `importing` (while an import has not ended).
+//! A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
 mod anew;
 pub mod erasure;
@@ -55,6 +56,7 @@ use self::{
     meta::keep_last_ms,
     opening::last_of_rooms,
     parked::Kept,
+    records::Which,
 };
 use super::{
     Durability, FoundSpool, SharedConnection, SpoolLock,
@@ -421,11 +423,11 @@ impl Spool for SqliteSpool {
     }
 
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
-        self.with(|_, connection| records::read(connection, "NOT ended", usize::MAX))
+        self.with(|_, connection| records::read(connection, Which::Open, usize::MAX))
     }
 
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
-        self.with(|_, connection| records::read(connection, "stored = 0 AND stored <> 1", limit))
+        self.with(|_, connection| records::read(connection, Which::Unstored, limit))
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {

@@ -11,12 +11,9 @@ use uuid::Uuid;
 
 use super::{
     History, HistoryError,
-    spooled::{self, Records, Window},
+    spooled::{self, Window},
 };
-use crate::store::{First, Logged, Scan, StoredBroadcast};
-
-/// A broadcast with what is told of it.
-pub type RoomBroadcast = StoredBroadcast;
+use crate::store::{First, Logged, Scan, StoredBroadcast, spool::records::Which};
 
 /// The newer of what the spool and the store have.
 fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast {
@@ -40,10 +37,10 @@ impl History {
         presenter: PresenterIdx,
         before: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<RoomBroadcast>, HistoryError> {
+    ) -> Result<Vec<StoredBroadcast>, HistoryError> {
         let _turn = self.turn().await?;
         let kept = self
-            .on_spool(move |path| spooled::records(path, Records::OfRoom(presenter)))
+            .on_spool(move |path| spooled::records(path, Which::OfRoom(presenter)))
             .await?;
         let mut all = self.store.broadcasts(presenter, before, limit).await?;
         for record in kept {
@@ -61,10 +58,10 @@ impl History {
     }
 
     /// One broadcast; `None` when there is none.
-    pub async fn broadcast(&self, id: Uuid) -> Result<Option<RoomBroadcast>, HistoryError> {
+    pub async fn broadcast(&self, id: Uuid) -> Result<Option<StoredBroadcast>, HistoryError> {
         let _turn = self.turn().await?;
         let kept = self
-            .on_spool(move |path| spooled::records(path, Records::Of(id)))
+            .on_spool(move |path| spooled::records(path, Which::One(id)))
             .await?;
         let stored = self.store.broadcast(id).await?;
         Ok(match kept.into_iter().next() {

@@ -9,7 +9,10 @@ use chatting_actors::{
 use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
-use crate::store::{open_to_read, row, spool};
+use crate::store::{
+    open_to_read, row,
+    spool::records::{self, Which},
+};
 
 /// See the module's text.
 #[derive(Debug, Default)]
@@ -169,26 +172,8 @@ fn by_id(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Event>> {
 }
 
 /// The broadcasts that the spool keeps: those of a room, or the one with an id.
-pub fn records(path: &Path, which: Records) -> rusqlite::Result<Vec<Broadcast>> {
-    let connection: Connection = open_to_read(path)?;
-    match which {
-        Records::OfRoom(presenter) => {
-            spool::records::read(&connection, &format!("presenter_idx = {}", presenter.get()), usize::MAX)
-        }
-        Records::Of(id) => {
-            let literal = id.simple().to_string();
-            spool::records::read(&connection, &format!("id = x'{literal}'"), 1)
-        }
-    }
-}
-
-/// Which broadcasts.
-#[derive(Clone, Copy, Debug)]
-pub enum Records {
-    /// A room's.
-    OfRoom(PresenterIdx),
-    /// The one with this id.
-    Of(Uuid),
+pub fn records(path: &Path, which: Which) -> rusqlite::Result<Vec<Broadcast>> {
+    records::read(&open_to_read(path)?, which, usize::MAX)
 }
 
 #[cfg(test)]

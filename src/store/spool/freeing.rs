@@ -24,7 +24,8 @@ pub(super) fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Re
     Ok(())
 }
 
-/// What is said of an act that the store has and that stays here for what is parked.
+/// What is said of an act that the store has and that stays here for what is parked. A part of the format: statements go by it, so
+/// another text would make parked events of the acts in files that are there.
 pub(super) const COVERS: &str = "stored; kept for the parked messages that it covers";
 
 /// Acts among the rows up to `through` that the store has and that may cover what is parked, of which it knows nothing: they

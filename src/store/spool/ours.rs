@@ -5,7 +5,7 @@ use std::path::Path;
 use rusqlite::{Connection, types::Value};
 
 use super::{OpenError, meta};
-use crate::store::salvage::{LOG_TABLES, TABLES};
+use crate::store::salvage::{OTHER_TABLES, TABLES};
 
 /// In `meta`: the log that its events are for.
 pub(in crate::store) const BACKEND: &str = "backend";
@@ -30,7 +30,7 @@ fn is_foreign(connection: &Connection) -> rusqlite::Result<Option<bool>> {
     let mut statement = connection.prepare(sql)?;
     let tables = statement.query_map([], |row| row.get(0))?;
     let tables = tables.collect::<rusqlite::Result<Vec<String>>>()?;
-    let is_ours = |table: &String| TABLES.iter().chain(&LOG_TABLES).any(|ours| ours == table);
+    let is_ours = |table: &String| TABLES.iter().chain(&OTHER_TABLES).any(|ours| ours == table);
     if tables.is_empty() {
         return Ok(None);
     }

@@ -1,7 +1,8 @@
 //! Records of broadcasts that have not ended, or that the store does not have as they are.
 
-use chatting_actors::broadcast::Broadcast;
-use rusqlite::{Connection, TransactionBehavior, params};
+use chatting_actors::{broadcast::Broadcast, types::PresenterIdx};
+use rusqlite::{Connection, TransactionBehavior, params, params_from_iter, types::Value};
+use uuid::Uuid;
 
 /// That a broadcast was seen to be live again is for the spool alone: told of every open one, it would keep the store busy.
 const KEEP_RECORD: &str = "
@@ -10,13 +11,40 @@ ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, record = ?5,
   stored = stored * (json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms'))
 WHERE version < ?3";
 
+/// Which of the broadcasts that are kept here.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) enum Which {
+    /// Those that have not ended.
+    Open,
+    /// Those that the store does not have as they are, but for what it refused.
+    Unstored,
+    /// A room's.
+    OfRoom(PresenterIdx),
+    /// The one with this id.
+    One(Uuid),
+}
+
+impl Which {
+    /// What is asked of a row, and the second parameter of that.
+    fn sql(self) -> (&'static str, Option<Value>) {
+        match self {
+            Self::Open => ("NOT ended", None),
+            // As the index `records_unstored` has it.
+            Self::Unstored => ("stored = 0 AND stored <> 1", None),
+            Self::OfRoom(presenter) => ("presenter_idx = ?2", Some(presenter.get().into())),
+            Self::One(id) => ("id = ?2", Some(id.as_bytes().to_vec().into())),
+        }
+    }
+}
+
 /// Broadcasts that are kept here. One that cannot be read is told of and left out: it must not cost the others.
-pub(in crate::store) fn read(connection: &Connection, which: &str, limit: usize) -> rusqlite::Result<Vec<Broadcast>> {
-    let sql = format!("SELECT record FROM records WHERE {which} ORDER BY id LIMIT ?1");
+pub(in crate::store) fn read(connection: &Connection, which: Which, limit: usize) -> rusqlite::Result<Vec<Broadcast>> {
+    let (condition, of) = which.sql();
+    let sql = format!("SELECT record FROM records WHERE {condition} ORDER BY id LIMIT ?1");
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-        row.get::<_, String>(0)
-    })?;
+    let limit = Value::from(i64::try_from(limit).unwrap_or(i64::MAX));
+    let asked = params_from_iter(std::iter::once(limit).chain(of));
+    let rows = statement.query_map(asked, |row| row.get::<_, String>(0))?;
     let mut records = Vec::new();
     for record in rows {
         match serde_json::from_str(&record?) {
