@@ -88,8 +88,8 @@ enum Command {
     /// again with the same files in the same order to go on. Rooms go on behind the last number that was imported. Give all files at
     /// once: the log is not empty afterwards.
     ///
-    /// Exit codes: 0 imported, 1 the log is not empty, a file is bad or the log refuses something, 64 bad settings, 69 a file, the spool or the store is not
-    /// to be had, 75 interrupted.
+    /// Exit codes: 0 imported, 1 the log is not empty, a file is bad or the log refuses something, 64 bad settings, 69 a file,
+    /// the spool or the store is not to be had, 75 interrupted.
     Import(import::ImportArgs),
     /// Erase what a user sent, everywhere: log, spool, parked events, idempotency keys; the server must be stopped.
     ///

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     sync::{Arc, Mutex, Once},
     time::Duration,
 };
@@ -227,6 +228,11 @@ async fn every_statement_on_the_embedded_log_is_served_by_an_index() {
     assert!(looked >= 25, "{looked} statements");
 }
 
+/// Takes indexes out of a file that nobody has open.
+fn without(path: &Path, drop_them: &str) {
+    Connection::open(path).unwrap().execute_batch(drop_them).unwrap();
+}
+
 #[actix_web::test]
 async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_none() {
     keep_statements();
@@ -236,10 +242,7 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
     spool.close();
     drop(spool);
     // As an earlier build left it.
-    let connection = Connection::open(&path).unwrap();
-    connection
-        .execute_batch("DROP INDEX parked_by_room; DROP INDEX parked_acts")
-        .unwrap();
+    without(&path, "DROP INDEX parked_by_room; DROP INDEX parked_acts");
     let (mut spool, info) = embedded(&path);
     let epoch = &*info.epoch.0;
     let said = shared((1..=4).map(|seq| message(START + seq, 12, epoch, seq.cast_unsigned(), 33, "x")));
@@ -261,7 +264,7 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
     assert_eq!(spool.count_parked().unwrap(), 5, "the act stays with what it covers");
     let store = SqliteStore::new(spool.connection());
     chatting_actors::seams::LogStore::prepare(&store).await.unwrap();
-    let history = History::new(path, Arc::new(store), 4);
+    let history = History::new(path.clone(), Arc::new(store), 4);
     for start in [Start::After(Seq(0)), Start::Before(Seq(9))] {
         let query = Query {
             presenter: room(12),
@@ -286,6 +289,7 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
     let page = LogReader::read(&history, range, 0).await.unwrap();
     assert_eq!((page.events.len(), page.deleted), (5, vec![Seq(1)]));
     assert_eq!(spool.unpark(&[act.id], &[]).unwrap(), 0);
+    let connection = Connection::open(&path).unwrap();
     let statements = STATEMENTS.0.lock().unwrap().clone();
     let mut looked = 0;
     for sql in statements {
@@ -318,14 +322,14 @@ fn the_broadcasts_that_the_store_lacks_are_found_by_an_index_also_in_a_spool_tha
     spool.close();
     drop(spool);
     // As an earlier build left it.
-    let connection = Connection::open(&path).unwrap();
-    connection.execute_batch("DROP INDEX records_unstored").unwrap();
+    without(&path, "DROP INDEX records_unstored");
     let (mut spool, _) = embedded(&path);
     spool.count_in(&Metrics::default());
     let record = broadcast(&[(START, None)], &[("a", 0, None)]);
     assert!(spool.keep_broadcasts(std::slice::from_ref(&record)).unwrap());
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), std::slice::from_ref(&record));
     spool.broadcasts_stored(&[], &[record]).unwrap();
+    let connection = Connection::open(&path).unwrap();
     let statements = STATEMENTS.0.lock().unwrap().clone();
     let mut looked = 0;
     for sql in statements {

@@ -347,7 +347,8 @@ fn a_spool_that_met_damage_while_it_was_used_is_checked_by_the_next_start() {
     damage_table(&path, "parked");
     let (mut spool, again) = open(&path, Durability::Disk, None);
     assert_eq!(again.epoch, first.epoch, "no start reads these");
-    spool.free(2, &[], 0).unwrap_err();
+    let (pos, event) = spool.read(0, 1).unwrap().remove(0);
+    spool.free(2, &[(pos, event, "no".into())], 0).unwrap_err();
     spool.close();
     drop(spool);
     let (mut spool, after) = open(&path, Durability::Disk, None);
