@@ -250,13 +250,13 @@ impl SessionRegistry {
             act: pending.submit.act,
             keyed: pending.submit.keyed,
         });
-        self.outbox.push(Arc::clone(&event));
+        self.outbox.push(Arc::clone(&event), numbered.permit);
         self.in_flight.push_back(Slot {
             term: self.term,
             event,
             sent: false,
             reply: pending.reply,
-            _permits: (pending.permit, numbered.permit),
+            _permit: pending.permit,
         });
     }
 

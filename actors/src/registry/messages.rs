@@ -24,6 +24,7 @@ use crate::{
     seams::{Liveness, Place},
     session::{Close, Flow},
     types::{PresenterIdx, Seq, UserIdx},
+    writer::WriterPermit,
 };
 
 /// Names one socket for as long as the process lives.
@@ -169,9 +170,10 @@ pub(crate) enum RegistryMsg {
         presenter: PresenterIdx,
         kept: bool,
     },
+    /// What became of the next events that were appended, as many as these permits are of.
     Settled {
         term: u64,
-        count: usize,
+        permits: Vec<WriterPermit>,
         committed: Committed,
     },
     View {

@@ -60,7 +60,7 @@ use crate::{
     session::Flow,
     supervise::Present,
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
-    writer::{WriterHandle, WriterPermit},
+    writer::{Appended, WriterHandle, WriterPermit},
 };
 
 /// What operators set for the registry, its rooms and their sessions. `settings.toml` documents each.
@@ -121,8 +121,8 @@ struct Slot {
     /// It was sent to a session when it was published (rule 11).
     sent: bool,
     reply: oneshot::Sender<Outcome>,
-    /// Given back when the sender is answered.
-    _permits: (Permit, WriterPermit),
+    /// Given back when the sender is answered. The writer's is with the event.
+    _permit: Permit,
 }
 
 struct Session {
@@ -159,7 +159,7 @@ pub struct SessionRegistry {
     sessions: HashMap<SessionId, Session, RandomState>,
     in_flight: VecDeque<Slot>,
     /// Appends of this turn, handed to the writer at its end.
-    outbox: Vec<Arc<Event>>,
+    outbox: Appended,
     /// Appends of an earlier term are fenced off (rule 1).
     term: u64,
     /// The first term of this registry: answers for earlier ones are for a registry that failed.
@@ -210,7 +210,7 @@ impl SessionRegistry {
             rooms: HashMap::default(),
             sessions: HashMap::default(),
             in_flight: VecDeque::new(),
-            outbox: Vec::new(),
+            outbox: Appended::default(),
             term,
             first_term: term,
             keys: FromSpool::Unknown,
@@ -232,7 +232,11 @@ impl SessionRegistry {
         for message in Turn::new(&self.handle.mailbox, batch) {
             match message {
                 RegistryMsg::Submit(pending) => self.submit(pending, now),
-                RegistryMsg::Settled { term, count, committed } => self.settled(term, count, committed, now),
+                RegistryMsg::Settled {
+                    term,
+                    permits,
+                    committed,
+                } => self.settled(term, permits, committed, now),
                 RegistryMsg::Flushed { session } => self.flushed(session, now),
                 RegistryMsg::Word { presenter, word } => self.word(presenter, word, now),
                 RegistryMsg::LastSeq { presenter, last, place } => self.last_seq(presenter, last, place, now),

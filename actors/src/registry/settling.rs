@@ -4,7 +4,10 @@ use super::*;
 use crate::seams::Place;
 
 impl SessionRegistry {
-    pub(super) fn settled(&mut self, term: u64, count: usize, committed: Committed, now: Instant) {
+    pub(super) fn settled(&mut self, term: u64, permits: Vec<WriterPermit>, committed: Committed, now: Instant) {
+        let count = permits.len();
+        // The writer has answered for them.
+        drop(permits);
         if term < self.first_term {
             // Appended by a registry that failed: its senders were told that the outcome is unknown (rule 2).
             return;

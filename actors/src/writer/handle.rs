@@ -44,7 +44,7 @@ pub(crate) type Rows = Vec<(Pos, Arc<Event>)>;
 pub(crate) enum SpoolCommand {
     Append {
         term: u64,
-        events: Vec<Arc<Event>>,
+        appended: Appended,
     },
     LastSeq {
         presenter: PresenterIdx,
@@ -93,6 +93,40 @@ pub(crate) enum SpoolCommand {
     /// The thread waits until the other end is dropped.
     Hold(Receiver<()>),
     Stop,
+}
+
+/// Numbered events in their order. Each has its permit until the registry, whichever is there then, has heard what became of it: one
+/// that panicked gives none back, or its successor would let as many more in while the disk hangs.
+#[derive(Default)]
+pub(crate) struct Appended {
+    pub events: Vec<Arc<Event>>,
+    pub permits: Vec<WriterPermit>,
+}
+
+impl Appended {
+    pub fn push(&mut self, event: Arc<Event>, permit: WriterPermit) {
+        self.events.push(event);
+        self.permits.push(permit);
+    }
+
+    pub fn extend(&mut self, more: Self) {
+        self.events.extend(more.events);
+        self.permits.extend(more.permits);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Takes the first of them, at most so many.
+    pub fn take(&mut self, most: usize) -> Self {
+        let count = most.min(self.events.len());
+        let rest = Self {
+            events: self.events.split_off(count),
+            permits: self.permits.split_off(count),
+        };
+        std::mem::replace(self, rest)
+    }
 }
 
 /// Planned failure points of the spool's thread, for tests of supervision.
@@ -218,7 +252,7 @@ impl SpoolQueue {
                 return;
             };
             match &command {
-                SpoolCommand::Append { events, .. } => commands.events += events.len(),
+                SpoolCommand::Append { appended, .. } => commands.events += appended.events.len(),
                 _ => commands.other = true,
             }
             commands.queued.push(command);
@@ -353,9 +387,9 @@ impl WriterHandle {
         })
     }
 
-    /// Hands numbered events over, in order. The registry's mailbox gets the answer, in the same order.
-    pub(crate) fn append(&self, term: u64, events: Vec<Arc<Event>>) {
-        self.queue.push(SpoolCommand::Append { term, events });
+    /// Hands numbered events over, in order. The registry's mailbox gets the answer and the permits, in the same order.
+    pub(crate) fn append(&self, term: u64, appended: Appended) {
+        self.queue.push(SpoolCommand::Append { term, appended });
     }
 
     /// A term that is greater than all before it: what was appended under those can be told apart (rules 1 and 2).
@@ -547,7 +581,7 @@ mod tests {
         queue.push(SpoolCommand::Stop);
         queue.push(SpoolCommand::Append {
             term: 0,
-            events: Vec::new(),
+            appended: Appended::default(),
         });
         let began = Instant::now();
         assert_eq!(queue.gather(10, Duration::from_secs(10)).len(), 2);

@@ -26,6 +26,6 @@ pub use self::{
     spool_thread::SpoolThread,
 };
 pub(crate) use self::{
-    handle::SpoolCommand,
+    handle::{Appended, SpoolCommand},
     parts::{DrainMsg, Later, Stored},
 };

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DrainMsg, Later, SpoolCommand, SpoolFailure, Stored, WriterHandle};
+use super::{Appended, DrainMsg, Later, SpoolCommand, SpoolFailure, Stored, WriterHandle, WriterPermit};
 use crate::{
     broadcast::Broadcast,
     mailbox::Mailbox,
@@ -80,8 +80,8 @@ impl SpoolThread {
             unkept_since: None,
             commands: VecDeque::new(),
             term: 0,
-            pending: Vec::new(),
-            committing: Vec::new(),
+            pending: Appended::default(),
+            committing: Appended::default(),
             result: None,
             telling: None,
             owed: Owed::Nothing,
@@ -163,13 +163,13 @@ struct Run {
     /// The term of `pending` and `committing`.
     term: u64,
     /// Appended, and not come to yet.
-    pending: Vec<Arc<Event>>,
+    pending: Appended,
     /// In the commit under way; answered when it is empty again.
-    committing: Vec<Arc<Event>>,
+    committing: Appended,
     /// What came of that commit, once it is known and until it is told.
     result: Option<Result<Pos, Lost>>,
-    /// What the registry is still to be told, and of how many events.
-    telling: Option<(usize, Committed)>,
+    /// What the registry is still to be told, and of which events: their permits.
+    telling: Option<(Vec<WriterPermit>, Committed)>,
     owed: Owed,
     fails_behind_commit: bool,
     fails_before_telling: bool,
@@ -224,9 +224,9 @@ impl Run {
                     self.commit();
                 }
                 match self.commands.pop_front() {
-                    Some(SpoolCommand::Append { term, events }) => {
+                    Some(SpoolCommand::Append { term, appended }) => {
                         self.term = term;
-                        self.pending.extend(events);
+                        self.pending.extend(appended);
                     }
                     #[expect(clippy::panic, reason = "the planned failure point")]
                     Some(SpoolCommand::Fail(SpoolFailure::Now)) => panic!("planned"),
@@ -251,7 +251,7 @@ impl Run {
         let mut have = 0;
         for command in &self.commands {
             match command {
-                SpoolCommand::Append { events, .. } => have += events.len(),
+                SpoolCommand::Append { appended, .. } => have += appended.events.len(),
                 _ => return,
             }
         }
@@ -294,7 +294,7 @@ impl Run {
             self.spool.reopen();
         }
         self.tell();
-        if let Some(last) = self.committing.last().cloned() {
+        if let Some(last) = self.committing.events.last().cloned() {
             let result = match self.result.take() {
                 Some(result) => result,
                 None => self.find(&last),
@@ -314,7 +314,7 @@ impl Run {
 
     /// Rule 1: what the reopened file holds of the commit whose last event this is.
     fn find(&mut self, last: &Event) -> Result<Pos, Lost> {
-        let count = self.committing.len() as Pos;
+        let count = self.committing.events.len() as Pos;
         match catch_unwind(AssertUnwindSafe(|| self.spool.reopen_and_find(last))) {
             Ok(Ok(Some(pos))) => Ok(pos - count + 1),
             Ok(Ok(None)) => Err(Lost::Surely),
@@ -327,17 +327,16 @@ impl Run {
 
     fn commit(&mut self) {
         while !self.pending.is_empty() {
-            let rest = self.pending.split_off(self.pending.len().min(self.settings.commit_max));
-            self.committing = std::mem::replace(&mut self.pending, rest);
-            let count = self.committing.len();
+            self.committing = self.pending.take(self.settings.commit_max);
+            let count = self.committing.events.len();
             if self.term <= self.fenced {
-                self.committing.clear();
-                self.settle(count, Committed::No);
+                let Appended { permits, .. } = std::mem::take(&mut self.committing);
+                self.settle(permits, Committed::No);
                 continue;
             }
             if self.settings.answer_first {
-                let events = std::mem::take(&mut self.committing);
-                self.settle(count, Committed::Yes);
+                let Appended { events, permits } = std::mem::take(&mut self.committing);
+                self.settle(permits, Committed::Yes);
                 self.write_sooner_or_later(events);
                 continue;
             }
@@ -346,7 +345,7 @@ impl Run {
             let result = commit_one(
                 &mut *self.spool,
                 &mut self.unsure,
-                &self.committing,
+                &self.committing.events,
                 self.handle.writable(),
             );
             self.result = Some(result);
@@ -362,9 +361,9 @@ impl Run {
 
     /// Tells what came of the commit under way.
     fn conclude(&mut self, result: Result<Pos, Lost>) {
-        let events = std::mem::take(&mut self.committing);
+        let Appended { events, permits } = std::mem::take(&mut self.committing);
         // Whatever happens on the way, their senders are answered.
-        self.telling = Some((events.len(), result.err().map_or(Committed::Yes, Committed::from)));
+        self.telling = Some((permits, result.err().map_or(Committed::Yes, Committed::from)));
         match result {
             Ok(first) => {
                 self.handle.writable.store(true, Ordering::Release);
@@ -384,8 +383,8 @@ impl Run {
 
     /// Tells the registry what it is still to be told.
     fn tell(&mut self) {
-        if let Some((count, committed)) = self.telling.take() {
-            self.settle(count, committed);
+        if let Some((permits, committed)) = self.telling.take() {
+            self.settle(permits, committed);
         }
     }
 
@@ -406,11 +405,13 @@ impl Run {
         }
     }
 
-    fn settle(&self, count: usize, committed: Committed) {
+    fn settle(&self, permits: Vec<WriterPermit>, committed: Committed) {
         let term = self.term;
-        self.registry
-            .mailbox
-            .push(RegistryMsg::Settled { term, count, committed });
+        self.registry.mailbox.push(RegistryMsg::Settled {
+            term,
+            permits,
+            committed,
+        });
     }
 }
 

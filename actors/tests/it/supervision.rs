@@ -141,6 +141,30 @@ async fn rule_02_what_waited_in_the_mailbox_of_a_registry_that_panicked_is_dealt
 }
 
 /// Seqs of those that were accepted, of messages that all must be.
+#[actix::test]
+async fn events_of_a_registry_that_panicked_count_in_the_writers_queue_until_the_disk_has_answered() {
+    hush_planned_panics();
+    let stage = Stage::set();
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    let hold = stage.writer.hold_spool();
+    let [events, bytes] = stage.writer.gates().map(Arc::clone);
+    let pending: Vec<_> = (0..5).map(|n| stage.submit(1, &n.to_string())).collect();
+    stage.has_in_flight(1, 5).await;
+    let queued = (events.depth(), bytes.depth());
+    assert_eq!(queued.0, 5);
+    stage.registry_fails().await;
+    for one in pending {
+        assert!(one.await.is_err(), "its outcome is unknown");
+    }
+    assert_eq!((events.depth(), bytes.depth()), queued, "they still wait for the disk");
+    drop(hold);
+    let none = || (events.depth(), bytes.depth()) == (0, 0);
+    until("the disk to have answered", none).await;
+    let _reader = stage.reader(1);
+    assert_eq!(stage.accepted_again(1, "next").await.seq, Seq(7));
+}
+
 async fn all_accepted(pending: Vec<oneshot::Receiver<Outcome>>) -> Vec<u64> {
     let mut seqs = Vec::new();
     for one in pending {
