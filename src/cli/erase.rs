@@ -265,6 +265,7 @@ async fn erase_from(
 mod tests {
     use super::*;
     use crate::store::Durability;
+    use crate::store::SpoolSettings;
 
     fn said(fault: SpoolFault) -> String {
         let why = "it failed".into();

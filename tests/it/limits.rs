@@ -296,7 +296,7 @@ async fn a_burst_of_deletions_of_all_time_is_few_acts_and_other_rooms_messages_a
     assert_eq!(app.post(12, 7, "a past").await.status, 201);
     let (which, token) = (format!("?{OF_ALL_TIME}"), app.token(12));
     let burst = (0..100).map(|_| delete(&app, 12, &which, &token));
-    let answers = futures_util::future::join_all(burst).await;
+    let answers = join_all(burst).await;
     let done = answers.iter().filter(|answer| answer.status == 200).count();
     // The bucket and what filled it meanwhile, on however slow a machine.
     assert!((2..10).contains(&done), "{done} of 100");

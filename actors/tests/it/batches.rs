@@ -6,7 +6,6 @@ use std::{
 };
 
 use chatting_actors::{registry::RegistryConfig, writer::WriterConfig};
-use tokio::time::timeout;
 
 use crate::{
     resume::quick_rooms,
