@@ -269,10 +269,12 @@ impl Room {
         self.let_go();
     }
 
-    /// The next number is that after the last committed one again (rule 1).
-    pub fn rewind(&mut self) {
+    /// The next number is that after the last committed one again (rule 1). Returns whether the room had got further, which may be
+    /// what is on disk: whoever gets those numbers is not to be taken for what was had already.
+    #[must_use]
+    pub fn rewind(&mut self) -> bool {
         let Numbering::Known { committed, next } = &mut self.numbering else {
-            return;
+            return false;
         };
         *next = committed.next();
         let committed = *committed;
@@ -295,9 +297,9 @@ impl Room {
             moved = true;
         }
         if moved {
-            // What is on disk may be ahead, and whoever gets those numbers is not to be taken for what was had already.
             self.saving.moves();
         }
+        moved
     }
 
     /// The last number that was committed, where that is known.

@@ -110,9 +110,14 @@ impl SessionRegistry {
                 self.writer.append(self.term, std::mem::take(&mut self.outbox));
             }
             self.term = self.writer.next_term();
-            for room in self.rooms.values_mut() {
-                room.rewind();
+            // On disk before anything that gets one of these numbers.
+            let (now, now_ms, mut places) = (Instant::now(), system_ms(), Vec::new());
+            for (presenter, room) in &mut self.rooms {
+                if room.rewind() {
+                    places.extend(room.place_at_once(*presenter, &self.config, now, now_ms));
+                }
             }
+            self.writer.keep_places(&places);
         }
         if unknown {
             // The spool may hold them: only it can tell what their keys mean now.

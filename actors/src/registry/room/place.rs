@@ -88,6 +88,10 @@ impl Room {
             return;
         }
         self.saving.exact_on_disk = place.is_some_and(|place| place.exact);
+        if place.is_some_and(|place| place.position > last || place.over > last) {
+            // It was saved by who numbered events that never came to the disk.
+            self.saving.moves();
+        }
         let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
         let same = place.filter(|place| self.room_idx.zip(place.room_idx).is_none_or(|(now, then)| now == then));
         let fresh = |place: &Place| age(place.saved_at_ms) < config.broadcast_resume;
