@@ -160,7 +160,7 @@ pub(super) fn place(request: &HttpRequest, state: &State) -> Result<Place, ApiEr
             .with_rate_limit(most, DEFAULT_RETRY_AFTER_SECONDS)
     })?;
     let in_all = state.sessions.try_acquire(1).ok_or_else(|| {
-        // The client tries again, and finds the place of one whose room is not live.
+        // The client tries again, and finds the seat of one that can be spared (rule 10).
         state.registry.want_seat();
         ApiError::new(Code::Overloaded).with_detail("session.max sessions are open")
     })?;

@@ -311,7 +311,7 @@ impl SpoolQueue {
     }
 }
 
-/// Count and bytes that one numbered event holds until the writer has answered for it.
+/// Count and bytes that one numbered event holds until the registry has heard what became of it.
 pub struct WriterPermit {
     _event: Permit,
     _bytes: Permit,

@@ -140,7 +140,6 @@ async fn rule_02_what_waited_in_the_mailbox_of_a_registry_that_panicked_is_dealt
     assert_eq!(stored, (1..=201).collect::<Vec<_>>());
 }
 
-/// Seqs of those that were accepted, of messages that all must be.
 #[actix::test]
 async fn events_of_a_registry_that_panicked_count_in_the_writers_queue_until_the_disk_has_answered() {
     hush_planned_panics();
@@ -165,6 +164,7 @@ async fn events_of_a_registry_that_panicked_count_in_the_writers_queue_until_the
     assert_eq!(stage.accepted_again(1, "next").await.seq, Seq(7));
 }
 
+/// Seqs of those that were accepted, of messages that all must be.
 async fn all_accepted(pending: Vec<oneshot::Receiver<Outcome>>) -> Vec<u64> {
     let mut seqs = Vec::new();
     for one in pending {
