@@ -267,6 +267,7 @@ impl App {
             history,
             figures,
             counting: OneEach::default(),
+            correcting: OneEach::default(),
             exports,
             exporting: OneEach::default(),
             corrections,

@@ -18,7 +18,7 @@ use actix_web::{
 use chatting_actors::{
     clock::system_ms,
     seams::StoreError,
-    types::{Role, Seq, UserIdx},
+    types::{Role, Seq},
     wire::{object, v1::timestamp},
 };
 use jiff::Timestamp;
@@ -454,10 +454,10 @@ async fn change(
     {
         return Err(bad("started_at: it is after the broadcast's end"));
     }
-    // What is so already is not written again.
+    // A start that is so already is not written again. A hold is: that it can be read does not mean that no failover takes it back.
     let start = start.filter(|start| *start != found.corrected_start_ms);
-    let hold = change.legal_hold.filter(|hold| *hold != found.legal_hold);
-    if !write(found.broadcast.id, start, hold, caller.user_idx, state).await? {
+    let hold = change.legal_hold;
+    if !write(found.broadcast.id, start, hold, &caller, state).await? {
         // It is on its way there.
         return Err(ApiError::new(Code::LogUnavailable).with_detail("the store does not have this broadcast yet"));
     }
@@ -473,17 +473,18 @@ async fn write(
     id: Uuid,
     start: Option<Option<i64>>,
     hold: Option<bool>,
-    by: UserIdx,
+    caller: &Claims,
     state: &State,
 ) -> Result<bool, ApiError> {
     if start.is_none() && hold.is_none() {
         return Ok(true);
     }
+    let only = state.one_at_a_time(caller, &state.correcting, "a correction")?;
     let permit = state.corrections.try_acquire(1);
     let permit = permit.ok_or_else(|| ApiError::new(Code::Overloaded).with_detail("the queue corrections is full"))?;
-    let store = Arc::clone(state.history.store());
+    let (store, by) = (Arc::clone(state.history.store()), caller.user_idx);
     let writing = actix_web::rt::spawn(async move {
-        let _permit = permit;
+        let _places = (permit, only);
         if let Some(start) = start
             && !store.correct_broadcast(id, start).await?
         {
@@ -498,7 +499,10 @@ async fn write(
         }
         Ok::<_, StoreError>(true)
     });
-    let written = writing.await.map_err(|_| ApiError::new(Code::Internal))?;
+    let written = writing.await.map_err(|_| {
+        state.http_failures.inc();
+        ApiError::new(Code::OutcomeUnknown)
+    })?;
     written.map_err(|error| unread(error.into()))
 }
 

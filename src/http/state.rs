@@ -99,6 +99,8 @@ pub struct State {
     pub figures: Arc<Gate>,
     /// Who has figures counted.
     pub counting: OneEach,
+    /// Who corrects broadcasts just now.
+    pub correcting: OneEach,
     /// `export.max`
     pub exports: Arc<Gate>,
     /// Who has a file made.
