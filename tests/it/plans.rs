@@ -242,7 +242,10 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
     spool.close();
     drop(spool);
     // As an earlier build left it.
-    without(&path, "DROP INDEX parked_by_room; DROP INDEX parked_acts");
+    without(
+        &path,
+        "DROP INDEX parked_by_room; DROP INDEX parked_said; DROP INDEX parked_acts",
+    );
     let (mut spool, info) = embedded(&path);
     let epoch = &*info.epoch.0;
     let said = shared((1..=4).map(|seq| message(START + seq, 12, epoch, seq.cast_unsigned(), 33, "x")));
@@ -305,6 +308,9 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
             let scanned = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
             let table = scanned.is_some_and(|name| ["parked", "older"].contains(&name));
             assert!(!table, "{sql}\n{plan:#?}");
+            // A room's may be much, and that there is nothing older is the answer for which it would all be read.
+            let of_a_room = step.starts_with("SEARCH older") && !step.contains("id<?");
+            assert!(!of_a_room, "{sql}\n{plan:#?}");
         }
         let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE"));
         assert!(!sorts, "{sql}\n{plan:#?}");
@@ -343,8 +349,8 @@ fn the_broadcasts_that_the_store_lacks_are_found_by_an_index_also_in_a_spool_tha
         let scans = |step: &String| step.starts_with("SCAN records") || step.contains("TEMP B-TREE");
         assert!(!plan.iter().any(scans), "{sql}\n{plan:#?}");
     }
-    // What is to be stored, what is counted as refused, and what is tried again at a start.
-    assert!(looked >= 3, "{looked} statements");
+    // What is to be stored, what is counted as refused, and what is tried again at a start; two more ask for one by its id.
+    assert!(looked >= 5, "{looked} statements");
 }
 
 #[actix_web::test]

@@ -61,6 +61,7 @@ CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
 const INDEXES: &str = "
 CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL;
 CREATE INDEX IF NOT EXISTS parked_by_room ON parked(presenter_idx, seq);
+CREATE INDEX IF NOT EXISTS parked_said ON parked(presenter_idx, id) WHERE act IS NULL;
 CREATE INDEX IF NOT EXISTS parked_acts ON parked(presenter_idx) WHERE act IS NOT NULL;
 CREATE INDEX IF NOT EXISTS records_unstored ON records(stored, id) WHERE stored <> 1;
 ";
