@@ -212,6 +212,15 @@ impl Mongo {
     }
 
     async fn append(&self, batch: StoreBatch) -> Result<Vec<Poison>, StoreError> {
+        let stored = self.insert_and_apply(batch).await;
+        if stored.is_err() {
+            // It may have been restored from a backup since.
+            self.progress().forget_marked();
+        }
+        stored
+    }
+
+    async fn insert_and_apply(&self, batch: StoreBatch) -> Result<Vec<Poison>, StoreError> {
         let (mut poison, mut from) = (Vec::new(), 0);
         while from < batch.len() {
             let mut bytes = 0;

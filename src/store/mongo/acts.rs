@@ -63,6 +63,13 @@ pub(super) struct Progress {
     marked: Marked,
 }
 
+impl Progress {
+    /// What acts marked may not be so any more: the next ones look at it again.
+    pub(super) fn forget_marked(&mut self) {
+        self.marked.clear();
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Reached {
     /// Everything in numberings before this one, and in this one before this number.
@@ -143,7 +150,7 @@ impl Mongo {
         Ok(poison)
     }
 
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

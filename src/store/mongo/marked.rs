@@ -3,7 +3,8 @@
 //! Whoever may delete everything that was said in a room may do so again and again, and each time the store would go through a past of
 //! any length. Remembered are stretches of a numbering before an act of that numbering: what the store takes later is numbered behind
 //! it. What is set aside and stored later comes with the acts that cover it, and an act that is no newer than what is remembered takes
-//! that back. Lost, forgotten or left out, it costs time only.
+//! that back. Lost, forgotten or left out, it costs time only. It is so as long as nobody takes marks away: a MongoDB that was
+//! restored from a backup wants a restart (docs/OPERATIONS.md), and one that failed is not believed to have them.
 
 use std::{num::NonZeroUsize, ops::Range};
 
