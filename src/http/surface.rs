@@ -23,8 +23,8 @@ pub enum Surface {
     Legacy,
 }
 
-/// Whose path this is. Only what is served is anyone's: without rooms of our own `/room/…` is a path like any other, and without the
-/// legacy dialect all that is left is v1's.
+/// Whose path this is. Without rooms of our own `/room/…` is a path like any other, and without the legacy dialect all that is left is
+/// v1's.
 pub fn surface(path: &str, state: &State) -> Surface {
     match path {
         "/livez" | "/readyz" | "/metrics" | "/openapi.json" | "/docs" => Surface::Ops,
@@ -43,6 +43,8 @@ impl Surface {
         match self {
             // Its framework said that, in a shape of its own.
             Self::Legacy if error.code == Code::NotFound => FrameworkError::NotFound.response(path),
+            // Operations are served elsewhere (`ops.bind`), and here it is a path like any other.
+            Self::Ops if error.code == Code::NotFound && state.legacy => FrameworkError::NotFound.response(path),
             Self::Legacy => legacy(&LegacyError::from_api(error), path, state),
             Self::Ops | Self::V1 => error.response(lang),
         }
