@@ -74,7 +74,9 @@ pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
 fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
     let cure = match error.fault {
         SpoolFault::Full => "make room for two more copies of it (one of them in SQLITE_TMPDIR, where that is set)",
-        SpoolFault::NotBegun => "make it writable, and its directory (and SQLITE_TMPDIR, where that is set)",
+        SpoolFault::NotBegun => {
+            "make it writable, and its directory (and SQLITE_TMPDIR, where that is set), or end what reads it"
+        }
         SpoolFault::Unsure => "end what reads it (`spool verify`, a backup, sqlite3)",
     };
     Failure::unavailable(format!(
@@ -264,8 +266,7 @@ async fn erase_from(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Durability;
-    use crate::store::SpoolSettings;
+    use crate::store::{Durability, SpoolSettings};
 
     fn said(fault: SpoolFault) -> String {
         let why = "it failed".into();

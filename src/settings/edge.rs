@@ -104,8 +104,8 @@ section! {
         /// IANA time zone of the times that they show.
         /// 기존 프로토콜이 보여 주는 시각의 IANA 시간대.
         zone: String = "Asia/Seoul", NOT_EMPTY;
-        /// Seconds for a socket's `start`, pings aside; when sessions are full, those without one end first.
-        /// 소켓이 `start`를 보낼 시간(초, 핑은 제외). 세션이 가득 차면 보내지 않은 소켓부터 닫는다.
+        /// Seconds for a socket's `start`, pings aside; when sessions are full, those that took longer end first.
+        /// 소켓이 `start`를 보낼 시간(초, 핑은 제외). 세션이 가득 차면 이 시간을 넘긴 소켓부터 닫는다.
         start_seconds: u64 = 60, 1..=86_400;
     }
 }

@@ -765,12 +765,11 @@ async fn an_export_without_chunks_that_breaks_off_ends_with_a_reset() {
 }
 
 /// A client of HTTP/1.0, which knows no chunks (RFC 9112, section 6.1), that has asked for a long export.
-async fn of_http_1_0(app: &TestApp, headers: &str) -> HttpClient {
+async fn of_http_1_0(app: &TestApp, token: &str, headers: &str) -> HttpClient {
     let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
     let head = format!(
-        "GET {} HTTP/1.0\r\nAuthorization: Bearer {}\r\n",
-        path("format=csv"),
-        app.token(12)
+        "GET {} HTTP/1.0\r\nAuthorization: Bearer {token}\r\n",
+        path("format=csv")
     );
     client.send_bytes(format!("{head}{headers}\r\n").as_bytes()).await;
     client
@@ -783,13 +782,16 @@ async fn an_export_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_its_conne
     let chunked = export(&app, "format=csv").await;
     assert_eq!(chunked.header("transfer-encoding"), Some("chunked"));
     for headers in ["", "Connection: keep-alive\r\n"] {
-        let whole = of_http_1_0(&app, headers).await.read_response(false).await;
+        let whole = of_http_1_0(&app, &app.token(12), headers)
+            .await
+            .read_response(false)
+            .await;
         assert_eq!(whole.status_line, "HTTP/1.0 200 OK");
         assert_eq!(whole.header("transfer-encoding"), None, "{headers:?}");
         assert_eq!(whole.header("connection"), None, "{headers:?}");
         assert!(whole.body == chunked.body, "{headers:?}");
     }
-    let client = of_http_1_0(&app, "").await;
+    let client = of_http_1_0(&app, &app.token(12), "").await;
     pages_at_rest(&app).await;
     let away = std::path::Path::new(&app.settings.log.path).with_extension("away");
     std::fs::rename(&app.settings.log.path, &away).unwrap();
@@ -809,7 +811,8 @@ async fn a_client_that_does_not_take_its_answer_is_cut_in_its_time_and_makes_roo
     .await;
     fill_long(&**app.state.history.store(), 5000, 300).await;
     // One whose answer has chunks, and one that would take any end in order for the answer's.
-    let clients = [stalled(&app).await, of_http_1_0(&app, "").await];
+    let operator = token_with(1, "operator", Value::Null);
+    let clients = [stalled(&app).await, of_http_1_0(&app, &operator, "").await];
     eventually("both to be cut", async || {
         let cut = app.metric("chat_answers_cut_total").await;
         (cut == Some(2.0)).then_some(())

@@ -281,11 +281,15 @@ async fn sigint_under_load_does_the_same_and_mongodb_and_the_spool_have_it_all()
         .database(&database)
         .collection::<mongodb::bson::Document>("chatting_log");
     let mut cursor = log.find(mongodb::bson::doc! {}).await.unwrap();
+    let mut stored = Vec::new();
+    while cursor.advance().await.unwrap() {
+        stored.push(cursor.current().get_str("message").unwrap().to_owned());
+    }
+    stored.sort();
+    assert!(stored.windows(2).all(|two| two[0] != two[1]), "each is stored once");
     // A stop waits for MongoDB for a moment only. What that has may still be in the spool, too.
     let mut logged = messages(&dir.path().join("chat.db"), &["spool"]);
-    while cursor.advance().await.unwrap() {
-        logged.push(cursor.current().get_str("message").unwrap().to_owned());
-    }
+    logged.extend(stored);
     logged.sort();
     logged.dedup();
     assert_eq!(accepted, logged);
