@@ -193,10 +193,10 @@ section! {
         room_burst: u32 = 10_000, 1..=1_000_000;
         /// Deletions a minute by user or by time, of one sender; twice as many in one room; 0 is no limit.
         /// 한 사용자가 분당 할 수 있는 사용자별·시간별 삭제 수. 한 방에서는 그 두 배까지. 0이면 제한하지 않는다.
-        bulk_deletes_per_minute: u32 = 10, 0..=1_000_000;
+        bulk_deletes_per_minute: u32 = 60, 0..=1_000_000;
         /// Deletions of that kind that may come at once.
         /// 그런 삭제를 한꺼번에 할 수 있는 수.
-        bulk_deletes_burst: u32 = 10, 1..=1_000_000;
+        bulk_deletes_burst: u32 = 60, 1..=1_000_000;
         /// Questions a minute about rooms without a presenter that one sender may cause; 0 is no limit.
         /// 한 사용자가 스트리머 없는 방에 대해 분당 일으킬 수 있는 질의 수. 0이면 제한하지 않는다.
         lookups_per_minute: u32 = 60, 0..=1_000_000;
