@@ -52,7 +52,7 @@ use chatting_actors::{
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
 use self::{
-    freeing::{COVERS, PARK, covering, free_rows, trim_keys},
+    freeing::{COVERS, PARK, beyond_limit, covering, free_rows, trim_keys},
     meta::keep_last_ms,
     opening::last_of_rooms,
     parked::Kept,
@@ -306,7 +306,7 @@ impl Spool for SqliteSpool {
         parked: &[(Pos, Arc<Event>, String)],
         keys_before_ms: i64,
     ) -> Result<(), SpoolError> {
-        let (kept, unasked) = self.with(|this, connection| {
+        let free = |this: &mut Self, connection: &mut Connection| {
             let (mut kept, mut unasked) = (Vec::new(), Vec::new());
             let more_parked;
             let ended: Vec<(PresenterIdx, Seq)> = this
@@ -340,6 +340,10 @@ impl Spool for SqliteSpool {
             transaction.commit()?;
             this.kept.add_parked(more_parked);
             Ok((kept, unasked))
+        };
+        let (kept, unasked) = self.with(|this, connection| match parked.is_empty() {
+            true => free(this, connection),
+            false => beyond_limit(connection, |connection| free(this, connection)),
         })?;
         for presenter in kept {
             self.last.remove(&presenter);
@@ -504,7 +508,7 @@ impl SqliteSpool {
         for (pos, why) in rows {
             log::error!("spool: row {pos} cannot be read and is parked: {why}");
         }
-        self.with(|this, connection| {
+        let set_aside = |this: &mut Self, connection: &mut Connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut more_parked = 0;
             for (pos, why) in rows {
@@ -526,7 +530,8 @@ impl SqliteSpool {
             transaction.commit()?;
             this.kept.add_parked(more_parked);
             Ok(())
-        })?;
+        };
+        self.with(|this, connection| beyond_limit(connection, |connection| set_aside(this, connection)))?;
         self.kept.unreadable.inc_by(rows.len() as u64);
         Ok(())
     }

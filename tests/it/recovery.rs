@@ -182,6 +182,31 @@ fn a_spool_at_its_limit_refuses_and_takes_events_again_when_rows_were_freed() {
 }
 
 #[test]
+fn a_full_spool_that_the_store_refuses_altogether_is_parked_and_takes_events_again() {
+    let dir = ScratchDir::new("limit-parked");
+    let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));
+    let all = events(&info, 1, 1..=20_000);
+    let committed = all.chunks(100).take_while(|batch| spool.commit(batch).is_ok()).count() * 100;
+    assert!((1000..all.len()).contains(&committed), "{committed} fitted");
+    let mut parked = 0;
+    while parked < committed {
+        let rows = spool.read(0, 1000).unwrap();
+        let last = rows.last().unwrap().0;
+        parked += rows.len();
+        let refused: Vec<_> = rows.into_iter().map(|(pos, event)| (pos, event, "no".into())).collect();
+        spool.free(last, &refused, 0).unwrap();
+    }
+    assert_eq!(spool.count_parked().unwrap(), committed as u64);
+    // What they left is room for others, and there is no more than that.
+    let again = all[committed..]
+        .chunks(100)
+        .take_while(|batch| spool.commit(batch).is_ok())
+        .count()
+        * 100;
+    assert!((100..=committed).contains(&again), "{again} of {committed}");
+}
+
+#[test]
 fn a_full_spool_of_many_rooms_can_free_its_rows_too() {
     let dir = ScratchDir::new("limit-rooms");
     let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));

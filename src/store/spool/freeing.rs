@@ -60,6 +60,20 @@ pub(super) fn covering(
     Ok(found)
 }
 
+/// Runs what parks rows. A parked row takes more than it did in the spool, and its copy is there before it goes: a full spool of which
+/// much is refused could not get rid of anything. So the file may grow here, by what it held; later commits still may not.
+pub(super) fn beyond_limit<T>(
+    connection: &mut Connection,
+    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    const PAGES: &str = "max_page_count";
+    let limit: i64 = connection.pragma_query_value(None, PAGES, |row| row.get(0))?;
+    connection.pragma_update_and_check(None, PAGES, i64::from(u32::MAX - 1), |_| Ok(()))?;
+    let done = work(connection);
+    connection.pragma_update_and_check(None, PAGES, limit, |_| Ok(()))?;
+    done
+}
+
 /// Deletes the rows up to `through`; those to be parked are copied before they go, and go last. Returns how many it parked, without acts
 /// that only cover others.
 pub(super) fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &str)]) -> rusqlite::Result<usize> {
