@@ -1078,7 +1078,7 @@ fn a_full_spool_of_the_format_before_is_opened_and_goes_on_with_what_it_had() {
     drop(spool);
     let connection = rusqlite::Connection::open(&settings.path).unwrap();
     let before = "
-        DROP INDEX spool_acts; DROP INDEX parked_acts; DROP INDEX parked_by_room; DROP TABLE records; UPDATE meta SET value = 1 WHERE key = 'format';
+        DROP INDEX spool_acts; DROP INDEX parked_acts; DROP INDEX parked_by_room; DROP INDEX parked_said; DROP TABLE records; UPDATE meta SET value = 1 WHERE key = 'format';
         ALTER TABLE spool DROP COLUMN act; ALTER TABLE spool DROP COLUMN broadcast_id;
         ALTER TABLE parked DROP COLUMN act; ALTER TABLE parked DROP COLUMN broadcast_id;
         VACUUM; PRAGMA wal_checkpoint(TRUNCATE);";
