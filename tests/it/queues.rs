@@ -599,6 +599,7 @@ async fn history_corrections_bounds_corrections_that_are_written_and_what_is_so_
     let patch = async |body: &Value| request(&app, "PATCH", &path, &operator, &body.to_string()).await;
     let corrected = json!({ "started_at": "2026-01-01T00:00:00.000Z" });
     assert_eq!(patch(&corrected).await.status, 200);
+    let corrected_again = json!({ "started_at": "2026-01-01T00:00:01.000Z" });
     let written = app.state.corrections.try_acquire(1).unwrap();
     for change in [
         json!({ "started_at": null }),
@@ -622,6 +623,20 @@ async fn history_corrections_bounds_corrections_that_are_written_and_what_is_so_
         assert_eq!(found.get(field), back.get(field), "{field}");
     }
     shows(&app, "corrections", 0, 1, ("refused", 4)).await;
+
+    // A presenter has one under way, and keeps no operator from theirs.
+    let under_way = app.state.correcting.begin(UserIdx::new(12).unwrap()).unwrap();
+    let own = app.token(12);
+    let own_patch = async || request(&app, "PATCH", &path, &own, &corrected_again.to_string()).await;
+    let second = own_patch().await;
+    assert_eq!(
+        (second.status, &second.json()["code"]),
+        (429, &json!("rate_limited")),
+        "{second:?}"
+    );
+    assert_eq!(patch(&json!({ "legal_hold": false })).await.status, 200);
+    drop(under_way);
+    assert_eq!(own_patch().await.status, 200);
 }
 
 #[actix_web::test]
