@@ -368,6 +368,40 @@ async fn rule_14_without_acks_the_cursor_waits_and_goes_on_with_them() {
     assert_eq!(session.end().await, ("bad_frame".into(), 4004));
 }
 
+/// A client that acknowledges by a timer may do so between its `hello` and its `welcome`, of what it read in another numbering.
+#[actix_web::test]
+async fn rule_16_an_ack_before_welcome_is_of_nothing_that_was_read_here() {
+    let app = app().await;
+    let mut before = V1::of(&app, 12, json!({})).await;
+    send(&app, 1..=3).await;
+    assert_eq!(before.chats(1).await, numbered(1..=1));
+    before.settle().await;
+    leave(&app, before).await;
+    // Above what is sent, within it, and whether that one counted.
+    for seq in [999, 3, 3] {
+        let mut socket = connect(app.addr).await;
+        let other = json!({ "epoch": "0123456789abcdef", "resume_after": seq });
+        let ack = json!({ "type": "ack", "seq": seq }).to_string();
+        let both = [hello(12, other), ack].map(|text| Frame::new(TEXT, text).encode());
+        socket.send_bytes(&both.concat()).await;
+        let welcome = socket.next_json().await;
+        assert_eq!(
+            (&welcome["type"], &welcome["resumed_from"]),
+            (&json!("welcome"), &json!(2))
+        );
+        let mut session = V1 { socket, welcome };
+        assert_eq!(
+            (
+                session.chat().await["seq"].as_u64(),
+                session.chat().await["seq"].as_u64()
+            ),
+            (Some(2), Some(3))
+        );
+        session.settle().await;
+        leave(&app, session).await;
+    }
+}
+
 #[actix_web::test]
 async fn rule_14_a_session_that_acknowledges_nothing_is_too_slow() {
     let app = spawn_app(|settings| {

@@ -108,7 +108,8 @@ impl PresenterSession {
             }
             Action::Refreshed => self.watch_expiry(ctx),
             Action::Ack { seq, fanned_out, .. } => {
-                if let Some(session) = self.session {
+                // What was read on this connection comes behind its `welcome`: an ack before that is of another one, or of none.
+                if let Some(session) = self.session.filter(|_| self.greeted) {
                     self.parts.registry.ack(session, seq, fanned_out);
                 }
             }
