@@ -88,7 +88,8 @@ impl Said {
         if dialect == Dialect::Legacy {
             return match text {
                 b"pong" => Self::Pong,
-                _ => Self::Chat(None),
+                chat if chat.starts_with(LEGACY_CHAT) => Self::Chat(None),
+                _ => Self::Other,
             };
         }
         let frame: Value = serde_json::from_slice(text).unwrap_or_default();
@@ -100,6 +101,9 @@ impl Said {
         }
     }
 }
+
+/// What a chat message of the legacy dialect begins with (docs/LEGACY.md).
+const LEGACY_CHAT: &[u8] = br#"{"id":"sendChatting""#;
 
 /// How long a server that refuses may take to say why.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
@@ -238,9 +242,13 @@ async fn ask_again(url: &Uri) -> std::io::Result<String> {
     let port = url.port_u16().unwrap_or(80);
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let mut stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    let protocol = match Dialect::of(url) {
+        Dialect::Legacy => String::new(),
+        Dialect::V1 => format!("Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"),
+    };
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{protocol}\r\n"
     );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();

@@ -517,8 +517,26 @@ async fn a_watch_that_is_refused_tells_the_status_and_what_the_server_says() {
         error.starts_with("chatting-server: URL: refused with 503 Service Unavailable: "),
         "{error}"
     );
+    let (code, _, error) = watch("/v1/presenter");
+    assert_eq!(code, 1, "{error}");
+    assert!(
+        error.starts_with("chatting-server: URL: refused with 503 Service Unavailable: session.max"),
+        "{error}"
+    );
     let (_, help, _) = run(&dir, &["watch", "--help"], &[]);
     assert!(help.contains("the original server's (legacy) protocol"), "{help}");
+}
+
+#[actix_web::test]
+async fn a_watch_that_waits_for_messages_does_not_take_a_refused_token_for_one() {
+    let dir = ScratchDir::new("watch-token");
+    let server = Process::start(&dir, &mut serve(&dir, &[]));
+    let addr = server.address(&dir.path().join("port")).await;
+    let url = format!("ws://{addr}/chatting");
+    let (code, out, error) = run(&dir, &["watch", "--url", &url, "--token", "x", "--count", "1"], &[]);
+    assert_eq!(code, 1, "{error}");
+    assert!(out.contains("tokenException"), "{out}");
+    assert_eq!(error, "chatting-server: the server closed the connection (1000)\n");
 }
 
 #[actix_web::test]
