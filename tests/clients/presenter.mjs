@@ -109,6 +109,7 @@ export class Presenter {
     try {
       token = await this.#token();
     } catch (error) {
+      if (this.#over) return;
       return this.#again({ reason: `no token: ${error.message}` });
     }
     if (this.#over) return;

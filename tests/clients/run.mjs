@@ -20,6 +20,8 @@ import {
   Client, Link, Scripted, Sender, Server, atEnd, end, expect, fail, failed, serveFiles, senders,
 } from "./parts.mjs";
 
+import { Presenter } from "./presenter.mjs";
+
 const here = dirname(fileURLToPath(import.meta.url));
 const root = resolve(here, "../..");
 const target = resolve(root, process.env.CARGO_TARGET_DIR ?? "target");
@@ -277,7 +279,28 @@ async function refusesOtherPages(browser, port, url) {
   kept("browser", "lets no page connect whose origin is not in cors.origins");
 }
 
+/** Who is stopped while its token is fetched does not ask for another one when that fails. */
+async function staysStopped() {
+  const heard = [];
+  let asked = 0;
+  let refuse;
+  const token = () => {
+    asked += 1;
+    return new Promise((_, reject) => (refuse = reject));
+  };
+  const presenter = new Presenter({ url: "ws://127.0.0.1:1", token, onEvent: (event) => heard.push(event) });
+  const why = presenter.run();
+  presenter.stop();
+  refuse(new Error("no network"));
+  expect("why it is over", await why, "stopped");
+  // Everything that a refused token leads to at once has happened by then.
+  await new Promise((done) => setImmediate(done));
+  expect("what is asked and told after that", [asked, heard], [1, []]);
+  kept("presenter.mjs", "stays stopped when it is stopped while its token is fetched and that fails");
+}
+
 async function scenario() {
+  await staysStopped();
   const work = mkdtempSync(join(tmpdir(), "chatting-clients-"));
   atEnd(() => rmSync(work, { recursive: true, force: true }));
   const port = await serveFiles(here, ["presenter.html", "presenter.mjs", "puppet.mjs"]);
