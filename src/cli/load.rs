@@ -8,7 +8,7 @@ use clap::{Args, builder::RangedU64ValueParser};
 use super::{Failure, SettingsArgs, print, signing::SigningArgs, until_it_ends};
 use crate::{
     auth::{Mint, mint},
-    load::{Interrupts, Plan, Speaks, Stalled, run as run_plan, told},
+    load::{Interrupts, PATIENCE, Plan, Speaks, Stalled, run as run_plan, told},
 };
 
 #[derive(Args)]
@@ -122,6 +122,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         messages: args.messages,
         rate: args.rate,
         duration: Duration::from_secs(args.seconds),
+        patience: PATIENCE,
         text_bytes: bytes(args.text_bytes),
         presenter_tokens: tokens(args.first_room, if args.absent { 0 } else { args.rooms })?,
         sender_tokens: tokens(1, args.users.unwrap_or(args.senders))?,

@@ -69,6 +69,8 @@ pub struct Plan {
     pub rate: Option<u64>,
     /// How long messages are sent.
     pub duration: Duration,
+    /// How long after that a server may take for what was due by then.
+    pub patience: Duration,
     /// Bytes of a message's text, at least as much as its stamp needs.
     pub text_bytes: usize,
     /// A presenter's token for each room; none where nobody is to present.
@@ -145,8 +147,8 @@ const MAX_US: u64 = 60_000_000;
 /// Runs are told apart by the millisecond of their beginning, for eleven days.
 const RUNS: u64 = 1_000_000_000;
 
-/// How long a server may take to let a presenter in, and to answer when the time is over.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a server may take to let a presenter in, and by default to answer when the time is over.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// SIGINT and SIGTERM, which end nothing by themselves once they are caught.
 #[derive(Default)]
@@ -210,7 +212,7 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
     let progress = plan
         .progress
         .then(|| actix_web::rt::spawn(report::progress(Rc::clone(&counts))));
-    let trouble = ended(&mut senders, &plan, &stop, interrupts).await;
+    let (trouble, interrupted) = ended(&mut senders, &plan, &counts, &stop, interrupts).await;
     let sending = counts.borrow().began.elapsed();
     for sender in senders {
         sender.abort();
@@ -224,7 +226,7 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
     if let Some(progress) = progress {
         progress.abort();
     }
-    let report = Report::new(&plan, &mut counts.borrow_mut(), sending, stop.now.get(), trouble);
+    let report = Report::new(&plan, &mut counts.borrow_mut(), sending, interrupted, trouble);
     match &report.trouble {
         Some(error) if report.accepted == 0 => Err(error.clone()),
         _ => Ok((report, presenters)),
@@ -253,31 +255,52 @@ async fn connect(plan: &Plan, counts: &Shared) -> Result<(Connected, Vec<present
     Ok((Connected(presenters), stalled))
 }
 
-/// Waits until all have sent, and no longer for an answer than [`PATIENCE`]; says why some ended before.
+/// Waits until all have sent, and no longer for what is late than `plan.patience`. Says what is wrong with how it ended, and whether
+/// it was interrupted.
 async fn ended(
     senders: &mut [JoinHandle<Result<(), String>>],
     plan: &Plan,
+    counts: &Shared,
     stop: &Stop,
     interrupts: &mut Interrupts,
-) -> Option<String> {
-    let count = senders.len();
-    let late = format!("no answer within {PATIENCE:?} of the end");
+) -> (Option<String>, bool) {
+    let (count, patience) = (senders.len(), plan.patience);
+    let late = format!("no answer within {patience:?} of the end");
+    let (mut interrupted, mut behind) = (false, 0);
     let mut all = std::pin::pin!(join_all(senders));
     let ended = tokio::select! {
-        ended = &mut all => ended,
-        () = tokio::time::sleep(plan.duration + PATIENCE) => return Some(late),
+        ended = &mut all => Some(ended),
+        () = tokio::time::sleep(plan.duration + patience) => {
+            behind = counts.borrow().unsent(plan, plan.duration);
+            None
+        }
         () = interrupts.next() => {
+            interrupted = true;
+            None
+        }
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None if !interrupted && behind == 0 => return (Some(late), false),
+        None => {
+            // What is under way is still answered.
             stop.now();
             tokio::select! {
                 ended = &mut all => ended,
-                () = tokio::time::sleep(PATIENCE) => return Some(late),
-                () = interrupts.next() => return None,
+                () = tokio::time::sleep(patience) => return (Some(late), interrupted),
+                () = interrupts.next() => return (None, true),
             }
         }
     };
     let errors: Vec<_> = ended.into_iter().filter_map(|ended| ended.ok()?.err()).collect();
-    let first = errors.first()?;
-    Some(format!("{first} ({} of {count} senders ended early)", errors.len()))
+    let trouble = match errors.first() {
+        Some(first) => Some(format!("{first} ({} of {count} senders ended early)", errors.len())),
+        None if behind > 0 => Some(format!(
+            "the server did not keep up: {behind} messages were due and not sent within {patience:?} of the end"
+        )),
+        None => None,
+    };
+    (trouble, interrupted)
 }
 
 /// Says on standard error how far it is, and waits for a line of standard input, its end, or an interrupt.
@@ -369,6 +392,16 @@ impl Counts {
     fn unanswered(&mut self) {
         self.failed = self.sent - self.accepted - self.refused;
         self.unaccepted.unanswered();
+    }
+
+    /// How many messages of the plan's rate were due within that time and were not sent; none in a closed loop.
+    fn unsent(&self, plan: &Plan, within: Duration) -> u64 {
+        let Some(rate) = plan.rate else {
+            return 0;
+        };
+        let due = (within.as_micros() * u128::from(rate)).div_ceil(1_000_000);
+        let due = u64::try_from(due).unwrap_or(u64::MAX);
+        due.min(plan.messages.unwrap_or(u64::MAX)).saturating_sub(self.sent)
     }
 
     /// How many of those that were accepted were delivered.

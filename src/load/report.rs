@@ -54,6 +54,8 @@ pub struct Report {
     pub reasons: BTreeMap<String, u64>,
     /// Not answered.
     pub failed: u64,
+    /// Due at the rate that was asked for, and not sent: the server, or this tool, did not keep up.
+    pub unsent: u64,
     /// Seen by presenters.
     pub delivered: u64,
     /// Seen by presenters and not of this run: what an earlier one left behind, or what somebody else sends to these rooms.
@@ -110,6 +112,7 @@ impl Report {
             statuses: counts.statuses.clone(),
             reasons: counts.reasons.clone(),
             failed: counts.failed,
+            unsent: counts.unsent(plan, sending.min(plan.duration)),
             delivered: counts.delivered,
             of_others: counts.of_others,
             delivered_unaccepted: counts.delivered - counts.doubled - came,
@@ -168,6 +171,9 @@ impl Report {
                 "{} more that were not accepted may have come, and hide as many that were lost\n",
                 self.unfollowed
             );
+        }
+        if self.unsent > 0 {
+            notes += &format!("{} more were due and not sent\n", self.unsent);
         }
         if self.interrupted {
             notes += "interrupted\n";

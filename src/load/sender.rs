@@ -190,6 +190,7 @@ mod tests {
             messages: Some(1000),
             rate: Some(1),
             duration: Duration::from_secs(7200),
+            patience: Duration::from_secs(10),
             text_bytes: 0,
             presenter_tokens: Vec::new(),
             sender_tokens: Vec::new(),
@@ -222,6 +223,42 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(60), sender).await;
         assert_eq!(ended.expect("it to end before its next turn").unwrap(), Ok(()));
         assert_eq!(counts.borrow().accepted, 1);
+    }
+
+    #[actix_web::test]
+    async fn a_server_that_does_not_keep_up_with_the_rate_is_said_and_what_it_was_sent_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plan = Plan {
+            senders: 1,
+            messages: None,
+            rate: Some(1000),
+            duration: Duration::from_millis(200),
+            patience: Duration::from_millis(200),
+            stalled: Stalled::default(),
+            rooms: 0,
+            ..plan(listener.local_addr().unwrap())
+        };
+        actix_web::rt::spawn(async move {
+            let (mut server, _) = listener.accept().await.unwrap();
+            while server.read(&mut [0; 4096]).await.unwrap() > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let created = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n";
+                server.write_all(created).await.unwrap();
+            }
+        });
+        let (report, _presenters) = super::super::run(plan, &mut super::super::Interrupts::default())
+            .await
+            .unwrap();
+        assert_eq!((report.accepted, report.failed), (report.sent, 0));
+        // Of 200 that are due one every 50 ms is sent.
+        assert_eq!(report.unsent + report.sent, 200);
+        assert!(report.unsent > 100 && !report.interrupted);
+        let trouble = report.trouble.as_deref().unwrap();
+        assert!(
+            trouble.starts_with(&format!("the server did not keep up: {} messages", report.unsent)),
+            "{trouble}"
+        );
+        assert!(report.table().contains("more were due and not sent"));
     }
 
     #[test]

@@ -301,6 +301,7 @@ async fn the_load_tool_asks_for_rooms_that_nobody_presents_in_and_tells_how_ofte
             messages: Some(300),
             rate: None,
             duration: Duration::from_secs(600),
+            patience: Duration::from_secs(10),
             text_bytes: 60,
             presenter_tokens: Vec::new(),
             sender_tokens: (1..=50).map(|user| app.token(user)).collect(),
