@@ -830,6 +830,30 @@ async fn rule_16_a_session_that_comes_while_its_broadcast_is_away_is_told_what_i
 }
 
 #[actix::test]
+async fn rule_13_a_legacy_session_that_came_and_went_while_its_broadcast_was_away_leaves_what_is_held_to_the_next() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let config = RegistryConfig {
+        // No place is saved, so that nothing has to be marked before a session may begin.
+        checkpoint: NEVER,
+        sweep: NEVER,
+        ..registry_config()
+    };
+    let stage = held_in(quick_rooms(), spool, store, config).await;
+    is_live(&stage, false).await;
+    let between = legacy(&stage);
+    stage.has_session(1, true).await;
+    between.leave();
+    stage.has_session(1, false).await;
+    is_live(&stage, true).await;
+    let next = legacy(&stage);
+    send(&stage, 1).await;
+    next.has(5).await;
+    assert_eq!(next.seqs(), [2, 3, 4, 5]);
+    assert!(between.queued().is_empty(), "{:?}", between.queued());
+    fine(&[&between, &next]);
+}
+
+#[actix::test]
 async fn rule_13_another_start_is_another_broadcast_even_without_a_moment_between_them() {
     for between in [false, true] {
         let stage = held(quick_rooms()).await;
