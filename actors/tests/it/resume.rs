@@ -356,6 +356,29 @@ async fn rule_15_a_session_of_a_registry_that_failed_takes_nothing_beside_its_su
 }
 
 #[actix::test]
+async fn rule_11_what_was_queued_to_a_legacy_session_of_a_registry_that_failed_is_taken_by_it_and_by_nobody_else() {
+    hush_planned_panics();
+    let stage = stage(registry_config());
+    let old = legacy(&stage);
+    old.stall();
+    for n in 0..3 {
+        let accepted = stage.accepted(1, &n.to_string()).await;
+        assert_eq!(accepted.delivery, Delivery::Delivered);
+    }
+    assert_eq!(old.queued(), [1, 2, 3]);
+    stage.registry_fails().await;
+    let new = legacy(&stage);
+    stage.has_session(1, true).await;
+    old.go_on();
+    assert_eq!(old.seqs(), [1, 2, 3]);
+    assert!(old.over());
+    send(&stage, 1).await;
+    new.has(4).await;
+    assert_eq!(new.seqs(), [4]);
+    fine(&[&old, &new]);
+}
+
+#[actix::test]
 async fn a_session_whose_rooms_numbering_is_not_known_waits_and_is_welcomed_when_it_is() {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     let stage = Stage::with(spool.clone(), store.clone(), small(), writer_config());
