@@ -1,15 +1,18 @@
 //! Rule 17 among the actors: a message that is sent again with its key gets the first answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{
     outcome::{Accepted, Outcome, Refusal},
+    registry::RoomView,
     types::Seq,
+    writer::WriterConfig,
 };
+use tokio::sync::oneshot;
 
 use crate::{
-    script::{Commit, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, writer_config},
+    script::{Call, Commit, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, room, until, writer_config},
 };
 
 /// The outcome once the table of keys is there: until the spool has told, keyed messages are refused.
@@ -123,4 +126,102 @@ async fn rule_17_keys_survive_a_restart_and_a_registry_that_panicked() {
         outcome(&stage, "other", "k").await,
         Outcome::Refused(Refusal::IdempotencyConflict)
     );
+}
+
+/// A stage with two rooms, and a message with the key `k` that waits in the second: the store has been asked for its last seq, and
+/// keeps the answer back. The first room goes on.
+async fn with_one_that_waits() -> (Stage, oneshot::Receiver<Outcome>) {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    {
+        let mut script = spool.script();
+        script.asks_store = true;
+        script.rooms.insert(1, Seq(0));
+    }
+    let config = WriterConfig {
+        // A spool that failed is tried again before anything else that it is asked.
+        retry_min: Duration::ZERO,
+        ..writer_config()
+    };
+    let stage = Stage::with(spool, store, registry_config(), config);
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    stage.stored(1).await;
+    stage.registry.ready().await;
+    stage.store.script().calls.push_back(Call::Held);
+    let _reader = stage.reader(2);
+    until("the question", || stage.store.script().calls.is_empty()).await;
+    let waits = stage.submit_with(2, "hi", Some("k"));
+    let waiting = |view: Option<RoomView>| view.is_some_and(|view| view.live == Some(true) && view.waiting == 1);
+    stage.keeps(2, "one that waits", waiting).await;
+    (stage, waits)
+}
+
+/// What the key's second request is answered at once.
+async fn sent_again(stage: &Stage) -> Option<Outcome> {
+    let mut again = stage.submit_with(2, "hi", Some("k"));
+    // The registry has come to it when it answers this.
+    stage.registry.view(room(2)).await;
+    again.try_recv().ok()
+}
+
+#[actix::test]
+async fn rule_17_the_key_of_a_message_that_waits_is_in_progress_also_when_the_keys_were_read_anew() {
+    let (stage, waits) = with_one_that_waits().await;
+    stage.spool.script().commits.push_back(Commit::FailsUnknown);
+    assert_eq!(stage.refused(1, "unknown").await, Refusal::OutcomeUnknown);
+    // What the keys mean only the spool knows now: it has told when this returns.
+    stage.registry.ready().await;
+    assert_eq!(
+        sent_again(&stage).await,
+        Some(Outcome::Refused(Refusal::IdempotencyInProgress))
+    );
+    until("the spool to take events", || stage.writer.writable()).await;
+    stage.store.let_go();
+    let first = waits.await.unwrap();
+    assert!(
+        matches!(&first, Outcome::Accepted(accepted) if accepted.seq == Seq(1)),
+        "{first:?}"
+    );
+    assert_eq!(sent_again(&stage).await, Some(first));
+    assert_eq!(stage.stored(2).await, [(1, "hi".to_owned())]);
+}
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the locks are the brakes of the scripted spool, and nothing here waits for it"
+)]
+async fn rule_17_the_key_of_a_message_that_was_numbered_while_the_keys_were_read_anew_is_in_progress() {
+    let (stage, waits) = with_one_that_waits().await;
+    let gate = Arc::clone(&stage.spool.script().gate);
+    let held = gate.lock().unwrap();
+    stage.spool.script().commits.push_back(Commit::FailsUnknown);
+    let unknown = stage.submit(1, "unknown");
+    // The commit under way has the gate's third handle.
+    until("its commit", || Arc::strong_count(&gate) > 2).await;
+    // The next commit is to wait for another one.
+    let next_gate = Arc::default();
+    stage.spool.script().gate = Arc::clone(&next_gate);
+    let held_next = next_gate.lock().unwrap();
+    // The spool is told of the room's numbers now, and so before it is asked for the keys: the message is numbered in between.
+    stage.store.let_go();
+    until("the answer", || stage.store.script().late == 1).await;
+    // The drain has passed the answer on when it comes to this.
+    stage.parts.flush().await;
+    drop(held);
+    assert_eq!(unknown.await.unwrap(), Outcome::Refused(Refusal::OutcomeUnknown));
+    stage.registry.ready().await;
+    stage.has_in_flight(2, 1).await;
+    assert_eq!(
+        sent_again(&stage).await,
+        Some(Outcome::Refused(Refusal::IdempotencyInProgress))
+    );
+    drop(held_next);
+    let first = waits.await.unwrap();
+    assert!(
+        matches!(&first, Outcome::Accepted(accepted) if accepted.seq == Seq(1)),
+        "{first:?}"
+    );
+    assert_eq!(sent_again(&stage).await, Some(first));
+    assert_eq!(stage.stored(2).await, [(1, "hi".to_owned())]);
 }

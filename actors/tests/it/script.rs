@@ -61,6 +61,8 @@ pub enum Call {
     Works,
     /// Works, after so many milliseconds.
     Slow(u64),
+    /// Works at once, and the answer is kept back until [`ScriptedStore::let_go`].
+    Held,
     /// An error, after so many milliseconds, and nothing was done.
     FailsLate(u64),
     /// An error, and nothing was done.
@@ -390,7 +392,9 @@ pub struct StoreScript {
     /// How many times a room's broadcasts were given.
     pub puts: BTreeMap<i64, usize>,
     pub calls: VecDeque<Call>,
-    /// How many of them failed late.
+    /// Set when answers that were kept back come.
+    let_go: watch::Sender<bool>,
+    /// How many of them failed late, or were answered when they were let go.
     pub late: usize,
 }
 
@@ -421,6 +425,11 @@ impl ScriptedStore {
         self.0.lock().unwrap()
     }
 
+    /// Answers that were kept back come now.
+    pub fn let_go(&self) {
+        self.script().let_go.send_replace(true);
+    }
+
     /// Does the next call as the script says. `part` does as much of it as an error midway leaves done.
     fn answer<T: Send + 'static>(
         &self,
@@ -439,6 +448,17 @@ impl ScriptedStore {
                 return async move {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
                     Ok(give(&mut store.script()))
+                }
+                .boxed();
+            }
+            Call::Held => {
+                let (answer, mut let_go) = (give(&mut script), script.let_go.subscribe());
+                drop(script);
+                let store = self.clone();
+                return async move {
+                    let _ = let_go.wait_for(|gone| *gone).await;
+                    store.script().late += 1;
+                    Ok(answer)
                 }
                 .boxed();
             }
