@@ -1049,6 +1049,33 @@ async fn rule_14_an_ack_above_the_last_sent_ends_the_session_and_counts_for_noth
 }
 
 #[actix::test]
+async fn rule_15_what_a_session_acknowledges_after_it_was_replaced_does_not_count_for_its_successor() {
+    let stage = stage(registry_config());
+    let first = silent(&stage, None);
+    send(&stage, 5).await;
+    first.has(5).await;
+    // It goes on to say what it had before it reads that it was replaced.
+    first.stall();
+    let second = silent(&stage, Some(0));
+    second.stall();
+    until("a welcome", || second.began_at().is_some()).await;
+    first.ack(Ack::Exact);
+    // The registry has heard it when it answers.
+    let look = stage.registry.look(room(1), asker()).await.unwrap();
+    assert_eq!((first.told(), second.told()), (Some(End::Replaced), None));
+    second.leave();
+    let next = come(&stage, None);
+    assert_eq!(
+        next.welcomed().await.resumed_from,
+        Seq(1),
+        "what its successor read it has not said"
+    );
+    assert_eq!(look.fanned_out, None, "nor to how many it passes it on");
+    next.has(5).await;
+    fine(&[&first, &second, &next]);
+}
+
+#[actix::test]
 async fn rule_16_resume_after_above_last_seq_takes_nothing_over() {
     let stage = stage(small());
     for before in [v1(None), Reading::Legacy] {
