@@ -115,6 +115,44 @@ async fn rule_02_what_a_registry_that_panicked_asked_in_vain_takes_no_number_fro
 }
 
 #[actix::test]
+async fn rule_02_a_late_answer_to_a_registry_that_panicked_sets_the_numbers_of_no_room_back() {
+    hush_planned_panics();
+    // A sweep would have the room asked for before it is the test's turn.
+    let config = RegistryConfig {
+        sweep: Duration::from_secs(600),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    spool.script().asks_store = true;
+    store.script().last_seqs.insert(1, Seq(41));
+    // The first is what makes the store ready.
+    store.script().calls.extend([Call::Works, Call::Held]);
+    let stage = Stage::with(spool, store.clone(), config, writer_config());
+    let _before = stage.reader(1);
+    until("its question", || store.script().calls.is_empty()).await;
+    stage.registry_fails().await;
+    // The next one's question is answered at once.
+    let _reader = stage.reader(1);
+    for seq in 42..=44 {
+        assert_eq!(stage.accepted(1, "x").await.seq, Seq(seq));
+    }
+    until("its rows to be freed", || stage.spool.script().rows.is_empty()).await;
+    let hold = stage.writer.hold_spool();
+    stage.registry_fails().await;
+    store.let_go();
+    until("the late answer", || store.script().late == 1).await;
+    // The drain has passed it on when it comes to this: before the room's third registry asks.
+    stage.parts.flush().await;
+    let _reader = stage.reader(1);
+    let next = stage.submit(1, "next");
+    stage.has_session(1, true).await;
+    drop(hold);
+    assert_eq!(all_accepted(vec![next]).await, [45]);
+    assert_eq!(stored_seqs(&stage, 1).await, [42, 43, 44, 45]);
+    assert!(stage.spool.script().parked.is_empty());
+}
+
+#[actix::test]
 async fn rule_02_what_waited_in_the_mailbox_of_a_registry_that_panicked_is_dealt_with_by_the_next() {
     let stage = Stage::set();
     let _reader = stage.reader(1);
