@@ -1076,6 +1076,40 @@ async fn rule_15_what_a_session_acknowledges_after_it_was_replaced_does_not_coun
 }
 
 #[actix::test]
+async fn rule_14_a_session_is_not_too_slow_for_the_time_in_which_there_was_nothing_to_take() {
+    let config = RegistryConfig {
+        stall: Duration::from_secs(1),
+        sweep: Duration::from_millis(3),
+        ..registry_config()
+    };
+    let stall = config.stall;
+    let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+    let stage = Stage::among(rooms.clone(), spool, store, config, writer_config());
+    let peer = silent(&stage, None);
+    peer.welcomed().await;
+    let quiet_since = Instant::now();
+    until("time to pass", || quiet_since.elapsed() > stall).await;
+    let sent_at = Instant::now();
+    send(&stage, 1).await;
+    peer.has(1).await;
+    // A sweep that asks about the room looks at its session, too.
+    let asked = || rooms.script().asked_of[&1];
+    let before = asked();
+    until("sweeps", || asked() > before + 5).await;
+    // On a machine on which that takes so long it is too slow, and rightly.
+    let in_time = || peer.told().is_none() || sent_at.elapsed() >= stall;
+    assert!(in_time(), "{:?}", peer.told());
+    peer.ack(Ack::Exact);
+    send(&stage, 1).await;
+    until("the next one, or its end", || {
+        peer.seqs() == [1, 2] || peer.told().is_some()
+    })
+    .await;
+    assert!(in_time(), "{:?}", peer.told());
+    fine(&[&peer]);
+}
+
+#[actix::test]
 async fn rule_16_resume_after_above_last_seq_takes_nothing_over() {
     let stage = stage(small());
     for before in [v1(None), Reading::Legacy] {
