@@ -1,7 +1,7 @@
 //! CORS: `*` on legacy routes, as the old server had it; `cors.origins` on v1; nothing on operations.
 //!
 //! A preflight on a legacy route gets what it asked for, except the headers that a gateway sets: a page must never be told
-//! that it may send those. Which headers of an answer a page may read v1 says, too; the old server did not.
+//! that it may send those, by name or by `*`. Which headers of an answer a page may read v1 says, too; the old server did not.
 
 use actix_web::{
     HttpResponse,
@@ -97,12 +97,13 @@ fn answer_preflight(asked: &HeaderMap, answer: &mut HeaderMap, roles: &[&str]) {
     answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("1800"));
 }
 
-/// A real header name that is not the gateway's to set.
+/// A real header name that is not the gateway's to set. `*` is one, too, and told back to a page without credentials it would
+/// stand for all of them, the gateway's with them.
 fn may_be_asked_for(name: &str, roles: &[&str]) -> bool {
     HeaderName::try_from(name).is_ok_and(|name| {
         let name = name.as_str();
         let sets_role = roles.iter().any(|role| name.eq_ignore_ascii_case(role));
-        !name.starts_with("x-forward") && name != "x-gateway-secret" && !sets_role
+        name != "*" && !name.starts_with("x-forward") && name != "x-gateway-secret" && !sets_role
     })
 }
 
@@ -117,6 +118,7 @@ mod tests {
             "X-Forward-Nickname",
             "x-gateway-secret",
             "x-forwarded-for",
+            "*",
             "",
             "a b",
         ] {
