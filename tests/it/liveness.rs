@@ -234,6 +234,43 @@ async fn rule_09_last_known_goes_on_with_the_last_answer_while_it_is_not_stale()
 }
 
 #[actix_web::test]
+async fn rule_09_last_known_is_the_last_answer_so_that_what_has_ended_stays_ended() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.on_error = OnError::LastKnown;
+        settings.room.live_ttl_ms = 20;
+        settings.room.not_live_ttl_ms = 20;
+        // The answer that it was live is not too old yet either.
+        settings.room.stale_seconds = 600;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "live").await.status, 201);
+    rooms.ended(12).await;
+    eventually("the end", async || {
+        (app.post(12, 7, "late").await.json()["code"] == "broadcast_ended").then_some(())
+    })
+    .await;
+    rooms.mode(Mode::Status(500)).await;
+    let refused = async || {
+        let answer = app.post(12, 7, "too late").await;
+        assert_eq!(answer.json()["code"], "broadcast_ended", "{answer:?}");
+    };
+    eventually("a stale verdict to be used", async || {
+        refused().await;
+        (app.metric("chat_room_checks_total{outcome=\"stale\"}").await? >= 1.0).then_some(())
+    })
+    .await;
+    // The one before may have come by a verdict that held; from now on there are only stale ones.
+    refused().await;
+    for (verdict, kept) in [("live", 0.0), ("not_live", 1.0)] {
+        let name = format!("chat_room_verdicts{{verdict=\"{verdict}\"}}");
+        assert_eq!(app.metric(&name).await, Some(kept), "{verdict}");
+    }
+}
+
+#[actix_web::test]
 async fn no_more_than_max_lookups_are_under_way_at_once() {
     let rooms = RoomServer::start().await;
     rooms.mode(Mode::Slow { milliseconds: 100 }).await;
