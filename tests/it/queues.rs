@@ -50,6 +50,16 @@ async fn leave_waiting(app: &TestApp, presenter: i64, count: usize) {
     }
 }
 
+/// Asks what a room looks like.
+fn look(app: &TestApp, presenter: i64) -> Answer {
+    let (addr, token) = (app.addr, app.token(7));
+    actix_web::rt::spawn(async move {
+        let mut client = HttpClient::connect(addr).await;
+        let path = format!("/v1/rooms/{presenter}");
+        client.request("GET", &path, &[("token", &token)], "").await
+    })
+}
+
 /// Leaves `count` messages of a room numbered and not committed: the spool is held.
 async fn leave_in_flight(app: &TestApp, presenter: i64, count: usize) -> Vec<Answer> {
     let mut answers = Vec::new();
@@ -317,6 +327,31 @@ async fn room_pending_max_bounds_what_waits_for_one_verdict() {
     leave_waiting(&app, 13, 4).await;
     overloaded(&app.post(13, 7, "one too many").await, "room_pending");
     shows(&app, "room_pending", 4, 4, ("refused", 1)).await;
+}
+
+#[actix_web::test]
+async fn rule_08_room_pending_max_bounds_who_asks_for_a_room_with_its_messages() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    rooms.mode_of(13, Mode::Hang).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.pending_max = 4;
+        settings.room.timeout_ms = 60_000;
+        settings.room.sweep_ms = 10;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    for n in 0..4 {
+        drop(look(&app, 13));
+        eventually("it to wait", async || {
+            app.room(13).await.filter(|room| room.waiting > n)
+        })
+        .await;
+    }
+    overloaded(&look(&app, 13).await.unwrap(), "room_pending");
+    overloaded(&app.post(13, 7, "one too many").await, "room_pending");
+    shows(&app, "room_pending", 4, 4, ("refused", 2)).await;
+    assert_eq!(app.post(12, 7, "elsewhere").await.status, 201);
 }
 
 #[actix_web::test]
