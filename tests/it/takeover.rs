@@ -80,6 +80,26 @@ async fn rule_15_a_storm_of_reconnects_is_damped_before_the_upgrade() {
     assert_eq!(legacy.err().map(|answer| answer.status), Some(429));
 }
 
+#[actix_web::test]
+async fn rule_15_a_legacy_upgrade_that_names_its_presenter_pays_for_one_start_and_no_more() {
+    let app = spawn_app(|settings| {
+        settings.session.reconnect_burst = 3;
+        settings.session.reconnect_per_minute = 1;
+    })
+    .await;
+    app.go_live(12);
+    let mut socket = WsClient::connect_with(app.addr, "/chatting", &[("token", &token(12))], None)
+        .await
+        .unwrap_or_else(|response| panic!("no upgrade: {response:?}"));
+    // The upgrade was counted for the first.
+    for _ in 0..3 {
+        app.start(&mut socket, 12).await;
+    }
+    let start = json!({ "id": "start", "token": token(12) });
+    socket.send_text(&start.to_string()).await;
+    assert_eq!(socket.next_close().await, Some(1000));
+}
+
 // ---- hold, end of a broadcast, rooms that are not live -------------------------------------------------------------
 
 #[actix_web::test]
