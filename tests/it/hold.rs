@@ -63,6 +63,30 @@ async fn rule_12_the_room_server_is_asked_to_bring_back_a_presenter_who_is_held_
 }
 
 #[actix_web::test]
+async fn rule_12_the_room_server_is_not_asked_to_bring_back_a_presenter_who_is_there() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.session.reconnect_request_seconds = 1).await;
+    let mut presenter = app.presenter(12).await;
+    let since = Instant::now();
+    eventually("an interval to be over", async || {
+        assert_eq!(app.post(12, 7, "there").await.json()["delivery"], "delivered");
+        assert_eq!(presenter.next_json().await["message"], "there");
+        (since.elapsed() > Duration::from_secs(1)).then_some(())
+    })
+    .await;
+    let asked = rooms.stats().await.reconnects;
+    assert!(asked.is_empty(), "{asked:?}");
+    leave(&app, presenter).await;
+    assert_eq!(app.post(12, 7, "gone").await.json()["delivery"], "held");
+    let asked = eventually("the room server to be asked", async || {
+        rooms.stats().await.reconnects.get("12").copied()
+    })
+    .await;
+    assert_eq!(asked, 1);
+}
+
+#[actix_web::test]
 async fn that_a_presenter_is_to_reconnect_is_asked_for_where_the_settings_say() {
     let (rooms, elsewhere) = (RoomServer::start().await, RoomServer::start().await);
     rooms.live(12).await;
