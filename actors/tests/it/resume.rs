@@ -685,6 +685,108 @@ async fn rule_13_what_is_held_waits_for_the_session_of_a_named_broadcast_however
 }
 
 #[actix::test]
+async fn rule_16_what_was_sent_and_not_acknowledged_comes_again_though_no_place_was_saved_before_the_server_was_gone() {
+    hush_planned_panics();
+    // To legacy nothing comes twice.
+    for (reading, wanted) in [
+        (v1(None), vec![1, 2, 3, 4]),
+        (v1(Some(0)), vec![1, 2, 3, 4]),
+        (Reading::Legacy, vec![4]),
+    ] {
+        for panics in [false, true] {
+            let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+            let config = RegistryConfig {
+                // No place is saved.
+                sweep: NEVER,
+                ..registry_config()
+            };
+            let mut stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+            let first = match &reading {
+                Reading::Legacy => legacy(&stage),
+                Reading::V1(_) => silent(&stage, None),
+            };
+            send(&stage, 3).await;
+            first.has(3).await;
+            if panics {
+                stage.registry_fails().await;
+            } else {
+                spool.script().killed = true;
+                drop(stage);
+                spool.script().killed = false;
+                stage = Stage::with(spool.clone(), store, config, writer_config());
+            }
+            assert_eq!(place(&stage), None);
+            // Rule 12: its session ended a moment ago, and so it is held for.
+            assert_eq!(stage.accepted(1, "held").await.delivery, Delivery::Held);
+            let next = come_as(&stage, reading.clone(), None);
+            next.has(4).await;
+            assert_eq!(next.seqs(), wanted, "{reading:?} {panics}");
+            assert_eq!(next.welcome().and_then(|welcome| gap(&welcome)), None);
+            fine(&[&first, &next]);
+        }
+    }
+}
+
+#[actix::test]
+async fn rule_16_what_was_sent_in_a_named_broadcast_comes_again_though_the_place_on_disk_is_that_of_the_one_before() {
+    for verdict_first in [true, false] {
+        let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+        rooms.script().room_idx.insert(1, 1);
+        let config = RegistryConfig {
+            // A place is saved once.
+            checkpoint: NEVER,
+            ..registry_config()
+        };
+        let stage = Stage::among(rooms.clone(), spool.clone(), store.clone(), config, writer_config());
+        let first = silent(&stage, None);
+        send(&stage, 2).await;
+        first.has(2).await;
+        let named = || spool.script().places.get(&1).and_then(|place| place.room_idx);
+        until("a place", || named() == Some(1)).await;
+        rooms.script().room_idx.insert(1, 2);
+        until("another broadcast", || spool.script().broadcasts.len() == 2).await;
+        send(&stage, 3).await;
+        first.has(5).await;
+        spool.script().killed = true;
+        drop(stage);
+        spool.script().killed = false;
+        assert_eq!(named(), Some(1));
+
+        {
+            let mut script = rooms.script();
+            (script.ttl, script.away) = (NEVER, !verdict_first);
+        }
+        let config = RegistryConfig {
+            sweep: NEVER,
+            ..registry_config()
+        };
+        let stage = Stage::among(rooms.clone(), spool.clone(), store, config, writer_config());
+        let hold = verdict_first.then(|| stage.writer.hold_spool());
+        let next = if verdict_first {
+            let next = come(&stage, None);
+            let live = |view: Option<RoomView>| view.is_some_and(|view| view.live == Some(true));
+            stage.keeps(1, "the verdict", live).await;
+            drop(hold);
+            next
+        } else {
+            // It says no more than the first one did.
+            let between = silent(&stage, None);
+            between.has(5).await;
+            between.leave();
+            stage.has_session(1, false).await;
+            rooms.script().away = false;
+            is_live(&stage, true).await;
+            assert_eq!(between.seqs(), [3, 4, 5]);
+            come(&stage, None)
+        };
+        next.has(5).await;
+        assert_eq!((next.seqs(), gap(&next.welcomed().await)), (vec![3, 4, 5], None));
+        assert_eq!(spool.script().broadcasts.len(), 2);
+        fine(&[&first, &next]);
+    }
+}
+
+#[actix::test]
 async fn rule_13_that_nobody_tells_for_longer_than_an_interruption_may_last_ends_no_broadcast() {
     untold(Duration::from_secs(3), registry_config().sweep).await;
 }

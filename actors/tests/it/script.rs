@@ -711,6 +711,8 @@ pub struct RoomScript {
     pub asked_of: BTreeMap<i64, usize>,
     /// When their broadcasts began, where that is told.
     pub started_at_ms: BTreeMap<i64, i64>,
+    /// Its own numbers of their rooms, where they are told.
+    pub room_idx: BTreeMap<i64, i64>,
     /// How long a verdict holds.
     pub ttl: Duration,
 }
@@ -725,6 +727,7 @@ impl Default for RoomScript {
             asked: 0,
             asked_of: BTreeMap::new(),
             started_at_ms: BTreeMap::new(),
+            room_idx: BTreeMap::new(),
             ttl: Duration::from_secs(60),
         }
     }
@@ -757,6 +760,7 @@ impl RoomApi for ScriptedRooms {
         }
         ready(Ok(Liveness {
             live: !script.not_live.contains(&presenter.get()),
+            room_idx: script.room_idx.get(&presenter.get()).copied(),
             started_at_ms: script.started_at_ms.get(&presenter.get()).copied(),
             ..Liveness::default()
         }))

@@ -7,6 +7,27 @@ fn anew(config: &RegistryConfig) -> Duration {
     config.broadcast_resume / 10
 }
 
+/// Whether these may be numbers of one broadcast's room, which are not always told.
+fn agree(one: Option<i64>, other: Option<i64>) -> bool {
+    one.zip(other).is_none_or(|(one, other)| one == other)
+}
+
+/// The place of a broadcast of which none was saved yet: its start, behind which all that was sent may have come. `last` is the room's
+/// last number.
+fn unsaved(record: &Broadcast, last: Seq) -> Place {
+    let began = record.begins_after();
+    Place {
+        presenter: record.presenter,
+        over: began,
+        position: began,
+        exact: false,
+        room_idx: record.room_idx,
+        // What was accepted in it was so for a session.
+        session_at_ms: (began < last).then_some(record.seen_at_ms),
+        saved_at_ms: record.seen_at_ms,
+    }
+}
+
 /// What of a room's place is on disk, and when it is saved anew.
 #[derive(Debug, Default)]
 pub(super) struct Saving {
@@ -93,22 +114,27 @@ impl Room {
             self.saving.moves();
         }
         let age = |at_ms: i64| Duration::from_millis(u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0));
-        let same = place.filter(|place| self.room_idx.zip(place.room_idx).is_none_or(|(now, then)| now == then));
         let fresh = |place: &Place| age(place.saved_at_ms) < config.broadcast_resume;
-        match same.filter(|place| fresh(place) || self.broadcast.is_some()) {
+        // A broadcast is kept at once, and its place some time later: what is on disk may be that of the one before, or nothing.
+        let open = self.broadcast.as_ref();
+        let record = open.filter(|record| agree(self.room_idx, record.room_idx));
+        let room_idx = self.room_idx.or(record.and_then(|record| record.room_idx));
+        let saved = place
+            .filter(|place| agree(room_idx, place.room_idx))
+            .filter(|place| fresh(place) || open.is_some());
+        if saved.is_none() && record.is_some() {
+            self.saving.moves();
+        }
+        match saved.or_else(|| record.map(|record| unsaved(record, last))) {
             None => (self.position, self.legacy_from, self.over) = (last, last, last),
             Some(place) => {
                 self.position = place.position.min(last);
                 self.legacy_from = if place.exact { self.position } else { last };
                 // A verdict that was heard first may have ended a broadcast without knowing its numbers.
                 let ended = self.over == Seq(u64::MAX);
-                let broadcast = self.broadcast.as_ref();
-                // The broadcast is kept at once, and the place may be that of the broadcast before it.
-                let began = broadcast
-                    .map_or(Seq(0), Broadcast::begins_after)
-                    .max(place.over)
-                    .min(last);
-                self.room_idx = self.room_idx.or(place.room_idx);
+                // Where nothing names them the place may be that of the broadcast before it, too.
+                let began = open.map_or(Seq(0), Broadcast::begins_after).max(place.over).min(last);
+                self.room_idx = room_idx.or(place.room_idx);
                 // A restart is short: whoever was there before it is held for as if nothing had been.
                 // Where a session was there it may have been until the next save was due, which a server that was killed did not do.
                 let late = anew(config) + config.checkpoint * 2;
@@ -118,10 +144,10 @@ impl Room {
                     .session_at_ms
                     .map(|at_ms| if was_there { late_ms.min(now_ms) } else { at_ms })
                     .and_then(|at_ms| now.checked_sub(age(at_ms)));
-                if ended || !fresh(&place) || broadcast.is_some_and(Broadcast::is_away) {
+                if ended || !fresh(&place) || open.is_some_and(Broadcast::is_away) {
                     // Whether its broadcast goes on is still to be heard: until then it is taken for over.
                     self.over = last;
-                    if ended || broadcast.is_some() {
+                    if ended || open.is_some() {
                         self.paused = Some(Paused {
                             over: began,
                             session_ended: self.session_ended.or(session_ended),
