@@ -41,6 +41,8 @@ pub(super) struct Paging {
     pub resting: bool,
     /// Where in the spool the next page begins to look.
     pub spool_from: Pos,
+    /// What is under way is of no use when it comes.
+    void: bool,
     /// Pages in a row in which the next event was missing.
     misses: u32,
     /// Since when the log cannot be read.
@@ -266,6 +268,22 @@ impl Cursor {
                 entries,
             });
         }
+    }
+
+    /// What it has of the log, and what is under way to it, may lack what deletes some of it: it is read anew.
+    pub fn read_anew(&mut self) {
+        self.buffer.clear();
+        self.page.spool_from = 0;
+        self.page.void = self.page.under_way;
+    }
+
+    /// Whether the page that has come is of no use: what it was asked for is not what is lacked any more. It is asked for again.
+    pub fn is_page_void(&mut self, after: Seq) -> bool {
+        let void = std::mem::take(&mut self.page.void) || self.sent != after;
+        if void {
+            self.page.under_way = false;
+        }
+        void
     }
 
     /// Takes a page of the log that was asked for behind `sent`, up to `through`.

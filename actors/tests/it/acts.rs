@@ -1,6 +1,9 @@
 //! Acts of moderation among the actors: a place in the order, without a live room, held for nobody.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use chatting_actors::{
     moderation::Act,
@@ -12,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, room, until, writer_config},
+    stage::{Reader, Stage, registry_config, room, until, writer_config},
 };
 
 fn stage() -> Stage {
@@ -162,6 +165,76 @@ async fn what_is_deleted_while_the_log_is_read_for_a_legacy_session_is_not_shown
     reader.has_seen(1).await;
     let seen: Vec<_> = reader.seen().into_iter().map(|(_, text)| text).collect();
     assert_eq!(seen, ["fine"]);
+}
+
+/// An act is written though nobody can tell, and then `fine` is sent by another user.
+async fn deleted_by_an_unknown_outcome(stage: &Stage) {
+    stage.spool.script().commits.push_back(Commit::FailsUnknownWith);
+    assert_eq!(act(stage, 1).await.unwrap(), Outcome::Refused(Refusal::OutcomeUnknown));
+    until("a spool that works", || stage.writer.writable()).await;
+    let fine = stage.submit_as(8, "lee", 1, "fine", None).await.unwrap();
+    assert!(matches!(fine, Outcome::Accepted(_)), "{fine:?}");
+}
+
+fn texts(reader: &Reader) -> Vec<String> {
+    reader.seen().into_iter().map(|(_, text)| text).collect()
+}
+
+#[actix::test]
+async fn what_is_held_and_deleted_by_an_act_of_unknown_outcome_is_not_shown_to_a_legacy_session() {
+    let stage = Stage::set();
+    let first = stage.reader(1);
+    stage.accepted(1, "seen").await;
+    first.leave();
+    assert_eq!(stage.accepted(1, "bad").await.delivery, Delivery::Held);
+    deleted_by_an_unknown_outcome(&stage).await;
+    let next = stage.reader(1);
+    next.has_seen(1).await;
+    assert_eq!(texts(&next), ["fine"]);
+}
+
+/// What a session has of the log when an act of unknown outcome deletes some of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Has {
+    /// It is on its way.
+    Coming,
+    /// It is here and waits for credit.
+    Here,
+}
+
+#[actix::test]
+async fn what_was_read_for_a_legacy_session_and_deleted_by_an_act_of_unknown_outcome_is_not_shown_there() {
+    for has in [Has::Coming, Has::Here] {
+        let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+        // All of it is in the spool.
+        store.script().away = true;
+        let mut config = registry_config();
+        // One message at a time.
+        config.credit_bytes = 1;
+        let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+        let first = stage.reader(1);
+        stage.accepted(1, "seen").await;
+        first.leave();
+        for (user, text) in [(8, "good"), (7, "bad"), (8, "better")] {
+            let held = stage.submit_as(user, "lee", 1, text, None).await.unwrap();
+            assert!(matches!(held, Outcome::Accepted(_)), "{held:?}");
+        }
+        stage.stop_well().await;
+        let stage = Stage::with(spool, store, config, writer_config());
+        stage.log.keep_back(true);
+        let reader = stage.reader(1);
+        until("a page", || stage.log.script().read == 1).await;
+        reader.stalled.store(true, Ordering::Release);
+        if has == Has::Here {
+            stage.log.keep_back(false);
+            until("the first of it", || stage.metrics.frames.get() == 1).await;
+        }
+        deleted_by_an_unknown_outcome(&stage).await;
+        stage.log.keep_back(false);
+        reader.go_on();
+        reader.has_seen(3).await;
+        assert_eq!(texts(&reader), ["good", "better", "fine"], "{has:?}");
+    }
 }
 
 #[actix::test]

@@ -577,6 +577,10 @@ impl LogStore for ScriptedStore {
 pub struct ReadScript {
     /// They wait for as long as this is set.
     pub held: watch::Sender<bool>,
+    /// What was read is kept back for as long as this is set.
+    pub kept: watch::Sender<bool>,
+    /// How many have read, whether or not that was kept back.
+    pub read: usize,
     /// So many of the next ones panic.
     pub panics: usize,
     /// How many are under way.
@@ -591,6 +595,8 @@ impl Default for ReadScript {
     fn default() -> Self {
         Self {
             held: watch::Sender::new(false),
+            kept: watch::Sender::new(false),
+            read: 0,
             panics: 0,
             under_way: 0,
             most: 0,
@@ -623,6 +629,26 @@ impl ScriptedLog {
     /// Makes readings wait, or lets them go on.
     pub fn hold(&self, held: bool) {
         self.script().held.send_replace(held);
+    }
+
+    /// Keeps back what was read, or brings it.
+    pub fn keep_back(&self, kept: bool) {
+        self.script().kept.send_replace(kept);
+    }
+
+    /// Which of these events an act in the log covers.
+    fn deleted(&self, events: &[Event]) -> Vec<Seq> {
+        let mut acts: Vec<Arc<Event>> = {
+            let script = self.spool.script();
+            let parked = script.parked.iter().map(|(event, _)| event);
+            script.rows.values().chain(parked).cloned().collect()
+        };
+        acts.extend(self.store.script().events.values().cloned());
+        let covered = |event: &&Event| {
+            let covers = |at: &Arc<Event>| at.act.as_ref().is_some_and(|act| act.covers(at, event));
+            acts.iter().any(covers)
+        };
+        events.iter().filter(covered).map(|event| event.seq).collect()
     }
 
     /// What the spool has of a range and what was set aside from it, in the order of seqs, and where the next page may begin
@@ -659,14 +685,14 @@ impl ScriptedLog {
 impl LogReader for ScriptedLog {
     fn read(&self, range: LogRange, spool_from: Pos) -> BoxFuture<'static, Result<LogPage, StoreError>> {
         let this = self.clone();
-        let (mut held, panics) = {
+        let (mut held, mut kept, panics) = {
             let mut script = self.script();
             script.ranges.push(range.clone());
             script.under_way += 1;
             script.most = script.most.max(script.under_way);
             let panics = script.panics > 0;
             script.panics = script.panics.saturating_sub(1);
-            (script.held.subscribe(), panics)
+            (script.held.subscribe(), script.kept.subscribe(), panics)
         };
         async move {
             let _ = held.wait_for(|held| !held).await;
@@ -686,9 +712,12 @@ impl LogReader for ScriptedLog {
                 let room = limit.saturating_sub(page.events.len()).min(rows.len());
                 page.spool_from = rows.get(room).map_or(scanned, |(pos, _)| *pos);
                 page.events.extend(rows.drain(..room).map(|(_, event)| event));
+                page.deleted = this.deleted(&page.events);
                 Ok(page)
             };
             let page = AssertUnwindSafe(page).catch_unwind().await;
+            this.script().read += 1;
+            let _ = kept.wait_for(|kept| !kept).await;
             this.script().under_way -= 1;
             page.unwrap_or_else(|panic| resume_unwind(panic))
         }

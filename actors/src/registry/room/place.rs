@@ -106,7 +106,7 @@ impl Room {
             next: last.next(),
         };
         if std::mem::replace(&mut self.restored, true) {
-            return;
+            return self.outcome_known(last);
         }
         self.saving.exact_on_disk = place.is_some_and(|place| place.exact);
         if place.is_some_and(|place| place.position > last || place.over > last) {
@@ -160,6 +160,19 @@ impl Room {
             }
         }
         self.settle(self.legacy_from.max(self.over));
+    }
+
+    /// What a commit of unknown outcome wrote is known now: `last` is the last of it, if it wrote anything.
+    fn outcome_known(&mut self, last: Seq) {
+        if self.ring.last() == Some(last) {
+            return;
+        }
+        // There may be acts among it, and what they delete is marked only in the log: from now on that is read there.
+        self.ring.forget_through(last);
+        if let Some(cursor) = &mut self.cursor {
+            cursor.read_anew();
+        }
+        self.settle(self.settled);
     }
 
     /// What is to be saved of it, if anything is.

@@ -226,9 +226,7 @@ impl Room {
         now: Instant,
     ) -> Option<Seq> {
         let cursor = self.cursor.as_mut()?;
-        if cursor.sent != after {
-            // It was set back meanwhile: what was asked for is not what it lacks.
-            cursor.page.under_way = false;
+        if cursor.is_page_void(after) {
             return None;
         }
         match cursor.take_page(through, page, now, config) {
