@@ -38,7 +38,8 @@ use self::{place::Saving, refused::Refused};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lease {
     pub liveness: Liveness,
-    pub taken_at: Instant,
+    /// When it was given, or the question for the next one was answered without one.
+    pub asked_at: Instant,
     pub expires_at: Instant,
 }
 

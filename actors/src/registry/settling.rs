@@ -197,7 +197,10 @@ impl SessionRegistry {
                 self.pursue(presenter, now);
             }
             // The last verdict still holds.
-            Word::Refused { .. } | Word::Nothing if room.verdict(now).is_some() => self.pursue(presenter, now),
+            Word::Refused { .. } | Word::Nothing if room.verdict(now).is_some() => {
+                room.hear_in_vain(now);
+                self.pursue(presenter, now);
+            }
             Word::Refused { at } => {
                 room.hear_refusal(at, self.named_at, self.config.broadcast_resume, now);
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);

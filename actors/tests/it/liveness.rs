@@ -1,6 +1,9 @@
 //! When the room server is asked whether a room is live, though nobody sends (rules 8 and 13).
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chatting_actors::{
     outcome::{Delivery, Refusal},
@@ -57,6 +60,40 @@ async fn rule_08_the_verdict_of_a_room_in_use_is_refreshed_before_it_ends_also_w
     assert_eq!(stage.accepted(1, "third").await.delivery, Delivery::Held);
     asked_again_and_again(&rooms, 1).await;
     assert_eq!([2, 3].map(|presenter| rooms.script().asked_of[&presenter]), asked);
+}
+
+#[actix::test]
+async fn a_room_server_that_gives_no_new_verdict_is_not_asked_for_one_with_every_message() {
+    for answers in [true, false] {
+        let rooms = ScriptedRooms::default();
+        // A hundredth of a minute.
+        let share = rooms.script().ttl / 100;
+        let config = RegistryConfig {
+            refresh_percent: 1,
+            sweep: Duration::from_secs(3600),
+            ..registry_config()
+        };
+        let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+        let stage = Stage::among(rooms.clone(), spool, store, config, writer_config());
+        let _presenter = stage.reader(1);
+        stage.accepted(1, "first").await;
+        let verdict = Instant::now();
+        until("its share of the time", || verdict.elapsed() > share).await;
+        if answers {
+            rooms.script().unknown.insert(1);
+        } else {
+            rooms.script().away = true;
+        }
+        let (began, before) = (Instant::now(), rooms.script().asked_of[&1]);
+        for n in 0..50 {
+            stage.accepted(1, &n.to_string()).await;
+            until("the answer", || stage.checker.gate().depth() == 0).await;
+        }
+        let asked = rooms.script().asked_of[&1] - before;
+        // Of what is left it is a little less each time.
+        let at_most = 2 + usize::try_from(2 * began.elapsed().as_millis() / share.as_millis()).unwrap();
+        assert!((1..=at_most).contains(&asked), "{asked} of {at_most}");
+    }
 }
 
 #[actix::test]

@@ -7,10 +7,10 @@ impl Lease {
         now < self.expires_at
     }
 
-    /// Leases in use are refreshed when so much of their time is over (rule 8).
+    /// Leases in use are refreshed when so much of their time is over (rule 8); behind an answer that was none, of what was left then.
     fn refresh_due(&self, now: Instant, percent: u32) -> bool {
-        let life = self.expires_at.saturating_duration_since(self.taken_at);
-        now.saturating_duration_since(self.taken_at) >= life * percent / 100
+        let life = self.expires_at.saturating_duration_since(self.asked_at);
+        now.saturating_duration_since(self.asked_at) >= life * percent / 100
     }
 }
 
@@ -62,7 +62,7 @@ impl Room {
         }
         self.lease = Some(Lease {
             liveness,
-            taken_at: now,
+            asked_at: now,
             expires_at,
         });
         self.hear_answer(now);
@@ -71,6 +71,13 @@ impl Room {
             true => None,
             false => self.not_live_since.or(Some(now)),
         };
+    }
+
+    /// Hears that there is no new verdict; the one before holds. Not every message that comes is to ask for one again.
+    pub fn hear_in_vain(&mut self, now: Instant) {
+        if let Some(lease) = &mut self.lease {
+            lease.asked_at = now;
+        }
     }
 
     /// Hears that the room server answers, whatever: the time without it does not count.
