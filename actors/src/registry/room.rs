@@ -62,6 +62,9 @@ struct Paused {
     session_ended: Option<Instant>,
 }
 
+/// Whatever turns out to be there: how far a broadcast got that ended while the numbering was not known.
+const ALL: Seq = Seq(u64::MAX);
+
 /// Everything the registry keeps for one presenter.
 pub(super) struct Room {
     pub lease: Option<Lease>,
@@ -84,7 +87,8 @@ pub(super) struct Room {
     position: Seq,
     /// Where a legacy session goes on: `position`, unless more may have been sent beyond it than is known.
     legacy_from: Seq,
-    /// Everything up to here belongs to a broadcast that is over: a later session gets it only if it asks (rule 13).
+    /// Everything up to here belongs to a broadcast that is over: a later session gets it only if it asks (rule 13). [`ALL`] until the
+    /// numbering is known.
     over: Seq,
     /// The room is not live, and its broadcast may yet go on.
     paused: Option<Paused>,
@@ -270,10 +274,11 @@ impl Room {
         self.let_go();
     }
 
-    /// The next number is that after the last committed one again (rule 1). Returns whether the room had got further, which may be
-    /// what is on disk: whoever gets those numbers is not to be taken for what was had already.
+    /// The next number is that after the last committed one again (rule 1). `unsure`: what the room had beyond may be in the log.
+    /// Returns whether the room had got further, which may be what is on disk: whoever gets those numbers is not to be taken for what
+    /// was had already.
     #[must_use]
-    pub fn rewind(&mut self) -> bool {
+    pub fn rewind(&mut self, unsure: bool) -> bool {
         let Numbering::Known { committed, next } = &mut self.numbering else {
             return false;
         };
@@ -281,21 +286,23 @@ impl Room {
         let committed = *committed;
         self.settled = self.settled.min(committed);
         let mut moved = false;
-        let mut take_back = |place: &mut Seq| {
-            moved |= *place > committed;
-            *place = committed.min(*place);
+        let mut take_back = |place: &mut Seq, to: Seq| {
+            if *place > committed {
+                (*place, moved) = (to, true);
+            }
         };
-        take_back(&mut self.over);
+        // What was numbered before a broadcast ended and is in the log after all is not for the next one.
+        let over = if unsure { ALL } else { committed };
+        take_back(&mut self.over, over);
         if let Some(paused) = &mut self.paused {
-            take_back(&mut paused.over);
+            take_back(&mut paused.over, over);
         }
         // A session may have begun behind it, and left.
-        take_back(&mut self.position);
-        take_back(&mut self.legacy_from);
+        take_back(&mut self.position, committed);
+        take_back(&mut self.legacy_from, committed);
         if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > committed) {
             // It began behind what was on its way and is now taken back; nothing was sent to it yet.
-            cursor.begin(committed);
-            moved = true;
+            cursor.phase = Phase::Opening;
         }
         if moved {
             self.saving.moves();

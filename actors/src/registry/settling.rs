@@ -1,5 +1,7 @@
 //! What the writer and the checker answer: events take their place or give it back, verdicts settle who waits.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::seams::Place;
 
@@ -110,10 +112,12 @@ impl SessionRegistry {
                 self.writer.append(self.term, std::mem::take(&mut self.outbox));
             }
             self.term = self.writer.next_term();
+            let unsure = slots.iter().filter(|_| unknown).map(|slot| slot.event.presenter_idx);
+            let unsure: HashSet<PresenterIdx> = unsure.collect();
             // On disk before anything that gets one of these numbers.
             let (now, now_ms, mut places) = (Instant::now(), system_ms(), Vec::new());
             for (presenter, room) in &mut self.rooms {
-                if room.rewind() {
+                if room.rewind(unsure.contains(presenter)) {
                     places.extend(room.place_at_once(*presenter, &self.config, now, now_ms));
                 }
             }
@@ -156,7 +160,12 @@ impl SessionRegistry {
             Ok(last) => {
                 // Where the store was asked, it has told of its newest event, too.
                 self.clock.not_before(self.writer.last_ms());
-                room.numbering_known(last, place, &self.config, now, system_ms());
+                let now_ms = system_ms();
+                if room.numbering_known(last, place, &self.config, now, now_ms) {
+                    // As where numbers are taken back.
+                    let place = room.place_at_once(presenter, &self.config, now, now_ms);
+                    self.writer.keep_places(place.as_slice());
+                }
                 self.follow_broadcast(presenter, now);
                 self.settle_acts(presenter, now);
                 self.open(presenter, now);

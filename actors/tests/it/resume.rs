@@ -1083,12 +1083,124 @@ async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_after
     fine(&[&first, &between, &last]);
 }
 
+/// What becomes of a session that began behind what was under way when its broadcast ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Between {
+    Stays,
+    Leaves,
+    /// Its server is killed before the room's numbers are known again.
+    Killed,
+}
+
 #[actix::test]
+async fn rule_13_what_was_under_way_when_its_broadcast_ended_and_is_written_after_all_is_not_for_the_next_one() {
+    for then in [Between::Stays, Between::Leaves, Between::Killed] {
+        let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+        let config = RegistryConfig {
+            sweep: NEVER,
+            ..registry_config()
+        };
+        let again = || {
+            let (rooms, spool, store) = (rooms.clone(), spool.clone(), store.clone());
+            Stage::among(rooms, spool, store, config.clone(), writer_config())
+        };
+        let mut stage = again();
+        let first = legacy(&stage);
+        send(&stage, 1).await;
+        first.has(1).await;
+        let hold = stage.writer.hold_spool();
+        spool.script().commits.push_back(Commit::FailsUnknownWith);
+        let under_way = stage.submit(1, "unknown");
+        stage.has_in_flight(1, 1).await;
+        another_broadcast(&stage).await;
+        let between = legacy(&stage);
+        if then != Between::Stays {
+            between.leave();
+        }
+        stage.has_session(1, then == Between::Stays).await;
+        drop(hold);
+        assert_eq!(under_way.await.unwrap(), Outcome::Refused(Refusal::OutcomeUnknown));
+        let last = match then {
+            Between::Stays => Arc::clone(&between),
+            Between::Leaves => legacy(&stage),
+            Between::Killed => {
+                // Whatever it was told to keep is on disk.
+                drop(stage.writer.hold_spool());
+                spool.script().killed = true;
+                drop(stage);
+                spool.script().killed = false;
+                stage = again();
+                come(&stage, None)
+            }
+        };
+        assert_eq!(stage.accepted_again(1, "new").await.seq, Seq(3));
+        last.has(3).await;
+        assert_eq!((first.seqs(), last.seqs()), (vec![1], vec![3]), "{then:?}");
+        fine(&[&first, &between, &last]);
+    }
+}
+
+#[actix::test]
+async fn rule_13_what_a_commit_of_unknown_outcome_wrote_of_a_broadcast_that_ended_since_is_not_for_the_next_one() {
+    let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+    // A verdict holds, and the next one is asked for all the same.
+    rooms.script().ttl = NEVER;
+    let config = RegistryConfig {
+        refresh_percent: 0,
+        ..registry_config()
+    };
+    let stage = Stage::among(rooms.clone(), spool.clone(), store, config, writer_config());
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    first.has(1).await;
+    {
+        // It is written, and the spool tells nothing more.
+        let mut script = spool.script();
+        script.commits.push_back(Commit::FailsUnknownWith);
+        script.failing = usize::MAX;
+    }
+    assert_eq!(stage.refused(1, "unknown").await, Refusal::OutcomeUnknown);
+    {
+        let mut script = rooms.script();
+        script.not_live.insert(1);
+        script.ended_at_ms.insert(1, 1_500);
+    }
+    let not_live = |view: Option<RoomView>| view.is_some_and(|view| view.live == Some(false));
+    stage.keeps(1, "its end", not_live).await;
+    first.leave();
+    stage.has_session(1, false).await;
+    spool.script().failing = 0;
+    let next = legacy(&stage);
+    let ended = || {
+        let script = spool.script();
+        let mut records = script.broadcasts.values();
+        records.all(|(record, _)| record.ended_at_ms.is_some())
+    };
+    until("its record's end", ended).await;
+    {
+        let mut script = rooms.script();
+        script.not_live.clear();
+        script.ended_at_ms.clear();
+        script.started_at_ms.insert(1, 2_000);
+    }
+    assert_eq!(stage.accepted_again(1, "new").await.seq, Seq(3));
+    next.has(3).await;
+    assert_eq!(next.seqs(), [3]);
+    fine(&[&first, &next]);
+}
+
+#[actix::test]
+async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_behind_a_restart_too() {
+    taken_back_before_a_restart(Commit::FailsWithout, Refusal::LogUnavailable).await;
+    // Where nobody knew that at first.
+    taken_back_before_a_restart(Commit::FailsUnknown, Refusal::OutcomeUnknown).await;
+}
+
 #[expect(
     clippy::await_holding_lock,
     reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
 )]
-async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_behind_a_restart_too() {
+async fn taken_back_before_a_restart(how: Commit, refusal: Refusal) {
     let (rooms, spool, store) = (quick_rooms(), ScriptedSpool::default(), ScriptedStore::default());
     let config = RegistryConfig {
         checkpoint: Duration::from_millis(100),
@@ -1104,9 +1216,9 @@ async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_behin
     send(&stage, 1).await;
     let gate = Arc::clone(&spool.script().gate);
     let held = gate.lock().unwrap();
-    spool.script().commits.push_back(Commit::FailsWithout);
-    let under_way: Vec<_> = (0..2).map(|n| stage.submit(1, &n.to_string())).collect();
-    stage.has_in_flight(1, 2).await;
+    spool.script().commits.push_back(how);
+    let under_way = stage.submit(1, "under way");
+    stage.has_in_flight(1, 1).await;
     another_broadcast(&stage).await;
     let between = legacy(&stage);
     between.leave();
@@ -1116,9 +1228,7 @@ async fn rule_01_what_gets_a_number_that_was_taken_back_is_for_the_session_behin
     let before = asked();
     until("its place to be due", || asked() > before + 100).await;
     drop(held);
-    for one in under_way {
-        assert_eq!(one.await.unwrap(), Outcome::Refused(Refusal::LogUnavailable));
-    }
+    assert_eq!(under_way.await.unwrap(), Outcome::Refused(refusal));
     assert_eq!(stage.accepted_again(1, "held").await.seq, Seq(2));
     // It was corrected before that was committed, not when the next place was due: the server may be killed before.
     let place = spool.script().places[&1];

@@ -740,6 +740,8 @@ pub struct RoomScript {
     pub asked_of: BTreeMap<i64, usize>,
     /// When their broadcasts began, where that is told.
     pub started_at_ms: BTreeMap<i64, i64>,
+    /// When they ended, likewise.
+    pub ended_at_ms: BTreeMap<i64, i64>,
     /// Its own numbers of their rooms, where they are told.
     pub room_idx: BTreeMap<i64, i64>,
     /// How long a verdict holds.
@@ -756,6 +758,7 @@ impl Default for RoomScript {
             asked: 0,
             asked_of: BTreeMap::new(),
             started_at_ms: BTreeMap::new(),
+            ended_at_ms: BTreeMap::new(),
             room_idx: BTreeMap::new(),
             ttl: Duration::from_secs(60),
         }
@@ -791,7 +794,7 @@ impl RoomApi for ScriptedRooms {
             live: !script.not_live.contains(&presenter.get()),
             room_idx: script.room_idx.get(&presenter.get()).copied(),
             started_at_ms: script.started_at_ms.get(&presenter.get()).copied(),
-            ..Liveness::default()
+            ended_at_ms: script.ended_at_ms.get(&presenter.get()).copied(),
         }))
         .boxed_local()
     }

@@ -116,11 +116,9 @@ impl Room {
 
     /// What was accepted so far is of a broadcast that is over.
     fn end_broadcast(&mut self) {
-        // Before the numbering is known: whatever there is.
-        let last = if self.restored {
-            self.last_numbered()
-        } else {
-            Seq(u64::MAX)
+        let last = match self.numbering {
+            Numbering::Known { .. } => self.last_numbered(),
+            Numbering::Unknown | Numbering::Asked => ALL,
         };
         if last != self.over {
             self.over = last;

@@ -89,7 +89,8 @@ impl Saving {
 
 impl Room {
     /// The writer told what the room's last number is, and how far the room had got when that was last saved; `now_ms` is
-    /// milliseconds since 1970.
+    /// milliseconds since 1970. Returns whether what is on disk may be further than the room is.
+    #[must_use]
     pub fn numbering_known(
         &mut self,
         last: Seq,
@@ -97,9 +98,9 @@ impl Room {
         config: &RegistryConfig,
         now: Instant,
         now_ms: i64,
-    ) {
+    ) -> bool {
         if self.numbering != Numbering::Asked {
-            return;
+            return false;
         }
         self.numbering = Numbering::Known {
             committed: last,
@@ -131,7 +132,7 @@ impl Room {
                 self.position = place.position.min(last);
                 self.legacy_from = if place.exact { self.position } else { last };
                 // A verdict that was heard first may have ended a broadcast without knowing its numbers.
-                let ended = self.over == Seq(u64::MAX);
+                let ended = self.over == ALL;
                 // Where nothing names them the place may be that of the broadcast before it, too.
                 let began = open.map_or(Seq(0), Broadcast::begins_after).max(place.over).min(last);
                 self.room_idx = room_idx.or(place.room_idx);
@@ -160,19 +161,29 @@ impl Room {
             }
         }
         self.settle(self.legacy_from.max(self.over));
+        false
     }
 
-    /// What a commit of unknown outcome wrote is known now: `last` is the last of it, if it wrote anything.
-    fn outcome_known(&mut self, last: Seq) {
-        if self.ring.last() == Some(last) {
-            return;
+    /// What a commit of unknown outcome wrote is known now: `last` is the last of it, if it wrote anything. Returns whether what is on
+    /// disk may be further than the room is.
+    fn outcome_known(&mut self, last: Seq) -> bool {
+        let ended = self.over == ALL;
+        let overs = std::iter::once(&mut self.over).chain(self.paused.as_mut().map(|paused| &mut paused.over));
+        for over in overs.filter(|over| **over == ALL) {
+            *over = last;
         }
-        // There may be acts among it, and what they delete is marked only in the log: from now on that is read there.
-        self.ring.forget_through(last);
-        if let Some(cursor) = &mut self.cursor {
-            cursor.read_anew();
+        if ended {
+            self.saving.moves();
         }
-        self.settle(self.settled);
+        if self.ring.last() != Some(last) {
+            // There may be acts among it, and what they delete is marked only in the log: from now on that is read there.
+            self.ring.forget_through(last);
+            if let Some(cursor) = &mut self.cursor {
+                cursor.read_anew();
+            }
+        }
+        self.settle(self.settled.min(last));
+        ended
     }
 
     /// What is to be saved of it, if anything is.
