@@ -259,6 +259,10 @@ impl Room {
             self.over = self.over.max(entry.event.seq);
             self.saving.moves();
         }
+        if entry.event.act.is_some() {
+            // Before the ring may have to let go of what it covers.
+            self.pass_over();
+        }
         self.ring.push(entry);
         self.pass_over();
         self.let_go();

@@ -8,7 +8,7 @@ use std::{
 use chatting_actors::{
     moderation::Act,
     outcome::{Accepted, Delivery, Outcome, Refusal, Submit},
-    registry::RoomView,
+    registry::{RegistryConfig, RoomView},
     types::{ChatMessage, MessageText, Nickname, Role, Seq, UserIdx},
 };
 use tokio::sync::oneshot;
@@ -165,6 +165,39 @@ async fn what_is_deleted_while_the_log_is_read_for_a_legacy_session_is_not_shown
     reader.has_seen(1).await;
     let seen: Vec<_> = reader.seen().into_iter().map(|(_, text)| text).collect();
     assert_eq!(seen, ["fine"]);
+}
+
+#[actix::test]
+async fn rule_12_held_messages_that_are_deleted_make_room_for_others() {
+    let config = RegistryConfig {
+        ring_events: 3,
+        ..registry_config()
+    };
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        config,
+        writer_config(),
+    );
+    let first = stage.reader(1);
+    stage.accepted(1, "seen").await;
+    first.leave();
+    for text in ["bad", "worse", "worst"] {
+        assert_eq!(stage.accepted(1, text).await.delivery, Delivery::Held);
+    }
+    let other = async |text: &str| stage.submit_as(8, "lee", 1, text, None).await.unwrap();
+    let full = Outcome::Refused(Refusal::PresenterDisconnected);
+    assert_eq!(other("no room").await, full);
+    done(&stage, 1).await;
+    for text in ["one", "two", "three"] {
+        let outcome = other(text).await;
+        let held = matches!(&outcome, Outcome::Accepted(accepted) if accepted.delivery == Delivery::Held);
+        assert!(held, "{text}: {outcome:?}");
+    }
+    assert_eq!(other("no room").await, full);
+    let next = stage.reader(1);
+    next.has_seen(3).await;
+    assert_eq!(texts(&next), ["one", "two", "three"]);
 }
 
 /// An act is written though nobody can tell, and then `fine` is sent by another user.

@@ -286,6 +286,10 @@ impl Room {
                 self.position = through;
             }
             self.legacy_from = through;
+            if self.settled < through {
+                // It takes no place of what is held (rule 12).
+                self.settle(through);
+            }
             self.saving.moves();
         }
     }
