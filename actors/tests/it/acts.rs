@@ -31,12 +31,17 @@ fn stage() -> Stage {
 }
 
 fn act(stage: &Stage, presenter: i64) -> oneshot::Receiver<Outcome> {
+    act_as(stage, presenter, "staff")
+}
+
+/// Deletes what the user 7 has said; the outcome comes later.
+pub fn act_as(stage: &Stage, presenter: i64, nickname: &str) -> oneshot::Receiver<Outcome> {
     let user_idx = UserIdx::new(99).unwrap();
     let submit = Submit {
         presenter_idx: room(presenter),
         chat: ChatMessage {
             user_idx,
-            nickname: Nickname::new("staff", 64).unwrap(),
+            nickname: Nickname::new(nickname, 64).unwrap(),
             text: MessageText::maybe_empty(String::new(), 0).unwrap(),
             role: Role::Operator,
         },

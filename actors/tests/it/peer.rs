@@ -93,6 +93,8 @@ struct State {
     over: bool,
     /// Every event that was queued to it.
     queued: Vec<u64>,
+    /// On the clock of all peers: not before this each of them was.
+    queued_at: Vec<u64>,
     /// When it was welcomed, and when it was told to close: queued, not read.
     welcomed_at: Option<u64>,
     told: Option<End>,
@@ -234,6 +236,17 @@ impl Peer {
 
     pub fn queued(&self) -> Vec<u64> {
         self.state().queued.clone()
+    }
+
+    /// Every event that was queued to it, behind when on the clock of all peers.
+    pub fn queued_at(&self) -> Vec<(u64, u64)> {
+        let state = self.state();
+        state
+            .queued_at
+            .iter()
+            .copied()
+            .zip(state.queued.iter().copied())
+            .collect()
     }
 
     /// The welcome that it has read.
@@ -436,7 +449,9 @@ impl Peer {
 impl Subscriber for Peer {
     fn deliver(&self, batch: Batch) {
         let mut state = self.state();
+        let at = self.shared.clock.fetch_add(1, SeqCst);
         state.queued.extend(batch.entries.iter().map(|entry| entry.event.seq.0));
+        state.queued_at.extend(batch.entries.iter().map(|_| at));
         let unsettled = if self.is_v1() {
             state.queued.iter().filter(|seq| **seq > state.acked).count()
         } else {

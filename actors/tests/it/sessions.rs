@@ -1,9 +1,9 @@
 //! Rules 11 to 16 against a model: whatever happens to sessions, logs and processes, each session is sent what it was promised.
 //!
 //! A case is a list of operations: sessions of both dialects that come, resume from anywhere, stall, acknowledge, vanish and
-//! take over from each other; messages; broadcasts that end; failures of the spool, of the store and of the registry;
-//! restarts. Afterwards everything works again, the client of each room connects once more and reads to the end, and
-//! [`Case::judge`] compares what each session was sent with the log.
+//! take over from each other; messages, and acts that delete them; broadcasts that end; failures of the spool, of the store
+//! and of the registry; restarts. Afterwards everything works again, the client of each room connects once more and reads to
+//! the end, and [`Case::judge`] compares what each session was sent with the log.
 //!
 //! In each room there is one [`Client`] that always resumes with its own last seq, whatever other sessions come in between. It
 //! must have everything since its first `resumed_from`, but for what a `welcome` told as a gap.
@@ -13,7 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -30,6 +30,7 @@ use proptest::{
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
+    acts,
     model::hush_planned_panics,
     peer::{Ack, Client, EPOCH, Peer, Shared, v1},
     script::{Call, Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
@@ -87,6 +88,10 @@ enum Op {
     Ack(i64, Ack),
     /// The broadcast ends, or another begins.
     Live(i64, bool),
+    /// The room server names the broadcast's room so, which begins another one where it had another name.
+    Named(i64, i64),
+    /// What most of the senders have said in the room is deleted, and what the spool does with that.
+    Act(i64, Commit),
     /// What the spool's next commits do.
     Commits(Vec<Commit>),
     /// So many of the spool's next other calls fail.
@@ -188,6 +193,16 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..70)
 }
 
+/// What else happens, and where among the others: apart from them, so that those lists that failed once remain what they were.
+fn more() -> impl Strategy<Value = Vec<(prop::sample::Index, Op)>> {
+    let presenter = || prop_oneof![6 => Just(1), 1 => 2..=ROOMS];
+    let op = prop_oneof![
+        4 => (presenter(), Commit::any()).prop_map(|(presenter, commit)| Op::Act(presenter, commit)),
+        1 => (presenter(), 1..3_i64).prop_map(|(presenter, room_idx)| Op::Named(presenter, room_idx)),
+    ];
+    prop::collection::vec((any::<prop::sample::Index>(), op), 0..8)
+}
+
 fn sizes() -> impl Strategy<Value = Sizes> {
     let reading = (
         prop_oneof![3 => 1..8_usize, 1 => Just(1024)],
@@ -240,6 +255,8 @@ struct Attempt {
     presenter: i64,
     text: String,
     told: Option<Result<Accepted, Refusal>>,
+    /// On the clock of the room's peers: not before this it was answered.
+    told_at: u64,
 }
 
 /// A session with what was so when it came.
@@ -412,18 +429,37 @@ impl Case {
         if poison {
             self.store.script().poison.push(text.clone());
         }
-        let outcome = self.stage().submit_as(7, &number.to_string(), presenter, &text, None);
+        // Not all of them are of the one whose messages are deleted.
+        let user = if number.is_multiple_of(3) { 8 } else { 7 };
+        let outcome = self
+            .stage()
+            .submit_as(user, &number.to_string(), presenter, &text, None);
+        self.attempt(presenter, text, outcome)
+    }
+
+    /// Deletes what the user 7 has said.
+    fn delete(&mut self, presenter: i64) {
+        let number = self.attempts.len();
+        let outcome = acts::act_as(self.stage(), presenter, &number.to_string());
+        self.attempt(presenter, String::new(), outcome);
+    }
+
+    fn attempt(&mut self, presenter: i64, text: String, outcome: oneshot::Receiver<Outcome>) -> usize {
+        let number = self.attempts.len();
         self.pending.push((number, outcome));
         self.attempts.push(Attempt {
             presenter,
             text,
             told: None,
+            told_at: u64::MAX,
         });
         number
     }
 
     fn told(&mut self, number: usize, outcome: Option<Outcome>) {
-        self.attempts[number].told = Some(match outcome {
+        let attempt = &mut self.attempts[number];
+        attempt.told_at = self.shared[&attempt.presenter].clock.load(SeqCst);
+        attempt.told = Some(match outcome {
             Some(Outcome::Accepted(accepted)) => Ok(accepted),
             Some(Outcome::Refused(refusal)) => Err(refusal),
             None => Err(Refusal::OutcomeUnknown),
@@ -490,7 +526,8 @@ impl Case {
     fn lose(&mut self, presenter: i64, which: usize) {
         let (spool, mut store) = (self.spool.script(), self.store.script());
         let all = store.events.range((presenter, 0)..=(presenter, u64::MAX));
-        let gone = |event: &Event| spool.rows.values().all(|row| row.id != event.id);
+        // A store marks what an act deletes; with the scripted one's act that would be gone, too.
+        let gone = |event: &Event| event.act.is_none() && spool.rows.values().all(|row| row.id != event.id);
         let places: Vec<_> = all.filter(|(_, event)| gone(event)).map(|(place, _)| *place).collect();
         if let Some(place) = places.get(which % places.len().max(1)) {
             self.lost
@@ -543,6 +580,17 @@ impl Case {
                 } else {
                     script.not_live.insert(presenter);
                 }
+            }
+            Op::Named(..) if !self.sizes.short_ttl => {}
+            Op::Named(presenter, room_idx) => {
+                self.ended = true;
+                self.rooms.script().room_idx.insert(presenter, room_idx);
+            }
+            Op::Act(presenter, commit) => {
+                self.settle().await;
+                self.spool.script().commits.push_front(commit);
+                self.delete(presenter);
+                self.settle().await;
             }
             Op::Commits(commits) => self.spool.script().commits.extend(commits),
             Op::SpoolFails(calls) => self.spool.script().failing += calls,
@@ -639,6 +687,7 @@ impl Case {
 
     /// What must hold, whatever happened.
     fn judge(&self) {
+        let logs: BTreeMap<_, _> = (1..=ROOMS).map(|presenter| (presenter, self.log(presenter))).collect();
         for (n, came) in self.sessions.iter().enumerate() {
             let wrong = came.peer.wrong();
             assert!(
@@ -648,13 +697,13 @@ impl Case {
                 came.presenter
             );
             self.judge_end(n, came);
-            self.judge_welcome(n, came);
+            self.judge_welcome(n, came, &logs);
         }
-        for presenter in 1..=ROOMS {
-            let log = self.log(presenter);
-            self.judge_senders(presenter, &log);
-            self.judge_readers(presenter, &log);
-            self.judge_order(presenter);
+        for (presenter, log) in &logs {
+            self.judge_senders(*presenter, log);
+            self.judge_readers(*presenter, log);
+            self.judge_acts(*presenter, log);
+            self.judge_order(*presenter);
         }
     }
 
@@ -731,6 +780,33 @@ impl Case {
         );
     }
 
+    /// Legacy is sent nothing that was deleted before, as soon as anybody was told of the act, or of what came behind it.
+    fn judge_acts(&self, presenter: i64, log: &BTreeMap<u64, Arc<Event>>) {
+        let of_room = self.attempts.iter().filter(|attempt| attempt.presenter == presenter);
+        let told: Vec<(u64, u64)> = of_room
+            .filter_map(|attempt| {
+                let accepted = attempt.told.as_ref()?.as_ref().ok()?;
+                Some((accepted.seq.0, attempt.told_at))
+            })
+            .collect();
+        for (seq, by) in log {
+            let Some(act) = &by.act else {
+                continue;
+            };
+            let behind = told.iter().filter(|(told, _)| told >= seq);
+            let known_at = behind.map(|(_, at)| *at).min().unwrap_or(u64::MAX);
+            for came in self.of_room(presenter).filter(|came| !came.peer.is_v1()) {
+                for (at, sent) in came.peer.queued_at() {
+                    assert!(log[&sent].act.is_none(), "room {presenter}: {sent} is no message");
+                    assert!(
+                        at < known_at || !act.covers(by, &log[&sent]),
+                        "room {presenter}: {sent} was sent, though {seq} had deleted it"
+                    );
+                }
+            }
+        }
+    }
+
     /// The newest session wins.
     fn judge_order(&self, presenter: i64) {
         let sessions: Vec<&Came> = self.of_room(presenter).collect();
@@ -786,23 +862,30 @@ impl Case {
     }
 
     /// A gap is told only where something explains it, and nothing is skipped without one.
-    fn judge_welcome(&self, n: usize, came: &Came) {
+    fn judge_welcome(&self, n: usize, came: &Came, logs: &BTreeMap<i64, BTreeMap<u64, Arc<Event>>>) {
         let Some(welcome) = came.peer.welcome() else {
             return;
         };
         let last = welcome.last_seq.0;
         assert!(&*welcome.epoch.0 == EPOCH && welcome.presenter == room(came.presenter));
         assert!(welcome.resumed_from.0 <= last + 1, "session {n}: {welcome:?}");
+        // Behind a restart a legacy session begins after all that may have been sent, which counts as taken when it leaves.
+        let all_v1 = || self.of_room(came.presenter).all(|came| came.peer.is_v1());
         if matches!(came.from, Resumes::Nothing | Resumes::Foreign)
-            && came.registry == 0
+            && (came.registry == 0 || all_v1())
             && !self.ended
             && self.sizes.resume_max > 1000
         {
             let first = welcome.gap.map_or(welcome.resumed_from, |gap| gap.from).0;
             let claimed = came.peer.claimed();
+            // Behind a legacy session nobody is owed an act, nor what one deleted.
+            let log = &logs[&came.presenter];
+            let acts: Vec<_> = log.values().filter_map(|by| Some((by.act.as_ref()?, by))).collect();
+            let is_owed = |event: &Event| event.act.is_none() && !acts.iter().any(|(act, by)| act.covers(by, event));
+            let skipped: Vec<u64> = (claimed + 1..first).filter(|seq| is_owed(&log[seq])).collect();
             assert!(
-                first <= claimed + 1,
-                "session {n}, {:?}: {welcome:?} though nobody had more than {claimed}",
+                skipped.is_empty(),
+                "session {n}, {:?}: {welcome:?} without {skipped:?}, though nobody had more than {claimed}",
                 came.from
             );
         }
@@ -825,7 +908,10 @@ impl Case {
 
 const BEYOND: End = End::BadFrame("resume_after is above last_seq");
 
-async fn try_out(sizes: Sizes, ops: Vec<Op>) {
+async fn try_out(sizes: Sizes, mut ops: Vec<Op>, more: Vec<(prop::sample::Index, Op)>) {
+    for (at, op) in more {
+        ops.insert(at.index(ops.len() + 1), op);
+    }
     let mut case = Case::start(sizes);
     case.history().await;
     for op in ops {
@@ -853,8 +939,8 @@ fn what_each_session_was_sent_is_what_it_was_promised_whatever_failed() {
         config.cases = CASES;
     }
     let system = actix::System::new();
-    let run = TestRunner::new(config).run(&(sizes(), ops()), |(sizes, ops)| {
-        system.block_on(try_out(sizes, ops));
+    let run = TestRunner::new(config).run(&(sizes(), ops(), more()), |(sizes, ops, more)| {
+        system.block_on(try_out(sizes, ops, more));
         Ok(())
     });
     if let Err(failed) = run {
