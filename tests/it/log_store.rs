@@ -427,6 +427,40 @@ async fn pages_of_the_log_bring_each_event_once_wherever_their_ranges_end() {
     }
 }
 
+#[actix_web::test]
+async fn a_replay_from_a_time_on_does_not_jump_over_what_was_set_aside() {
+    for (name, store, _dir) in stores().await {
+        let dir = ScratchDir::new("from-parked");
+        let path = dir.path().join("chat.db");
+        let (mut spool, info) = embedded(&path);
+        let mut clock = EventClock::after(0);
+        let base = 1_800_000_000_000;
+        let events: Vec<_> = (1..=9)
+            .map(|seq| {
+                let mut event = Arc::unwrap_or_clone(event(&mut clock, 12, &info.epoch.0, seq, "x"));
+                event.sent_at_ms = base + i64::try_from(seq).unwrap() * 10;
+                Arc::new(event)
+            })
+            .collect();
+        store.append(batch(&events[..3])).await.unwrap();
+        let first = spool.commit(&events[3..]).unwrap();
+        let refused = (first..).zip(&events[3..6]);
+        let refused: Vec<_> = refused
+            .map(|(pos, event)| (pos, Arc::clone(event), "no".into()))
+            .collect();
+        spool.free(first + 2, &refused, 0).unwrap();
+        let history = History::new(path, Arc::clone(&store), 4);
+        let all = broadcast(&[(base, None)], &[(&info.epoch.0, 0, None)]);
+        for from in 1..=10_u64 {
+            let from_ms = base + i64::try_from(from).unwrap() * 10 - 5;
+            let place = history.replay_from(&all, from_ms).await.unwrap();
+            let (events, _) = history.replay(&all, place, i64::MAX, 100).await.unwrap();
+            let seqs: Vec<_> = events.iter().map(|logged| logged.event.seq.0).collect();
+            assert_eq!(seqs, (from..=9).collect::<Vec<_>>(), "{name}: from {from}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn commits_go_between_the_events_of_a_batch_on_its_way_into_the_embedded_log() {
     const EVENTS: i64 = 10_000;

@@ -133,16 +133,26 @@ pub fn acts(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Resul
     Ok(acts)
 }
 
-/// Where a time begins among a room's events in the spool, in one numbering: the first that was sent then or later; the one
-/// after the last where all are older; `None` where there are none.
+/// Where a time begins among a room's events in the spool and among what was set aside from it, in one numbering: the first that was
+/// sent then or later; the one after the last where all are older; `None` where there are none.
 pub fn first_from(path: &Path, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Option<Seq>> {
-    let connection = open_to_read(path)?;
-    let (first, last): (Option<i64>, Option<i64>) = connection.query_row(
-        "SELECT MIN(CASE WHEN sent_at >= ?3 THEN seq END), MAX(seq) FROM spool
-         WHERE presenter_idx = ?1 AND epoch = (SELECT n FROM epochs WHERE epoch = ?2)",
-        params![presenter.get(), &*epoch.0, at_ms],
-        |found| Ok((found.get(0)?, found.get(1)?)),
-    )?;
+    let mut connection = open_to_read(path)?;
+    // One snapshot for both questions: what is set aside between them would be in neither answer.
+    let snapshot = connection.transaction()?;
+    let (mut first, mut last) = (None, None);
+    for table in ["parked", "spool"] {
+        // What cannot be read has no place in a replay.
+        let sql = format!(
+            "SELECT MIN(CASE WHEN sent_at >= ?3 THEN seq END), MAX(seq) FROM {table}
+             WHERE presenter_idx = ?1 AND epoch = (SELECT n FROM epochs WHERE epoch = ?2)
+               AND typeof(seq) = 'integer' AND typeof(sent_at) = 'integer'"
+        );
+        let asked = params![presenter.get(), &*epoch.0, at_ms];
+        let (from, through): (Option<i64>, Option<i64>) =
+            snapshot.query_row(&sql, asked, |found| Ok((found.get(0)?, found.get(1)?)))?;
+        first = first.into_iter().chain(from).min();
+        last = last.max(through);
+    }
     Ok(first.or(last.map(|last| last + 1)).map(|seq| Seq(seq.cast_unsigned())))
 }
 
