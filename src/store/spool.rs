@@ -75,8 +75,9 @@ const NO_ROW: Pos = Pos::MAX;
 /// What a probe writes.
 const PROBE_BYTES: usize = 64 * 1024;
 
-/// Times do not go back from row to row (rule 5), so the last row is the newest; a spool of gigabytes is not gone through.
-const NEWEST: &str = "SELECT sent_at FROM spool ORDER BY pos DESC LIMIT 1";
+/// Times do not go back from row to row (rule 5), so the last row is the newest, where it can be read; a spool of gigabytes is not gone
+/// through.
+const NEWEST: &str = "SELECT sent_at FROM spool WHERE typeof(sent_at) = 'integer' ORDER BY pos DESC LIMIT 1";
 
 const INSERT: &str = concat!(
     "INSERT INTO spool(pos, epoch, ",

@@ -19,7 +19,7 @@ use chatting_actors::{
 use chatting_server::{
     app::Stopped,
     store::{
-        Archive, Durability, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, inspect::SpoolFile,
+        Archive, Durability, Left, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, inspect::SpoolFile,
         mongo::MongoSettings, spool::OpenError,
     },
 };
@@ -619,6 +619,48 @@ async fn rule_04_a_row_that_cannot_be_read_is_parked_and_counts_as_parked() {
     let app = spawn_in(dir, settings).await;
     assert_eq!(app.metric("chat_parked_total").await, Some(0.0));
     assert_eq!(app.metric("chat_parked_events").await, Some(1.0));
+}
+
+#[test]
+fn rule_04_a_value_that_is_no_number_stops_no_start_after_a_clean_stop() {
+    for column in ["sent_at", "seq", "presenter_idx"] {
+        for pos in [2_u64, 3] {
+            let dir = ScratchDir::new("no-number");
+            let path = dir.path().join("chat.db");
+            let (mut spool, info) = open(&path, Durability::Disk, None);
+            let written = events(&info, 12, 1..=3);
+            spool.commit(&written).unwrap();
+            spool.close();
+            drop(spool);
+            let no_number = format!("UPDATE spool SET {column} = 'x' WHERE pos = {pos}");
+            let connection = rusqlite::Connection::open(&path).unwrap();
+            assert_eq!(connection.execute(&no_number, []).unwrap(), 1);
+            connection.close().unwrap();
+            // Also where nobody read it, as while the store is away.
+            for _ in 0..2 {
+                let (mut spool, again) = open(&path, Durability::Disk, None);
+                assert_eq!(spool.found().left, Left::Cleanly, "{column} {pos}");
+                assert_eq!((again.first, again.last), (1, 3), "{column} {pos}");
+                spool.close();
+            }
+            let (mut spool, _) = open(&path, Durability::Disk, None);
+            let rows = spool.read(0, 10).unwrap();
+            let seqs: Vec<_> = rows.iter().map(|(_, event)| event.seq.0).collect();
+            let wanted: Vec<_> = (1..=3).filter(|seq| *seq != pos).collect();
+            assert_eq!(seqs, wanted, "{column} {pos}");
+            assert_eq!(spool.count_parked().unwrap(), 1, "{column} {pos}");
+            spool.free(3, &[], 0).unwrap();
+            assert_eq!(spool.count_left().unwrap(), 0, "{column} {pos}");
+            drop(spool);
+            // What is parked is asked for last seqs, too, where a salvaged spool must ask the store.
+            let connection = rusqlite::Connection::open(&path).unwrap();
+            connection
+                .execute("INSERT INTO meta(key, value) VALUES ('salvaged', 1)", [])
+                .unwrap();
+            connection.close().unwrap();
+            open(&path, Durability::Disk, None);
+        }
+    }
 }
 
 #[actix_web::test]

@@ -66,6 +66,11 @@ CREATE INDEX IF NOT EXISTS parked_acts ON parked(presenter_idx) WHERE act IS NOT
 CREATE INDEX IF NOT EXISTS records_unstored ON records(stored, id) WHERE stored <> 1;
 ";
 
+/// A value that is no number where one should be must not stop the start, or none would ever come to the reading of that row, which
+/// sets it aside (rule 4). The last seqs of rooms are asked for in the same way.
+const HOW_FAR: &str =
+    "SELECT MIN(pos), MAX(pos), MAX(CASE WHEN typeof(sent_at) = 'integer' THEN sent_at END) FROM spool";
+
 /// Why a spool cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -374,9 +379,7 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
     let n: i64 = meta(&transaction, "epoch")?.unwrap_or(0);
     let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
     let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
-        transaction.query_row("SELECT MIN(pos), MAX(pos), MAX(sent_at) FROM spool", [], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })?;
+        transaction.query_row(HOW_FAR, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let mut rooms = last_of_rooms(&transaction, 0)?;
     let (rooms_known, furthest) = how_far(&transaction, &rooms)?;
     let ask_store = meta::<i64>(&transaction, "ask_store")?.unwrap_or(1) != 0;
@@ -431,7 +434,8 @@ fn how_far(connection: &Connection, last: &HashMap<PresenterIdx, (Seq, Pos)>) ->
 /// The last seq of each room that has rows from `from` on, and the row that it is in.
 pub(super) fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Result<HashMap<PresenterIdx, (Seq, Pos)>> {
     let mut rooms = HashMap::new();
-    let sql = "SELECT presenter_idx, MAX(seq), MAX(pos) FROM spool WHERE pos >= ?1 GROUP BY presenter_idx";
+    let sql = "SELECT presenter_idx, MAX(seq), MAX(pos) FROM spool
+               WHERE pos >= ?1 AND typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer' GROUP BY presenter_idx";
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query([from])?;
     while let Some(row) = rows.next()? {
@@ -443,7 +447,9 @@ pub(super) fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Res
 }
 
 fn last_of_parked(connection: &Connection) -> rusqlite::Result<Vec<(PresenterIdx, Seq)>> {
-    let mut statement = connection.prepare("SELECT presenter_idx, MAX(seq) FROM parked GROUP BY presenter_idx")?;
+    let sql = "SELECT presenter_idx, MAX(seq) FROM parked
+               WHERE typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer' GROUP BY presenter_idx";
+    let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
     let rows = rows.filter_map(|row| match row {
         Ok((presenter, seq)) => Some(Ok((PresenterIdx::new(presenter)?, Seq(seq.cast_unsigned())))),
