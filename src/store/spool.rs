@@ -52,7 +52,7 @@ use chatting_actors::{
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
 use self::{
-    freeing::{COVERS, PARK, beyond_limit, covering, free_rows, trim_keys},
+    freeing::{COVERS, PARK, any_parked, beyond_limit, covering, free_rows, trim_keys},
     meta::keep_last_ms,
     opening::last_of_rooms,
     parked::Kept,
@@ -342,9 +342,12 @@ impl Spool for SqliteSpool {
             this.kept.add_parked(more_parked);
             Ok((kept, unasked))
         };
-        let (kept, unasked) = self.with(|this, connection| match parked.is_empty() {
-            true => free(this, connection),
-            false => beyond_limit(connection, |connection| free(this, connection)),
+        let (kept, unasked) = self.with(|this, connection| {
+            // Acts that the store has are parked, too, where they may cover what is there already.
+            match parked.is_empty() && !any_parked(connection)? {
+                true => free(this, connection),
+                false => beyond_limit(connection, |connection| free(this, connection)),
+            }
         })?;
         for presenter in kept {
             self.last.remove(&presenter);

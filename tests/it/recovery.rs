@@ -12,6 +12,7 @@ use std::{
 
 use chatting_actors::{
     clock::EventClock,
+    moderation::Act,
     seams::{LastSeq, LogStore, Spool, SpoolFault},
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
@@ -205,6 +206,37 @@ fn a_full_spool_that_the_store_refuses_altogether_is_parked_and_takes_events_aga
     let ids: Vec<_> = all[..committed].iter().map(|event| event.id).collect();
     spool.unpark(&ids, &[]).unwrap();
     spool.commit(&all[committed..committed + 100]).unwrap();
+}
+
+#[test]
+fn a_full_spool_of_acts_that_stay_for_what_is_parked_can_free_its_rows_too() {
+    let dir = ScratchDir::new("limit-acts");
+    let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));
+    let mut all = events(&info, 1, 1..=20_000);
+    let refused = all.remove(0);
+    let pos = spool.commit(std::slice::from_ref(&refused)).unwrap();
+    spool.free(pos, &[(pos, refused, "no".into())], 0).unwrap();
+    let acts: Vec<_> = all
+        .into_iter()
+        .map(|event| {
+            let mut act = Arc::unwrap_or_clone(event);
+            act.act = Some(Arc::new(Act::User {
+                user_idx: UserIdx::new(7).unwrap(),
+            }));
+            act.chat.text = MessageText::maybe_empty(String::new(), 0).unwrap();
+            Arc::new(act)
+        })
+        .collect();
+    let committed = acts.chunks(100).take_while(|batch| spool.commit(batch).is_ok()).count() * 100;
+    assert!((1000..acts.len()).contains(&committed), "{committed} fitted");
+    // The store has taken all of them.
+    let mut freed = 0;
+    while freed < committed {
+        let rows = spool.read(0, 1000).unwrap();
+        freed += rows.len();
+        spool.free(rows.last().unwrap().0, &[], 0).unwrap();
+    }
+    assert_eq!(spool.count_parked().unwrap(), committed as u64 + 1);
 }
 
 #[test]

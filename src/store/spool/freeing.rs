@@ -28,6 +28,13 @@ pub(super) fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Re
 /// another text would make parked events of the acts in files that are there.
 pub(super) const COVERS: &str = "stored; kept for the parked messages that it covers";
 
+/// Whether anything is parked.
+pub(super) fn any_parked(connection: &Connection) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM parked)")?
+        .query_row([], |row| row.get(0))
+}
+
 /// Acts among the rows up to `through` that the store has and that may cover what is parked, of which it knows nothing: they
 /// stay with it.
 pub(super) fn covering(
@@ -35,10 +42,7 @@ pub(super) fn covering(
     through: Pos,
     parked: &[(Pos, Arc<Event>, String)],
 ) -> rusqlite::Result<Vec<Pos>> {
-    let any: bool = connection
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM parked)")?
-        .query_row([], |row| row.get(0))?;
-    if !any && parked.is_empty() {
+    if parked.is_empty() && !any_parked(connection)? {
         return Ok(Vec::new());
     }
     let mut acts = connection.prepare_cached(
