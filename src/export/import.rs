@@ -36,6 +36,10 @@ const NOT_NDJSON: &str = "wanted is NDJSON, as `export --format ndjson` writes i
 /// A message from later than this is from a wrong clock, and would hold up the times of all that come after it.
 const MAX_AHEAD_MS: i64 = 24 * 60 * 60 * 1000;
 
+/// The greatest number that every reader of JSON has exactly (RFC 8259, 6), which is far beyond what any room gets to. What comes after it
+/// needs a next one, too.
+const MAX_SEQ: u64 = (1 << 53) - 1;
+
 /// Bytes of a numbering's name at most; ours have 16.
 const EPOCH_MAX_BYTES: usize = 64;
 
@@ -286,14 +290,19 @@ impl Lines {
 
     fn event(&mut self, logged: Logged, mut open: Open) -> Result<Item, String> {
         let event = &logged.event;
-        if event.seq == Seq(0) || i64::try_from(event.seq.0).is_err() {
+        if event.seq == Seq(0) {
             return Err(format!("seq {} is none", event.seq));
         }
+        seq(event.seq.0)?;
         if event.id.get_version_num() != 7 {
             return Err(format!("the id {} is no UUIDv7", event.id));
         }
         if event.sent_at_ms > self.now_ms.saturating_add(MAX_AHEAD_MS) {
             return Err("it was sent more than a day from now".into());
+        }
+        // Acts cover what has a lower id, and retention goes by them: they are in the order of time (rule 5).
+        if i64::try_from(event.id.as_u64_pair().0 >> 16) != Ok(event.sent_at_ms) {
+            return Err(format!("the id {} is not of the time it was sent", event.id));
         }
         if let Some((epoch, last)) = &open.last
             && *epoch == event.epoch
@@ -340,9 +349,9 @@ fn epoch(name: String) -> Result<Epoch, String> {
 }
 
 fn seq(number: u64) -> Result<Seq, String> {
-    match i64::try_from(number) {
-        Ok(_) => Ok(Seq(number)),
-        Err(_) => Err(format!("seq {number} is none")),
+    match number <= MAX_SEQ {
+        true => Ok(Seq(number)),
+        false => Err(format!("seq {number} is none: the greatest is {MAX_SEQ}")),
     }
 }
 

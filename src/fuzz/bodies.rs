@@ -44,8 +44,8 @@ const CHANGE: &[&str] = &[
 
 const EXPORT: &[&str] = &[
     r#"{"type":"broadcast","format":1,"id":"019b76da-a800-7000-8000-000000000001","presenter_idx":12,"room_idx":null,"reported_start":null,"ended_at":"2026-01-01T01:00:00.000Z","corrected_start":null,"seen_at":"2026-01-01T01:00:00.000Z","version":2,"segments":[{"from":"2026-01-01T00:00:00.000Z","to":"2026-01-01T01:00:00.000Z"}],"spans":[{"epoch":"a","after":0,"through":2}]}
-{"type":"chat","seq":1,"epoch":"a","id":"019b76da-a800-7000-8000-000000000002","sent_at":"2026-01-01T00:00:01.000Z","offset_ms":1000,"broadcast_id":"019b76da-a800-7000-8000-000000000001","user_idx":7,"nickname":"kim","role":"viewer","text":"hi"}
-{"type":"moderation","seq":2,"epoch":"a","id":"019b76da-a800-7000-8000-000000000003","sent_at":"2026-01-01T00:00:02.000Z","offset_ms":2000,"broadcast_id":null,"by":12,"nickname":"host","role":"presenter","act":{"scope":"user","user_idx":7}}
+{"type":"chat","seq":1,"epoch":"a","id":"019b76da-abe8-7000-8000-000000000002","sent_at":"2026-01-01T00:00:01.000Z","offset_ms":1000,"broadcast_id":"019b76da-a800-7000-8000-000000000001","user_idx":7,"nickname":"kim","role":"viewer","text":"hi"}
+{"type":"moderation","seq":2,"epoch":"a","id":"019b76da-afd0-7000-8000-000000000003","sent_at":"2026-01-01T00:00:02.000Z","offset_ms":2000,"broadcast_id":null,"by":12,"nickname":"host","role":"presenter","act":{"scope":"user","user_idx":7}}
 {"type":"end","broadcast_id":"019b76da-a800-7000-8000-000000000001","events":2}
 "#,
 ];

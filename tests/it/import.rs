@@ -623,6 +623,8 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
     let unquoted = [lines[0], "{1:2}", lines[2]].join("\n");
     let unended = [lines[0], "{", lines[2]].join("\n");
     let swapped = [lines[0], lines[2], lines[1]].join("\n");
+    let second = event("a", 2, 2000, 7, "kim", "x").id;
+    let of_another_time = format!("line 3: the id {second} is not of the time it was sent");
     let cases = [
         (cut.as_str(), "line 6: the file ends within broadcast"),
         (&good[..good.len() - 40], "line 10: "),
@@ -666,6 +668,22 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
         (
             &good.replacen("\"sent_at\":\"2026", "\"sent_at\":\"2226", 1),
             "line 2: it was sent more than a day",
+        ),
+        (
+            &good.replacen(
+                "{\"type\":\"chat\",\"seq\":3,",
+                "{\"type\":\"chat\",\"seq\":9007199254740992,",
+                1,
+            ),
+            "line 4: seq 9007199254740992 is none: the greatest is 9007199254740991",
+        ),
+        (
+            &good.replacen(
+                "\"sent_at\":\"2026-01-01T00:00:02.000Z\"",
+                "\"sent_at\":\"2026-01-01T00:00:02.001Z\"",
+                1,
+            ),
+            &of_another_time,
         ),
         (
             &good.replacen("\"role\":\"viewer\"", "\"role\":\"king\"", 1),
