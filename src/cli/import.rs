@@ -26,7 +26,7 @@ use super::{
 use crate::{
     export::import::{Contents, Item, Lines, Tally, check},
     settings::Settings,
-    store::{Archive, Logged, SqliteSpool, StoredBroadcast},
+    store::{Archive, LateMessages, Logged, SqliteSpool, StoredBroadcast},
     telemetry,
 };
 
@@ -77,7 +77,7 @@ async fn write(
     store: Arc<dyn Archive>,
 ) -> Result<ExitCode, Failure> {
     store.prepare().await.map_err(|error| unwritten(&error))?;
-    admit(contents, spool, &*store).await?;
+    let goes_on = admit(contents, spool, &*store).await?;
     let rooms = contents.rooms.iter().map(|(room, last)| (*room, *last));
     let begun = spool.begin_import(&contents.digest, rooms, contents.newest_ms);
     begun.map_err(Failure::spool)?;
@@ -88,6 +88,7 @@ async fn write(
         batch_max: settings.log.batch_max,
         progress: Progress::new("events", contents.events),
         refused: 0,
+        late: LateMessages::default(),
         stop: stop_signal()?.boxed_local(),
     };
     let mut read = Tally::default();
@@ -100,6 +101,10 @@ async fn write(
         read.file(lines);
     }
     writing.flush().await?;
+    if goes_on {
+        // A server that ran since it began may have deleted some of what came only now.
+        writing.mark_late().await?;
+    }
     let refused = writing.refused;
     drop(writing);
     if refused > 0 {
@@ -125,11 +130,12 @@ async fn write(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether this import may go into this log: one that holds nothing, or a part of the same import.
-async fn admit(contents: &Contents, spool: &mut SqliteSpool, store: &dyn Archive) -> Result<(), Failure> {
+/// Refuses where this import may not go into this log. It may where that holds nothing, or a part of the same import, which it then goes
+/// on with: returns whether it does.
+async fn admit(contents: &Contents, spool: &mut SqliteSpool, store: &dyn Archive) -> Result<bool, Failure> {
     let refuse = |why: String| Err(Failure::problem(format!("{why}; nothing was imported")));
     match spool.importing().map_err(Failure::spool)? {
-        Some(digest) if digest == contents.digest => return Ok(()),
+        Some(digest) if digest == contents.digest => return Ok(true),
         Some(_) => return refuse(
             "an import of other files has begun and not ended, or of these in another order: run that one again first"
                 .into(),
@@ -147,7 +153,7 @@ async fn admit(contents: &Contents, spool: &mut SqliteSpool, store: &dyn Archive
     if !store.is_empty().await.map_err(|error| unwritten(&error))? {
         return refuse("the log is not empty: imports go into a new database or a new log.path".into());
     }
-    Ok(())
+    Ok(false)
 }
 
 struct Writing {
@@ -156,6 +162,7 @@ struct Writing {
     batch_max: usize,
     progress: Progress,
     refused: u64,
+    late: LateMessages,
     stop: LocalBoxFuture<'static, ()>,
 }
 
@@ -206,9 +213,7 @@ impl Writing {
         if self.batch.is_empty() {
             return Ok(());
         }
-        if self.stop.as_mut().now_or_never().is_some() {
-            return Err(Failure::interrupted(AGAIN));
-        }
+        self.go_on()?;
         let count = self.batch.len() as u64;
         let refused = self.write().await.map_err(|error| unwritten(&error))?;
         self.refused += refused;
@@ -216,8 +221,29 @@ impl Writing {
         Ok(())
     }
 
+    /// Between two steps: whether to take the next one.
+    fn go_on(&mut self) -> Result<(), Failure> {
+        match self.stop.as_mut().now_or_never() {
+            None => Ok(()),
+            Some(()) => Err(Failure::interrupted(AGAIN)),
+        }
+    }
+
+    async fn mark_late(&mut self) -> Result<(), Failure> {
+        loop {
+            self.go_on()?;
+            let marked = self.late.mark_some(&*self.store, self.batch_max).await;
+            if !marked.map_err(|error| unwritten(&error))? {
+                return Ok(());
+            }
+        }
+    }
+
     async fn write(&mut self) -> Result<u64, StoreError> {
         let logged = std::mem::take(&mut self.batch);
+        for logged in &logged {
+            self.late.add(&logged.event);
+        }
         let marks = logged
             .iter()
             .filter_map(|logged| Some((logged.event.id, logged.deleted?)));

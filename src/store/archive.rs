@@ -117,6 +117,14 @@ pub trait Archive: LogStore + Figures + Keeping {
         at_ms: i64,
     ) -> BoxFuture<'a, Result<First, StoreError>>;
 
+    /// The acts of moderation in these rooms whose ids are greater than `after`, in the order of ids; at most `limit`.
+    fn acts(
+        &self,
+        rooms: Vec<PresenterIdx>,
+        after: Uuid,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>>;
+
     /// One event by its id.
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>>;
 

@@ -6,6 +6,7 @@ mod found;
 pub mod history;
 pub mod inspect;
 pub mod keeping;
+mod late;
 mod lock;
 pub mod mongo;
 mod row;
@@ -20,6 +21,7 @@ pub use self::{
     archive::{Archive, Deleted, First, Logged, Scan, StoredBroadcast},
     found::{FoundSpool, FoundStore, Left, Newest},
     history::History,
+    late::LateMessages,
     lock::{LockError, SpoolLock},
     mongo::MongoStore,
     salvage::{SalvageError, files_aside},

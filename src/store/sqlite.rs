@@ -20,7 +20,7 @@ use std::{
 use chatting_actors::{
     broadcast::Broadcast,
     seams::{LogStore, NotPut, Poison, StoreBatch, StoreError},
-    types::{Epoch, PresenterIdx, Seq, UserIdx},
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, params};
@@ -57,6 +57,7 @@ CREATE INDEX IF NOT EXISTS broadcasts_held ON broadcasts(legal_hold) WHERE legal
 CREATE INDEX IF NOT EXISTS chatting_log_about ON chatting_log(",
     about!(),
     ", id) WHERE act IS NOT NULL;
+CREATE INDEX IF NOT EXISTS chatting_log_acts ON chatting_log(presenter_idx, id) WHERE act IS NOT NULL;
 CREATE INDEX IF NOT EXISTS chatting_log_deleted_by ON chatting_log(deleted_by, id) WHERE deleted_by IS NOT NULL;
 "
 );
@@ -237,6 +238,21 @@ fn first_from(connection: &Connection, presenter: PresenterIdx, epoch: &Epoch, a
     Ok(search.found())
 }
 
+/// Acts of one room after `after`, in the order of their ids.
+fn acts(connection: &Connection, presenter: PresenterIdx, after: Uuid, limit: usize) -> rusqlite::Result<Vec<Event>> {
+    let sql = format!(
+        "SELECT epoch, {} FROM chatting_log INDEXED BY chatting_log_acts
+         WHERE presenter_idx = ?1 AND id > ?2 AND act IS NOT NULL ORDER BY id LIMIT ?3",
+        row::COLUMNS
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let asked = params![presenter.get(), &after.as_bytes()[..], count(limit)];
+    let rows = statement.query_map(asked, |found| {
+        row::read(found, 1, Epoch(found.get::<_, String>(0)?.into()))
+    })?;
+    rows.collect()
+}
+
 /// An event whose columns begin at `from`, behind them those that tell of its deletion.
 fn logged(row: &Row<'_>, from: usize, epoch: Epoch) -> rusqlite::Result<Logged> {
     let (at_ms, by): (Option<i64>, Option<i64>) = (row.get(from + row::COUNT)?, row.get(from + row::COUNT + 1)?);
@@ -374,6 +390,23 @@ impl Archive for SqliteStore {
     ) -> BoxFuture<'a, Result<First, StoreError>> {
         let epoch = epoch.clone();
         self.look(move |connection| first_from(connection, presenter, &epoch, at_ms))
+    }
+
+    fn acts(
+        &self,
+        rooms: Vec<PresenterIdx>,
+        after: Uuid,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        self.look(move |connection| {
+            let mut found = Vec::new();
+            for room in rooms {
+                found.extend(acts(connection, room, after, limit)?);
+            }
+            found.sort_by_key(|act| act.id);
+            found.truncate(limit);
+            Ok(found)
+        })
     }
 
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     export::{broadcast_id, event, fill},
-    history::{read, request, seqs},
+    history::{drained, read, request, seqs},
     support::{
         app::{KEY, settings, spawn_in, use_mongodb},
         mongod::{Mongod, fresh_database_name},
@@ -420,6 +420,34 @@ async fn an_import_that_was_interrupted_is_run_again_and_loses_and_doubles_nothi
         }
         let (code, _, error) = site.import(&file);
         assert_eq!(code, 1, "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn what_was_deleted_while_an_import_was_interrupted_is_deleted_in_all_of_it() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb);
+        let file = long_file(&site, 20_000);
+        let args = ["import", file.to_str().unwrap(), "--set", "log.batch_max=1"];
+        let import = Process::start(&site.dir, &mut site.command(&args));
+        import.line(" of 20000 events").await;
+        import.signal("INT");
+        assert_eq!(import.exited().await.code(), Some(75), "{}", import.output());
+        let before = site.export(&[]).lines().count();
+        assert!((3..20_002).contains(&before), "{before} lines");
+        let app = spawn_in(Arc::clone(&site.dir), site.settings()).await;
+        let all_of_7 = "/v1/rooms/12/messages?user_idx=7";
+        let deleted = request(&app, "DELETE", all_of_7, &app.token(12), "").await;
+        assert_eq!(deleted.status, 200, "{deleted:?}");
+        drained(&app).await;
+        app.stop().await;
+        let (code, _, error) = site.import(&file);
+        assert_eq!(code, 0, "{error}");
+        let lines = site.export(&[]);
+        assert_eq!(lines.lines().count(), 20_002);
+        let shown = lines.lines().filter(|line| line.starts_with("{\"type\":\"chat\""));
+        let shown: Vec<_> = shown.filter(|line| !line.contains("\"deleted_by\":12")).collect();
+        assert!(shown.is_empty(), "{} of 20000, the first {}", shown.len(), shown[0]);
     }
 }
 

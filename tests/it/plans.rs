@@ -22,6 +22,7 @@ use chatting_server::store::{
 };
 use mongodb::bson::{Document, doc};
 use rusqlite::{Connection, functions::FunctionFlags};
+use uuid::Uuid;
 
 use crate::{
     figures::{broadcast, message, shared},
@@ -48,7 +49,7 @@ fn events() -> Vec<StoreBatch> {
         };
         events.push(message(at_ms, 12, "a", seq, user, "안녕 방송"));
         let mut other = message(at_ms, 1000 + i64::try_from(seq % 20).unwrap(), "b", seq, user, "other");
-        other.id = uuid::Uuid::from_u128(other.id.as_u128() + (1 << 63));
+        other.id = Uuid::from_u128(other.id.as_u128() + (1 << 63));
         events.push(other);
     }
     shared(events)
@@ -102,6 +103,8 @@ async fn ask_everything(store: &dyn Archive) {
             assert_eq!(store.scan(scan).await.unwrap().len(), 10);
         }
     }
+    let acts = store.acts(vec![presenter, room(1003)], Uuid::nil(), 10).await.unwrap();
+    assert_eq!(acts.len(), 3);
     store.find(record.id).await.unwrap();
     for before in [None, Some(record.id)] {
         store.broadcasts(presenter, before, 10).await.unwrap();

@@ -5,10 +5,15 @@ use std::{path::Path, process::Command, sync::Arc};
 use chatting_actors::{
     clock::EventClock,
     idempotency::Keyed,
-    seams::Spool,
+    moderation::Act,
+    seams::{LogStore, Spool},
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
-use chatting_server::store::{Durability, SpoolSettings, SqliteSpool};
+use chatting_server::store::{
+    Deleted, Durability, MongoStore, SpoolSettings, SqliteSpool,
+    history::{History, Query, Start},
+    mongo::MongoSettings,
+};
 use mongodb::{
     Client, Collection,
     bson::{Bson, Document, doc},
@@ -17,7 +22,8 @@ use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 
 use crate::{
-    log_archive::broadcast,
+    log_archive::{act, broadcast, by},
+    log_store::{batch, event, room},
     support::{
         app::{KEY, spawn_app, use_mongodb},
         eventually,
@@ -799,4 +805,92 @@ async fn replay_does_not_say_that_all_is_in_the_store_while_a_row_cannot_be_read
     assert_eq!(code, 0, "{out}{error}");
     let (code, out, _) = site.run(&["spool", "replay"]);
     assert_eq!(code, 0, "{out}");
+}
+
+#[actix_web::test]
+async fn what_was_deleted_through_another_spool_is_deleted_when_it_is_replayed() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let site = Site::new(&[(12, 6), (13, 2)], Some((&uri, &database)));
+    let open = |path: std::path::PathBuf| {
+        let (spool, _) = SqliteSpool::open(SpoolSettings {
+            path,
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: false,
+        })
+        .unwrap();
+        spool
+    };
+    // The first two of room 12 are parked.
+    let mut spool = open(site.path());
+    let rows = spool.read(0, 3).unwrap().into_iter().filter(|(pos, _)| *pos != 2);
+    let refused: Vec<_> = rows.map(|(pos, event)| (pos, event, "no".into())).collect();
+    spool.free(3, &refused, 0).unwrap();
+    spool.close();
+    drop(spool);
+
+    // Since it was put away another server has written to the log, and staff has deleted there.
+    let settings = MongoSettings {
+        uri: uri.clone(),
+        database: database.clone(),
+        connect_timeout: std::time::Duration::from_secs(60),
+        write_timeout: std::time::Duration::from_secs(60),
+    };
+    let store = MongoStore::new(&settings).await.unwrap();
+    store.prepare().await.unwrap();
+    let newest_ms = site.events.iter().map(|event| event.sent_at_ms).max().unwrap();
+    let mut clock = EventClock::after(newest_ms);
+    let all_of_9 = Act::User {
+        user_idx: UserIdx::new(9).unwrap(),
+    };
+    let all_so_far = Act::Span {
+        from_ms: 0,
+        to_ms: newest_ms,
+    };
+    let elsewhere = [
+        act(&mut clock, 12, "elsewhere", 1, all_of_9),
+        act(&mut clock, 13, "elsewhere", 1, all_so_far),
+        by(9, event(&mut clock, 12, "elsewhere", 2, "since")),
+    ];
+    assert_eq!(store.append(batch(&elsewhere)).await.unwrap(), []);
+
+    let dir = ScratchDir::new("elsewhere");
+    drop(open(dir.path().join("chat.db")));
+    let history = History::new(dir.path().join("chat.db"), Arc::new(store), 4);
+    let shown = async |presenter: i64| {
+        let query = Query {
+            presenter: room(presenter),
+            start: Start::After(Seq(0)),
+            user: None,
+            text: None,
+            from_ms: None,
+            to_ms: None,
+            deleted_too: true,
+            limit: 100,
+            scan_limit: 100,
+        };
+        let events = history.page(&query).await.unwrap().events;
+        let messages = events.into_iter().filter(|logged| logged.event.act.is_none());
+        let mut messages: Vec<_> = messages
+            .map(|logged| (logged.event.chat.text.as_str().to_owned(), logged.deleted))
+            .collect();
+        messages.sort_by_key(|(text, _)| text.clone());
+        messages
+    };
+    let said = |presenter: i64, seqs: std::ops::RangeInclusive<u64>| {
+        let deleted = Some(Deleted::by(&elsewhere[usize::from(presenter == 13)]));
+        seqs.map(move |seq| (format!("message {seq} of {presenter}"), deleted))
+    };
+    let since = ("since".to_owned(), None);
+    // One a batch, as well as all in one.
+    let (code, out, error) = site.run(&["spool", "replay", "--set", "log.batch_max=1"]);
+    assert_eq!(code, 1, "{out}{error}");
+    assert!(out.contains("replayed: 5 events in 5 batches"), "{out}");
+    let wanted: Vec<_> = said(12, 3..=6).chain([since.clone()]).collect();
+    assert_eq!(shown(12).await, wanted);
+    assert_eq!(shown(13).await, said(13, 2..=2).collect::<Vec<_>>());
+    let (code, out, error) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 0, "{out}{error}");
+    let wanted: Vec<_> = said(12, 1..=6).chain([since]).collect();
+    assert_eq!(shown(12).await, wanted);
 }

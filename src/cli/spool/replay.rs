@@ -1,7 +1,7 @@
 //! `spool replay`: takes what a stopped server left in its spool to the store, and frees it.
 //!
-//! It does what the running server does, and no more: a batch to the store, then one transaction that frees its rows; broadcasts when
-//! the events are there. It may end between any two steps, however it ends; what the store has already is not written twice.
+//! It does what the running server does: a batch to the store, then one transaction that frees its rows; broadcasts when the events are
+//! there. One thing more, between the two: the log may have been another server's since, and what was deleted there is marked. It may end between any two steps, however it ends; what the store has already is not written twice.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,7 +31,7 @@ use super::{
 use crate::{
     settings::Settings,
     startup,
-    store::{Archive, SqliteSpool},
+    store::{Archive, LateMessages, SqliteSpool},
     telemetry,
 };
 
@@ -186,6 +186,7 @@ impl Replay<'_> {
             };
             let batch = Arc::new(rows.iter().map(|(_, event)| Arc::clone(event)).collect());
             let poison = self.append(&batch, &progress).await?;
+            self.mark_late(&batch, &progress).await?;
             let parked: Vec<_> = poison
                 .into_iter()
                 .filter_map(|poison| {
@@ -292,6 +293,7 @@ impl Replay<'_> {
                     refused.push((event.id, poison.reason));
                 }
             }
+            self.mark_late(&batch, &progress).await?;
             let forgotten = self.spool.unpark(&stored, &refused)?;
             totals.tried += batch.len() as u64;
             totals.unparked += stored.len() as u64;
@@ -318,6 +320,20 @@ impl Replay<'_> {
         let store = Arc::clone(&self.store);
         self.tried(progress, async || store.append(Arc::clone(batch)).await)
             .await
+    }
+
+    /// Another server may have taken deletions to the store since these were said. Before they leave the spool: what is interrupted here
+    /// is done again.
+    async fn mark_late(&mut self, batch: &[Arc<Event>], progress: &Progress) -> Result<(), Ended> {
+        let (store, limit) = (Arc::clone(&self.store), self.settings.log.batch_max);
+        let mut late = LateMessages::of(batch);
+        while self
+            .tried(progress, async || late.mark_some(&*store, limit).await)
+            .await?
+        {
+            self.go_on()?;
+        }
+        Ok(())
     }
 
     /// A pause, unless it is interrupted.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chatting_actors::{
     broadcast::Broadcast,
     seams::{NotPut, StoreError},
-    types::{Epoch, PresenterIdx, Seq, UserIdx},
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::{
     TryStreamExt,
@@ -21,12 +21,13 @@ use uuid::Uuid;
 
 use super::{
     COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, Mongo, MongoStore, SEQ_INDEX,
-    document::{broadcast, broadcast_fields, bson_uuid, logged},
+    document::{broadcast, broadcast_fields, bson_uuid, event, logged},
     failed, unreadable,
 };
 use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search};
 
 pub(super) const USER_INDEX: &str = "user_presenter_epoch_seq";
+const ACTS_INDEX: &str = "presenter_act";
 const BROADCASTS: &str = "broadcasts";
 const BROADCASTS_INDEX: &str = "presenter_id";
 
@@ -43,6 +44,15 @@ impl Mongo {
         let keys = doc! { "user_idx": 1, "presenter_idx": 1, "epoch": 1, "seq": 1 };
         let by_user = IndexModel::builder().keys(keys).options(by_user).build();
         self.timed(self.log.create_index(by_user).into_future())
+            .await
+            .map_err(failed)?;
+        let acts = IndexOptions::builder()
+            .name(ACTS_INDEX.to_owned())
+            .partial_filter_expression(doc! { "act": { "$exists": true } })
+            .build();
+        let keys = doc! { "presenter_idx": 1, "_id": 1 };
+        let acts = IndexModel::builder().keys(keys).options(acts).build();
+        self.timed(self.log.create_index(acts).into_future())
             .await
             .map_err(failed)?;
         let by_room = IndexOptions::builder().name(BROADCASTS_INDEX.to_owned()).build();
@@ -143,6 +153,26 @@ impl Mongo {
             .iter()
             .map(|found| logged(found).map_err(StoreError))
             .collect()
+    }
+
+    async fn acts(&self, rooms: &[PresenterIdx], after: Uuid, limit: usize) -> Result<Vec<Event>, StoreError> {
+        let rooms: Vec<i64> = rooms.iter().map(|room| room.get()).collect();
+        let which = doc! {
+            "presenter_idx": { "$in": rooms },
+            "_id": { "$gt": bson_uuid(after) },
+            "act": { "$exists": true },
+        };
+        let found = self
+            .log
+            .find(which)
+            .sort(doc! { "_id": 1 })
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+            .hint(Hint::Name(ACTS_INDEX.into()));
+        let documents: Vec<RawDocumentBuf> = self
+            .timed(async { found.await?.try_collect().await })
+            .await
+            .map_err(failed)?;
+        documents.iter().map(|found| event(found).map_err(StoreError)).collect()
     }
 
     async fn find(&self, id: Uuid) -> Result<Option<Logged>, StoreError> {
@@ -312,6 +342,15 @@ impl Archive for MongoStore {
         at_ms: i64,
     ) -> BoxFuture<'a, Result<First, StoreError>> {
         async move { self.reach().await?.first_from(presenter, epoch, at_ms).await }.boxed()
+    }
+
+    fn acts(
+        &self,
+        rooms: Vec<PresenterIdx>,
+        after: Uuid,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Event>, StoreError>> {
+        async move { self.reach().await?.acts(&rooms, after, limit).await }.boxed()
     }
 
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use chatting_actors::{
     broadcast::Broadcast,
     seams::{LogStore, NotPut, Poison, Pos, Spool, StoreBatch, StoreError},
-    types::{Epoch, PresenterIdx, Seq, UserIdx},
+    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use chatting_server::store::{
     Archive, Deleted, First, Logged, Scan, SqliteSpool, StoredBroadcast,
@@ -89,6 +89,7 @@ impl Archive for MovingStore {
     of_store! {
         is_empty() -> bool;
         epochs(presenter: PresenterIdx) -> Vec<Epoch>;
+        acts(rooms: Vec<PresenterIdx>, after: Uuid, limit: usize) -> Vec<Event>;
         find(id: Uuid) -> Option<Logged>;
         broadcasts(presenter: PresenterIdx, before: Option<Uuid>, limit: usize) -> Vec<StoredBroadcast>;
         broadcast(id: Uuid) -> Option<StoredBroadcast>;
