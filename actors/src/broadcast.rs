@@ -125,6 +125,19 @@ pub fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option
     Some(broadcast)
 }
 
+/// Goes on with a room's broadcasts that an earlier run left open, the newest first: with one, where there is none yet. A later one that goes
+/// on already has ended the others, though nobody heard of that. Returns the record of one that has ended, to be kept.
+pub fn take_up(open: &mut Option<Broadcast>, left: Broadcast) -> Option<Broadcast> {
+    match open {
+        Some(later) if later.id != left.id => Some(left.overtaken_by(later)),
+        Some(_) => None,
+        None => {
+            *open = Some(left);
+            None
+        }
+    }
+}
+
 /// Until when a room that was seen to be live was looked after, again and again, and nobody said that it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watched {
@@ -310,6 +323,16 @@ impl Broadcast {
         }
         self.close_span(epoch, last);
         self.ended_at_ms = Some(at_ms);
+    }
+
+    /// Ends it when it was last seen to be live, and where a later one of its room begins.
+    fn overtaken_by(mut self, later: &Self) -> Self {
+        let at_ms = self.last_live_ms();
+        if let Some(next) = later.spans.first() {
+            self.end(at_ms, &next.epoch, next.after);
+        }
+        self.version += 1;
+        self
     }
 
     /// What is numbered from now on is not of this broadcast.

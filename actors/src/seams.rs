@@ -2,9 +2,10 @@
 //!
 //! The server implements them over HTTP, SQLite, MongoDB and JWT; tests may script them.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc};
 
 use futures_util::future::{BoxFuture, LocalBoxFuture};
+use uuid::Uuid;
 
 use crate::broadcast::Broadcast;
 use crate::idempotency::KeyRow;
@@ -147,8 +148,14 @@ pub trait Spool: Send {
     /// as it is here then; that a broadcast was seen to be live again it need not know.
     fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<bool, SpoolError>;
 
-    /// The broadcasts that have not ended.
+    /// The broadcasts that have not ended, the oldest first.
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError>;
+
+    /// The ids of all broadcasts that are kept here.
+    fn broadcast_ids(&mut self) -> Result<HashSet<Uuid>, SpoolError>;
+
+    /// Keeps those of these broadcasts, as the store has them, that are not here. One transaction. Returns which were not, in their order.
+    fn adopt_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<Vec<Broadcast>, SpoolError>;
 
     /// At most `limit` broadcasts that the store does not have as they are here.
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError>;
@@ -236,6 +243,13 @@ pub trait LogStore: Send + Sync {
     /// Keeps these broadcasts, each unless a newer version of it is there. Those that it did not keep come back; it has the others.
     /// After an error nothing is known.
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>>;
+
+    /// The broadcasts that have not ended, but for these, the newest first. It was not told how long each was seen to be live: as far as
+    /// its last message says. One that cannot be read is left out.
+    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>>;
+
+    /// The same of a room's newest broadcast; `None` also where that has ended.
+    fn open_broadcast(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Option<Broadcast>, StoreError>>;
 
     /// When its newest event was sent, in milliseconds since 1970; 0 when it has none.
     fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>>;

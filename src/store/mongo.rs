@@ -12,6 +12,7 @@ mod keeping;
 mod marked;
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -31,6 +32,7 @@ use mongodb::{
     },
 };
 use tokio::runtime::Handle;
+use uuid::Uuid;
 
 use self::{
     acts::Progress,
@@ -380,6 +382,14 @@ impl LogStore for MongoStore {
 
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
         async move { self.reach().await?.put_broadcasts(broadcasts).await }.boxed()
+    }
+
+    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
+        async move { self.reach().await?.open_broadcasts(&but).await }.boxed()
+    }
+
+    fn open_broadcast(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Option<Broadcast>, StoreError>> {
+        async move { self.reach().await?.open_broadcast(presenter).await }.boxed()
     }
 
     fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>> {

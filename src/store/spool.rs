@@ -35,7 +35,7 @@ pub use self::{
 };
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -50,6 +50,7 @@ use chatting_actors::{
     types::{Epoch, Event, PresenterIdx, Seq},
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+use uuid::Uuid;
 
 use self::{
     freeing::{COVERS, PARK, any_parked, beyond_limit, covering, free_rows, trim_keys},
@@ -432,6 +433,14 @@ impl Spool for SqliteSpool {
 
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
         self.with(|_, connection| records::read(connection, Which::Open, usize::MAX))
+    }
+
+    fn broadcast_ids(&mut self) -> Result<HashSet<Uuid>, SpoolError> {
+        self.with(|_, connection| records::ids(connection))
+    }
+
+    fn adopt_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<Vec<Broadcast>, SpoolError> {
+        self.with(|_, connection| records::adopt(connection, broadcasts))
     }
 
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {

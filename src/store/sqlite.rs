@@ -9,6 +9,7 @@ mod filling;
 mod keeping;
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -40,6 +41,13 @@ macro_rules! about {
 }
 pub(super) use about;
 
+/// That a broadcast has not ended, likewise.
+macro_rules! open {
+    () => {
+        "IIF(json_valid(record), record ->> '$.ended_at_ms' IS NULL, 0)"
+    };
+}
+
 pub(super) const SCHEMA: &str = concat!(
     "
 CREATE TABLE IF NOT EXISTS chatting_log(
@@ -54,6 +62,9 @@ CREATE TABLE IF NOT EXISTS broadcasts(
   corrected_start INTEGER, legal_hold INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS broadcasts_by_room ON broadcasts(presenter_idx, id);
 CREATE INDEX IF NOT EXISTS broadcasts_held ON broadcasts(legal_hold) WHERE legal_hold = 1;
+CREATE INDEX IF NOT EXISTS broadcasts_open ON broadcasts(id) WHERE ",
+    open!(),
+    ";
 CREATE INDEX IF NOT EXISTS chatting_log_about ON chatting_log(",
     about!(),
     ", id) WHERE act IS NOT NULL;
@@ -65,6 +76,12 @@ CREATE INDEX IF NOT EXISTS chatting_log_deleted_by ON chatting_log(deleted_by, i
 const PUT_BROADCAST: &str = "
 INSERT INTO broadcasts(id, presenter_idx, version, record) VALUES (?1, ?2, ?3, ?4)
 ON CONFLICT(id) DO UPDATE SET version = ?3, record = ?4 WHERE version < ?3";
+
+const OPEN_BROADCASTS: &str = concat!(
+    "SELECT record FROM broadcasts INDEXED BY broadcasts_open WHERE id > ?1 AND ",
+    open!(),
+    " ORDER BY id DESC"
+);
 
 /// Brings the log of a file of format 1 up to date, where there is one.
 pub(super) fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
@@ -289,6 +306,38 @@ fn broadcast(row: &Row<'_>) -> rusqlite::Result<StoredBroadcast> {
     })
 }
 
+/// A broadcast's record; one that cannot be read is told of and left out.
+fn readable(record: &str) -> Option<Broadcast> {
+    match serde_json::from_str(record) {
+        Ok(broadcast) => Some(broadcast),
+        Err(error) => {
+            log::error!("store: a broadcast cannot be read: {error}");
+            None
+        }
+    }
+}
+
+/// A broadcast was live when its last message was sent, whatever its record says.
+fn see_last_message(connection: &Connection, broadcast: &mut Broadcast) -> rusqlite::Result<()> {
+    let Some(span) = broadcast.spans.last() else {
+        return Ok(());
+    };
+    let mut last = connection.prepare_cached(
+        "SELECT sent_at, broadcast_id FROM chatting_log
+         WHERE presenter_idx = ?1 AND epoch = ?2 AND seq > ?3 AND kind = 'chat' ORDER BY seq DESC LIMIT 1",
+    )?;
+    let of_span = params![broadcast.presenter.get(), &*span.epoch.0, span.after.0.cast_signed()];
+    let last = last.query_row(of_span, |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, Option<[u8; 16]>>(1)?))
+    });
+    if let Some((sent_at_ms, of)) = last.optional()?
+        && of == Some(broadcast.id.into_bytes())
+    {
+        broadcast.seen_at_ms = broadcast.seen_at_ms.max(sent_at_ms);
+    }
+    Ok(())
+}
+
 impl LogStore for SqliteStore {
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.run(|connection| connection.execute_batch(SCHEMA))
@@ -345,6 +394,34 @@ impl LogStore for SqliteStore {
             }
             transaction.commit()?;
             Ok(Vec::new())
+        })
+    }
+
+    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
+        self.look(move |connection| {
+            let mut statement = connection.prepare(OPEN_BROADCASTS)?;
+            let records = statement.query_map([&Uuid::nil().as_bytes()[..]], |row| row.get::<_, String>(0))?;
+            let mut open = Vec::new();
+            for record in records {
+                if let Some(mut one) = readable(&record?).filter(|one| !but.contains(&one.id)) {
+                    see_last_message(connection, &mut one)?;
+                    open.push(one);
+                }
+            }
+            Ok(open)
+        })
+    }
+
+    fn open_broadcast(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Option<Broadcast>, StoreError>> {
+        self.look(move |connection| {
+            let newest = "SELECT record FROM broadcasts WHERE presenter_idx = ?1 ORDER BY id DESC LIMIT 1";
+            let newest = connection.query_row(newest, [presenter.get()], |row| row.get::<_, String>(0));
+            let open = newest.optional()?.and_then(|record| readable(&record));
+            let Some(mut open) = open.filter(|one| one.ended_at_ms.is_none()) else {
+                return Ok(None);
+            };
+            see_last_message(connection, &mut open)?;
+            Ok(Some(open))
         })
     }
 

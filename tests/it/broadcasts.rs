@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     history::{drained, read, recorded, request, seqs, servers},
     support::{
-        app::{TestApp, spawn_app, spawn_in, spawn_with_rooms},
+        app::{TestApp, spawn_app, spawn_in, spawn_with_rooms, use_mongodb},
         eventually,
         presenter::V1,
         room_server::RoomServer,
@@ -174,6 +174,101 @@ async fn a_restart_goes_on_with_the_same_broadcast_and_sees_one_end_that_ended_m
     let app = spawn_in(dir, settings).await;
     let ended = newest(&app, 13, |one| one["ended_at"].is_string()).await;
     assert_eq!(ended["ended_at"], ended["segments"][0]["to"]);
+}
+
+/// A server over that MongoDB, or the embedded log, with these rooms live and one message in each; everything is in the store.
+async fn with_one_message(rooms: &RoomServer, mongodb: bool, presenters: &[i64]) -> (TestApp, Vec<Value>) {
+    for presenter in presenters {
+        rooms.live_with(*presenter, r#"{"roomIdx":7}"#).await;
+    }
+    let app = spawn_with_rooms(rooms, |settings| {
+        if mongodb {
+            use_mongodb(settings);
+        }
+        quick(settings);
+        // They are told apart by their names alone, and what is not live has ended soon.
+        settings.broadcast.resume_seconds = 1;
+    })
+    .await;
+    let mut open = Vec::new();
+    for presenter in presenters {
+        let _session = V1::of(&app, *presenter, json!({})).await;
+        assert_eq!(app.post(*presenter, 7, "one").await.status, 201);
+        let one = newest(&app, *presenter, |_| true).await;
+        recorded(&app, &one["id"]).await;
+        open.push(one);
+    }
+    drained(&app).await;
+    (app, open)
+}
+
+/// That a broadcast has ended, not before its message, and its replay, too.
+async fn is_over(app: &TestApp, broadcast: &Value) {
+    let page = replay(app, broadcast, "").await;
+    assert_eq!((seqs(&page), &page["next"]), (vec![1], &Value::Null), "{page}");
+    let (said, ended) = (&page["messages"][0]["sent_at"], &broadcast["ended_at"]);
+    assert!(said.as_str() <= ended.as_str(), "{broadcast} behind {said}");
+}
+
+#[actix_web::test]
+async fn a_new_spool_on_an_old_log_goes_on_with_the_broadcasts_that_are_open_there_or_ends_them() {
+    let rooms = RoomServer::start().await;
+    let (app, before) = with_one_message(&rooms, true, &[12, 13, 14]).await;
+    let (_, dir, settings) = app.stop().await;
+    for file in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
+        if file.file_name().to_string_lossy().starts_with("chat.db") {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+    }
+    // Meanwhile one room began another broadcast, and one ended. Nobody says anything there.
+    rooms.live_with(13, r#"{"roomIdx":8}"#).await;
+    rooms.ended(14).await;
+    let app = spawn_in(dir, settings).await;
+    newest(&app, 13, |one| one["id"] != before[1]["id"]).await;
+    let all = broadcasts(&app, 13).await;
+    assert_eq!((all.len(), &all[1]["id"]), (2, &before[1]["id"]));
+    assert_eq!(all[0]["ended_at"], Value::Null);
+    is_over(&app, &all[1]).await;
+    let ended = newest(&app, 14, |one| one["ended_at"].is_string()).await;
+    assert_eq!(ended["id"], before[2]["id"]);
+    is_over(&app, &ended).await;
+    // One goes on.
+    let _session = V1::of(&app, 12, json!({})).await;
+    say(&app, "two").await;
+    let all = broadcasts(&app, 12).await;
+    assert_eq!((all.len(), &all[0]["id"]), (1, &before[0]["id"]));
+    assert_eq!(all[0]["ended_at"], Value::Null);
+    let first = replay(&app, &all[0], "").await;
+    let next = format!("cursor={}", first["next"].as_str().unwrap());
+    let second = replay(&app, &all[0], &next).await;
+    assert_eq!((seqs(&first), seqs(&second)), (vec![1], vec![2]));
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_a_spool_lost_the_record_of_ends_when_another_begins() {
+    for mongodb in [false, true] {
+        let rooms = RoomServer::start().await;
+        let (app, before) = with_one_message(&rooms, mongodb, &[12]).await;
+        let (_, dir, settings) = app.stop().await;
+        // As a salvage may that cannot read their page.
+        let spool = rusqlite::Connection::open(&settings.log.path).unwrap();
+        assert_eq!(spool.execute("DELETE FROM records", []).unwrap(), 1);
+        drop(spool);
+        rooms.live_with(12, r#"{"roomIdx":8}"#).await;
+        let app = spawn_in(dir, settings).await;
+        let is_another = |one: &Value| one["id"] != before[0]["id"];
+        let _session = V1::of(&app, 12, json!({})).await;
+        newest(&app, 12, is_another).await;
+        let older = eventually("the older one to end", async || {
+            let older = broadcasts(&app, 12).await.pop().unwrap();
+            older["ended_at"].is_string().then_some(older)
+        })
+        .await;
+        assert_eq!(older["id"], before[0]["id"]);
+        is_over(&app, &older).await;
+        let all = broadcasts(&app, 12).await;
+        assert_eq!((all.len(), &all[0]["ended_at"]), (2, &Value::Null));
+    }
 }
 
 #[actix_web::test]

@@ -1,9 +1,11 @@
 //! The conformance suite of the log: MongoDB and SQLite keep the same promises.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
 
 use chatting_actors::{
+    broadcast::Broadcast,
     clock::EventClock,
+    moderation::Act,
     seams::{LastSeq, LogRange, LogReader, LogStore, Spool, StoreBatch},
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
@@ -16,7 +18,7 @@ use chatting_server::store::{
 use mongodb::bson::{Bson, Document, doc};
 
 use crate::{
-    figures::broadcast,
+    figures::{broadcast, message, shared},
     support::{
         mongod::{Mongod, fresh_database_name},
         moving::{Moves, MovingStore},
@@ -458,6 +460,69 @@ async fn a_replay_from_a_time_on_does_not_jump_over_what_was_set_aside() {
             let seqs: Vec<_> = events.iter().map(|logged| logged.event.seq.0).collect();
             assert_eq!(seqs, (from..=9).collect::<Vec<_>>(), "{name}: from {from}");
         }
+    }
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_has_not_ended_is_found_and_was_live_when_its_last_message_was_sent() {
+    for (name, store, _dir) in stores().await {
+        // Of room 12, in epoch "a" from `after` on.
+        let record = |at_ms: i64, after: u64, ended: Option<i64>| broadcast(&[(at_ms, ended)], &[("a", after, None)]);
+        let elsewhere = |n: i64, ended: Option<i64>| {
+            let mut record = record(n, 0, ended);
+            record.presenter = room(13);
+            record
+        };
+        let (over, open) = (record(1000, 0, Some(2000)), record(3000, 2, None));
+        // Of the other room an older one was left open.
+        let (left, last) = (elsewhere(1500, None), elsewhere(4000, Some(5000)));
+        let all = [over.clone(), open.clone(), left.clone(), last];
+        store.put_broadcasts(&all).await.unwrap();
+        let ids = |found: Vec<Broadcast>| found.iter().map(|one| one.id).collect::<Vec<_>>();
+        let found = store.open_broadcasts(HashSet::new()).await.unwrap();
+        assert_eq!(ids(found), [open.id, left.id], "{name}: the newest first");
+        let found = store.open_broadcasts([open.id, over.id].into()).await.unwrap();
+        assert_eq!(ids(found), [left.id], "{name}");
+        let of_room = async |n: i64| store.open_broadcast(room(n)).await.unwrap();
+        assert_eq!(of_room(12).await, Some(open.clone()), "{name}");
+        assert_eq!(of_room(13).await, None, "{name}: its newest has ended");
+        assert_eq!(of_room(14).await, None, "{name}");
+
+        let said = |at_ms: i64, seq: u64, of: Option<uuid::Uuid>| {
+            let mut event = message(at_ms, 12, "a", seq, 7, "x");
+            event.broadcast_id = of;
+            event
+        };
+        let mut act = said(3900, 5, Some(open.id));
+        act.act = Some(Arc::new(Act::Span { from_ms: 0, to_ms: 0 }));
+        // An act needs nobody to be live.
+        let events = [
+            said(1500, 1, Some(over.id)),
+            said(3100, 3, Some(open.id)),
+            said(3200, 4, Some(open.id)),
+            act,
+        ];
+        assert_eq!(store.append(Arc::new(shared(events))).await.unwrap(), [], "{name}");
+        let seen = Broadcast {
+            seen_at_ms: 3200,
+            ..open.clone()
+        };
+        assert_eq!(of_room(12).await, Some(seen.clone()), "{name}");
+        let found = store.open_broadcasts([left.id].into()).await.unwrap();
+        assert_eq!(found, [seen], "{name}");
+        // What another one says tells nothing of it.
+        let other = [said(3300, 6, Some(over.id))];
+        assert_eq!(store.append(Arc::new(shared(other))).await.unwrap(), [], "{name}");
+        assert_eq!(of_room(12).await, Some(open.clone()), "{name}");
+        let ended = Broadcast {
+            ended_at_ms: Some(4000),
+            version: open.version + 1,
+            ..open
+        };
+        store.put_broadcasts(&[ended]).await.unwrap();
+        assert_eq!(of_room(12).await, None, "{name}");
+        let found = store.open_broadcasts(HashSet::new()).await.unwrap();
+        assert_eq!(ids(found), [left.id], "{name}");
     }
 }
 

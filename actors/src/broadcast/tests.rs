@@ -335,6 +335,26 @@ fn time_at_is_the_earliest_time_of_an_offset() {
 }
 
 #[test]
+fn one_that_was_left_open_goes_on_unless_a_later_one_does() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    let left = room.open.take().unwrap();
+    room.last = Seq(5);
+    room.hear(live(), 2_000_000);
+    let mut open = None;
+    let later = room.open.clone().unwrap();
+    assert_eq!(take_up(&mut open, later.clone()), None);
+    assert_eq!(open, Some(later.clone()));
+    assert_eq!(take_up(&mut open, later.clone()), None, "the same one");
+    let ended = take_up(&mut open, left.clone()).unwrap();
+    assert_eq!(open, Some(later));
+    assert_eq!((ended.id, ended.version), (left.id, left.version + 1));
+    assert_eq!((ended.ended_at_ms, ended.segments[0].to_ms), (Some(1_000), Some(1_000)));
+    // What came behind it is the later one's.
+    assert_eq!(ended.spans[0].through, Some(Seq(5)));
+}
+
+#[test]
 fn a_room_that_flips_makes_no_record_without_end() {
     let mut room = Room::new();
     let most = i64::try_from(SEGMENTS_MAX).unwrap();

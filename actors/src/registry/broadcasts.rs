@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::{
-    broadcast::{Broadcast, Heard, Watched, follow, give_up},
+    broadcast::{Broadcast, Heard, Watched, follow, give_up, take_up},
     clock::{boot_ms, millis},
 };
 
@@ -32,15 +32,38 @@ impl SessionRegistry {
             return self.broadcasts.failed();
         };
         self.broadcasts = FromSpool::Told(());
-        for broadcast in open {
+        let ended = self.take_up(open.into_iter().rev());
+        let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
+        self.keep_and_follow(ended, rooms, now);
+    }
+
+    /// The store had these open and the spool did not know them: it is younger than they are, or was damaged.
+    pub(super) fn adopted(&mut self, open: Vec<Broadcast>, now: Instant) {
+        // Else the spool is still to tell which are open, these among them.
+        if !self.broadcasts.is_told() {
+            return;
+        }
+        let rooms = open.iter().map(|broadcast| broadcast.presenter).collect();
+        let ended = self.take_up(open);
+        self.keep_and_follow(ended, rooms, now);
+    }
+
+    /// Has rooms go on with their broadcasts of before, the newest first; returns those that have ended.
+    fn take_up(&mut self, left: impl IntoIterator<Item = Broadcast>) -> Vec<Broadcast> {
+        let mut ended = Vec::new();
+        for broadcast in left {
             let room = self.rooms.entry(broadcast.presenter);
             let room = room.or_insert_with(|| Box::new(Room::new(&self.config)));
-            room.recorded_ms = broadcast.seen_at_ms;
-            room.broadcast.get_or_insert(broadcast);
+            if room.broadcast.is_none() {
+                room.recorded_ms = broadcast.seen_at_ms;
+            }
+            ended.extend(take_up(&mut room.broadcast, broadcast));
         }
-        let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
-        let changed = rooms.into_iter().flat_map(|presenter| self.follow(presenter, now));
-        let changed: Vec<Broadcast> = changed.collect();
+        ended
+    }
+
+    fn keep_and_follow(&mut self, mut changed: Vec<Broadcast>, rooms: Vec<PresenterIdx>, now: Instant) {
+        changed.extend(rooms.into_iter().flat_map(|presenter| self.follow(presenter, now)));
         self.writer.keep_broadcasts(&changed);
     }
 

@@ -152,6 +152,10 @@ pub(crate) enum RegistryMsg {
     Broadcasts {
         open: Result<Vec<Broadcast>, ()>,
     },
+    /// Broadcasts that the store had open and the spool did not know, the newest first.
+    Adopted {
+        open: Vec<Broadcast>,
+    },
     CheckerStarted,
     WhenReady {
         done: oneshot::Sender<()>,

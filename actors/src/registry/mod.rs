@@ -274,6 +274,7 @@ impl SessionRegistry {
                 }
                 RegistryMsg::Keys { rows } => self.keys(rows),
                 RegistryMsg::Broadcasts { open } => self.broadcasts(open, now),
+                RegistryMsg::Adopted { open } => self.adopted(open, now),
                 RegistryMsg::WhenReady { done } => self.when_ready(done),
                 RegistryMsg::CheckerStarted => self.checker_started(now),
                 #[expect(clippy::panic, reason = "the planned failure point")]

@@ -1,8 +1,11 @@
 //! Broadcasts on their way from the spool to the store, beside the events and never in their way, nor in each other's: one that the
 //! store refuses for what it is stays in the spool, which has the only copy, and is tried again when it changed, or at the next
 //! start. So is one that stays in the spool's list though it was marked as stored, with a pause before each try.
+//!
+//! Before any of them goes there, what the store has open and the spool does not know, because it is new or lost it, comes from there into
+//! the spool: nobody else would ever end it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
@@ -41,6 +44,9 @@ impl LogWriter {
         if self.records != Records::Due || !self.prepared() {
             return;
         }
+        if !self.adopted {
+            return self.adopt_broadcasts(ctx);
+        }
         self.records = Records::Busy { due: false };
         let (reply, unstored) = oneshot::channel();
         let limit = self.parts.config.batch_max;
@@ -70,8 +76,34 @@ impl LogWriter {
         );
     }
 
+    /// Until it is done nothing goes to the store: what the spool had there has not ended there and gone from the spool meanwhile.
+    fn adopt_broadcasts(&mut self, ctx: &mut Context<Self>) {
+        self.records = Records::Busy { due: true };
+        let (store, writer) = (Arc::clone(&self.parts.store), self.parts.handle.clone());
+        let adopted = async move {
+            let kept = writer.broadcast_ids().await?;
+            let open = store.open_broadcasts(kept).await.map_err(|error| error.to_string())?;
+            writer.adopt_broadcasts(&open).await
+        };
+        ctx.spawn(
+            adopted
+                .into_actor(self)
+                .map(|result: Result<(), String>, this, ctx| match result {
+                    Ok(()) => {
+                        this.adopted = true;
+                        this.records = Records::Due;
+                        this.advance_broadcasts(ctx);
+                    }
+                    Err(why) => {
+                        let why = format!("which of them are open there is not known: {why}");
+                        this.broadcasts_failed(&why, ctx);
+                    }
+                }),
+        );
+    }
+
     fn store_broadcasts(&mut self, broadcasts: Vec<Broadcast>, ctx: &mut Context<Self>) {
-        let store = std::sync::Arc::clone(&self.parts.store);
+        let store = Arc::clone(&self.parts.store);
         let put = async move {
             let result = store.put_broadcasts(&broadcasts).await;
             (result, broadcasts)

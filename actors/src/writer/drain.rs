@@ -46,6 +46,8 @@ enum Step {
 pub struct LogWriter {
     pub(super) parts: WriterParts,
     pub(super) records: Records,
+    /// The spool has the broadcasts that the store had open before it.
+    pub(super) adopted: bool,
     /// The broadcasts that were marked in the spool last, as stored or refused.
     pub(super) marked: Vec<Broadcast>,
     /// Everything up to here is in the store and freed.
@@ -84,6 +86,7 @@ impl LogWriter {
             newest_known: false,
             unknown: Seldom::new(),
             records: Records::Due,
+            adopted: false,
             marked: Vec::new(),
             _present: present,
             parts,
@@ -349,25 +352,31 @@ impl LogWriter {
         self.parts.asking().insert(presenter);
         let store = Arc::clone(&self.parts.store);
         // It may not have been there at the start; no event of a room that it was asked for is stamped before those that it has.
-        let (writer, known) = (self.parts.handle.clone(), self.newest_known);
+        let (writer, known, adopted) = (self.parts.handle.clone(), self.newest_known, self.adopted);
         let asked = async move {
             if !known {
                 writer.note_ms(store.newest_ms().await?);
             }
-            store.last_seq(presenter).await
+            // Nor does it begin a broadcast before it is known which one it had.
+            let open = match adopted {
+                true => None,
+                false => store.open_broadcast(presenter).await?,
+            };
+            Ok((store.last_seq(presenter).await?, open))
         };
         ctx.spawn(
             asked
                 .into_actor(self)
-                .map(move |last: Result<Seq, StoreError>, this, _| {
+                .map(move |told: Result<(Seq, Option<Broadcast>), StoreError>, this, _| {
                     this.parts.asking().remove(&presenter);
-                    this.newest_known |= last.is_ok();
-                    match last {
-                        Ok(last) => this
-                            .parts
-                            .handle
-                            .queue
-                            .push(SpoolCommand::LearnLastSeq { presenter, last }),
+                    this.newest_known |= told.is_ok();
+                    match told {
+                        Ok((last, open)) => {
+                            this.parts
+                                .handle
+                                .queue
+                                .push(SpoolCommand::LearnLastSeq { presenter, last, open });
+                        }
                         Err(error) => {
                             // Each room is asked for, again and again while the store is away.
                             if let Some(more) = this.unknown.due(Instant::now()) {

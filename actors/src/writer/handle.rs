@@ -1,7 +1,7 @@
 //! The registry's side of the writer: permits, appends, questions.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -52,6 +52,8 @@ pub(crate) enum SpoolCommand {
     LearnLastSeq {
         presenter: PresenterIdx,
         last: Seq,
+        /// The room's broadcast that the store has open, where the drain has not asked for all of them yet.
+        open: Option<Broadcast>,
     },
     Read {
         after: Pos,
@@ -74,6 +76,15 @@ pub(crate) enum SpoolCommand {
     BroadcastsStored {
         stored: Vec<Broadcast>,
         refused: Vec<Broadcast>,
+        reply: oneshot::Sender<Result<(), SpoolError>>,
+    },
+    /// For the drain: which broadcasts are kept.
+    BroadcastIds {
+        reply: oneshot::Sender<Result<HashSet<Uuid>, SpoolError>>,
+    },
+    /// From the drain: those that the store has open and that are not kept, the newest first.
+    AdoptBroadcasts {
+        open: Vec<Broadcast>,
         reply: oneshot::Sender<Result<(), SpoolError>>,
     },
     KeepPlaces {
@@ -415,6 +426,24 @@ impl WriterHandle {
         }
     }
 
+    /// Which broadcasts the spool keeps.
+    pub(super) async fn broadcast_ids(&self) -> Result<HashSet<Uuid>, String> {
+        let (reply, ids) = oneshot::channel();
+        self.queue.push(SpoolCommand::BroadcastIds { reply });
+        answered(ids.await)
+    }
+
+    /// Has the spool keep broadcasts that the store has open, the newest first, and the registry go on with them.
+    pub(super) async fn adopt_broadcasts(&self, open: &[Broadcast]) -> Result<(), String> {
+        for some in open.chunks(KEPT_AT_ONCE) {
+            let (reply, adopted) = oneshot::channel();
+            let open = some.to_vec();
+            self.queue.push(SpoolCommand::AdoptBroadcasts { open, reply });
+            answered(adopted.await)?;
+        }
+        Ok(())
+    }
+
     /// Asks which broadcasts are open; the registry's mailbox gets the answer.
     pub(crate) fn ask_broadcasts(&self) {
         self.queue.push(SpoolCommand::OpenBroadcasts);
@@ -453,6 +482,13 @@ impl WriterHandle {
     /// Commits what was appended, closes the spool and ends its thread.
     pub fn stop(&self) {
         self.queue.push(SpoolCommand::Stop);
+    }
+}
+
+fn answered<T>(answer: Result<Result<T, SpoolError>, oneshot::error::RecvError>) -> Result<T, String> {
+    match answer {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err("the spool did not answer".into()),
     }
 }
 

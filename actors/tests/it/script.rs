@@ -1,7 +1,7 @@
 //! The world outside the actors, in memory: a spool, a store and a room server that follow a script.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque, btree_map::Entry},
     panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -341,6 +341,25 @@ impl Spool for ScriptedSpool {
             .collect())
     }
 
+    fn broadcast_ids(&mut self) -> Result<HashSet<Uuid>, SpoolError> {
+        let script = self.script();
+        script.is_there()?;
+        Ok(script.broadcasts.keys().copied().collect())
+    }
+
+    fn adopt_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<Vec<Broadcast>, SpoolError> {
+        let mut script = self.script();
+        script.is_there()?;
+        let mut new = Vec::new();
+        for broadcast in broadcasts {
+            if let Entry::Vacant(place) = script.broadcasts.entry(broadcast.id) {
+                place.insert((broadcast.clone(), true));
+                new.push(broadcast.clone());
+            }
+        }
+        Ok(new)
+    }
+
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
         let mut script = self.script();
         script.is_there()?;
@@ -564,6 +583,28 @@ impl LogStore for ScriptedStore {
             }
         }
         ready(Ok(not_put)).boxed()
+    }
+
+    /// Not counted as a call: scripts are about events.
+    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
+        let script = self.script();
+        if script.away {
+            return ready(Err(StoreError("away".into()))).boxed();
+        }
+        let open = script.broadcasts.values().rev();
+        let open = open.filter(|one| one.ended_at_ms.is_none() && !but.contains(&one.id));
+        ready(Ok(open.cloned().collect())).boxed()
+    }
+
+    /// Not counted as a call: it goes before the question of a last seq.
+    fn open_broadcast(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Option<Broadcast>, StoreError>> {
+        let script = self.script();
+        if script.away {
+            return ready(Err(StoreError("away".into()))).boxed();
+        }
+        let newest = script.broadcasts.values().rev().find(|one| one.presenter == presenter);
+        let open = newest.filter(|one| one.ended_at_ms.is_none());
+        ready(Ok(open.cloned())).boxed()
     }
 
     /// Not counted as a call: it goes before the question of a last seq.

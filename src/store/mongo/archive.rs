@@ -1,6 +1,9 @@
 //! What the log in MongoDB can be asked.
 
-use std::collections::HashMap;
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -30,6 +33,7 @@ pub(super) const USER_INDEX: &str = "user_presenter_epoch_seq";
 const ACTS_INDEX: &str = "presenter_act";
 const BROADCASTS: &str = "broadcasts";
 const BROADCASTS_INDEX: &str = "presenter_id";
+const OPEN_INDEX: &str = "open";
 
 /// Updates in one command.
 const UPDATES_MAX: usize = 500;
@@ -61,6 +65,14 @@ impl Mongo {
             .options(by_room)
             .build();
         self.timed(self.records().create_index(by_room).into_future())
+            .await
+            .map_err(failed)?;
+        let open = IndexOptions::builder()
+            .name(OPEN_INDEX.to_owned())
+            .partial_filter_expression(is_open())
+            .build();
+        let open = IndexModel::builder().keys(doc! { "ended_at": 1 }).options(open).build();
+        self.timed(self.records().create_index(open).into_future())
             .await
             .map_err(failed)?;
         Ok(())
@@ -251,6 +263,61 @@ impl Mongo {
         Ok(())
     }
 
+    pub(super) async fn open_broadcasts(&self, but: &HashSet<Uuid>) -> Result<Vec<Broadcast>, StoreError> {
+        let records = self.records();
+        let found = records.find(is_open()).hint(Hint::Name(OPEN_INDEX.into()));
+        let documents: Vec<Document> = self
+            .timed(async { found.await?.try_collect().await })
+            .await
+            .map_err(failed)?;
+        let open = documents.iter().filter_map(readable);
+        let mut open: Vec<Broadcast> = open.filter(|one| !but.contains(&one.id)).collect();
+        open.sort_by_key(|one| Reverse(one.id));
+        for one in &mut open {
+            self.see_last_message(one).await?;
+        }
+        Ok(open)
+    }
+
+    pub(super) async fn open_broadcast(&self, presenter: PresenterIdx) -> Result<Option<Broadcast>, StoreError> {
+        // It may be asked before the index is there, so none is named.
+        let records = self.records();
+        let newest = records
+            .find_one(doc! { "presenter_idx": presenter.get() })
+            .sort(doc! { "_id": -1 });
+        let newest = self.timed(newest.into_future()).await.map_err(failed)?;
+        let open = newest.as_ref().and_then(readable);
+        let Some(mut open) = open.filter(|one| one.ended_at_ms.is_none()) else {
+            return Ok(None);
+        };
+        self.see_last_message(&mut open).await?;
+        Ok(Some(open))
+    }
+
+    /// A broadcast was live when its last message was sent, whatever its record says.
+    async fn see_last_message(&self, broadcast: &mut Broadcast) -> Result<(), StoreError> {
+        let Some(span) = broadcast.spans.last() else {
+            return Ok(());
+        };
+        let of_span = doc! {
+            "presenter_idx": broadcast.presenter.get(),
+            "epoch": &*span.epoch.0,
+            "seq": { "$gt": span.after.0.cast_signed() },
+            "kind": "chat",
+        };
+        let last = self.log.find_one(of_span).sort(doc! { "seq": -1 });
+        let Some(last) = self.timed(last.into_future()).await.map_err(failed)? else {
+            return Ok(());
+        };
+        // Where it cannot be read, less is known.
+        if let Ok(last) = event(&last)
+            && last.broadcast_id == Some(broadcast.id)
+        {
+            broadcast.seen_at_ms = broadcast.seen_at_ms.max(last.sent_at_ms);
+        }
+        Ok(())
+    }
+
     async fn broadcasts(
         &self,
         presenter: PresenterIdx,
@@ -310,6 +377,22 @@ impl Mongo {
             self.timed(update.into_future()).await.map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+/// Which broadcasts have not ended, as their index has them.
+fn is_open() -> Document {
+    doc! { "ended_at": { "$type": "null" } }
+}
+
+/// One that cannot be read is told of: it must not cost the others.
+fn readable(document: &Document) -> Option<Broadcast> {
+    match broadcast(document) {
+        Ok(stored) => Some(stored.broadcast),
+        Err(error) => {
+            log::error!("store: {error}");
+            None
+        }
     }
 }
 

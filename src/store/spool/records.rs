@@ -1,5 +1,7 @@
 //! Records of broadcasts that have not ended, or that the store does not have as they are.
 
+use std::collections::HashSet;
+
 use chatting_actors::{broadcast::Broadcast, types::PresenterIdx};
 use rusqlite::{Connection, TransactionBehavior, params, params_from_iter, types::Value};
 use uuid::Uuid;
@@ -10,6 +12,9 @@ INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?
 ON CONFLICT(id) DO UPDATE SET version = ?3, ended = ?4, record = ?5,
   stored = stored * (json_remove(record, '$.version', '$.seen_at_ms') = json_remove(?5, '$.version', '$.seen_at_ms'))
 WHERE version < ?3";
+
+const ADOPT_RECORD: &str = "
+INSERT OR IGNORE INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, 1, ?5)";
 
 /// Which of the broadcasts that are kept here.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +83,37 @@ pub(super) fn keep(connection: &mut Connection, broadcasts: &[Broadcast]) -> rus
     }
     transaction.commit()?;
     Ok(lacks_one)
+}
+
+/// The ids of all that are kept here.
+pub(super) fn ids(connection: &Connection) -> rusqlite::Result<HashSet<Uuid>> {
+    let mut statement = connection.prepare("SELECT id FROM records WHERE length(id) = 16")?;
+    let ids = statement.query_map([], |row| Ok(Uuid::from_bytes(row.get(0)?)))?;
+    ids.collect()
+}
+
+/// Keeps those that are not here, as the store has them; returns which were not.
+pub(super) fn adopt(connection: &mut Connection, broadcasts: &[Broadcast]) -> rusqlite::Result<Vec<Broadcast>> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut new = Vec::new();
+    {
+        let mut statement = transaction.prepare_cached(ADOPT_RECORD)?;
+        for broadcast in broadcasts {
+            let added = statement.execute(params![
+                &broadcast.id.as_bytes()[..],
+                broadcast.presenter.get(),
+                broadcast.version.cast_signed(),
+                broadcast.ended_at_ms.is_some(),
+                // A struct of texts and numbers cannot fail to serialize.
+                serde_json::to_string(broadcast).unwrap_or_default(),
+            ])?;
+            if added > 0 {
+                new.push(broadcast.clone());
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(new)
 }
 
 /// The store has these as they are, and refused those.

@@ -1,7 +1,10 @@
 //! A log whose events move from the spool to the store in the middle of a read, as they do at any time: before the store is
 //! looked into, or right after.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -63,6 +66,8 @@ impl LogStore for MovingStore {
         newest_ms() -> i64;
         last_seq(presenter: PresenterIdx) -> Seq;
         put_broadcasts(broadcasts: &'a [Broadcast]) -> Vec<NotPut>;
+        open_broadcasts(but: HashSet<Uuid>) -> Vec<Broadcast>;
+        open_broadcast(presenter: PresenterIdx) -> Option<Broadcast>;
     }
 }
 

@@ -30,6 +30,29 @@ impl Run {
         }
     }
 
+    /// Keeps broadcasts that the store has open and that are not here: this spool is younger than they are, or was damaged. The registry
+    /// goes on with them, or ends them.
+    pub(super) fn adopt_broadcasts(&mut self, open: &[Broadcast]) -> Result<(), SpoolError> {
+        let open = self.spool.adopt_broadcasts(open)?;
+        if !open.is_empty() {
+            log::info!(
+                "spool: {} open broadcasts are known from the store alone: they go on, or end",
+                open.len()
+            );
+            self.registry.mailbox.push(RegistryMsg::Adopted { open });
+        }
+        Ok(())
+    }
+
+    /// The same of a room that asks the store for its last seq. What was asked for longer ago than another answer came is told of a
+    /// broadcast that may have ended since.
+    pub(super) fn adopt_of_room(&mut self, presenter: PresenterIdx, open: Option<Broadcast>) -> Result<(), SpoolError> {
+        match open {
+            Some(open) if self.spool.last_seq(presenter)? == LastSeq::AskStore => self.adopt_broadcasts(&[open]),
+            _ => Ok(()),
+        }
+    }
+
     /// Tells the registry which are open.
     pub(super) fn tell_open_broadcasts(&mut self) {
         self.keep_broadcasts(Vec::new());

@@ -51,9 +51,11 @@ impl Run {
                     self.tell_last_seq(presenter, Err(()));
                 }
             },
-            SpoolCommand::LearnLastSeq { presenter, last } => {
+            SpoolCommand::LearnLastSeq { presenter, last, open } => {
+                // Before the registry can begin another one.
+                let adopted = self.adopt_of_room(presenter, open);
                 // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
-                let learned = self.spool.learn_last_seq(presenter, last, self.handle.last_ms());
+                let learned = adopted.and_then(|()| self.spool.learn_last_seq(presenter, last, self.handle.last_ms()));
                 let known = learned.and_then(|last| match self.spool.last_seq(presenter)? {
                     LastSeq::Known(known) => Ok(known.max(last)),
                     LastSeq::AskStore => Ok(last),
@@ -83,6 +85,12 @@ impl Run {
             }
             SpoolCommand::BroadcastsStored { stored, refused, reply } => {
                 let _ = reply.send(self.spool.broadcasts_stored(&stored, &refused));
+            }
+            SpoolCommand::BroadcastIds { reply } => {
+                let _ = reply.send(self.spool.broadcast_ids());
+            }
+            SpoolCommand::AdoptBroadcasts { open, reply } => {
+                let _ = reply.send(self.adopt_broadcasts(&open));
             }
             SpoolCommand::ReadKeys { since_ms } => {
                 let rows = self.spool.read_keys(since_ms).map_err(|error| {

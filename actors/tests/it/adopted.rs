@@ -1,0 +1,143 @@
+//! Broadcasts that the store has open and the spool does not know, because it is new or lost them: they go on, or end.
+
+use chatting_actors::{
+    broadcast::{Broadcast, Segment, Span},
+    clock::system_ms,
+    types::{Epoch, Seq},
+};
+use uuid::Uuid;
+
+use crate::{
+    script::{Call, ScriptedRooms, ScriptedSpool, ScriptedStore},
+    stage::{Stage, registry_config, room, until, writer_config},
+};
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// One that is open, with its events after this one in a numbering that is over, and was last seen so long ago.
+fn open(id: u128, presenter: i64, after: u64, seen_ago_ms: i64) -> Broadcast {
+    let seen_at_ms = system_ms() - seen_ago_ms;
+    Broadcast {
+        id: Uuid::from_u128(id),
+        presenter: room(presenter),
+        room_idx: None,
+        reported_start_ms: None,
+        ended_at_ms: None,
+        segments: vec![Segment {
+            from_ms: seen_at_ms - 1000,
+            to_ms: None,
+        }],
+        spans: vec![Span {
+            epoch: Epoch("before".into()),
+            after: Seq(after),
+            through: None,
+        }],
+        seen_at_ms,
+        version: 3,
+    }
+}
+
+/// A spool that knows nothing, and a store with these broadcasts.
+fn new_spool(broadcasts: &[Broadcast]) -> (ScriptedSpool, ScriptedStore) {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    spool.script().asks_store = true;
+    let all = broadcasts.iter().map(|one| (one.id, one.clone()));
+    store.script().broadcasts.extend(all);
+    (spool, store)
+}
+
+fn stored(store: &ScriptedStore, id: u128) -> Broadcast {
+    store.script().broadcasts[&Uuid::from_u128(id)].clone()
+}
+
+#[actix::test]
+async fn a_broadcast_that_only_the_store_has_open_goes_on_in_a_live_room_before_another_begins() {
+    let left = open(1, 1, 0, 1000);
+    let (spool, store) = new_spool(std::slice::from_ref(&left));
+    // All of them are asked for behind this; a room that asks for its last seq asks for its own.
+    store.script().calls.push_back(Call::Slow(1500));
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let reader = stage.reader(1);
+    stage.accepted(1, "x").await;
+    reader.has_seen(1).await;
+    assert_eq!(stage.stored(1).await, [(1, "x".to_owned())]);
+    let said = store.script().events[&(1, 1)].broadcast_id;
+    assert_eq!(said, Some(left.id));
+    let gone_on = || stored(&store, 1).spans.len() == 2;
+    until("the store to know of the numbering that it goes on in", gone_on).await;
+    assert_eq!(stored(&store, 1).ended_at_ms, None);
+    assert_eq!(store.script().broadcasts.len(), 1);
+}
+
+#[actix::test]
+async fn broadcasts_that_only_the_store_has_open_end_where_nobody_talks_any_more() {
+    // The second room's ended without a word, and so did another of it before.
+    let all = [
+        open(1, 1, 0, HOUR_MS),
+        open(2, 2, 0, 3 * HOUR_MS),
+        open(3, 2, 7, 2 * HOUR_MS),
+    ];
+    let (spool, store) = new_spool(&all);
+    let rooms = ScriptedRooms::default();
+    rooms.script().not_live.extend([1, 2]);
+    let _stage = Stage::among(rooms, spool, store.clone(), registry_config(), writer_config());
+    let over = || (1..=3).all(|id| stored(&store, id).ended_at_ms.is_some());
+    until("all of them to end", over).await;
+    for one in all {
+        let id = one.id.as_u128();
+        let ended = stored(&store, id);
+        assert_eq!(ended.ended_at_ms, Some(one.seen_at_ms), "{id}");
+        assert_eq!(ended.segments[0].to_ms, Some(one.seen_at_ms), "{id}");
+        let through = (id == 2).then_some(Seq(7));
+        assert_eq!(ended.spans[0].through, through, "{id}: the next one began there");
+    }
+}
+
+#[actix::test]
+async fn a_broadcast_that_is_found_in_the_store_behind_the_beginning_of_another_has_ended() {
+    let left = open(1, 1, 0, HOUR_MS);
+    let (spool, store) = new_spool(std::slice::from_ref(&left));
+    // As a spool is that lost its records, and a store that is away meanwhile.
+    spool.script().asks_store = false;
+    store.script().away = true;
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    stage.has_session(1, true).await;
+    stage.accepted(1, "x").await;
+    let began = || spool.script().broadcasts.keys().next().copied();
+    until("another to begin", || began().is_some()).await;
+    let other = began().unwrap();
+    assert_ne!(other, left.id);
+    store.script().away = false;
+    until("an end", || stored(&store, 1).ended_at_ms.is_some()).await;
+    assert_eq!(stored(&store, 1).ended_at_ms, Some(left.seen_at_ms));
+    until("the other in the store", || {
+        store.script().broadcasts.contains_key(&other)
+    })
+    .await;
+    assert_eq!(store.script().broadcasts[&other].ended_at_ms, None);
+    stage.accepted(1, "y").await;
+    assert_eq!(stage.stored(1).await.len(), 2);
+    assert_eq!(store.script().events[&(1, 2)].broadcast_id, Some(other));
+}
+
+#[actix::test]
+async fn of_two_broadcasts_of_a_room_that_a_spool_has_open_the_later_one_goes_on() {
+    let (left, later) = (open(1, 1, 0, HOUR_MS), open(2, 1, 7, 1000));
+    let spool = ScriptedSpool::default();
+    for one in [&left, &later] {
+        spool.script().broadcasts.insert(one.id, (one.clone(), true));
+    }
+    let store = ScriptedStore::default();
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let reader = stage.reader(1);
+    stage.accepted(1, "x").await;
+    reader.has_seen(1).await;
+    assert_eq!(stage.stored(1).await, [(1, "x".to_owned())]);
+    assert_eq!(store.script().events[&(1, 1)].broadcast_id, Some(later.id));
+    let record = |id| spool.script().broadcasts[&id].0.clone();
+    until("the other to end", || record(left.id).ended_at_ms.is_some()).await;
+    assert_eq!(record(left.id).ended_at_ms, Some(left.seen_at_ms));
+    assert_eq!(record(left.id).spans[0].through, Some(Seq(7)));
+    assert_eq!(record(later.id).ended_at_ms, None);
+}
