@@ -211,12 +211,10 @@ impl Export {
     pub async fn next(&mut self) -> Result<Option<Piece>, HistoryError> {
         let (mut out, mut events) = (Vec::new(), 0);
         while let Some(place) = self.place {
-            let turn = self.history.turn().await?;
             let replay = self
                 .history
-                .replay_in(&turn, &self.record.broadcast, place, i64::MAX, self.options.page_rows);
+                .replay(&self.record.broadcast, place, i64::MAX, self.options.page_rows);
             let (page, behind) = replay.await?;
-            drop(turn);
             if !self.began {
                 self.began = true;
                 self.encoder.head(&self.record, &mut out);

@@ -2,11 +2,12 @@
 //!
 //! In this order because events move from the spool to the store: the other way round loses those that move between the two
 //! reads, this way round finds them twice. The same goes for acts of moderation: one that is still in the spool covers what is
-//! in the store already. Reads have connections of their own and a bound on how many run at once (`log.readers`); the registry
-//! and the sessions never wait for one. Who finds all at work is refused, or waits for a while where it may
-//! ([`History::patient`]), in the order of coming, and comes before those who may not.
+//! in the store already. Reads have connections of their own and a bound on how many run at once (`log.readers`), also of those
+//! for which nobody waits any more; the registry and the sessions never wait for one. Who finds all at work is refused, or waits
+//! for a while where it may ([`History::patient`]), in the order of coming, and comes before those who may not.
 
 mod pages;
+mod reading;
 mod records;
 mod resume;
 mod spooled;
@@ -23,6 +24,7 @@ use chatting_actors::{
     seams::StoreError,
 };
 
+use self::reading::Reading;
 pub use self::{
     pages::{Page, Query, Start},
     records::ReplayPlace,
@@ -98,8 +100,18 @@ impl History {
         &self.store
     }
 
-    /// A reader's turn, held for as long as it reads. Only who waits in vain is refused, and that once: its tries before are none.
-    pub(crate) async fn turn(&self) -> Result<Permit, HistoryError> {
+    /// A reader's turn, which lasts until this is dropped and all that was read by it has ended.
+    async fn turn(&self) -> Result<Reading, HistoryError> {
+        Ok(self.reading(Some(self.permit().await?)))
+    }
+
+    /// Reads in this turn, or in none, where something else bounds how many read.
+    fn reading(&self, turn: Option<Permit>) -> Reading {
+        Reading::new(Arc::clone(&self.spool), Arc::clone(&self.store), turn)
+    }
+
+    /// Only who waits in vain is refused, and that once: its tries before are none.
+    async fn permit(&self) -> Result<Permit, HistoryError> {
         if !self.patience.is_zero() {
             if let Some(turn) = self.readers.acquire_if_free(1) {
                 return Ok(turn);
@@ -113,22 +125,5 @@ impl History {
             }
         }
         self.readers.try_acquire(1).ok_or(HistoryError::Busy)
-    }
-
-    /// Runs blocking work on the spool's file.
-    async fn on_spool<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&std::path::Path) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, HistoryError> {
-        let path = Arc::clone(&self.spool);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the gate, or session.resume_reads, bounds how many run"
-        )]
-        let done = tokio::task::spawn_blocking(move || work(&path));
-        match done.await {
-            Ok(done) => Ok(done?),
-            Err(error) => Err(HistoryError::Unavailable(error.to_string())),
-        }
     }
 }

@@ -6,14 +6,12 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use chatting_actors::{
-    gate::Permit,
-    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
-};
+use chatting_actors::types::{Epoch, Event, PresenterIdx, Seq, UserIdx};
 use uuid::Uuid;
 
 use super::{
     History, HistoryError,
+    reading::Reading,
     spooled::{self, Window},
     text::Folded,
 };
@@ -207,10 +205,20 @@ impl Looking {
 impl History {
     /// One page. Errors: the log cannot be read now, or too much is read.
     pub async fn page(&self, query: &Query) -> Result<Page, HistoryError> {
-        let turn = self.turn().await?;
+        self.turn().await?.page(query).await
+    }
+
+    /// One event of a room by its id; `None` when there is none.
+    pub async fn find(&self, presenter: PresenterIdx, id: Uuid) -> Result<Option<Logged>, HistoryError> {
+        self.turn().await?.find(presenter, id).await
+    }
+}
+
+impl Reading {
+    async fn page(&self, query: &Query) -> Result<Page, HistoryError> {
         // Where a page of one user ends must not tell a viewer that a deleted message there was theirs.
         if query.text.is_some() || (query.user.is_some() && !query.deleted_too) {
-            self.search(query, turn).await
+            self.search(query).await
         } else {
             self.read_page(query, query.limit).await
         }
@@ -222,12 +230,12 @@ impl History {
         let (after, through) = query.side();
         let mut bounds = Bounds { epoch, after, through };
         if let Some(from_ms) = query.from_ms {
-            let first = self.store.first_from(presenter, &bounds.epoch, from_ms).await?.seq;
+            let first = self.first_stored(presenter, &bounds.epoch, from_ms).await?.seq;
             bounds.after = bounds.after.max(Seq(first.0.saturating_sub(1)));
         }
         if let Some(to_ms) = query.to_ms {
             let beyond = to_ms.saturating_add(1);
-            let beyond = self.store.first_from(presenter, &bounds.epoch, beyond).await?.seq;
+            let beyond = self.first_stored(presenter, &bounds.epoch, beyond).await?.seq;
             bounds.through = bounds.through.min(Seq(beyond.0.saturating_sub(1)));
         }
         Ok(bounds)
@@ -258,7 +266,8 @@ impl History {
                 reaches = Some(seq);
             }
         };
-        for epoch in self.store.epochs(query.presenter).await? {
+        let presenter = query.presenter;
+        for epoch in self.on_store(move |store| store.epochs(presenter)).await? {
             let bounds = self.within_times(query, epoch).await?;
             if bounds.after >= bounds.through {
                 continue;
@@ -272,7 +281,7 @@ impl History {
                 newest_first,
                 limit: rows,
             };
-            let found = self.store.scan(scan).await?;
+            let found = self.on_store(move |store| store.scan(scan)).await?;
             if let Some(last) = found.last().filter(|_| found.len() >= rows) {
                 reach(last.event.seq);
             }
@@ -307,7 +316,7 @@ impl History {
     ///
     /// What a viewer may not see of a user does not count as looked at, and no page ends at it: where a page ends, and whether
     /// there is another, follows from what the viewer sees. Too much of it is an error, and not the end of a page.
-    async fn search(&self, query: &Query, mut turn: Permit) -> Result<Page, HistoryError> {
+    async fn search(&self, query: &Query) -> Result<Page, HistoryError> {
         let limit = query.limit;
         let mut query = query.clone();
         let mut looking = Looking::new(&query);
@@ -328,18 +337,12 @@ impl History {
             }
             let ended;
             if query.text.is_some() {
-                // Comparing texts takes the CPU for long, and whoever is served on this thread would wait. The turn goes with it: it
-                // is not over when whoever asked has gone.
+                // Comparing texts takes the CPU for long, and whoever is served on this thread would wait.
                 let look = move || {
                     let ended = looking.at(page.events, rows);
-                    (looking, ended, turn)
+                    (looking, ended)
                 };
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "each has a reader's turn, of which there are few"
-                )]
-                let looked = tokio::task::spawn_blocking(look).await;
-                (looking, ended, turn) = looked.map_err(|error| HistoryError::Unavailable(error.to_string()))?;
+                (looking, ended) = self.blocking(look).await?;
             } else {
                 ended = looking.at(page.events, rows);
             }
@@ -366,13 +369,11 @@ impl History {
         Ok(Page { events: found, next })
     }
 
-    /// One event of a room by its id; `None` when there is none.
-    pub async fn find(&self, presenter: PresenterIdx, id: Uuid) -> Result<Option<Logged>, HistoryError> {
-        let _turn = self.turn().await?;
+    async fn find(&self, presenter: PresenterIdx, id: Uuid) -> Result<Option<Logged>, HistoryError> {
         let (event, acts) = self.on_spool(move |path| spooled::one(path, presenter, id)).await?;
         let found = match event {
             Some(event) => Some(Logged::unmarked(event)),
-            None => self.store.find(id).await?,
+            None => self.on_store(move |store| store.find(id)).await?,
         };
         let found = found.filter(|logged| logged.event.presenter_idx == presenter);
         Ok(found.map(|logged| logged.covered_by(&acts)))

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use chatting_actors::{
     broadcast::{Broadcast, Span},
-    gate::Permit,
     types::{Epoch, PresenterIdx, Seq},
 };
 use uuid::Uuid;
 
 use super::{
     History, HistoryError,
+    reading::Reading,
     spooled::{self, Window},
 };
 use crate::store::{First, Logged, Scan, StoredBroadcast, spool::records::Which};
@@ -38,11 +38,12 @@ impl History {
         before: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<StoredBroadcast>, HistoryError> {
-        let _turn = self.turn().await?;
-        let kept = self
+        let reading = self.turn().await?;
+        let kept = reading
             .on_spool(move |path| spooled::records(path, Which::OfRoom(presenter)))
             .await?;
-        let mut all = self.store.broadcasts(presenter, before, limit).await?;
+        let stored = reading.on_store(move |store| store.broadcasts(presenter, before, limit));
+        let mut all = stored.await?;
         for record in kept {
             if before.is_some_and(|before| record.id >= before) {
                 continue;
@@ -59,17 +60,67 @@ impl History {
 
     /// One broadcast; `None` when there is none.
     pub async fn broadcast(&self, id: Uuid) -> Result<Option<StoredBroadcast>, HistoryError> {
-        let _turn = self.turn().await?;
-        let kept = self
+        let reading = self.turn().await?;
+        let kept = reading
             .on_spool(move |path| spooled::records(path, Which::One(id)))
             .await?;
-        let stored = self.store.broadcast(id).await?;
+        let stored = reading.on_store(move |store| store.broadcast(id)).await?;
         Ok(match kept.into_iter().next() {
             Some(record) => Some(newer(record, stored)),
             None => stored,
         })
     }
 
+    /// Reads a broadcast on from a place in it, in the order of the broadcast: at most `limit` events that were sent before
+    /// `before_ms`. Returns them, and the place behind the last one; `None` when there is no more.
+    pub async fn replay(
+        &self,
+        broadcast: &Broadcast,
+        place: ReplayPlace,
+        before_ms: i64,
+        limit: usize,
+    ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
+        let reading = self.turn().await?;
+        reading.replay(broadcast, place, before_ms, limit).await
+    }
+
+    /// The last number of a numbering, in the spool or in the store; `None` when it has no event.
+    pub async fn last_of(&self, presenter: PresenterIdx, epoch: &Epoch) -> Result<Option<Seq>, HistoryError> {
+        let reading = self.turn().await?;
+        let window = Window {
+            presenter,
+            epoch: Some(epoch.clone()),
+            after: Seq(0),
+            through: Seq(u64::MAX),
+            user: None,
+            from_ms: None,
+            to_ms: None,
+            newest_first: true,
+            limit: 1,
+        };
+        let spooled = reading.on_spool(move |path| spooled::of_room(path, &window)).await?;
+        let scan = Scan {
+            presenter,
+            epoch: epoch.clone(),
+            after: Seq(0),
+            through: Seq(u64::MAX),
+            user: None,
+            newest_first: true,
+            limit: 1,
+        };
+        let stored = reading.on_store(move |store| store.scan(scan)).await?;
+        // Both parts of the spool have told their newest.
+        let spooled = spooled.events.iter().map(|event| event.seq);
+        Ok(spooled.chain(stored.iter().map(|logged| logged.event.seq)).max())
+    }
+
+    /// The place in a broadcast before its first event that was sent at `from_ms` or later.
+    pub async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
+        self.turn().await?.replay_from(broadcast, from_ms).await
+    }
+}
+
+impl Reading {
     /// Events of one stretch of a broadcast, in order: those after `after`, sent before `before_ms`; at most `limit`, acts of
     /// moderation among them, and what is not of this broadcast. And whether the spool had more rows than were looked at.
     async fn read_span(
@@ -103,7 +154,7 @@ impl History {
             newest_first: false,
             limit,
         };
-        let stored = self.store.scan(scan).await?;
+        let stored = self.on_store(move |store| store.scan(scan)).await?;
         // Not one behind the other: what was set aside lies between what the store has.
         let spooled_events = spooled.events.into_iter().map(Logged::unmarked);
         let all = spooled_events.chain(stored).map(|logged| (logged.event.seq, logged));
@@ -114,23 +165,8 @@ impl History {
         Ok((events.collect(), spooled.reach.is_some()))
     }
 
-    /// Reads a broadcast on from a place in it, in the order of the broadcast: at most `limit` events that were sent before
-    /// `before_ms`. Returns them, and the place behind the last one; `None` when there is no more.
-    pub async fn replay(
+    async fn replay(
         &self,
-        broadcast: &Broadcast,
-        place: ReplayPlace,
-        before_ms: i64,
-        limit: usize,
-    ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
-        let turn = self.turn().await?;
-        self.replay_in(&turn, broadcast, place, before_ms, limit).await
-    }
-
-    /// The same for who has its turn already.
-    pub(crate) async fn replay_in(
-        &self,
-        _turn: &Permit,
         broadcast: &Broadcast,
         place: ReplayPlace,
         before_ms: i64,
@@ -168,7 +204,7 @@ impl History {
         let spooled = self
             .on_spool(move |path| spooled::first_from(path, presenter, &of, at_ms))
             .await?;
-        let First { seq: first, there } = self.store.first_from(presenter, epoch, at_ms).await?;
+        let First { seq: first, there } = self.first_stored(presenter, epoch, at_ms).await?;
         Ok(match spooled {
             // All that the store has is older, so it begins in the spool.
             Some(spooled) if !there => spooled.max(first),
@@ -176,39 +212,7 @@ impl History {
         })
     }
 
-    /// The last number of a numbering, in the spool or in the store; `None` when it has no event.
-    pub async fn last_of(&self, presenter: PresenterIdx, epoch: &Epoch) -> Result<Option<Seq>, HistoryError> {
-        let _turn = self.turn().await?;
-        let window = Window {
-            presenter,
-            epoch: Some(epoch.clone()),
-            after: Seq(0),
-            through: Seq(u64::MAX),
-            user: None,
-            from_ms: None,
-            to_ms: None,
-            newest_first: true,
-            limit: 1,
-        };
-        let spooled = self.on_spool(move |path| spooled::of_room(path, &window)).await?;
-        let scan = Scan {
-            presenter,
-            epoch: epoch.clone(),
-            after: Seq(0),
-            through: Seq(u64::MAX),
-            user: None,
-            newest_first: true,
-            limit: 1,
-        };
-        let stored = self.store.scan(scan).await?;
-        // Both parts of the spool have told their newest.
-        let spooled = spooled.events.iter().map(|event| event.seq);
-        Ok(spooled.chain(stored.iter().map(|logged| logged.event.seq)).max())
-    }
-
-    /// The place in a broadcast before its first event that was sent at `from_ms` or later.
-    pub async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
-        let _turn = self.turn().await?;
+    async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
         let mut found = ReplayPlace::default();
         for (n, span) in broadcast.spans.iter().enumerate() {
             let first = self.first_anywhere(broadcast.presenter, &span.epoch, from_ms).await?;

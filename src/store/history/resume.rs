@@ -18,7 +18,8 @@ impl LogReader for History {
         let this = self.clone();
         async move {
             let asked = range.clone();
-            let spooled = this.on_spool(move |path| read_range(path, &asked, spool_from));
+            let reading = this.reading(None);
+            let spooled = reading.on_spool(move |path| read_range(path, &asked, spool_from));
             let Spooled {
                 mut rows,
                 scanned,
