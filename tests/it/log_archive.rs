@@ -755,6 +755,90 @@ async fn a_replay_begins_where_it_is_asked_to_wherever_that_is() {
     }
 }
 
+/// Where events are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    InSpool,
+    InStore,
+    /// In the store but for the last, which was set aside.
+    LastAside,
+}
+
+impl Kept {
+    async fn keep(self, events: &[Arc<Event>], spool: &mut SqliteSpool, store: &dyn Archive) {
+        let (stored, aside) = events.split_at(events.len() - usize::from(self == Self::LastAside));
+        if self == Self::InSpool {
+            spool.commit(events).unwrap();
+        } else {
+            assert_eq!(store.append(batch(stored)).await.unwrap(), []);
+        }
+        if !aside.is_empty() {
+            park(spool, aside);
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_replay_begins_where_it_is_asked_to_in_a_broadcast_that_went_on_in_another_numbering() {
+    for (name, store, _dir) in stores().await {
+        let kept = [Kept::InSpool, Kept::InStore, Kept::LastAside].map(|before| {
+            let since = [Kept::InSpool, Kept::InStore];
+            // Nobody knows how far the first numbering went; or its last numbers were given, and have no event.
+            since.map(|since| [None, Some(Seq(5))].map(|through| (before, since, through)))
+        });
+        for (before, since, through) in kept.into_iter().flatten().flatten() {
+            let dir = ScratchDir::new("archive");
+            let opened = || {
+                SqliteSpool::open(SpoolSettings {
+                    path: dir.path().join("chat.db"),
+                    durability: Durability::Os,
+                    max_bytes: None,
+                    embedded: true,
+                })
+                .unwrap()
+            };
+            let (mut clock, base) = (EventClock::after(0), 1_800_000_000_000);
+            let mut events = |seqs: std::ops::RangeInclusive<u64>, epoch: &Epoch| -> Vec<_> {
+                let at = |seq: u64| base + seq.cast_signed() * 10;
+                let made = seqs.map(|seq| Event {
+                    sent_at_ms: at(seq),
+                    ..Arc::unwrap_or_clone(event(&mut clock, 1, &epoch.0, seq, "x"))
+                });
+                made.map(Arc::new).collect()
+            };
+            let (mut spool, first) = opened();
+            before.keep(&events(1..=3, &first.epoch), &mut spool, &*store).await;
+            // As a crash leaves it.
+            drop(spool);
+            let (mut spool, second) = opened();
+            assert_ne!(first.epoch, second.epoch);
+            since.keep(&events(4..=6, &second.epoch), &mut spool, &*store).await;
+            let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+            let spans = [(first.epoch, 0, through), (second.epoch, 3, None)];
+            let spans = spans.map(|(epoch, after, through)| Span {
+                epoch,
+                after: Seq(after),
+                through,
+            });
+            let all = Broadcast {
+                spans: spans.into(),
+                ..broadcast(1, 1, 1, None)
+            };
+            let of = format!("{name}: {before:?}, {since:?}, {through:?}");
+            for first in 1..=6_u64 {
+                let place = history
+                    .replay_from(&all, base + first.cast_signed() * 10 - 5)
+                    .await
+                    .unwrap();
+                let wanted: Vec<u64> = (first..=6).collect();
+                assert_eq!(replayed(&history, &all, place, 2).await, wanted, "{of}: from {first}");
+            }
+            let place = history.replay_from(&all, base + 1000).await.unwrap();
+            assert_eq!(replayed(&history, &all, place, 2).await, [0_u64; 0], "{of}");
+        }
+    }
+}
+
 #[actix_web::test]
 async fn a_replay_has_nothing_of_another_broadcast_whatever_numbers_were_taken_back() {
     for (name, store, _dir) in stores().await {

@@ -114,7 +114,7 @@ impl History {
         Ok(spooled.chain(stored.iter().map(|logged| logged.event.seq)).max())
     }
 
-    /// The place in a broadcast before its first event that was sent at `from_ms` or later.
+    /// The place in a broadcast before its first event that was sent at `from_ms` or later; where none was, the one behind its last.
     pub async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
         self.turn().await?.replay_from(broadcast, from_ms).await
     }
@@ -198,17 +198,21 @@ impl Reading {
         Ok((Vec::new(), None))
     }
 
-    /// The first number in a numbering whose event was sent at that time or later, in the spool or in the store.
-    async fn first_anywhere(&self, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> Result<Seq, HistoryError> {
+    /// The first number in a numbering whose event was sent at that time or later, in the spool or in the store; one more than the
+    /// last where there is no such event.
+    async fn first_anywhere(&self, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> Result<First, HistoryError> {
         let of = epoch.clone();
         let spooled = self
             .on_spool(move |path| spooled::first_from(path, presenter, &of, at_ms))
             .await?;
-        let First { seq: first, there } = self.first_stored(presenter, epoch, at_ms).await?;
+        let stored = self.first_stored(presenter, epoch, at_ms).await?;
         Ok(match spooled {
             // All that the store has is older, so it begins in the spool.
-            Some(spooled) if !there => spooled.max(first),
-            _ => first,
+            Some(spooled) if !stored.there => First {
+                seq: spooled.seq.max(stored.seq),
+                there: spooled.there,
+            },
+            _ => stored,
         })
     }
 
@@ -219,9 +223,10 @@ impl Reading {
             let through = span.through.unwrap_or(Seq(u64::MAX));
             found = ReplayPlace {
                 span: n,
-                after: Seq(first.0.saturating_sub(1)).max(span.after),
+                after: Seq(first.seq.0.saturating_sub(1)).max(span.after),
             };
-            if found.after < through {
+            // Not by numbers alone: nobody may know how far a span went, and numbers that were given may have no event.
+            if first.there && found.after < through {
                 break;
             }
         }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 use crate::store::{
-    open_to_read, row,
+    First, open_to_read, row,
     spool::records::{self, Which},
 };
 
@@ -133,13 +133,13 @@ pub fn acts(connection: &Connection, presenter: PresenterIdx) -> rusqlite::Resul
     Ok(acts)
 }
 
-/// Where a time begins among a room's events in the spool and among what was set aside from it, in one numbering: the first that was
+/// Where a time begins among a room's events in the spool, and among what was set aside from it, in one numbering: the first that was
 /// sent then or later; the one after the last where all are older; `None` where there are none.
-pub fn first_from(path: &Path, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Option<Seq>> {
+pub fn first_from(path: &Path, presenter: PresenterIdx, epoch: &Epoch, at_ms: i64) -> rusqlite::Result<Option<First>> {
     let mut connection = open_to_read(path)?;
     // One snapshot for both questions: what is set aside between them would be in neither answer.
     let snapshot = connection.transaction()?;
-    let (mut first, mut last) = (None, None);
+    let (mut first, mut last): (Option<i64>, Option<i64>) = (None, None);
     for table in ["parked", "spool"] {
         // What cannot be read has no place in a replay.
         let sql = format!(
@@ -148,12 +148,17 @@ pub fn first_from(path: &Path, presenter: PresenterIdx, epoch: &Epoch, at_ms: i6
                AND typeof(seq) = 'integer' AND typeof(sent_at) = 'integer'"
         );
         let asked = params![presenter.get(), &*epoch.0, at_ms];
-        let (from, through): (Option<i64>, Option<i64>) =
+        let (begins, ends): (Option<i64>, Option<i64>) =
             snapshot.query_row(&sql, asked, |found| Ok((found.get(0)?, found.get(1)?)))?;
-        first = first.into_iter().chain(from).min();
-        last = last.max(through);
+        first = first.into_iter().chain(begins).min();
+        last = last.max(ends);
     }
-    Ok(first.or(last.map(|last| last + 1)).map(|seq| Seq(seq.cast_unsigned())))
+    let there = first.is_some();
+    let seq = first.or(last.map(|last| last + 1));
+    Ok(seq.map(|seq| First {
+        seq: Seq(seq.cast_unsigned()),
+        there,
+    }))
 }
 
 /// One event of the spool, or of what was set aside from it, by its id; and the room's acts. In one snapshot: both may go to the store
