@@ -246,6 +246,31 @@ async fn rule_04_another_event_in_a_taken_place_is_poison_and_the_rest_is_stored
 }
 
 #[actix_web::test]
+async fn rule_04_what_is_set_aside_of_a_batch_that_takes_several_commands_is_what_was_refused() {
+    let store = mongo().await;
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let first = event(&mut clock, 1, "e", 1090, "first");
+    assert_eq!(
+        LogStore::append(&store, batch(std::slice::from_ref(&first)))
+            .await
+            .unwrap(),
+        []
+    );
+    // Some 9 MB, of which a command has 8 MiB at most: the refused one is in the second.
+    let text = "🙂".repeat(2000);
+    let events: Vec<_> = (1..=1100).map(|seq| event(&mut clock, 1, "e", seq, &text)).collect();
+    let poison = LogStore::append(&store, batch(&events)).await.unwrap();
+    let indexes: Vec<_> = poison.iter().map(|poison| poison.index).collect();
+    assert_eq!(indexes, [1089]);
+    assert_eq!(store.find(events[1089].id).await.unwrap(), None);
+    let mut wanted: Vec<_> = events.iter().map(|event| event.id).collect();
+    wanted[1089] = first.id;
+    let stored: Vec<_> = all(&store, 1).await.into_iter().map(|event| event.id).collect();
+    assert!(stored == wanted, "{} events", stored.len());
+}
+
+#[actix_web::test]
 async fn the_last_seq_of_a_room_is_over_all_epochs_and_of_no_other_room() {
     for (name, store, _dir) in stores().await {
         let mut clock = EventClock::after(0);
