@@ -1,4 +1,4 @@
-//! Acts of moderation that cover more than a store marks at once.
+//! Acts of moderation that cover more than a store marks at once, and what MongoDB says of writes that fail.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use mongodb::bson::{Document, doc};
 use uuid::Uuid;
 
 use crate::{
-    log_archive::{act, by, scan},
+    log_archive::{act, broadcast, by, scan},
     log_store::{batch, event, room, stores},
     support::{
         mongod::{Mongod, fresh_database_name},
@@ -130,6 +130,14 @@ impl Cut {
     /// Updates are taken, so many, and then the link is lost at each.
     async fn after(&self, updates: i32) {
         self.updates(doc! { "skip": updates }, doc! { "closeConnection": true })
+            .await;
+    }
+
+    /// The next of these commands is done, and no majority is known to have it.
+    async fn without_majority(&self, command: &str) {
+        let error = doc! { "code": 64, "errmsg": "planned" };
+        let data = doc! { "failCommands": [command], "writeConcernError": error };
+        self.admin(doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data })
             .await;
     }
 
@@ -273,4 +281,23 @@ async fn acts_on_what_others_have_marked_look_at_none_of_it_again_and_what_is_gi
     append(store, &[aside.clone(), acts[0].clone()]).await;
     said.push(aside);
     assert!(marked(store, 1).await == covered(&all, said.iter()));
+}
+
+#[actix_web::test]
+async fn rule_04_what_no_majority_is_known_to_have_is_not_stored_until_it_is_given_again() {
+    let cut = Cut::start(Duration::from_secs(30)).await;
+    let store = &cut.store;
+    let mut clock = EventClock::after(0);
+    let said: Vec<_> = (1..=3).map(|seq| event(&mut clock, 1, "e", seq, "x")).collect();
+    cut.without_majority("insert").await;
+    let error = store.append(batch(&said)).await.unwrap_err();
+    assert!(error.0.contains("planned"), "{error}");
+    assert_eq!(store.append(batch(&said)).await.unwrap(), []);
+    assert_eq!(stored(store, room(1)).await.len(), 3);
+    let records = [broadcast(1, 1, 1, None)];
+    cut.without_majority("update").await;
+    let error = store.put_broadcasts(&records).await.unwrap_err();
+    assert!(error.0.contains("planned"), "{error}");
+    assert_eq!(store.put_broadcasts(&records).await.unwrap(), []);
+    assert_eq!(store.broadcasts(room(1), None, 10).await.unwrap().len(), 1);
 }
