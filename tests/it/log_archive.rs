@@ -602,6 +602,41 @@ async fn resumed(history: &History, epoch: &str, through: u64, limit: usize) -> 
 }
 
 #[actix_web::test]
+async fn a_session_that_goes_on_is_told_of_a_deletion_that_the_store_does_not_have_yet_wherever_the_message_is() {
+    for (name, store, _dir) in stores().await {
+        for kept in ["in the spool", "in the store", "aside"] {
+            let mut clock = EventClock::after(0);
+            let mut epoch = String::new();
+            let (mut spool, dir) = spool(&mut epoch);
+            let said: Vec<_> = (1..=2).map(|seq| event(&mut clock, 1, &epoch, seq, "x")).collect();
+            let target = Act::Message {
+                id: said[0].id,
+                seq: Seq(1),
+            };
+            let rest = [Arc::clone(&said[1]), act(&mut clock, 1, &epoch, 3, target)];
+            match kept {
+                "in the spool" => drop(spool.commit(&said[..1]).unwrap()),
+                "in the store" => assert_eq!(store.append(batch(&said[..1])).await.unwrap(), []),
+                _ => park(&mut spool, &said[..1]),
+            }
+            spool.commit(&rest).unwrap();
+            let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+            let range = LogRange {
+                presenter: room(1),
+                epoch: Epoch(epoch.as_str().into()),
+                after: Seq(0),
+                through: Seq(3),
+                limit: 100,
+            };
+            let page = LogReader::read(&history, range, 0).await.unwrap();
+            let read: Vec<_> = page.events.iter().map(|event| event.seq.0).collect();
+            assert_eq!(read, [1, 2, 3], "{name}, {kept}");
+            assert_eq!(page.deleted, [Seq(1)], "{name}, {kept}");
+        }
+    }
+}
+
+#[actix_web::test]
 async fn what_was_set_aside_in_an_earlier_run_hides_nothing_from_a_session_that_goes_on() {
     for (name, store, _dir) in stores().await {
         let mut clock = EventClock::after(0);
