@@ -1148,25 +1148,45 @@ fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), [ended]);
 }
 
+fn with_key(key: &str, event: Arc<Event>) -> Event {
+    let keyed = Keyed::new(event.chat.user_idx, event.presenter_idx, key, "x");
+    Event {
+        keyed: Some(keyed),
+        ..Arc::unwrap_or_clone(event)
+    }
+}
+
 #[test]
 fn rule_17_reading_keys_takes_none_away() {
     let mut epoch = String::new();
     let (mut spool, _dir) = spool(&mut epoch);
     let mut clock = EventClock::after(0);
-    let with_key = |event: Arc<Event>| {
-        let keyed = Keyed::new(event.chat.user_idx, event.presenter_idx, "k", "x");
-        Arc::new(Event {
-            keyed: Some(keyed),
-            ..Event::clone(&event)
-        })
-    };
-    let accepted = with_key(event(&mut clock, 1, &epoch, 1, "x"));
+    let accepted = Arc::new(with_key("k", event(&mut clock, 1, &epoch, 1, "x")));
     spool.commit(std::slice::from_ref(&accepted)).unwrap();
     // As a clock that is far ahead of the messages' own would ask.
     assert!(spool.read_keys(accepted.sent_at_ms + 1).unwrap().is_empty());
     let rows = spool.read_keys(accepted.sent_at_ms).unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!((rows[0].accepted.id, &*rows[0].keyed.key), (accepted.id, "k"));
+}
+
+#[test]
+fn rule_17_of_the_keys_of_freed_rows_those_go_that_are_older_than_is_asked_for() {
+    let mut epoch = String::new();
+    let (mut spool, _dir) = spool(&mut epoch);
+    let mut clock = EventClock::after(0);
+    let events = [1, 2, 3].map(|seq| {
+        let made = event(&mut clock, 1, &epoch, seq, "x");
+        Arc::new(Event {
+            sent_at_ms: 1_800_000_000_000 + seq.cast_signed(),
+            ..with_key(&format!("k{seq}"), made)
+        })
+    });
+    let first = spool.commit(&events).unwrap();
+    spool.free(first + 2, &[], events[1].sent_at_ms).unwrap();
+    let rows = spool.read_keys(0).unwrap();
+    let seqs: Vec<_> = rows.iter().map(|row| row.accepted.seq).collect();
+    assert_eq!(seqs, [Seq(2), Seq(3)]);
 }
 
 #[test]

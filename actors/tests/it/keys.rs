@@ -225,3 +225,32 @@ async fn rule_17_the_key_of_a_message_that_was_numbered_while_the_keys_were_read
     assert_eq!(sent_again(&stage).await, Some(first));
     assert_eq!(stage.stored(2).await, [(1, "hi".to_owned())]);
 }
+
+#[actix::test]
+async fn rule_17_keys_go_when_their_window_is_over_by_the_clock_and_by_the_times_of_messages() {
+    let window_ms = writer_config().key_window_ms;
+    // The messages are behind the clock that nobody sets, as where the system's was set back, or ahead of it.
+    for ahead_ms in [-3_600_000, 3_600_000] {
+        let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+        store.script().away = true;
+        let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+        let _reader = stage.reader(1);
+        stage.accepted(1, "hi").await;
+        drop(stage);
+        let mut last = 0;
+        for row in spool.script().rows.values_mut() {
+            let event = Arc::make_mut(row);
+            event.sent_at_ms += ahead_ms;
+            last = event.sent_at_ms;
+        }
+        store.script().away = false;
+        let stage = Stage::with(spool.clone(), store, registry_config(), writer_config());
+        assert_eq!(stage.stored(1).await.len(), 1);
+        let before_ms = spool.script().keys_before_ms.clone();
+        if ahead_ms < 0 {
+            assert_eq!(before_ms, [last - window_ms]);
+        } else {
+            assert!(before_ms[0] < last - window_ms, "{before_ms:?} {last}");
+        }
+    }
+}

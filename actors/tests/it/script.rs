@@ -103,6 +103,8 @@ pub struct SpoolScript {
     pub marks_in_vain: bool,
     /// What was freed, for its keys.
     pub keys: Vec<Arc<Event>>,
+    /// Up to when keys were to go, each time that rows were freed.
+    pub keys_before_ms: Vec<i64>,
     pub next: Pos,
     /// While it is taken, commits wait: so that a test can let more queue up behind one.
     pub gate: Arc<Mutex<()>>,
@@ -220,9 +222,15 @@ impl Spool for ScriptedSpool {
         }
     }
 
-    fn free(&mut self, through: Pos, parked: &[(Pos, Arc<Event>, String)], _: i64) -> Result<(), SpoolError> {
+    fn free(
+        &mut self,
+        through: Pos,
+        parked: &[(Pos, Arc<Event>, String)],
+        keys_before_ms: i64,
+    ) -> Result<(), SpoolError> {
         let mut script = self.script();
         script.fails()?;
+        script.keys_before_ms.push(keys_before_ms);
         for (_, event, reason) in parked {
             if script.parked.iter().all(|(there, _)| there.id != event.id) {
                 script.parked.push((Arc::clone(event), reason.clone()));
