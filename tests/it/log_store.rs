@@ -359,8 +359,13 @@ async fn a_document_has_the_fields_that_the_design_names() {
     assert_eq!(found.get_str("kind"), Ok("chat"));
 }
 
-/// 20 events of room 12, of which the store has five and the spool the rest, which moves when it is read.
-async fn moving(dir: &ScratchDir, moves: Moves) -> (History, Epoch) {
+/// A broadcast of room 12 that has ended.
+fn ended() -> Broadcast {
+    broadcast(&[(0, Some(9))], &[("e", 0, Some(20))])
+}
+
+/// 20 events of room 12, of which the store has five and the spool the rest, which moves when it is read; and so does a broadcast.
+async fn moving(dir: &ScratchDir, moves: Moves) -> (History, Vec<Arc<Event>>) {
     let path = dir.path().join("chat.db");
     let (mut spool, info) = embedded(&path);
     let store = SqliteStore::new(spool.connection());
@@ -372,12 +377,13 @@ async fn moving(dir: &ScratchDir, moves: Moves) -> (History, Epoch) {
     spool.commit(&events).unwrap();
     store.append(batch(&events[..5])).await.unwrap();
     spool.free(5, &[], 0).unwrap();
+    spool.keep_broadcasts(&[ended()]).unwrap();
     let store = MovingStore {
         store: Arc::new(store),
         spool: spool.into(),
         moves,
     };
-    (History::new(path, Arc::new(store), 4), info.epoch)
+    (History::new(path, Arc::new(store), 4), events)
 }
 
 #[tokio::test]
@@ -391,18 +397,18 @@ async fn rule_06_what_moves_from_the_spool_to_the_store_under_a_read_is_in_it_on
         assert_eq!(seqs, all, "a page, {moves:?}");
 
         let dir = ScratchDir::new("replay");
-        let (history, epoch) = moving(&dir, moves).await;
-        let broadcast = broadcast(&[(0, None)], &[(&epoch.0, 0, None)]);
+        let (history, events) = moving(&dir, moves).await;
+        let broadcast = broadcast(&[(0, None)], &[(&events[0].epoch.0, 0, None)]);
         // An export reads so, too.
         let replay = history.replay(&broadcast, ReplayPlace::default(), i64::MAX, 100).await;
         let seqs: Vec<_> = replay.unwrap().0.iter().map(|logged| logged.event.seq.0).collect();
         assert_eq!(seqs, all, "a replay, {moves:?}");
 
         let dir = ScratchDir::new("resume");
-        let (history, epoch) = moving(&dir, moves).await;
+        let (history, events) = moving(&dir, moves).await;
         let range = LogRange {
             presenter: room(12),
-            epoch,
+            epoch: events[0].epoch.clone(),
             after: Seq(0),
             through: Seq(20),
             limit: 100,
@@ -410,6 +416,22 @@ async fn rule_06_what_moves_from_the_spool_to_the_store_under_a_read_is_in_it_on
         let page = history.read(range, 0).await.unwrap();
         let seqs: Vec<_> = page.events.iter().map(|event| event.seq.0).collect();
         assert_eq!(seqs, all, "a session that goes on, {moves:?}");
+
+        let dir = ScratchDir::new("find");
+        let (history, events) = moving(&dir, moves).await;
+        let one = history.find(room(12), events[9].id).await.unwrap();
+        assert_eq!(one.unwrap().event, Event::clone(&events[9]), "a message, {moves:?}");
+
+        let dir = ScratchDir::new("broadcast");
+        let (history, _) = moving(&dir, moves).await;
+        let one = history.broadcast(ended().id).await.unwrap();
+        assert_eq!(one.unwrap().broadcast, ended(), "a broadcast, {moves:?}");
+
+        let dir = ScratchDir::new("broadcasts");
+        let (history, _) = moving(&dir, moves).await;
+        let all = history.broadcasts(room(12), None, 10).await.unwrap();
+        let all: Vec<_> = all.into_iter().map(|stored| stored.broadcast).collect();
+        assert_eq!(all, [ended()], "a list, {moves:?}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! A log whose events move from the spool to the store in the middle of a read, as they do at any time: before the store is
-//! looked into, or right after.
+//! A log whose events and broadcasts move from the spool to the store in the middle of a read, as they do at any time: before the
+//! store is looked into, or right after.
 
 use std::{
     collections::HashSet,
@@ -36,6 +36,9 @@ pub struct MovingStore {
 impl MovingStore {
     /// Everything that the spool has goes into the store, and is freed.
     async fn drain(&self) -> Result<(), StoreError> {
+        let records = self.spool.lock().unwrap().unstored_broadcasts(1000).unwrap();
+        assert_eq!(self.store.put_broadcasts(&records).await?, []);
+        self.spool.lock().unwrap().broadcasts_stored(&records, &[]).unwrap();
         let rows = self.spool.lock().unwrap().read(0, 1000).unwrap();
         let Some((last, _)) = rows.last() else {
             return Ok(());
@@ -45,6 +48,16 @@ impl MovingStore {
         assert_eq!(self.store.append(Arc::new(events)).await?, []);
         self.spool.lock().unwrap().free(last, &[], 0).unwrap();
         Ok(())
+    }
+
+    /// What the store answers to a question under which everything moves.
+    async fn moving<T>(&self, asked: BoxFuture<'_, Result<T, StoreError>>) -> Result<T, StoreError> {
+        if self.moves == Moves::BeforeScan {
+            self.drain().await?;
+        }
+        let found = asked.await;
+        self.drain().await?;
+        found
     }
 }
 
@@ -95,9 +108,6 @@ impl Archive for MovingStore {
         is_empty() -> bool;
         epochs(presenter: PresenterIdx) -> Vec<Epoch>;
         acts(rooms: Vec<PresenterIdx>, after: Uuid, limit: usize) -> Vec<Event>;
-        find(id: Uuid) -> Option<Logged>;
-        broadcasts(presenter: PresenterIdx, before: Option<Uuid>, limit: usize) -> Vec<StoredBroadcast>;
-        broadcast(id: Uuid) -> Option<StoredBroadcast>;
         correct_broadcast(id: Uuid, corrected_start_ms: Option<i64>) -> bool;
         mark_deleted(marks: Vec<(Uuid, Deleted)>) -> ();
     }
@@ -108,26 +118,27 @@ impl Archive for MovingStore {
         epoch: &'a Epoch,
         at_ms: i64,
     ) -> BoxFuture<'a, Result<First, StoreError>> {
-        async move {
-            if self.moves == Moves::BeforeScan {
-                self.drain().await?;
-            }
-            let found = self.store.first_from(presenter, epoch, at_ms).await;
-            self.drain().await?;
-            found
-        }
-        .boxed()
+        self.moving(self.store.first_from(presenter, epoch, at_ms)).boxed()
     }
 
     fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>> {
-        async move {
-            if self.moves == Moves::BeforeScan {
-                self.drain().await?;
-            }
-            let found = self.store.scan(scan).await;
-            self.drain().await?;
-            found
-        }
-        .boxed()
+        self.moving(self.store.scan(scan)).boxed()
+    }
+
+    fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {
+        self.moving(self.store.find(id)).boxed()
+    }
+
+    fn broadcasts(
+        &self,
+        presenter: PresenterIdx,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
+        self.moving(self.store.broadcasts(presenter, before, limit)).boxed()
+    }
+
+    fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>> {
+        self.moving(self.store.broadcast(id)).boxed()
     }
 }
