@@ -3,6 +3,7 @@
 use chatting_actors::{
     metrics::Metrics,
     seams::{LogStore, NotPut, Spool},
+    wire::v1::timestamp,
 };
 use chatting_server::store::{Archive, Durability, MongoStore, SpoolSettings, SqliteSpool};
 use mongodb::bson::{Document, doc};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    history::{read, recorded},
+    history::{read, recorded, request, token_with},
     log_archive::broadcast,
     log_store::mongo,
     support::{
@@ -21,6 +22,18 @@ use crate::{
         process::ScratchDir,
     },
 };
+
+/// The database of this server, with its collections.
+async fn database_of(app: &TestApp) -> mongodb::Database {
+    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+    let database = client.database(&app.settings.mongodb.database);
+    eventually("the collection to be there", async || {
+        let names = database.list_collection_names().await.unwrap();
+        names.contains(&"broadcasts".to_owned()).then_some(())
+    })
+    .await;
+    database
+}
 
 /// From now on MongoDB takes no broadcast of these rooms; of none, all.
 async fn refuse(database: &mongodb::Database, rooms: &[i64]) {
@@ -119,13 +132,7 @@ async fn newest(app: &TestApp, presenter: i64) -> Value {
 #[actix_web::test]
 async fn a_refused_broadcast_holds_up_no_other_and_is_stored_when_it_is_not_refused_any_more() {
     let app = spawn_app(use_mongodb).await;
-    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
-    let database = client.database(&app.settings.mongodb.database);
-    eventually("the collection to be there", async || {
-        let names = database.list_collection_names().await.unwrap();
-        names.contains(&"broadcasts".to_owned()).then_some(())
-    })
-    .await;
+    let database = database_of(&app).await;
     refuse(&database, &[12]).await;
     database.run_command(doc! { "profile": 2 }).await.unwrap();
     let tries = async |id: &Value| {
@@ -160,4 +167,51 @@ async fn a_refused_broadcast_holds_up_no_other_and_is_stored_when_it_is_not_refu
     let app = spawn_in(dir, settings).await;
     recorded(&app, &refused["id"]).await;
     assert!(newest(&app, 12).await["segments"][0]["to"].is_string());
+}
+
+#[actix_web::test]
+async fn a_hold_or_a_correction_that_the_store_has_no_broadcast_for_is_not_answered_as_if_it_were_kept() {
+    let app = spawn_app(use_mongodb).await;
+    let database = database_of(&app).await;
+    refuse(&database, &[12]).await;
+    app.go_live(12);
+    let _session = V1::of(&app, 12, json!({})).await;
+    // It is read from the spool.
+    let refused = newest(&app, 12).await;
+    let path = format!("/v1/broadcasts/{}", refused["id"].as_str().unwrap());
+    let start: jiff::Timestamp = refused["started_at"].as_str().unwrap().parse().unwrap();
+    let earlier = start.as_millisecond() - 1000;
+    let operator = token_with(90, "operator", Value::Null);
+    let both = json!({ "legal_hold": true, "started_at": timestamp(earlier) });
+    for body in [
+        json!({ "legal_hold": true }),
+        json!({ "started_at": timestamp(earlier) }),
+        both.clone(),
+    ] {
+        let answer = request(&app, "PATCH", &path, &operator, &body.to_string()).await;
+        let problem = answer.json();
+        assert_eq!(
+            (answer.status, &problem["code"], &problem["detail"]),
+            (
+                503,
+                &"log_unavailable".into(),
+                &"the store does not have this broadcast yet".into()
+            ),
+            "{body}: {answer:?}"
+        );
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
+    let (_, dir, settings) = app.stop().await;
+    refuse(&database, &[]).await;
+    let app = spawn_in(dir, settings).await;
+    recorded(&app, &refused["id"]).await;
+    let answer = request(&app, "PATCH", &path, &operator, &both.to_string()).await;
+    assert_eq!(
+        (answer.status, &answer.json()["legal_hold"]),
+        (200, &true.into()),
+        "{answer:?}"
+    );
+    let id = refused["id"].as_str().unwrap().parse().unwrap();
+    let stored = app.state.history.store().broadcast(id).await.unwrap().unwrap();
+    assert_eq!((stored.legal_hold, stored.corrected_start_ms), (true, Some(earlier)));
 }
