@@ -153,8 +153,10 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
         let mut held = broadcast(&[(old, Some(old + 60_000))], &[("a", 20, Some(30))]);
         let mut over = broadcast(&[(old + 1, Some(old + 90_000))], &[("a", 30, Some(40))]);
         let open = broadcast(&[(old + 2, None)], &[("a", 60, None)]);
+        // It began as long ago as these, but ended within the time.
+        let recent = broadcast(&[(old + 3, Some(now - DAY_MS / 2))], &[("a", 60, Some(60))]);
         store
-            .put_broadcasts(&[held.clone(), over.clone(), open.clone()])
+            .put_broadcasts(&[held.clone(), over.clone(), open.clone(), recent.clone()])
             .await
             .unwrap();
         assert!(store.hold_broadcast(held.id, true).await.unwrap(), "{name}");
@@ -228,12 +230,16 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
             ("", ""),
             "{name}"
         );
-        let kept: Vec<_> = store.broadcasts(room(12), None, 10).await.unwrap();
-        let kept: Vec<_> = kept
-            .iter()
-            .map(|stored| (stored.broadcast.id, stored.legal_hold))
-            .collect();
-        assert_eq!(kept, [(open.id, false), (held.id, true)], "{name}");
+        let kept = async || {
+            let kept = store.broadcasts(room(12), None, 10).await.unwrap();
+            let kept = kept.iter().map(|stored| (stored.broadcast.id, stored.legal_hold));
+            kept.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            kept().await,
+            [(recent.id, false), (open.id, false), (held.id, true)],
+            "{name}"
+        );
         // A second time there is nothing to do.
         assert_eq!(retention.sweep(now - DAY_MS).await.unwrap(), Swept::default(), "{name}");
         // Newer events make the emptied one an old one like any other; a hold that is over holds nothing.
@@ -252,6 +258,7 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
             "{name}"
         );
         assert_eq!(seqs(&all(&*store, 13, "b").await), [11], "{name}");
+        assert_eq!(kept().await, [(recent.id, false), (open.id, false)], "{name}");
     }
 }
 
