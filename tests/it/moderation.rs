@@ -131,6 +131,18 @@ async fn all_of_a_user_or_of_a_time_goes_as_far_as_it_was_said_before() {
         assert_eq!(deleted().await, wanted);
         drained(&app).await;
         assert_eq!(deleted().await, wanted);
+        // A time in which nothing was said; the act tells it as it was asked for, from the spool and from the store.
+        let nothing = delete("from=2020-01-01T00:00:00Z&to=2020-01-01T00:00:01Z").await;
+        assert_eq!(nothing.json()["seq"], 8, "{nothing:?}");
+        for _ in 0..2 {
+            let act = message(&read(&app, "/v1/rooms/12/messages", &app.token(3)).await, 8);
+            assert_eq!(
+                (&act["from"], &act["to"]),
+                (&"2020-01-01T00:00:00.000Z".into(), &"2020-01-01T00:00:01.000Z".into())
+            );
+            assert_eq!(deleted().await, wanted);
+            drained(&app).await;
+        }
         for (query, named) in [
             ("", "user_idx"),
             (

@@ -399,6 +399,25 @@ mod tests {
             &*encode_event(&erased),
             r#"{"type":"moderation","seq":58,"id":"00000000-0000-0000-0000-000000000000","action":"delete","target_id":"00000000-0000-0000-0000-000000000000","target_seq":58,"by":9223372036854775807,"sent_at":"2026-01-01T00:00:00.000Z"}"#
         );
+        let act = |act| {
+            encode_event(&Event {
+                act: Some(Arc::new(act)),
+                ..event.clone()
+            })
+        };
+        let span = Act::Span {
+            from_ms: 1_767_225_600_000,
+            to_ms: 1_767_225_601_000,
+        };
+        assert_eq!(
+            &*act(span),
+            r#"{"type":"moderation","seq":58,"id":"00000000-0000-0000-0000-000000000000","action":"delete","from":"2026-01-01T00:00:00.000Z","to":"2026-01-01T00:00:01.000Z","by":7,"sent_at":"2026-01-01T00:00:00.000Z"}"#
+        );
+        let user_idx = UserIdx::new(9).unwrap();
+        assert_eq!(
+            &*act(Act::User { user_idx }),
+            r#"{"type":"moderation","seq":58,"id":"00000000-0000-0000-0000-000000000000","action":"delete","user_idx":9,"by":7,"sent_at":"2026-01-01T00:00:00.000Z"}"#
+        );
         let reconnect = ServerFrame::Reconnect {
             after_ms: 1200,
             reason: "drain",
