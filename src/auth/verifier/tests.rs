@@ -169,10 +169,21 @@ fn rule_18_the_role_comes_from_the_number_and_the_token() {
         role(&[("role", json!("moderator")), ("rooms", json!([11]))]),
         Role::Viewer
     );
-    assert_eq!(
-        role(&[("role", json!("moderator")), ("rooms", json!("*"))]),
-        Role::Moderator
-    );
+    // A list of one, as the command `token` gives it, too; numbers as such or as text.
+    for (rooms, is) in [
+        (json!("*"), Role::Moderator),
+        (json!(["*"]), Role::Moderator),
+        (json!([11, "*"]), Role::Moderator),
+        (json!(12), Role::Moderator),
+        (json!("12"), Role::Moderator),
+        (json!(13), Role::Viewer),
+    ] {
+        assert_eq!(
+            role(&[("role", json!("moderator")), ("rooms", rooms.clone())]),
+            is,
+            "{rooms}"
+        );
+    }
     assert_eq!(
         role(&[("role", json!("operator")), ("user_idx", json!(12))]),
         Role::Presenter
