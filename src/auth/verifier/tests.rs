@@ -126,6 +126,28 @@ fn a_missing_exp_is_refused() {
 }
 
 #[test]
+fn the_leeway_counts_at_both_ends_for_a_fresh_token_and_for_a_remembered_one() {
+    let leeway = 600_i64;
+    let verifier = with_rules(TokenRules {
+        leeway_seconds: leeway.cast_unsigned(),
+        ..rules()
+    });
+    for token in [
+        with("exp", json!(now() - leeway / 2)),
+        with("nbf", json!(now() + leeway / 2)),
+    ] {
+        for how in ["fresh", "remembered"] {
+            assert!(verifier.verify(&token).is_ok(), "{how}");
+        }
+    }
+    assert_eq!(verifier.remembered(), 2);
+    let expired = with("exp", json!(now() - 2 * leeway));
+    assert_eq!(verifier.verify(&expired), Err(TokenError::Expired));
+    let early = with("nbf", json!(now() + 2 * leeway));
+    assert_eq!(verifier.verify(&early), Err(TokenError::NotYetValid));
+}
+
+#[test]
 fn issuer_and_audience_are_checked_when_they_are_set() {
     let strict = with_rules(TokenRules {
         issuer: Some("us".into()),
