@@ -306,6 +306,48 @@ async fn a_log_that_is_exported_and_imported_is_the_same_log_in_either_store() {
 }
 
 #[actix_web::test]
+async fn an_export_of_a_room_has_each_of_its_broadcasts_the_oldest_first_and_comes_back_so() {
+    // More than are looked up at once.
+    let all: Vec<_> = (1..=101_u64)
+        .map(|n| {
+            let from = 1_767_225_600_000 + i64::try_from(n).unwrap() * 60_000;
+            crate::figures::broadcast(&[(from, Some(from + 30_000))], &[("a", n - 1, Some(n))])
+        })
+        .collect();
+    let said = (1..).zip(&all).map(|(seq, one)| {
+        let at = one.segments[0].from_ms + 1000;
+        Arc::new(crate::figures::message(at, 12, "a", seq, 7, "x"))
+    });
+    let said = Arc::new(said.collect());
+    let from = Site::new(false);
+    from.with_log(async |store| {
+        store.put_broadcasts(&all).await.unwrap();
+        assert_eq!(store.append(said).await.unwrap(), []);
+    })
+    .await;
+    let export = |site: &Site| {
+        let (code, out, error) = site.run(&["export", "--room", "12"]);
+        assert_eq!(code, 0, "{error}");
+        assert!(error.contains("exported 101 events"), "{error}");
+        out
+    };
+    let text = export(&from);
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let headers = lines.filter(|line| line["type"] == "broadcast");
+    let ids: Vec<_> = headers.map(|header| header["id"].clone()).collect();
+    let wanted: Vec<_> = all.iter().map(|one| json!(one.id)).collect();
+    assert_eq!(ids, wanted);
+    let file = from.path("room.ndjson");
+    std::fs::write(&file, &text).unwrap();
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb);
+        let (code, _, error) = site.import(&file);
+        assert_eq!(code, 0, "{error}");
+        assert!(export(&site) == text, "mongodb: {mongodb}");
+    }
+}
+
+#[actix_web::test]
 async fn a_deletion_comes_back_without_the_act_that_did_it() {
     let from = Site::new(true);
     from.with_log(fill).await;
