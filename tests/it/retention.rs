@@ -309,8 +309,8 @@ async fn a_server_removes_what_is_too_old_by_itself_and_a_new_spool_still_goes_o
     assert_eq!((answer.status, &answer.json()["seq"]), (201, &json!(6)), "{answer:?}");
 }
 
-#[actix_web::test]
-async fn a_hold_that_is_laid_while_mongodb_looks_for_what_is_too_old_counts_in_that_step_too() {
+/// A store in a MongoDB of its own that can be made to wait, and the store's database.
+async fn may_wait() -> (Mongod, MongoStore, String) {
     let mongod = Mongod::start_own_with(&["--setParameter", "enableTestCommands=1"]).await;
     let database = fresh_database_name();
     let settings = MongoSettings {
@@ -321,28 +321,61 @@ async fn a_hold_that_is_laid_while_mongodb_looks_for_what_is_too_old_counts_in_t
     };
     let store = MongoStore::new(&settings).await.unwrap();
     LogStore::prepare(&store).await.unwrap();
+    (mongod, store, database)
+}
+
+/// What comes of `step`, which MongoDB goes through up to this point, and on from it when `meanwhile` is done.
+async fn halted<T>(
+    mongod: &Mongod,
+    (point, data): (&str, Document),
+    step: impl Future<Output = T>,
+    meanwhile: impl Future<Output = ()>,
+) -> T {
+    let client = mongodb::Client::with_uri_str(mongod.uri()).await.unwrap();
+    let admin = async |command| client.database("admin").run_command(command).await.unwrap();
+    let set = admin(doc! { "configureFailPoint": point, "mode": "alwaysOn", "data": data }).await;
+    let entered = set.get_i32("count").unwrap() + 1;
+    let meanwhile = async {
+        admin(doc! { "waitForFailPoint": point, "timesEntered": entered, "maxTimeMS": 30_000 }).await;
+        meanwhile.await;
+        admin(doc! { "configureFailPoint": point, "mode": "off" }).await;
+    };
+    tokio::join!(step, meanwhile).0
+}
+
+#[actix_web::test]
+async fn a_hold_that_is_laid_while_mongodb_looks_for_what_is_too_old_counts_in_that_step_too() {
+    let (mongod, store, database) = may_wait().await;
     let old = system_ms() - 10 * DAY_MS;
     let held = broadcast(&[(old, Some(old + 60_000))], &[("a", 1, Some(6))]);
     store.put_broadcasts(std::slice::from_ref(&held)).await.unwrap();
     let events = (1..=6_i64).map(|seq| message(old + seq, 12, "a", seq.cast_unsigned(), 7, "old"));
     store.append(batch(&shared(events))).await.unwrap();
-    let client = mongodb::Client::with_uri_str(mongod.uri()).await.unwrap();
-    let admin = async |command| client.database("admin").run_command(command).await.unwrap();
     // It is found, and not told yet.
     let data = doc! { "nss": format!("{database}.chatting_log") };
-    let point = "waitInFindBeforeMakingBatch";
-    let set = admin(doc! { "configureFailPoint": point, "mode": "alwaysOn", "data": data }).await;
-    let entered = set.get_i32("count").unwrap() + 1;
-    let hold = async {
-        admin(doc! { "waitForFailPoint": point, "timesEntered": entered, "maxTimeMS": 30_000 }).await;
-        assert!(store.hold_broadcast(held.id, true).await.unwrap());
-        admin(doc! { "configureFailPoint": point, "mode": "off" }).await;
-    };
-    let (expired, ()) = tokio::join!(store.expire(old + 1_000, None, 100), hold);
+    let point = ("waitInFindBeforeMakingBatch", data);
+    let hold = async { assert!(store.hold_broadcast(held.id, true).await.unwrap()) };
+    let expired = halted(&mongod, point, store.expire(old + 1_000, None, 100), hold).await;
     assert_eq!(expired.unwrap().removed, 1);
     let left = all(&store, 12, "a").await;
     assert_eq!(seqs(&left), [2, 3, 4, 5, 6]);
     assert!(left.iter().all(|logged| logged.deleted.is_none()));
+}
+
+#[actix_web::test]
+async fn a_hold_that_is_laid_when_mongodb_is_about_to_remove_the_record_keeps_it() {
+    let (mongod, store, _) = may_wait().await;
+    let old = system_ms() - 10 * DAY_MS;
+    // The other record goes, so the step does remove what it found.
+    let [held, over] = [0, 1].map(|n| broadcast(&[(old + n, Some(old + 60_000))], &[("a", 0, Some(0))]));
+    store.put_broadcasts(&[held.clone(), over.clone()]).await.unwrap();
+    let point = ("hangDuringBatchRemove", doc! {});
+    let hold = async { assert!(store.hold_broadcast(held.id, true).await.unwrap()) };
+    let expired = halted(&mongod, point, store.expire_broadcasts(old + DAY_MS, None, 100), hold).await;
+    assert_eq!(expired.unwrap().removed, 1);
+    let left = store.broadcast(held.id).await.unwrap();
+    assert!(left.is_some_and(|stored| stored.legal_hold));
+    assert_eq!(store.broadcast(over.id).await.unwrap(), None);
 }
 
 #[actix_web::test]
