@@ -8,6 +8,7 @@ use crate::{
     support::{
         app::{spawn_app, spawn_in},
         presenter::V1,
+        tokens::{claims, signed},
         ws::Incoming,
     },
 };
@@ -162,6 +163,23 @@ async fn all_of_a_user_or_of_a_time_goes_as_far_as_it_was_said_before() {
             );
         }
     }
+}
+
+#[actix_web::test]
+async fn staff_whose_nickname_is_longer_than_one_may_be_delete_all_the_same_under_the_beginning_of_it() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let _session = V1::of(&app, 12, json!({})).await;
+    let mut long = claims(90);
+    long["role"] = "operator".into();
+    long["nickname"] = "긴".repeat(65).into();
+    let path = "/v1/rooms/12/messages?user_idx=7";
+    let deleted = request(&app, "DELETE", path, &signed(&long), "").await;
+    assert_eq!(deleted.status, 200, "{deleted:?}");
+    drained(&app).await;
+    let id = deleted.json()["id"].as_str().unwrap().parse().unwrap();
+    let act = app.state.history.store().find(id).await.unwrap().unwrap().event;
+    assert_eq!(act.chat.nickname.as_str(), "긴".repeat(64));
 }
 
 #[actix_web::test]
