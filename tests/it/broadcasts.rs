@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
+    figures::broadcast,
     history::{drained, read, recorded, request, seqs, servers},
     support::{
         app::{TestApp, spawn_app, spawn_in, spawn_with_rooms, use_mongodb},
@@ -349,6 +350,33 @@ async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_st
             // Nothing of how a query would have to be written.
             assert!(!answer.text().contains("%2B"), "{}", answer.text());
         }
+    }
+}
+
+#[actix_web::test]
+async fn all_broadcasts_of_a_room_are_come_to_page_by_page_the_newest_first() {
+    for (app, _session) in servers(|_| {}).await {
+        let all = [0, 60_000, 120_000].map(|after| {
+            let from = 1_767_225_600_000 + after;
+            let mut one = broadcast(&[(from, Some(from + 30_000))], &[("a", 0, Some(0))]);
+            one.presenter = chatting_actors::types::PresenterIdx::new(99).unwrap();
+            one
+        });
+        let store = app.state.history.store();
+        store.prepare().await.unwrap();
+        store.put_broadcasts(&all).await.unwrap();
+        let page = async |query: &str| {
+            let path = format!("/v1/rooms/99/broadcasts?{query}");
+            let page = read(&app, &path, &app.token(7)).await;
+            let found = page["broadcasts"].as_array().unwrap().iter();
+            (found.map(|one| one["id"].clone()).collect(), page["next"].clone())
+        };
+        let [first, second, third] = all.map(|one| json!(one.id));
+        let newest: (Vec<_>, _) = page("limit=2").await;
+        assert_eq!(newest, (vec![third, second.clone()], second.clone()));
+        // The last page is full, too, and has none behind it.
+        let rest = page(&format!("limit=1&before={}", second.as_str().unwrap())).await;
+        assert_eq!(rest, (vec![first], Value::Null));
     }
 }
 
