@@ -1,5 +1,6 @@
 //! Broadcasts as they are recorded, and their replay.
 
+use chatting_actors::{clock::system_ms, wire::v1::timestamp};
 use serde_json::{Value, json};
 
 use crate::{
@@ -320,7 +321,7 @@ async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_st
         let path = format!("/v1/broadcasts/{}", open["id"].as_str().unwrap());
         recorded(&app, &open["id"]).await;
         let start: jiff::Timestamp = open["started_at"].as_str().unwrap().parse().unwrap();
-        let earlier = chatting_actors::wire::v1::timestamp(start.as_millisecond() - 1000);
+        let earlier = timestamp(start.as_millisecond() - 1000);
         let patch = async |body: Value| request(&app, "PATCH", &path, &app.token(12), &body.to_string()).await;
         let corrected = patch(json!({ "started_at": earlier })).await.json();
         assert_eq!(
@@ -351,6 +352,32 @@ async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_st
             assert!(!answer.text().contains("%2B"), "{}", answer.text());
         }
     }
+}
+
+#[actix_web::test]
+async fn a_start_is_corrected_to_the_end_of_the_broadcast_and_to_nothing_behind_it() {
+    let app = spawn_app(|_| {}).await;
+    let from = system_ms() - 3_600_000;
+    let end = from + 60_000;
+    let over = broadcast(&[(from, Some(end))], &[("a", 0, Some(0))]);
+    let store = app.state.history.store();
+    store.prepare().await.unwrap();
+    store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+    let correct = async |start_ms: i64| {
+        let body = json!({ "started_at": timestamp(start_ms) }).to_string();
+        let path = format!("/v1/broadcasts/{}", over.id);
+        request(&app, "PATCH", &path, &app.token(12), &body).await
+    };
+    let behind = correct(end + 1).await;
+    assert_eq!(behind.status, 400, "{behind:?}");
+    let why = behind.json()["detail"].clone();
+    assert_eq!(why, "started_at: it is after the broadcast's end");
+    let at_the_end = correct(end).await;
+    assert_eq!(
+        (at_the_end.status, &at_the_end.json()["started_at"]),
+        (200, &timestamp(end).into()),
+        "{at_the_end:?}"
+    );
 }
 
 #[actix_web::test]
