@@ -411,6 +411,26 @@ async fn presenters_that_the_room_server_refuses_to_know_have_it_left_alone_for_
 }
 
 #[actix_web::test]
+async fn a_room_server_that_is_asked_too_much_is_left_alone_and_refuses_to_know_nobody() {
+    let rooms = RoomServer::start().await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.breaker_failures = 2;
+        settings.room.breaker_open_ms = 600_000;
+    })
+    .await;
+    // 4xx both, and neither says anything of the presenter.
+    for (presenter, status) in [(1, 429), (2, 408)] {
+        rooms.mode_of(presenter, Mode::Status(status)).await;
+        let answer = app.post(presenter, 7, "hi").await;
+        assert_eq!(answer.json()["code"], "room_server_unavailable", "{status}");
+    }
+    assert_eq!(app.metric("chat_room_breaker_open").await, Some(1.0));
+    assert_eq!(app.metric("chat_room_refusals").await, Some(0.0));
+    let refused = app.metric("chat_room_checks_total{outcome=\"refused\"}").await;
+    assert!(refused.is_none_or(|count| count == 0.0), "{refused:?}");
+}
+
+#[actix_web::test]
 async fn one_sender_cannot_have_the_room_server_asked_about_ever_more_rooms() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;
