@@ -423,6 +423,36 @@ async fn room_max_reconnects_bounds_requests_under_way_and_the_rest_are_left_out
 }
 
 #[actix_web::test]
+async fn requests_to_reconnect_that_hang_leave_the_questions_their_connections() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.max_lookups = 1;
+        settings.room.max_reconnects = 1;
+        settings.room.live_ttl_ms = 600_000;
+        settings.room.timeout_ms = 60_000;
+        settings.session.reconnect_request_seconds = 1;
+    })
+    .await;
+    let ask = async || {
+        let answer = app.post(12, 7, "anyone?").await;
+        assert_eq!(answer.json()["code"], "presenter_disconnected");
+    };
+    ask().await;
+    rooms.mode(Mode::Hang).await;
+    rooms.mode_of(13, Mode::Normal).await;
+    eventually("a request to reconnect to hang", async || {
+        ask().await;
+        (app.metric("chat_queue_depth{queue=\"reconnects\"}").await == Some(1.0)).then_some(())
+    })
+    .await;
+    assert_eq!(
+        app.post(13, 7, "who is not live").await.json()["code"],
+        "broadcast_ended"
+    );
+}
+
+#[actix_web::test]
 async fn room_ring_events_bounds_what_waits_for_a_presenter_that_is_behind() {
     let app = spawn_app(|settings| {
         settings.session.credit_events = 1;
