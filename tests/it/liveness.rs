@@ -189,6 +189,34 @@ async fn rule_08_a_lease_in_use_is_refreshed_before_it_ends_so_that_no_sender_wa
 }
 
 #[actix_web::test]
+async fn rule_09_the_room_server_is_asked_as_often_while_its_last_answer_is_gone_on_with() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.on_error = OnError::LastKnown;
+        settings.room.live_ttl_ms = 20;
+        settings.room.stale_seconds = 3600;
+    })
+    .await;
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "known").await.status, 201);
+    rooms.mode(Mode::Status(500)).await;
+    eventually("a stale verdict to be used", async || {
+        assert_eq!(app.post(12, 7, "stale").await.status, 201);
+        (app.metric("chat_room_checks_total{outcome=\"stale\"}").await? >= 1.0).then_some(())
+    })
+    .await;
+    // What it says when it is back counts at once, and not when the last answer is stale.
+    rooms.ended(12).await;
+    rooms.mode(Mode::Normal).await;
+    eventually("the end of the broadcast to be heard of", async || {
+        let answer = app.post(12, 7, "still there?").await;
+        (answer.json()["code"] == "broadcast_ended").then_some(())
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn rule_09_last_known_goes_on_with_the_last_answer_while_it_is_not_stale() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;
