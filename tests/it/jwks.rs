@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chatting_actors::clock::system_ms;
 use chatting_server::{
     auth::Verdict,
-    settings::{Algorithm, Secret, Settings},
+    settings::{Algorithm, AuthMode, Secret, Settings},
 };
 use jsonwebtoken::EncodingKey;
 use serde_json::json;
@@ -429,6 +429,30 @@ async fn a_start_without_an_answer_is_no_failure_and_the_first_answer_makes_it_r
     })
     .await;
     assert_refusal!(&app, &known, GOOD);
+}
+
+#[actix_web::test]
+async fn behind_a_gateway_a_server_is_ready_without_any_key_and_takes_what_the_gateway_forwards() {
+    let server = JwksServer::start("").await;
+    server.answer(Answer::Status(500));
+    let app = app(&server, |settings| {
+        settings.auth.mode = AuthMode::Gateway;
+        settings.auth.trusted_proxies = vec!["127.0.0.1".into()];
+    })
+    .await;
+    let ready = get(app.addr, "/readyz").await;
+    assert_eq!((ready.status, &ready.json()["status"]), (200, &json!("degraded")));
+    // Presenters have tokens all the same.
+    assert!(
+        ready.text().contains("published keys cannot be fetched: status 500"),
+        "{ready:?}"
+    );
+    let forwarded = [("x-forward-userIdx", "7"), ("x-forward-nickname", "kim")];
+    let mut client = app.client().await;
+    let answer = client
+        .post_json("/v1/rooms/12/messages", &forwarded, r#"{"text":"hi"}"#)
+        .await;
+    assert_eq!((answer.status, answer.json()["code"].as_str()), (GOOD.0, Some(GOOD.1)));
 }
 
 #[actix_web::test]
