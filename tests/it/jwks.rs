@@ -337,6 +337,21 @@ async fn while_a_fetch_hangs_those_who_wait_for_it_are_refused_in_time_and_the_o
 }
 
 #[actix_web::test]
+async fn a_reload_while_a_fetch_is_under_way_has_the_keys_fetched_once_more() {
+    let known = es256("known");
+    let server = JwksServer::start(jwk_set(&[&known])).await;
+    let app = app(&server, |settings| settings.auth.jwks_refresh_seconds = 3600).await;
+    server.answer(Answer::Hang);
+    rested(&app, &known).await;
+    server.asked_at_least(2).await;
+    // What the fetch under way brings may be older than what was published before the reload.
+    app.state.tokens.refetch();
+    server.answer(Answer::Body(jwk_set(&[&known])));
+    server.asked_at_least(3).await;
+    assert_refusal!(&app, &known, GOOD);
+}
+
+#[actix_web::test]
 async fn keys_that_cannot_be_fetched_again_hold_until_they_are_stale_and_readyz_says_so() {
     let known = es256("known");
     let server = JwksServer::start(jwk_set(&[&known])).await;
