@@ -7,6 +7,7 @@ use crate::support::{
     app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms, token_of},
     eventually,
     http::Response,
+    presenter::upgrade,
     room_server::RoomServer,
 };
 
@@ -275,6 +276,27 @@ async fn cors_on_v1_follows_the_setting() {
             .header("access-control-allow-origin"),
         Some("https://chat.example")
     );
+}
+
+#[actix_web::test]
+async fn any_page_may_read_v1_and_open_sessions_where_cors_origins_says_so() {
+    let app = spawn_app(|settings| settings.cors.origins = vec!["*".into()]).await;
+    let origin = ("Origin", "https://any.example");
+    let headers = [
+        origin,
+        ("Access-Control-Request-Method", "POST"),
+        ("Access-Control-Request-Headers", "authorization, idempotency-key"),
+    ];
+    for method in ["GET", "OPTIONS"] {
+        let mut client = app.client().await;
+        let answer = client.request(method, "/v1/rooms/1/messages", &headers, "").await;
+        assert_eq!(answer.header("access-control-allow-origin"), Some("*"), "{method}");
+        let listed = answer.header("access-control-allow-headers");
+        let expected = (method == "OPTIONS").then_some("authorization, idempotency-key");
+        assert_eq!(listed, expected, "{method}");
+    }
+    let answer = upgrade(app.addr, &[origin]).await;
+    assert!(answer.is_ok(), "{:?}", answer.err());
 }
 
 #[actix_web::test]
