@@ -202,6 +202,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_the_least_or_the_default_is_no_more_than_the_most() {
+        assert_eq!(
+            wrong(|settings| settings.actors.supervisor.restart_max_ms = 19),
+            ["actors.supervisor.restart_min_ms = 20 must be at most actors.supervisor.restart_max_ms = 19"]
+        );
+        assert_eq!(
+            wrong(|settings| settings.actors.supervisor.restart_max_ms = 20),
+            [""; 0]
+        );
+        assert_eq!(
+            wrong(|settings| settings.figures.top_max = 9),
+            ["figures.top_default = 10 must be at most figures.top_max = 9"]
+        );
+        assert_eq!(wrong(|settings| settings.figures.top_max = 10), [""; 0]);
+        assert_eq!(
+            wrong(|settings| settings.shutdown.drain_seconds = 21),
+            ["shutdown.drain_seconds = 21 must be at most shutdown.deadline_seconds = 20"]
+        );
+        assert_eq!(wrong(|settings| settings.shutdown.drain_seconds = 20), [""; 0]);
+    }
+
+    #[test]
     fn a_value_out_of_range_is_told_once() {
         assert_eq!(wrong(|settings| settings.room.pending_max = 100_001).len(), 1);
     }
