@@ -240,19 +240,25 @@ async fn leave_unread(app: &TestApp, headers: &[(&str, &str)]) -> HttpClient {
     client
 }
 
-#[actix_web::test]
-async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() {
+/// A server that has that page, and its presenter.
+async fn with_a_long_page(answers_max_bytes: usize) -> (TestApp, WsClient) {
     let app = spawn_app(|settings| {
-        settings.server.answers_max_bytes = 600_000;
+        settings.server.answers_max_bytes = answers_max_bytes;
         settings.server.send_buffer_bytes = 4096;
     })
     .await;
     app.go_live(12);
-    let _presenter = app.presenter(12).await;
+    let presenter = app.presenter(12).await;
     let text = "\u{1}".repeat(2000);
     let events = (1..=21).map(|seq| Arc::new(event("a", seq, seq.cast_signed(), 7, "kim", &text)));
     let store = app.state.history.store();
     assert_eq!(store.append(Arc::new(events.collect())).await.unwrap(), []);
+    (app, presenter)
+}
+
+#[actix_web::test]
+async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() {
+    let (app, _presenter) = with_a_long_page(600_000).await;
     let (gate, token) = (&app.state.answers, app.token(7));
     let ask = async |path: &str| app.client().await.request("GET", path, &[("token", &token)], "").await;
 
@@ -303,6 +309,27 @@ async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() 
     drop((rest, left));
     eventually("the memory of who has gone", async || (gate.depth() == 0).then_some(())).await;
     assert_eq!(ask(LONG_PAGE).await.status, 200);
+}
+
+#[actix_web::test]
+async fn an_answer_that_is_longer_than_all_may_be_is_given_when_it_is_the_only_one() {
+    let (app, _presenter) = with_a_long_page(100_000).await;
+    let (gate, token) = (&app.state.answers, app.token(7));
+    let ask = async || {
+        let mut client = app.client().await;
+        client.request("GET", LONG_PAGE, &[("token", &token)], "").await
+    };
+    let page = ask().await;
+    let longer = page.body.len() > gate.capacity();
+    assert_eq!((page.status, longer, gate.capacity()), (200, true, 100_000));
+    eventually("what was taken to be given back", async || {
+        (gate.depth() == 0).then_some(())
+    })
+    .await;
+    let other = gate.try_acquire(1).unwrap();
+    assert_eq!(ask().await.status, 503);
+    drop(other);
+    assert_eq!(ask().await.status, 200);
 }
 
 #[actix_web::test]
