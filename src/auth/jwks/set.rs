@@ -238,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_says_it_is_there_to_verify_is_taken() {
+        for operations in [json!(["verify"]), json!(["sign", "verify"])] {
+            let key = with(with(ed25519(), "use", json!("sig")), "key_ops", operations);
+            let published = set(std::slice::from_ref(&key)).unwrap();
+            assert_eq!((published.keys.len(), published.skipped.len()), (1, 0), "{key}");
+        }
+    }
+
+    #[test]
     fn what_is_no_set_or_has_no_key_to_use_is_an_error() {
         for body in [
             "",
