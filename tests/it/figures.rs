@@ -284,6 +284,34 @@ async fn the_figures_have_nothing_of_another_broadcast_whatever_numbers_were_tak
 }
 
 #[actix_web::test]
+async fn who_changes_their_name_is_one_sender_with_the_newest_name() {
+    let start = 1_700_000_000_000;
+    let record = broadcast(&[(start, Some(start + 60_000))], &[("e", 0, Some(3))]);
+    // By its letters the newest is between the others.
+    let events: Vec<_> = (1..=3_u64)
+        .zip(["가", "다", "나"])
+        .map(|(seq, name)| {
+            let mut one = message(
+                start + i64::try_from(seq).unwrap() * 1_000,
+                12,
+                "e",
+                seq,
+                7,
+                "안녕하세요",
+            );
+            one.chat.nickname = Nickname::new(name, 64).unwrap();
+            one
+        })
+        .collect();
+    for (name, store, _dir) in stores().await {
+        store.append(batch(&shared(events.clone()))).await.unwrap();
+        let senders = count(&*store, query(&record, 60_000)).await.top_senders;
+        let senders: Vec<_> = senders.iter().map(|one| (&*one.nickname, one.messages)).collect();
+        assert_eq!(senders, [("나", 3)], "{name}");
+    }
+}
+
+#[actix_web::test]
 async fn both_stores_find_the_same_words_in_whatever_was_sent() {
     let alphabet: Vec<char> = "가나다방송은는을를가에서에게으로까지부터이랑의도만로와과이ㅋㅎㅏabcXYZ09''  \u{0}.,!🙂é日\u{1112}\u{1161}\u{11ab}힣\u{d7a4}"
         .chars()
