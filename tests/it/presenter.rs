@@ -97,6 +97,23 @@ async fn a_token_may_come_with_the_upgrade_and_a_bad_one_is_refused_before_it() 
 }
 
 #[actix_web::test]
+async fn a_session_whose_token_came_with_the_upgrade_is_counted_once() {
+    let app = spawn_app(|settings| {
+        settings.session.reconnect_burst = 2;
+        settings.session.reconnect_per_minute = 1;
+    })
+    .await;
+    let bearer = format!("Bearer {}", token(12));
+    for _ in 0..2 {
+        let mut socket = upgrade(app.addr, &[("Authorization", &bearer)]).await.ok().unwrap();
+        socket.send_text(r#"{"type":"hello"}"#).await;
+        assert_eq!(socket.next_json().await["type"], "welcome");
+    }
+    let refused = upgrade(app.addr, &[("Authorization", &bearer)]).await.err().unwrap();
+    assert_eq!(refused.status, 429, "{refused:?}");
+}
+
+#[actix_web::test]
 async fn what_is_no_upgrade_to_chat_v1_is_refused_with_a_problem() {
     let app = app().await;
     let plain = app.client().await.request("GET", "/v1/presenter", &[], "").await;
