@@ -102,6 +102,8 @@ pub struct Status {
     pub epoch: Option<String>,
     /// `log.backend` of the runs that had it; earlier versions did not say.
     pub backend: Option<String>,
+    /// The embedded log, where it is in this file: that goes wherever the file goes.
+    pub log: Option<Logged>,
     /// `log.durability` of the run that had it last.
     pub durability: Option<String>,
     /// Whether that run ended in order; false while it goes on.
@@ -129,6 +131,15 @@ pub struct Status {
 /// As text, with a mark for what of it is none.
 fn shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
+}
+
+/// Events in the embedded log, by their times: to count them would be to read all of it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Logged {
+    /// When the first of them was accepted; none: there are no events.
+    pub oldest_ms: Option<i64>,
+    /// When the last of them was.
+    pub newest_ms: Option<i64>,
 }
 
 /// Events on their way to the store.
@@ -281,6 +292,7 @@ impl SpoolFile {
                 .and_then(|n| epochs.get(&n))
                 .map(ToString::to_string),
             backend: meta(&connection, BACKEND)?,
+            log: logged(&connection)?,
             durability: meta(&connection, "durability")?,
             stopped_cleanly: flag("clean")?,
             held_by: lock::holder(&self.path),
@@ -365,6 +377,18 @@ fn epochs(connection: &Connection) -> rusqlite::Result<HashMap<i64, Epoch>> {
     let mut statement = connection.prepare("SELECT n, epoch FROM epochs")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, Epoch(row.get::<_, String>(1)?.into()))))?;
     rows.collect()
+}
+
+fn logged(connection: &Connection) -> rusqlite::Result<Option<Logged>> {
+    if !has_table(connection, "chatting_log")? {
+        return Ok(None);
+    }
+    // An id is of its time, and has an index.
+    let at = |sql| connection.query_row(sql, [], |row| row.get(0)).optional();
+    Ok(Some(Logged {
+        oldest_ms: at("SELECT sent_at FROM chatting_log ORDER BY id LIMIT 1")?,
+        newest_ms: at("SELECT sent_at FROM chatting_log ORDER BY id DESC LIMIT 1")?,
+    }))
 }
 
 fn waiting(connection: &Connection) -> rusqlite::Result<Waiting> {

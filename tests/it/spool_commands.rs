@@ -277,6 +277,35 @@ async fn status_and_verify_read_the_spool_of_a_running_server_and_do_not_disturb
     assert_eq!(site.status_of("chat.db")["events"]["count"], 20);
 }
 
+/// All of it is in the store, and the store is this file: whoever then removes it removes the log.
+#[actix_web::test]
+async fn status_tells_what_a_log_in_the_same_file_holds_where_nothing_is_to_go() {
+    let site = Site::new(&[(12, 3)], None);
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{out}{error}");
+    let status = site.status();
+    assert_eq!(status["events"]["count"], 0);
+    let (oldest, newest) = (site.events[0].sent_at_ms, site.events[2].sent_at_ms);
+    assert_eq!(status["log"], json!({ "oldest_ms": oldest, "newest_ms": newest }));
+    let log = |site: &Site| {
+        let (_, text, _) = site.run(&["spool", "status"]);
+        let line = text.lines().find(|line| line.starts_with("log ")).unwrap();
+        line["log".len()..].trim().to_owned()
+    };
+    let told = log(&site);
+    let year = &jiff::Timestamp::from_millisecond(oldest).unwrap().to_string()[..4];
+    assert!(
+        told.starts_with(&format!("sqlite, in this file: events from {year}-")),
+        "{told}"
+    );
+
+    // A log that is elsewhere, and one that is begun and empty.
+    let mongodb = Site::new(&[(12, 3)], Some(("mongodb://127.0.0.1:1", "nowhere")));
+    assert_eq!((&mongodb.status()["log"], &*log(&mongodb)), (&Value::Null, "mongodb"));
+    site.sql("DELETE FROM chatting_log");
+    assert_eq!(log(&site), "sqlite, in this file: no event");
+}
+
 #[actix_web::test]
 async fn status_says_that_the_last_run_was_killed() {
     let site = Site::new(&[(12, 3)], None);

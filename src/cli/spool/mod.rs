@@ -25,9 +25,9 @@ pub(super) struct SpoolArgs {
 enum SpoolCommand {
     /// Say what the spool holds; the server may be running.
     ///
-    /// File, size, epoch, how the last run ended, who has it now, events that the store does not have yet with their age, the
-    /// rooms with the most of them, broadcasts that it does not have, idempotency keys, and parked events with the reasons. Reads
-    /// only.
+    /// File, size, epoch, the log and whether it is in the same file, how the last run ended, who has it now, events that the store
+    /// does not have yet with their age, the rooms with the most of them, broadcasts that it does not have, idempotency keys, and
+    /// parked events with the reasons. Reads only.
     ///
     /// Exit codes: 0 told, 64 bad settings, 69 the spool cannot be opened.
     Status(status::StatusArgs),

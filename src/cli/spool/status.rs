@@ -61,7 +61,7 @@ fn text(status: &Status, now_ms: i64) -> String {
         ),
         ("format", status.format.to_string()),
         ("epoch", status.epoch.clone().unwrap_or_else(unknown)),
-        ("log", status.backend.clone().unwrap_or_else(unknown)),
+        ("log", log_of(status)),
         ("run", run),
         (
             "new rooms",
@@ -132,6 +132,21 @@ fn text(status: &Status, now_ms: i64) -> String {
         .iter()
         .map(|(name, value)| format!("{name:<11} {value}\n"))
         .collect()
+}
+
+fn log_of(status: &Status) -> String {
+    let backend = status.backend.as_deref().unwrap_or("unknown");
+    match status.log.map(|log| (log.oldest_ms, log.newest_ms)) {
+        None => backend.to_owned(),
+        Some((Some(oldest), Some(newest))) => {
+            format!(
+                "{backend}, in this file: events from {} to {}",
+                time(oldest),
+                time(newest)
+            )
+        }
+        Some(_) => format!("{backend}, in this file: no event"),
+    }
 }
 
 fn bytes(bytes: u64) -> String {
