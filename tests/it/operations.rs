@@ -783,11 +783,21 @@ fn commands_are_run_in_docker_beside_the_server_and_while_it_is_stopped_in_its_p
         *) echo \"$@\" ;;
       esac
     }";
-    let calls = "stop_server; start_server; reload_server; kill_server; running=true; chatting-server spool status; running=false; chatting-server spool replay --parked; chatting-server serve; echo $?";
-    let expected = "stop chat\nstart chat\nkill --signal=HUP chat\nkill chat\nstart chat\nexec -i chat chatting-server spool status\n\
-        run --rm -i --read-only --tmpfs /tmp --volumes-from chat --network net --env-file FILE image spool replay --parked\n\
-        CHAT__A=1\nCHAT__B=x y\n2\n";
+    // While Docker waits to start it again, it calls it running, and runs nothing in it.
+    let calls = "stop_server; start_server; reload_server; kill_server; running='true false'; chatting-server spool status
+      for running in 'false false' 'true true'; do chatting-server spool replay --parked; done; chatting-server serve; echo $?";
+    let in_its_place = "run --rm -i --read-only --tmpfs /tmp --volumes-from chat --network net --env-file FILE image spool replay --parked\n\
+        CHAT__A=1\nCHAT__B=x y\n";
+    // A signal by `docker kill`, whatever it is, counts as a stop by hand: --restart starts such a container no more.
+    let expected = format!(
+        "stop chat\nstart chat\nexec chat bash -c kill -HUP 1\nkill chat\nstart chat\nexec -i chat chatting-server spool status\n\
+         {in_its_place}{in_its_place}2\n"
+    );
     assert_eq!(said(&format!("{stand_ins}\n{}\n{calls}", block_of("docker"))), expected);
+    // What is told to reload by its number is the server, and there is something that can tell it.
+    let image = include_str!("../../deploy/Dockerfile");
+    assert!(image.contains("\nENTRYPOINT [\"/usr/local/bin/chatting-server\"]\nCMD [\"serve\"]\n"));
+    assert!(image.contains("CMD [\"bash\", "), "its health check needs bash, too");
 }
 
 /// The runbook's function that stands for the binary under systemd: what the unit says, and a command line that is read.
