@@ -800,6 +800,24 @@ fn commands_are_run_in_docker_beside_the_server_and_while_it_is_stopped_in_its_p
     assert!(image.contains("CMD [\"bash\", "), "its health check needs bash, too");
 }
 
+#[test]
+fn commands_are_run_in_kubernetes_and_a_pod_whose_start_fails_is_deleted_by_hand() {
+    let calls = "stop_server; start_server; reload_server; kill_server; chatting-server spool status";
+    let expected = "scale statefulset chat --replicas=0\nwait --for=delete pod/chat-0 --timeout=60s\n\
+        scale statefulset chat --replicas=1\nexec chat-0 -- bash -c kill -HUP 1\ndelete pod chat-0 --now\n\
+        exec -i chat-0 -- chatting-server spool status\n";
+    let stand_in = "kubectl() { echo \"$@\"; }";
+    assert_eq!(said(&format!("{stand_in}\n{}\n{calls}", block_of("kubectl"))), expected);
+    let pod = include_str!("../../deploy/kubernetes.yaml");
+    assert!(
+        pod.contains("&& exec chatting-server serve\"]"),
+        "the shell would be told to reload"
+    );
+    let by_hand = "`kubectl delete pod chat-0`";
+    assert!(chapter("How commands are run").contains(by_hand));
+    assert!(chapter("The server is down").contains(by_hand));
+}
+
 /// The runbook's function that stands for the binary under systemd: what the unit says, and a command line that is read.
 #[actix_web::test]
 async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
