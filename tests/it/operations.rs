@@ -829,18 +829,26 @@ async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
         assert_eq!(lines.next(), None, "more than one {key}");
         line
     };
-    for key in [
-        "User",
-        "Group",
-        "WorkingDirectory",
-        "UMask",
-        "EnvironmentFile",
-        "Environment",
-    ] {
+    for key in ["User", "Group", "WorkingDirectory", "UMask", "EnvironmentFile"] {
         assert!(told.contains(&format!("-p {} ", line(key))), "{}", line(key));
     }
     let (binary, config) = line("ExecStart")["ExecStart=".len()..].split_once(" serve ").unwrap();
     assert!(told.contains(&format!("    {binary} \"$@\" {config}\n}}\n")), "{told}");
+
+    // What either of them set would be over the settings file, and the runbook changes log.path there.
+    assert!(!unit.contains("\nEnvironment=") && !told.contains("-p Environment="));
+    let deployment = include_str!("../../docs/DEPLOY.md");
+    let toml = deployment
+        .split("<<'TOML'\n")
+        .nth(1)
+        .unwrap()
+        .split("\nTOML\n")
+        .next()
+        .unwrap();
+    let toml: toml::Table = toml.parse().unwrap();
+    let spool = Path::new(toml["log"]["path"].as_str().unwrap());
+    let writable = Path::new("/var/lib").join(&line("StateDirectory")["StateDirectory=".len()..]);
+    assert_eq!(spool.parent(), Some(&*writable));
 
     // The functions themselves, with what stands in for systemd: each does the one thing and nothing else.
     let stand_ins = "systemctl() { echo \"$@\"; }; systemd-run() { while [[ $1 != /* ]]; do shift; done; printf '%s\\n' \"${@:2}\"; return 69; }";
