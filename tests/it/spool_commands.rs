@@ -27,6 +27,7 @@ use crate::{
     support::{
         app::{KEY, spawn_app, use_mongodb},
         eventually,
+        http::get,
         mongod::{Mongod, fresh_database_name},
         process::{Process, ScratchDir, output},
     },
@@ -304,6 +305,24 @@ async fn status_tells_what_a_log_in_the_same_file_holds_where_nothing_is_to_go()
     assert_eq!((&mongodb.status()["log"], &*log(&mongodb)), (&Value::Null, "mongodb"));
     site.sql("DELETE FROM chatting_log");
     assert_eq!(log(&site), "sqlite, in this file: no event");
+}
+
+/// A gauge that says 0 of a spool that is nearly full is no help in the outage that filled it.
+#[actix_web::test]
+async fn the_size_of_a_spool_is_served_from_the_start_on_before_anything_comes() {
+    let site = Site::new(&[(12, 30)], Some(("mongodb://127.0.0.1:1", "nowhere")));
+    let args = [&["serve", "--port-file", "port"][..], &AWAY].concat();
+    let server = Process::start(&site.dir, &mut site.command(&args));
+    let addr = server.address(&site.dir.path().join("port")).await;
+    eventually("the size to be served", async || {
+        let metrics = get(addr, "/metrics").await;
+        let served = metrics
+            .text()
+            .lines()
+            .find_map(|line| line.strip_prefix("chat_spool_bytes "));
+        served?.parse::<u64>().ok().filter(|bytes| *bytes > 0)
+    })
+    .await;
 }
 
 #[actix_web::test]

@@ -183,6 +183,8 @@ impl Run {
     /// Whether the spool has all that was answered.
     fn run(mut self) -> bool {
         thread_of("spool");
+        // What an earlier run left counts from the start on, also where nothing comes for long.
+        self.show_size();
         loop {
             let present = self.watch.enter();
             let served = catch_unwind(AssertUnwindSafe(|| self.serve()));

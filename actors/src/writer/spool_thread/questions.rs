@@ -117,9 +117,7 @@ impl Run {
                 if result.is_ok() {
                     self.handle.done.store(through, Ordering::Release);
                 }
-                self.metrics
-                    .spool_bytes
-                    .set(i64::try_from(self.spool.bytes()).unwrap_or(i64::MAX));
+                self.show_size();
                 let _ = reply.send(result);
             }
             SpoolCommand::Append { .. } | SpoolCommand::Fail(_) | SpoolCommand::Hold(_) | SpoolCommand::Stop => {}
