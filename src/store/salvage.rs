@@ -137,8 +137,16 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// How many bytes a salvage of this file may take on its disk: a copy of it, into which its WAL goes, and a new file.
 pub fn room_for(path: &Path) -> u64 {
-    let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
     2 * bytes(path) + 3 * bytes(&beside(path, "-wal"))
+}
+
+/// How many bytes the file has, its WAL among them.
+pub fn size_of(path: &Path) -> u64 {
+    bytes(path) + bytes(&beside(path, "-wal"))
+}
+
+fn bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
 /// Carries what can be read of `damaged` into the new, empty spool `anew`, in transactions of which the last is left open.

@@ -164,6 +164,12 @@ async fn a_start_tells(json: bool) {
         );
         assert!(find(&said, "listening on ").contains(&format!("http://{addr} (log: sqlite, rooms: embedded)")));
         find(&said, "operations on http://127.0.0.1:");
+        // What may take long is told before it is done.
+        let checked = said
+            .iter()
+            .position(|line| line.starts_with("spool: it was not stopped cleanly, so its tables are checked; "));
+        assert_eq!(checked.is_some(), round == 2, "{said:#?}");
+        assert!(checked.is_none_or(|at| said[at + 1] == found), "{said:#?}");
         assert!(!server.output().contains(KEY), "a secret is shown");
     }
 }

@@ -303,6 +303,10 @@ fn check(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<
     let format = meta(connection, "format")?;
     if meta(connection, "clean")? == Some(0_i64) {
         let damaged = meta(connection, DAMAGED)? == Some(1_i64);
+        // That takes some seconds a gigabyte, and until then nothing else is said.
+        let checked = if damaged { "all of it is" } else { "its tables are" };
+        let bytes = salvage::size_of(&settings.path);
+        log::info!("spool: it was not stopped cleanly, so {checked} checked; the file has {bytes} bytes");
         salvage::check(connection, damaged)?;
         if settings.durability == Durability::Disk {
             trust_wal(connection)?;
