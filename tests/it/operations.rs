@@ -818,6 +818,25 @@ fn commands_are_run_in_kubernetes_and_a_pod_whose_start_fails_is_deleted_by_hand
     assert!(chapter("The server is down").contains(by_hand));
 }
 
+/// Moving takes chat with names over in one file.
+#[test]
+fn what_a_spool_is_moved_in_is_for_nobody_else_to_read() {
+    let block = chapter("Move the spool to another machine")
+        .split("```sh\n")
+        .nth(1)
+        .unwrap();
+    let here = block.split("# on the other machine").next().unwrap();
+    let dir = ScratchDir::new("moved");
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/chat.db"), "chat").unwrap();
+    let stand_ins = "stop_server() { :; }; chatting-server() { :; }; umask 022";
+    let script = format!(
+        "cd '{}'; {stand_ins}\n{here}\nstat -c %a spool.tgz; tar -tzf spool.tgz",
+        dir.path().display()
+    );
+    assert_eq!(said(&script), "600\n./\n./chat.db\n");
+}
+
 /// The runbook's function that stands for the binary under systemd: what the unit says, and a command line that is read.
 #[actix_web::test]
 async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
