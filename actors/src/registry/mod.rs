@@ -328,6 +328,7 @@ impl SessionRegistry {
     /// Nothing is left to end: where the rooms stand is saved behind everything that was appended.
     pub(super) fn ended_if_all_are_gone(&mut self) {
         if self.sessions.is_empty() && !self.ending.is_empty() {
+            self.keep_open_broadcasts(Instant::now());
             self.save_all_places();
             for done in self.ending.drain(..) {
                 let _ = done.send(());

@@ -1001,6 +1001,53 @@ async fn rule_13_another_start_is_another_broadcast_even_without_a_moment_betwee
 }
 
 #[actix::test]
+async fn a_broadcast_that_went_on_when_its_server_stopped_does_not_end_before_what_was_said_in_it_last() {
+    let (spool, store, rooms) = (
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        ScriptedRooms::default(),
+    );
+    rooms.script().started_at_ms.insert(1, 1_000);
+    // It is not seen again by the clock: only the stop tells of it.
+    let config = RegistryConfig {
+        sweep: NEVER,
+        ..registry_config()
+    };
+    let stage = Stage::among(rooms.clone(), spool.clone(), store.clone(), config, writer_config());
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    first.has(1).await;
+    let record = || {
+        spool
+            .script()
+            .broadcasts
+            .values()
+            .next()
+            .map(|(record, _)| record.clone())
+    };
+    until("its record", || record().is_some()).await;
+    let kept = record().unwrap();
+    let mut said_ms = kept.seen_at_ms;
+    while said_ms == kept.seen_at_ms {
+        said_ms = stage.accepted(1, "later").await.sent_at_ms;
+    }
+    stage.stop_well().await;
+    assert!(record().unwrap().seen_at_ms >= said_ms, "{said_ms} {:?}", record());
+    rooms.script().started_at_ms.insert(1, 2_000);
+    let stage = Stage::among(rooms, spool.clone(), store, registry_config(), writer_config());
+    let _next = legacy(&stage);
+    let ended = || {
+        let script = spool.script();
+        script
+            .broadcasts
+            .get(&kept.id)
+            .and_then(|(record, _)| record.ended_at_ms)
+    };
+    until("its end", || ended().is_some()).await;
+    assert!(ended() >= Some(said_ms), "{said_ms} {:?}", ended());
+}
+
+#[actix::test]
 #[expect(
     clippy::await_holding_lock,
     reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
