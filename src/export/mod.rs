@@ -140,7 +140,8 @@ pub struct Options {
     pub page_rows: usize,
     /// `export.cue_ms`: how long a message is shown in WebVTT.
     pub cue_ms: i64,
-    /// When this is, in milliseconds since 1970.
+    /// When it was asked for, in milliseconds since 1970. Of a broadcast that goes on more may have been said when it begins; then it is
+    /// that time.
     pub now_ms: i64,
 }
 
@@ -178,9 +179,14 @@ pub struct Export {
 
 impl Export {
     /// Begins one. Errors: the log cannot be read now, or too much is read.
-    pub async fn begin(history: History, mut record: StoredBroadcast, options: Options) -> Result<Self, HistoryError> {
+    pub async fn begin(
+        history: History,
+        mut record: StoredBroadcast,
+        mut options: Options,
+    ) -> Result<Self, HistoryError> {
         if record.broadcast.ended_at_ms.is_none() {
-            until_now(&history, &mut record).await?;
+            let now_ms = until_now(&history, &mut record).await?;
+            options.now_ms = options.now_ms.max(now_ms);
         }
         Ok(Self {
             history,
@@ -250,15 +256,18 @@ impl Export {
     }
 }
 
-/// Of a broadcast that goes on, what there is now; else an export might never catch up with a busy room.
-async fn until_now(history: &History, record: &mut StoredBroadcast) -> Result<(), HistoryError> {
-    let presenter = record.broadcast.presenter;
-    if let Some(span) = record.broadcast.spans.last_mut().filter(|span| span.through.is_none()) {
+/// Of a broadcast that goes on, what there is now; else an export might never catch up with a busy room. Returns when that is: a clock
+/// that was set back is behind what was said last.
+async fn until_now(history: &History, record: &mut StoredBroadcast) -> Result<i64, HistoryError> {
+    let (presenter, mut said_ms) = (record.broadcast.presenter, i64::MIN);
+    if let Some(span) = record.broadcast.spans.last_mut() {
         // Of this numbering: one before it may have gone further.
         let last = history.last_of(presenter, &span.epoch).await?;
-        span.through = Some(last.unwrap_or(span.after).max(span.after));
+        let (seq, sent_at_ms) = last.unwrap_or((span.after, i64::MIN));
+        said_ms = sent_at_ms;
+        span.through.get_or_insert(seq.max(span.after));
     }
-    Ok(())
+    Ok(record.broadcast.until_ms().max(said_ms))
 }
 
 fn json(out: &mut Vec<u8>, value: &impl Serialize) {

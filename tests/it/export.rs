@@ -4,10 +4,16 @@ use std::{collections::HashMap, io::Read, sync::Arc};
 
 use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
+    clock::system_ms,
     moderation::Act,
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, Role, Seq, UserIdx},
 };
-use chatting_server::{app::Stopped, settings::Settings, store::Archive};
+use chatting_server::{
+    app::Stopped,
+    export::{Deletions, Export, Format, Options},
+    settings::Settings,
+    store::{Archive, StoredBroadcast},
+};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use uuid::{Builder, Uuid};
@@ -907,5 +913,61 @@ async fn a_broadcast_that_goes_on_is_whole_where_an_older_numbering_went_further
         let seqs: Vec<_> = file[1..4].iter().map(|line| line["seq"].as_u64()).collect();
         assert_eq!(seqs, [Some(9), Some(10), Some(11)], "{file:?}");
         assert_eq!(file[4]["events"], 3, "{file:?}");
+    }
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_goes_on_is_exported_until_its_last_message_though_that_came_after_it_was_asked_for() {
+    for app in filled().await {
+        let store = app.state.history.store();
+        // As time goes; where the clock was set back by an hour since; and where the room is not live just then, too.
+        for (n, ahead_ms, away) in [(1_u64, 0, false), (2, 3_600_000, false), (3, 3_600_000, true)] {
+            let (asked_ms, last_ms) = (system_ms() - 60_000, system_ms() + ahead_ms);
+            let (epoch, seqs) = (format!("open{n}"), [10 * n + 1, 10 * n + 2]);
+            let mut open = record(id(asked_ms, n), vec![span(&epoch, 10 * n, 10 * n + 2)]);
+            if !away {
+                open.spans[0].through = None;
+            }
+            open.segments = vec![Segment {
+                from_ms: asked_ms - 1_000,
+                to_ms: away.then_some(last_ms),
+            }];
+            (open.ended_at_ms, open.seen_at_ms) = (None, asked_ms);
+            let events = seqs.into_iter().zip([asked_ms, last_ms]).map(|(seq, at_ms)| {
+                let mut event = event(&epoch, seq, at_ms - START, 7, "kim", "x");
+                event.broadcast_id = None;
+                Arc::new(event)
+            });
+            assert_eq!(store.append(Arc::new(events.collect())).await.unwrap(), []);
+            let file = async |format| {
+                let record = StoredBroadcast {
+                    broadcast: open.clone(),
+                    corrected_start_ms: None,
+                    legal_hold: false,
+                };
+                let options = Options {
+                    format,
+                    deletions: Deletions::Omit,
+                    page_rows: 100,
+                    cue_ms: 4000,
+                    now_ms: asked_ms,
+                };
+                let history = app.state.history.clone();
+                let mut export = Export::begin(history, record, options).await.unwrap();
+                let mut bytes = Vec::new();
+                while let Some(piece) = export.next().await.unwrap() {
+                    bytes.extend_from_slice(&piece.bytes);
+                }
+                String::from_utf8(bytes).unwrap()
+            };
+            let text = file(Format::Ndjson).await;
+            let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let (exported, last) = (lines[0]["exported_at"].as_str(), lines[2]["sent_at"].as_str());
+            assert!(last.is_some() && exported >= last, "{n}: {text}");
+            let chat: Value = serde_json::from_str(&file(Format::TwitchJson).await).unwrap();
+            let length = chat["video"]["length"].as_f64();
+            let offset = chat["comments"][1]["content_offset_seconds"].as_f64();
+            assert!(offset.is_some() && length >= offset, "{n}: {chat}");
+        }
     }
 }

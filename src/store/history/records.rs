@@ -84,8 +84,9 @@ impl History {
         reading.replay(broadcast, place, before_ms, limit).await
     }
 
-    /// The last number of a numbering, in the spool or in the store; `None` when it has no event.
-    pub async fn last_of(&self, presenter: PresenterIdx, epoch: &Epoch) -> Result<Option<Seq>, HistoryError> {
+    /// The last number of a numbering, in the spool or in the store, and when that was sent, in milliseconds since 1970; `None` when it
+    /// has no event.
+    pub async fn last_of(&self, presenter: PresenterIdx, epoch: &Epoch) -> Result<Option<(Seq, i64)>, HistoryError> {
         let reading = self.turn().await?;
         let window = Window {
             presenter,
@@ -110,8 +111,8 @@ impl History {
         };
         let stored = reading.on_store(move |store| store.scan(scan)).await?;
         // Both parts of the spool have told their newest.
-        let spooled = spooled.events.iter().map(|event| event.seq);
-        Ok(spooled.chain(stored.iter().map(|logged| logged.event.seq)).max())
+        let all = spooled.events.iter().chain(stored.iter().map(|logged| &logged.event));
+        Ok(all.map(|event| (event.seq, event.sent_at_ms)).max())
     }
 
     /// The place in a broadcast before its first event that was sent at `from_ms` or later; where none was, the one behind its last.
