@@ -2,7 +2,7 @@
 //!
 //! The spool first and then the store, so that nothing is taken from one to the other unerased; each step may be done again.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{collections::HashSet, process::ExitCode, sync::Arc};
 
 use chatting_actors::{
     clock::system_ms,
@@ -109,19 +109,21 @@ fn split(traces: Vec<Trace>, holds: &Holds, held: &mut Vec<(Uuid, Trace)>) -> Ve
 
 /// What is held, in words; returns how many messages that are.
 fn tell_held(held: &[(Uuid, Trace)]) -> usize {
-    for (broadcast, trace) in held {
+    // One that its own author deleted was found twice: as sent by the user, and as deleted.
+    let mut told = HashSet::new();
+    for (broadcast, trace) in held.iter().filter(|(_, trace)| told.insert(trace.id)) {
         print(&format!(
             "left, under legal hold: broadcast {broadcast}, room {}, seq {}, id {}\n",
             trace.presenter, trace.seq, trace.id
         ));
     }
-    if !held.is_empty() {
+    let left = told.len();
+    if left > 0 {
         print(&format!(
-            "left: {} under legal hold (--despite-hold erases them too)\n",
-            held.len()
+            "left: {left} under legal hold (--despite-hold erases them too)\n"
         ));
     }
-    held.len()
+    left
 }
 
 /// How much that is not held the store has of what a user sent, and what of it is held.
