@@ -195,19 +195,19 @@ pub struct Reason {
     pub count: u64,
 }
 
-/// A parked event, without its text.
+/// A parked event, without its text. `None` is what its row does not tell.
 #[derive(Clone, Debug, Serialize)]
 pub struct ParkedEvent {
     /// Its id.
     pub id: Option<Uuid>,
     /// Its room.
-    pub presenter_idx: i64,
+    pub presenter_idx: Option<i64>,
     /// Its numbering.
     pub epoch: Option<String>,
     /// Its place there.
-    pub seq: i64,
-    /// When it was accepted.
-    pub sent_at_ms: i64,
+    pub seq: Option<i64>,
+    /// When it was accepted, in milliseconds since 1970.
+    pub sent_at_ms: Option<i64>,
     /// When it was parked.
     pub parked_at_ms: i64,
     /// Why.
@@ -395,14 +395,15 @@ fn waiting(connection: &Connection) -> rusqlite::Result<Waiting> {
     let at = |sql| connection.query_row(sql, [], |row| row.get(0)).optional();
     Ok(Waiting {
         count: count(connection, "SELECT COUNT(*) FROM spool")?,
-        oldest_ms: at("SELECT sent_at FROM spool ORDER BY pos LIMIT 1")?,
-        newest_ms: at("SELECT sent_at FROM spool ORDER BY pos DESC LIMIT 1")?,
+        oldest_ms: at("SELECT sent_at FROM spool WHERE typeof(sent_at) = 'integer' ORDER BY pos LIMIT 1")?,
+        newest_ms: at("SELECT sent_at FROM spool WHERE typeof(sent_at) = 'integer' ORDER BY pos DESC LIMIT 1")?,
     })
 }
 
 fn most_rows(connection: &Connection) -> rusqlite::Result<Vec<RoomRows>> {
     let mut statement = connection.prepare(
         "SELECT presenter_idx, COUNT(*), MIN(seq), MAX(seq) FROM spool
+         WHERE typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer'
          GROUP BY presenter_idx ORDER BY COUNT(*) DESC, presenter_idx LIMIT ?1",
     )?;
     let rows = statement.query_map([ROOMS_NAMED], |row| {
@@ -434,12 +435,13 @@ fn parked(connection: &Connection, epochs: &HashMap<i64, Epoch>) -> rusqlite::Re
     let mut statement = connection
         .prepare("SELECT id, presenter_idx, epoch, seq, sent_at, parked_at, reason FROM parked ORDER BY id LIMIT ?1")?;
     let rows = statement.query_map([PARKED_NAMED], |row| {
+        // What could not be read was parked as it is.
         Ok(ParkedEvent {
-            id: Uuid::from_slice(&row.get::<_, Vec<u8>>(0)?).ok(),
-            presenter_idx: row.get(1)?,
-            epoch: epochs.get(&row.get(2)?).map(ToString::to_string),
-            seq: row.get(3)?,
-            sent_at_ms: row.get(4)?,
+            id: row.get::<_, Vec<u8>>(0).ok().and_then(|id| Uuid::from_slice(&id).ok()),
+            presenter_idx: row.get(1).ok(),
+            epoch: row.get(2).ok().and_then(|n| epochs.get(&n)).map(ToString::to_string),
+            seq: row.get(3).ok(),
+            sent_at_ms: row.get(4).ok(),
             parked_at_ms: row.get(5)?,
             reason: row.get(6)?,
         })

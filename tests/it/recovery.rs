@@ -668,6 +668,8 @@ fn rule_04_a_value_that_is_no_number_stops_no_start_after_a_clean_stop() {
             let connection = rusqlite::Connection::open(&path).unwrap();
             assert_eq!(connection.execute(&no_number, []).unwrap(), 1);
             connection.close().unwrap();
+            let status = || SpoolFile::open(&path).unwrap().status().unwrap();
+            assert_eq!((status().events.count, status().parked.count), (3, 0), "{column} {pos}");
             // Also where nobody read it, as while the store is away.
             for _ in 0..2 {
                 let (mut spool, again) = open(&path, Durability::Disk, None);
@@ -681,6 +683,10 @@ fn rule_04_a_value_that_is_no_number_stops_no_start_after_a_clean_stop() {
             let wanted: Vec<_> = (1..=3).filter(|seq| *seq != pos).collect();
             assert_eq!(seqs, wanted, "{column} {pos}");
             assert_eq!(spool.count_parked().unwrap(), 1, "{column} {pos}");
+            assert_eq!((status().events.count, status().parked.count), (2, 1), "{column} {pos}");
+            let parked = status().parked.events.remove(0);
+            assert!(parked.reason.starts_with("unreadable: "), "{parked:?}");
+            assert_eq!(parked.seq.is_none(), column == "seq", "{parked:?}");
             spool.free(3, &[], 0).unwrap();
             assert_eq!(spool.count_left().unwrap(), 0, "{column} {pos}");
             drop(spool);

@@ -121,7 +121,9 @@ fn text(status: &Status, now_ms: i64) -> String {
             "  event",
             format!(
                 "{id}: room {}, seq {}: {}",
-                event.presenter_idx, event.seq, event.reason
+                event.presenter_idx.map_or_else(unknown, |room| room.to_string()),
+                event.seq.map_or_else(unknown, |seq| seq.to_string()),
+                event.reason
             ),
         ));
     }
