@@ -290,20 +290,22 @@ impl Room {
         let committed = *committed;
         self.settled = self.settled.min(committed);
         let mut moved = false;
-        let mut take_back = |place: &mut Seq, to: Seq| {
+        let mut take_back = |place: &mut Seq, stays: bool| {
             if *place > committed {
-                (*place, moved) = (to, true);
+                moved = true;
+                if !stays {
+                    *place = committed;
+                }
             }
         };
-        // What was numbered before a broadcast ended and is in the log after all is not for the next one.
-        let over = if unsure { ALL } else { committed };
-        take_back(&mut self.over, over);
+        // What was numbered before a broadcast ended and is in the log after all is not for the next one; as far as it is there.
+        take_back(&mut self.over, unsure);
         if let Some(paused) = &mut self.paused {
-            take_back(&mut paused.over, over);
+            take_back(&mut paused.over, unsure);
         }
         // A session may have begun behind it, and left.
-        take_back(&mut self.position, committed);
-        take_back(&mut self.legacy_from, committed);
+        take_back(&mut self.position, false);
+        take_back(&mut self.legacy_from, false);
         if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > committed) {
             // It began behind what was on its way and is now taken back; nothing was sent to it yet.
             cursor.phase = Phase::Opening;

@@ -161,7 +161,7 @@ impl SessionRegistry {
                 // Where the store was asked, it has told of its newest event, too.
                 self.clock.not_before(self.writer.last_ms());
                 let now_ms = system_ms();
-                if room.numbering_known(last, place, &self.config, now, now_ms) {
+                if room.numbering_known(last, place, &self.epoch, &self.config, now, now_ms) {
                     // As where numbers are taken back.
                     let place = room.place_at_once(presenter, &self.config, now, now_ms);
                     self.writer.keep_places(place.as_slice());

@@ -13,9 +13,10 @@ fn agree(one: Option<i64>, other: Option<i64>) -> bool {
 }
 
 /// The place of a broadcast of which none was saved yet: its start, behind which all that was sent may have come. `last` is the room's
-/// last number.
-fn unsaved(record: &Broadcast, last: Seq) -> Place {
-    let began = record.begins_after();
+/// last number. What it had in another numbering than this one cannot be gone on from.
+fn unsaved(record: &Broadcast, epoch: &Epoch, last: Seq) -> Place {
+    let began = record.spans.iter().find(|span| span.epoch == *epoch);
+    let began = began.map_or(last, |span| span.after);
     Place {
         presenter: record.presenter,
         over: began,
@@ -23,7 +24,7 @@ fn unsaved(record: &Broadcast, last: Seq) -> Place {
         exact: false,
         room_idx: record.room_idx,
         // What was accepted in it was so for a session.
-        session_at_ms: (began < last).then_some(record.seen_at_ms),
+        session_at_ms: (record.begins_after() < last).then_some(record.seen_at_ms),
         saved_at_ms: record.seen_at_ms,
     }
 }
@@ -95,6 +96,7 @@ impl Room {
         &mut self,
         last: Seq,
         place: Option<Place>,
+        epoch: &Epoch,
         config: &RegistryConfig,
         now: Instant,
         now_ms: i64,
@@ -110,7 +112,8 @@ impl Room {
             return self.outcome_known(last);
         }
         self.saving.exact_on_disk = place.is_some_and(|place| place.exact);
-        if place.is_some_and(|place| place.position > last || place.over > last) {
+        let further = place.is_some_and(|place| place.position > last || place.over > last);
+        if further {
             // It was saved by who numbered events that never came to the disk.
             self.saving.moves();
         }
@@ -126,7 +129,7 @@ impl Room {
         if saved.is_none() && record.is_some() {
             self.saving.moves();
         }
-        match saved.or_else(|| record.map(|record| unsaved(record, last))) {
+        match saved.or_else(|| record.map(|record| unsaved(record, epoch, last))) {
             None => (self.position, self.legacy_from, self.over) = (last, last, last),
             Some(place) => {
                 self.position = place.position.min(last);
@@ -161,18 +164,18 @@ impl Room {
             }
         }
         self.settle(self.legacy_from.max(self.over));
-        false
+        further
     }
 
     /// What a commit of unknown outcome wrote is known now: `last` is the last of it, if it wrote anything. Returns whether what is on
     /// disk may be further than the room is.
     fn outcome_known(&mut self, last: Seq) -> bool {
-        let ended = self.over == ALL;
+        let mut further = false;
         let overs = std::iter::once(&mut self.over).chain(self.paused.as_mut().map(|paused| &mut paused.over));
-        for over in overs.filter(|over| **over == ALL) {
-            *over = last;
+        for over in overs.filter(|over| **over > last) {
+            (*over, further) = (last, true);
         }
-        if ended {
+        if further {
             self.saving.moves();
         }
         if self.ring.last() != Some(last) {
@@ -183,7 +186,7 @@ impl Room {
             }
         }
         self.settle(self.settled.min(last));
-        ended
+        further
     }
 
     /// What is to be saved of it, if anything is.
