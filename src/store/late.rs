@@ -22,6 +22,8 @@ use super::Archive;
 pub struct LateMessages {
     /// The oldest of each room.
     oldest: BTreeMap<PresenterIdx, Uuid>,
+    /// All of them, where they are few: only acts that cover one of them are given again.
+    all: Option<Vec<Arc<Event>>>,
     /// Acts that came with them, and so have marked them.
     marked_by: HashSet<Uuid>,
     /// Acts up to this one have been given again.
@@ -31,7 +33,10 @@ pub struct LateMessages {
 impl LateMessages {
     /// The messages of a batch that the store has taken.
     pub fn of(batch: &[Arc<Event>]) -> Self {
-        let mut late = Self::default();
+        let mut late = Self {
+            all: Some(batch.to_vec()),
+            ..Self::default()
+        };
         for event in batch {
             late.add(event);
             if event.act.is_some() {
@@ -66,9 +71,13 @@ impl LateMessages {
                 .get(&act.presenter_idx)
                 .is_some_and(|oldest| act.id > *oldest)
         };
+        let covers = |act: &Event| match (&self.all, &act.act) {
+            (Some(all), Some(what)) => all.iter().any(|event| what.covers(act, event)),
+            _ => true,
+        };
         let again = acts
             .into_iter()
-            .filter(|act| is_newer(act) && !self.marked_by.contains(&act.id));
+            .filter(|act| is_newer(act) && !self.marked_by.contains(&act.id) && covers(act));
         let again: Arc<Vec<_>> = Arc::new(again.map(Arc::new).collect());
         if !again.is_empty() {
             let refused = store.append(Arc::clone(&again)).await?;
