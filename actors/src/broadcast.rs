@@ -125,12 +125,18 @@ pub fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option
     Some(broadcast)
 }
 
-/// Goes on with a room's broadcasts that an earlier run left open, the newest first: with one, where there is none yet. A later one that goes
-/// on already has ended the others, though nobody heard of that. Returns the record of one that has ended, to be kept.
-pub fn take_up(open: &mut Option<Broadcast>, left: Broadcast) -> Option<Broadcast> {
+/// Goes on with a broadcast of a room that an earlier run left open. Where there is one already the later of the two goes on: it has ended
+/// the other one, though nobody heard of that. Returns the record of one that has ended, to be kept.
+pub fn take_up(open: &mut Option<Broadcast>, mut left: Broadcast) -> Option<Broadcast> {
     match open {
-        Some(later) if later.id != left.id => Some(left.overtaken_by(later)),
-        Some(_) => None,
+        Some(one) if one.id == left.id => None,
+        Some(one) => {
+            // Ids are of their time.
+            if one.id < left.id {
+                std::mem::swap(one, &mut left);
+            }
+            Some(left.overtaken_by(one))
+        }
         None => {
             *open = Some(left);
             None
@@ -216,9 +222,12 @@ impl Broadcast {
         self.ended_at_ms.unwrap_or_else(|| system_ms().max(self.seen_at_ms))
     }
 
-    /// The last number before its events, in the numbering that it began in.
-    pub(crate) fn begins_after(&self) -> Seq {
-        self.spans.first().map_or(Seq(0), |first| first.after)
+    /// The last number before its events, also of those that it had before this numbering: that goes on behind the one before it, or, where
+    /// something was lost, before that one's end.
+    pub(crate) fn begins_after(&self, epoch: &Epoch) -> Seq {
+        let here = self.spans.iter().find(|span| span.epoch == *epoch);
+        let afters = self.spans.first().into_iter().chain(here).map(|span| span.after);
+        afters.min().unwrap_or_default()
     }
 
     /// Whether it was not live when it was last heard of, and may go on.

@@ -40,7 +40,7 @@ use self::{
     fields::Fields,
 };
 
-use super::{FoundStore, Newest};
+use super::{FoundStore, Newest, servers::ServerBeat};
 
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 const DUPLICATE_KEY: i32 = 11000;
@@ -84,9 +84,24 @@ pub struct MongoStore {
     mongo: Arc<OnceLock<Mongo>>,
     /// Where the client is made: its own tasks run there, and it is of no use any more when that runtime has ended.
     runtime: Handle,
+    /// The server that writes here (rule 7): its spool's name, and how often it says that it lives.
+    server: Arc<OnceLock<(String, Duration)>>,
 }
 
 impl MongoStore {
+    /// The server that writes here has a spool of this name, and says so often that it lives.
+    pub(super) fn is_of(&self, server: &str, interval: Duration) {
+        let _ = self.server.set((server.to_owned(), interval));
+    }
+
+    /// Another server that lives, in words for the operator; `None` also where none writes by this one.
+    async fn other_server(&self) -> Result<Option<String>, StoreError> {
+        match self.server.get() {
+            Some((server, interval)) => ServerBeat::new(self, server, *interval).other().await,
+            None => Ok(None),
+        }
+    }
+
     /// Whether the driver can read the URI, without asking anyone. The error never quotes it: the driver's own words quote what
     /// they find wrong, and where an "@" is missing that is the password.
     pub fn check_uri(uri: &str) -> Result<(), StoreError> {
@@ -120,6 +135,7 @@ impl MongoStore {
             settings,
             mongo: Arc::default(),
             runtime: Handle::current(),
+            server: Arc::default(),
         }
     }
 
@@ -385,11 +401,24 @@ impl LogStore for MongoStore {
     }
 
     fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
-        async move { self.reach().await?.open_broadcasts(&but).await }.boxed()
+        async move {
+            // They may be that one's, which goes on with them itself (rule 7).
+            match self.other_server().await? {
+                Some(other) => Err(StoreError(other)),
+                None => self.reach().await?.open_broadcasts(&but).await,
+            }
+        }
+        .boxed()
     }
 
     fn open_broadcast(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Option<Broadcast>, StoreError>> {
-        async move { self.reach().await?.open_broadcast(presenter).await }.boxed()
+        async move {
+            match self.other_server().await? {
+                Some(other) => Err(StoreError(other)),
+                None => self.reach().await?.open_broadcast(presenter).await,
+            }
+        }
+        .boxed()
     }
 
     fn newest_ms(&self) -> BoxFuture<'_, Result<i64, StoreError>> {

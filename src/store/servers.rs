@@ -41,6 +41,7 @@ pub struct ServerBeat {
 impl ServerBeat {
     /// The place of the server whose spool has this name; `interval` is `mongodb.heartbeat_seconds`.
     pub fn new(store: &MongoStore, id: &str, interval: Duration) -> Self {
+        store.is_of(id, interval);
         Self {
             store: store.clone(),
             id: id.to_owned(),

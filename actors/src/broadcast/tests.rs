@@ -343,15 +343,43 @@ fn one_that_was_left_open_goes_on_unless_a_later_one_does() {
     room.hear(live(), 2_000_000);
     let mut open = None;
     let later = room.open.clone().unwrap();
+    assert!(left.id < later.id);
     assert_eq!(take_up(&mut open, later.clone()), None);
     assert_eq!(open, Some(later.clone()));
     assert_eq!(take_up(&mut open, later.clone()), None, "the same one");
     let ended = take_up(&mut open, left.clone()).unwrap();
-    assert_eq!(open, Some(later));
+    assert_eq!(open.as_ref(), Some(&later));
     assert_eq!((ended.id, ended.version), (left.id, left.version + 1));
     assert_eq!((ended.ended_at_ms, ended.segments[0].to_ms), (Some(1_000), Some(1_000)));
     // What came behind it is the later one's.
     assert_eq!(ended.spans[0].through, Some(Seq(5)));
+    // Whichever is told first.
+    let mut open = Some(left);
+    assert_eq!(take_up(&mut open, later.clone()), Some(ended));
+    assert_eq!(open, Some(later));
+}
+
+#[test]
+fn what_it_had_in_a_numbering_that_went_further_than_this_one_began_hides_nothing_of_this_one() {
+    let mut room = Room::new();
+    room.last = Seq(1000);
+    room.hear(live(), 1_000);
+    let mut broadcast = room.open.take().unwrap();
+    let [before, now] = [broadcast.spans[0].epoch.clone(), Epoch("now".into())];
+    assert_eq!(broadcast.begins_after(&before), Seq(1000));
+    assert_eq!(broadcast.begins_after(&now), Seq(1000));
+    broadcast.spans.push(Span {
+        epoch: now.clone(),
+        after: Seq(900),
+        through: None,
+    });
+    assert_eq!(broadcast.begins_after(&now), Seq(900));
+    broadcast.spans[1].after = Seq(1100);
+    assert_eq!(
+        broadcast.begins_after(&now),
+        Seq(1000),
+        "what was missed before is told"
+    );
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl SessionRegistry {
             return self.broadcasts.failed();
         };
         self.broadcasts = FromSpool::Told(());
-        let ended = self.take_up(open.into_iter().rev());
+        let ended = self.take_up(open);
         let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
         self.keep_and_follow(ended, rooms, now);
     }
@@ -48,16 +48,18 @@ impl SessionRegistry {
         self.keep_and_follow(ended, rooms, now);
     }
 
-    /// Has rooms go on with their broadcasts of before, the newest first; returns those that have ended.
+    /// Has rooms go on with their broadcasts of before; returns those that have ended.
     fn take_up(&mut self, left: impl IntoIterator<Item = Broadcast>) -> Vec<Broadcast> {
         let mut ended = Vec::new();
         for broadcast in left {
             let room = self.rooms.entry(broadcast.presenter);
             let room = room.or_insert_with(|| Box::new(Room::new(&self.config)));
-            if room.broadcast.is_none() {
-                room.recorded_ms = broadcast.seen_at_ms;
-            }
+            let (id, seen_at_ms) = (broadcast.id, broadcast.seen_at_ms);
+            let before = room.broadcast.as_ref().map(|one| one.id);
             ended.extend(take_up(&mut room.broadcast, broadcast));
+            if before != Some(id) && room.broadcast.as_ref().is_some_and(|one| one.id == id) {
+                room.recorded_ms = seen_at_ms;
+            }
         }
         ended
     }

@@ -435,7 +435,9 @@ impl WriterHandle {
 
     /// Has the spool keep broadcasts that the store has open, the newest first, and the registry go on with them.
     pub(super) async fn adopt_broadcasts(&self, open: &[Broadcast]) -> Result<(), String> {
-        for some in open.chunks(KEPT_AT_ONCE) {
+        // None at all, too: an attempt that failed may have left some that the registry does not know.
+        let none = open.is_empty().then_some(open);
+        for some in open.chunks(KEPT_AT_ONCE).chain(none) {
             let (reply, adopted) = oneshot::channel();
             let open = some.to_vec();
             self.queue.push(SpoolCommand::AdoptBroadcasts { open, reply });

@@ -78,6 +78,7 @@ impl SpoolThread {
             tried: 0,
             unkept: HashMap::new(),
             unkept_since: None,
+            perhaps_adopted: HashMap::new(),
             commands: VecDeque::new(),
             term: 0,
             pending: Appended::default(),
@@ -158,6 +159,8 @@ struct Run {
     unkept: HashMap<Uuid, Broadcast>,
     /// When they were last tried in vain.
     unkept_since: Option<Instant>,
+    /// Broadcasts of the store that an attempt may have taken up though it failed.
+    perhaps_adopted: HashMap<Uuid, Broadcast>,
     /// Taken from the queue, and not come to yet.
     commands: VecDeque<SpoolCommand>,
     /// The term of `pending` and `committing`.

@@ -8,6 +8,7 @@ use chatting_actors::{
 use uuid::Uuid;
 
 use crate::{
+    resume::come,
     script::{Call, ScriptedRooms, ScriptedSpool, ScriptedStore},
     stage::{Stage, registry_config, room, until, writer_config},
 };
@@ -67,6 +68,45 @@ async fn a_broadcast_that_only_the_store_has_open_goes_on_in_a_live_room_before_
     until("the store to know of the numbering that it goes on in", gone_on).await;
     assert_eq!(stored(&store, 1).ended_at_ms, None);
     assert_eq!(store.script().broadcasts.len(), 1);
+    // A spool that was lost may turn up, with versions of its own that the store never had: they are older.
+    assert!(stored(&store, 1).version > 1 << 32, "{:?}", stored(&store, 1));
+}
+
+#[actix::test]
+async fn rule_16_who_comes_to_a_broadcast_that_went_on_in_another_numbering_is_told_what_may_have_been_missed_in_it() {
+    let left = open(1, 1, 100, 1000);
+    let (spool, store) = new_spool(std::slice::from_ref(&left));
+    store.script().last_seqs.insert(1, Seq(500));
+    let stage = Stage::with(spool, store, registry_config(), writer_config());
+    let peer = come(&stage, None);
+    let welcome = peer.welcomed().await;
+    let gap = welcome.gap.map(|gap| (gap.from, gap.to));
+    assert_eq!((welcome.resumed_from, gap), (Seq(501), Some((Seq(101), Seq(500)))));
+    assert_eq!(stage.accepted(1, "x").await.seq, Seq(501));
+    peer.has(501).await;
+}
+
+/// Of all of them at once, and of a room that asks for its own first.
+#[actix::test]
+async fn a_broadcast_that_was_taken_up_by_an_attempt_which_failed_goes_on_like_any_other() {
+    for of_a_room in [false, true] {
+        let left = open(1, 1, 0, 1000);
+        let (spool, store) = new_spool(std::slice::from_ref(&left));
+        spool.script().adopts_in_vain = 1;
+        if of_a_room {
+            store.script().calls.push_back(Call::Slow(1500));
+        }
+        let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+        if !of_a_room {
+            until("the attempt", || spool.script().adopts_in_vain == 0).await;
+        }
+        let reader = stage.reader(1);
+        stage.accepted_again(1, "x").await;
+        reader.has_seen(1).await;
+        stage.stored(1).await;
+        let said = store.script().events[&(1, 1)].broadcast_id;
+        assert_eq!(said, Some(left.id), "{of_a_room}");
+    }
 }
 
 #[actix::test]

@@ -54,7 +54,7 @@ pub fn come_as(stage: &Stage, reading: Reading, client: Option<Arc<Mutex<Client>
     Peer::come(&stage.registry, 1, reading, 64, Shared::default(), client)
 }
 
-fn come(stage: &Stage, after: Option<u64>) -> Arc<Peer> {
+pub fn come(stage: &Stage, after: Option<u64>) -> Arc<Peer> {
     come_as(stage, v1(after), None)
 }
 

@@ -101,6 +101,8 @@ pub struct SpoolScript {
     pub unstored_found: Vec<usize>,
     /// That the store has a broadcast is not remembered, as where a row says something else than its record.
     pub marks_in_vain: bool,
+    /// So many attempts to take broadcasts of the store up fail behind their commit.
+    pub adopts_in_vain: usize,
     /// What was freed, for its keys.
     pub keys: Vec<Arc<Event>>,
     /// Up to when keys were to go, each time that rows were freed.
@@ -364,6 +366,10 @@ impl Spool for ScriptedSpool {
                 place.insert((broadcast.clone(), true));
                 new.push(broadcast.clone());
             }
+        }
+        if script.adopts_in_vain > 0 {
+            script.adopts_in_vain -= 1;
+            return Err(error(SpoolFault::Unsure));
         }
         Ok(new)
     }

@@ -87,7 +87,7 @@ pub(super) fn keep(connection: &mut Connection, broadcasts: &[Broadcast]) -> rus
 
 /// The ids of all that are kept here.
 pub(super) fn ids(connection: &Connection) -> rusqlite::Result<HashSet<Uuid>> {
-    let mut statement = connection.prepare("SELECT id FROM records WHERE length(id) = 16")?;
+    let mut statement = connection.prepare("SELECT id FROM records WHERE typeof(id) = 'blob' AND length(id) = 16")?;
     let ids = statement.query_map([], |row| Ok(Uuid::from_bytes(row.get(0)?)))?;
     ids.collect()
 }

@@ -13,10 +13,9 @@ fn agree(one: Option<i64>, other: Option<i64>) -> bool {
 }
 
 /// The place of a broadcast of which none was saved yet: its start, behind which all that was sent may have come. `last` is the room's
-/// last number. What it had in another numbering than this one cannot be gone on from.
+/// last number. What it had in another numbering alone may have been missed, too.
 fn unsaved(record: &Broadcast, epoch: &Epoch, last: Seq) -> Place {
-    let began = record.spans.iter().find(|span| span.epoch == *epoch);
-    let began = began.map_or(last, |span| span.after);
+    let began = record.begins_after(epoch);
     Place {
         presenter: record.presenter,
         over: began,
@@ -24,7 +23,7 @@ fn unsaved(record: &Broadcast, epoch: &Epoch, last: Seq) -> Place {
         exact: false,
         room_idx: record.room_idx,
         // What was accepted in it was so for a session.
-        session_at_ms: (record.begins_after() < last).then_some(record.seen_at_ms),
+        session_at_ms: (began < last).then_some(record.seen_at_ms),
         saved_at_ms: record.seen_at_ms,
     }
 }
@@ -137,7 +136,10 @@ impl Room {
                 // A verdict that was heard first may have ended a broadcast without knowing its numbers.
                 let ended = self.over == ALL;
                 // Where nothing names them the place may be that of the broadcast before it, too.
-                let began = open.map_or(Seq(0), Broadcast::begins_after).max(place.over).min(last);
+                let began = open
+                    .map_or(Seq(0), |open| open.begins_after(epoch))
+                    .max(place.over)
+                    .min(last);
                 self.room_idx = room_idx.or(place.room_idx);
                 // A restart is short: whoever was there before it is held for as if nothing had been.
                 // Where a session was there it may have been until the next save was due, which a server that was killed did not do.

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// More versions than a broadcast has in one spool: it has one each time that it is kept.
+const TAKEN_UP: u64 = 1 << 32;
+
 impl Run {
     /// Keeps broadcasts; those that cannot be kept now wait for the next, or for a spool that works again.
     pub(super) fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
@@ -32,13 +35,29 @@ impl Run {
 
     /// Keeps broadcasts that the store has open and that are not here: this spool is younger than they are, or was damaged. The registry
     /// goes on with them, or ends them.
-    pub(super) fn adopt_broadcasts(&mut self, open: &[Broadcast]) -> Result<(), SpoolError> {
-        let open = self.spool.adopt_broadcasts(open)?;
+    pub(super) fn adopt_broadcasts(&mut self, open: Vec<Broadcast>) -> Result<(), SpoolError> {
+        let mut open = open;
+        for broadcast in &mut open {
+            // Whatever a spool that was lost has of it is older, and must not take its place if it turns up.
+            broadcast.version += TAKEN_UP;
+        }
+        let new = match self.spool.adopt_broadcasts(&open) {
+            Ok(new) => new,
+            Err(error) => {
+                // An attempt that failed behind its commit has taken them up: the next one finds none of them new.
+                let perhaps = open.into_iter().map(|broadcast| (broadcast.id, broadcast));
+                self.perhaps_adopted.extend(perhaps);
+                return Err(error);
+            }
+        };
+        let mut open = std::mem::take(&mut self.perhaps_adopted);
+        open.extend(new.into_iter().map(|broadcast| (broadcast.id, broadcast)));
         if !open.is_empty() {
             log::info!(
                 "spool: {} open broadcasts are known from the store alone: they go on, or end",
                 open.len()
             );
+            let open = open.into_values().collect();
             self.registry.mailbox.push(RegistryMsg::Adopted { open });
         }
         Ok(())
@@ -48,7 +67,7 @@ impl Run {
     /// broadcast that may have ended since.
     pub(super) fn adopt_of_room(&mut self, presenter: PresenterIdx, open: Option<Broadcast>) -> Result<(), SpoolError> {
         match open {
-            Some(open) if self.spool.last_seq(presenter)? == LastSeq::AskStore => self.adopt_broadcasts(&[open]),
+            Some(open) if self.spool.last_seq(presenter)? == LastSeq::AskStore => self.adopt_broadcasts(vec![open]),
             _ => Ok(()),
         }
     }

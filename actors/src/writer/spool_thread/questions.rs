@@ -90,7 +90,7 @@ impl Run {
                 let _ = reply.send(self.spool.broadcast_ids());
             }
             SpoolCommand::AdoptBroadcasts { open, reply } => {
-                let _ = reply.send(self.adopt_broadcasts(&open));
+                let _ = reply.send(self.adopt_broadcasts(open));
             }
             SpoolCommand::ReadKeys { since_ms } => {
                 let rows = self.spool.read_keys(since_ms).map_err(|error| {
