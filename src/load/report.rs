@@ -54,7 +54,7 @@ pub struct Report {
     pub reasons: BTreeMap<String, u64>,
     /// Not answered.
     pub failed: u64,
-    /// Due at the rate that was asked for, and not sent: the server, or this tool, did not keep up.
+    /// Due at the rate that was asked for, and not sent: the server, or this tool, did not keep up. 0 where it was interrupted.
     pub unsent: u64,
     /// Seen by presenters.
     pub delivered: u64,
@@ -112,7 +112,12 @@ impl Report {
             statuses: counts.statuses.clone(),
             reasons: counts.reasons.clone(),
             failed: counts.failed,
-            unsent: counts.unsent(plan, sending.min(plan.duration)),
+            // Who interrupts wants what was due no more.
+            unsent: if interrupted {
+                0
+            } else {
+                counts.unsent(plan, sending.min(plan.duration))
+            },
             delivered: counts.delivered,
             of_others: counts.of_others,
             delivered_unaccepted: counts.delivered - counts.doubled - came,

@@ -80,6 +80,7 @@ async fn an_interrupt_ends_the_sending_and_the_report_is_of_what_was_sent() {
             (&report["accepted"], &json!(0), &json!(0)),
             "{output}"
         );
+        assert_eq!(report["unsent"], 0, "{output}");
         assert!(report["accepted"].as_u64().unwrap() > 20, "{output}");
     }
 }
