@@ -308,7 +308,7 @@ impl Spool for SqliteSpool {
         parked: &[(Pos, Arc<Event>, String)],
         keys_before_ms: i64,
     ) -> Result<(), SpoolError> {
-        let free = |this: &mut Self, connection: &mut Connection| {
+        let free = |this: &mut Self, connection: &mut Connection, parks: bool| {
             let (mut kept, mut unasked) = (Vec::new(), Vec::new());
             let more_parked;
             let ended: Vec<(PresenterIdx, Seq)> = this
@@ -325,7 +325,10 @@ impl Spool for SqliteSpool {
                     .optional()?;
                 // What frees pages comes before what may need them: a spool at its limit must be able to free rows.
                 trim_keys(&transaction, keys_before_ms)?;
-                let acts = covering(&transaction, through, parked)?;
+                let acts = match parks {
+                    true => covering(&transaction, through, parked)?,
+                    false => Vec::new(),
+                };
                 let aside = parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
                 let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
                 more_parked = free_rows(&transaction, through, &aside)?;
@@ -345,9 +348,9 @@ impl Spool for SqliteSpool {
         };
         let (kept, unasked) = self.with(|this, connection| {
             // Acts that the store has are parked, too, where they may cover what is there already.
-            match parked.is_empty() && !any_parked(connection)? {
-                true => free(this, connection),
-                false => beyond_limit(connection, |connection| free(this, connection)),
+            match !parked.is_empty() || any_parked(connection)? {
+                true => beyond_limit(connection, |connection| free(this, connection, true)),
+                false => free(this, connection, false),
             }
         })?;
         for presenter in kept {

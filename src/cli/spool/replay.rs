@@ -1,7 +1,8 @@
 //! `spool replay`: takes what a stopped server left in its spool to the store, and frees it.
 //!
 //! It does what the running server does: a batch to the store, then one transaction that frees its rows; broadcasts when the events are
-//! there. One thing more, between the two: the log may have been another server's since, and what was deleted there is marked. It may end between any two steps, however it ends; what the store has already is not written twice.
+//! there. One thing more, between the two: the log may have been another server's since, and what was deleted there is marked. It may end
+//! between any two steps, however it ends; what the store has already is not written twice.
 
 use std::{
     collections::{HashMap, HashSet},

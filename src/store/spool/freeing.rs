@@ -42,9 +42,6 @@ pub(super) fn covering(
     through: Pos,
     parked: &[(Pos, Arc<Event>, String)],
 ) -> rusqlite::Result<Vec<Pos>> {
-    if parked.is_empty() && !any_parked(connection)? {
-        return Ok(Vec::new());
-    }
     let mut acts = connection.prepare_cached(
         "SELECT pos, presenter_idx, EXISTS (
            SELECT 1 FROM parked WHERE parked.presenter_idx = spool.presenter_idx AND parked.act IS NULL)
