@@ -244,7 +244,7 @@ pub trait LogStore: Send + Sync {
     /// After an error nothing is known.
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>>;
 
-    /// The broadcasts that have not ended, but for these, the newest first. It was not told how long each was seen to be live: as far as
+    /// The broadcasts that have not ended, but for these, the oldest first. It was not told how long each was seen to be live: as far as
     /// its last message says. One that cannot be read is left out.
     fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>>;
 

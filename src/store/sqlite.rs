@@ -80,7 +80,7 @@ ON CONFLICT(id) DO UPDATE SET version = ?3, record = ?4 WHERE version < ?3";
 const OPEN_BROADCASTS: &str = concat!(
     "SELECT record FROM broadcasts INDEXED BY broadcasts_open WHERE id > ?1 AND ",
     open!(),
-    " ORDER BY id DESC"
+    " ORDER BY id"
 );
 
 /// Brings the log of a file of format 1 up to date, where there is one.

@@ -152,7 +152,7 @@ pub(crate) enum RegistryMsg {
     Broadcasts {
         open: Result<Vec<Broadcast>, ()>,
     },
-    /// Broadcasts that the store had open and the spool did not know, the newest first.
+    /// Broadcasts that the store had open and the spool did not know, the oldest first.
     Adopted {
         open: Vec<Broadcast>,
     },

@@ -82,7 +82,7 @@ pub(crate) enum SpoolCommand {
     BroadcastIds {
         reply: oneshot::Sender<Result<HashSet<Uuid>, SpoolError>>,
     },
-    /// From the drain: those that the store has open and that are not kept, the newest first.
+    /// From the drain: those that the store has open and that are not kept, the oldest first.
     AdoptBroadcasts {
         open: Vec<Broadcast>,
         reply: oneshot::Sender<Result<(), SpoolError>>,
@@ -433,7 +433,7 @@ impl WriterHandle {
         answered(ids.await)
     }
 
-    /// Has the spool keep broadcasts that the store has open, the newest first, and the registry go on with them.
+    /// Has the spool keep broadcasts that the store has open, the oldest first, and the registry go on with them.
     pub(super) async fn adopt_broadcasts(&self, open: &[Broadcast]) -> Result<(), String> {
         // None at all, too: an attempt that failed may have left some that the registry does not know.
         let none = open.is_empty().then_some(open);

@@ -13,7 +13,7 @@ mod broadcasts;
 mod questions;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
@@ -78,7 +78,7 @@ impl SpoolThread {
             tried: 0,
             unkept: HashMap::new(),
             unkept_since: None,
-            perhaps_adopted: HashMap::new(),
+            perhaps_adopted: BTreeMap::new(),
             commands: VecDeque::new(),
             term: 0,
             pending: Appended::default(),
@@ -160,7 +160,7 @@ struct Run {
     /// When they were last tried in vain.
     unkept_since: Option<Instant>,
     /// Broadcasts of the store that an attempt may have taken up though it failed.
-    perhaps_adopted: HashMap<Uuid, Broadcast>,
+    perhaps_adopted: BTreeMap<Uuid, Broadcast>,
     /// Taken from the queue, and not come to yet.
     commands: VecDeque<SpoolCommand>,
     /// The term of `pending` and `committing`.

@@ -111,24 +111,28 @@ async fn a_broadcast_that_was_taken_up_by_an_attempt_which_failed_goes_on_like_a
 
 #[actix::test]
 async fn broadcasts_that_only_the_store_has_open_end_where_nobody_talks_any_more() {
-    // The second room's ended without a word, and so did another of it before.
+    // The second room's ended without a word, and so did two others of it before.
     let all = [
         open(1, 1, 0, HOUR_MS),
-        open(2, 2, 0, 3 * HOUR_MS),
-        open(3, 2, 7, 2 * HOUR_MS),
+        open(2, 2, 0, 4 * HOUR_MS),
+        open(3, 2, 7, 3 * HOUR_MS),
+        open(4, 2, 9, 2 * HOUR_MS),
     ];
     let (spool, store) = new_spool(&all);
     let rooms = ScriptedRooms::default();
     rooms.script().not_live.extend([1, 2]);
     let _stage = Stage::among(rooms, spool, store.clone(), registry_config(), writer_config());
-    let over = || (1..=3).all(|id| stored(&store, id).ended_at_ms.is_some());
+    let over = || (1..=4).all(|id| stored(&store, id).ended_at_ms.is_some());
     until("all of them to end", over).await;
     for one in all {
         let id = one.id.as_u128();
         let ended = stored(&store, id);
         assert_eq!(ended.ended_at_ms, Some(one.seen_at_ms), "{id}");
         assert_eq!(ended.segments[0].to_ms, Some(one.seen_at_ms), "{id}");
-        let through = (id == 2).then_some(Seq(7));
+        let through = [(2, Seq(7)), (3, Seq(9))]
+            .into_iter()
+            .find(|(of, _)| *of == id)
+            .map(|(_, seq)| seq);
         assert_eq!(ended.spans[0].through, through, "{id}: the next one began there");
     }
 }

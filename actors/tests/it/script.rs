@@ -605,7 +605,7 @@ impl LogStore for ScriptedStore {
         if script.away {
             return ready(Err(StoreError("away".into()))).boxed();
         }
-        let open = script.broadcasts.values().rev();
+        let open = script.broadcasts.values();
         let open = open.filter(|one| one.ended_at_ms.is_none() && !but.contains(&one.id));
         ready(Ok(open.cloned().collect())).boxed()
     }

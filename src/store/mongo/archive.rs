@@ -1,9 +1,6 @@
 //! What the log in MongoDB can be asked.
 
-use std::{
-    cmp::Reverse,
-    collections::{HashMap, HashSet},
-};
+use std::collections::{HashMap, HashSet};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -272,7 +269,7 @@ impl Mongo {
             .map_err(failed)?;
         let open = documents.iter().filter_map(readable);
         let mut open: Vec<Broadcast> = open.filter(|one| !but.contains(&one.id)).collect();
-        open.sort_by_key(|one| Reverse(one.id));
+        open.sort_by_key(|one| one.id);
         for one in &mut open {
             self.see_last_message(one).await?;
         }

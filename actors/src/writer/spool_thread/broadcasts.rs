@@ -35,8 +35,7 @@ impl Run {
 
     /// Keeps broadcasts that the store has open and that are not here: this spool is younger than they are, or was damaged. The registry
     /// goes on with them, or ends them.
-    pub(super) fn adopt_broadcasts(&mut self, open: Vec<Broadcast>) -> Result<(), SpoolError> {
-        let mut open = open;
+    pub(super) fn adopt_broadcasts(&mut self, mut open: Vec<Broadcast>) -> Result<(), SpoolError> {
         for broadcast in &mut open {
             // Whatever a spool that was lost has of it is older, and must not take its place if it turns up.
             broadcast.version += TAKEN_UP;
@@ -57,6 +56,7 @@ impl Run {
                 "spool: {} open broadcasts are known from the store alone: they go on, or end",
                 open.len()
             );
+            // The oldest first: each ends where the next one of its room begins.
             let open = open.into_values().collect();
             self.registry.mailbox.push(RegistryMsg::Adopted { open });
         }
