@@ -527,7 +527,7 @@ async fn a_broadcast_that_has_not_ended_is_found_and_was_live_when_its_last_mess
         store.put_broadcasts(&all).await.unwrap();
         let ids = |found: Vec<Broadcast>| found.iter().map(|one| one.id).collect::<Vec<_>>();
         let found = store.open_broadcasts(HashSet::new()).await.unwrap();
-        assert_eq!(ids(found), [open.id, left.id], "{name}: the newest first");
+        assert_eq!(ids(found), [left.id, open.id], "{name}: the oldest first");
         let found = store.open_broadcasts([open.id, over.id].into()).await.unwrap();
         assert_eq!(ids(found), [left.id], "{name}");
         let of_room = async |n: i64| store.open_broadcast(room(n)).await.unwrap();
