@@ -2,17 +2,25 @@
 //!
 //! The files are read whole before anything is written, and what is read while it is written must be the same. The spool remembers
 //! which files an import is of, in which order, until it has ended, so one that was interrupted, however, is run again with the same
-//! files and writes what is missing; what is there already is not written twice. The order counts where a broadcast is in two files:
-//! the later one says how its start was corrected.
+//! files and writes what is missing; what is there already is not written twice. Where a broadcast is in two files, the newer of its records
+//! is kept, whichever comes first; the order counts for how its start was corrected, which the later file says.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Instant,
+};
 
 use chatting_actors::{
+    broadcast::Broadcast,
     clock::system_ms,
     seams::{NotPut, Spool, StoreError},
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
+use uuid::Uuid;
 
 use super::{
     Failure, SettingsArgs,
@@ -89,6 +97,7 @@ async fn write(
         progress: Progress::new("events", contents.events),
         refused: 0,
         late: LateMessages::default(),
+        records: HashMap::new(),
         stop: stop_signal()?.boxed_local(),
     };
     let mut read = Tally::default();
@@ -156,6 +165,14 @@ async fn admit(contents: &Contents, spool: &mut SqliteSpool, store: &dyn Archive
     Ok(false)
 }
 
+/// The newest record of a broadcast so far, of those in the files.
+struct Newest {
+    /// Its version, and when it ended: a broadcast that went on ended with its export.
+    of: (u64, Option<i64>),
+    /// The version that it was given here.
+    version: u64,
+}
+
 struct Writing {
     store: Arc<dyn Archive>,
     batch: Vec<Logged>,
@@ -163,6 +180,7 @@ struct Writing {
     progress: Progress,
     refused: u64,
     late: LateMessages,
+    records: HashMap<Uuid, Newest>,
     stop: LocalBoxFuture<'static, ()>,
 }
 
@@ -184,7 +202,7 @@ impl Writing {
         }
     }
 
-    async fn broadcast(&self, record: StoredBroadcast) -> Result<(), Failure> {
+    async fn broadcast(&mut self, record: StoredBroadcast) -> Result<(), Failure> {
         let id = record.broadcast.id;
         match self.put(record).await.map_err(|error| unwritten(&error))? {
             None => Ok(()),
@@ -197,9 +215,11 @@ impl Writing {
     }
 
     /// Returns why it was not kept, where it was not.
-    async fn put(&self, record: StoredBroadcast) -> Result<Option<NotPut>, StoreError> {
+    async fn put(&mut self, record: StoredBroadcast) -> Result<Option<NotPut>, StoreError> {
         let id = record.broadcast.id;
-        if let Some(refused) = self.store.put_broadcasts(&[record.broadcast]).await?.pop() {
+        if let Some(newer) = self.newer(record.broadcast)
+            && let Some(refused) = self.store.put_broadcasts(&[newer]).await?.pop()
+        {
             return Ok(Some(refused));
         }
         self.store.correct_broadcast(id, record.corrected_start_ms).await?;
@@ -207,6 +227,29 @@ impl Writing {
             self.store.hold_broadcast(id, true).await?;
         }
         Ok(None)
+    }
+
+    /// The record, if it is newer than what the files had of its broadcast so far, with a version that says so to the store: two exports
+    /// of a broadcast that goes on have the same one.
+    fn newer(&mut self, mut record: Broadcast) -> Option<Broadcast> {
+        let of = (record.version, record.ended_at_ms);
+        match self.records.entry(record.id) {
+            Entry::Vacant(first) => {
+                first.insert(Newest {
+                    of,
+                    version: record.version,
+                });
+            }
+            Entry::Occupied(before) if of <= before.get().of => return None,
+            Entry::Occupied(mut before) => {
+                record.version = record.version.max(before.get().version + 1);
+                before.insert(Newest {
+                    of,
+                    version: record.version,
+                });
+            }
+        }
+        Some(record)
     }
 
     async fn flush(&mut self) -> Result<(), Failure> {

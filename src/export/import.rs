@@ -398,7 +398,6 @@ fn record(header: Header) -> Result<StoredBroadcast, String> {
             last.to_ms.get_or_insert(exported.max(last.from_ms));
         }
         broadcast.ended_at_ms = Some(exported);
-        broadcast.version += 1;
     }
     Ok(StoredBroadcast {
         broadcast,

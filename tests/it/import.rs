@@ -390,8 +390,55 @@ async fn a_broadcast_that_went_on_ends_where_its_export_did() {
     let header: Value = serde_json::from_str(site.export(&[]).lines().next().unwrap()).unwrap();
     assert_eq!(
         (&header["ended_at"], &header["segments"][1]["to"], &header["version"]),
-        (&"2026-01-01T00:00:39.500Z".into(), &header["ended_at"], &5.into())
+        (&"2026-01-01T00:00:39.500Z".into(), &header["ended_at"], &4.into())
     );
+}
+
+#[actix_web::test]
+async fn of_two_exports_of_one_broadcast_the_newer_says_when_it_ended_whichever_comes_first() {
+    let from = Site::new(false);
+    from.with_log(fill).await;
+    let ended = from.export(&[]);
+    let end = "2026-01-01T00:00:40.000Z";
+    let version = |text: &str| {
+        let header: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        header["version"].as_u64().unwrap()
+    };
+    // While it went on its record was the one before the last.
+    let went_on = |exported: &str| {
+        let (before, last) = (version(&ended) - 1, version(&ended));
+        ended
+            .replacen(
+                &format!("\"ended_at\":\"{end}\""),
+                &format!("\"ended_at\":null,\"exported_at\":\"{exported}\""),
+                1,
+            )
+            .replacen(&format!("\"to\":\"{end}\""), "\"to\":null", 1)
+            .replacen(&format!("\"version\":{last}"), &format!("\"version\":{before}"), 1)
+    };
+    let (early, late) = ("2026-01-01T00:00:39.500Z", "2026-01-01T00:00:41.000Z");
+    let pairs = [
+        (went_on(early), ended.clone(), end),
+        // It ended when it was last seen live, which was before the export.
+        (went_on(late), ended.clone(), end),
+        (went_on(early), went_on(late), late),
+    ];
+    for mongodb in [false, true] {
+        for (older, newer, wanted) in &pairs {
+            for files in [[older, newer], [newer, older]] {
+                let site = Site::new(mongodb);
+                let paths = ["one", "two"].map(|name| site.path(name));
+                for (path, text) in paths.iter().zip(files) {
+                    std::fs::write(path, text).unwrap();
+                }
+                let [one, two] = paths.each_ref().map(|path| path.to_str().unwrap());
+                let (code, _, error) = site.run(&["import", one, two]);
+                assert_eq!(code, 0, "{error}");
+                let header: Value = serde_json::from_str(site.export(&[]).lines().next().unwrap()).unwrap();
+                assert_eq!(header["ended_at"], *wanted, "mongodb: {mongodb}");
+            }
+        }
+    }
 }
 
 /// An export of so many messages.
