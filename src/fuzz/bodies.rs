@@ -12,7 +12,8 @@ use super::{any_text, mutated, mutated_text};
 use crate::{
     export::import::check,
     http::{
-        history::{Change, cursor, read_cursor},
+        broadcasts::Change,
+        replay::{cursor, read_cursor},
         v1::room_of,
     },
     legacy::body::parse_send,

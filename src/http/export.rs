@@ -19,7 +19,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
-    history::{find_broadcast, is_operator},
+    broadcasts::{find_broadcast, is_operator},
     identify::who,
     openapi::{Asking, Often, Querying},
     pages::{bad, query, unread},

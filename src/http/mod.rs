@@ -2,13 +2,14 @@
 //! bodies elsewhere.
 
 pub mod around;
+pub(crate) mod broadcasts;
 pub mod caught;
 pub mod client;
 pub mod cors;
 pub mod demo;
 mod export;
 pub(crate) mod guard;
-pub(crate) mod history;
+mod history;
 mod identify;
 mod legacy;
 pub mod lines;
@@ -18,6 +19,7 @@ mod openapi;
 pub mod ops;
 mod pages;
 mod presenter;
+pub(crate) mod replay;
 mod rooms;
 pub mod socket;
 pub mod state;

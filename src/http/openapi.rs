@@ -17,11 +17,11 @@ use utoipa::{
 use utoipa_swagger_ui::Config;
 
 use super::{
-    export, history, legacy,
+    broadcasts, export, history, legacy,
     lines::Shared,
     moderation,
     ops::{self, page},
-    presenter, rooms,
+    presenter, replay, rooms,
     state::State,
     stats, v1,
 };
@@ -35,10 +35,10 @@ use crate::error::{Code, Lang};
         history::get_messages,
         moderation::delete_messages,
         moderation::delete_message,
-        history::get_broadcasts,
-        history::get_broadcast,
-        history::patch_broadcast,
-        history::get_replay,
+        broadcasts::get_broadcasts,
+        broadcasts::get_broadcast,
+        broadcasts::patch_broadcast,
+        replay::get_replay,
         export::get_export,
         stats::get_stats,
         presenter::presenter,

@@ -13,7 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
-    history::{answer, find_broadcast},
+    broadcasts::find_broadcast,
+    history::answer,
     identify::who,
     openapi::{Asking, Often, Querying},
     pages::{bad, parameter, query, unread},

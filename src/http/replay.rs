@@ -1,0 +1,140 @@
+//! The replay of a broadcast's chat beside its recorded video.
+
+#![expect(
+    unused_qualifications,
+    reason = "in what the macros for the document make of query parameters"
+)]
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use chatting_actors::types::Seq;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::{
+    broadcasts::find_broadcast,
+    history::answer,
+    identify::who,
+    openapi::{Asking, Querying},
+    pages::{Item, Space, bad, limit, offset, query, unread},
+    state::State,
+};
+use crate::{
+    error::ApiError,
+    store::{StoredBroadcast, history::ReplayPlace},
+};
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ReplayQuery {
+    /// From this offset on, in milliseconds of the broadcast.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
+    from_ms: Option<String>,
+    /// Up to and without this offset.
+    #[param(value_type = Option<u64>, maximum = 9223372036854775807u64)]
+    to_ms: Option<String>,
+    /// Messages on the page, 1 to `history.page_max`; it may end earlier, at `history.page_bytes`.
+    #[param(value_type = Option<u64>, minimum = 1, maximum = 500)]
+    limit: Option<String>,
+    /// `next` of the page before; it goes before `from_ms`.
+    #[param(pattern = "^[0-9]{1,9}\\.[0-9]{1,18}$")]
+    cursor: Option<String>,
+}
+
+/// A page of a broadcast's messages with their offsets.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Replay {
+    broadcast_id: Uuid,
+    /// In the order of the broadcast.
+    messages: Vec<Item>,
+    /// To be given as `cursor`; `null` when there is no more. A broadcast that goes on has always more to come.
+    next: Option<String>,
+}
+
+/// The chat of a broadcast beside its recorded video.
+#[utoipa::path(
+    get, path = "/v1/broadcasts/{id}/replay", operation_id = "get_replay", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), ReplayQuery),
+    responses((status = 200, description = "A page, in the order of the broadcast", body = Replay), Asking, Querying)
+)]
+pub(super) async fn get_replay(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
+    answer(&request, replay(&request, &path, &state).await)
+}
+
+pub(crate) fn cursor(place: ReplayPlace) -> String {
+    format!("{}.{}", place.span, place.after.0)
+}
+
+pub(crate) fn read_cursor(text: &str) -> Option<ReplayPlace> {
+    let (span, after) = text.split_once('.')?;
+    Some(ReplayPlace {
+        span: span.parse().ok()?,
+        after: Seq(after.parse().ok().filter(|seq| i64::try_from(*seq).is_ok())?),
+    })
+}
+
+async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Replay, ApiError> {
+    let caller = who(request, state).await?;
+    let asked: ReplayQuery = query(request)?;
+    let limit = limit(asked.limit.as_deref(), state)?;
+    let StoredBroadcast {
+        broadcast,
+        corrected_start_ms,
+        ..
+    } = find_broadcast(path, &caller, state).await?;
+    let staff = caller.is_staff_of(broadcast.presenter);
+    let (from, to) = (
+        offset("from_ms", asked.from_ms.as_deref())?,
+        offset("to_ms", asked.to_ms.as_deref())?,
+    );
+    let before_ms = match to {
+        None => i64::MAX,
+        Some(to) => broadcast.time_at(to, corrected_start_ms).unwrap_or(i64::MAX),
+    };
+    let goes_on = broadcast.ended_at_ms.is_none() && to.is_none();
+    let history = state.history_for(&caller);
+    let place = match (&asked.cursor, from.unwrap_or(0)) {
+        (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
+        (None, 0) => ReplayPlace::default(),
+        (None, from) => match broadcast.time_at(from, corrected_start_ms) {
+            Some(from_ms) => history.replay_from(&broadcast, from_ms).await.map_err(unread)?,
+            // Interrupted before that, and it may go on: behind all that there is.
+            None if goes_on => history.replay_from(&broadcast, i64::MAX).await.map_err(unread)?,
+            None => {
+                return Ok(Replay {
+                    broadcast_id: broadcast.id,
+                    messages: Vec::new(),
+                    next: None,
+                });
+            }
+        },
+    };
+    let (events, behind) = history
+        .replay(&broadcast, place, before_ms, limit)
+        .await
+        .map_err(unread)?;
+    let shown = events
+        .iter()
+        .filter(|logged| staff || (logged.deleted.is_none() && logged.event.act.is_none()));
+    let mut next = behind.or_else(|| goes_on.then_some(place));
+    // Nothing is behind the last stretch of one that has ended.
+    let span = behind.map_or(broadcast.spans.len().saturating_sub(1), |behind| behind.span);
+    let (mut messages, mut space, mut last) = (Vec::new(), Space::new(state), None);
+    for logged in shown {
+        let mut item = Item::new(logged, staff);
+        item.offset_ms = Some(broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms));
+        if !space.takes(&item)
+            && let Some(after) = last
+        {
+            next = Some(ReplayPlace { span, after });
+            break;
+        }
+        last = Some(logged.event.seq);
+        messages.push(item);
+    }
+    Ok(Replay {
+        broadcast_id: broadcast.id,
+        messages,
+        next: next.map(cursor),
+    })
+}
