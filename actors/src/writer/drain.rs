@@ -94,21 +94,21 @@ impl LogWriter {
     }
 
     fn stored(&mut self, stored: Stored) {
-        let count = stored.events.len();
+        let Stored { first, count, events } = stored;
         self.parts.later.saw(count);
         // Only what follows on without a gap is kept in memory; the rest is in the spool and read back in its turn.
         let next = self.backlog.back().map_or(self.done, |(pos, _)| *pos) + 1;
-        if stored.first == next && self.backlog.len() + count <= self.parts.config.backlog_max {
+        let fits = events.len() == count && self.backlog.len() + count <= self.parts.config.backlog_max;
+        if first == next && fits {
             if self.backlog.is_empty() {
                 self.oldest = Instant::now();
             }
-            let rows = stored.events.into_iter().enumerate();
-            self.backlog
-                .extend(rows.map(|(n, event)| (stored.first + n as Pos, event)));
+            let rows = events.into_iter().enumerate();
+            self.backlog.extend(rows.map(|(n, event)| (first + n as Pos, event)));
         } else {
             self.queue.1.inc_by(count as u64);
         }
-        self.head = self.head.max(stored.first + count as Pos - 1);
+        self.head = self.head.max(first + count as Pos - 1);
     }
 
     fn advance(&mut self, ctx: &mut Context<Self>) {

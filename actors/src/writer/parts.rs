@@ -51,6 +51,8 @@ pub struct WriterConfig {
 /// Events that the spool made durable.
 pub(crate) struct Stored {
     pub first: Pos,
+    pub count: usize,
+    /// So many, or none where more than fit into the backlog wait: those are read back.
     pub events: Vec<Arc<Event>>,
 }
 
@@ -76,9 +78,9 @@ pub(crate) struct Later {
 }
 
 impl Later {
-    /// So many more events are about to be put into the drain's mailbox.
-    pub fn announce(&self, events: usize) {
-        self.unseen.fetch_add(events, SeqCst);
+    /// So many more events are about to be put into the drain's mailbox; returns how many it will hold then.
+    pub fn announce(&self, events: usize) -> usize {
+        self.unseen.fetch_add(events, SeqCst) + events
     }
 
     /// Whether what waits in the drain's mailbox is worth waking it. To be asked when it is there.
@@ -175,6 +177,7 @@ impl WriterParts {
             commit_max: self.config.commit_max,
             commit_interval: self.config.commit_interval,
             commit_enough: self.config.commit_enough,
+            backlog_max: self.config.backlog_max,
             probe_every: self.config.retry_min,
             answer_first: self.config.answer_first,
         };

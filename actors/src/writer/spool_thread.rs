@@ -41,6 +41,8 @@ pub(crate) struct SpoolThreadSettings {
     pub commit_interval: Duration,
     /// So many events are enough.
     pub commit_enough: usize,
+    /// The most committed events in memory for the store.
+    pub backlog_max: usize,
     /// How long a spool that failed is left alone before it is tried again.
     pub probe_every: Duration,
     /// Answer before the commit (`log.durability = "memory"`).
@@ -399,12 +401,15 @@ impl Run {
             .set(i64::try_from(self.spool.bytes()).unwrap_or(i64::MAX));
     }
 
-    fn committed(&self, first: Pos, events: Vec<Arc<Event>>) {
-        self.handle
-            .head
-            .store(first + events.len() as Pos - 1, Ordering::Release);
-        self.later.announce(events.len());
-        self.drain.push_quietly(DrainMsg::Stored(Stored { first, events }));
+    fn committed(&self, first: Pos, mut events: Vec<Arc<Event>>) {
+        let count = events.len();
+        self.handle.head.store(first + count as Pos - 1, Ordering::Release);
+        // While the drain is gone, too, no more of them are in memory than it would keep.
+        if self.later.announce(count) > self.settings.backlog_max {
+            events.clear();
+        }
+        self.drain
+            .push_quietly(DrainMsg::Stored(Stored { first, count, events }));
         if self.later.is_worth_it() {
             self.drain.wake();
         }

@@ -341,6 +341,15 @@ impl Stage {
         }
     }
 
+    /// The writer does nothing until this is dropped.
+    pub fn hold_writer(&self) -> std::sync::mpsc::Sender<()> {
+        let (go, held) = std::sync::mpsc::channel();
+        self.arbiters[0].spawn_fn(move || {
+            let _ = held.recv();
+        });
+        go
+    }
+
     /// A session of this room.
     pub fn reader(&self, presenter: i64) -> Arc<Reader> {
         let reader = Arc::new(Reader {

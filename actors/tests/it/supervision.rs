@@ -12,7 +12,7 @@ use chatting_actors::{
     registry::{RegistryConfig, RoomView},
     supervise::{Pauses, Present, Watch, log_panics, supervise},
     types::Seq,
-    writer::SpoolFailure,
+    writer::{SpoolFailure, WriterConfig},
 };
 use tokio::sync::oneshot;
 
@@ -287,6 +287,34 @@ async fn a_writer_that_panicked_takes_everything_to_the_store_once_from_where_th
     }
     assert_eq!(stored_seqs(&stage, 1).await, (1..=200).collect::<Vec<_>>());
     assert!(stage.spool.script().rows.is_empty(), "all of it was freed");
+}
+
+#[actix::test]
+async fn while_the_writer_is_gone_no_more_is_kept_for_it_in_memory_than_it_would_keep() {
+    let config = WriterConfig {
+        backlog_max: 4,
+        ..writer_config()
+    };
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        config,
+    );
+    let _reader = stage.reader(1);
+    let held = stage.hold_writer();
+    for n in 1..=20 {
+        assert_eq!(stage.accepted(1, &n.to_string()).await.seq, Seq(n));
+    }
+    // A row and the room have each of them; whoever waits for the writer has one more.
+    let kept = || {
+        let script = stage.spool.script();
+        let owners: Vec<_> = script.rows.values().map(Arc::strong_count).collect();
+        owners.iter().filter(|count| **count > owners[19]).count()
+    };
+    until("the room to have sent all", || kept() == 4).await;
+    drop(held);
+    assert_eq!(stored_seqs(&stage, 1).await, (1..=20).collect::<Vec<_>>());
 }
 
 #[actix::test]
