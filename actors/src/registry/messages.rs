@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -201,7 +201,15 @@ pub struct RegistryHandle {
     sessions: Arc<AtomicU64>,
     /// Sessions that were refused for want of a seat since the registry looked last.
     wanted: Arc<AtomicUsize>,
+    stopping: Arc<Stopping>,
     metrics: Metrics,
+}
+
+/// How far a stop has come: a registry that is made anew meanwhile goes on there.
+#[derive(Default)]
+struct Stopping {
+    refuses: AtomicBool,
+    ended: Mutex<Option<End>>,
 }
 
 impl RegistryHandle {
@@ -212,6 +220,7 @@ impl RegistryHandle {
             gate: Gate::new("registry", mailbox),
             sessions: Arc::new(AtomicU64::new(0)),
             wanted: Arc::default(),
+            stopping: Arc::default(),
             metrics,
         }
     }
@@ -374,15 +383,31 @@ impl RegistryHandle {
 
     /// From now on every submit is refused; returns when everything numbered has been answered.
     pub async fn refuse_submits(&self) {
-        let (done, wait) = oneshot::channel();
-        self.mailbox.push(RegistryMsg::RefuseSubmits { done });
-        let _ = wait.await;
+        self.stopping.refuses.store(true, Ordering::Release);
+        self.until_it_answers(|done| RegistryMsg::RefuseSubmits { done }).await;
     }
 
     /// Ends every session; returns when the last socket is gone.
     pub async fn end_sessions(&self, end: End) {
-        let (done, wait) = oneshot::channel();
-        self.mailbox.push(RegistryMsg::EndSessions { end, done });
-        let _ = wait.await;
+        *self.stopping.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        self.until_it_answers(|done| RegistryMsg::EndSessions { end, done })
+            .await;
+    }
+
+    /// A registry that panics over it answers nobody: the next one is asked.
+    async fn until_it_answers(&self, ask: impl Fn(oneshot::Sender<()>) -> RegistryMsg) {
+        loop {
+            let (done, wait) = oneshot::channel();
+            self.mailbox.push(ask(done));
+            if wait.await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Whether a stop refuses messages, and how it ends sessions.
+    pub(super) fn stopping(&self) -> (bool, Option<End>) {
+        let ended = *self.stopping.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.stopping.refuses.load(Ordering::Acquire), ended)
     }
 }

@@ -197,6 +197,7 @@ impl SessionRegistry {
         let (epoch, last_ms, term) = (writer.epoch().clone(), writer.last_ms(), writer.next_term());
         metrics.sessions.set(0);
         metrics.resumes_waiting.set(0);
+        let (refuses, ended) = handle.stopping();
         let lookups = LruCache::new(NonZeroUsize::new(config.tracked).unwrap_or(NonZeroUsize::MIN));
         Self {
             queues: RegistryQueues::new(&config, &metrics),
@@ -220,9 +221,9 @@ impl SessionRegistry {
             round: Round::new([], Duration::ZERO, Instant::now()),
             lookups,
             ready: Vec::new(),
-            draining: None,
+            draining: refuses.then(Vec::new),
             ending: Vec::new(),
-            ended: None,
+            ended,
             _present: present,
         }
     }

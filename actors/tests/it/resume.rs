@@ -1726,3 +1726,17 @@ async fn rule_12_a_session_that_ended_with_its_server_is_not_held_for_longer_tha
     let stage = Stage::with(spool, store, config, writer_config());
     assert_eq!(stage.refused(1, "too late").await, Refusal::PresenterDisconnected);
 }
+
+#[actix::test]
+async fn a_registry_that_is_made_anew_while_the_server_stops_goes_on_with_the_stop() {
+    hush_planned_panics();
+    let stage = stage(small());
+    stage.registry.refuse_submits().await;
+    stage.registry_fails().await;
+    assert_eq!(stage.refused(1, "late").await, Refusal::Draining);
+    stage.registry.end_sessions(End::GoingAway).await;
+    stage.registry_fails().await;
+    let quiet = Arc::<Quiet>::default();
+    stage.registry.connect(Arc::clone(&quiet) as Arc<dyn Subscriber>);
+    until("it to be told", || *quiet.0.lock().unwrap() == Some(End::GoingAway)).await;
+}
