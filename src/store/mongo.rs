@@ -5,6 +5,7 @@
 
 mod acts;
 mod archive;
+mod certificates;
 mod document;
 mod fields;
 mod figures;
@@ -28,7 +29,8 @@ use mongodb::{
     bson::{Bson, Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind},
     options::{
-        Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, WriteConcern,
+        Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, Tls,
+        WriteConcern,
     },
 };
 use tokio::runtime::Handle;
@@ -102,12 +104,16 @@ impl MongoStore {
         }
     }
 
-    /// Whether the driver can read the URI, without asking anyone. The error never quotes it: the driver's own words quote what
-    /// they find wrong, and where an "@" is missing that is the password.
+    /// Whether the driver can read the URI, and the files that it names, without asking anyone. The error never quotes the URI: the
+    /// driver's own words quote what they find wrong, and where an "@" is missing that is the password.
     pub fn check_uri(uri: &str) -> Result<(), StoreError> {
         // The driver panics on a "%" before a character of several bytes; a URI has none (RFC 3986, 2).
-        let readable = uri.is_ascii() && ConnectionString::parse(uri).is_ok();
-        readable.then_some(()).ok_or_else(|| StoreError(UNREADABLE_URI.into()))
+        let parsed = uri.is_ascii().then(|| ConnectionString::parse(uri).ok());
+        let parsed = parsed.flatten().ok_or_else(|| StoreError(UNREADABLE_URI.into()))?;
+        match &parsed.tls {
+            Some(Tls::Enabled(files)) => certificates::check(files).map_err(StoreError),
+            Some(Tls::Disabled) | None => Ok(()),
+        }
     }
 
     /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI. That name servers

@@ -18,6 +18,7 @@ use crate::{
         app::{KEY, settings, token_of, use_mongodb},
         command::{command, run},
         http::{HttpClient, post_json},
+        jwks::tls_dir,
         process::{Process, ScratchDir, output},
         tokens, within,
         ws::WsClient,
@@ -364,6 +365,51 @@ async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
         }
     }
     assert!(!dir.path().join("data").exists(), "check-config wrote something");
+}
+
+/// The driver reads them when its client is made, which comes after the spool was opened.
+#[actix_web::test]
+async fn files_that_the_uri_of_mongodb_names_are_read_before_anything_is_opened() {
+    let dir = ScratchDir::new("certificates");
+    let path = |file: &str| dir.path().join(file);
+    for file in ["ca.pem", "server.pem", "server.key"] {
+        std::fs::copy(tls_dir().join(file), path(file)).unwrap();
+    }
+    for (both, certificate) in [("own.pem", "server.pem"), ("other.pem", "ca.pem")] {
+        let [key, certificate] = ["server.key", certificate].map(|file| std::fs::read(path(file)).unwrap());
+        std::fs::write(path(both), [key, certificate].concat()).unwrap();
+    }
+    for (options, told) in [
+        ("tls=true&tlsCAFile=/nope.pem", "tlsCAFile: /nope.pem cannot be read: "),
+        ("tlsCAFile=.", "tlsCAFile: . cannot be read: it is not a regular file"),
+        ("tlsCAFile=server.key", "tlsCAFile: server.key holds no certificate"),
+        (
+            "tlsCAFile=ca.pem&tlsCertificateKeyFile=nope.pem",
+            "tlsCertificateKeyFile: nope.pem cannot be read: ",
+        ),
+        (
+            "tlsCertificateKeyFile=server.pem",
+            "tlsCertificateKeyFile: server.pem does not hold a certificate and its key",
+        ),
+        ("tlsCertificateKeyFile=other.pem", "tlsCertificateKeyFile: other.pem: "),
+    ] {
+        let uri = format!("mongodb.uri=mongodb://kim:hunter2@127.0.0.1:1/?{options}");
+        for command in ["check-config", "serve"] {
+            let args = [command, "--set", "log.backend=mongodb", "--set", &uri];
+            let (code, _, error) = run(&dir, &args, &ENV[..1]);
+            assert_eq!(code, 64, "{options}: {error}");
+            assert!(error.contains(&format!("mongodb.uri: {told}")), "{options}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+    let whole = "mongodb.uri=mongodb://127.0.0.1:1/?tlsCAFile=ca.pem&tlsCertificateKeyFile=own.pem";
+    let (code, _, error) = run(
+        &dir,
+        &["check-config", "--set", "log.backend=mongodb", "--set", whole],
+        &ENV[..1],
+    );
+    assert_eq!(code, 0, "{error}");
+    assert!(!path("data").exists(), "a spool was opened");
 }
 
 /// The framework calls a request that it cannot read an error of ours; anyone could fill the log with those.
