@@ -7,7 +7,6 @@ mod check;
 
 use std::{
     collections::HashMap,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -15,13 +14,13 @@ use chatting_actors::{
     broadcast::Broadcast,
     types::{Epoch, Event, PresenterIdx},
 };
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use self::check::Check;
 use super::{
-    lock, open_at, row,
+    lock, open_to_read, row,
     salvage::beside,
     spool::{BACKEND, FORMAT, OpenError, is_of, meta},
 };
@@ -239,7 +238,7 @@ impl SpoolFile {
         let sqlite = |error| LookError::Sqlite { path: owned(), error };
         // SQLite would only say that it is "unable to open database file".
         std::fs::File::open(path).map_err(|error| LookError::File { path: owned(), error })?;
-        let connection = open_reading(path).map_err(sqlite)?;
+        let connection = open_to_read(path).map_err(sqlite)?;
         if !has_table(&connection, "meta").map_err(sqlite)? {
             return Err(LookError::NotASpool { path: owned() });
         }
@@ -325,41 +324,6 @@ impl SpoolFile {
         }
         check.verified
     }
-}
-
-/// A file on a disk that became read-only has no room for what SQLite keeps beside it; without a WAL nobody is writing to
-/// it and it can be read as it is.
-fn open_reading(path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = open_at(path, flags)?;
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
-    let error = match connection.pragma_query_value(None, "schema_version", |_| Ok(())) {
-        Ok(()) => return Ok(connection),
-        Err(error) => error,
-    };
-    let refused = matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)
-    );
-    let wal = std::fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
-    if refused && !wal {
-        open_as_it_is(path)
-    } else {
-        Err(error)
-    }
-}
-
-/// Opens a file that nobody changes, and looks for nothing beside it.
-fn open_as_it_is(path: &Path) -> rusqlite::Result<Connection> {
-    // A name may have bytes that are no text, or that mean something in a URI (<https://www.sqlite.org/uri.html>, 3).
-    let name: String = path
-        .as_os_str()
-        .as_bytes()
-        .iter()
-        .map(|byte| format!("%{byte:02x}"))
-        .collect();
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-    Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
 }
 
 fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
@@ -474,10 +438,10 @@ fn kind(reason: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
     use super::*;
-    use crate::store::{Durability, SpoolSettings, SqliteSpool};
+    use crate::store::{Durability, SpoolSettings, SqliteSpool, open_as_it_is};
 
     #[test]
     fn a_spool_is_looked_into_whatever_its_name_is_also_on_a_disk_that_became_read_only() {

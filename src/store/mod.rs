@@ -31,10 +31,10 @@ pub use self::{
     sqlite::SqliteStore,
 };
 
-use std::path::Path;
+use std::{os::unix::ffi::OsStrExt, path::Path};
 
 use rusqlite::{
-    Connection, OpenFlags,
+    Connection, ErrorCode, OpenFlags,
     trace::{TraceEvent, TraceEventCodes},
 };
 
@@ -99,12 +99,44 @@ fn set_up(connection: &Connection, durability: Durability) -> rusqlite::Result<(
     Ok(())
 }
 
-/// Opens a SQLite file that is there, beside its one writer.
+/// Opens a SQLite file that is there, beside its one writer. Where SQLite cannot have beside it what it shares with a writer, as on a disk
+/// that became read-only, a file that nobody writes to is read as it is.
 fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
-    let mut connection = open_at(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    log_statements(&mut connection)?;
+    let connection = open_at(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    let mut connection = match connection.pragma_query_value(None, "schema_version", |_| Ok(())) {
+        Ok(()) => connection,
+        Err(error) if is_refused(&error) && is_left(path) => open_as_it_is(path)?,
+        Err(error) => return Err(error),
+    };
+    log_statements(&mut connection)?;
     Ok(connection)
+}
+
+fn is_refused(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly))
+}
+
+/// Whether nobody has the file, and all that was written is in the file itself, not in its WAL. One that is written to is never to be
+/// read as it is.
+fn is_left(path: &Path) -> bool {
+    let file = lock::file_of(path);
+    let wal = std::fs::metadata(salvage::beside(&file, "-wal")).is_ok_and(|wal| wal.len() > 0);
+    !wal && lock::holder(&file).is_none()
+}
+
+/// Opens a file that nobody changes, and looks for nothing beside it.
+fn open_as_it_is(path: &Path) -> rusqlite::Result<Connection> {
+    // A name may have bytes that are no text, or that mean something in a URI (<https://www.sqlite.org/uri.html>, 3).
+    let name: String = path
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .map(|byte| format!("%{byte:02x}"))
+        .collect();
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)
 }
 
 /// Opens the file that the system has under this name. SQLite would take "file:…" for a URI, with what is behind a "?" for options, and

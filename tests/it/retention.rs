@@ -1,6 +1,6 @@
 //! The end of what the log keeps: retention, legal hold, and the erasure of a user.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, process::Command, sync::Arc};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -16,7 +16,7 @@ use chatting_server::{
     retention::{Retention, Swept},
     settings::{LogBackend, Settings},
     store::{
-        Archive, Deleted, Durability, Logged, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore,
+        Archive, Deleted, Durability, Logged, MongoStore, Scan, SpoolLock, SpoolSettings, SqliteSpool, SqliteStore,
         keeping::Keeping, mongo::MongoSettings,
     },
 };
@@ -27,6 +27,7 @@ use crate::{
     figures::{broadcast, message, shared},
     history::{read, request, servers, token_with},
     log_store::{batch, room, stores},
+    recovery::SmallDisk,
     support::{
         app::{KEY, spawn_app, spawn_in, use_mongodb},
         command::{command, run},
@@ -830,6 +831,50 @@ async fn what_is_held_and_was_deleted_stays_deleted_when_its_user_is_erased() {
         let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
         assert_eq!(code, 0, "{out}{error}");
         assert!(!format!("{:?}", site.everything().await).contains("UserIdx(7)"));
+    }
+}
+
+#[actix_web::test]
+async fn what_only_reads_a_log_that_was_stopped_cleanly_needs_nothing_beside_it_and_never_overlooks_who_has_it() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let look = |path: &Path| {
+            let set = format!("log.path={}", path.display());
+            let looks = [&["export", "--room", "12"][..], &["erase", "--user", "7", "--dry-run"]];
+            looks.map(|args| site.run(&[args, &["--set", &set]].concat()))
+        };
+        let seen = |path: &Path| look(path).map(|(code, out, _)| (code, out));
+        let left = site.dir.path().join("left.db");
+        std::fs::copy(site.path(), &left).unwrap();
+        let looked = seen(&site.path());
+        assert_eq!(looked.each_ref().map(|(code, _)| *code), [0, 1], "{looked:?}");
+        // What SQLite shares with a writer cannot be made, whoever asks for it.
+        let shared = site.dir.path().join("left.db-shm");
+        std::os::unix::fs::symlink("nowhere/left.db-shm", &shared).unwrap();
+        assert_eq!(seen(&left), looked);
+        let unread = |why: &str| {
+            for (code, out, error) in look(&left) {
+                assert_eq!((code, &*out), (69, ""), "{why}: {error}");
+                assert!(error.contains("left.db cannot be read: "), "{why}: {error}");
+            }
+        };
+        let lock = SpoolLock::take(&left, &left).unwrap();
+        unread("a server has it");
+        drop(lock);
+        assert_eq!(seen(&left), looked);
+        std::fs::write(site.dir.path().join("left.db-wal"), "what was written last").unwrap();
+        unread("a part of it is in its WAL");
+
+        let Some(disk) = SmallDisk::mount() else {
+            eprintln!("skipped: no right to mount a small file system here");
+            continue;
+        };
+        let left = disk.dir.path().join("chat.db");
+        std::fs::copy(site.path(), &left).unwrap();
+        let mut remount = Command::new("mount");
+        remount.args(["-o", "remount,ro"]).arg(disk.dir.path());
+        assert!(remount.status().unwrap().success());
+        assert_eq!(seen(&left), looked);
     }
 }
 
