@@ -236,6 +236,7 @@ impl App {
             Arc::clone(&answers),
         ];
         let room_server = RoomServer::new(&metrics, settings.room.breaker_failures);
+        let other_servers = metrics.other_servers.clone();
         let state = web::Data::new(State {
             registry,
             session: startup::session_config(settings),
@@ -286,6 +287,7 @@ impl App {
                 ],
                 writer,
                 store: parts.state.clone(),
+                other_servers,
                 room_server,
                 tokens,
                 by_token: settings.auth.mode == AuthMode::Token,
@@ -300,6 +302,10 @@ impl App {
         let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;
         let (_, spool_thread) = ScopeGuard::into_inner(spool_thread);
+        let beating = beat.clone().map(|beat| {
+            let others = state.metrics.other_servers.clone();
+            (beat.clone(), actix_web::rt::spawn(beat.keep_beating(others)))
+        });
         Ok(Self {
             server,
             addr,
@@ -307,9 +313,7 @@ impl App {
             state,
             fetching,
             writer: parts,
-            beating: beat
-                .clone()
-                .map(|beat| (beat.clone(), actix_web::rt::spawn(beat.keep_beating()))),
+            beating,
             retention: retention.map(|retention| actix_web::rt::spawn(retention.keep_sweeping())),
             spool_thread,
             arbiters: vec![

@@ -194,6 +194,8 @@ pub struct Numbers {
     pub parked_events: Gauge,
     /// Broadcasts in the spool that the store refused as they are.
     pub refused_broadcasts: Gauge,
+    /// 1 while another server says that it writes to the same log (rule 7).
+    pub other_servers: Gauge,
     /// What retention removed, by `kind`.
     pub retention_deleted: By<Counter>,
     /// Times that retention went through the log, by `outcome`.
@@ -342,6 +344,7 @@ impl Numbers {
                 "chat_refused_broadcasts",
                 "Broadcasts in the spool that the store refused as they are",
             ),
+            other_servers: gauge(r, "chat_other_servers", "1 while another server writes to this log"),
             retention_deleted: by(
                 r,
                 "chat_retention_deleted",

@@ -6,6 +6,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use chatting_actors::{seams::StoreError, writer::SpoolInfo};
+use prometheus_client::metrics::gauge::Gauge;
 
 use super::Failure;
 use crate::{
@@ -92,7 +93,7 @@ pub(super) async fn in_place<T>(
     };
     let (done, beating) = match place.take().await {
         Ok(None) => {
-            let beating = actix_web::rt::spawn(place.clone().keep_beating());
+            let beating = actix_web::rt::spawn(place.clone().keep_beating(Gauge::default()));
             (work.await, Some(beating))
         }
         Ok(Some(other)) => (Err(StartError::Unavailable(other).into()), None),

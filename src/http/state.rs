@@ -193,6 +193,8 @@ pub struct Health {
     pub writer: WriterHandle,
     /// Knows whether the store does.
     pub store: StoreState,
+    /// Knows whether another server writes to the same log.
+    pub other_servers: Gauge,
     /// Knows how the room server does.
     pub room_server: RoomServer,
     /// Knows whether there is a key to verify tokens with.
@@ -275,6 +277,9 @@ impl Health {
         reasons.extend(self.room_server.trouble().map(str::to_owned));
         if let Some(error) = self.store.error() {
             reasons.push(format!("the store takes no events, they stay in the spool: {error}"));
+        }
+        if self.other_servers.get() > 0 {
+            reasons.push("another server writes to this log: stop one of them".to_owned());
         }
         Readiness {
             ready,

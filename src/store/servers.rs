@@ -10,15 +10,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use chatting_actors::seams::StoreError;
+use chatting_actors::{seams::StoreError, seldom::Seldom};
 use mongodb::{
     Collection,
     bson::{Document, doc},
 };
-
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Mutex;
 
 use super::{MongoStore, mongo::failed};
@@ -51,13 +51,18 @@ impl ServerBeat {
         }
     }
 
+    /// How long a heartbeat is fresh.
+    fn fresh(&self) -> Duration {
+        self.interval * FRESH_INTERVALS
+    }
+
     async fn servers(&self) -> Result<Collection<Document>, StoreError> {
         Ok(self.store.database().await?.collection("servers"))
     }
 
     /// Another server that said lately that it lives, in words for the operator.
     pub async fn other(&self) -> Result<Option<String>, StoreError> {
-        let fresh = i64::try_from((self.interval * FRESH_INTERVALS).as_millis()).unwrap_or(i64::MAX);
+        let fresh = i64::try_from(self.fresh().as_millis()).unwrap_or(i64::MAX);
         let filter = doc! {
             "_id": { "$ne": &self.id },
             "$expr": { "$gt": ["$heartbeat", { "$subtract": ["$$NOW", fresh] }] },
@@ -70,7 +75,7 @@ impl ServerBeat {
                 other.get_str("_id").unwrap_or("?"),
                 other.get_i64("pid").unwrap_or_default(),
                 other.get_str("host").unwrap_or("?"),
-                (self.interval * FRESH_INTERVALS).as_secs(),
+                self.fresh().as_secs(),
             )
         }))
     }
@@ -119,23 +124,39 @@ impl ServerBeat {
         tokio::time::timeout(patience, work).await.map_err(|_| silent())?
     }
 
-    /// Says so again and again, until it is dropped. Another server that turns up is an error in the log, no more: both hold
-    /// accepted messages by then.
-    pub async fn keep_beating(self) {
+    /// Says so again and again, until it is dropped. Another server that turns up is told of in the log and by `others`, which is 1 while
+    /// that one lives and stays as it is while nobody can tell; no more, for both hold accepted messages by then. That this server has
+    /// not been heard for so long that another may start is told, too.
+    pub async fn keep_beating(self, others: Gauge) {
         let mut ticks = tokio::time::interval(self.interval);
-        let mut warned = false;
+        let (two, silent) = (Seldom::new(), Seldom::new());
+        let mut said = Instant::now();
         loop {
             ticks.tick().await;
-            if let Err(error) = self.beat().await {
-                log::debug!("servers: no heartbeat: {error}");
-                continue;
+            match self.beat().await {
+                Ok(()) => said = Instant::now(),
+                Err(error) => {
+                    let silence = said.elapsed();
+                    let due = (silence >= self.fresh()).then(|| silent.due(Instant::now()));
+                    match due.flatten() {
+                        Some(left_out) => log::warn!(
+                            "servers: no heartbeat for {} s, so another server may start on this log: {error}{left_out}",
+                            silence.as_secs()
+                        ),
+                        None => log::debug!("servers: no heartbeat: {error}"),
+                    }
+                    continue;
+                }
             }
             match self.other().await {
-                Ok(Some(other)) if !warned => {
-                    log::error!("{other}");
-                    warned = true;
+                Ok(other) => {
+                    others.set(i64::from(other.is_some()));
+                    if let Some(other) = other
+                        && let Some(left_out) = two.due(Instant::now())
+                    {
+                        log::error!("{other}{left_out}");
+                    }
                 }
-                Ok(other) => warned = other.is_some(),
                 Err(error) => log::debug!("servers: they cannot be read: {error}"),
             }
         }

@@ -17,10 +17,10 @@ use mongodb::{
 };
 
 use crate::support::{
-    app::{KEY, post_v1, settings, spawn_app, use_mongodb},
+    app::{KEY, TestApp, post_v1, settings, spawn_app, use_mongodb},
     command::command,
     eventually,
-    http::HttpClient,
+    http::{HttpClient, get},
     mongod::{Mongod, fresh_database_name},
     process::{Process, ScratchDir, output},
     proxy::Proxy,
@@ -267,6 +267,50 @@ async fn rule_07_a_connection_that_is_silent_costs_a_heartbeat_and_not_all_of_th
         last = log.heartbeat_after(last).await;
     }
     app.stop().await;
+}
+
+#[actix_web::test]
+async fn rule_07_two_servers_that_came_to_one_log_are_told_of_until_one_of_them_has_gone() {
+    let log = SharedLog::new(1);
+    let mongod: std::net::SocketAddr = log.uri.trim_start_matches("mongodb://").parse().unwrap();
+    let link = Proxy::start(mongod).await;
+    let serve = |address: std::net::SocketAddr| {
+        let database = log.database.clone();
+        spawn_app(move |settings| {
+            settings.log.backend = LogBackend::Mongodb;
+            settings.mongodb.uri = Secret::new(format!("mongodb://{address}/?directConnection=true"));
+            settings.mongodb.database = database;
+            settings.mongodb.heartbeat_seconds = 1;
+            settings.mongodb.connect_timeout_ms = 1000;
+        })
+    };
+    let told = async |app: &TestApp| {
+        let ready = get(app.addr, "/readyz").await.json();
+        let reason = "another server writes to this log: stop one of them";
+        let told = ready["reasons"].as_array()?.iter().any(|one| one == reason);
+        let others = app.metric("chat_other_servers").await?;
+        Some((others, told, ready["status"].as_str()?.to_owned()))
+    };
+    let alone = Some((0.0, false, "ready".to_owned()));
+    let one_of_two = Some((1.0, true, "degraded".to_owned()));
+    let first = serve(mongod).await;
+    assert_eq!(told(&first).await, alone);
+    // It cannot see the first one, and starts.
+    link.cut();
+    let second = serve(link.address()).await;
+    link.restore();
+    for app in [&first, &second] {
+        eventually("both to be told of", async || {
+            (told(app).await == one_of_two).then_some(())
+        })
+        .await;
+    }
+    first.stop().await;
+    eventually("the other to be alone", async || {
+        (told(&second).await == alone).then_some(())
+    })
+    .await;
+    second.stop().await;
 }
 
 #[actix_web::test]

@@ -907,6 +907,19 @@ async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_momen
 }
 
 #[actix_web::test]
+async fn rule_07_a_server_that_is_not_heard_for_so_long_that_another_may_start_says_so() {
+    let dir = ScratchDir::new("unheard");
+    let (_silent, mut command) = serve_without_mongodb(&dir, 300, &["--set", "mongodb.heartbeat_seconds=1"]);
+    let server = Process::start(&dir, &mut command);
+    let told = server.line("so another server may start on this log").await;
+    let (head, tail) = told.split_once("servers: no heartbeat for ").unwrap();
+    assert!(head.contains("WARN"), "{told}");
+    // As many seconds as the last one counts.
+    let seconds: u64 = tail.split_once(" s, ").unwrap().0.parse().unwrap();
+    assert!(seconds >= 3, "{told}");
+}
+
+#[actix_web::test]
 async fn a_server_that_stopped_has_closed_its_file() {
     let dir = ScratchDir::new("closed");
     let server = Process::start(&dir, &mut serve(&dir, &[]));
