@@ -17,6 +17,10 @@ use crate::{
 /// this, now that, would make it grow without end: what is behind them counts as one stretch, interruptions and all.
 pub const SEGMENTS_MAX: usize = 1000;
 
+/// How long after a time something may still change before it, in milliseconds: a message is on its way for a moment when it has its time,
+/// and that the room is not live any more is heard some seconds after it is so.
+const LATE_MS: i64 = 10_000;
+
 /// A stretch within a broadcast in which the room was live. Times in milliseconds since 1970, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
@@ -220,6 +224,11 @@ impl Broadcast {
     /// since 1970.
     pub fn until_ms(&self) -> i64 {
         self.ended_at_ms.unwrap_or_else(|| system_ms().max(self.seen_at_ms))
+    }
+
+    /// Whether there may yet be messages of it that were sent before this time, in milliseconds since 1970, beside those that are there.
+    pub fn goes_on_before(&self, at_ms: i64) -> bool {
+        self.ended_at_ms.is_none() && at_ms > self.until_ms() - LATE_MS
     }
 
     /// The last number before its events, also of those that it had before this numbering: that goes on behind the one before it, or, where

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::ApiError,
-    store::{StoredBroadcast, history::ReplayPlace},
+    store::{Logged, StoredBroadcast, history::ReplayPlace},
 };
 
 #[derive(Deserialize, IntoParams)]
@@ -37,7 +37,7 @@ pub(super) struct ReplayQuery {
     /// Messages on the page, 1 to `history.page_max`; it may end earlier, at `history.page_bytes`.
     #[param(value_type = Option<u64>, minimum = 1, maximum = 500)]
     limit: Option<String>,
-    /// `next` of the page before; it goes before `from_ms`.
+    /// `next` of the page before: from there on, with the same `from_ms` and `to_ms`.
     #[param(pattern = "^[0-9]{1,9}\\.[0-9]{1,18}$")]
     cursor: Option<String>,
 }
@@ -48,7 +48,8 @@ pub(super) struct Replay {
     broadcast_id: Uuid,
     /// In the order of the broadcast.
     messages: Vec<Item>,
-    /// To be given as `cursor`; `null` when there is no more. A broadcast that goes on has always more to come.
+    /// To be given as `cursor`; `null` when there is no more. Of a broadcast that goes on there is more to come until `to_ms` is over, and
+    /// some seconds after that.
     next: Option<String>,
 }
 
@@ -83,17 +84,15 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         ..
     } = find_broadcast(path, &caller, state).await?;
     let staff = caller.is_staff_of(broadcast.presenter);
-    let (from, to) = (
-        offset("from_ms", asked.from_ms.as_deref())?,
-        offset("to_ms", asked.to_ms.as_deref())?,
-    );
+    let from = offset("from_ms", asked.from_ms.as_deref())?.unwrap_or(0);
+    let to = offset("to_ms", asked.to_ms.as_deref())?;
     let before_ms = match to {
         None => i64::MAX,
         Some(to) => broadcast.time_at(to, corrected_start_ms).unwrap_or(i64::MAX),
     };
-    let goes_on = broadcast.ended_at_ms.is_none() && to.is_none();
+    let goes_on = broadcast.goes_on_before(before_ms);
     let history = state.history_for(&caller);
-    let place = match (&asked.cursor, from.unwrap_or(0)) {
+    let place = match (&asked.cursor, from) {
         (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
         (None, 0) => ReplayPlace::default(),
         (None, from) => match broadcast.time_at(from, corrected_start_ms) {
@@ -113,16 +112,19 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         .replay(&broadcast, place, before_ms, limit)
         .await
         .map_err(unread)?;
+    let offset_of = |logged: &Logged| broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms);
     let shown = events
         .iter()
-        .filter(|logged| staff || (logged.deleted.is_none() && logged.event.act.is_none()));
-    let mut next = behind.or_else(|| goes_on.then_some(place));
+        .filter(|logged| staff || (logged.deleted.is_none() && logged.event.act.is_none()))
+        // A cursor may be of when the window had yet to begin.
+        .filter(|logged| offset_of(logged) >= from);
+    let mut next = behind.or_else(|| (goes_on && events.is_empty()).then_some(place));
     // Nothing is behind the last stretch of one that has ended.
     let span = behind.map_or(broadcast.spans.len().saturating_sub(1), |behind| behind.span);
     let (mut messages, mut space, mut last) = (Vec::new(), Space::new(state), None);
     for logged in shown {
         let mut item = Item::new(logged, staff);
-        item.offset_ms = Some(broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms));
+        item.offset_ms = Some(offset_of(logged));
         if !space.takes(&item)
             && let Some(after) = last
         {

@@ -100,10 +100,8 @@ async fn an_interruption_belongs_to_the_broadcast_and_does_not_shift_the_replay(
     let far = replay(&app, &off, "from_ms=1000000000").await;
     assert_eq!(seqs(&far), [0_u64; 0]);
     let cursor = far["next"].as_str().unwrap().to_owned();
-    assert_eq!(
-        replay(&app, &off, "from_ms=1000000000&to_ms=1000000001").await["next"],
-        Value::Null
-    );
+    let far = replay(&app, &off, "from_ms=1000000000&to_ms=1000000001").await;
+    assert_eq!((seqs(&far), far["next"].as_str()), (vec![], Some(&*cursor)));
     rooms.live(12).await;
     let open = newest(&app, 12, |one| one["segments"].as_array().unwrap().len() == 2).await;
     assert_eq!((broadcasts(&app, 12).await.len(), &open["ended_at"]), (1, &Value::Null));
@@ -133,8 +131,13 @@ async fn what_the_room_server_tells_of_a_broadcast_is_taken_exactly() {
         .await;
     let app = spawn_with_rooms(&rooms, quick).await;
     let _session = V1::of(&app, 12, json!({})).await;
-    say(&app, "one").await;
     let open = newest(&app, 12, |_| true).await;
+    // Of its first second nothing comes any more, though nothing was said since; of the last one of its tenth year it may.
+    for (window, goes_on) in [("to_ms=1000", false), ("to_ms=315360000000", true)] {
+        let page = replay(&app, &open, window).await;
+        assert_eq!((seqs(&page), page["next"].is_string()), (vec![], goes_on), "{window}");
+    }
+    say(&app, "one").await;
     assert_eq!(
         (&open["room_idx"], &open["started_at"]),
         (&7.into(), &"2026-01-01T00:00:00.000Z".into())
@@ -303,6 +306,17 @@ async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_st
                 .collect();
             assert_eq!(seqs(&window), wanted, "{from} to {to}: {offsets:?}");
         }
+        // What was said behind a window shows that it is over, also where its last message fills the page.
+        let later = *offsets.iter().find(|offset| **offset > offsets[0]).unwrap();
+        for to in [later, offsets[11]] {
+            let limit = offsets.iter().filter(|offset| **offset < to).count();
+            let page = replay(&app, &open, &format!("to_ms={to}&limit={limit}")).await;
+            assert_eq!(
+                (seqs(&page).len(), &page["next"]),
+                (limit, &Value::Null),
+                "{to}: {offsets:?}"
+            );
+        }
         let (mut seen, mut cursor) = (Vec::new(), String::new());
         while seen.len() < 12 {
             let page = replay(&app, &open, &format!("limit=5{cursor}")).await;
@@ -314,8 +328,23 @@ async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_st
         // It goes on, so there is more to come.
         let rest = replay(&app, &open, &cursor[1..]).await;
         assert_eq!(seqs(&rest), [0_u64; 0]);
+        // Windows that have yet to end, or to begin, have more to come, too.
+        let behind = rest["next"].as_str().unwrap();
+        let window = |from: i64| format!("from_ms={}&to_ms={}", offsets[11] + from, offsets[11] + 7_200_000);
+        let [soon, late] = [1, 3_600_000].map(window);
+        let mut windows = Vec::new();
+        for window in [soon, late] {
+            let empty = replay(&app, &open, &window).await;
+            assert_eq!(seqs(&empty), [0_u64; 0], "{window}");
+            windows.push(format!("{window}&cursor={}", empty["next"].as_str().unwrap()));
+        }
         say(&app, "13").await;
-        let rest = replay(&app, &open, &format!("cursor={}", rest["next"].as_str().unwrap())).await;
+        for (window, wanted) in windows.iter().zip([&[13][..], &[]]) {
+            let page = replay(&app, &open, window).await;
+            assert_eq!(seqs(&page), wanted, "{window}");
+            assert!(page["next"].is_string(), "{window}");
+        }
+        let rest = replay(&app, &open, &format!("cursor={behind}")).await;
         assert_eq!(seqs(&rest), [13]);
 
         let path = format!("/v1/broadcasts/{}", open["id"].as_str().unwrap());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
-    clock::EventClock,
+    clock::{EventClock, system_ms},
     idempotency::Keyed,
     moderation::Act,
     seams::{LogRange, LogReader, LogStore, Spool},
@@ -787,6 +787,44 @@ async fn a_replay_begins_where_it_is_asked_to_wherever_that_is() {
         }
         let place = history.replay_from(&all, base + 1000).await.unwrap();
         assert_eq!(replayed(&history, &all, place, 2).await, [0_u64; 0], "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn a_replay_of_a_broadcast_that_goes_on_ends_with_a_window_that_is_over() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut spool, dir) = spool(&mut epoch);
+        let base = system_ms() - 3_600_000;
+        let events: Vec<_> = (1..=4)
+            .map(|seq| {
+                let mut event = Arc::unwrap_or_clone(event(&mut clock, 1, &epoch, seq, "x"));
+                event.sent_at_ms = base + i64::try_from(seq).unwrap() * 10;
+                Arc::new(event)
+            })
+            .collect();
+        store.append(batch(&events[..2])).await.unwrap();
+        spool.commit(&events[2..]).unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for (before_ms, limit, wanted, goes_on) in [
+            (base, 10, 0, false),
+            (base + 35, 2, 2, true),
+            (base + 35, 3, 3, false),
+            (base + 35, 10, 3, false),
+            // Nothing was said since, but the time is over.
+            (base + 45, 3, 3, true),
+            (base + 45, 4, 4, false),
+            (base + 45, 10, 4, false),
+            (base + 7_200_000, 10, 4, true),
+            (i64::MAX, 10, 4, true),
+        ] {
+            let place = ReplayPlace::default();
+            let replay = history.replay(&of_all(&epoch), place, before_ms, limit).await;
+            let (events, behind) = replay.unwrap();
+            let of = format!("{name}: {limit} before {before_ms}");
+            assert_eq!((events.len(), behind.is_some()), (wanted, goes_on), "{of}");
+        }
     }
 }
 

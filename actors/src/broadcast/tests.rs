@@ -137,6 +137,22 @@ fn rule_05_a_broadcast_goes_on_until_it_was_last_seen_at_least_though_the_clock_
 }
 
 #[test]
+fn messages_before_a_time_may_come_until_it_is_over_and_for_a_moment_after_that() {
+    let ahead = system_ms() + 3_600_000;
+    let mut room = Room::new();
+    room.hear(live(), ahead);
+    let going_on = |room: &Room, at_ms: i64| room.kept[0].goes_on_before(at_ms);
+    assert!(going_on(&room, i64::MAX) && going_on(&room, ahead) && going_on(&room, ahead - LATE_MS + 1));
+    assert!(!going_on(&room, ahead - LATE_MS) && !going_on(&room, i64::MIN));
+    // It may be live again.
+    room.hear(away(), ahead);
+    assert!(going_on(&room, i64::MAX));
+    room.away_ms = RESUME;
+    room.hear(away(), ahead + 1);
+    assert!(room.open.is_none() && !going_on(&room, i64::MAX));
+}
+
+#[test]
 fn what_names_a_broadcast_decides_which_one_it_is() {
     let named = |room_idx, started_at_ms| Liveness {
         live: true,

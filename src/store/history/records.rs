@@ -30,6 +30,15 @@ fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast
     }
 }
 
+/// What one stretch of a broadcast has behind a place.
+struct Stretch {
+    events: Vec<Logged>,
+    /// The spool had more rows than were looked at.
+    cut: bool,
+    /// What comes next was sent at the end of what is asked for, or later.
+    over: bool,
+}
+
 impl History {
     /// A room's broadcasts, the newest first, those older than `before` where that is given; at most `limit`.
     pub async fn broadcasts(
@@ -123,7 +132,7 @@ impl History {
 
 impl Reading {
     /// Events of one stretch of a broadcast, in order: those after `after`, sent before `before_ms`; at most `limit`, acts of
-    /// moderation among them, and what is not of this broadcast. And whether the spool had more rows than were looked at.
+    /// moderation among them, and what is not of this broadcast.
     async fn read_span(
         &self,
         broadcast: &Broadcast,
@@ -131,7 +140,7 @@ impl Reading {
         after: Seq,
         before_ms: i64,
         limit: usize,
-    ) -> Result<(Vec<Logged>, bool), HistoryError> {
+    ) -> Result<Stretch, HistoryError> {
         let presenter = broadcast.presenter;
         let through = span.through.unwrap_or(Seq(u64::MAX));
         let window = Window {
@@ -162,8 +171,16 @@ impl Reading {
         let all: BTreeMap<Seq, Logged> = all.collect();
         let events = all.into_values().take(limit);
         let events = events.map(|logged| logged.covered_by(&spooled.acts));
-        let events = events.take_while(|logged| logged.event.sent_at_ms < before_ms);
-        Ok((events.collect(), spooled.reach.is_some()))
+        let mut over = false;
+        let events = events.take_while(|logged| {
+            over = logged.event.sent_at_ms >= before_ms;
+            !over
+        });
+        Ok(Stretch {
+            events: events.collect(),
+            cut: spooled.reach.is_some(),
+            over,
+        })
     }
 
     async fn replay(
@@ -178,7 +195,8 @@ impl Reading {
             let after = place.after.max(span.after);
             // One more tells whether there is a next page.
             let rows = limit.saturating_add(1);
-            let (mut events, cut) = self.read_span(broadcast, span, after, before_ms, rows).await?;
+            let read = self.read_span(broadcast, span, after, before_ms, rows).await?;
+            let Stretch { mut events, cut, over } = read;
             // Rows of the spool that cannot be read are left out, and there may be more behind them.
             let more = cut || events.len() > limit;
             events.truncate(limit);
@@ -188,8 +206,12 @@ impl Reading {
                 // given again, to what belongs to another broadcast or to none.
                 events.retain(|logged| logged.event.broadcast_id.is_none_or(|id| id == broadcast.id));
                 let last_span = place.span + 1 >= broadcast.spans.len();
-                let goes_on = more || !last_span || broadcast.ended_at_ms.is_none();
+                // Times do not go back, so behind what was sent later nothing follows.
+                let goes_on = more || !last_span || (!over && broadcast.goes_on_before(before_ms));
                 return Ok((events, goes_on.then_some(place)));
+            }
+            if over {
+                break;
             }
             place = ReplayPlace {
                 span: place.span + 1,
