@@ -305,6 +305,10 @@ impl Broadcast {
             self.reported_start_ms.or(heard.liveness.started_at_ms),
         );
         touched |= named != (self.room_idx, self.reported_start_ms);
+        // It began when it was first heard of, as long as nobody told when.
+        if let (None, (_, Some(start_ms)), Some(first)) = (self.reported_start_ms, named, self.segments.first_mut()) {
+            first.from_ms = start_ms.min(heard.now_ms).min(first.to_ms.unwrap_or(i64::MAX));
+        }
         (self.room_idx, self.reported_start_ms) = named;
         self.seen_at_ms = heard.now_ms;
         touched
@@ -315,7 +319,9 @@ impl Broadcast {
     fn hear_not_live(&mut self, heard: &Heard<'_>) -> bool {
         let reported = heard.liveness.ended_at_ms;
         let mut touched = false;
-        if let Some(last) = self.segments.last_mut().filter(|last| last.to_ms.is_none()) {
+        // When it ended may be told later than that it is not live.
+        let closes = |last: &&mut Segment| last.to_ms.is_none() || reported.is_some();
+        if let Some(last) = self.segments.last_mut().filter(closes) {
             // A server that was away does not know when it ended; not later than it was heard of.
             let unseen_ms = heard.unseen_ms.unwrap_or(heard.now_ms - self.seen_at_ms);
             let at = reported.unwrap_or(if unseen_ms > heard.resume_ms {

@@ -185,6 +185,86 @@ fn what_names_a_broadcast_decides_which_one_it_is() {
 }
 
 #[test]
+fn a_start_that_is_told_later_is_where_it_began_but_not_in_the_future_nor_behind_its_first_stretch() {
+    let told = |started_at_ms| Liveness {
+        started_at_ms: Some(started_at_ms),
+        ..live()
+    };
+    for (start_ms, from_ms) in [(400, 400), (2_500, 2_500), (9_000, 3_000)] {
+        let mut room = Room::new();
+        room.hear(live(), 1_000);
+        room.hear(told(start_ms), 3_000);
+        assert_eq!((room.kept.len(), room.segments(0)), (1, vec![(from_ms, None)]));
+        // It names the broadcast, and says nothing new.
+        let version = room.kept[0].version;
+        room.hear(told(start_ms), 4_000);
+        assert_eq!((room.kept.len(), room.kept[0].version), (1, version));
+    }
+    for (start_ms, from_ms) in [(400, 400), (2_500, 2_000)] {
+        let mut room = Room::new();
+        room.hear(live(), 1_000);
+        room.hear(away(), 2_000);
+        room.hear(told(start_ms), 3_000);
+        assert_eq!(room.segments(0), [(from_ms, Some(2_000)), (3_000, None)]);
+    }
+}
+
+#[test]
+fn a_start_that_is_told_later_shifts_no_offset_from_a_start_that_it_was_corrected_to() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    let before = room.open.clone().unwrap();
+    let told = Liveness {
+        started_at_ms: Some(400),
+        ..live()
+    };
+    room.hear(told, 5_000);
+    let after = room.open.clone().unwrap();
+    assert_eq!(
+        (before.offset_ms(3_000, None), after.offset_ms(3_000, None)),
+        (2_000, 2_600)
+    );
+    for corrected in [200, 600, 1_500] {
+        let offsets = [&before, &after].map(|one| one.offset_ms(3_000, Some(corrected)));
+        assert_eq!(offsets, [3_000 - corrected; 2], "{corrected}");
+    }
+}
+
+#[test]
+fn an_end_that_is_told_later_ends_it_then_but_not_before_its_last_stretch_nor_in_the_future() {
+    for (end_ms, at_ms) in [(9_000, 9_000), (12_000, 12_000), (100, 5_000), (99_000, 15_000)] {
+        let mut room = Room::new();
+        room.hear(live(), 1_000);
+        room.hear(away(), 4_000);
+        room.hear(live(), 5_000);
+        room.last = Seq(3);
+        room.hear(away(), 11_000);
+        let version = room.kept[0].version;
+        let told = Liveness {
+            ended_at_ms: Some(end_ms),
+            ..away()
+        };
+        room.last = Seq(4);
+        room.hear(told, 15_000);
+        assert_eq!(
+            (room.open.as_ref(), room.kept[0].ended_at_ms),
+            (None, Some(at_ms)),
+            "{end_ms}"
+        );
+        assert_eq!(
+            room.segments(0),
+            [(1_000, Some(4_000)), (5_000, Some(at_ms))],
+            "{end_ms}"
+        );
+        // What was said meanwhile is not of it.
+        assert_eq!(
+            (room.spans(0), room.kept[0].version),
+            (vec![("a", 0, Some(3))], version + 1)
+        );
+    }
+}
+
+#[test]
 fn a_broadcast_goes_on_however_long_nobody_answers_unless_it_was_away_before() {
     let mut room = Room::new();
     room.hear(live(), 1_000);
