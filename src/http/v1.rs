@@ -76,7 +76,7 @@ pub(super) struct Room {
     session: bool,
     /// `null` where the room is not live and nothing is kept of it.
     last_seq: Option<u64>,
-    /// How many viewers the presenter's client says it passes messages on to.
+    /// How many viewers the presenter's client says it passes messages on to; `null` where none is connected, or it has not said.
     fanned_out: Option<u64>,
     rules: Rules,
 }

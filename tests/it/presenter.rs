@@ -553,6 +553,19 @@ async fn a_room_can_be_looked_at_by_anyone_with_a_token() {
         look("/v1/rooms/12").await.json(),
         json!({ "presenter_idx": 12, "live": true, "session": true, "last_seq": 2, "fanned_out": 312, "rules": rules })
     );
+    // An ack that says nothing new tells that, too.
+    for (ack, fanned_out) in [(json!(310), json!(310)), (Value::Null, json!(310))] {
+        let ack = json!({ "type": "ack", "seq": 1, "fanned_out": ack }).to_string();
+        session.socket.send_text(&ack).await;
+        session.settle().await;
+        assert_eq!(look("/v1/rooms/12").await.json()["fanned_out"], fanned_out);
+    }
+    // It is the present session's.
+    leave(&app, session).await;
+    assert_eq!(
+        look("/v1/rooms/12").await.json(),
+        json!({ "presenter_idx": 12, "live": true, "session": false, "last_seq": 2, "fanned_out": null, "rules": rules })
+    );
     let nobody = look("/v1/rooms/99").await.json();
     assert_eq!((&nobody["live"], &nobody["last_seq"]), (&json!(false), &Value::Null));
     assert_eq!(look("/v1/rooms/x").await.status, 404);

@@ -338,7 +338,8 @@ impl Room {
             live,
             session: self.cursor.is_some(),
             last_seq: self.committed(),
-            fanned_out: self.fanned_out,
+            // Of a session that is gone it tells nothing.
+            fanned_out: self.fanned_out.filter(|_| self.cursor.is_some()),
         }
     }
 
