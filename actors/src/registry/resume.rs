@@ -141,7 +141,7 @@ impl SessionRegistry {
                 self.pump(presenter, now);
             }
             Opened::Refused(why) => {
-                if let Some(refused) = room.detach(now) {
+                if let Some(refused) = room.turn_away(now) {
                     self.end(refused.session, End::BadFrame(why));
                 }
             }

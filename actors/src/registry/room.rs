@@ -96,7 +96,7 @@ pub(super) struct Room {
     settled: Seq,
     /// Bytes of committed events that wait.
     held_bytes: usize,
-    /// When the last session of this broadcast ended, while none has come since (rule 12).
+    /// When the last session of this broadcast ended, while none has begun since (rule 12).
     session_ended: Option<Instant>,
     /// When the room server was last asked to make the presenter reconnect.
     reconnect_asked: Option<Instant>,

@@ -1386,6 +1386,44 @@ async fn rule_16_resume_after_above_last_seq_takes_nothing_over() {
     }
 }
 
+/// A `resume_after` above the room's last number that is found to be so only when that number is known.
+async fn wrong_of_the_unknown(stage: &Stage) {
+    let wrong = come(stage, Some(1000));
+    assert!(matches!(wrong.closed().await, End::BadFrame(_)));
+    assert!(wrong.queued().is_empty() && wrong.welcome().is_none());
+    fine(&[&wrong]);
+}
+
+#[actix::test]
+async fn rule_12_a_session_that_was_refused_is_none_that_is_held_for_and_changes_nothing_for_the_one_before() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let start = || Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let stage = start();
+    wrong_of_the_unknown(&stage).await;
+    assert_eq!(
+        stage.refused(1, "nobody was here").await,
+        Refusal::PresenterDisconnected
+    );
+    // One that it took over from, as nobody could tell yet, has ended.
+    let first = come(&stage, None);
+    send(&stage, 1).await;
+    first.has(1).await;
+    spool.script().commits.push_back(Commit::FailsUnknown);
+    assert_eq!(stage.refused(1, "unknown").await, Refusal::OutcomeUnknown);
+    wrong_of_the_unknown(&stage).await;
+    assert_eq!(first.closed().await, End::Replaced);
+    let held = stage.accepted_again(1, "held").await;
+    assert_eq!(held.delivery, Delivery::Held);
+    let last = come(&stage, None);
+    last.has(held.seq.0).await;
+    fine(&[&first, &last]);
+    stage.stop_well().await;
+    // One that ended with its server a moment ago.
+    let stage = start();
+    wrong_of_the_unknown(&stage).await;
+    assert_eq!(stage.accepted(1, "held").await.delivery, Delivery::Held);
+}
+
 /// A room that a legacy session read to `5`, and more than the place on disk tells, over a process that was killed.
 async fn killed(spool: &ScriptedSpool, store: &ScriptedStore, config: &RegistryConfig) {
     let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());

@@ -161,7 +161,7 @@ impl Room {
                     }
                 } else {
                     self.over = began;
-                    self.session_ended = session_ended.filter(|_| self.cursor.is_none());
+                    self.session_ended = self.session_ended.or(session_ended);
                 }
             }
         }

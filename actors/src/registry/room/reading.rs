@@ -40,7 +40,6 @@ impl Room {
         now: Instant,
     ) -> Option<Cursor> {
         let old = self.detach(now);
-        self.session_ended = None;
         self.fanned_out = None;
         let mut cursor = Cursor::new(session, subscriber, flow, reading, now);
         if let Some(same) = old.as_ref().filter(|old| old.session == session) {
@@ -104,6 +103,7 @@ impl Room {
                 _ => Phase::Live,
             };
         }
+        self.session_ended = None;
         // What was committed before it came is in the log, however long it takes to read it.
         self.settle(self.settled.max(committed).max(start));
         self.saving.moves();
@@ -134,6 +134,14 @@ impl Room {
         self.saving.moves();
         self.let_go();
         Some(cursor)
+    }
+
+    /// Lets go of a session that was [refused](Opened::Refused): it never was one of this broadcast, and nothing is held for it (rule 12).
+    pub fn turn_away(&mut self, now: Instant) -> Option<Cursor> {
+        let before = self.session_ended;
+        let refused = self.detach(now);
+        self.session_ended = before;
+        refused
     }
 
     /// Sends what the ring, and the page of the log that is here, have and credit allows. Returns how many events were sent.
