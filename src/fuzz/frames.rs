@@ -90,7 +90,6 @@ proptest! {
     ) {
         let upgrade = upgrade.map(|presenter| Grant { presenter: PresenterIdx::new(presenter).unwrap(), expires_at_ms: 5 });
         let mut machine = Machine::new(upgrade);
-        let mut acked = 0;
         for text in texts {
             let open = machine.open();
             match machine.on_text(&text, &Tokens) {
@@ -98,12 +97,7 @@ proptest! {
                     prop_assert!(!open && machine.open());
                     prop_assert!(upgrade.is_none_or(|grant| grant.presenter == presenter));
                 }
-                Action::Ack { seq, moves, .. } => {
-                    prop_assert!(open);
-                    prop_assert_eq!(moves, seq.0 > acked);
-                    acked = acked.max(seq.0);
-                }
-                Action::Refreshed | Action::Reply(_) => prop_assert!(open),
+                Action::Ack { .. } | Action::Refreshed | Action::Reply(_) => prop_assert!(open),
                 Action::Close(close, why) => {
                     prop_assert!(close.in_v1(), "{:?}", close);
                     prop_assert!(why.is_none_or(|why| why.chars().count() <= 200));

@@ -388,14 +388,14 @@ async fn rule_14_without_acks_the_cursor_waits_and_goes_on_with_them() {
 /// A client that acknowledges by a timer may do so between its `hello` and its `welcome`, of what it read in another numbering.
 #[actix_web::test]
 async fn rule_16_an_ack_before_welcome_is_of_nothing_that_was_read_here() {
-    let app = app().await;
+    let app = spawn_app(|settings| settings.session.client_frames_per_second = 5).await;
+    app.go_live(12);
     let mut before = V1::of(&app, 12, json!({})).await;
     send(&app, 1..=3).await;
     assert_eq!(before.chats(1).await, numbered(1..=1));
     before.settle().await;
     leave(&app, before).await;
-    // Above what is sent, within it, and whether that one counted.
-    for seq in [999, 3, 3] {
+    let begin = async |seq: u64| {
         let mut socket = connect(app.addr).await;
         let other = json!({ "epoch": "0123456789abcdef", "resume_after": seq });
         let ack = json!({ "type": "ack", "seq": seq }).to_string();
@@ -406,7 +406,11 @@ async fn rule_16_an_ack_before_welcome_is_of_nothing_that_was_read_here() {
             (&welcome["type"], &welcome["resumed_from"]),
             (&json!("welcome"), &json!(2))
         );
-        let mut session = V1 { socket, welcome };
+        V1 { socket, welcome }
+    };
+    // Above what is sent, within it, and whether that one counted.
+    for seq in [999, 3, 3] {
+        let mut session = begin(seq).await;
         assert_eq!(
             (
                 session.chat().await["seq"].as_u64(),
@@ -417,6 +421,18 @@ async fn rule_16_an_ack_before_welcome_is_of_nothing_that_was_read_here() {
         session.settle().await;
         leave(&app, session).await;
     }
+    // Those behind it move on as ever, and are no flood; those that say nothing new are.
+    let mut session = begin(999).await;
+    assert_eq!(session.chats(2).await, numbered(2..=3));
+    for seq in 4..=43 {
+        send(&app, seq..=seq).await;
+        assert_eq!(session.chats(1).await, numbered(seq..=seq));
+    }
+    let again = Frame::new(TEXT, r#"{"type":"ack","seq":43}"#).encode();
+    for _ in 0..100 {
+        session.socket.send_bytes_regardless(&again).await;
+    }
+    assert_eq!(session.end().await, ("rate_limited".into(), 1008));
 }
 
 #[actix_web::test]

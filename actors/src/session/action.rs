@@ -30,8 +30,6 @@ pub enum Action {
         seq: Seq,
         /// How many viewers it passed it on to.
         fanned_out: Option<u64>,
-        /// Whether it says more than the ack before.
-        moves: bool,
     },
     /// Take the same frame again when [`Authenticate::key_arrives`](crate::seams::Authenticate::key_arrives) says so, and
     /// nothing that came after it before.

@@ -61,6 +61,8 @@ pub struct PresenterSession {
     held: Option<HeldFrames>,
     /// The last event that was written (v1).
     written: Seq,
+    /// The last event that the client has acknowledged on this connection (v1).
+    acked: Seq,
     /// `welcome` was written (v1).
     greeted: bool,
     /// When to connect again, which waits for `welcome`: that is always the first frame.
@@ -82,6 +84,7 @@ impl PresenterSession {
             unanswered: 0,
             held: None,
             written: Seq(0),
+            acked: Seq(0),
             greeted: false,
             reconnect: None,
             closing: false,
@@ -89,7 +92,7 @@ impl PresenterSession {
     }
 
     fn act(&mut self, action: Action, ctx: &mut WebsocketContext<Self>) {
-        let free = matches!(action, Action::Ack { seq, moves: true, .. } if seq <= self.written);
+        let free = matches!(action, Action::Ack { seq, .. } if seq > self.acked && seq <= self.written);
         if !free && !self.frames.take(Instant::now()) {
             return self.close(Close::Flood, ctx);
         }
@@ -107,9 +110,10 @@ impl PresenterSession {
                 }
             }
             Action::Refreshed => self.watch_expiry(ctx),
-            Action::Ack { seq, fanned_out, .. } => {
+            Action::Ack { seq, fanned_out } => {
                 // What was read on this connection comes behind its `welcome`: an ack before that is of another one, or of none.
                 if let Some(session) = self.session.filter(|_| self.greeted) {
+                    self.acked = self.acked.max(seq);
                     self.parts.registry.ack(session, seq, fanned_out);
                 }
             }
