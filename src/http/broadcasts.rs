@@ -248,15 +248,15 @@ async fn change(
     state: &State,
 ) -> Result<BroadcastBody, ApiError> {
     let caller = who(request, state).await?;
-    let mut found = find_broadcast(path, &caller, state).await?;
-    if !caller.is_staff_of(found.broadcast.presenter) {
-        return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
-    }
     let within = state.rates.senders.take(caller.user_idx, Instant::now());
     within.map_err(|often| {
         state.metrics.refuse(Code::RateLimited.as_str());
         often.error("this user corrects broadcasts too often")
     })?;
+    let mut found = find_broadcast(path, &caller, state).await?;
+    if !caller.is_staff_of(found.broadcast.presenter) {
+        return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may correct its broadcasts"));
+    }
     wants_json(request)?;
     let body = read_body(request, payload, &state.limits).await?;
     let change = Change::read(&body)?;

@@ -12,6 +12,7 @@ use super::state::State;
 use crate::{
     auth::{Claims, ForwardedError, Needed, TokenError, Untrusted},
     error::{ApiError, Code},
+    limits::TooOften,
 };
 
 /// A caller who may chat.
@@ -27,12 +28,6 @@ impl Sender {
     /// What the caller is in a room (rule 18).
     pub fn role_in(&self, room: PresenterIdx) -> Role {
         self.claims.role_in(room)
-    }
-
-    /// Counts one more message of this user (rule 19).
-    pub fn within_rate(&self, state: &State) -> Result<(), ApiError> {
-        let within = state.rates.senders.take(self.user_idx, Instant::now());
-        within.map_err(|often| often.error("this user sends too often"))
     }
 
     /// Counts one more message to this room (rule 19). Its staff is heard above any crowd.
@@ -56,6 +51,8 @@ pub enum Unknown {
     Forwarded(ForwardedError),
     /// The name is too long.
     Nickname(usize),
+    /// They are known, and send too often.
+    Often(TooOften),
 }
 
 impl From<Unknown> for ApiError {
@@ -75,6 +72,7 @@ impl From<Unknown> for ApiError {
                 let detail = format!("nickname: it is longer than {max} characters");
                 ApiError::new(Code::InvalidMessage).with_detail(detail)
             }
+            Unknown::Often(often) => often.error("this user sends too often"),
         }
     }
 }
@@ -154,12 +152,15 @@ async fn by_mode(request: &HttpRequest, state: &State, needed: Needed) -> Result
     gateway.read(request.headers(), needed).map_err(Unknown::Forwarded)
 }
 
-/// Who is asking to chat, by token or gateway; of the gateway's headers those that are `needed`.
+/// Who is asking to chat, by token or gateway; of the gateway's headers those that are `needed`. Counts one more message of this user,
+/// also where it is refused then (rule 19).
 pub async fn sender(request: &HttpRequest, state: &State, needed: Needed) -> Result<Sender, Unknown> {
     let mut claims = by_mode(request, state, needed).await?;
     let nickname = claims.nickname.take();
     // The gateway's is there: it is needed.
     let nickname = nickname.ok_or_else(|| Unknown::Token(refuse(TokenError::BadClaim("nickname"), state)))?;
+    let within = state.rates.senders.take(claims.user_idx, Instant::now());
+    within.map_err(Unknown::Often)?;
     let max = state.limits.nickname_chars;
     let nickname = Nickname::new(&nickname, max).map_err(|_| Unknown::Nickname(max))?;
     Ok(Sender {

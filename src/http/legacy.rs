@@ -191,7 +191,6 @@ async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) ->
 /// Parses at the edge: who is asking, which room, what is to be said.
 async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
     let caller = sender(request, state, Needed::All).await?;
-    caller.within_rate(state)?;
     if !request.content_type().eq_ignore_ascii_case("application/json") || is_coded(request) {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));
     }

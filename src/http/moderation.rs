@@ -135,12 +135,12 @@ async fn staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Clai
 
 async fn known_staff(request: &HttpRequest, room: &str, state: &State) -> Result<(Claims, PresenterIdx), ApiError> {
     let caller = who(request, state).await?;
+    let within = state.rates.senders.take(caller.user_idx, Instant::now());
+    within.map_err(|often| often.error("this user deletes too often"))?;
     let presenter = room_of(room)?;
     if !caller.is_staff_of(presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may delete messages"));
     }
-    let within = state.rates.senders.take(caller.user_idx, Instant::now());
-    within.map_err(|often| often.error("this user deletes too often"))?;
     Ok((caller, presenter))
 }
 

@@ -221,7 +221,6 @@ async fn read_submit(
     state: &State,
 ) -> Result<Submit, ApiError> {
     let caller = sender(request, state, Needed::Name).await?;
-    caller.within_rate(state)?;
     let presenter_idx = room_of(path)?;
     wants_json(request)?;
     let body = read_body(request, payload, &state.limits).await?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     history::{drained, read, request, token_with},
     support::{
-        app::{TestApp, spawn_app},
+        app::{TestApp, spawn_app, token_of},
         eventually,
         http::Response,
         presenter::{V1, connect, upgrade},
@@ -209,25 +209,50 @@ async fn rule_19_deletions_count_against_their_senders_rate() {
         settings.limits.sender_burst = 2;
     })
     .await;
-    let delete = async |_| {
-        let path = "/v1/rooms/12/messages?user_idx=7";
-        request(&app, "DELETE", path, &app.token(12), "").await
-    };
-    // All at once: one after the other they might take the seconds that let them pass.
-    let (passed, refused): (Vec<_>, Vec<_>) = join_all((0..10).map(delete))
-        .await
-        .into_iter()
-        .partition(|answer| answer.status == 200);
-    assert!(passed.len() >= 2 && !refused.is_empty(), "{} passed", passed.len());
-    for refused in &refused {
-        assert_eq!(
-            (refused.status, refused.json()["code"].as_str()),
-            (429, Some("rate_limited"))
+    let mut all_refused = 0;
+    // Who is no staff is refused, and limited as well.
+    for (user, which, status) in [(12, "?user_idx=7", 200), (7, "?user_idx=7", 403), (8, "/x", 403)] {
+        let path = format!("/v1/rooms/12/messages{which}");
+        let token = app.token(user);
+        // All at once: one after the other they might take the seconds that let them pass.
+        let delete = |_| request(&app, "DELETE", &path, &token, "");
+        let (passed, refused): (Vec<_>, Vec<_>) = join_all((0..10).map(delete))
+            .await
+            .into_iter()
+            .partition(|answer| answer.status == status);
+        assert!(
+            passed.len() >= 2 && !refused.is_empty(),
+            "{user}: {} passed",
+            passed.len()
         );
-        assert!(refused.header("retry-after").is_some(), "{refused:?}");
+        for refused in &refused {
+            limited(refused, "2");
+        }
+        all_refused += refused.len();
     }
     let counted = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
-    assert_eq!(counted, Some(refused.len() as f64));
+    assert_eq!(counted, Some(all_refused as f64));
+}
+
+#[actix_web::test]
+async fn rule_19_who_has_too_long_a_name_counts_as_a_sender_too() {
+    let app = spawn_app(|settings| {
+        settings.limits.sender_per_second = 1;
+        settings.limits.sender_burst = 2;
+    })
+    .await;
+    for (user, path) in [(7, "/v1/rooms/12/messages"), (8, "/send/message")] {
+        let token = token_of(&app.settings, user, &"x".repeat(65));
+        let send = async |_| app.client().await.post_json(path, &[("token", &token)], "{}").await;
+        let answers = join_all((0..10).map(send)).await;
+        let (passed, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 422);
+        assert!(
+            passed.len() >= 2 && !refused.is_empty(),
+            "{path}: {} passed",
+            passed.len()
+        );
+        assert!(refused.iter().all(|answer| answer.status == 429), "{path}: {refused:?}");
+    }
 }
 
 /// Where two at once may be deletions that go through a room's past, and one a minute.
@@ -345,10 +370,13 @@ async fn rule_19_corrections_of_broadcasts_count_against_their_senders_rate() {
     limited(&refused, "2");
     let counted = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
     assert_eq!(counted, Some(1.0));
-    assert_eq!(
-        patch(&app.token(8)).await.status,
-        403,
-        "others are no staff, however often"
-    );
     assert_eq!(patch(&token_with(1, "operator", json!(null))).await.status, 200);
+    // Who is no staff is refused, and limited as well.
+    let token = app.token(8);
+    let answers = join_all((0..10).map(|_| patch(&token))).await;
+    let (passed, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 403);
+    assert!(passed.len() >= 2 && !refused.is_empty(), "{} passed", passed.len());
+    for refused in &refused {
+        limited(refused, "2");
+    }
 }
