@@ -149,6 +149,28 @@ async fn what_the_room_server_tells_of_a_broadcast_is_taken_exactly() {
     let next = newest(&app, 12, |one| one["room_idx"] == 8).await;
     assert_eq!(next["started_at"], "2026-01-02T00:00:00.000Z");
     assert!(broadcasts(&app, 12).await[1]["ended_at"].is_string());
+    // Its end, with nothing to wait for.
+    rooms
+        .ended_with(12, r#"{"roomIdx":8,"endedAt":"2026-01-02T01:00:00Z"}"#)
+        .await;
+    let ended = newest(&app, 12, |one| one["ended_at"].is_string()).await;
+    assert_eq!((&ended["id"], &ended["live_ms"]), (&next["id"], &json!(3_600_000)));
+    assert_eq!(ended["ended_at"], "2026-01-02T01:00:00.000Z");
+    // A start and an end that it tells later, the end in milliseconds.
+    rooms.live_with(12, r#"{"roomIdx":9}"#).await;
+    newest(&app, 12, |one| one["room_idx"] == 9).await;
+    rooms
+        .live_with(12, r#"{"roomIdx":9,"startedAt":"2026-01-03T00:00:00Z"}"#)
+        .await;
+    newest(&app, 12, |one| one["started_at"] == "2026-01-03T00:00:00.000Z").await;
+    rooms.ended(12).await;
+    newest(&app, 12, |one| one["segments"][0]["to"].is_string()).await;
+    rooms.ended_with(12, r#"{"endedAt":1767405600000}"#).await;
+    let ended = newest(&app, 12, |one| one["ended_at"].is_string()).await;
+    assert_eq!(
+        (&ended["room_idx"], &ended["ended_at"], &ended["live_ms"]),
+        (&json!(9), &json!("2026-01-03T02:00:00.000Z"), &json!(7_200_000))
+    );
 }
 
 #[actix_web::test]

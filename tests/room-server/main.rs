@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! POST /control/live/{idx}            live from now on; a JSON object as body is merged into the answer's `data`
-//! POST /control/ended/{idx}           not live from now on (so is everyone at the start)
+//! POST /control/ended/{idx}           not live from now on (so is everyone at the start); a body is merged likewise
 //! POST /control/mode/{mode}           how checks are answered …
 //! POST /control/mode/{mode}/{idx}     … for one presenter only, over the general mode
 //! GET  /control/stats                 what was asked so far, as JSON
@@ -97,6 +97,8 @@ fn run(args: &Args) -> Result<(), String> {
 struct Rooms {
     /// What `data` says beside `alive`, for each live presenter.
     live: BTreeMap<String, Map<String, Value>>,
+    /// The same, for each presenter who was live.
+    ended: BTreeMap<String, Map<String, Value>>,
     mode: Option<String>,
     mode_of: BTreeMap<String, String>,
     stats: Stats,
@@ -199,26 +201,23 @@ impl Connection<'_> {
             Ok(presenter) => presenter,
             Err(answer) => return answer,
         };
-        let (mode, data) = {
+        let (mode, alive, data) = {
             let mut rooms = self.rooms();
             let stats = &mut rooms.stats;
             *stats.checks.entry(presenter.clone()).or_default() += 1;
             stats.concurrent += 1;
             stats.max_concurrent = stats.max_concurrent.max(stats.concurrent);
             let mode = rooms.mode_of.get(&presenter).or(rooms.mode.as_ref()).cloned();
-            (
-                mode.unwrap_or_else(|| "normal".into()),
-                rooms.live.get(&presenter).cloned(),
-            )
+            let live = rooms.live.get(&presenter);
+            let data = live.or(rooms.ended.get(&presenter)).cloned().unwrap_or_default();
+            (mode.unwrap_or_else(|| "normal".into()), live.is_some(), data)
         };
-        let answer = self.check_in_mode(&mode, data.as_ref());
+        let answer = self.check_in_mode(&mode, checked(alive, &data));
         self.rooms().stats.concurrent -= 1;
         answer
     }
 
-    fn check_in_mode(&self, mode: &str, data: Option<&Map<String, Value>>) -> Answer {
-        let nothing_more = Map::new();
-        let truth = checked(data.is_some(), data.unwrap_or(&nothing_more));
+    fn check_in_mode(&self, mode: &str, truth: Value) -> Answer {
         match mode {
             "hang" => self.hang(),
             "garbage" => Answer::Garbage,
@@ -234,7 +233,7 @@ impl Connection<'_> {
                     pause(Duration::from_millis(milliseconds));
                     Answer::Json(200, truth)
                 }
-                (_, Ok(status)) => Answer::Json(status, checked(true, &nothing_more)),
+                (_, Ok(status)) => Answer::Json(status, checked(true, &Map::new())),
                 _ => Answer::Json(501, json!({"message": format!("no mode {other}")})),
             },
         }
@@ -305,7 +304,9 @@ impl Connection<'_> {
                 rooms.live.insert((*idx).to_owned(), data);
             }
             ("POST", ["ended", idx]) => {
+                let data = serde_json::from_slice(body).unwrap_or_default();
                 rooms.live.remove(*idx);
+                rooms.ended.insert((*idx).to_owned(), data);
             }
             ("POST", ["mode", mode]) => rooms.mode = Some((*mode).to_owned()),
             ("POST", ["mode", mode, idx]) => {

@@ -127,7 +127,12 @@ impl RoomServer {
 
     /// `presenter` is not live from now on.
     pub async fn ended(&self, presenter: i64) {
-        self.control(&format!("ended/{presenter}"), "").await;
+        self.ended_with(presenter, "").await;
+    }
+
+    /// Not live, and the answer's `data` has these fields too: `{"endedAt":"…"}`.
+    pub async fn ended_with(&self, presenter: i64, data: &str) {
+        self.control(&format!("ended/{presenter}"), data).await;
     }
 
     /// How every check is answered.
