@@ -271,6 +271,8 @@ pub enum Denied {
     Bad,
     /// It was valid once.
     Expired,
+    /// Its key is not known. It may be made up; it may be one that is published a moment later.
+    UnknownKey,
     /// Nobody's token can be checked now.
     Unavailable,
     /// Its key may be there in a moment: [`Authenticate::key_arrives`] tells when to ask once more.

@@ -229,6 +229,7 @@ impl Authenticate for Tokens {
             match error {
                 TokenError::Expired => Denied::Expired,
                 TokenError::KeysUnavailable => Denied::Unavailable,
+                TokenError::UnknownKey => Denied::UnknownKey,
                 _ => Denied::Bad,
             }
         })

@@ -272,12 +272,37 @@ async fn a_refresh_that_waits_for_its_key_when_the_token_before_it_ends_has_come
     })
     .await;
     server.answer(Answer::Body(jwk_set(&[&old, &new])));
-    assert_eq!(sessions[1].next_json().await["code"], "unauthenticated");
-    assert_eq!(sessions[1].next_close().await, Some(4001));
+    // One whose key nobody publishes asked for nothing either.
+    assert_eq!(sessions[1].next_json().await["code"], "token_expired");
+    assert_eq!(sessions[1].next_close().await, Some(4002));
     let mut client = app.client().await;
     let sent = post_v1(&mut client, 21, &old.token(&claims(7)), "still there").await;
     assert_eq!(sent.status, 201);
     assert_eq!(sessions[0].next_json().await["text"], "still there");
+}
+
+/// A token service that signs with a key before it publishes it.
+#[actix_web::test]
+async fn a_refresh_by_a_key_that_is_published_only_later_leaves_the_session_as_it_was() {
+    let (old, new) = (es256("old"), es256("new"));
+    let server = JwksServer::start(jwk_set(&[&old])).await;
+    let app = app(&server, |_| {}).await;
+    let hello = |key: &KeyPair| json!({ "type": "hello", "token": key.token(&claims(12)) }).to_string();
+    let mut session = connect(app.addr).await;
+    session.send_text(&hello(&old)).await;
+    assert_eq!(session.next_json().await["type"], "welcome");
+    session.send_text(&hello(&new)).await;
+    // It is taken behind the `hello`, which waits for a fetch where there may be one.
+    session.send_text(r#"{"type":"ping"}"#).await;
+    assert_eq!(session.next_json().await["type"], "pong");
+    let mut client = app.client().await;
+    let sent = post_v1(&mut client, 12, &old.token(&claims(7)), "still there").await;
+    assert_eq!(sent.status, 201);
+    assert_eq!(session.next_json().await["text"], "still there");
+    // Where no token holds yet, it is refused.
+    let mut first = connect(app.addr).await;
+    first.send_text(&hello(&new)).await;
+    assert_eq!(end_of(&mut first).await, ("unauthenticated".into(), 4001));
 }
 
 /// Returns when the pause after the last fetch is over and the next one has begun: a token of an unknown key has asked.

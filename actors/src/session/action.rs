@@ -22,7 +22,7 @@ pub enum Action {
         /// From where, in which dialect.
         reading: Reading,
     },
-    /// The token was refreshed.
+    /// The token was refreshed, or the one before stays: its end is to be watched.
     Refreshed,
     /// The client has everything up to here.
     Ack {

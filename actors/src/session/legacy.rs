@@ -27,7 +27,7 @@ pub fn on_text(text: &str, tokens: &dyn Authenticate) -> Action {
             Err(Denied::NotYet) => Action::AwaitKey,
             // A token that cannot be judged is no bad one: the client is to come back with it.
             Err(Denied::Unavailable) => Action::Close(Close::Away, None),
-            Err(Denied::Bad | Denied::Expired) => {
+            Err(Denied::Bad | Denied::UnknownKey | Denied::Expired) => {
                 Action::ReplyAndClose(ByteString::from_static(TOKEN_EXCEPTION), Close::Normal)
             }
         },
@@ -51,6 +51,7 @@ mod tests {
             let presenter = match token.parse() {
                 Ok(98) => return Err(Denied::NotYet),
                 Ok(97) => return Err(Denied::Unavailable),
+                Ok(96) => return Err(Denied::UnknownKey),
                 number => number.ok().and_then(PresenterIdx::new).ok_or(Denied::Bad)?,
             };
             Ok(Grant {
@@ -79,6 +80,13 @@ mod tests {
             (r#"{"id":"start","token":"98"}"#, Action::AwaitKey),
             (r#"{"id":"start","token":"97"}"#, Action::Close(Close::Away, None)),
             (r#"{"id":"start","token":"13"}"#, Action::Close(Close::Normal, None)),
+            (
+                r#"{"id":"start","token":"96"}"#,
+                Action::ReplyAndClose(
+                    r#"{"id":"tokenException","response":"reject","message":"Jwt Exception"}"#.into(),
+                    Close::Normal,
+                ),
+            ),
             (
                 r#"{"id":"start","token":"forged"}"#,
                 Action::ReplyAndClose(

@@ -79,7 +79,9 @@ impl Machine {
                 Err(Denied::Unavailable) => return Action::Close(Close::KeysUnavailable, None),
                 // Nothing has changed yet, so the frame can be taken again.
                 Err(Denied::NotYet) => return Action::AwaitKey,
-                Err(Denied::Bad) => return Action::Close(Close::Unauthenticated, None),
+                // Its key may be published in a moment. The token before has let the session in, and still ends it in time.
+                Err(Denied::UnknownKey) if self.open() => return Action::Refreshed,
+                Err(Denied::Bad | Denied::UnknownKey) => return Action::Close(Close::Unauthenticated, None),
             },
             None => match before {
                 Some(grant) => grant,
@@ -112,7 +114,7 @@ mod tests {
     use crate::types::PresenterIdx;
 
     /// A token is a presenter's number; 99's tokens are expired, 13 connects too often, 98's key is under way, 97's is not
-    /// to be had.
+    /// to be had, nobody knows 96's.
     struct Tokens;
 
     fn grant(presenter: i64) -> Grant {
@@ -128,6 +130,7 @@ mod tests {
                 Ok(99) => Err(Denied::Expired),
                 Ok(98) => Err(Denied::NotYet),
                 Ok(97) => Err(Denied::Unavailable),
+                Ok(96) => Err(Denied::UnknownKey),
                 Ok(presenter) => Ok(grant(presenter)),
                 Err(_) => Err(Denied::Bad),
             }
@@ -204,6 +207,23 @@ mod tests {
         assert_eq!(machine.on_text(hello, &Tokens), Action::AwaitKey);
         let other = r#"{"type":"hello","token":"12"}"#;
         assert_eq!(machine.on_text(other, &Tokens), attach(12, None, None));
+    }
+
+    #[test]
+    fn a_refresh_by_a_key_that_nobody_knows_changes_nothing_and_a_first_hello_by_one_is_refused() {
+        let hello = r#"{"type":"hello","token":"96"}"#;
+        assert_eq!(
+            close_of(Machine::default().on_text(hello, &Tokens)),
+            Close::Unauthenticated
+        );
+        let mut upgraded = Machine::new(Some(grant(12)));
+        assert_eq!(close_of(upgraded.on_text(hello, &Tokens)), Close::Unauthenticated);
+        let mut machine = Machine::default();
+        machine.on_text(r#"{"type":"hello","token":"12"}"#, &Tokens);
+        assert_eq!(machine.on_text(hello, &Tokens), Action::Refreshed);
+        assert_eq!(machine.expires_at_ms(), Some(5));
+        let other = machine.on_text(r#"{"type":"hello","token":"7"}"#, &Tokens);
+        assert_eq!(close_of(other), Close::Unauthenticated, "it is 12's still");
     }
 
     #[test]
