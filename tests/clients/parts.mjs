@@ -2,6 +2,7 @@
 // All on loopback; whatever is started is handed to `atEnd`.
 
 import { execFile, spawn } from "node:child_process";
+import { generateKeyPairSync, sign } from "node:crypto";
 import { existsSync, readFileSync, rmSync } from "node:fs";
 import { createServer as createHttpServer } from "node:http";
 import { connect, createServer } from "node:net";
@@ -442,7 +443,44 @@ export class Part {
   }
 }
 
-// ---- the page's origin ----------------------------------------------------------------------------------------------
+// ---- what is served beside the server -------------------------------------------------------------------------------
+
+/** Has it listen until the end; gives its port. */
+async function serve(web) {
+  await new Promise((done, failed) => web.once("error", failed).listen(0, "127.0.0.1", done));
+  atEnd(() => {
+    web.close();
+    web.closeAllConnections();
+  });
+  return web.address().port;
+}
+
+/** A token service: the keys that it signs with, and the set of those that it publishes. */
+export class TokenService {
+  #published = [];
+
+  async listen() {
+    const web = createHttpServer((_, response) =>
+      response.writeHead(200, { "Content-Type": "application/json" }).end(JSON.stringify({ keys: this.#published })));
+    this.url = `http://127.0.0.1:${await serve(web)}/jwks.json`;
+    return this;
+  }
+
+  /** A new key: `token` signs with it, `publish` has it in the set from then on. */
+  key(kid) {
+    const { publicKey, privateKey } = generateKeyPairSync("ec", { namedCurve: "P-256" });
+    const part = (what) => Buffer.from(JSON.stringify(what)).toString("base64url");
+    return {
+      publish: () => this.#published.push({ ...publicKey.export({ format: "jwk" }), kid, alg: "ES256", use: "sig" }),
+      token: (user) => {
+        const iat = Math.floor(Date.now() / 1000);
+        const said = `${part({ alg: "ES256", typ: "JWT", kid })}.${part({ user_idx: user, iat, exp: iat + 3600 })}`;
+        const signature = sign("sha256", Buffer.from(said), { key: privateKey, dsaEncoding: "ieee-p1363" });
+        return `${said}.${signature.toString("base64url")}`;
+      },
+    };
+  }
+}
 
 /** Serves these files of a directory. */
 export async function serveFiles(dir, files) {
@@ -452,10 +490,5 @@ export async function serveFiles(dir, files) {
     if (!files.includes(name)) return response.writeHead(404).end();
     response.writeHead(200, { "Content-Type": types[name.split(".").at(-1)] }).end(readFileSync(join(dir, name)));
   });
-  await new Promise((done, failed) => web.once("error", failed).listen(0, "127.0.0.1", done));
-  atEnd(() => {
-    web.close();
-    web.closeAllConnections();
-  });
-  return web.address().port;
+  return serve(web);
 }

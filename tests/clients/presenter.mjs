@@ -12,9 +12,10 @@
 // It keeps the numbering's epoch and the last seq that it has, and goes on from there after a cut: each message is
 // given to `onChat` once, in order, and acknowledged after that. When the server cannot send what is missing,
 // `welcome.gap` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it
-// takes a line for gone on which nothing is heard. A token that is refused it replaces, and what it kept it forgets when
-// that is refused. It is over when that does not help, when the server will not have this client at all, when another
-// session has the room, and when the broadcast is over. docs/PROTOCOL.md, "What a client does", has the same in words.
+// takes a line for gone on which nothing is heard. After a token was refused it waits some seconds, for the token's key may
+// be about to be published, and asks for a token again; what it kept it forgets when that is refused. It is over when that
+// does not help, when the server will not have this client at all, when another session has the room, and when the
+// broadcast is over. docs/PROTOCOL.md, "What a client does", has the same in words.
 //
 // A browser does not tell a page with what status an upgrade was refused: there it comes back whatever that was.
 
@@ -43,7 +44,12 @@ const REFUSED = {
   4004: "bad_frame",
 };
 /** So many of them, with no session that lasted in between, are the end. */
-const MOST_REFUSALS = 3;
+const MOST_REFUSALS = 4;
+/**
+ * The least wait after the first of them that was for the token; twice as long after each more. The server looks for a key
+ * that it does not know every auth.jwks_min_refresh_seconds (5) at most.
+ */
+const TOKEN_REFUSED_MS = 5000;
 
 export class Presenter {
   #url;
@@ -59,9 +65,6 @@ export class Presenter {
   /** When this session will have lasted long enough for the next one to be tried without delay. */
   #settledAt = Infinity;
   #unheard = 0;
-  /** The token that was said last, and the one that was refused. */
-  #said;
-  #refused;
   #refusals = 0;
   #notBefore = 0;
   /** Milliseconds; 0 outside of a session. */
@@ -113,8 +116,6 @@ export class Presenter {
       return this.#again({ reason: `no token: ${error.message}` });
     }
     if (this.#over) return;
-    if (token === this.#refused) return this.#end({ reason: "no other token" }, REFUSED[4001]);
-    this.#said = token;
     const socket = new this.#WebSocket(this.#url, [SUBPROTOCOL]);
     this.#socket = socket;
     // Of `ws`; a browser tells nothing but `onclose`.
@@ -125,7 +126,7 @@ export class Presenter {
     socket.onopen = () => {
       this.#cancel("open");
       this.#after("welcome", WELCOME_MS, () => this.#again({ reason: "no welcome" }));
-      this.#hello({ token, epoch: this.#epoch, resume_after: this.#last });
+      this.#say({ type: "hello", token, epoch: this.#epoch, resume_after: this.#last });
       this.#refreshLater(token);
     };
     socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
@@ -135,11 +136,6 @@ export class Presenter {
 
   #say(frame) {
     this.#socket.send(JSON.stringify(frame));
-  }
-
-  #hello(what) {
-    this.#said = what.token;
-    this.#say({ type: "hello", ...what });
   }
 
   #hear(frame) {
@@ -216,7 +212,7 @@ export class Presenter {
       }
       if (socket !== this.#socket) return;
       if (fresh !== token) {
-        this.#hello({ token: fresh });
+        this.#say({ type: "hello", token: fresh });
         this.#onEvent({ type: "refreshed" });
       }
       this.#refreshLater(fresh);
@@ -242,8 +238,10 @@ export class Presenter {
       if (now() > this.#settledAt) this.#refusals = 0;
       this.#refusals += 1;
       if (this.#refusals === MOST_REFUSALS) return this.#end(why, REFUSED[code]);
-      if (code === 401 || code === 4001) this.#refused = this.#said;
-      else if (code === 4004) this.#epoch = this.#last = undefined; // of another numbering, or wrong
+      if (code === 401 || code === 4001) {
+        const wait = TOKEN_REFUSED_MS * 2 ** (this.#refusals - 1);
+        this.#notBefore = Math.max(this.#notBefore, now() + wait);
+      } else if (code === 4004) this.#epoch = this.#last = undefined; // of another numbering, or wrong
     }
     this.#again(why);
   }

@@ -12,9 +12,10 @@
 It keeps the numbering's epoch and the last seq that it has, and goes on from there after a cut: each message is given
 to `on_chat` once, in order, and acknowledged after that. When the server cannot send what is missing, the `gap` of
 `welcome` says so. It comes back by itself, ever later when that fails, and not before the server wants it; it takes a
-line for gone on which nothing is heard. A token that is refused it replaces, and what it kept it forgets when that is
-refused. It is over when that does not help, when the server will not have this client at all, when another session has
-the room, and when the broadcast is over. docs/PROTOCOL.md, "What a client does", has the same in words.
+line for gone on which nothing is heard. After a token was refused it waits some seconds, for the token's key may be
+about to be published, and asks for a token again; what it kept it forgets when that is refused. It is over when that does
+not help, when the server will not have this client at all, when another session has the room, and when the broadcast is
+over. docs/PROTOCOL.md, "What a client does", has the same in words.
 """
 
 import asyncio
@@ -49,8 +50,11 @@ REFUSED = {
     4004: "bad_frame",
 }
 """After these, HTTP's 401 among them, there is: with another token, with nothing kept, or in case it was chance."""
-MOST_REFUSALS = 3
+MOST_REFUSALS = 4
 """So many of them, with no session that lasted in between, are the end."""
+TOKEN_REFUSED_SECONDS = 5
+"""The least wait after the first of them that was for the token; twice as long after each more. The server looks for a key
+that it does not know every auth.jwks_min_refresh_seconds (5) at most."""
 
 
 def may_pass(status: int) -> bool:
@@ -86,9 +90,6 @@ class Presenter:
         self._attempts = 0
         # When this session will have lasted long enough for the next one to be tried without delay.
         self._settled_at = math.inf
-        # The token that was said last, and the one that was refused.
-        self._said: str | None = None
-        self._refused: str | None = None
         self._refusals = 0
         self._not_before = 0.0
         self._goodbyes: set[asyncio.Task] = set()
@@ -124,7 +125,8 @@ class Presenter:
         if self._refusals == MOST_REFUSALS:
             return REFUSED[code]
         if code in (401, 4001):
-            self._refused = self._said
+            wait = TOKEN_REFUSED_SECONDS * 2 ** (self._refusals - 1)
+            self._not_before = max(self._not_before, time.monotonic() + wait)
         elif code == 4004:
             self._epoch = self._last = None  # of another numbering, or wrong
         return None
@@ -135,9 +137,6 @@ class Presenter:
             token = await self._token()
         except OSError as error:
             return {"reason": f"no token: {error}"}
-        if token == self._refused:
-            return {"reason": "no other token", "over": REFUSED[4001]}
-        self._said = token
         try:
             # We listen for ourselves: see `_next`.
             socket = await connect(
@@ -158,7 +157,7 @@ class Presenter:
             return {"reason": f"no connection: {error}"}
         refresher = None
         try:
-            await self._hello(socket, token=token, epoch=self._epoch, resume_after=self._last)
+            await self._say(socket, type="hello", token=token, epoch=self._epoch, resume_after=self._last)
             refresher = asyncio.create_task(self._refresh(socket, token))
             return {"reason": await self._session(socket)}
         except ConnectionClosed:
@@ -176,10 +175,6 @@ class Presenter:
         # Once the server has closed there is still to be read what it said before; after that, `recv` raises this too.
         with contextlib.suppress(ConnectionClosed):
             await socket.send(json.dumps({key: value for key, value in frame.items() if value is not None}))
-
-    async def _hello(self, socket: ClientConnection, **what) -> None:
-        self._said = what["token"]
-        await self._say(socket, type="hello", **what)
 
     async def _session(self, socket: ClientConnection) -> str:
         """Hears what the server says, until we have a reason to leave."""
@@ -252,7 +247,7 @@ class Presenter:
             try:
                 fresh = await self._token()
                 if fresh != token:
-                    await self._hello(socket, token=fresh)
+                    await self._say(socket, type="hello", token=fresh)
                     self._on_event({"type": "refreshed"})
                     token = fresh
             except OSError:

@@ -17,7 +17,7 @@ import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import {
-  Client, Link, Scripted, Sender, Server, atEnd, end, expect, fail, failed, serveFiles, senders,
+  Client, Link, Scripted, Sender, Server, TokenService, atEnd, end, expect, fail, failed, serveFiles, senders,
 } from "./parts.mjs";
 
 import { Presenter } from "./presenter.mjs";
@@ -38,6 +38,10 @@ const DEADLINE_MS = 240_000;
 const LATE_WELCOME_MS = 11_000;
 /** A timer of Node's or Chromium's may fire this much early. */
 const EARLY_MS = 5;
+/** The least waits after a token was refused. */
+const TOKEN_REFUSED_MS = [5000, 10_000, 20_000];
+/** How long after its first use a key is published: later than half-second retries would wait. */
+const LATE_KEY_MS = 3000;
 
 const began = Date.now();
 let promises = 0;
@@ -58,7 +62,7 @@ async function goesLive(server, room) {
 }
 
 /** One client, from its first connection until the server is about to be stopped. */
-async function untilTheStop({ client, server, room, sender, viewer }) {
+async function untilTheStop({ client, server, room, sender, viewer, service }) {
   const lines = { a: await new Link(server).listen(), b: await new Link(server).listen() };
   const long = () => server.token(room);
   let tokens = long;
@@ -131,6 +135,22 @@ async function untilTheStop({ client, server, room, sender, viewer }) {
     tokens = long;
   }
 
+  // A token service that signs with a key before it has published it.
+  {
+    const [welcomes, closes] = [a.welcomes.length, a.closes.length];
+    const key = service.key(`of ${room}`);
+    tokens = () => key.token(room);
+    lines.a.cut();
+    await a.until("the cut", () => a.closes.length > closes);
+    lines.a.mend();
+    const refusals = () => a.closes.slice(closes).filter(({ code }) => code === 4001);
+    await a.until("its refusal", () => refusals().length);
+    setTimeout(key.publish, LATE_KEY_MS);
+    const welcome = await a.resumed(welcomes);
+    told(`resumes after ${welcome.resumed_from - 1} with a key that was published late (refusals: ${refusals().length})`);
+    tokens = long;
+  }
+
   const connects = lines.a.connects.length;
   const b = await client.start("b", lines.b.url, long);
   await b.until("a welcome", () => b.welcomes.length);
@@ -193,26 +213,34 @@ async function withAScriptedServer(client) {
     (socket) => setTimeout(() => (welcome(socket), socket.close(4001, "unauthenticated")), LATE_WELCOME_MS),
     (socket) => socket.close(4004, "bad_frame"),
     (socket) => (welcome(socket), socket.close(4001, "unauthenticated")),
+    (socket) => socket.close(4004, "bad_frame"),
   ]).listen();
-  const c = await client.start("c", scripted.url, (asked) => `token ${asked}`);
-  await c.until("its end", () => c.over);
-  const hellos = scripted.hellos.map(({ token, epoch, resume_after }) => [token, epoch ?? null, resume_after ?? null]);
-  expect("its hellos", hellos, [["token 1", null, null], ["token 2", "e", 7], ["token 3", null, null]]);
-  expect("how it ends", [c.over, c.closes.map(({ code }) => code)], ["unauthenticated", [4001, 4004, 4001]]);
-  told(`waits ${LATE_WELCOME_MS / 1000} s for its welcome`);
-  told("comes back with another token after 4001, with nothing kept after 4004, and not for ever");
-
-  const same = await new Scripted(WebSocketServer, [(socket) => socket.close(4001, "unauthenticated")]).listen();
-  const d = await client.start("d", same.url, () => "the same");
-  await d.until("its end", () => d.over);
-  expect("how it ends", [d.over, d.asked, same.hellos.length], ["unauthenticated", 2, 1]);
-  told("ends where its token is refused and there is no other");
-
+  const refuses = (socket) => socket.close(4001, "unauthenticated");
+  const same = await new Scripted(WebSocketServer, [refuses, refuses, refuses, refuses]).listen();
   const off = await new Scripted(
     WebSocketServer, [(socket) => socket.close(1002), (socket) => socket.close(4003, "replaced")],
     [[504], [500], [429, { "Retry-After": "2" }], [401], [403]],
   ).listen();
+  const c = await client.start("c", scripted.url, (asked) => `token ${asked}`);
+  const d = await client.start("d", same.url, () => "the same");
   const e = await client.start("e", off.url, (asked) => `token ${asked}`);
+
+  await c.until("two closes", () => c.closes.length >= 2);
+  told(`waits ${LATE_WELCOME_MS / 1000} s for its welcome`);
+  await c.until("its end", () => c.over);
+  const hellos = scripted.hellos.map(({ token, epoch, resume_after }) => [token, epoch ?? null, resume_after ?? null]);
+  expect("its hellos", hellos, [
+    ["token 1", null, null], ["token 2", "e", 7], ["token 3", null, null], ["token 4", "e", 7],
+  ]);
+  expect("how it ends", [c.over, c.closes.map(({ code }) => code)], ["bad_frame", [4001, 4004, 4001, 4004]]);
+  told("comes back with another token after 4001, with nothing kept after 4004, and not for ever");
+
+  await d.until("its end", () => d.over);
+  expect("how it ends", [d.over, d.asked, same.hellos.length], ["unauthenticated", 4, 4]);
+  const early = TOKEN_REFUSED_MS.find((least, n) => !(d.closes[n].again_ms + EARLY_MS >= least));
+  if (early) throw new Error(`${d.name} came back before ${early} ms: ${JSON.stringify(d.closes)}`);
+  told(`comes back ${TOKEN_REFUSED_MS.map((ms) => ms / 1000).join(", ")} s after its token was refused, and then no more`);
+
   await e.until("its end", () => e.over);
   if (client.shown) {
     // A page is not told why there was no upgrade.
@@ -221,6 +249,7 @@ async function withAScriptedServer(client) {
   } else {
     expect("how it ends", [e.over, e.closes.map(({ status }) => status)], ["refused", [504, 500, 429, 401, 403]]);
     expect("what it asked and said", [e.asked, off.hellos.length], [5, 0]);
+    if (!(e.closes[3].again_ms + EARLY_MS >= TOKEN_REFUSED_MS[0])) throw new Error(`${e.name} comes back too early after 401`);
     if (!(e.closes[2].again_ms + EARLY_MS >= 2000)) throw new Error(`${e.name} comes back ${e.closes[2].again_ms} ms after 429`);
     told("comes back after 504, 500, 429 when it is told to, and 401 with another token, and is over after 403");
   }
@@ -305,9 +334,12 @@ async function scenario() {
   atEnd(() => rmSync(work, { recursive: true, force: true }));
   const port = await serveFiles(here, ["presenter.html", "presenter.mjs", "puppet.mjs"]);
   const page = `http://127.0.0.1:${port}`;
+  const service = await new TokenService().listen();
+  service.key("first").publish();
   server = new Server(binary, work, randomBytes(32).toString("hex"), {
     "server.bind": "127.0.0.1:0",
     "room.mode": "embedded",
+    "auth.jwks_url": service.url,
     "log.path": join(work, "chat.db"),
     "cors.origins": JSON.stringify([page]),
     "session.credit_events": CREDIT,
@@ -332,7 +364,7 @@ async function scenario() {
   for (const [index, client] of clients.entries()) {
     const room = 12 + index;
     await goesLive(server, room);
-    plays.push({ client, server, room, viewer });
+    plays.push({ client, server, room, viewer, service });
   }
   const scripted = Promise.all(clients.map(withAScriptedServer));
   scripted.catch(fail);
