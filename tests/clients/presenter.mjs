@@ -2,7 +2,11 @@
 //
 //   const presenter = new Presenter({
 //     url: "wss://chat.example/v1/presenter",
-//     token: async () => (await fetch("/my/token")).text(),  // asked before each connection and before a token expires
+//     token: async () => {                                   // asked before each connection and before a token expires
+//       const answer = await fetch("/my/token");
+//       if (!answer.ok) throw new Error(`the token service answers ${answer.status}`);
+//       return answer.text();
+//     },
 //     onChat: (chat) => passOnToViewers(chat),               // says how many viewers got it
 //     state: JSON.parse(sessionStorage.presenter ?? "{}"),   // where an earlier one got to
 //     WebSocket,                                             // of `ws`; a browser has its own
