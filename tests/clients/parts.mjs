@@ -356,6 +356,7 @@ export class Part {
   welcomes = [];
   closes = [];
   reconnects = [];
+  moderations = [];
   connected = false;
   /** What must not be. */
   wrong = [];
@@ -386,6 +387,9 @@ export class Part {
       case "chat":
         if (this.chats.length && event.seq !== this.last + 1) this.wrong.push(`${event.seq} after ${this.last}`);
         this.chats.push(event);
+        break;
+      case "moderation":
+        this.moderations.push(event);
         break;
       case "reconnect":
         this.reconnects.push(event);

@@ -7,7 +7,7 @@
 //       if (!answer.ok) throw new Error(`the token service answers ${answer.status}`);
 //       return answer.text();
 //     },
-//     onChat: (chat) => passOnToViewers(chat),               // says how many viewers got it
+//     onChat: (chat) => passOnToViewers(chat),               // says how many viewers got it; nothing waits for a promise
 //     state: JSON.parse(sessionStorage.presenter ?? "{}"),   // where an earlier one got to
 //     WebSocket,                                             // of `ws`; a browser has its own
 //   });
@@ -195,10 +195,12 @@ export class Presenter {
       this.#onEvent({ type: "repeat", seq });
       return this.#say({ type: "ack", seq });
     }
-    let fanned_out;
-    if (frame.type === "chat") fanned_out = this.#onChat(frame);
+    let viewers;
+    if (frame.type === "chat") viewers = this.#onChat(frame);
     else this.#onEvent(frame);
     this.#last = seq;
+    // Whatever else it may return, the server would take for a fault.
+    const fanned_out = Number.isSafeInteger(viewers) && viewers >= 0 ? viewers : undefined;
     if (this.#socket) this.#say({ type: "ack", seq, fanned_out });
   }
 

@@ -4,7 +4,7 @@
         "wss://chat.example/v1/presenter",
         token=my_token,               # async; asked before each connection and before a token expires; raises OSError
                                       # when there is none just now
-        on_chat=pass_on_to_viewers,   # says how many viewers got it
+        on_chat=pass_on_to_viewers,   # a plain function; says how many viewers got it
         state=saved,                  # where an earlier one got to: what `presenter.state` was
     )
     why = await presenter.run()       # for as long as the broadcast; cancel it to end it
@@ -21,6 +21,7 @@ over. docs/PROTOCOL.md, "What a client does", has the same in words.
 import asyncio
 import base64
 import contextlib
+import inspect
 import json
 import math
 import random
@@ -235,7 +236,11 @@ class Presenter:
             self._on_event({"type": "repeat", "seq": seq})
             await self._say(socket, type="ack", seq=seq)
             return True
-        fanned_out = self._on_chat(frame) if frame["type"] == "chat" else self._on_event(frame)
+        fanned_out = None
+        if frame["type"] == "chat":
+            fanned_out = viewers(self._on_chat(frame))
+        else:
+            self._on_event(frame)
         self._last = seq
         await self._say(socket, type="ack", seq=seq, fanned_out=fanned_out)
         return True
@@ -252,6 +257,14 @@ class Presenter:
                     token = fresh
             except OSError:
                 pass  # tried again, as long as there is time
+
+
+def viewers(told: object) -> int | None:
+    """How many viewers got a message, if that is what `on_chat` returned: whatever else, the server would take for a
+    fault."""
+    if inspect.isawaitable(told):
+        raise TypeError("on_chat must be a plain function, not an async one")
+    return told if type(told) is int and told >= 0 else None
 
 
 def expiry(token: str) -> float | None:

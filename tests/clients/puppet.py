@@ -41,7 +41,11 @@ class Puppet:
             say({"type": "token"})
             return await self._waiting[name]
 
-        presenter = Presenter(url, token, chat, say, proxy=None)
+        def event(frame: dict) -> bool:
+            say(frame)
+            return True  # is nobody's business
+
+        presenter = Presenter(url, token, chat, event, proxy=None)
         try:
             why = await presenter.run()
         except asyncio.CancelledError:

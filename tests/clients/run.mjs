@@ -200,15 +200,31 @@ async function overTheStop({ client, sender }, { a, b, lines, connects, welcomes
   told(`saw ${all.length} of ${accepted.length} messages, in order, without a hole or a repeat`);
 }
 
+const { WebSocket, WebSocketServer } = createRequire(join(tools, "clients/package.json"))("ws");
+
+const say = (socket, frame) => socket.send(JSON.stringify(frame));
+const welcome = (socket) =>
+  say(socket, {
+    type: "welcome", session_id: "s", presenter_idx: 1, epoch: "e", last_seq: 7, resumed_from: 8, gap: null,
+    keepalive_seconds: 15,
+  });
+const chat = (seq) => ({
+  type: "chat", seq, id: String(seq), user_idx: 7, nickname: "하루", text: "hi", sent_at: "2026-01-01T00:00:00.000Z",
+  role: "viewer",
+});
+/** Says these events behind a `welcome`; `acks` gets what is said to them, and when all are acknowledged the room is taken over. */
+const speaks = (events, acks) => (socket) => {
+  socket.on("message", (text) => {
+    acks.push(JSON.parse(text));
+    if (acks.length === events.length) socket.close(4003, "replaced");
+  });
+  welcome(socket);
+  events.forEach((event) => say(socket, event));
+};
+
 /** What the real server says only when MongoDB is away, or when it is given something that is wrong. */
 async function withAScriptedServer(client) {
   const told = (promise) => kept(client.name, promise);
-  const { WebSocketServer } = createRequire(join(tools, "clients/package.json"))("ws");
-  const welcome = (socket) =>
-    socket.send(JSON.stringify({
-      type: "welcome", session_id: String(scripted.hellos.length), presenter_idx: 1, epoch: "e", last_seq: 7,
-      resumed_from: 8, gap: null, keepalive_seconds: 15,
-    }));
   const scripted = await new Scripted(WebSocketServer, [
     (socket) => setTimeout(() => (welcome(socket), socket.close(4001, "unauthenticated")), LATE_WELCOME_MS),
     (socket) => socket.close(4004, "bad_frame"),
@@ -224,6 +240,16 @@ async function withAScriptedServer(client) {
   const c = await client.start("c", scripted.url, (asked) => `token ${asked}`);
   const d = await client.start("d", same.url, () => "the same");
   const e = await client.start("e", off.url, (asked) => `token ${asked}`);
+
+  // None but `onChat` says how many viewers there are.
+  const acks = [];
+  const act = { type: "moderation", seq: 8, id: "m", action: "delete", user_idx: 7, by: 1, sent_at: "2026-01-01T00:00:00.000Z" };
+  const acting = await new Scripted(WebSocketServer, [speaks([act, chat(9)], acks)]).listen();
+  const f = await client.start("f", acting.url, () => "a token");
+  await f.until("its end", () => f.over);
+  expect("what it acknowledges", acks, [{ type: "ack", seq: 8 }, { type: "ack", seq: 9, fanned_out: 3 }]);
+  expect("what it is told", [f.over, f.moderations.map(({ seq }) => seq), f.last], ["replaced", [8], 9]);
+  told("acknowledges an act of moderation, and says how many viewers got what was said");
 
   await c.until("two closes", () => c.closes.length >= 2);
   told(`waits ${LATE_WELCOME_MS / 1000} s for its welcome`);
@@ -328,8 +354,24 @@ async function staysStopped() {
   kept("presenter.mjs", "stays stopped when it is stopped while its token is fetched and that fails");
 }
 
+/** Of what `onChat` may return only a number of viewers is said to the server, which closes at anything else. */
+async function saysNumbersOnly() {
+  const returned = [Promise.resolve(3), 2.5, true, -1, "3", null, undefined, 0];
+  const acks = [];
+  const events = returned.map((_, n) => chat(8 + n));
+  const server = await new Scripted(WebSocketServer, [speaks(events, acks)]).listen();
+  const onChat = ({ seq }) => returned[seq - 8];
+  const presenter = new Presenter({ url: server.url, WebSocket, token: () => "a token", onChat });
+  expect("why it is over", await presenter.run(), "replaced");
+  expect("what it acknowledges", acks, [
+    ...events.slice(0, -1).map(({ seq }) => ({ type: "ack", seq })), { type: "ack", seq: events.at(-1).seq, fanned_out: 0 },
+  ]);
+  kept("presenter.mjs", "says how many viewers there are where it is told a number of them, and nothing else");
+}
+
 async function scenario() {
   await staysStopped();
+  await saysNumbersOnly();
   const work = mkdtempSync(join(tmpdir(), "chatting-clients-"));
   atEnd(() => rmSync(work, { recursive: true, force: true }));
   const port = await serveFiles(here, ["presenter.html", "presenter.mjs", "puppet.mjs"]);
