@@ -80,8 +80,8 @@ export class Presenter {
   /**
    * `onEvent` hears of everything but chat: `welcome`, `moderation`, `reconnect` and `error` as the server sent them,
    * and of our own `refreshed`, `repeat`, `hole`, and `closed` with `again_ms`, or with `over`. `closed` has the `code` of
-   * the close, or the `status` of an answer that was no upgrade. If `onChat` throws, the message is not acknowledged, and
-   * comes again.
+   * the close, the `status` of an answer that was no upgrade, or the `error` that `onChat` or `onEvent` threw: what was to be
+   * taken is not acknowledged then, and comes again on the next connection.
    */
   constructor({ url, token, onChat, onEvent = () => {}, state = {}, WebSocket = globalThis.WebSocket }) {
     this.#url = url;
@@ -133,7 +133,14 @@ export class Presenter {
       this.#say({ type: "hello", token, epoch: this.#epoch, resume_after: this.#last });
       this.#refreshLater(token);
     };
-    socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
+    socket.onmessage = ({ data }) => {
+      try {
+        this.#hear(JSON.parse(data));
+      } catch (error) {
+        if (socket !== this.#socket) throw error; // this connection is over already
+        this.#again({ reason: `failed: ${error}`, error });
+      }
+    };
     socket.onclose = ({ code, reason }) => this.#closed(code, reason);
     socket.onerror = () => {}; // `onclose` follows
   }

@@ -369,9 +369,31 @@ async function saysNumbersOnly() {
   kept("presenter.mjs", "says how many viewers there are where it is told a number of them, and nothing else");
 }
 
+/** What `onChat` throws ends the connection and nothing else: the message is not acknowledged, and comes again. */
+async function outlivesOnChat() {
+  const [seen, closes, acks] = [[], [], []];
+  const server = await new Scripted(WebSocketServer, [
+    speaks([chat(8), chat(9)], acks), speaks([chat(8), chat(9)], acks),
+  ]).listen();
+  const planned = new Error("planned");
+  const onChat = ({ seq }) => {
+    seen.push(seq);
+    if (seen.length === 1) throw planned;
+  };
+  const onEvent = (event) => event.type === "closed" && closes.push(event);
+  const presenter = new Presenter({ url: server.url, WebSocket, token: () => "a token", onChat, onEvent });
+  expect("why it is over", await presenter.run(), "replaced");
+  expect("where it came again", server.hellos.map(({ resume_after }) => resume_after ?? null), [null, 7]);
+  expect("what it saw", seen, [8, 8, 9]);
+  expect("what it acknowledged", acks.map(({ seq }) => seq), [8, 9]);
+  expect("what it was told", closes.map(({ error, code }) => [error === planned, code ?? null]), [[true, null], [false, 4003]]);
+  kept("presenter.mjs", "comes again for a message that onChat threw at");
+}
+
 async function scenario() {
   await staysStopped();
   await saysNumbersOnly();
+  await outlivesOnChat();
   const work = mkdtempSync(join(tmpdir(), "chatting-clients-"));
   atEnd(() => rmSync(work, { recursive: true, force: true }));
   const port = await serveFiles(here, ["presenter.html", "presenter.mjs", "puppet.mjs"]);
