@@ -34,6 +34,13 @@ const OPEN_MS = 10_000;
 const WELCOME_MS = 60_000;
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 30_000;
+/**
+ * The least time from one refresh of the token to the next, or half of the token's life where that is less: to a clock that is
+ * ahead each of them seems to be over.
+ */
+const LEAST_REFRESH_MS = 30_000;
+/** The same where there was no other token yet. */
+const LEAST_ASK_MS = 1000;
 /** How late timers can be set. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 /** After these there is no coming back. 1000 is the end of the broadcast. */
@@ -212,11 +219,11 @@ export class Presenter {
   }
 
   /** A later `hello` refreshes the token, at half of its life, so that a slow answer is no harm. */
-  #refreshLater(token) {
-    const left = expiry(token) - Date.now();
-    if (Number.isNaN(left)) return;
+  #refreshLater(token, replaces = false) {
+    const wait = refreshIn(token, replaces);
+    if (Number.isNaN(wait)) return;
     const socket = this.#socket;
-    this.#after("refresh", Math.max(left / 2, 1000), async () => {
+    this.#after("refresh", wait, async () => {
       let fresh;
       try {
         fresh = await this.#token();
@@ -228,7 +235,7 @@ export class Presenter {
         this.#say({ type: "hello", token: fresh });
         this.#onEvent({ type: "refreshed" });
       }
-      this.#refreshLater(fresh);
+      this.#refreshLater(fresh, fresh !== token);
     });
   }
 
@@ -320,11 +327,23 @@ function now() {
   return performance.now();
 }
 
-/** When a token expires, in milliseconds since 1970; NaN where it does not say. */
-function expiry(token) {
+/**
+ * In how many milliseconds a token that we have just got, in place of another or not, is to be replaced: at half of what is left
+ * of it, or of its life where nothing is left by our clock, which is wrong then. NaN where it does not say when it ends.
+ */
+function refreshIn(token, replaces) {
+  const { exp, iat } = claims(token);
+  const left = exp * 1000 - Date.now();
+  const life = iat === undefined ? Math.max(left, 2 * LEAST_REFRESH_MS) : (exp - iat) * 1000;
+  const good = left > 0 ? Math.min(left, life) : life;
+  return Math.max(good / 2, replaces ? Math.min(LEAST_REFRESH_MS, life / 2) : 0, LEAST_ASK_MS);
+}
+
+/** What a token says; nothing where it cannot be read. */
+function claims(token) {
   try {
-    return JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/"))).exp * 1000;
+    return JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
   } catch {
-    return NaN;
+    return {};
   }
 }

@@ -40,6 +40,11 @@ seconds, then tries for session.resume_wait_seconds (10) more, perhaps behind ot
 what is missing. Each connection is a new wait: who leaves earlier than that never gets a `welcome`."""
 FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 30
+LEAST_REFRESH_SECONDS = 30
+"""The least time from one refresh of the token to the next, or half of the token's life where that is less: to a clock that
+is ahead each of them seems to be over."""
+LEAST_ASK_SECONDS = 1
+"""The same where there was no other token yet."""
 OVER = {1000: "broadcast_ended", 4003: "replaced"}
 """After these close codes there is no coming back. 1000 is the end of the broadcast."""
 REFUSED = {
@@ -247,14 +252,16 @@ class Presenter:
 
     async def _refresh(self, socket: ClientConnection, token: str) -> None:
         """A later `hello` refreshes the token, at half of its life, so that a slow answer is no harm."""
-        while (expires_at := expiry(token)) is not None:
-            await asyncio.sleep(max((expires_at - time.time()) / 2, 1))
+        replaces = False
+        while (wait := refresh_in(token, replaces)) is not None:
+            await asyncio.sleep(wait)
+            replaces = False
             try:
                 fresh = await self._token()
                 if fresh != token:
                     await self._say(socket, type="hello", token=fresh)
                     self._on_event({"type": "refreshed"})
-                    token = fresh
+                    token, replaces = fresh, True
             except OSError:
                 pass  # tried again, as long as there is time
 
@@ -267,10 +274,17 @@ def viewers(told: object) -> int | None:
     return told if type(told) is int and told >= 0 else None
 
 
-def expiry(token: str) -> float | None:
-    """When a token expires, in seconds since 1970; None where it does not say."""
+def refresh_in(token: str, replaces: bool) -> float | None:
+    """In how many seconds a token that we have just got, in place of another or not, is to be replaced: at half of what is
+    left of it, or of its life where nothing is left by our clock, which is wrong then. None where it does not say when it
+    ends."""
     try:
         payload = token.split(".")[1]
-        return float(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"])
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        expires_at = float(claims["exp"])
+        left = expires_at - time.time()
+        life = expires_at - float(claims["iat"]) if "iat" in claims else max(left, 2 * LEAST_REFRESH_SECONDS)
     except (IndexError, KeyError, ValueError, TypeError):
         return None
+    good = min(left, life) if left > 0 else life
+    return max(good / 2, min(LEAST_REFRESH_SECONDS, life / 2) if replaces else 0, LEAST_ASK_SECONDS)

@@ -38,6 +38,8 @@ const DEADLINE_MS = 240_000;
 const LATE_WELCOME_MS = 11_000;
 /** A timer of Node's or Chromium's may fire this much early. */
 const EARLY_MS = 5;
+/** Half of this is more than the least wait between two questions for a token. */
+const REFRESHED_LIFE_S = 4;
 /** The least waits after a token was refused. */
 const TOKEN_REFUSED_MS = [5000, 10_000, 20_000];
 /** How long after its first use a key is published: later than half-second retries would wait. */
@@ -222,6 +224,13 @@ const speaks = (events, acks) => (socket) => {
   events.forEach((event) => say(socket, event));
 };
 
+/** A token of a token service whose clock is `behind` ours, in seconds, and that has half a second left by its own. */
+const tokenBehind = (behind, n) => {
+  const exp = Date.now() / 1000 + 0.5 - behind;
+  const claims = { user_idx: 1, iat: exp - REFRESHED_LIFE_S, exp, n };
+  return `e30.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.c2ln`;
+};
+
 /** What the real server says only when MongoDB is away, or when it is given something that is wrong. */
 async function withAScriptedServer(client) {
   const told = (promise) => kept(client.name, promise);
@@ -240,6 +249,21 @@ async function withAScriptedServer(client) {
   const c = await client.start("c", scripted.url, (asked) => `token ${asked}`);
   const d = await client.start("d", same.url, () => "the same");
   const e = await client.start("e", off.url, (asked) => `token ${asked}`);
+
+  // To this client's clock each token is over, or nearly.
+  let line;
+  const refreshing = await new Scripted(WebSocketServer, [(socket) => (welcome(socket), (line = socket))]).listen();
+  const asks = [];
+  const g = await client.start("g", refreshing.url, (asked) => {
+    asks.push(Date.now());
+    return tokenBehind(asked === 1 ? 3600 : 0, asked);
+  });
+  await g.until("two refreshes", () => g.refreshed >= 2);
+  line.close(4003, "replaced");
+  const waits = asks.slice(1).map((at, n) => at - asks[n]);
+  if (waits.some((ms) => ms + EARLY_MS < (REFRESHED_LIFE_S * 1000) / 2))
+    throw new Error(`${g.name} asked for tokens of ${REFRESHED_LIFE_S} s after ${waits} ms`);
+  told("asks for the next token at half of a token's life, whatever its clock says");
 
   // None but `onChat` says how many viewers there are.
   const acks = [];
