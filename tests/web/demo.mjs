@@ -1,5 +1,6 @@
 // The demo in a real browser: starts `chatting-server demo`, types into the sender's pane, and waits until the message
-// is in the presenter's. Leaves a screenshot in target/demo.png. Run by scripts/test --only browser.
+// is in the presenter's. Then another demo takes the first one's place, which does not know the page's token. Leaves a
+// screenshot in target/demo.png. Run by scripts/test --only browser.
 //
 //   CHATTING_SERVER  the binary (default: target/debug/chatting-server)
 //   CHROMIUM         the browser (default: chromium from PATH)
@@ -23,11 +24,25 @@ const work = mkdtempSync(join(tmpdir(), "chatting-demo-"));
 const portFile = join(work, "port");
 
 let output = "";
-const demo = spawn(server, ["demo", "--port", "0", "--port-file", portFile], { cwd: work, stdio: ["ignore", "pipe", "pipe"] });
-const ended = new Promise((done) => demo.once("close", (code, signal) => done({ code, signal })));
-demo.once("error", (error) => (output += `cannot start ${server}: ${error.message}\n`));
-demo.stdout.on("data", (data) => (output += data));
-demo.stderr.on("data", (data) => (output += data));
+let demo, ended;
+
+/** Starts it, and gives its address. */
+async function start(port) {
+  rmSync(portFile, { force: true });
+  demo = spawn(server, ["demo", "--port", port, "--port-file", portFile], { cwd: work, stdio: ["ignore", "pipe", "pipe"] });
+  ended = new Promise((done) => demo.once("close", (code, signal) => done({ code, signal })));
+  demo.once("error", (error) => (output += `cannot start ${server}: ${error.message}\n`));
+  demo.stdout.on("data", (data) => (output += data));
+  demo.stderr.on("data", (data) => (output += data));
+  return eventually("its address", () => existsSync(portFile) && readFileSync(portFile, "utf8").trim());
+}
+
+/** Tells it to stop, and waits until it has. */
+async function stop() {
+  demo.kill("SIGTERM");
+  const { code, signal } = await ended;
+  if (code !== 0) throw new Error(`after SIGTERM the demo ended with ${code ?? signal}`);
+}
 
 /** Asks until `probe` gives something; fails at once when the demo has ended. */
 async function eventually(what, probe) {
@@ -45,7 +60,7 @@ async function eventually(what, probe) {
 let browser;
 let failed = false;
 try {
-  const address = await eventually("its address", () => existsSync(portFile) && readFileSync(portFile, "utf8").trim());
+  const address = await start("0");
   browser = await chromium.launch({
     executablePath: browserPath,
     args: [
@@ -82,16 +97,18 @@ try {
   if (complaints.length) throw new Error(`the page complains: ${complaints.join("; ")}`);
   console.log(`presenter's pane: ${JSON.stringify(shown)}`);
 
-  demo.kill("SIGTERM");
-  const { code, signal } = await ended;
-  if (code !== 0) throw new Error(`after SIGTERM the demo ended with ${code ?? signal}`);
+  // Whatever has the port now is not the page's server: it is tried no more.
+  await stop();
+  await start(address.split(":")[1]);
+  await page.locator("#connection", { hasText: "reload" }).waitFor();
+  await stop();
   console.log(`demo page: ok, screenshot in ${join(target, "demo.png")}`);
 } catch (error) {
   failed = true;
   console.error(`demo page: ${error.message}\n--- what the demo wrote\n${output}`);
 } finally {
   await browser?.close();
-  demo.kill("SIGKILL");
+  demo?.kill("SIGKILL");
   await ended;
   rmSync(work, { recursive: true, force: true });
 }
