@@ -181,8 +181,9 @@ fn bound(operation: &mut Operation, state: &State) {
 fn security(path: &str, state: &State) -> Option<Vec<SecurityRequirement>> {
     let by = |scheme: &str| SecurityRequirement::new(scheme, [""; 0]);
     match path {
-        // A presenter, and who starts a room here, has a token in either mode.
-        "/v1/presenter" | "/room/live/start" | "/room/live/stop" => Some(vec![by("bearer"), by("token")]),
+        // A presenter, and who starts a room here, has a token in either mode. A presenter's may come in `hello` instead.
+        "/v1/presenter" => Some(vec![by("bearer"), by("token"), SecurityRequirement::default()]),
+        "/room/live/start" | "/room/live/stop" => Some(vec![by("bearer"), by("token")]),
         "/token" => Some(vec![by("token")]),
         _ if path.starts_with("/v1/") || path == "/send/message" => Some(match &state.gateway {
             None => vec![by("bearer"), by("token")],
