@@ -9,7 +9,8 @@ use bytes::Bytes;
 use utoipa::{
     IntoResponses, Number, OpenApi, ToSchema,
     openapi::{
-        ContentBuilder, HttpMethod, InfoBuilder, Ref, RefOr, Response, ResponseBuilder, Schema,
+        ContentBuilder, HeaderBuilder, HttpMethod, InfoBuilder, Object, Ref, RefOr, Response, ResponseBuilder, Schema,
+        Type,
         path::Operation,
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
@@ -153,6 +154,10 @@ pub fn document(state: &State) -> utoipa::openapi::OpenApi {
                 continue;
             };
             bound(operation, state);
+            // Its 503 refuses nobody.
+            if path != "/readyz" {
+                pace(operation);
+            }
             operation.security = security(path, state);
         }
     }
@@ -173,6 +178,28 @@ fn bound(operation: &mut Operation, state: &State) {
             "top" => schema.maximum = Some(Number::UInt(state.limits.figures.top_max)),
             "q" => schema.max_length = Some(state.limits.text_chars),
             _ => {}
+        }
+    }
+}
+
+/// The headers of a refusal that tell when to come again.
+fn pace(operation: &mut Operation) {
+    let number = |told: &str| {
+        HeaderBuilder::new()
+            .schema(Some(Object::with_type(Type::Integer)))
+            .description(Some(told))
+            .build()
+    };
+    for (status, response) in &mut operation.responses.responses {
+        let (RefOr::T(response), "429" | "503") = (response, status.as_str()) else {
+            continue;
+        };
+        let mut tell = |name: &str, told| response.headers.insert(name.to_owned(), number(told).into());
+        tell("Retry-After", "Seconds");
+        if status == "429" {
+            tell("RateLimit-Limit", "How many may come at once");
+            tell("RateLimit-Remaining", "How many more may come now: 0");
+            tell("RateLimit-Reset", "Seconds until the next one may come");
         }
     }
 }

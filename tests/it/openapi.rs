@@ -6,7 +6,7 @@ use chatting_server::settings::{AuthMode, Secret};
 use serde_json::{Value, json};
 
 use crate::support::{
-    app::{spawn_app, token_of},
+    app::{post_v1, spawn_app, token_of},
     http::get,
 };
 
@@ -85,6 +85,54 @@ async fn the_document_has_the_refusals_that_depend_on_the_clients_pace_the_keys_
     ] {
         let answers = &document["paths"][path][method]["responses"];
         assert!(answers[status].is_object(), "{status} of {path}: {answers}");
+    }
+}
+
+/// What docs/SENDING.md has clients go by, and what a refusal has.
+#[actix_web::test]
+async fn the_document_has_the_headers_that_tell_when_to_come_again() {
+    let app = spawn_app(|settings| {
+        settings.limits.lookups_burst = 1;
+        settings.limits.lookups_per_minute = 1;
+    })
+    .await;
+    let document = get(app.addr, "/openapi.json").await.json();
+    let mut found = 0;
+    for operation in operations(&document) {
+        let (method, path) = operation.split_once(' ').unwrap();
+        let answers = &document["paths"][path][method.to_lowercase()]["responses"];
+        for (status, answer) in answers.as_object().unwrap() {
+            let headers = answer["headers"].as_object();
+            let told: Vec<&str> = headers.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            let expected = match status.as_str() {
+                "429" => &[
+                    "RateLimit-Limit",
+                    "RateLimit-Remaining",
+                    "RateLimit-Reset",
+                    "Retry-After",
+                ][..],
+                "503" if path != "/readyz" => &["Retry-After"],
+                _ => &[],
+            };
+            assert_eq!(told, expected, "{status} of {operation}");
+            found += usize::from(!told.is_empty());
+        }
+    }
+    assert!(found > 20, "{found}");
+    app.go_live(12);
+    let token = token_of(&app.settings, 7, "haru");
+    let mut client = app.client().await;
+    // Nobody presents in either, so both have to be asked about.
+    for (room, status) in [(12, 503), (13, 429)] {
+        let answer = post_v1(&mut client, room, &token, "hi").await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        let path = "/v1/rooms/{presenter_idx}/messages";
+        let told = &document["paths"][path]["post"]["responses"][status.to_string()]["headers"];
+        for (name, header) in told.as_object().unwrap() {
+            assert_eq!(header["schema"]["type"], "integer");
+            let value = answer.header(name).unwrap_or_else(|| panic!("no {name}: {answer:?}"));
+            assert!(value.parse::<u32>().is_ok(), "{name}: {value}");
+        }
     }
 }
 
