@@ -65,7 +65,7 @@ pub struct PresenterSession {
     acked: Seq,
     /// `welcome` was written (v1).
     greeted: bool,
-    /// When to connect again, which waits for `welcome`: that is always the first frame.
+    /// When to connect again, which waits for `welcome`: nothing else of the room comes before that.
     reconnect: Option<Duration>,
     closing: bool,
 }
