@@ -298,23 +298,26 @@ static IDEMPOTENCY_KEY: header::HeaderName = header::HeaderName::from_static("id
 
 /// The `Idempotency-Key` of a request: 1 to 255 visible ASCII characters, quoted as the draft has it or bare as many send it.
 pub(crate) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, ApiError> {
-    let mut values = request.headers().get_all(&IDEMPOTENCY_KEY);
-    let Some(value) = values.next() else {
+    let mut keys = request.headers().get_all(&IDEMPOTENCY_KEY).map(bare);
+    let Some(key) = keys.next() else {
         return Ok(None);
     };
-    if values.any(|other| other != value) {
+    if keys.any(|other| other != key) {
         return Err(ApiError::new(Code::BadRequest).with_detail("Idempotency-Key: there are two that differ"));
     }
-    let text = value.to_str().unwrap_or_default().trim();
-    let bare = text
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-        .unwrap_or(text);
-    if bare.is_empty() || bare.len() > 255 || bare.bytes().any(|byte| !byte.is_ascii_graphic()) {
+    if key.is_empty() || key.len() > 255 || key.bytes().any(|byte| !byte.is_ascii_graphic()) {
         let detail = "Idempotency-Key: 1 to 255 visible ASCII characters, in quotes or bare";
         return Err(ApiError::new(Code::BadRequest).with_detail(detail));
     }
-    Ok(Some(bare.to_owned()))
+    Ok(Some(key.to_owned()))
+}
+
+/// The key without its quotes; empty where it is no text.
+fn bare(value: &header::HeaderValue) -> &str {
+    let text = value.to_str().unwrap_or_default().trim();
+    text.strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'))
+        .unwrap_or(text)
 }
 
 /// Refuses a body that is no JSON, or that is compressed.
