@@ -96,6 +96,16 @@ async fn bad_input_is_named() {
         let detail = answer.json()["detail"].as_str().unwrap().to_owned();
         assert!(detail.contains(part), "{body}: {detail}");
     }
+    // Also where nobody reads it.
+    for body in [
+        &b"{\"text\":\"\xff\"}"[..],
+        b"{\"text\":\"a\",\"o\":\"\xff\"}",
+        b"{\"text\":\"a\",\"\xed\xa0\x80\":1}",
+    ] {
+        let answer = app.client().await.post_json(path, &[auth], body).await;
+        let detail = problem(&answer, 422, "invalid_message").json()["detail"].clone();
+        assert!(detail.as_str().unwrap().contains("utf-8"), "{detail}");
+    }
     problem(
         &raw(&app, &[auth], path, r#"{"text":"a"}"#).await,
         415,

@@ -10,7 +10,10 @@ use serde::{Deserialize, de::Error};
 /// # Errors
 /// What is wrong with it, in English.
 pub fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> serde_json::Result<T> {
-    no_array(json).and_then(|()| serde_json::from_slice(json))
+    no_array(json)?;
+    // serde_json does not look at the bytes of what is ignored.
+    let text = str::from_utf8(json).map_err(serde_json::Error::custom)?;
+    serde_json::from_str(text)
 }
 
 fn no_array(json: &[u8]) -> serde_json::Result<()> {
