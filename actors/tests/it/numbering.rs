@@ -337,6 +337,56 @@ async fn commit_failures_are_counted_for_as_long_as_the_spool_is_full_though_no_
 }
 
 #[actix::test]
+async fn a_disk_that_is_full_shows_though_the_spool_knows_none_of_the_rooms_that_are_sent_to() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    {
+        let mut script = spool.script();
+        (script.asks_store, script.full) = (true, true);
+    }
+    store.script().last_seqs.insert(1, Seq(7));
+    let stage = Stage::with(spool.clone(), store, registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    assert_eq!(stage.refused(1, "full").await, Refusal::LogUnavailable);
+    until("it to be found full", || !stage.writer.writable()).await;
+    let counted = stage.metrics.commit_failures.get();
+    assert!(counted > 0);
+    until("it to be found full again and again", || {
+        stage.metrics.commit_failures.get() >= counted + 5
+    })
+    .await;
+    assert!(!stage.writer.writable());
+    spool.script().full = false;
+    until("it to take events again", || stage.writer.writable()).await;
+    assert_eq!(stage.accepted_again(1, "first").await.seq, Seq(8));
+    assert!(stage.writer.writable());
+}
+
+#[actix::test]
+async fn a_room_whose_last_seq_cannot_be_kept_is_counted_and_costs_no_other_room() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    {
+        let mut script = spool.script();
+        (script.asks_store, script.learns_in_vain) = (true, true);
+        script.rooms.insert(2, Seq(0));
+    }
+    let stage = Stage::with(spool.clone(), store, registry_config(), writer_config());
+    let (_waits, _reader) = (stage.reader(1), stage.reader(2));
+    assert_eq!(stage.refused(1, "x").await, Refusal::LogUnavailable);
+    // The sweep asks for it again and again, for its session.
+    let (began, mut seq) = (Instant::now(), 0);
+    while stage.metrics.commit_failures.get() < 5 {
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(20),
+            "it is not counted"
+        );
+        seq += 1;
+        assert_eq!(stage.accepted(2, "y").await.seq, Seq(seq));
+    }
+    spool.script().learns_in_vain = false;
+    assert_eq!(stage.accepted_again(1, "first").await.seq, Seq(1));
+}
+
+#[actix::test]
 async fn with_answers_from_memory_too_a_spool_that_stays_full_is_an_error_once() {
     keep_lines();
     let mut config = writer_config();

@@ -89,8 +89,10 @@ pub struct SpoolScript {
     pub reopened: usize,
     /// There is no room, for as long as this is set.
     pub full: bool,
-    /// What a commit says then.
+    /// What a commit says then, and whatever else is to be kept.
     pub full_why: &'static str,
+    /// The page is damaged on which last seqs are to be kept.
+    pub learns_in_vain: bool,
     /// From here on nothing happens any more, as after a kill -9 of the process.
     pub killed: bool,
     /// How far rooms got.
@@ -143,6 +145,15 @@ impl SpoolScript {
         Ok(())
     }
 
+    fn has_room(&self) -> Result<(), SpoolError> {
+        if self.full {
+            let why = self.full_why.into();
+            let fault = SpoolFault::Full;
+            return Err(SpoolError { why, fault });
+        }
+        Ok(())
+    }
+
     /// Whether it is there at all. Broadcasts are not scripted: scripts are about events.
     fn is_there(&self) -> Result<(), SpoolError> {
         if self.killed {
@@ -177,12 +188,7 @@ impl Spool for ScriptedSpool {
         if script.killed {
             return Err(error(SpoolFault::Unsure));
         }
-        if script.full {
-            return Err(SpoolError {
-                why: script.full_why.into(),
-                ..error(SpoolFault::Full)
-            });
-        }
+        script.has_room()?;
         script.sizes.push(events.len());
         match script.commits.front().copied().unwrap_or(Commit::Works) {
             Commit::Works => {
@@ -278,6 +284,10 @@ impl Spool for ScriptedSpool {
     fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, _: i64) -> Result<Seq, SpoolError> {
         let mut script = self.script();
         script.fails()?;
+        script.has_room()?;
+        if script.learns_in_vain {
+            return Err(error(SpoolFault::Unsure));
+        }
         let of_room = script.rows.values().filter(|event| event.presenter_idx == presenter);
         let last = of_room.map(|event| event.seq).max().unwrap_or_default().max(last);
         // What is known already stays.
@@ -399,9 +409,7 @@ impl Spool for ScriptedSpool {
 
     fn probe(&mut self) -> Result<(), SpoolError> {
         let mut script = self.script();
-        if script.full {
-            return Err(error(SpoolFault::Full));
-        }
+        script.has_room()?;
         script.fails()
     }
 

@@ -76,7 +76,20 @@ impl Run {
                 self.takes_again();
                 self.keep_broadcasts(Vec::new());
             }
-            Err(error) => self.still_failing(&error),
+            Err(error) => {
+                self.handle.writable.store(false, Ordering::Release);
+                self.still_failing(&error);
+            }
+        }
+    }
+
+    /// What somebody waits for could not be kept, though no commit failed: perhaps none comes, because the spool knows none of the rooms
+    /// that are sent to. It counts as one, and a probe tells whether the spool takes anything at all: a page that is damaged must not
+    /// cost the other rooms.
+    pub(super) fn failed_to_keep(&mut self) {
+        self.metrics.commit_failures.inc();
+        if self.handle.writable() && self.probed_at.elapsed() >= self.settings.probe_every {
+            self.try_again();
         }
     }
 

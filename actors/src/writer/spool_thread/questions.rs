@@ -62,6 +62,7 @@ impl Run {
                 });
                 let last = known.map_err(|error| {
                     log::error!("spool: the last seq of a room cannot be kept: {error}");
+                    self.failed_to_keep();
                 });
                 self.tell_last_seq(presenter, last);
             }
@@ -72,7 +73,10 @@ impl Run {
             }
             SpoolCommand::MarkPlace { place } => {
                 let kept = self.spool.keep_places(&[place]);
-                let kept = kept.inspect_err(|error| log::warn!("spool: how far a room got is not kept: {error}"));
+                let kept = kept.map_err(|error| {
+                    log::warn!("spool: how far a room got is not kept: {error}");
+                    self.failed_to_keep();
+                });
                 self.registry.mailbox.push(RegistryMsg::Marked {
                     presenter: place.presenter,
                     kept: kept.is_ok(),
