@@ -47,6 +47,7 @@ use chatting_actors::{
     idempotency::KeyRow,
     metrics::Metrics,
     seams::{LastSeq, Place, Pos, Spool, SpoolError, SpoolFault},
+    seldom::Seldom,
     types::{Epoch, Event, PresenterIdx, Seq},
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
@@ -122,6 +123,8 @@ pub struct SqliteSpool {
     measured_at: Instant,
     /// What the store will not take, for the metrics.
     kept: Kept,
+    /// That rows cannot be read, for the log.
+    unreadable: Seldom,
     lock: SpoolLock,
 }
 
@@ -521,8 +524,13 @@ impl SqliteSpool {
     }
 
     fn set_rows_aside(&mut self, rows: &[(Pos, String)]) -> Result<(), SpoolError> {
-        for (pos, why) in rows {
-            log::error!("spool: row {pos} cannot be read and is parked: {why}");
+        if let Some((pos, why)) = rows.first()
+            && let Some(more) = self.unreadable.due(Instant::now())
+        {
+            let count = rows.len();
+            log::error!(
+                "spool: row {pos} cannot be read and is parked, the first of {count} in its batch: {why}{more}"
+            );
         }
         let set_aside = |this: &mut Self, connection: &mut Connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;

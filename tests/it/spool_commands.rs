@@ -1,12 +1,13 @@
 //! `spool status`, `verify` and `replay`, as an operator runs them: the real program on real files and a real MongoDB.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{path::Path, process::Command, sync::Arc, time::Instant};
 
 use chatting_actors::{
     clock::EventClock,
     idempotency::Keyed,
     moderation::Act,
     seams::{LogStore, Spool},
+    seldom::Seldom,
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
 use chatting_server::store::{
@@ -853,6 +854,24 @@ async fn replay_does_not_say_that_all_is_in_the_store_while_a_row_cannot_be_read
     assert_eq!(code, 0, "{out}{error}");
     let (code, out, _) = site.run(&["spool", "replay"]);
     assert_eq!(code, 0, "{out}");
+}
+
+#[actix_web::test]
+async fn rows_that_cannot_be_read_have_no_line_each() {
+    let site = Site::new(&[(12, 300)], None);
+    site.sql("UPDATE spool SET role = 'king'");
+    let began = Instant::now();
+    let (code, out, error) = site.run(&["spool", "replay", "--set", "log.batch_max=100"]);
+    assert_eq!(code, 1, "{out}{error}");
+    assert!(out.contains("parked: 300 more, 300 in all"), "{out}");
+    let told = error
+        .lines()
+        .filter(|line| line.contains("cannot be read and is parked"));
+    let told: Vec<_> = told.collect();
+    let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+    assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
+    let first = "row 1 cannot be read and is parked, the first of 100 in its batch: ";
+    assert!(told[0].contains(first), "{told:?}");
 }
 
 #[actix_web::test]

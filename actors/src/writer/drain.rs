@@ -67,6 +67,8 @@ pub struct LogWriter {
     newest_known: bool,
     /// That it does not tell a room's last seq, for the log.
     unknown: Seldom,
+    /// That it will never take an event, for the log.
+    parking: Seldom,
     _present: Present,
 }
 
@@ -85,6 +87,7 @@ impl LogWriter {
             flushing: Vec::new(),
             newest_known: false,
             unknown: Seldom::new(),
+            parking: Seldom::new(),
             records: Records::Due,
             adopted: false,
             marked: Vec::new(),
@@ -248,14 +251,19 @@ impl LogWriter {
             .into_iter()
             .filter_map(|poison| {
                 let (pos, event) = self.backlog.get(poison.index)?.clone();
-                log::error!(
-                    "store: event {} will never be stored as it is, parked: {}",
-                    event.id,
-                    poison.reason
-                );
                 Some((pos, event, poison.reason))
             })
             .collect();
+        // All of them may be: a collection's rule is for every event.
+        if let Some((_, event, reason)) = parked.first()
+            && let Some(more) = self.parking.due(Instant::now())
+        {
+            log::error!(
+                "store: event {} will never be stored as it is, parked, the first of {} in its batch: {reason}{more}",
+                event.id,
+                parked.len()
+            );
+        }
         let parked_count = parked.len() as u64;
         let (reply, freed) = oneshot::channel();
         // Rows are told apart by their own times: this clock may be ahead of them, where the system's was set back.

@@ -12,6 +12,7 @@ mod again;
 mod broadcasts;
 mod questions;
 
+use self::questions::Failing;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -88,6 +89,7 @@ impl SpoolThread {
             result: None,
             telling: None,
             owed: Owed::Nothing,
+            failing: Failing::default(),
             fails_behind_commit: false,
             fails_before_telling: false,
             stopping: false,
@@ -176,6 +178,7 @@ struct Run {
     /// What the registry is still to be told, and of which events: their permits.
     telling: Option<(Vec<WriterPermit>, Committed)>,
     owed: Owed,
+    failing: Failing,
     fails_behind_commit: bool,
     fails_before_telling: bool,
     stopping: bool,

@@ -179,6 +179,55 @@ async fn a_store_that_does_not_tell_where_rooms_stand_has_no_line_a_room() {
 }
 
 #[actix::test]
+async fn last_seqs_that_cannot_be_kept_have_no_line_a_room() {
+    keep_lines();
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    {
+        let mut script = spool.script();
+        (script.asks_store, script.full, script.full_why) = (true, true, "full under 100 rooms");
+    }
+    let (stage, began) = (
+        Stage::with(spool, store, registry_config(), writer_config()),
+        Instant::now(),
+    );
+    for presenter in 1..=100 {
+        let _reader = stage.reader(presenter);
+        assert_eq!(stage.refused(presenter, "x").await, Refusal::LogUnavailable);
+    }
+    let told = lines_with("last seq of a room cannot be kept: full under 100 rooms");
+    let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+    assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
+}
+
+#[actix::test]
+async fn events_that_the_store_refuses_have_no_line_each() {
+    keep_lines();
+    let (stage, began) = (Stage::set(), Instant::now());
+    let _reader = stage.reader(1);
+    {
+        let mut script = stage.store.script();
+        script.away = true;
+        script.poison.push("bad".into());
+    }
+    let mut ids = Vec::new();
+    for _ in 0..250 {
+        ids.push(stage.accepted(1, "bad").await.id.to_string());
+    }
+    stage.store.script().away = false;
+    assert!(stage.stored(1).await.is_empty());
+    assert_eq!(stage.metrics.parked.get(), 250);
+    let mut told = lines_with("will never be stored as it is");
+    told.retain(|line| ids.iter().any(|id| line.contains(id)));
+    let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+    assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
+    let first = format!("{} will never be stored as it is, parked, the first of ", ids[0]);
+    assert!(
+        told[0].contains(&first) && told[0].ends_with(" in its batch: scripted"),
+        "{told:?}"
+    );
+}
+
+#[actix::test]
 async fn rule_04_poison_is_parked_and_blocks_nothing_behind_it() {
     let stage = Stage::set();
     let _reader = stage.reader(1);

@@ -4,6 +4,7 @@ use std::{collections::HashMap, path::PathBuf, time::Instant};
 
 use chatting_actors::{
     seams::Pos,
+    seldom::Seldom,
     types::{Epoch, PresenterIdx, Seq},
     writer::SpoolInfo,
 };
@@ -201,6 +202,7 @@ impl SqliteSpool {
             bytes: 0,
             measured_at: Instant::now(),
             kept: Kept::default(),
+            unreadable: Seldom::new(),
             lock,
         };
         this.measure();

@@ -2,12 +2,25 @@
 //! before it.
 
 use super::*;
+use crate::seldom::Seldom;
+
+/// When it was last told that one of these failed: all rooms ask, again and again for as long as it does.
+#[derive(Default)]
+pub(super) struct Failing {
+    last_seq: Seldom,
+    learning: Seldom,
+    place: Seldom,
+    places: Seldom,
+    mark: Seldom,
+}
 
 impl Run {
     /// What a room's numbering goes on from, and how far the room had got when that was last kept.
     fn tell_last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>) {
         let place = self.spool.place(presenter).unwrap_or_else(|error| {
-            log::warn!("spool: how far a room got cannot be read: {error}");
+            if let Some(more) = self.failing.place.due(Instant::now()) {
+                log::warn!("spool: how far a room got cannot be read: {error}{more}");
+            }
             None
         });
         self.registry
@@ -47,7 +60,9 @@ impl Run {
                 Ok(Some(last)) => self.tell_last_seq(presenter, Ok(last)),
                 Ok(None) => self.drain.push(DrainMsg::AskStore { presenter }),
                 Err(error) => {
-                    log::error!("spool: the last seq of a room cannot be read: {error}");
+                    if let Some(more) = self.failing.last_seq.due(Instant::now()) {
+                        log::error!("spool: the last seq of a room cannot be read: {error}{more}");
+                    }
                     self.tell_last_seq(presenter, Err(()));
                 }
             },
@@ -61,20 +76,26 @@ impl Run {
                     LastSeq::AskStore => Ok(last),
                 });
                 let last = known.map_err(|error| {
-                    log::error!("spool: the last seq of a room cannot be kept: {error}");
+                    if let Some(more) = self.failing.learning.due(Instant::now()) {
+                        log::error!("spool: the last seq of a room cannot be kept: {error}{more}");
+                    }
                     self.failed_to_keep();
                 });
                 self.tell_last_seq(presenter, last);
             }
             SpoolCommand::KeepPlaces { places } => {
-                if let Err(error) = self.spool.keep_places(&places) {
-                    log::warn!("spool: how far {} rooms got is not kept: {error}", places.len());
+                if let Err(error) = self.spool.keep_places(&places)
+                    && let Some(more) = self.failing.places.due(Instant::now())
+                {
+                    log::warn!("spool: how far {} rooms got is not kept: {error}{more}", places.len());
                 }
             }
             SpoolCommand::MarkPlace { place } => {
                 let kept = self.spool.keep_places(&[place]);
                 let kept = kept.map_err(|error| {
-                    log::warn!("spool: how far a room got is not kept: {error}");
+                    if let Some(more) = self.failing.mark.due(Instant::now()) {
+                        log::warn!("spool: how far a room got is not kept: {error}{more}");
+                    }
                     self.failed_to_keep();
                 });
                 self.registry.mailbox.push(RegistryMsg::Marked {
