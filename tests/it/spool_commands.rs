@@ -701,6 +701,20 @@ async fn replay_without_its_store_keeps_everything_and_says_why() {
 }
 
 #[actix_web::test]
+async fn replay_that_fails_before_it_begins_leaves_a_spool_that_was_stopped_cleanly() {
+    let site = Site::new(&[(12, 3)], Some(("mongodb://host:port", "nowhere")));
+    assert_eq!(site.status()["stopped_cleanly"], true);
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!((code, &*out), (64, ""), "{error}");
+    assert!(error.contains("mongodb.uri"), "{error}");
+    let status = site.status();
+    assert_eq!(
+        (&status["stopped_cleanly"], &status["events"]["count"]),
+        (&true.into(), &3.into())
+    );
+}
+
+#[actix_web::test]
 async fn replay_that_is_interrupted_or_killed_goes_on_where_it_was() {
     let mongod = Mongod::start_own().await;
     let database = fresh_database_name();

@@ -16,6 +16,7 @@ use chatting_actors::{
     clock::system_ms,
     seams::{NotPut, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
     types::Event,
+    writer::SpoolInfo,
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
@@ -50,22 +51,31 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
     telemetry::init(settings);
     must_exist(settings)?;
     until_it_ends(async {
-        let (spool, info) = take_spool(settings, "while it runs it takes its spool to the store itself")?;
-        // No place is taken: a server with another spool may write to this log meanwhile. Nothing is numbered here, and what is taken
-        // there has its numbers in the epochs of this spool, where nobody else gives any.
-        let Log { store, place: _ } = behind(settings, &spool).await?;
-        let mut replay = Replay {
-            settings,
-            spool,
-            store,
-            stop: stop_signal()?.boxed_local(),
-            stopped: false,
-        };
-        let total = (info.last - info.first + 1).cast_unsigned();
-        let done = replay.run(info.first - 1, total, args.parked).await;
-        replay.spool.close();
+        let (mut spool, info) = take_spool(settings, "while it runs it takes its spool to the store itself")?;
+        let done = replay(args, settings, &info, &mut spool).await;
+        spool.close();
         done
     })
+}
+
+async fn replay(
+    args: &ReplayArgs,
+    settings: &Settings,
+    info: &SpoolInfo,
+    spool: &mut SqliteSpool,
+) -> Result<ExitCode, Failure> {
+    // No place is taken: a server with another spool may write to this log meanwhile. Nothing is numbered here, and what is taken
+    // there has its numbers in the epochs of this spool, where nobody else gives any.
+    let Log { store, place: _ } = behind(settings, spool).await?;
+    let mut replay = Replay {
+        settings,
+        spool,
+        store,
+        stop: stop_signal()?.boxed_local(),
+        stopped: false,
+    };
+    let total = (info.last - info.first + 1).cast_unsigned();
+    replay.run(info.first - 1, total, args.parked).await
 }
 
 /// Why it ended before the end.
@@ -99,7 +109,7 @@ struct Totals {
 
 struct Replay<'a> {
     settings: &'a Settings,
-    spool: SqliteSpool,
+    spool: &'a mut SqliteSpool,
     store: Arc<dyn Archive>,
     stop: LocalBoxFuture<'static, ()>,
     stopped: bool,
@@ -170,7 +180,7 @@ impl Replay<'_> {
     }
 
     fn count(&mut self, what: fn(&mut SqliteSpool) -> Result<u64, SpoolError>) -> Result<u64, Failure> {
-        what(&mut self.spool).map_err(|error| Failure::unavailable(error.to_string()))
+        what(self.spool).map_err(|error| Failure::unavailable(error.to_string()))
     }
 
     async fn events(&mut self, mut after: Pos, total: u64, totals: &mut Totals) -> Result<(), Ended> {
