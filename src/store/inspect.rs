@@ -63,7 +63,10 @@ pub enum LookError {
         path: PathBuf,
     },
     /// A later version wrote it.
-    #[error("the spool {path} has format {found}; this version reads format {FORMAT}")]
+    #[error(
+        "the spool {path} has format {found}, and this version reads format {FORMAT}: a later version has had it, and can look \
+         into it"
+    )]
     Format {
         /// The file.
         path: PathBuf,

@@ -356,9 +356,10 @@ async fn what_is_no_spool_cannot_be_opened_and_is_left_alone() {
         &b"this is no database, but long enough to be one. ".repeat(200),
     );
     std::fs::copy(site.path(), site.dir.path().join("later.db")).unwrap();
-    Connection::open(site.dir.path().join("later.db"))
-        .unwrap()
-        .execute_batch("UPDATE meta SET value = 99 WHERE key = 'format'")
+    let later = || Connection::open(site.dir.path().join("later.db")).unwrap();
+    // It may have a table less.
+    later()
+        .execute_batch("UPDATE meta SET value = 99 WHERE key = 'format'; DROP TABLE places")
         .unwrap();
     for (name, why) in [
         ("missing.db", "No such file"),
@@ -371,6 +372,25 @@ async fn what_is_no_spool_cannot_be_opened_and_is_left_alone() {
             assert_eq!((code, out.as_str()), (69, ""), "{name}: {error}");
             assert!(error.contains(name) && error.contains(why), "{name}: {error}");
         }
+    }
+    let tables = || -> Vec<String> {
+        let connection = later();
+        let mut schema = connection.prepare("SELECT name FROM sqlite_schema").unwrap();
+        let names = schema.query_map([], |row| row.get(0)).unwrap();
+        names.map(Result::unwrap).collect()
+    };
+    let before = tables();
+    for command in [
+        &["spool", "replay", "--path", "later.db"][..],
+        &["serve", "--set", "log.path=later.db"],
+    ] {
+        let (code, _, error) = site.run(command);
+        assert_eq!(code, 69, "{command:?}: {error}");
+        assert!(
+            error.contains("format 99") && error.contains("docs/DEPLOY.md"),
+            "{command:?}: {error}"
+        );
+        assert_eq!(tables(), before, "{command:?}");
     }
     let (code, _, error) = site.run(&["spool", "replay", "--path", "missing.db"]);
     assert_eq!(code, 69, "{error}");

@@ -1,6 +1,10 @@
 //! Opening a spool: the lock, the file's tables and format, what an unclean stop or damage left, where the numbering goes on.
 
-use std::{collections::HashMap, path::PathBuf, time::Instant};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use chatting_actors::{
     seams::Pos,
@@ -126,8 +130,11 @@ pub enum OpenError {
         /// `log.backend`
         set: &'static str,
     },
-    /// A later version wrote it.
-    #[error("the spool {path} has format {found}; this version reads format {FORMAT}")]
+    /// A later version wrote it. Everything is as it was.
+    #[error(
+        "the spool {path} (log.path) has format {found}, and this version reads format {FORMAT}; it stays as it is. A later version \
+         has had it: start that one again; docs/DEPLOY.md, \"Back to the version before\", has the way back from it"
+    )]
     Format {
         /// The file.
         path: PathBuf,
@@ -240,6 +247,11 @@ fn begin(settings: &SpoolSettings, ours: &mut bool) -> Result<(Connection, Start
     };
     keep_wal(&connection, true)?;
     *ours |= may_be_ours(&connection, &settings.path)?;
+    // What a later version has there is not to be changed, not even by tables that it has no more. Where this cannot be read, what
+    // comes behind it says why.
+    if let Ok(found) = meta(&connection, "format") {
+        is_known(found, &settings.path)?;
+    }
     set_up(&connection, settings).map_err(sqlite)?;
     let state = take_over(&mut connection, settings)?;
     keep_wal(&connection, false)?;
@@ -258,19 +270,24 @@ fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<St
         of => of?,
     }
     let found = check(connection, settings).map_err(sqlite)?;
-    match found {
-        Some(1) => upgrade(connection).map_err(sqlite)?,
-        Some(found) if found != FORMAT => {
-            return Err(OpenError::Format {
-                path: path.clone(),
-                found,
-            });
-        }
-        _ => {}
+    is_known(found, path)?;
+    if found == Some(1) {
+        upgrade(connection).map_err(sqlite)?;
     }
     let state = start(connection, settings, found.is_none()).map_err(sqlite)?;
     limit(connection, settings).map_err(sqlite)?;
     Ok(state)
+}
+
+/// Refuses a format that this version does not read; none is that of a new file.
+fn is_known(found: Option<i64>, path: &Path) -> Result<(), OpenError> {
+    match found {
+        None | Some(1 | FORMAT) => Ok(()),
+        Some(found) => Err(OpenError::Format {
+            path: path.to_owned(),
+            found,
+        }),
+    }
 }
 
 pub(super) fn open_connection(settings: &SpoolSettings) -> rusqlite::Result<Connection> {
