@@ -27,7 +27,7 @@ use chatting_actors::{
     seams::{LogStore, RoomApi, Spool, StoreError},
     supervise::{Watch, log_panics, supervise},
     wire::legacy::Clock,
-    writer::{LogWriter, SpoolThread, WriterHandle, WriterParts},
+    writer::{LogWriter, SpoolEnd, SpoolThread, WriterHandle, WriterParts},
 };
 use futures_util::future::join_all;
 use prometheus_client::registry::Registry as MetricNames;
@@ -88,6 +88,8 @@ pub enum Stopped {
     /// The deadline was over first; everything answered is committed all the same, but perhaps for what was answered from memory
     /// (`log.durability`).
     AtDeadline,
+    /// The spool has everything answered, and could not be marked as stopped cleanly, as on a full disk: the next start checks it.
+    Unmarked,
     /// The spool did not take events that had been answered from memory (`log.durability`).
     Lost,
 }
@@ -146,7 +148,9 @@ impl App {
             .set(i64::try_from(max_bytes).unwrap_or(i64::MAX));
         let (spool, mut info) = SqliteSpool::open(kept_in)?;
         // A start that comes to nothing, or is broken off, leaves a spool that was stopped cleanly.
-        let mut spool = scopeguard::guard(spool, |mut spool| spool.close());
+        let mut spool = scopeguard::guard(spool, |mut spool| {
+            spool.close();
+        });
         spool.count_in(&metrics);
         log::info!("spool {}: {}", settings.log.path, spool.found());
         if let Ok(Some(_)) = spool.importing() {
@@ -376,9 +380,12 @@ impl App {
         };
         self.watching.abort();
         self.state.health.writer.stop();
-        let written = Arc::new(AtomicBool::new(true));
-        let told = Arc::clone(&written);
-        let closed = join_until(step(2), move || told.store(self.spool_thread.join(), Ordering::Release)).await;
+        let spool_end = Arc::new(OnceLock::new());
+        let told = Arc::clone(&spool_end);
+        let closed = join_until(step(2), move || {
+            let _ = told.set(self.spool_thread.join());
+        })
+        .await;
         if !closed {
             log::error!(
                 "stopping: the deadline is over, and the disk does not let the spool be closed; the next start checks it"
@@ -414,10 +421,14 @@ impl App {
         if let Ok(Err(error)) = served {
             return Err(error);
         }
-        let (stopped, how) = match (in_order && closed, written.load(Ordering::Acquire)) {
-            (_, false) => (Stopped::Lost, "with events lost"),
-            (true, true) => (Stopped::InOrder, "in order"),
-            (false, true) => (Stopped::AtDeadline, "at the deadline"),
+        let (stopped, how) = match (in_order && closed, spool_end.get()) {
+            (_, Some(SpoolEnd::Lost)) => (Stopped::Lost, "with events lost"),
+            (_, Some(SpoolEnd::Unmarked)) => (
+                Stopped::Unmarked,
+                "with a spool that could not be closed; the next start checks it",
+            ),
+            (true, _) => (Stopped::InOrder, "in order"),
+            (false, _) => (Stopped::AtDeadline, "at the deadline"),
         };
         log::info!("stopped {how}");
         Ok(stopped)

@@ -34,8 +34,8 @@ Exit codes:
   2   the command line is wrong
   64  a setting is wrong; every one is named
   69  a port, a file, the spool or the store is not to be had, or another server has it
-  75  stopped at the deadline, or interrupted: nothing that was answered is lost,
-      but with log.durability \"memory\" what the disk did not take";
+  75  stopped at the deadline or over a full disk, or interrupted: nothing that was answered
+      is lost, but with log.durability \"memory\" what the disk did not take";
 
 /// A chat server for live broadcasts.
 #[derive(Parser)]
@@ -55,7 +55,7 @@ enum Command {
     /// again.
     ///
     /// Exit codes: 0 stopped in order, 64 bad settings, 69 a port, file or store is not to be had, 75 stopped at the
-    /// deadline, or with log.durability "memory" over a spool that took not all.
+    /// deadline, or over a spool that could not be closed or, with log.durability "memory", took not all.
     Serve(serve::ServeArgs),
     /// Try it: needs nothing, keeps nothing.
     ///

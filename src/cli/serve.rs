@@ -123,6 +123,6 @@ pub(super) async fn run_app(
 fn exit_code(stopped: Stopped) -> ExitCode {
     match stopped {
         Stopped::InOrder => ExitCode::SUCCESS,
-        Stopped::AtDeadline | Stopped::Lost => Exit::Unfinished.into(),
+        Stopped::AtDeadline | Stopped::Unmarked | Stopped::Lost => Exit::Unfinished.into(),
     }
 }

@@ -474,23 +474,31 @@ impl Spool for SqliteSpool {
         self.bytes
     }
 
-    fn close(&mut self) {
+    fn close(&mut self) -> bool {
         let damaged = self.connection.damaged();
-        let newest = self.with(|_, connection| {
+        let marked = self.with(|_, connection| {
             let newest: Option<i64> = connection.query_row(NEWEST, [], |row| row.get(0)).optional()?;
             if let Some(newest) = newest {
                 keep_last_ms(connection, newest)?;
             }
             if damaged {
                 // The next start checks it, and sets it aside as it is.
-                return Ok(());
+                return Ok(false);
             }
             set_meta(connection, "clean", 1)?;
-            connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            Ok(true)
         });
-        if let Err(error) = newest {
+        let marked = marked.unwrap_or_else(|error| {
             log::error!("spool: its end cannot be marked clean: {error}");
+            false
+        });
+        if marked
+            && let Err(error) = self.with(|_, connection| connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)"))
+        {
+            // It is a part of the file.
+            log::warn!("spool: its WAL stays beside it: {error}");
         }
+        marked
     }
 }
 

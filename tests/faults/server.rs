@@ -158,14 +158,14 @@ impl Server {
         self.address.set(None);
     }
 
-    /// SIGTERM; it must end well.
+    /// SIGTERM; it must end well, or say that a full disk did not let its spool be closed.
     pub async fn stop(&mut self) {
         if let Some(process) = self.process.take() {
             let told = Arc::clone(&process);
             std::thread::spawn(move || told.signal("TERM"));
             let status = process.exited().await;
             assert!(
-                status.success(),
+                status.success() || (self.disk.is_some() && status.code() == Some(75)),
                 "stopped with {status}; it wrote:\n{}",
                 process.output()
             );

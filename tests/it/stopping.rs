@@ -41,6 +41,31 @@ async fn a_stop_waits_a_moment_for_mongodb_whatever_its_deadline() {
 }
 
 #[actix_web::test]
+async fn a_server_whose_spool_cannot_be_marked_as_stopped_ends_with_75_and_says_so() {
+    let dir = ScratchDir::new("unmarked");
+    let server = Process::start(&dir, &mut serve(&dir, &[]));
+    server.address(&dir.path().join("port")).await;
+    let spool = rusqlite::Connection::open(dir.path().join("data/chat.db")).unwrap();
+    // As on a full disk.
+    let takes_no_mark =
+        "CREATE TRIGGER no BEFORE INSERT ON meta WHEN NEW.key = 'clean' BEGIN SELECT RAISE(ABORT, 'no'); END";
+    spool.execute_batch(takes_no_mark).unwrap();
+    one_message(&dir, &server).await;
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
+    let output = server.output();
+    assert!(output.contains("its end cannot be marked clean: no"), "{output}");
+    assert!(
+        output.contains("stopped with a spool that could not be closed"),
+        "{output}"
+    );
+    spool.execute_batch("DROP TRIGGER no").unwrap();
+    drop(spool);
+    let server = Process::start(&dir, &mut serve(&dir, &[]));
+    server.line("not stopped cleanly, durability was disk").await;
+}
+
+#[actix_web::test]
 async fn a_server_that_loses_what_it_answered_from_memory_ends_with_75_and_says_so() {
     let dir = ScratchDir::new("lost");
     let server = Process::start(&dir, &mut serve(&dir, &["--set", "log.durability=memory"]));

@@ -23,7 +23,7 @@ pub use self::{
     drain::LogWriter,
     handle::{SpoolFailure, SpoolInfo, WriterHandle, WriterPermit},
     parts::{StoreState, WriterConfig, WriterParts},
-    spool_thread::SpoolThread,
+    spool_thread::{SpoolEnd, SpoolThread},
 };
 pub(crate) use self::{
     handle::{Appended, SpoolCommand},

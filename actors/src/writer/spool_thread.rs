@@ -50,9 +50,20 @@ pub(crate) struct SpoolThreadSettings {
     pub answer_first: bool,
 }
 
+/// How the thread left the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpoolEnd {
+    /// All that was answered is in it, and so is the mark of a clean stop.
+    Closed,
+    /// All that was answered is in it. The mark is not, so the next start checks it.
+    Unmarked,
+    /// It lacks events that were answered from memory.
+    Lost,
+}
+
 /// The running thread. Dropping it does not stop it: [`WriterHandle::stop`] does.
 pub struct SpoolThread {
-    thread: JoinHandle<bool>,
+    thread: JoinHandle<SpoolEnd>,
 }
 
 impl SpoolThread {
@@ -100,12 +111,11 @@ impl SpoolThread {
         Ok(Self { thread })
     }
 
-    /// Waits until the thread has ended; `false`: the spool lacks events that were answered from memory. Call [`WriterHandle::stop`]
-    /// first; blocks.
-    pub fn join(self) -> bool {
+    /// Waits until the thread has ended. Call [`WriterHandle::stop`] first; blocks.
+    pub fn join(self) -> SpoolEnd {
         self.thread.join().unwrap_or_else(|_| {
             log::error!("the spool's thread panicked");
-            false
+            SpoolEnd::Lost
         })
     }
 }
@@ -188,8 +198,7 @@ struct Run {
 }
 
 impl Run {
-    /// Whether the spool has all that was answered.
-    fn run(mut self) -> bool {
+    fn run(mut self) -> SpoolEnd {
         thread_of("spool");
         // What an earlier run left counts from the start on, also where nothing comes for long.
         self.show_size();
@@ -197,20 +206,28 @@ impl Run {
             let present = self.watch.enter();
             let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
             drop(present);
-            if served.is_ok() {
-                return self.unwritten.is_empty();
+            if let Ok(marked) = served {
+                return self.end(marked);
             }
             let pause = self.watch.failed();
             if self.stopping {
                 log::error!("the spool panicked while it was closed; the next start checks it");
-                return self.unwritten.is_empty();
+                return self.end(false);
             }
             self.handle.queue.pause(pause);
         }
     }
 
-    /// Until it is told to stop.
-    fn serve(&mut self) {
+    fn end(&self, marked: bool) -> SpoolEnd {
+        match (self.unwritten.is_empty(), marked) {
+            (true, true) => SpoolEnd::Closed,
+            (true, false) => SpoolEnd::Unmarked,
+            (false, _) => SpoolEnd::Lost,
+        }
+    }
+
+    /// Until it is told to stop; returns whether the spool is marked then.
+    fn serve(&mut self) -> bool {
         self.pick_up();
         loop {
             if self.commands.is_empty() && self.pending.is_empty() {
@@ -270,18 +287,18 @@ impl Run {
         }
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self) -> bool {
         self.stopping = true;
         if !self.unwritten.is_empty() {
             self.write_sooner_or_later(Vec::new());
         }
         self.keep_broadcasts(Vec::new());
         if self.unwritten.is_empty() {
-            self.spool.close();
-        } else {
-            // Their numbers were told. A spool that is not marked clean begins a new epoch, in which they may be given again.
-            log::error!("spool: {} events answered from memory are lost", self.unwritten.len());
+            return self.spool.close();
         }
+        // Their numbers were told. A spool that is not marked clean begins a new epoch, in which they may be given again.
+        log::error!("spool: {} events answered from memory are lost", self.unwritten.len());
+        false
     }
 
     /// What a panic left in hand: a question is answered as failed, a commit by what the file holds. Nothing to do at a start.

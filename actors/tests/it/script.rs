@@ -417,7 +417,9 @@ impl Spool for ScriptedSpool {
         0
     }
 
-    fn close(&mut self) {}
+    fn close(&mut self) -> bool {
+        self.script().has_room().is_ok()
+    }
 }
 
 #[derive(Default)]
