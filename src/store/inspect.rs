@@ -239,8 +239,8 @@ impl SpoolFile {
         let path = &lock::file_of(path);
         let owned = || path.to_owned();
         let sqlite = |error| LookError::Sqlite { path: owned(), error };
-        // SQLite would only say that it is "unable to open database file".
-        std::fs::File::open(path).map_err(|error| LookError::File { path: owned(), error })?;
+        // SQLite would only say that it is "unable to open database file", or, of a directory, "disk I/O error".
+        readable_file(path).map_err(|error| LookError::File { path: owned(), error })?;
         let connection = open_to_read(path).map_err(sqlite)?;
         if !has_table(&connection, "meta").map_err(sqlite)? {
             return Err(LookError::NotASpool { path: owned() });
@@ -327,6 +327,20 @@ impl SpoolFile {
         }
         check.verified
     }
+}
+
+/// To open what is no regular file may take for ever.
+fn readable_file(path: &Path) -> std::io::Result<()> {
+    let kind = std::fs::metadata(path)?;
+    if kind.is_dir() {
+        return Err(std::io::Error::other(
+            "it is a directory, and the name of a file is wanted",
+        ));
+    }
+    if !kind.is_file() {
+        return Err(std::io::Error::other("it is no regular file"));
+    }
+    std::fs::File::open(path).map(drop)
 }
 
 fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {

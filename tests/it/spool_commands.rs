@@ -357,6 +357,9 @@ async fn what_is_no_spool_cannot_be_opened_and_is_left_alone() {
     );
     std::fs::copy(site.path(), site.dir.path().join("later.db")).unwrap();
     let later = || Connection::open(site.dir.path().join("later.db")).unwrap();
+    std::fs::create_dir(site.dir.path().join("directory.db")).unwrap();
+    let pipe = site.dir.path().join("pipe.db");
+    assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
     // It may have a table less.
     later()
         .execute_batch("UPDATE meta SET value = 99 WHERE key = 'format'; DROP TABLE places")
@@ -366,6 +369,8 @@ async fn what_is_no_spool_cannot_be_opened_and_is_left_alone() {
         ("empty.db", "no spool"),
         ("text.db", "not a database"),
         ("later.db", "format 99"),
+        ("directory.db", "it is a directory"),
+        ("pipe.db", "no regular file"),
     ] {
         for command in ["status", "verify"] {
             let (code, out, error) = site.run(&["spool", command, "--path", name]);
