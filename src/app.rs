@@ -47,7 +47,7 @@ use crate::{
     },
     limits::{OneEach, Rates},
     listen::{Listening, listen, listen_ops},
-    retention::Retention,
+    retention::{Clocks, Retention},
     room::{EmbeddedRooms, HttpRooms},
     settings::{AuthMode, LogBackend, RoomMode, Settings},
     shutdown::{CUT, Drain, stop_in_order},
@@ -159,6 +159,7 @@ impl App {
         let Opened { store, away, newest_ms } = open_store(settings, &mut spool, beat).await?;
         // A spool that is new, or was damaged, does not know the times that were told before it (rule 5).
         info.last_ms = info.last_ms.max(newest_ms);
+        let known = Clocks::at(info.last_ms);
         let history = History::new(
             settings.log.path.clone().into(),
             Arc::clone(&store),
@@ -301,7 +302,7 @@ impl App {
             failing,
         });
         let store = Arc::clone(state.history.store());
-        let retention = Retention::new(settings, store, parking, state.metrics.clone());
+        let retention = Retention::new(settings, store, parking, state.metrics.clone(), known);
         let lines = Lines::new(startup::patience(settings), state.metrics.answers_cut.clone());
         let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;

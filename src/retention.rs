@@ -2,13 +2,18 @@
 //! while the server runs.
 //!
 //! Legal hold and the numbering are the store's business (`store/keeping.rs`). A step that fails ends the sweep, which begins anew
-//! at the next one's time: what was removed stays removed.
+//! at the next one's time: what was removed stays removed. What is too old goes by the earliest of what may be the present: that of the
+//! system's clock only where it is believed (`retention/present.rs`), and that of the store's own clock, where it has one.
+
+mod present;
 
 use std::{sync::Arc, time::Duration};
 
-use chatting_actors::{clock::system_ms, metrics::Metrics, seams::StoreError};
+use chatting_actors::{metrics::Metrics, seams::StoreError};
 use uuid::Uuid;
 
+pub use self::present::Clocks;
+use self::present::Present;
 use crate::{
     settings::Settings,
     store::{Archive, keeping::Expired, spool::Parking},
@@ -22,6 +27,7 @@ pub struct Retention {
     store: Arc<dyn Archive>,
     parking: Parking,
     metrics: Metrics,
+    present: Present,
     keep_ms: i64,
     batch: usize,
     pause: Duration,
@@ -38,14 +44,22 @@ pub struct Swept {
 }
 
 impl Retention {
-    /// As the settings say; `None` where everything is kept for ever.
-    pub fn new(settings: &Settings, store: Arc<dyn Archive>, parking: Parking, metrics: Metrics) -> Option<Self> {
+    /// As the settings say; `None` where everything is kept for ever. It was at least so late at `known`, by the newest event.
+    pub fn new(
+        settings: &Settings,
+        store: Arc<dyn Archive>,
+        parking: Parking,
+        metrics: Metrics,
+        known: Clocks,
+    ) -> Option<Self> {
         let log = &settings.log;
         let days = i64::try_from(log.retention_days).unwrap_or(i64::MAX);
+        let settle_seconds = i64::try_from(log.retention_settle_seconds).unwrap_or(i64::MAX);
         (days > 0).then(|| Self {
             store,
             parking,
             metrics,
+            present: Present::new(known, settle_seconds.saturating_mul(1000)),
             keep_ms: days.saturating_mul(DAY_MS),
             batch: log.retention_batch,
             pause: Duration::from_millis(log.retention_pause_ms),
@@ -54,9 +68,9 @@ impl Retention {
     }
 
     /// Sweeps again and again, until it is dropped.
-    pub async fn keep_sweeping(self) {
+    pub async fn keep_sweeping(mut self) {
         loop {
-            let outcome = match self.sweep(system_ms().saturating_sub(self.keep_ms)).await {
+            let outcome = match self.sweep_at(Clocks::now()).await {
                 Ok(swept) => {
                     if swept != Swept::default() {
                         log::info!(
@@ -65,7 +79,7 @@ impl Retention {
                             swept.broadcasts
                         );
                     }
-                    "ok"
+                    if self.present.is_doubted() { "doubt" } else { "ok" }
                 }
                 Err(error) => {
                     log::warn!("retention: it goes on later: {error}");
@@ -75,6 +89,13 @@ impl Retention {
             self.metrics.retention_sweeps.inc(outcome);
             tokio::time::sleep(self.every).await;
         }
+    }
+
+    /// Removes what is too old when the clocks show this.
+    pub async fn sweep_at(&mut self, now: Clocks) -> Result<Swept, StoreError> {
+        let present = self.present.at(now);
+        let present = present.min(self.store.now_ms().await?.unwrap_or(present));
+        self.sweep(present.saturating_sub(self.keep_ms)).await
     }
 
     /// Removes everything from before a time, in milliseconds since 1970.

@@ -357,7 +357,7 @@ impl Numbers {
                 "chat_retention_sweeps",
                 "Times that retention went through the log, by outcome",
                 "outcome",
-                ["ok", "error"],
+                ["ok", "doubt", "error"],
             ),
             spool_events: gauge(r, "chat_spool_events", "Events the store does not have yet"),
             spool_bytes: gauge(r, "chat_spool_bytes", "Size of the spool"),

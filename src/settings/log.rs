@@ -84,6 +84,9 @@ section! {
         /// Seconds between the end of one removal and the next.
         /// 한 번 다 지운 뒤 다음에 다시 지울 때까지의 간격(초).
         retention_every_seconds: u64 = 3600, 1..=86_400;
+        /// Seconds that the clock may be ahead of the newest event, or else must stand before removal goes by it.
+        /// 시계가 최신 이벤트보다 앞서도 되는 한도(초). 더 앞서면 그만큼 유지된 뒤에야 그 시계로 지운다.
+        retention_settle_seconds: u64 = 86_400, 0..=2_592_000;
     }
 }
 

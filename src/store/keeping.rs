@@ -77,6 +77,9 @@ pub fn first_id_of(at_ms: i64) -> Uuid {
 
 /// See the module's text. Errors: the store cannot be asked now; what was asked may have been done in part, and may be asked again.
 pub trait Keeping: Send + Sync {
+    /// The present by the store's own clock, in milliseconds since 1970, UTC; `None` where it has none but that of this machine.
+    fn now_ms(&self) -> BoxFuture<'_, Result<Option<i64>, StoreError>>;
+
     /// Puts a broadcast under legal hold, or takes it from there. `false`: there is no such broadcast.
     fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>>;
 

@@ -13,7 +13,7 @@ use chatting_actors::{
     writer::SpoolInfo,
 };
 use chatting_server::{
-    retention::{Retention, Swept},
+    retention::{Clocks, Retention, Swept},
     settings::{LogBackend, Settings},
     store::{
         Archive, Deleted, Durability, Logged, MongoStore, Scan, SpoolLock, SpoolSettings, SqliteSpool, SqliteStore,
@@ -39,6 +39,7 @@ use crate::{
 };
 
 const DAY_MS: i64 = 86_400_000;
+const HOUR_MS: i64 = 3_600_000;
 
 async fn all(store: &dyn Archive, presenter: i64, epoch: &str) -> Vec<Logged> {
     let scan = Scan {
@@ -84,7 +85,56 @@ fn retention_of(store: &Arc<dyn Archive>, spool: &SqliteSpool) -> Retention {
     settings.log.retention_days = 1;
     settings.log.retention_batch = 7;
     settings.log.retention_pause_ms = 0;
-    Retention::new(&settings, Arc::clone(store), spool.parking(), Metrics::default()).unwrap()
+    begun(&settings, store, spool, Clocks::at(0))
+}
+
+/// At a start by these settings, where it is known to be at least so late.
+fn begun(settings: &Settings, store: &Arc<dyn Archive>, spool: &SqliteSpool, known: Clocks) -> Retention {
+    let (store, parking) = (Arc::clone(store), spool.parking());
+    Retention::new(settings, store, parking, Metrics::default(), known).unwrap()
+}
+
+#[actix_web::test]
+async fn a_clock_that_is_ahead_removes_nothing_that_is_not_too_old_before_it_has_stood() {
+    for (name, store, _dir) in stores().await {
+        let dir = ScratchDir::new("ahead");
+        let (spool, _) = spool_in(&dir);
+        let mut settings = Settings::default();
+        settings.log.retention_days = 30;
+        settings.log.retention_settle_seconds = 86_400;
+        settings.log.retention_pause_ms = 0;
+        let newest = system_ms() - HOUR_MS;
+        let said = [newest - 40 * DAY_MS, newest - 20 * DAY_MS, newest];
+        let said = (1..).zip(said).map(|(seq, at_ms)| message(at_ms, 12, "a", seq, 7, "x"));
+        store.append(batch(&shared(said))).await.unwrap();
+        // So long after the newest event, with the system's clock as much ahead.
+        let after = |passed: i64, ahead: i64| Clocks {
+            system_ms: newest + passed + ahead,
+            boot_ms: passed,
+        };
+        let removed = |events| Swept { events, broadcasts: 0 };
+        let mut retention = begun(&settings, &store, &spool, after(0, 0));
+        assert_eq!(retention.sweep_at(after(0, 0)).await.unwrap(), removed(1), "{name}");
+        // It jumps, and is set right again.
+        for ahead in [400 * DAY_MS, 0, 400 * DAY_MS] {
+            assert_eq!(
+                retention.sweep_at(after(HOUR_MS, ahead)).await.unwrap(),
+                removed(0),
+                "{name}"
+            );
+        }
+        // It was ahead at the start.
+        let mut retention = begun(&settings, &store, &spool, after(0, 0));
+        for passed in [0, HOUR_MS, DAY_MS - 1] {
+            let swept = retention.sweep_at(after(passed, 400 * DAY_MS)).await;
+            assert_eq!(swept.unwrap(), removed(0), "{name}");
+        }
+        assert_eq!(seqs(&all(&*store, 12, "a").await), [2, 3], "{name}");
+        // It stays so: nobody has said anything for so long, as far as can be told from this machine. MongoDB has a clock of its own.
+        let swept = retention.sweep_at(after(DAY_MS, 400 * DAY_MS)).await;
+        let now_too_old = if name == "mongodb" { 0 } else { 2 };
+        assert_eq!(swept.unwrap(), removed(now_too_old), "{name}");
+    }
 }
 
 #[actix_web::test]
@@ -269,6 +319,8 @@ async fn a_server_removes_what_is_too_old_by_itself_and_a_new_spool_still_goes_o
         use_mongodb(settings);
         settings.log.retention_days = 2;
         settings.log.retention_every_seconds = 1;
+        // The log has no event yet that would tell how late it is.
+        settings.log.retention_settle_seconds = 0;
     })
     .await;
     assert_eq!(

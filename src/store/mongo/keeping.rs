@@ -69,6 +69,12 @@ impl Mongo {
         documents.iter().map(read).collect()
     }
 
+    async fn now_ms(&self) -> Result<Option<i64>, StoreError> {
+        let hello = self.database.run_command(doc! { "hello": 1 });
+        let said = self.timed(hello.into_future()).await.map_err(failed)?;
+        Ok(said.get_datetime("localTime").ok().map(|now| now.timestamp_millis()))
+    }
+
     async fn held(&self) -> Result<Holds, StoreError> {
         let records = self.records();
         let found = records.find(doc! { "legal_hold": true });
@@ -272,6 +278,10 @@ fn whole(limit: usize) -> i64 {
 }
 
 impl Keeping for MongoStore {
+    fn now_ms(&self) -> BoxFuture<'_, Result<Option<i64>, StoreError>> {
+        async move { self.reach().await?.now_ms().await }.boxed()
+    }
+
     fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
         async move { self.reach().await?.hold(id, hold).await }.boxed()
     }

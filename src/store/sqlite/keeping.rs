@@ -7,7 +7,7 @@ use chatting_actors::{
     seams::StoreError,
     types::{Epoch, PresenterIdx, Seq, UserIdx},
 };
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::{Connection, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
@@ -142,6 +142,10 @@ fn expire_broadcasts(
 }
 
 impl Keeping for SqliteStore {
+    fn now_ms(&self) -> BoxFuture<'_, Result<Option<i64>, StoreError>> {
+        std::future::ready(Ok(None)).boxed()
+    }
+
     fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.run(move |connection| {
             let sql = "UPDATE broadcasts SET legal_hold = ?2 WHERE id = ?1";

@@ -92,6 +92,7 @@ impl Figures for MovingStore {
 
 impl Keeping for MovingStore {
     of_store! {
+        now_ms() -> Option<i64>;
         hold_broadcast(id: Uuid, hold: bool) -> bool;
         holds() -> Holds;
         expire(before_ms: i64, after: Option<Uuid>, limit: usize) -> Expired;
