@@ -103,14 +103,17 @@ impl Retention {
         let events = async |after| self.store.expire(before_ms, after, self.batch).await;
         let events = self.steps("event", events).await?;
         let broadcasts = async |after| self.store.expire_broadcasts(before_ms, after, self.batch).await;
-        let broadcasts = self.steps("broadcast", broadcasts).await?;
-        // Last: the store's own goes also while the spool takes nothing.
+        let broadcasts = self.steps("broadcast", broadcasts).await;
+        // Last: the store's own goes also while the spool takes nothing. What is parked goes also where a record does not.
         let parked = async |after| {
             let holds = self.store.holds().await?;
             self.parking.expire(holds, before_ms, after, self.batch).await
         };
         let events = events + self.steps("event", parked).await?;
-        Ok(Swept { events, broadcasts })
+        Ok(Swept {
+            events,
+            broadcasts: broadcasts?,
+        })
     }
 
     async fn steps(

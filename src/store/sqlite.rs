@@ -15,12 +15,13 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chatting_actors::{
     broadcast::Broadcast,
     seams::{LogStore, NotPut, Poison, StoreBatch, StoreError},
+    seldom::Seldom,
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
@@ -78,7 +79,7 @@ INSERT INTO broadcasts(id, presenter_idx, version, record) VALUES (?1, ?2, ?3, ?
 ON CONFLICT(id) DO UPDATE SET version = ?3, record = ?4 WHERE version < ?3";
 
 const OPEN_BROADCASTS: &str = concat!(
-    "SELECT record FROM broadcasts INDEXED BY broadcasts_open WHERE id > ?1 AND ",
+    "SELECT record, corrected_start, legal_hold, id FROM broadcasts INDEXED BY broadcasts_open WHERE id > ?1 AND ",
     open!(),
     " ORDER BY id"
 );
@@ -306,15 +307,19 @@ fn broadcast(row: &Row<'_>) -> rusqlite::Result<StoredBroadcast> {
     })
 }
 
-/// A broadcast's record; one that cannot be read is told of and left out.
-fn readable(record: &str) -> Option<Broadcast> {
-    match serde_json::from_str(record) {
-        Ok(broadcast) => Some(broadcast),
-        Err(error) => {
-            log::error!("store: a broadcast cannot be read: {error}");
-            None
-        }
+/// A broadcast, from a row with its id behind what [`broadcast`] reads. One that cannot be read is told of and left out: it must not
+/// cost the others.
+fn readable(row: &Row<'_>) -> Option<StoredBroadcast> {
+    // Anyone who may read can ask as often as they like.
+    static TOLD: Seldom = Seldom::new();
+    let read = broadcast(row);
+    if let Err(error) = &read
+        && let Some(more) = TOLD.due(Instant::now())
+    {
+        let id = row.get(3).map(Uuid::from_bytes).unwrap_or_default();
+        log::error!("store: broadcast {id} cannot be read: {error}{more}");
     }
+    read.ok()
 }
 
 /// A broadcast was live when its last message was sent, whatever its record says.
@@ -400,10 +405,11 @@ impl LogStore for SqliteStore {
     fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
         self.look(move |connection| {
             let mut statement = connection.prepare(OPEN_BROADCASTS)?;
-            let records = statement.query_map([&Uuid::nil().as_bytes()[..]], |row| row.get::<_, String>(0))?;
+            let records = statement.query_map([&Uuid::nil().as_bytes()[..]], |row| Ok(readable(row)))?;
             let mut open = Vec::new();
             for record in records {
-                if let Some(mut one) = readable(&record?).filter(|one| !but.contains(&one.id)) {
+                let record = record?.map(|stored| stored.broadcast);
+                if let Some(mut one) = record.filter(|one| !but.contains(&one.id)) {
                     see_last_message(connection, &mut one)?;
                     open.push(one);
                 }
@@ -414,9 +420,10 @@ impl LogStore for SqliteStore {
 
     fn open_broadcast(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Option<Broadcast>, StoreError>> {
         self.look(move |connection| {
-            let newest = "SELECT record FROM broadcasts WHERE presenter_idx = ?1 ORDER BY id DESC LIMIT 1";
-            let newest = connection.query_row(newest, [presenter.get()], |row| row.get::<_, String>(0));
-            let open = newest.optional()?.and_then(|record| readable(&record));
+            let newest = "SELECT record, corrected_start, legal_hold, id FROM broadcasts
+                          WHERE presenter_idx = ?1 ORDER BY id DESC LIMIT 1";
+            let newest = connection.query_row(newest, [presenter.get()], |row| Ok(readable(row)));
+            let open = newest.optional()?.flatten().map(|stored| stored.broadcast);
             let Some(mut open) = open.filter(|one| one.ended_at_ms.is_none()) else {
                 return Ok(None);
             };
@@ -507,13 +514,13 @@ impl Archive for SqliteStore {
     ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
         self.look(move |connection| {
             let mut statement = connection.prepare(
-                "SELECT record, corrected_start, legal_hold FROM broadcasts
-                 WHERE presenter_idx = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+                "SELECT record, corrected_start, legal_hold, id FROM broadcasts
+                 WHERE presenter_idx = ?1 AND id < ?2 ORDER BY id DESC",
             )?;
             let before = before.unwrap_or(Uuid::max());
-            let asked = params![presenter.get(), &before.as_bytes()[..], count(limit)];
-            let rows = statement.query_map(asked, broadcast)?;
-            rows.collect()
+            let asked = params![presenter.get(), &before.as_bytes()[..]];
+            let rows = statement.query_map(asked, |row| Ok(readable(row)))?;
+            rows.filter_map(Result::transpose).take(limit).collect()
         })
     }
 

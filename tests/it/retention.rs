@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use crate::{
     figures::{broadcast, message, shared},
     history::{read, request, servers, token_with},
-    log_store::{batch, room, stores},
+    log_store::{batch, embedded, mongo, room, stores},
     recovery::SmallDisk,
     support::{
         app::{KEY, spawn_app, spawn_in, use_mongodb},
@@ -360,6 +360,96 @@ async fn a_server_removes_what_is_too_old_by_itself_and_a_new_spool_still_goes_o
     let _session = app.presenter(12).await;
     let answer = app.post(12, 7, "new").await;
     assert_eq!((answer.status, &answer.json()["seq"]), (201, &json!(6)), "{answer:?}");
+}
+
+/// A spool of its own in which an event is parked that was sent then.
+fn parking_one(dir: &ScratchDir, at_ms: i64) -> SqliteSpool {
+    let (mut spool, info) = spool_in(dir);
+    let event = Arc::new(message(at_ms, 14, &info.epoch.0, 1, 7, "old"));
+    let pos = spool.commit(std::slice::from_ref(&event)).unwrap();
+    spool.free(pos, &[(pos, event, "no".into())], 0).unwrap();
+    assert_eq!(spool.count_parked().unwrap(), 1);
+    spool
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_cannot_be_read_stays_and_costs_neither_the_others_nor_what_is_parked() {
+    let dir = ScratchDir::new("unreadable");
+    let path = dir.path().join("chat.db");
+    let (spool, _) = embedded(&path);
+    let mongodb = mongo().await;
+    let stores: [(_, Arc<dyn Archive>); 2] = [
+        ("sqlite", Arc::new(SqliteStore::new(spool.connection()))),
+        ("mongodb", Arc::new(mongodb.clone())),
+    ];
+    for (name, store) in stores {
+        store.prepare().await.unwrap();
+        let now = system_ms();
+        let old = now - 10 * DAY_MS;
+        // What cannot be read is the first of a step, and the newest of the list.
+        let [bad, one, another, worse] = [0, 1, 2, 3].map(|n| broadcast(&[(old + n, Some(old + 60_000))], &[]));
+        let all = [bad.clone(), one.clone(), another.clone(), worse.clone()];
+        store.put_broadcasts(&all).await.unwrap();
+        for (id, record) in [(bad.id, "'{'"), (worse.id, "CAST(x'ff' AS TEXT)")] {
+            let changed = if name == "sqlite" {
+                let sql = format!("UPDATE broadcasts SET record = {record} WHERE id = ?1");
+                let connection = rusqlite::Connection::open(&path).unwrap();
+                connection.execute(&sql, [&id.as_bytes()[..]]).unwrap() as u64
+            } else {
+                let records = mongodb.database().await.unwrap().collection::<Document>("broadcasts");
+                let which = doc! { "_id": mongodb::bson::Uuid::from_bytes(id.into_bytes()) };
+                let change = doc! { "$set": { "segments": record } };
+                records.update_one(which, change).await.unwrap().modified_count
+            };
+            assert_eq!(changed, 1, "{name}");
+        }
+        let listed = async |before, limit| {
+            let list = store.broadcasts(room(12), before, limit).await.unwrap();
+            list.iter().map(|stored| stored.broadcast.id).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(None, 10).await, [another.id, one.id], "{name}");
+        assert_eq!(listed(None, 1).await, [another.id], "{name}");
+        assert_eq!(listed(None, 2).await, [another.id, one.id], "{name}");
+        assert_eq!(listed(Some(another.id), 1).await, [one.id], "{name}");
+        assert_eq!(store.open_broadcasts([].into()).await.unwrap(), [], "{name}");
+        assert_eq!(store.open_broadcast(room(12)).await.unwrap(), None, "{name}");
+        let dir = ScratchDir::new("unreadable-parked");
+        let mut spool = parking_one(&dir, old);
+        let mut settings = Settings::default();
+        settings.log.retention_days = 1;
+        settings.log.retention_batch = 1;
+        settings.log.retention_pause_ms = 0;
+        let retention = begun(&settings, &store, &spool, Clocks::at(0));
+        let swept = retention.sweep(now - DAY_MS).await.unwrap();
+        let wanted = Swept {
+            events: 1,
+            broadcasts: 2,
+        };
+        assert_eq!(swept, wanted, "{name}");
+        assert_eq!(spool.count_parked().unwrap(), 0, "{name}");
+        assert!(listed(None, 10).await.is_empty(), "{name}");
+        assert!(store.broadcast(bad.id).await.is_err(), "{name}: it is there");
+    }
+}
+
+#[actix_web::test]
+async fn what_is_parked_goes_also_where_records_of_broadcasts_cannot_be_removed() {
+    let dir = ScratchDir::new("unremovable");
+    let path = dir.path().join("chat.db");
+    let (spool, _) = embedded(&path);
+    let store: Arc<dyn Archive> = Arc::new(SqliteStore::new(spool.connection()));
+    store.prepare().await.unwrap();
+    let now = system_ms();
+    let old = now - 10 * DAY_MS;
+    let over = broadcast(&[(old, Some(old + 60_000))], &[]);
+    store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+    let stays = "CREATE TRIGGER stays BEFORE DELETE ON broadcasts BEGIN SELECT RAISE(ABORT, 'it stays'); END";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(stays).unwrap();
+    let dir = ScratchDir::new("unremovable-parked");
+    let mut spool = parking_one(&dir, old);
+    let error = retention_of(&store, &spool).sweep(now - DAY_MS).await.unwrap_err();
+    assert!(error.0.contains("it stays"), "{error}");
+    assert_eq!(spool.count_parked().unwrap(), 0);
 }
 
 /// A store in a MongoDB of its own that can be made to wait, and the store's database.

@@ -1,10 +1,14 @@
 //! What the log in MongoDB can be asked.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use chatting_actors::{
     broadcast::Broadcast,
     seams::{NotPut, StoreError},
+    seldom::Seldom,
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use futures_util::{
@@ -21,7 +25,7 @@ use uuid::Uuid;
 
 use super::{
     COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, Mongo, MongoStore, SEQ_INDEX,
-    document::{broadcast, broadcast_fields, bson_uuid, event, logged},
+    document::{broadcast, broadcast_fields, bson_uuid, document_id, event, logged},
     failed, unreadable,
 };
 use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search};
@@ -267,7 +271,7 @@ impl Mongo {
             .timed(async { found.await?.try_collect().await })
             .await
             .map_err(failed)?;
-        let open = documents.iter().filter_map(readable);
+        let open = documents.iter().filter_map(readable).map(|stored| stored.broadcast);
         let mut open: Vec<Broadcast> = open.filter(|one| !but.contains(&one.id)).collect();
         open.sort_by_key(|one| one.id);
         for one in &mut open {
@@ -283,7 +287,7 @@ impl Mongo {
             .find_one(doc! { "presenter_idx": presenter.get() })
             .sort(doc! { "_id": -1 });
         let newest = self.timed(newest.into_future()).await.map_err(failed)?;
-        let open = newest.as_ref().and_then(readable);
+        let open = newest.as_ref().and_then(readable).map(|stored| stored.broadcast);
         let Some(mut open) = open.filter(|one| one.ended_at_ms.is_none()) else {
             return Ok(None);
         };
@@ -321,24 +325,27 @@ impl Mongo {
         before: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<StoredBroadcast>, StoreError> {
-        let mut which = doc! { "presenter_idx": presenter.get() };
-        if let Some(before) = before {
-            which.insert("_id", doc! { "$lt": bson_uuid(before) });
+        let (mut read, mut before) = (Vec::new(), bson_uuid(before.unwrap_or(Uuid::max())).into());
+        loop {
+            let wanted = limit - read.len();
+            let which = doc! { "presenter_idx": presenter.get(), "_id": { "$lt": before } };
+            let records = self.records();
+            let found = records
+                .find(which)
+                .sort(doc! { "_id": -1 })
+                .limit(i64::try_from(wanted).unwrap_or(i64::MAX))
+                .hint(Hint::Name(BROADCASTS_INDEX.into()));
+            let documents: Vec<Document> = self
+                .timed(async { found.await?.try_collect().await })
+                .await
+                .map_err(failed)?;
+            read.extend(documents.iter().filter_map(readable));
+            // In place of one that cannot be read, another.
+            match documents.last().and_then(|last| last.get("_id")) {
+                Some(last) if documents.len() >= wanted && read.len() < limit => before = last.clone(),
+                _ => return Ok(read),
+            }
         }
-        let records = self.records();
-        let found = records
-            .find(which)
-            .sort(doc! { "_id": -1 })
-            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
-            .hint(Hint::Name(BROADCASTS_INDEX.into()));
-        let documents: Vec<Document> = self
-            .timed(async { found.await?.try_collect().await })
-            .await
-            .map_err(failed)?;
-        documents
-            .iter()
-            .map(|found| broadcast(found).map_err(StoreError))
-            .collect()
     }
 
     async fn broadcast(&self, id: Uuid) -> Result<Option<StoredBroadcast>, StoreError> {
@@ -382,15 +389,18 @@ fn is_open() -> Document {
     doc! { "ended_at": { "$type": "null" } }
 }
 
-/// One that cannot be read is told of: it must not cost the others.
-fn readable(document: &Document) -> Option<Broadcast> {
-    match broadcast(document) {
-        Ok(stored) => Some(stored.broadcast),
-        Err(error) => {
-            log::error!("store: {error}");
-            None
-        }
+/// A broadcast. One that cannot be read is told of and left out: it must not cost the others.
+pub(super) fn readable(document: &Document) -> Option<StoredBroadcast> {
+    // Anyone who may read can ask as often as they like.
+    static TOLD: Seldom = Seldom::new();
+    let read = broadcast(document);
+    if let Err(error) = &read
+        && let Some(more) = TOLD.due(Instant::now())
+    {
+        let id = document_id(document).unwrap_or_default();
+        log::error!("store: broadcast {id} cannot be read: {error}{more}");
     }
+    read.ok()
 }
 
 /// An error of the connection, or one that MongoDB says passes.

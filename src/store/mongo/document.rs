@@ -178,6 +178,14 @@ pub(super) fn broadcast_fields(broadcast: &Broadcast) -> Document {
     }
 }
 
+/// The id of a document of ours, whatever else of it can be read.
+pub(super) fn document_id(document: &Document) -> Option<Uuid> {
+    match document.get("_id") {
+        Some(Bson::Binary(binary)) => Some(Uuid::from_bytes(binary.to_uuid().ok()?.bytes())),
+        _ => None,
+    }
+}
+
 /// Reads what [`broadcast_fields`] wrote; the error says what is wrong with it.
 pub(super) fn broadcast(document: &Document) -> Result<StoredBroadcast, String> {
     let bad = |what: &str| format!("a document of the broadcasts has a bad {what}");
@@ -188,10 +196,6 @@ pub(super) fn broadcast(document: &Document) -> Result<StoredBroadcast, String> 
             .iter()
             .map(|one| one.as_document().cloned().ok_or_else(|| bad(key)));
         documents.collect()
-    };
-    let id: BsonUuid = match document.get("_id") {
-        Some(Bson::Binary(binary)) => binary.to_uuid().map_err(|_| bad("_id"))?,
-        _ => return Err(bad("_id")),
     };
     let presenter = document.get_i64("presenter_idx").ok().and_then(PresenterIdx::new);
     let segments = list("segments")?;
@@ -213,7 +217,7 @@ pub(super) fn broadcast(document: &Document) -> Result<StoredBroadcast, String> 
         corrected_start_ms: ms(document, "corrected_start"),
         legal_hold: document.get_bool("legal_hold").unwrap_or(false),
         broadcast: Broadcast {
-            id: Uuid::from_bytes(id.bytes()),
+            id: document_id(document).ok_or_else(|| bad("_id"))?,
             presenter: presenter.ok_or_else(|| bad("presenter_idx"))?,
             room_idx: document.get_i64("room_idx").ok(),
             reported_start_ms: ms(document, "reported_start"),

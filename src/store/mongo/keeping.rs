@@ -20,8 +20,8 @@ use uuid::Uuid;
 
 use super::{
     Mongo, MongoStore,
-    archive::USER_INDEX,
-    document::{broadcast, bson_uuid},
+    archive::{USER_INDEX, readable},
+    document::{broadcast, bson_uuid, document_id},
     failed, unreadable,
 };
 use crate::store::keeping::{Expired, Holds, Keeping, Trace, first_id_of};
@@ -167,9 +167,12 @@ impl Mongo {
             .find(doc! { "_id": ids(before_ms, after) })
             .sort(doc! { "_id": 1 })
             .limit(whole(limit));
-        let old = self.all(found, |found| broadcast(found).map_err(StoreError)).await?;
+        // What cannot be read stays, and the next step begins behind it all the same.
+        let read = |found: &Document| Ok((document_id(found), readable(found)));
+        let old = self.all(found, read).await?;
         let over = old
             .iter()
+            .filter_map(|(_, stored)| stored.as_ref())
             .filter(|stored| !stored.legal_hold && stored.broadcast.ended_at_ms.is_some_and(|ended| ended < before_ms));
         let over: Vec<BsonUuid> = over.map(|stored| bson_uuid(stored.broadcast.id)).collect();
         let mut removed = 0;
@@ -180,7 +183,7 @@ impl Mongo {
         }
         Ok(Expired {
             removed,
-            last: old.last().filter(|_| old.len() >= limit).map(|last| last.broadcast.id),
+            last: old.last().filter(|_| old.len() >= limit).and_then(|(last, _)| *last),
         })
     }
 

@@ -1,8 +1,8 @@
 //! Records of broadcasts that have not ended, or that the store does not have as they are.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
-use chatting_actors::{broadcast::Broadcast, types::PresenterIdx};
+use chatting_actors::{broadcast::Broadcast, seldom::Seldom, types::PresenterIdx};
 use rusqlite::{Connection, TransactionBehavior, params, params_from_iter, types::Value};
 use uuid::Uuid;
 
@@ -49,15 +49,24 @@ pub(in crate::store) fn read(connection: &Connection, which: Which, limit: usize
     let mut statement = connection.prepare_cached(&sql)?;
     let limit = Value::from(i64::try_from(limit).unwrap_or(i64::MAX));
     let asked = params_from_iter(std::iter::once(limit).chain(of));
-    let rows = statement.query_map(asked, |row| row.get::<_, String>(0))?;
+    let mut rows = statement.query(asked)?;
     let mut records = Vec::new();
-    for record in rows {
-        match serde_json::from_str(&record?) {
+    while let Some(row) = rows.next()? {
+        let record = row.get::<_, String>(0).map_err(|error| error.to_string());
+        match record.and_then(|record| serde_json::from_str(&record).map_err(|error| error.to_string())) {
             Ok(broadcast) => records.push(broadcast),
-            Err(error) => log::error!("spool: a broadcast cannot be read: {error}"),
+            Err(error) => tell(&error),
         }
     }
     Ok(records)
+}
+
+fn tell(error: &str) {
+    // Anyone who may read can ask as often as they like.
+    static TOLD: Seldom = Seldom::new();
+    if let Some(more) = TOLD.due(Instant::now()) {
+        log::error!("spool: a broadcast cannot be read: {error}{more}");
+    }
 }
 
 /// Keeps what has changed; a late write never undoes a newer one. Returns whether the store lacks one of them as it is here now.

@@ -118,26 +118,33 @@ fn expire_broadcasts(
 ) -> rusqlite::Result<Expired> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (from, to) = ids(before_ms, after);
-    let old: Vec<_> = transaction
+    // What cannot be read stays, and the next step begins behind it all the same.
+    let old: Vec<(Uuid, _)> = transaction
         .prepare_cached(
-            "SELECT record, corrected_start, legal_hold FROM broadcasts WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+            "SELECT record, corrected_start, legal_hold, id FROM broadcasts
+             WHERE id > ?1 AND id < ?2 AND length(id) = 16 ORDER BY id LIMIT ?3",
         )?
-        .query_map(params![&from[..], &to[..], count(limit)], super::broadcast)?
+        .query_map(params![&from[..], &to[..], count(limit)], |row| {
+            Ok((Uuid::from_bytes(row.get(3)?), super::readable(row)))
+        })?
         .collect::<rusqlite::Result<_>>()?;
     let mut removed = 0;
     {
         let mut delete = transaction.prepare_cached("DELETE FROM broadcasts WHERE id = ?1")?;
-        for stored in &old {
-            let ended = stored.broadcast.ended_at_ms.is_some_and(|ended| ended < before_ms);
-            if ended && !stored.legal_hold {
-                removed += delete.execute([&stored.broadcast.id.as_bytes()[..]])?;
+        for (id, stored) in &old {
+            let goes = stored.as_ref().is_some_and(|stored| {
+                let ended = stored.broadcast.ended_at_ms.is_some_and(|ended| ended < before_ms);
+                ended && !stored.legal_hold
+            });
+            if goes {
+                removed += delete.execute([&id.as_bytes()[..]])?;
             }
         }
     }
     transaction.commit()?;
     Ok(Expired {
         removed: removed as u64,
-        last: old.last().filter(|_| old.len() >= limit).map(|last| last.broadcast.id),
+        last: old.last().filter(|_| old.len() >= limit).map(|(last, _)| *last),
     })
 }
 
