@@ -573,6 +573,38 @@ async fn what_was_set_aside_is_read_in_its_place() {
     }
 }
 
+#[actix_web::test]
+async fn what_was_set_aside_of_two_numberings_is_on_some_page_where_both_have_a_number() {
+    let dir = ScratchDir::new("two-numberings");
+    let (mut spool, info) = reopened(&dir);
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let mut clock = EventClock::after(0);
+    let mut parked = |seqs: std::ops::RangeInclusive<u64>| {
+        let events: Vec<_> = seqs.map(|seq| event(&mut clock, 1, &info.epoch.0, seq, "x")).collect();
+        park(&mut spool, &events);
+    };
+    parked(1..=6);
+    let connection = rusqlite::Connection::open(dir.path().join("chat.db")).unwrap();
+    // As when the first ones were of a numbering that ended.
+    let before = "INSERT INTO epochs(epoch) VALUES ('before');
+                  UPDATE parked SET epoch = (SELECT n FROM epochs WHERE epoch = 'before')";
+    connection.execute_batch(before).unwrap();
+    parked(3..=8);
+    // One that cannot be read counts as looked at, so that a page ends where it was looked to.
+    let unreadable = "UPDATE parked SET role = 'wizard' WHERE seq IN (1, 8)";
+    assert_eq!(connection.execute(unreadable, []).unwrap(), 2);
+    let history = History::new(dir.path().join("chat.db"), Arc::new(store), 4);
+    let wanted: Vec<u64> = [2, 3, 3, 4, 4, 5, 5, 6, 6, 7].into();
+    for limit in 1..=11 {
+        let forth = walk(&history, pages(1, Start::After(Seq(0)), limit)).await;
+        assert_eq!(forth.concat(), wanted, "{limit} a page");
+        let back = walk(&history, pages(1, Start::Before(Seq(u64::MAX)), limit)).await;
+        let back: Vec<_> = back.into_iter().rev().collect();
+        assert_eq!(back.concat(), wanted, "{limit} a page, backwards");
+    }
+}
+
 /// Reads a room's log from its beginning to this seq as a session that goes on does: page after page, each taken up to its first hole.
 async fn resumed(history: &History, epoch: &str, through: u64, limit: usize) -> Vec<u64> {
     let (mut seqs, mut spool_from) = (Vec::new(), 0);

@@ -44,7 +44,7 @@ pub struct Window {
     pub to_ms: Option<i64>,
     /// from the last one backwards rather than from the first one on,
     pub newest_first: bool,
-    /// at most so many.
+    /// at most so many, and what else has the last one's number.
     pub limit: usize,
 }
 
@@ -62,8 +62,9 @@ pub fn of_room(path: &Path, window: &Window) -> rusqlite::Result<Spooled> {
     let snapshot = connection.transaction()?;
     let order = if window.newest_first { "DESC" } else { "ASC" };
     let mut spooled = Spooled::default();
-    // A room's numbers grow with the places in the spool. Places begin anew, so of what is parked they tell nothing.
-    for (table, place) in [("parked", "seq"), ("spool", "pos")] {
+    // A room's numbers grow with the places in the spool. Places begin anew, so of what is parked they tell nothing. There two numberings
+    // may have one number, at which no page may end but behind both.
+    for (table, place, may_repeat) in [("parked", "seq", true), ("spool", "pos", false)] {
         let select = format!(
             "SELECT (SELECT epoch FROM epochs WHERE n = {table}.epoch), {} FROM {table} WHERE presenter_idx = ?1",
             row::COLUMNS
@@ -71,7 +72,7 @@ pub fn of_room(path: &Path, window: &Window) -> rusqlite::Result<Spooled> {
         let sql = format!(
             "{select} AND seq > ?2 AND seq <= ?3 AND (?4 IS NULL OR user_idx = ?4)
              AND (?5 IS NULL OR {table}.epoch = (SELECT n FROM epochs WHERE epoch = ?5))
-             AND sent_at >= ?6 AND sent_at <= ?7 ORDER BY {place} {order} LIMIT ?8"
+             AND sent_at >= ?6 AND sent_at <= ?7 ORDER BY {place} {order}"
         );
         let mut statement = snapshot.prepare(&sql)?;
         let mut rows = statement.query(params![
@@ -82,12 +83,16 @@ pub fn of_room(path: &Path, window: &Window) -> rusqlite::Result<Spooled> {
             window.epoch.as_ref().map(|epoch| &*epoch.0),
             window.from_ms.unwrap_or(i64::MIN),
             window.to_ms.unwrap_or(i64::MAX),
-            i64::try_from(window.limit).unwrap_or(i64::MAX),
         ])?;
         let (mut count, mut last) = (0, Seq(0));
-        while let Some(found) = rows.next()? {
-            count += 1;
-            last = Seq(found.get::<_, i64>(2)?.cast_unsigned());
+        while (may_repeat || count < window.limit)
+            && let Some(found) = rows.next()?
+        {
+            let seq = Seq(found.get::<_, i64>(2)?.cast_unsigned());
+            if count >= window.limit && seq != last {
+                break;
+            }
+            (count, last) = (count + 1, seq);
             spooled.events.extend(event(found));
         }
         let nearer = |reach: Seq| {
