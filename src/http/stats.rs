@@ -25,7 +25,7 @@ use crate::{
     limits::AtIt,
     store::{
         StoredBroadcast,
-        figures::{Counted, FiguresQuery, PeakRule, peaks},
+        figures::{Counted, FiguresQuery, Peak, PeakRule, loudness},
     },
 };
 
@@ -150,11 +150,10 @@ async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats
     let bucket_ms = bucket_ms(asked.bucket_ms.as_deref(), live_ms, limits.buckets_max)?;
     let top = top(asked.top.as_deref(), &limits)?;
     let only = state.one_at_a_time(&caller, &state.counting, "a count of figures")?;
-    let counted = count(state, &stored, bucket_ms, top, only).await?;
     let buckets = usize::try_from(live_ms / bucket_ms).unwrap_or(0) + 1;
-    let series = counted.series(buckets.min(limits.buckets_max));
+    let buckets = buckets.min(limits.buckets_max);
+    let (counted, series, peaks) = count(state, &stored, (bucket_ms, buckets), top, only).await?;
     let at = |bucket: usize| i64::try_from(bucket).unwrap_or(i64::MAX).saturating_mul(bucket_ms);
-    let peaks = peaks(&series, limits.peak, top);
     Ok(Stats {
         broadcast_id: stored.broadcast.id,
         through_seq: counted.through.as_ref().map(|(_, seq)| seq.0),
@@ -197,14 +196,15 @@ async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats
     })
 }
 
-/// Counts to the end also when whoever asked has gone: the store would, and the permit is for its work. So is `only`.
+/// Counts to the end also when whoever asked has gone: the store would, and the permit is for its work. So is `only`. With it come
+/// all buckets, of this length and at least so many, and the peaks.
 async fn count(
     state: &State,
     stored: &StoredBroadcast,
-    bucket_ms: i64,
+    (bucket_ms, buckets): (i64, usize),
     top: usize,
     only: Option<AtIt>,
-) -> Result<Counted, ApiError> {
+) -> Result<(Counted, Vec<u64>, Vec<Peak>), ApiError> {
     let permit = state.figures.try_acquire(1);
     let permit = permit.ok_or_else(|| ApiError::new(Code::Overloaded).with_detail("the queue figures is full"))?;
     let limits = state.limits.figures;
@@ -218,7 +218,8 @@ async fn count(
     };
     let store = std::sync::Arc::clone(state.history.store());
     let counting = actix_web::rt::spawn(async move {
-        let counted = store.figures(query).await;
+        let counted = async { loudness(store.figures(query).await?, buckets, limits.peak, top).await };
+        let counted = counted.await;
         drop((only, permit));
         counted
     });

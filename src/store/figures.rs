@@ -17,7 +17,9 @@ use chatting_actors::{
 };
 use futures_util::future::BoxFuture;
 
-pub use self::peaks::{Peak, PeakRule, peaks};
+use self::peaks::peaks;
+pub use self::peaks::{Peak, PeakRule};
+use super::sqlite::blocking;
 
 /// A wait above this many seconds counts as this many: whoever says something after an hour answers nobody.
 pub const LONGEST_WAIT_SECONDS: i64 = 3600;
@@ -104,6 +106,22 @@ impl Counted {
     }
 }
 
+/// What was counted, [`Counted::series`] of it, and the peaks of that, at most `limit`. They are not found on the thread that serves who
+/// asks: in a long series, with a wide window, it takes the CPU for seconds. Callers bound how many run.
+pub async fn loudness(
+    counted: Counted,
+    least: usize,
+    rule: PeakRule,
+    limit: usize,
+) -> Result<(Counted, Vec<u64>, Vec<Peak>), StoreError> {
+    blocking(move || {
+        let series = counted.series(least);
+        let peaks = peaks(&series, rule, limit);
+        Ok((counted, series, peaks))
+    })
+    .await
+}
+
 /// Counts within the store: by SQL, or by an aggregation.
 pub trait Figures: Send + Sync {
     /// See [`Counted`]. Errors: the store cannot be asked now, or it takes longer than the query's patience.
@@ -113,6 +131,22 @@ pub trait Figures: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn peaks_are_not_looked_for_on_the_thread_that_serves_who_asks() {
+        let counted = Counted {
+            buckets: vec![(3, 100)],
+            ..Counted::default()
+        };
+        let rule = PeakRule {
+            window: 9,
+            percent: 200,
+        };
+        let before = peaks::LOOKED_AT.get();
+        let (_, series, found) = loudness(counted, 10, rule, 5).await.unwrap();
+        assert_eq!((series.len(), found.len()), (10, 1));
+        assert_eq!(peaks::LOOKED_AT.get(), before);
+    }
 
     #[test]
     fn a_percentile_of_waits_is_a_wait_that_was() {
