@@ -77,8 +77,8 @@ pub struct KeyConfig {
 impl KeyConfig {
     /// From when on acceptances may be within the window, by the times that their messages carry; for [`KeyTable::new`], with the
     /// same times.
-    pub fn since_ms(&self, now_ms: i64, stamps_ms: i64) -> i64 {
-        now_ms.min(stamps_ms).saturating_sub(self.window_ms)
+    pub fn since_ms(&self, now_ms: i64, newest_ms: i64) -> i64 {
+        now_ms.min(newest_ms).saturating_sub(self.window_ms)
     }
 }
 
@@ -124,9 +124,9 @@ pub struct KeyTable {
 }
 
 impl KeyTable {
-    /// A table with what the spool kept, oldest first, at `now_ms` ([`steady_ms`](crate::clock::steady_ms)), when messages are
-    /// stamped with `stamps_ms` ([`EventClock::now_ms`](crate::clock::EventClock::now_ms)).
-    pub fn new(config: KeyConfig, rows: Vec<KeyRow>, now_ms: i64, stamps_ms: i64) -> Self {
+    /// A table with what the spool kept, oldest first, at `now_ms` ([`steady_ms`](crate::clock::steady_ms)), when the newest message is
+    /// stamped with `newest_ms` ([`EventClock::last_ms`](crate::clock::EventClock::last_ms)).
+    pub fn new(config: KeyConfig, rows: Vec<KeyRow>, now_ms: i64, newest_ms: i64) -> Self {
         let mut table = Self {
             config,
             entries: HashMap::default(),
@@ -135,9 +135,10 @@ impl KeyTable {
         };
         for row in rows {
             table.insert(row.user_idx, &row.keyed);
-            // A message's time is ahead of ours where the system's clock was; its key is not kept the longer for it. It is behind
-            // where that was set back: what the clocks are apart by now is added, for a key may be kept too long but not too short.
-            let behind = now_ms.saturating_sub(stamps_ms).max(0);
+            // A message's time is ahead of ours where the system's clock was; its key is not kept the longer for it. It is behind where
+            // that was set back, and at a start with a clock that is wrong: keys age from the newest message on, as if nothing had passed
+            // since, for a key may be kept too long, by the window at most, but not too short.
+            let behind = now_ms.saturating_sub(newest_ms).max(0);
             let at = row.accepted.sent_at_ms.saturating_add(behind).min(now_ms);
             table.accept(&row.keyed, row.accepted, at);
         }
@@ -298,14 +299,14 @@ mod tests {
             sender_max: 10,
         };
         // The system's clock was set back by much more than the window, and messages are stamped with 50 since.
-        let (now_ms, stamps_ms) = (1_000_000, 50);
-        assert_eq!(config.since_ms(now_ms, stamps_ms), -50);
+        let (now_ms, newest_ms) = (1_000_000, 50);
+        assert_eq!(config.since_ms(now_ms, newest_ms), -50);
         let rows = [20, 50].map(|at| KeyRow {
             user_idx: user(1),
             keyed: keyed(1, 2, &at.to_string(), "hi"),
             accepted: answer(at),
         });
-        let mut table = KeyTable::new(config, rows.to_vec(), now_ms, stamps_ms);
+        let mut table = KeyTable::new(config, rows.to_vec(), now_ms, newest_ms);
         let (older, newer) = (keyed(1, 2, "20", "hi"), keyed(1, 2, "50", "hi"));
         assert_eq!(table.begin(user(1), &older, now_ms + 70), Found::Accepted(answer(20)));
         assert_eq!(table.begin(user(1), &older, now_ms + 71), Found::New);

@@ -301,7 +301,7 @@ impl SessionRegistry {
         let Ok(rows) = rows else {
             return self.keys.failed();
         };
-        let mut keys = KeyTable::new(self.config.keys, rows, steady_ms(), self.clock.now_ms());
+        let mut keys = KeyTable::new(self.config.keys, rows, steady_ms(), self.clock.last_ms());
         for slot in &self.in_flight {
             if let Some(keyed) = &slot.event.keyed {
                 keys.insert(slot.event.chat.user_idx, keyed);
@@ -328,8 +328,9 @@ impl SessionRegistry {
 
     pub(super) fn ask_keys(&mut self) {
         if self.keys.ask() {
-            // Rows are told apart by the times of their messages, which are behind where the system's clock was set back.
-            let since_ms = self.config.keys.since_ms(steady_ms(), self.clock.now_ms());
+            // Rows are told apart by the times of their messages. The newest of these tells from when the window counts where the system's
+            // clock is further: it was set back since, nothing was said for a while, or it is wrong at this start.
+            let since_ms = self.config.keys.since_ms(steady_ms(), self.clock.last_ms());
             self.writer.ask_keys(since_ms);
         }
     }

@@ -128,6 +128,26 @@ async fn rule_17_keys_survive_a_restart_and_a_registry_that_panicked() {
     );
 }
 
+#[actix::test]
+async fn rule_17_a_start_with_the_clock_ahead_forgets_no_key() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    let first = accepted(&stage, "hi", "k").await;
+    drop(stage);
+    {
+        // As if the clock had stood nine hours before.
+        let script = &mut *spool.script();
+        for event in script.keys.iter_mut().chain(script.rows.values_mut()) {
+            Arc::make_mut(event).sent_at_ms -= 9 * 3_600_000;
+        }
+    }
+    let stage = Stage::with(spool, store, registry_config(), writer_config());
+    let again = accepted(&stage, "hi", "k").await;
+    assert_eq!((again.id, again.seq), (first.id, first.seq));
+}
+
 /// A stage with two rooms, and a message with the key `k` that waits in the second: the store has been asked for its last seq, and
 /// keeps the answer back. The first room goes on.
 async fn with_one_that_waits() -> (Stage, oneshot::Receiver<Outcome>) {
