@@ -254,7 +254,6 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
         retry_max: Duration::from_millis(log.retry_max_ms),
         backlog_max: log.backlog_max,
         answer_first: log.durability == DurabilitySetting::Memory,
-        key_window_ms: key_window_ms(settings),
     }
 }
 
@@ -272,7 +271,7 @@ pub(crate) fn figures_limits(settings: &Settings) -> FiguresLimits {
     }
 }
 
-pub(crate) fn key_window_ms(settings: &Settings) -> i64 {
+fn key_window_ms(settings: &Settings) -> i64 {
     i64::try_from(settings.idempotency.window_seconds.saturating_mul(1000)).unwrap_or(i64::MAX)
 }
 

@@ -218,6 +218,12 @@ impl KeyTable {
         }
     }
 
+    /// When the oldest message was sent whose key is remembered. `None`: no message that was accepted has one.
+    pub fn oldest_ms(&self) -> Option<i64> {
+        let mut ids = self.by_age.iter().map(|(_, id)| id);
+        ids.find_map(|id| Some(self.entries.get(id)?.accepted.as_ref()?.sent_at_ms))
+    }
+
     fn remove(&mut self, id: [u8; 16]) {
         let Some(entry) = self.entries.remove(&id) else {
             return;
@@ -349,6 +355,23 @@ mod tests {
         table.abandon(&first);
         assert!(table.is_empty());
         assert_eq!(table.begin(user(1), &keyed(1, 2, "k", "other"), 0), Found::New);
+    }
+
+    #[test]
+    fn rule_17_it_tells_of_the_oldest_message_whose_key_it_remembers() {
+        let mut table = table(10, 10);
+        assert_eq!(table.oldest_ms(), None);
+        for (key, at) in [("a", 3), ("b", 5)] {
+            let key = keyed(1, 2, key, "x");
+            assert_eq!(table.begin(user(1), &key, at), Found::New);
+            // What is in progress is not accepted, and says nothing.
+            assert_eq!(table.oldest_ms(), (at > 3).then_some(1003));
+            table.accept(&key, answer(1000 + at), at);
+        }
+        for (now_ms, oldest) in [(103, Some(1003)), (104, Some(1005)), (106, None)] {
+            table.expire(now_ms);
+            assert_eq!(table.oldest_ms(), oldest);
+        }
     }
 
     #[test]

@@ -115,8 +115,8 @@ pub trait Spool: Send {
     fn reopen_and_find(&mut self, event: &Event) -> Result<Option<Pos>, SpoolError>;
 
     /// Forgets the rows up to and including `through`: the store has them. Their rooms' last seqs are kept (rule 3), and
-    /// those in `parked` are set aside with the reason why the store will never take them (rule 4); one transaction. Keys
-    /// older than `keys_before_ms` go too.
+    /// those in `parked` are set aside with the reason why the store will never take them (rule 4); one transaction. Keys of
+    /// messages that were sent before `keys_before_ms` go too.
     fn free(
         &mut self,
         through: Pos,

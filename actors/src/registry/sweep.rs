@@ -93,9 +93,7 @@ impl SessionRegistry {
         let now = Instant::now();
         if self.round.left.is_empty() {
             self.ask_keys();
-            if let Some(keys) = self.keys.told_mut() {
-                keys.expire(steady_ms());
-            }
+            self.expire_keys();
             self.ask_broadcasts();
             self.round = Round::new(self.rooms.keys().copied(), self.config.sweep, now);
         }
@@ -112,6 +110,19 @@ impl SessionRegistry {
         }
         let next = self.round.next_at().saturating_duration_since(Instant::now());
         ctx.run_later(next, Self::sweep);
+    }
+
+    /// Forgets the keys whose window is over, and lets the spool forget them. What is told apart there are times of messages, which need
+    /// have nothing to do with this clock: so it is told from which message on keys are remembered here.
+    fn expire_keys(&mut self) {
+        let Some(keys) = self.keys.told_mut() else {
+            return;
+        };
+        keys.expire(steady_ms());
+        let under_way = self.in_flight.front().map(|slot| slot.event.sent_at_ms);
+        let oldest_ms = keys.oldest_ms().into_iter().chain(under_way).min();
+        // What comes is not sent before what was.
+        self.writer.keep_keys_since(oldest_ms.unwrap_or(self.clock.last_ms()));
     }
 
     /// All that time does to one room, while its memory is at hand.

@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     broadcast::Broadcast,
-    clock::steady_ms,
     mailbox::Turn,
     queues::Queue,
     registry::RegistryMsg,
@@ -243,7 +242,7 @@ impl LogWriter {
     /// The store has the first `count` of the backlog, where nothing is put in front of them meanwhile: the spool's rows go, and what the
     /// store will never take is set aside.
     fn free(&mut self, count: usize, poison: Vec<Poison>, ctx: &mut Context<Self>) {
-        let Some((through, last)) = self.backlog.get(count.wrapping_sub(1)).cloned() else {
+        let Some(through) = self.backlog.get(count.wrapping_sub(1)).map(|(pos, _)| *pos) else {
             self.step = Step::Idle;
             return;
         };
@@ -266,13 +265,10 @@ impl LogWriter {
         }
         let parked_count = parked.len() as u64;
         let (reply, freed) = oneshot::channel();
-        // Rows are told apart by their own times: this clock may be ahead of them, where the system's was set back.
-        let now_ms = steady_ms().min(last.sent_at_ms);
-        let keys_before_ms = now_ms.saturating_sub(self.parts.config.key_window_ms);
         let command = SpoolCommand::Free {
             through,
             parked,
-            keys_before_ms,
+            keys_before_ms: self.parts.handle.keys_since_ms(),
             reply,
         };
         self.parts.handle.queue.push(command);

@@ -339,6 +339,8 @@ pub struct WriterHandle {
     pub(crate) writable: Arc<AtomicBool>,
     terms: Arc<AtomicU64>,
     last_ms: Arc<AtomicI64>,
+    /// See [`Self::keys_since_ms`].
+    keys_since_ms: Arc<AtomicI64>,
     /// The last row that was committed, and the last that the store has: where a drain that is made anew goes on.
     pub(crate) head: Arc<AtomicI64>,
     pub(crate) done: Arc<AtomicI64>,
@@ -354,6 +356,7 @@ impl WriterHandle {
             writable: Arc::new(AtomicBool::new(true)),
             terms: Arc::new(AtomicU64::new(0)),
             last_ms: Arc::new(AtomicI64::new(info.last_ms)),
+            keys_since_ms: Arc::new(AtomicI64::new(i64::MIN)),
             head: Arc::new(AtomicI64::new(info.last)),
             done: Arc::new(AtomicI64::new(info.first - 1)),
             info,
@@ -378,6 +381,16 @@ impl WriterHandle {
     /// Remembers the newest time, for a registry that is made anew (rule 5).
     pub(crate) fn note_ms(&self, ms: i64) {
         self.last_ms.fetch_max(ms, Ordering::AcqRel);
+    }
+
+    /// No message before this time has a key that the registry still remembers, or will: those keys may go from the spool. Until it has
+    /// been told of them none may.
+    pub(crate) fn keys_since_ms(&self) -> i64 {
+        self.keys_since_ms.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn keep_keys_since(&self, ms: i64) {
+        self.keys_since_ms.store(ms, Ordering::Release);
     }
 
     /// Whether the spool takes events now.

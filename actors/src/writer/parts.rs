@@ -44,8 +44,6 @@ pub struct WriterConfig {
     pub backlog_max: usize,
     /// `log.durability` is `memory`: events are answered before they are written.
     pub answer_first: bool,
-    /// `idempotency.window_seconds`, in milliseconds
-    pub key_window_ms: i64,
 }
 
 /// Events that the spool made durable.

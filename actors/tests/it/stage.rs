@@ -223,7 +223,6 @@ pub fn writer_config() -> WriterConfig {
         retry_max: Duration::from_millis(5),
         backlog_max: 1000,
         answer_first: false,
-        key_window_ms: 60_000,
     }
 }
 

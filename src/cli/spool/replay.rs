@@ -13,7 +13,6 @@ use std::{
 };
 
 use chatting_actors::{
-    clock::system_ms,
     seams::{NotPut, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
     types::Event,
     writer::SpoolInfo,
@@ -32,7 +31,6 @@ use super::{
 };
 use crate::{
     settings::Settings,
-    startup,
     store::{Archive, LateMessages, SqliteSpool},
     telemetry,
 };
@@ -206,8 +204,8 @@ impl Replay<'_> {
                     Some((pos, event, poison.reason))
                 })
                 .collect();
-            let keys_before_ms = system_ms().saturating_sub(startup::key_window_ms(self.settings));
-            self.spool.free(*through, &parked, keys_before_ms)?;
+            // Which keys are remembered the next start finds out: none goes here.
+            self.spool.free(*through, &parked, i64::MIN)?;
             after = *through;
             totals.batches += 1;
             totals.stored += (rows.len() - parked.len()) as u64;
