@@ -43,9 +43,6 @@ use crate::{
     },
 };
 
-/// How far ahead a timer is set at most; a token that is good for longer is looked at again then.
-const LONGEST_TIMER: Duration = Duration::from_secs(24 * 3600);
-
 /// See the module's text.
 pub struct PresenterSession {
     parts: SessionParts,
@@ -152,8 +149,7 @@ impl PresenterSession {
         if left == 0 {
             return self.close(Close::TokenExpired, ctx);
         }
-        let timer = Duration::from_millis(left).min(LONGEST_TIMER);
-        self.expiry = Some(ctx.run_later(timer, Self::watch_expiry));
+        self.expiry = Some(ctx.run_later(next_look(left, self.parts.config.keepalive), Self::watch_expiry));
     }
 
     fn close(&mut self, close: Close, ctx: &mut WebsocketContext<Self>) {
@@ -339,6 +335,12 @@ impl Actor for PresenterSession {
     }
 }
 
+/// When a token that ends in so many milliseconds is looked at again: then, and as often as the session beats. The system's clock may be
+/// set ahead, and timers stand still while the machine sleeps.
+fn next_look(left_ms: u64, keepalive: Duration) -> Duration {
+    Duration::from_millis(left_ms).min(keepalive)
+}
+
 /// Every way out of a session comes through here.
 impl Drop for PresenterSession {
     fn drop(&mut self) {
@@ -468,5 +470,19 @@ impl PresenterSession {
             (Dialect::V1(_), End::BadFrame(why)) => return self.say_goodbye(Close::BadFrame, Some(why), ctx),
         };
         self.say_goodbye(close, None, ctx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_looked_at_at_its_end_and_as_often_as_its_session_beats() {
+        let keepalive = Duration::from_secs(15);
+        assert_eq!(next_look(1, keepalive), Duration::from_millis(1));
+        for far_ms in [15_000, 15_001, 24 * 3_600_000, u64::MAX] {
+            assert_eq!(next_look(far_ms, keepalive), keepalive, "{far_ms}");
+        }
     }
 }
