@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Instant};
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use chatting_actors::{
-    clock::system_ms,
+    broadcast::Broadcast,
     seams::StoreError,
     types::Role,
     wire::{object, v1::timestamp},
@@ -212,14 +212,23 @@ impl Change {
     }
 }
 
-/// When a broadcast may have begun: at no time before anyone broadcast so, nor at one that has yet to come.
+/// When a broadcast may have begun: at no time before anyone broadcast so.
 fn start_of(text: &str) -> Result<i64, ApiError> {
     let start = text.parse::<Timestamp>().map(Timestamp::as_millisecond);
     let start = start.map_err(|_| bad("started_at: a time as in 2026-01-01T00:00:00.000Z"))?;
-    if !(EARLIEST_START_MS..=system_ms()).contains(&start) {
-        return Err(bad("started_at: it is before the year 2000, or in the future"));
+    if start < EARLIEST_START_MS {
+        return Err(bad("started_at: it is before the year 2000"));
     }
     Ok(start)
+}
+
+/// Nor at one that has yet to come, by the system's clock or by that of its messages, which may be ahead.
+fn is_not_behind(broadcast: &Broadcast, start: i64) -> Result<(), ApiError> {
+    match broadcast.ended_at_ms {
+        _ if start <= broadcast.until_ms() => Ok(()),
+        Some(_) => Err(bad("started_at: it is after the broadcast's end")),
+        None => Err(bad("started_at: it is in the future")),
+    }
 }
 
 /// It may be there as `null`, which is not the same as not being there.
@@ -264,12 +273,8 @@ async fn change(
         return Err(ApiError::new(Code::Forbidden).with_detail("operators may put a broadcast under legal hold"));
     }
     let start = change.start()?;
-    if start
-        .flatten()
-        .zip(found.broadcast.ended_at_ms)
-        .is_some_and(|(start, end)| start > end)
-    {
-        return Err(bad("started_at: it is after the broadcast's end"));
+    if let Some(start) = start.flatten() {
+        is_not_behind(&found.broadcast, start)?;
     }
     // A start that is so already is not written again. A hold is: that it can be read does not mean that no failover takes it back.
     let start = start.filter(|start| *start != found.corrected_start_ms);

@@ -432,6 +432,30 @@ async fn a_start_is_corrected_to_the_end_of_the_broadcast_and_to_nothing_behind_
 }
 
 #[actix_web::test]
+async fn a_broadcast_whose_times_are_ahead_of_the_clock_may_have_the_start_that_it_has_and_none_behind_it() {
+    let app = spawn_app(|_| {}).await;
+    let from = system_ms() + 3_600_000;
+    let open = broadcast(&[(from, None)], &[("a", 0, None)]);
+    let store = app.state.history.store();
+    store.prepare().await.unwrap();
+    store.put_broadcasts(std::slice::from_ref(&open)).await.unwrap();
+    let correct = async |start_ms: i64| {
+        let body = json!({ "started_at": timestamp(start_ms) }).to_string();
+        let path = format!("/v1/broadcasts/{}", open.id);
+        request(&app, "PATCH", &path, &app.token(12), &body).await
+    };
+    let its_own = correct(from).await;
+    assert_eq!(
+        (its_own.status, &its_own.json()["started_at"]),
+        (200, &timestamp(from).into()),
+        "{its_own:?}"
+    );
+    let ahead = correct(from + 1).await;
+    assert_eq!(ahead.status, 400, "{ahead:?}");
+    assert_eq!(ahead.json()["detail"], "started_at: it is in the future");
+}
+
+#[actix_web::test]
 async fn all_broadcasts_of_a_room_are_come_to_page_by_page_the_newest_first() {
     for (app, _session) in servers(|_| {}).await {
         let all = [0, 60_000, 120_000].map(|after| {
