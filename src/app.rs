@@ -21,19 +21,20 @@ use actix::prelude::*;
 use actix_web::web;
 use chatting_actors::{
     checker::{CheckerHandle, RoomChecker},
+    clock::system_ms,
     gate::Gate,
     metrics::Metrics,
     registry::{ReadLog, RegistryHandle, SessionRegistry},
     seams::{LogStore, RoomApi, Spool, StoreError},
     supervise::{Watch, log_panics, supervise},
-    wire::legacy::Clock,
+    wire::{legacy::Clock, v1::timestamp},
     writer::{LogWriter, SpoolEnd, SpoolThread, WriterHandle, WriterParts},
 };
 use futures_util::future::join_all;
 use prometheus_client::registry::Registry as MetricNames;
 use scopeguard::ScopeGuard;
 
-use self::parts::{Opened, leave, open_keys, open_store, start_checker, start_registry};
+use self::parts::{Opened, leave, open_keys, open_store, start_checker, start_registry, warn_of_clock};
 use crate::{
     auth::{
         Gateway, TokenError, TokenVerifier,
@@ -160,6 +161,7 @@ impl App {
         // A spool that is new, or was damaged, does not know the times that were told before it (rule 5).
         info.last_ms = info.last_ms.max(newest_ms);
         let known = Clocks::at(info.last_ms);
+        warn_of_clock(info.last_ms);
         let history = History::new(
             settings.log.path.clone().into(),
             Arc::clone(&store),

@@ -196,6 +196,8 @@ pub struct Numbers {
     pub refused_broadcasts: Gauge,
     /// 1 while another server says that it writes to the same log (rule 7).
     pub other_servers: Gauge,
+    /// Seconds that the system's clock is behind the newest message; 0 where it is not.
+    pub clock_behind_seconds: Gauge,
     /// What retention removed, by `kind`.
     pub retention_deleted: By<Counter>,
     /// Times that retention went through the log, by `outcome`.
@@ -345,6 +347,11 @@ impl Numbers {
                 "Broadcasts in the spool that the store refused as they are",
             ),
             other_servers: gauge(r, "chat_other_servers", "1 while another server writes to this log"),
+            clock_behind_seconds: gauge(
+                r,
+                "chat_clock_behind_seconds",
+                "How far the clock is behind the newest message",
+            ),
             retention_deleted: by(
                 r,
                 "chat_retention_deleted",

@@ -123,6 +123,22 @@ fn tell_store(store: &str, found: Result<FoundStore, StoreError>) -> i64 {
     }
 }
 
+/// How far the newest message may be ahead of the clock: clocks of machines that took a spool over from each other differ by less.
+const AHEAD_MS: i64 = 60_000;
+
+/// Warns where the newest message is ahead of the clock: until that has come there, all that comes is of its time (rule 5).
+pub(super) fn warn_of_clock(newest_ms: i64) {
+    let ahead_ms = newest_ms.saturating_sub(system_ms());
+    if ahead_ms > AHEAD_MS {
+        log::warn!(
+            "clock: the newest message is of {}, {} s from now, and until then new ones get that time, too; set this machine's clock \
+             right, or see docs/OPERATIONS.md, \"The clock is wrong\"",
+            timestamp(newest_ms),
+            ahead_ms / 1000
+        );
+    }
+}
+
 pub(super) fn start_checker(
     settings: &Settings,
     arbiter: &Arbiter,

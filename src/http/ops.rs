@@ -6,6 +6,7 @@ use actix_web::{
     http::header,
     web,
 };
+use chatting_actors::clock::system_ms;
 use prometheus_client::encoding::text::encode;
 use serde_json::json;
 
@@ -76,6 +77,8 @@ pub(super) async fn metrics(state: web::Data<State>) -> HttpResponse {
     state.metrics.queues.refresh(&state.gates);
     let remembered = i64::try_from(state.tokens.remembered()).unwrap_or(i64::MAX);
     state.metrics.token_cache_entries.set(remembered);
+    let behind_ms = state.health.writer.last_ms().saturating_sub(system_ms()).max(0);
+    state.metrics.clock_behind_seconds.set(behind_ms / 1000);
     let mut text = String::new();
     match encode(&mut text, &state.metric_names) {
         Ok(()) => HttpResponse::Ok()

@@ -10,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use chatting_actors::{clock::system_ms, wire::v1::timestamp};
 use serde_json::Value;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     support::{
         app::{KEY, settings, token_of, use_mongodb},
         command::{command, run},
-        http::{HttpClient, post_json},
+        http::{HttpClient, get, post_json},
         jwks::tls_dir,
         process::{Process, ScratchDir, output},
         tokens, within,
@@ -183,6 +184,39 @@ async fn a_start_tells_its_version_settings_actors_addresses_and_what_it_found()
 #[actix_web::test]
 async fn a_start_tells_the_same_in_json() {
     a_start_tells(true).await;
+}
+
+#[actix_web::test]
+async fn a_start_whose_clock_is_behind_the_newest_message_says_so_and_how_far() {
+    let dir = ScratchDir::new("clock-behind");
+    let behind = async |server: &Process| {
+        let metrics = get(server.address(&dir.path().join("port")).await, "/metrics").await;
+        let mut lines = metrics.text().lines();
+        let seconds = lines.find_map(|line| line.strip_prefix("chat_clock_behind_seconds "));
+        seconds.unwrap().parse::<i64>().unwrap()
+    };
+    for (ahead_ms, warns) in [(0, false), (30_000, false), (7_200_000, true)] {
+        let newest_ms = system_ms() + ahead_ms;
+        if ahead_ms > 0 {
+            let spool = rusqlite::Connection::open(dir.path().join("data/chat.db")).unwrap();
+            spool
+                .execute(
+                    "INSERT OR REPLACE INTO meta(key, value) VALUES ('last_ms', ?1)",
+                    [newest_ms],
+                )
+                .unwrap();
+        }
+        let server = Process::start(&dir, &mut serve(&dir, &[]));
+        let seconds = behind(&server).await;
+        assert!((0..=ahead_ms / 1000).contains(&seconds), "{seconds}");
+        server.signal("TERM");
+        assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+        let said = messages(&server.output(), false);
+        let of = format!("clock: the newest message is of {}, ", timestamp(newest_ms));
+        assert_eq!(said.iter().any(|line| line.starts_with(&of)), warns, "{said:#?}");
+        assert_eq!(said.iter().any(|line| line.starts_with("clock: ")), warns, "{said:#?}");
+        assert_eq!(seconds > 3600, warns, "{seconds}");
+    }
 }
 
 #[actix_web::test]
@@ -891,12 +925,12 @@ async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_momen
     let (_silent, mut command) = serve_without_mongodb(&dir, 300, &[]);
     let server = Process::start(&dir, &mut command);
     let addr = server.address(&dir.path().join("port")).await;
-    let ready = crate::support::http::get(addr, "/readyz").await;
+    let ready = get(addr, "/readyz").await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
     // The signs that the runbook tells of, though there is no event to be written yet.
     server.line("store: not there yet").await;
     crate::support::eventually("the retries to be counted", async || {
-        let metrics = crate::support::http::get(addr, "/metrics").await;
+        let metrics = get(addr, "/metrics").await;
         let retries = metrics.text().lines().find_map(|line| {
             let count = line.strip_prefix("chat_store_retries_total ")?;
             count.parse::<u64>().ok()
@@ -983,7 +1017,7 @@ async fn rule_03_a_start_needs_no_name_server_either() {
     let dir = ScratchDir::new("no-names");
     let server = Process::start(&dir, &mut serve(&dir, &UNKNOWN_NAME));
     let addr = server.address(&dir.path().join("port")).await;
-    let ready = crate::support::http::get(addr, "/readyz").await;
+    let ready = get(addr, "/readyz").await;
     assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
     server.signal("TERM");
     assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
