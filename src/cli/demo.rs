@@ -51,6 +51,7 @@ fn serve(args: &DemoArgs, directory: &std::path::Path) -> Result<ExitCode, Failu
     settings.log.backend = LogBackend::Sqlite;
     settings.log.path = directory.join("chat.db").display().to_string();
     settings.shutdown.deadline_seconds = 5;
+    settings.shutdown.drain_seconds = 1;
     telemetry::init(&settings);
     report::begin(&settings, &BTreeMap::new());
     let token = |user_idx, nickname| {

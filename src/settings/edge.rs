@@ -63,8 +63,8 @@ section! {
     /// How the server stops.
     /// 서버 종료 방식.
     pub struct Shutdown {
-        /// Seconds that stopping may take in all; what is not done by then is cut.
-        /// 종료 전체에 허용하는 초. 그때까지 끝나지 않은 일은 끊는다.
+        /// Seconds that stopping may take in all, more than the two below together; what is not done by then is cut.
+        /// 종료 전체에 허용하는 초. 아래 두 값의 합보다 커야 한다. 그때까지 끝나지 않은 일은 끊는다.
         deadline_seconds: u64 = 20, 1..=600;
         /// Seconds that requests still under way have once everything numbered is answered; then they are cut.
         /// 번호가 붙은 메시지에 모두 응답한 뒤, 아직 처리 중인 요청에 허용하는 초. 넘으면 끊는다.

@@ -33,7 +33,10 @@ pub fn problems(
     check.at_most("log.retry_min_ms", "log.retry_max_ms");
     check.at_most("figures.top_default", "figures.top_max");
     check.at_most("history.page_default", "history.page_max");
-    check.at_most("shutdown.drain_seconds", "shutdown.deadline_seconds");
+    check.less_than(
+        &["shutdown.drain_seconds", "shutdown.requests_seconds"],
+        "shutdown.deadline_seconds",
+    );
     check.keys();
     check.gateway();
     check.problems
@@ -62,6 +65,18 @@ impl Check<'_> {
         let holds = number(key) <= number(limit);
         let message = format!("{} must be at most {}", self.shown(key), self.shown(limit));
         self.rule(&[key, limit], holds, || message);
+    }
+
+    /// Parts of a time that more must fit into.
+    fn less_than(&mut self, parts: &[&str], whole: &str) {
+        let number = |key: &str| self.settings.get(key).and_then(|value| value.as_integer());
+        let sum = parts
+            .iter()
+            .try_fold(0_i64, |sum, key| Some(sum.saturating_add(number(key)?)));
+        let holds = sum < number(whole);
+        let shown: Vec<_> = parts.iter().map(|key| self.shown(key)).collect();
+        let message = format!("{} must be less than {}", shown.join(" + "), self.shown(whole));
+        self.rule(&[parts, &[whole]].concat(), holds, || message);
     }
 
     /// One key at most, and an HS256 secret that is long enough. What is in files and in PEM comes out where it is read.
@@ -216,11 +231,24 @@ mod tests {
             ["figures.top_default = 10 must be at most figures.top_max = 9"]
         );
         assert_eq!(wrong(|settings| settings.figures.top_max = 10), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_stop_gives_to_each_of_its_parts_is_less_than_it_may_take_in_all() {
         assert_eq!(
-            wrong(|settings| settings.shutdown.drain_seconds = 21),
-            ["shutdown.drain_seconds = 21 must be at most shutdown.deadline_seconds = 20"]
+            wrong(|settings| settings.shutdown.drain_seconds = 17),
+            [
+                "shutdown.drain_seconds = 17 + shutdown.requests_seconds = 3 must be less than shutdown.deadline_seconds = 20"
+            ]
         );
-        assert_eq!(wrong(|settings| settings.shutdown.drain_seconds = 20), [""; 0]);
+        assert_eq!(wrong(|settings| settings.shutdown.drain_seconds = 16), [""; 0]);
+        assert_eq!(wrong(|settings| settings.shutdown.deadline_seconds = 8).len(), 1);
+        let least = wrong(|settings| {
+            settings.shutdown.deadline_seconds = 1;
+            settings.shutdown.requests_seconds = 0;
+            settings.shutdown.drain_seconds = 0;
+        });
+        assert_eq!(least, [""; 0]);
     }
 
     #[test]

@@ -1348,7 +1348,7 @@ async fn a_start_takes_over_from_a_stalled_presenter_at_once_and_that_one_is_rea
 async fn a_stop_does_not_wait_for_a_presenter_that_reads_nothing() {
     let app = spawn_to_stall(|settings| {
         settings.session.stall_seconds = 600;
-        settings.shutdown.requests_seconds = 600;
+        settings.shutdown.requests_seconds = 500;
         settings.shutdown.deadline_seconds = 600;
     })
     .await;

@@ -24,6 +24,7 @@ use crate::support::{
     eventually,
     http::{HttpClient, Response, get},
     mongod::{Mongod, fresh_database_name},
+    presenter::V1,
     process::{Process, ScratchDir},
     ws::WsClient,
 };
@@ -360,7 +361,8 @@ async fn while_it_stops_each_answer_is_its_connections_last_also_one_that_takes_
 #[actix_web::test]
 async fn a_spool_that_cannot_be_closed_makes_the_stop_end_at_its_deadline() {
     let app = spawn_app(|settings| {
-        settings.shutdown.drain_seconds = 1;
+        settings.shutdown.drain_seconds = 0;
+        settings.shutdown.requests_seconds = 0;
         settings.shutdown.deadline_seconds = 1;
     })
     .await;
@@ -374,6 +376,25 @@ async fn a_spool_that_cannot_be_closed_makes_the_stop_end_at_its_deadline() {
     );
     drop(hold);
     eventually("the spool to be closed", async || SpoolLock::take(spool, spool).ok()).await;
+}
+
+#[actix_web::test]
+async fn the_deadline_of_a_stop_is_over_the_time_that_presenters_are_told_in_too() {
+    let app = spawn_app(|settings| {
+        // As no start allows it: telling so many takes all the time that there is.
+        settings.shutdown.drain_seconds = 1;
+        settings.shutdown.deadline_seconds = 1;
+    })
+    .await;
+    let mut presenters = Vec::new();
+    for presenter in 100..125 {
+        presenters.push(V1::of(&app, presenter, json!({})).await);
+    }
+    let metrics = app.state.metrics.clone();
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::AtDeadline);
+    // They would have been ended in order, if only what comes then had the deadline.
+    assert_eq!(metrics.sessions_ended.of("going_away").get(), 0);
 }
 
 // ---- the command -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ use crate::{
     support::{
         app::{KEY, settings, token_of, use_mongodb},
         command::{command, run},
+        eventually,
         http::{HttpClient, get, post_json},
         jwks::tls_dir,
         process::{Process, ScratchDir, output},
@@ -81,7 +82,7 @@ pub async fn one_message(dir: &Arc<ScratchDir>, server: &Process) {
     presenter.send_text("ping").await;
     assert_eq!(presenter.next_text().await, "pong");
     let token = token_of(&settings, 7, "lee");
-    let answer = crate::support::eventually("the presenter in its room", async || {
+    let answer = eventually("the presenter in its room", async || {
         let answer = post_json(addr, "/v1/rooms/12/messages", &[("token", &token)], r#"{"text":"hi"}"#).await;
         (answer.status == 201).then_some(answer)
     })
@@ -662,7 +663,7 @@ async fn a_watch_of_dialect_v1_prints_each_frame_acknowledges_what_it_printed_an
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let mut first = watch("5", &[]);
-    crate::support::eventually("the watch to end", async || {
+    eventually("the watch to end", async || {
         post_json(addr, "/v1/rooms/12/messages", &[("token", &viewer)], r#"{"text":"hi"}"#).await;
         first.try_wait().unwrap()
     })
@@ -690,7 +691,7 @@ async fn a_watch_of_dialect_v1_prints_each_frame_acknowledges_what_it_printed_an
     out.read_line(&mut String::new()).unwrap();
     drop(out);
     let unprinted = post().await;
-    crate::support::eventually("the watch to end", async || unread.try_wait().unwrap()).await;
+    eventually("the watch to end", async || unread.try_wait().unwrap()).await;
     let next = frames(watch("1", &[]).wait_with_output().unwrap());
     assert_eq!(next[0]["resumed_from"], unprinted["seq"]);
     let (code, _, error) = run(
@@ -723,7 +724,7 @@ async fn a_watch_whose_reader_has_enough_ends_without_a_word() {
     drop(watch.stdout.take());
     let viewer = token_of(&settings, 7, "lee");
     // Those that come before its session has begun are not for it.
-    crate::support::eventually("the watch to end", async || {
+    eventually("the watch to end", async || {
         post_json(addr, "/v1/rooms/12/messages", &[("token", &viewer)], r#"{"text":"hi"}"#).await;
         watch.try_wait().unwrap()
     })
@@ -794,13 +795,48 @@ async fn a_port_file_that_cannot_be_written_is_named_and_the_spool_is_left_as_by
 }
 
 #[actix_web::test]
-async fn a_request_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75() {
+async fn a_commit_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75() {
     let dir = ScratchDir::new("deadline");
     let more = [
         "--set",
         "shutdown.deadline_seconds=1",
         "--set",
         "shutdown.drain_seconds=0",
+        "--set",
+        "shutdown.requests_seconds=0",
+    ];
+    let server = Process::start(&dir, &mut serve(&dir, &more));
+    one_message(&dir, &server).await;
+    let addr = server.address(&dir.path().join("port")).await;
+    let spool = rusqlite::Connection::open(dir.path().join("data/chat.db")).unwrap();
+    spool.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut client = HttpClient::connect(addr).await;
+    let token = token_of(&settings(&dir), 7, "kim");
+    let headers = [("token", &*token), ("Content-Type", "application/json")];
+    let path = "/v1/rooms/12/messages";
+    client.send_request("POST", path, &headers, r#"{"text":"hi"}"#).await;
+    eventually("it to be numbered", async || {
+        let metrics = get(addr, "/metrics").await;
+        metrics
+            .text()
+            .contains("chat_queue_depth{queue=\"writer\"} 1\n")
+            .then_some(())
+    })
+    .await;
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
+    server.line("the deadline is over; 1 submits").await;
+    server.line("stopped at the deadline").await;
+}
+
+#[actix_web::test]
+async fn a_request_that_does_not_end_is_cut_and_the_stop_is_in_order() {
+    let dir = ScratchDir::new("cut");
+    let more = [
+        "--set",
+        "shutdown.requests_seconds=0",
+        "--set",
+        "shutdown.deadline_seconds=600",
         "--set",
         "server.body_seconds=300",
     ];
@@ -820,49 +856,8 @@ async fn a_request_that_does_not_end_makes_the_stop_end_at_its_deadline_with_75(
         assert!(within("the server to ask for the body", more).await.unwrap() > 0);
     }
     server.signal("TERM");
-    assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
-    server.line("stopped at the deadline").await;
-}
-
-#[actix_web::test]
-async fn the_deadline_of_a_stop_is_over_the_time_that_presenters_are_told_in_too() {
-    let dir = ScratchDir::new("deadline-over-all");
-    let more = [
-        "--set",
-        "shutdown.deadline_seconds=2",
-        "--set",
-        "shutdown.drain_seconds=2",
-        "--set",
-        "shutdown.requests_seconds=600",
-        "--set",
-        "server.body_seconds=300",
-    ];
-    let server = Process::start(&dir, &mut serve(&dir, &more));
-    let addr = server.address(&dir.path().join("port")).await;
-    // So many that telling them takes all of its time, which is the deadline's too.
-    let mut presenters = Vec::new();
-    for n in 0..25 {
-        let mut socket = WsClient::connect_with(addr, "/v1/presenter", &[("Sec-WebSocket-Protocol", "chat.v1")], None)
-            .await
-            .unwrap();
-        let token = token_of(&settings(&dir), 100 + n, "kim");
-        let hello = serde_json::json!({ "type": "hello", "token": token });
-        socket.send_text(&hello.to_string()).await;
-        assert_eq!(socket.next_json().await["type"], "welcome");
-        presenters.push(socket);
-    }
-    let mut client = HttpClient::connect(addr).await;
-    let head = format!(
-        "POST /v1/rooms/12/messages HTTP/1.1\r\nHost: chat\r\nContent-Type: application/json\r\ntoken: {}\r\n\
-         Content-Length: 20\r\n\r\n{{\"text\"",
-        token_of(&settings(&dir), 7, "kim")
-    );
-    client.send_bytes(head.as_bytes()).await;
-    server.signal("TERM");
-    assert_eq!(server.exited().await.code(), Some(75), "{}", server.output());
-    // They would have been closed before the request's time began, if that had a deadline of its own.
-    let over = server.line("the deadline is over").await;
-    assert!(over.ends_with("25 sessions left"), "{over}");
+    assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+    server.line("1 connections with requests under way are cut").await;
 }
 
 #[actix_web::test]
@@ -929,7 +924,7 @@ async fn a_server_that_starts_while_mongodb_is_away_says_so_from_the_first_momen
     assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
     // The signs that the runbook tells of, though there is no event to be written yet.
     server.line("store: not there yet").await;
-    crate::support::eventually("the retries to be counted", async || {
+    eventually("the retries to be counted", async || {
         let metrics = get(addr, "/metrics").await;
         let retries = metrics.text().lines().find_map(|line| {
             let count = line.strip_prefix("chat_store_retries_total ")?;
