@@ -90,8 +90,8 @@ section! {
         /// Seconds between fetches at least, however many tokens name a key that is not known.
         /// 모르는 키의 토큰이 아무리 많아도 지키는 최소 간격(초).
         jwks_min_refresh_seconds: u64 = 5, 1..=3600;
-        /// Seconds that keys hold which cannot be fetched again; 0 is for good.
-        /// 다시 가져올 수 없는 키를 계속 쓰는 시간(초). 0이면 계속.
+        /// Seconds that keys hold which cannot be fetched again, more than one try takes; 0 is for good.
+        /// 다시 가져올 수 없는 키를 계속 쓰는 시간(초). 한 번 더 시도할 수 있을 만큼 길어야 한다. 0이면 계속.
         jwks_stale_seconds: u64 = 86_400, 0..=31_536_000;
         /// Milliseconds that a fetch may take, and that a token waits for its key.
         /// 한 번 가져오는 데, 그리고 토큰이 키를 기다리는 데 허용하는 밀리초.

@@ -101,7 +101,28 @@ impl Check<'_> {
             self.rule(&[&plain], !short, || message);
         }
         self.at_most("auth.jwks_min_refresh_seconds", "auth.jwks_refresh_seconds");
+        self.stale();
         self.idle();
+    }
+
+    /// Published keys are so old when one fetch of them has failed and the next one begins.
+    fn stale(&mut self) {
+        let auth = &self.settings.auth;
+        let names = [
+            "auth.jwks_stale_seconds",
+            "auth.jwks_refresh_seconds",
+            "auth.jwks_min_refresh_seconds",
+            "auth.jwks_timeout_ms",
+        ];
+        let parts = [auth.jwks_min_refresh_seconds, auth.jwks_timeout_ms.div_ceil(1000)];
+        let least = parts.into_iter().fold(auth.jwks_refresh_seconds, u64::saturating_add);
+        let holds = auth.jwks_stale_seconds == 0 || auth.jwks_stale_seconds >= least;
+        let [stale, parts @ ..] = names.map(|name| self.shown(name));
+        let message = format!(
+            "{stale} must be 0, or at least {least}, for {}: one fetch that fails would take all keys",
+            parts.join(" + ")
+        );
+        self.rule(&names, holds, || message);
     }
 
     /// What would do nothing: the algorithm of a key that is not there, certificates for an address that shows none, rooms of
@@ -288,6 +309,21 @@ mod tests {
     fn published_keys_are_fetched_no_oftener_than_they_may_be() {
         let wrong = wrong(|settings| settings.auth.jwks_refresh_seconds = 4);
         assert_eq!(wrong.len(), 1, "{wrong:?}");
+    }
+
+    #[test]
+    fn published_keys_outlive_one_fetch_that_fails() {
+        let stale = |seconds| wrong(|settings| settings.auth.jwks_stale_seconds = seconds);
+        assert_eq!(
+            stale(306),
+            [
+                "auth.jwks_stale_seconds = 306 must be 0, or at least 307, for auth.jwks_refresh_seconds = 300 + \
+                 auth.jwks_min_refresh_seconds = 5 + auth.jwks_timeout_ms = 2000: one fetch that fails would take all keys"
+            ]
+        );
+        for seconds in [307, 0] {
+            assert_eq!(stale(seconds), [""; 0]);
+        }
     }
 
     #[test]
