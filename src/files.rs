@@ -1,6 +1,13 @@
 //! Reading small files that operators name: bounded, regular ones only, and away from the threads that serve.
 
-use std::{fs::File, io::Read};
+use std::{
+    fs::File,
+    io::Read,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::sync::oneshot;
 
@@ -31,4 +38,46 @@ pub async fn off_thread<T: Send + 'static>(
     });
     thread.map_err(|error| format!("no thread to read files: {error}"))?;
     wait.await.unwrap_or_else(|_| Err("reading a file failed".into()))
+}
+
+/// What does `work`, unless what was made so before is still there: where a disk hangs, whoever waits gives up and the thread does not, and
+/// there is never a second one. The next may begin when this one is gone, whether it was run or not: there may have been no thread for it.
+/// The error says of `what` that it is still being read.
+pub fn one_at_a_time<T, W: FnOnce() -> Result<T, String> + Send>(
+    reading: &Arc<AtomicBool>,
+    what: &str,
+    work: W,
+) -> Result<impl FnOnce() -> Result<T, String> + Send + use<T, W>, String> {
+    if reading.swap(true, Ordering::AcqRel) {
+        return Err(format!("{what} is still being read"));
+    }
+    let reading = scopeguard::guard(Arc::clone(reading), |reading| reading.store(false, Ordering::Release));
+    Ok(move || {
+        let _reading = reading;
+        work()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_by_one_at_a_time_and_by_the_next_though_the_one_before_was_never_run() {
+        let reading: Arc<AtomicBool> = Arc::default();
+        let is_read = || reading.load(Ordering::Acquire);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let begin = || one_at_a_time(&reading, path, || read_bounded(path, 1_048_576));
+        let never_run = begin().unwrap();
+        assert!(is_read());
+        assert_eq!(begin().err(), Some(format!("{path} is still being read")));
+        assert!(is_read(), "whoever is refused ends nothing");
+        // As where no thread can be spawned.
+        drop(never_run);
+        assert!(!is_read());
+        for _ in 0..2 {
+            assert!(begin().unwrap()().is_ok());
+            assert!(!is_read());
+        }
+    }
 }

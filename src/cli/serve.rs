@@ -4,18 +4,24 @@ use std::{
     future::{pending, ready},
     path::PathBuf,
     process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use actix_web::web;
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
 
 use super::{Exit, Failure, SettingsArgs, report, until_it_ends};
 use crate::{
     app::{App, Extras, Stopped},
-    files::off_thread,
+    auth::Key,
+    files::{off_thread, one_at_a_time},
     http::state::State,
-    settings::{Loaded, LogFormat},
+    settings::{Auth, Loaded, LogFormat},
     startup, telemetry,
 };
 
@@ -40,7 +46,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
             log::info!("stopped before it had started");
             return Ok(ExitCode::SUCCESS);
         };
-        let reload = reload_keys(hangup, args.settings.clone(), &settings.auth.jwks_url, app.state());
+        let reload = reload_keys(hangup, args.settings.clone(), &settings.auth, app.state());
         let begun = report::listening(&app, &settings, args.port_file.as_deref());
         // Not a task of its own: it would outlive the server, and with it what it has of the server.
         tokio::select! {
@@ -60,19 +66,14 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
 
 /// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:
 /// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are; so they do when
-/// `auth.jwks_url` is not what the server was started with.
-async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, jwks_url: &str, state: web::Data<State>) -> T {
+/// `auth.jwks_url` is not what the server, whose settings `auth` is of, was started with, and where a file is not read in time.
+async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, auth: &Auth, state: web::Data<State>) -> T {
+    let reading: Arc<AtomicBool> = Arc::default();
     loop {
         if hangup.recv().await.is_none() {
             return pending().await;
         }
-        let (from, jwks_url) = (from.clone(), jwks_url.to_owned());
-        // Files may be slow, and this thread has more to do.
-        let read = off_thread(move || {
-            let settings = from.load().map_err(|error| error.to_string())?.settings;
-            startup::keys_again(&settings, &jwks_url).map_err(|error| error.to_string())
-        });
-        let outcome = match read.await {
+        let outcome = match read_again(from.clone(), auth, &reading).await {
             Ok(keys) => {
                 let changed = state.tokens.set_keys(keys);
                 state.tokens.refetch();
@@ -91,6 +92,23 @@ async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, jwks_url: &str, 
         };
         state.metrics.key_reloads.inc(outcome);
     }
+}
+
+/// The keys as the settings and their files have them now. Files may be slow, and this thread has more to do; one that hangs is not waited
+/// for, or no later SIGHUP would be heard.
+async fn read_again(from: SettingsArgs, auth: &Auth, reading: &Arc<AtomicBool>) -> Result<Vec<Key>, String> {
+    let jwks_url = auth.jwks_url.clone();
+    let read = one_at_a_time(reading, "a file with them", move || {
+        let settings = from.load().map_err(|error| error.to_string())?.settings;
+        startup::keys_again(&settings, &jwks_url).map_err(|error| error.to_string())
+    })?;
+    let patience = Duration::from_millis(auth.jwks_timeout_ms);
+    let in_time = timeout(patience, off_thread(read)).await;
+    in_time.unwrap_or_else(|_| {
+        Err(format!(
+            "a file with them was not read within {patience:?} (auth.jwks_timeout_ms)"
+        ))
+    })
 }
 
 /// SIGTERM and SIGINT alike.

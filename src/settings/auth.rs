@@ -93,8 +93,8 @@ section! {
         /// Seconds that keys hold which cannot be fetched again, more than one try takes; 0 is for good.
         /// 다시 가져올 수 없는 키를 계속 쓰는 시간(초). 한 번 더 시도할 수 있을 만큼 길어야 한다. 0이면 계속.
         jwks_stale_seconds: u64 = 86_400, 0..=31_536_000;
-        /// Milliseconds that a fetch may take, and that a token waits for its key.
-        /// 한 번 가져오는 데, 그리고 토큰이 키를 기다리는 데 허용하는 밀리초.
+        /// Milliseconds that a fetch may take, that a token waits for its key, and that SIGHUP waits for key files.
+        /// 한 번 가져오는 데, 토큰이 키를 기다리는 데, SIGHUP에 키 파일을 읽는 데 허용하는 밀리초.
         jwks_timeout_ms: u64 = 2000, 10..=60_000;
         /// Bytes of a JWK set; a longer one is not read.
         /// JWK 집합의 최대 바이트. 넘으면 읽지 않는다.

@@ -433,3 +433,47 @@ async fn a_reload_does_not_pass_over_a_place_of_published_keys_that_was_taken_aw
         .await;
     assert_eq!(answer.status, 400, "{answer:?}");
 }
+
+#[actix_web::test]
+async fn a_reload_whose_file_hangs_is_an_error_and_the_next_one_is_heard() {
+    let (old, new) = (
+        "the secret before, of thirty-two bytes or more",
+        "the secret after, of thirty-two bytes or more",
+    );
+    let server = Server::start(&format!("hs256_secret = \"{old}\"\njwks_timeout_ms = 50")).await;
+    // Whoever opens it waits for who writes, as where a disk hangs.
+    let (pipe, settings) = (server.dir.path().join("pipe"), server.dir.path().join("settings.toml"));
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::fs::rename(&pipe, &settings).unwrap();
+    for (count, why) in [
+        (1.0, "a file with them was not read within 50ms (auth.jwks_timeout_ms)"),
+        (2.0, "a file with them is still being read"),
+    ] {
+        server.process.signal("HUP");
+        server
+            .process
+            .line(&format!("SIGHUP: the keys stay as they are: {why}"))
+            .await;
+        eventually("the reload to be counted", async || {
+            let failed = metric(server.address, r#"chat_key_reloads_total{outcome="error"}"#).await;
+            (failed == count).then_some(())
+        })
+        .await;
+    }
+    // It is read to its end, and nobody waits for what it says.
+    let writer = std::fs::OpenOptions::new().write(true).open(&settings).unwrap();
+    drop(writer);
+    write_auth(server.dir.path(), &format!("hs256_secret = \"{new}\""));
+    eventually("the keys to be read again", async || {
+        server.process.signal("HUP");
+        let read = metric(server.address, r#"chat_key_reloads_total{outcome="ok"}"#).await;
+        (read > 0.0).then_some(())
+    })
+    .await;
+    let mut client = HttpClient::connect(server.address).await;
+    for (secret, status) in [(new, 200), (old, 400)] {
+        let token = by_secret(secret, &claims(7));
+        let answer = client.request("GET", "/token", &[("token", &token)], "").await;
+        assert_eq!(answer.status, status, "{answer:?}");
+    }
+}

@@ -4,10 +4,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -20,7 +17,7 @@ use rustls::{
 
 use super::set::{Published, read};
 use crate::{
-    files::{off_thread, read_bounded},
+    files::{off_thread, one_at_a_time, read_bounded},
     settings::Algorithm,
 };
 
@@ -96,8 +93,9 @@ impl Source {
         let max = self.settings.max_bytes;
         let body = match &self.from {
             From::File { path, reading } => {
-                let reader = reader(path.clone(), max, Arc::clone(reading))?;
-                off_thread(reader).await?
+                let file = path.clone();
+                let read = one_at_a_time(reading, path, move || read_bounded(&file, max))?;
+                off_thread(read).await?
             }
             From::Http(client) => {
                 let request = client
@@ -113,23 +111,6 @@ impl Source {
         };
         read(&body, &self.settings.algorithms)
     }
-}
-
-/// What reads the file, unless another one does: where a disk hangs, whoever waits gives up and the thread does not, and there is
-/// never a second one. The next may read when this one is gone, whether it was run or not: there may have been no thread for it.
-fn reader(
-    path: String,
-    max: usize,
-    reading: Arc<AtomicBool>,
-) -> Result<impl FnOnce() -> Result<Vec<u8>, String> + Send, String> {
-    if reading.swap(true, Ordering::AcqRel) {
-        return Err(format!("{path} is still being read"));
-    }
-    let reading = scopeguard::guard(reading, |reading| reading.store(false, Ordering::Release));
-    Ok(move || {
-        let _reading = reading;
-        read_bounded(&path, max)
-    })
 }
 
 /// Whom an https address must be certified by: those of the file, or else the public authorities.
@@ -151,28 +132,4 @@ fn tls(ca_file: &str) -> Result<ClientConfig, String> {
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.map_err(|error| format!("auth.jwks_url: {error}"))?;
     Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_read_by_one_at_a_time_and_by_the_next_though_the_one_before_was_never_run() {
-        let reading: Arc<AtomicBool> = Arc::default();
-        let is_read = || reading.load(Ordering::Acquire);
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        let begin = || reader(path.to_owned(), 1_048_576, Arc::clone(&reading));
-        let never_run = begin().unwrap();
-        assert!(is_read());
-        assert_eq!(begin().err(), Some(format!("{path} is still being read")));
-        assert!(is_read(), "whoever is refused ends nothing");
-        // As where no thread can be spawned.
-        drop(never_run);
-        assert!(!is_read());
-        for _ in 0..2 {
-            assert!(begin().unwrap()().is_ok());
-            assert!(!is_read());
-        }
-    }
 }
