@@ -17,6 +17,7 @@ use chatting_actors::{
     broadcast::Broadcast,
     clock::system_ms,
     seams::{NotPut, Spool, StoreError},
+    types::PresenterIdx,
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
@@ -96,6 +97,8 @@ async fn write(
         batch_max: settings.log.batch_max,
         progress: Progress::new("events", contents.events),
         refused: 0,
+        goes_on,
+        newest_acts: HashMap::new(),
         late: LateMessages::default(),
         records: HashMap::new(),
         stop: stop_signal()?.boxed_local(),
@@ -110,10 +113,7 @@ async fn write(
         read.file(lines);
     }
     writing.flush().await?;
-    if goes_on {
-        // A server that ran since it began may have deleted some of what came only now.
-        writing.mark_late().await?;
-    }
+    writing.mark_late().await?;
     let refused = writing.refused;
     drop(writing);
     if refused > 0 {
@@ -179,6 +179,11 @@ struct Writing {
     batch_max: usize,
     progress: Progress,
     refused: u64,
+    /// It goes on: a server that ran since it began may have deleted some of what comes only now.
+    goes_on: bool,
+    /// The newest act of each room so far. What is older and comes behind it, as where the file of a later broadcast is the first, it has
+    /// not marked.
+    newest_acts: HashMap<PresenterIdx, Uuid>,
     late: LateMessages,
     records: HashMap<Uuid, Newest>,
     stop: LocalBoxFuture<'static, ()>,
@@ -284,8 +289,13 @@ impl Writing {
 
     async fn write(&mut self) -> Result<u64, StoreError> {
         let logged = std::mem::take(&mut self.batch);
-        for logged in &logged {
-            self.late.add(&logged.event);
+        for Logged { event, .. } in &logged {
+            let newest_act = self.newest_acts.entry(event.presenter_idx).or_default();
+            if event.act.is_some() {
+                *newest_act = event.id.max(*newest_act);
+            } else if self.goes_on || event.id < *newest_act {
+                self.late.add(event);
+            }
         }
         let marks = logged
             .iter()

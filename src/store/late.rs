@@ -1,8 +1,8 @@
 //! Messages that come into a store behind acts of moderation that it had before.
 //!
 //! An act marks what is there when it comes, which is all that was said before it as long as one server takes one spool to the store, in
-//! order. From a spool that was put away, or in an import that goes on after a while, older messages come behind it. So the store is
-//! given the acts of their rooms again that are newer than they: an act that is given again is applied again.
+//! order. From a spool that was put away, or in an import, older messages may come behind it. So the store is given the acts of their
+//! rooms again that are newer than they: an act that is given again is applied again.
 
 use std::{
     collections::{BTreeMap, HashSet},

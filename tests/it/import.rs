@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use chatting_actors::wire::v1::timestamp;
 use chatting_server::{
     app::App,
     settings::{LogBackend, Settings},
@@ -16,6 +17,7 @@ use chatting_server::{
 };
 use mongodb::bson::doc;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
     export::{broadcast_id, event, fill},
@@ -441,6 +443,72 @@ async fn of_two_exports_of_one_broadcast_the_newer_says_when_it_ended_whichever_
     }
 }
 
+#[actix_web::test]
+async fn what_was_deleted_in_a_later_broadcast_is_deleted_whichever_of_the_two_comes_first() {
+    let later = event("a", 3, 10_000, 12, "lee", "").id;
+    let file = |id: Uuid, after: u64, lines: &[Value]| {
+        let count = lines.len() as u64;
+        let header = json!({
+            "type": "broadcast", "format": 1, "id": id, "presenter_idx": 12, "room_idx": null, "reported_start": null,
+            "ended_at": "2026-01-01T01:00:00Z", "corrected_start": null, "seen_at": "2026-01-01T01:00:00Z", "version": 2,
+            "segments": [{ "from": "2026-01-01T00:00:00Z", "to": "2026-01-01T01:00:00Z" }],
+            "spans": [{ "epoch": "a", "after": after, "through": after + count }],
+        });
+        let end = json!({ "type": "end", "broadcast_id": id, "events": count });
+        let lines = [&[header], lines, &[end]].concat();
+        lines.iter().map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let line = |of: Uuid, seq: u64, offset_ms: i64, more: Value| {
+        let event = event("a", seq, offset_ms, 7, "kim", "x");
+        let mut line = json!({
+            "seq": seq, "epoch": "a", "id": event.id, "sent_at": timestamp(event.sent_at_ms), "offset_ms": offset_ms,
+            "broadcast_id": of, "nickname": "kim", "role": "viewer",
+        });
+        line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        line
+    };
+    // As it was exported before the later one; its second message was deleted by then.
+    let said = |more: Value| {
+        let mut said = json!({ "type": "chat", "user_idx": 7, "text": "x" });
+        said.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        said
+    };
+    let deleted_before = json!({ "deleted_at": "2026-01-01T00:00:03Z", "deleted_by": 66 });
+    let first = [
+        line(broadcast_id(), 1, 1000, said(json!({}))),
+        line(broadcast_id(), 2, 2000, said(deleted_before)),
+    ];
+    let all_of_7 = json!({ "type": "moderation", "by": 12, "act": { "scope": "user", "user_idx": 7 } });
+    let second = [
+        line(later, 3, 11_000, all_of_7),
+        line(later, 4, 12_000, said(json!({}))),
+    ];
+    let files = [
+        ("first", file(broadcast_id(), 0, &first)),
+        ("second", file(later, 2, &second)),
+    ];
+    for mongodb in [false, true] {
+        for order in [["first", "second"], ["second", "first"]] {
+            let site = Site::new(mongodb);
+            for (name, text) in &files {
+                std::fs::write(site.path(name), text).unwrap();
+            }
+            let (code, _, error) = site.run(&["import", order[0], order[1]]);
+            assert_eq!(code, 0, "{error}");
+            let (code, out, error) = site.run(&["export", "--room", "12"]);
+            assert_eq!(code, 0, "{error}");
+            let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let chats = lines.filter(|line| line["type"] == "chat");
+            let deleted: Vec<_> = chats.map(|chat| chat["deleted_by"].clone()).collect();
+            assert_eq!(
+                deleted,
+                [json!(12), json!(66), Value::Null],
+                "{order:?}, mongodb: {mongodb}"
+            );
+        }
+    }
+}
+
 /// An export of so many messages.
 pub fn exported(count: u64) -> String {
     let header = json!({
@@ -455,7 +523,7 @@ pub fn exported(count: u64) -> String {
         let event = event("a", seq, i64::try_from(seq).unwrap(), 7, "kim", "x");
         let line = json!({
             "type": "chat", "seq": seq, "epoch": "a", "id": event.id, "offset_ms": seq,
-            "sent_at": chatting_actors::wire::v1::timestamp(event.sent_at_ms),
+            "sent_at": timestamp(event.sent_at_ms),
             "broadcast_id": broadcast_id(), "user_idx": 7, "nickname": "kim", "role": "viewer", "text": "x",
         });
         text += &format!("{line}\n");
