@@ -1,8 +1,14 @@
 //! `spool status`, `verify` and `replay`, as an operator runs them: the real program on real files and a real MongoDB.
 
-use std::{path::Path, process::Command, sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chatting_actors::{
+    broadcast::Broadcast,
     clock::EventClock,
     idempotency::Keyed,
     moderation::Act,
@@ -11,7 +17,7 @@ use chatting_actors::{
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Deleted, Durability, MongoStore, SpoolSettings, SqliteSpool,
+    Archive, Deleted, Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool,
     history::{History, Query, Start},
     mongo::MongoSettings,
 };
@@ -109,14 +115,19 @@ impl Site {
 
     /// Leaves broadcasts in it: one that is over, one that is open, and one that is open and that the store has.
     fn keep_broadcasts(&self) {
-        let connection = Connection::open(self.path()).unwrap();
         for (n, ended, stored) in [(1, Some(30), false), (2, None, false), (3, None, true)] {
-            let kept = broadcast(n, 12, 1, ended);
-            let (id, record) = (&kept.id.as_bytes()[..], serde_json::to_string(&kept).unwrap());
-            let row = params![id, 12, 1, ended.is_some(), stored, record];
-            let sql = "INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-            connection.execute(sql, row).unwrap();
+            self.keep(&broadcast(n, 12, 1, ended), stored);
         }
+    }
+
+    fn keep(&self, kept: &Broadcast, stored: bool) {
+        let connection = Connection::open(self.path()).unwrap();
+        let (id, record) = (&kept.id.as_bytes()[..], serde_json::to_string(kept).unwrap());
+        let (room, version) = (kept.presenter.get(), kept.version.cast_signed());
+        let row = params![id, room, version, kept.ended_at_ms.is_some(), stored, record];
+        let sql =
+            "INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        connection.execute(sql, row).unwrap();
     }
 
     /// A copy of the spool with this byte flipped.
@@ -178,6 +189,16 @@ fn fill(path: &Path, rooms: &[(i64, u64)], embedded: bool) -> Vec<Arc<Event>> {
 async fn log_of(uri: &str, database: &str) -> Collection<Document> {
     let client = Client::with_uri_str(uri).await.unwrap();
     client.database(database).collection("chatting_log")
+}
+
+async fn store_of(uri: &str, database: &str) -> MongoStore {
+    let settings = MongoSettings {
+        uri: uri.to_owned(),
+        database: database.to_owned(),
+        connect_timeout: Duration::from_secs(60),
+        write_timeout: Duration::from_secs(60),
+    };
+    MongoStore::new(&settings).await.unwrap()
 }
 
 /// The ids that the log holds, in the order they were written.
@@ -644,6 +665,65 @@ async fn replay_takes_the_broadcasts_that_the_store_does_not_have_and_forgets_th
     }
 }
 
+/// A server asks once, at its start, what is open in the store: nobody would end what came there later.
+#[actix_web::test]
+async fn replay_ends_the_broadcasts_that_a_server_with_another_spool_does_not_know() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let store = store_of(&uri, &database).await;
+    store.prepare().await.unwrap();
+    for beside_a_server in [false, true] {
+        // The numbers of one site are not those of the other.
+        let presenter = 12 + i64::from(beside_a_server);
+        let site = Site::new(&[(presenter, 3)], Some((&uri, &database)));
+        let [of_store, of_spool] = [10, 20].map(|n| {
+            let mut open = broadcast(u128::from(beside_a_server) + n, presenter, 1, None);
+            open.spans[1].epoch = site.events[0].epoch.clone();
+            open.spans[1].after = Seq(1);
+            open
+        });
+        // That one the server took up.
+        assert_eq!(store.put_broadcasts(std::slice::from_ref(&of_store)).await.unwrap(), []);
+        let mut newer = of_store.clone();
+        newer.version = 2;
+        site.keep(&newer, false);
+        site.keep(&of_spool, false);
+        let server = ServerBeat::new(&store, "another", Duration::from_secs(600));
+        if beside_a_server {
+            server.beat().await.unwrap();
+        }
+        // One a batch, as well as all in one.
+        for limit in ["log.batch_max=1", "log.batch_max=1000"] {
+            let args = [
+                "spool",
+                "replay",
+                "--set",
+                "mongodb.heartbeat_seconds=600",
+                "--set",
+                limit,
+            ];
+            let (code, out, error) = site.run(&args);
+            assert_eq!(code, 0, "{out}{error}");
+            assert_eq!(site.status()["broadcasts"]["count"], 0);
+        }
+        let stored = async |id| store.broadcast(id).await.unwrap().unwrap().broadcast;
+        assert_eq!(stored(of_store.id).await, newer);
+        let mut wanted = of_spool;
+        if beside_a_server {
+            wanted.ended_at_ms = Some(12);
+            wanted.segments[1].to_ms = Some(12);
+            wanted.spans[1].through = Some(Seq(3));
+            wanted.version = 2;
+        }
+        assert_eq!(stored(wanted.id).await, wanted);
+        // What is open stays for the server that has this spool next.
+        let left: i64 = Connection::open(site.path())
+            .unwrap()
+            .query_row("SELECT COUNT(*) FROM records", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(left, if beside_a_server { 1 } else { 2 });
+    }
+}
+
 #[actix_web::test]
 async fn replay_does_not_say_that_all_is_in_the_store_while_it_refuses_a_broadcast() {
     let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
@@ -936,13 +1016,7 @@ async fn what_was_deleted_through_another_spool_is_deleted_when_it_is_replayed()
     drop(spool);
 
     // Since it was put away another server has written to the log, and staff has deleted there.
-    let settings = MongoSettings {
-        uri: uri.clone(),
-        database: database.clone(),
-        connect_timeout: std::time::Duration::from_secs(60),
-        write_timeout: std::time::Duration::from_secs(60),
-    };
-    let store = MongoStore::new(&settings).await.unwrap();
+    let store = store_of(&uri, &database).await;
     store.prepare().await.unwrap();
     let newest_ms = site.events.iter().map(|event| event.sent_at_ms).max().unwrap();
     let mut clock = EventClock::after(newest_ms);
