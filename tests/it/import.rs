@@ -269,9 +269,11 @@ async fn a_log_that_is_exported_and_imported_is_the_same_log_in_either_store() {
             .correct_broadcast(broadcast_id(), Some(1_767_225_599_000))
             .await
             .unwrap();
+        assert!(store.hold_broadcast(broadcast_id(), true).await.unwrap());
     })
     .await;
     let files: Vec<_> = FORMATS.map(|format| from.export(&["--format", format])).into();
+    assert!(files[0].contains("\"legal_hold\":true"), "{}", files[0]);
     let file = from.path("all.ndjson");
     std::fs::write(&file, &files[0]).unwrap();
     for mongodb in [false, true] {
