@@ -118,7 +118,7 @@ async fn write(
     drop(writing);
     if refused > 0 {
         return Err(Failure::problem(format!(
-            "{} were refused, the others are in the log; the import has not ended",
+            "the store refuses {}, the others are in the log\nthe import has not ended; when the store takes all of them, {AGAIN}",
             counted(refused, "event")
         )));
     }

@@ -651,6 +651,34 @@ async fn a_broadcast_that_mongodb_refuses_for_good_is_named_and_no_store_that_ca
 }
 
 #[actix_web::test]
+async fn an_event_that_mongodb_refuses_is_named_and_the_others_are_in_the_log() {
+    let site = Site::new(true);
+    let file = long_file(&site, 10);
+    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+    let database = client.database(&site.database);
+    let refuses = doc! { "create": "chatting_log", "validator": { "seq": { "$ne": 5 } } };
+    database.run_command(refuses).await.unwrap();
+    let id = event("a", 5, 5, 7, "kim", "x").id;
+    // The second goes on with the first.
+    for _ in 0..2 {
+        let (code, out, error) = site.import(&file);
+        assert_eq!((code, out.as_str()), (1, ""), "{error}");
+        assert!(error.contains(&format!("refused {id}, room 12, seq 5: ")), "{error}");
+        assert!(
+            error.contains("the store refuses 1 event, the others are in the log"),
+            "{error}"
+        );
+        assert!(error.contains("the import has not ended"), "{error}");
+        assert_eq!(site.export(&[]).lines().count(), 11);
+    }
+    let takes = doc! { "collMod": "chatting_log", "validator": {} };
+    database.run_command(takes).await.unwrap();
+    let (code, _, error) = site.import(&file);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(site.export(&[]).lines().count(), 12);
+}
+
+#[actix_web::test]
 async fn rule_07_no_server_with_another_spool_starts_while_an_import_writes_to_the_log() {
     let site = Site::new(true);
     let _long = long_file(&site, 20_000);
