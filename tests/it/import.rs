@@ -715,6 +715,36 @@ async fn rule_07_no_server_with_another_spool_starts_while_an_import_writes_to_t
 }
 
 #[actix_web::test]
+async fn rule_07_neither_an_import_nor_an_erasure_begins_while_a_server_with_another_spool_writes_to_the_log() {
+    let site = Site::new(true);
+    let _file = long_file(&site, 10);
+    let other = ScratchDir::new("other");
+    let mut settings = settings(&other);
+    use_mongodb(&mut settings);
+    settings.mongodb.database.clone_from(&site.database);
+    let app = spawn_in(other, settings).await;
+    let beat = ["--set", "mongodb.heartbeat_seconds=600"];
+    for command in [&["import", "long.ndjson"][..], &["erase", "--user", "7"]] {
+        let (code, out, error) = site.run(&[command, &beat].concat());
+        assert_eq!((code, out.as_str()), (69, ""), "{command:?}: {error}");
+        assert!(
+            error.contains("another server writes to this log"),
+            "{command:?}: {error}"
+        );
+        assert!(
+            error.contains(&format!("process {} ", std::process::id())),
+            "{command:?}: {error}"
+        );
+    }
+    app.stop().await;
+    // Nothing was begun, and nobody is taken for a server.
+    for command in [&["import", "long.ndjson"][..], &["erase", "--user", "7"]] {
+        let (code, _, error) = site.run(&[command, &beat].concat());
+        assert_eq!(code, 0, "{command:?}: {error}");
+    }
+}
+
+#[actix_web::test]
 async fn what_can_be_read_once_only_is_refused_before_anything_is_opened() {
     let site = Site::new(false);
     let file = long_file(&site, 10);
