@@ -9,11 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use chatting_actors::wire::v1::timestamp;
+use chatting_actors::{seams::Spool, wire::v1::timestamp};
 use chatting_server::{
     app::App,
     settings::{LogBackend, Settings},
-    store::Archive,
+    store::{Archive, Durability, SpoolSettings, SqliteSpool},
 };
 use mongodb::bson::doc;
 use serde_json::{Value, json};
@@ -508,6 +508,46 @@ async fn what_was_deleted_in_a_later_broadcast_is_deleted_whichever_of_the_two_c
                 "{order:?}, mongodb: {mongodb}"
             );
         }
+    }
+}
+
+#[actix_web::test]
+async fn a_log_whose_spool_still_holds_events_is_not_empty() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb);
+        let file = long_file(&site, 10);
+        let with_spool = |what: &dyn Fn(&mut SqliteSpool)| {
+            let settings = SpoolSettings {
+                path: site.path("chat.db"),
+                durability: Durability::Disk,
+                max_bytes: None,
+                embedded: !mongodb,
+            };
+            let (mut spool, _) = SqliteSpool::open(settings).unwrap();
+            what(&mut spool);
+            spool.close();
+        };
+        let refused = |holds: &str| {
+            let (code, out, error) = site.import(&file);
+            assert_eq!((code, out.as_str()), (1, ""), "{error}");
+            let why = format!("the log is not empty: its spool holds {holds}; nothing was imported");
+            assert!(error.contains(&why), "{error}");
+        };
+        let waiting = Arc::new(event("b", 1, 1, 7, "kim", "x"));
+        with_spool(&|spool| {
+            spool.commit(std::slice::from_ref(&waiting)).unwrap();
+        });
+        refused("1 event to go and 0 parked");
+        with_spool(&|spool| {
+            let (pos, _) = spool.read(0, 10).unwrap()[0];
+            spool.free(pos, &[(pos, Arc::clone(&waiting), "no".into())], 0).unwrap();
+        });
+        refused("0 events to go and 1 parked");
+        with_spool(&|spool| {
+            spool.unpark(&[waiting.id], &[]).unwrap();
+        });
+        let (code, _, error) = site.import(&file);
+        assert_eq!(code, 0, "{error}");
     }
 }
 
