@@ -8,9 +8,10 @@ use chatting_server::{
 };
 
 use crate::{
+    history::drained,
     starts::{one_message, serve},
     support::{
-        app::spawn_app,
+        app::{spawn_app, use_mongodb},
         mongod::Mongod,
         process::{Process, ScratchDir},
     },
@@ -38,6 +39,32 @@ async fn a_stop_waits_a_moment_for_mongodb_whatever_its_deadline() {
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     drop(presenter);
     mongod.thaw();
+}
+
+#[actix_web::test]
+async fn a_stop_gives_a_store_that_is_well_what_waits_for_its_batch() {
+    let app = spawn_app(|settings| {
+        use_mongodb(settings);
+        // Longer than a stop takes.
+        settings.log.linger_ms = 10_000;
+        settings.log.batch_enough = 2;
+    })
+    .await;
+    app.go_live(12);
+    let presenter = app.presenter(12).await;
+    for text in ["a batch", "that is enough"] {
+        assert_eq!(app.post(12, 7, text).await.status, 201);
+    }
+    drained(&app).await;
+    assert_eq!(app.post(12, 7, "lingers").await.status, 201);
+    let (stopped, _dir, settings) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
+    let spool = rusqlite::Connection::open(&settings.log.path).unwrap();
+    let left: i64 = spool
+        .query_row("SELECT COUNT(*) FROM spool", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(left, 0);
+    drop(presenter);
 }
 
 #[actix_web::test]
