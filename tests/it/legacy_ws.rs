@@ -167,6 +167,22 @@ async fn a_bad_start_on_a_started_socket_ends_its_session() {
 }
 
 #[actix_web::test]
+async fn what_comes_behind_a_bad_start_is_neither_obeyed_nor_answered() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let mut presenter = app.presenter(12).await;
+    let mut second = app.connect().await;
+    let frames = [start_frame("forged"), "ping".into(), start_frame(&app.token(12))];
+    let frames = frames.map(|text| Frame::new(TEXT, text).encode());
+    second.send_bytes(&frames.concat()).await;
+    assert_eq!(second.next_text().await, TOKEN_EXCEPTION);
+    // Nothing comes behind it.
+    assert_eq!(second.next_close().await, Some(1000));
+    let expected = post(&app, 12, "to the first").await;
+    assert_eq!(presenter.next_text().await, expected);
+}
+
+#[actix_web::test]
 async fn an_unknown_id_is_named_and_the_socket_stays_open() {
     let app = spawn_app(|_| {}).await;
     app.go_live(12);
