@@ -910,6 +910,14 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
     let swapped = [lines[0], lines[2], lines[1]].join("\n");
     let second = event("a", 2, 2000, 7, "kim", "x").id;
     let of_another_time = format!("line 3: the id {second} is not of the time it was sent");
+    let first = event("a", 1, 1000, 12, "", "").id.to_string();
+    let version_4 = format!("{}4{}", &first[..14], &first[15..]);
+    let no_version_7 = format!("line 2: the id {version_4} is no UUIDv7");
+    let without = |what: &str| {
+        let mut header: Value = serde_json::from_str(lines[0]).unwrap();
+        header[what] = json!([]);
+        [header.to_string().as_str(), &lines[1..].join("\n")].join("\n")
+    };
     let cases = [
         (cut.as_str(), "line 6: the file ends within broadcast"),
         (&good[..good.len() - 40], "line 10: "),
@@ -969,6 +977,23 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
                 1,
             ),
             &of_another_time,
+        ),
+        (&good.replacen("\"seq\":1,", "\"seq\":0,", 1), "line 2: seq 0 is none"),
+        (&good.replacen(&first, &version_4, 1), &no_version_7),
+        (
+            &good.replacen(",\"deleted_by\":12", "", 1),
+            "line 6: deleted_at and deleted_by come together",
+        ),
+        (
+            &good.replacen("\"ended_at\":\"2026-01-01T00:00:40.000Z\"", "\"ended_at\":null", 1),
+            "line 1: it has neither ended_at nor exported_at",
+        ),
+        (&without("segments"), "line 1: segments and spans are never empty"),
+        (&without("spans"), "line 1: segments and spans are never empty"),
+        // What an act deletes.
+        (
+            &good.replacen("\"seq\":5}", "\"seq\":9007199254740992}", 1),
+            "line 7: seq 9007199254740992 is none: the greatest is 9007199254740991",
         ),
         (
             &good.replacen("\"role\":\"viewer\"", "\"role\":\"king\"", 1),
