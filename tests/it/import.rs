@@ -24,9 +24,11 @@ use crate::{
     history::{drained, read, request, seqs},
     support::{
         app::{KEY, settings, spawn_in, use_mongodb},
+        eventually,
         mongod::{Mongod, fresh_database_name},
         presenter::V1,
         process::{Process, ScratchDir, output, signal},
+        proxy::Proxy,
     },
 };
 
@@ -814,13 +816,23 @@ async fn what_can_be_read_once_only_is_refused_before_anything_is_opened() {
 
 #[actix_web::test]
 async fn an_import_whose_file_changed_between_its_two_readings_has_not_ended() {
-    let site = Site::new(false);
-    let file = long_file(&site, 20_000);
-    let args = ["import", "long.ndjson", "--set", "log.batch_max=4"];
+    let site = Site::new(true);
+    let file = long_file(&site, 10);
+    // It has been checked when MongoDB is asked for the first time, which does not answer until the file is another one.
+    let link = Proxy::start(([127, 0, 0, 1], Mongod::shared().port()).into()).await;
+    link.stall();
+    let uri = format!("mongodb.uri=mongodb://{}", link.address());
+    let mut args = vec!["import", "long.ndjson", "--set", &uri];
+    for patience in [
+        "mongodb.connect_timeout_ms=60000",
+        "mongodb.write_timeout_ms=60000",
+        "mongodb.heartbeat_seconds=600",
+    ] {
+        args.extend(["--set", patience]);
+    }
     let import = Process::start(&site.dir, &mut site.command(&args));
-    import.line(" of 20000 events").await;
-    import.signal("STOP");
-    // One that is still an export, but for a letter near its end, which was not read yet.
+    eventually("the import to connect", async || (link.accepted() > 0).then_some(())).await;
+    // One that is still an export, but for a letter near its end.
     let text = std::fs::read_to_string(&file).unwrap();
     let at = text.rfind("\"text\":\"x\"").unwrap() + 8;
     std::os::unix::fs::FileExt::write_all_at(
@@ -829,7 +841,7 @@ async fn an_import_whose_file_changed_between_its_two_readings_has_not_ended() {
         at as u64,
     )
     .unwrap();
-    import.signal("CONT");
+    link.restore();
     let status = import.exited().await;
     assert_eq!(status.code(), Some(1), "{}", import.output());
     let output = import.output();
