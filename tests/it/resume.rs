@@ -324,7 +324,10 @@ async fn a_resume_goes_on_when_the_store_is_away_as_far_as_the_spool_reaches_and
     assert_eq!(third.welcome["gap"], json!({ "from": 6, "to": 10 }));
     assert_eq!(third.chats(10).await, numbered(11..=20));
     // What is still in the spool stays there: a stop waits for no MongoDB.
-    assert_eq!(app.metric("chat_spool_events").await, Some(10.0));
+    eventually("the spool to be counted", async || {
+        (app.metric("chat_spool_events").await == Some(10.0)).then_some(())
+    })
+    .await;
     let (stopped, ..) = app.stop().await;
     assert_eq!(stopped, Stopped::InOrder);
 }
