@@ -28,6 +28,10 @@ use crate::{
 /// How long a stop waits for a healthy store, at most.
 pub const STORE_COURTESY: Duration = Duration::from_secs(2);
 
+/// Connections to MongoDB beyond those of reads: events, broadcasts, retention, the heartbeat, and some rooms that ask for their last
+/// number at once.
+const OTHER_CONNECTIONS: usize = 8;
+
 /// How long a start waits for the actors to find each other.
 pub const READY_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -212,11 +216,20 @@ pub(crate) fn spool_settings(settings: &Settings) -> SpoolSettings {
 
 pub(crate) fn mongo_settings(settings: &Settings) -> MongoSettings {
     let mongodb = &settings.mongodb;
+    // Whoever may ask has one at once: none waits behind others for what it has a turn for.
+    let asking = [
+        settings.log.readers,
+        settings.session.resume_reads,
+        settings.figures.at_once,
+        settings.history.corrections,
+        OTHER_CONNECTIONS,
+    ];
     MongoSettings {
         uri: mongodb.uri.expose().to_owned(),
         database: mongodb.database.clone(),
         connect_timeout: Duration::from_millis(mongodb.connect_timeout_ms),
         write_timeout: Duration::from_millis(mongodb.write_timeout_ms),
+        connections: u32::try_from(asking.iter().sum::<usize>()).unwrap_or(u32::MAX),
     }
 }
 
@@ -395,5 +408,14 @@ mod tests {
             "{error}"
         );
         assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn whoever_has_a_turn_to_ask_mongodb_has_a_connection_for_it() {
+        let mut settings = Settings::default();
+        // As docs/TUNING.md says.
+        assert_eq!(mongo_settings(&settings).connections, 28);
+        settings.log.readers = 100;
+        assert_eq!(mongo_settings(&settings).connections, 120);
     }
 }

@@ -77,6 +77,7 @@ impl Writer {
                 database: database.to_owned(),
                 connect_timeout: Duration::from_secs(5),
                 write_timeout: Duration::from_secs(10),
+                connections: 10,
             };
             let store = MongoStore::new(&settings).await.unwrap();
             LogStore::prepare(&store).await.unwrap();

@@ -226,8 +226,8 @@ section! {
     /// MongoDB, with log.backend = "mongodb".
     /// MongoDB(log.backend = "mongodb"일 때).
     pub struct Mongodb {
-        /// Connection string, never shown: set CHAT__MONGODB__URI. Read preference and concerns in it do not count.
-        /// 연결 문자열. 절대 표시하지 않으며, CHAT__MONGODB__URI로 설정하는 것이 좋다. read preference와 concern은 무시한다.
+        /// Connection string, never shown: set CHAT__MONGODB__URI. maxPoolSize counts, concerns and preference do not.
+        /// 연결 문자열. 절대 표시하지 않으며, CHAT__MONGODB__URI로 설정하는 것이 좋다. maxPoolSize는 따르고 read preference와 concern은 무시한다.
         uri: Secret = "mongodb://127.0.0.1:27017", MONGODB_URI;
         /// Name of the database.
         /// 데이터베이스 이름.

@@ -76,6 +76,8 @@ pub struct MongoSettings {
     pub connect_timeout: Duration,
     /// `mongodb.write_timeout_ms`
     pub write_timeout: Duration,
+    /// Connections at most, where the URI does not say how many (`maxPoolSize`).
+    pub connections: u32,
 }
 
 /// See the module's text. Clones share one client.
@@ -363,6 +365,7 @@ async fn client_options(settings: &MongoSettings) -> Result<ClientOptions, Error
     options.app_name.get_or_insert_with(|| "chatting-server".into());
     options.connect_timeout = Some(settings.connect_timeout);
     options.server_selection_timeout = Some(settings.connect_timeout);
+    options.max_pool_size.get_or_insert(settings.connections);
     let durable = WriteConcern::builder()
         .w(Acknowledgment::Majority)
         .journal(true)
@@ -461,7 +464,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_uri_does_not_change_what_the_log_promises() {
-        let settings = MongoSettings {
+        let mut settings = MongoSettings {
             uri:
                 "mongodb://127.0.0.1:1/?readPreference=secondaryPreferred&readConcernLevel=available&w=1&journal=false\
                   &appName=ours&connectTimeoutMS=1"
@@ -469,6 +472,7 @@ mod tests {
             database: "chatting".into(),
             connect_timeout: Duration::from_millis(300),
             write_timeout: Duration::from_secs(1),
+            connections: 10,
         };
         let options = client_options(&settings).await.unwrap();
         let Some(SelectionCriteria::ReadPreference(from)) = options.selection_criteria else {
@@ -484,6 +488,10 @@ mod tests {
         assert_eq!(options.connect_timeout, Some(Duration::from_millis(300)));
         // The rest is as it says.
         assert_eq!(options.app_name.as_deref(), Some("ours"));
+        assert_eq!(options.max_pool_size, Some(10));
+        settings.uri += "&maxPoolSize=3";
+        let options = client_options(&settings).await.unwrap();
+        assert_eq!(options.max_pool_size, Some(3));
     }
 
     /// The driver sends a command as it is, without the client's write concern.
@@ -502,6 +510,7 @@ mod tests {
                 database: "chatting".into(),
                 connect_timeout: Duration::from_millis(300),
                 write_timeout: Duration::from_secs(1),
+                connections: 10,
             };
             MongoStore::asked(&settings)
                 .await

@@ -309,6 +309,7 @@ fn main() {
                     database: format!("measured_{count}"),
                     connect_timeout: Duration::from_secs(10),
                     write_timeout: Duration::from_secs(600),
+                    connections: 10,
                 };
                 Arc::new(MongoStore::new(&settings).await.unwrap())
             }

@@ -82,6 +82,7 @@ async fn mongo_in(database: String) -> MongoStore {
         database,
         connect_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(30),
+        connections: 10,
     };
     MongoStore::new(&settings).await.unwrap()
 }
@@ -93,6 +94,7 @@ async fn a_mongodb_whose_names_are_known_later_is_used_from_then_on() {
         database: fresh_database_name(),
         connect_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(30),
+        connections: 10,
     };
     let store = MongoStore::later(settings);
     // Whoever asks first may be gone long before the store is, and the runtime that it asked in.

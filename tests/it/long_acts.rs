@@ -109,6 +109,7 @@ impl Cut {
             database: fresh_database_name(),
             connect_timeout: Duration::from_secs(10),
             write_timeout,
+            connections: 10,
         };
         let store = MongoStore::new(&settings).await.unwrap();
         LogStore::prepare(&store).await.unwrap();

@@ -52,6 +52,7 @@ async fn fault_1_every_message_is_a_document_of_its_own() {
         database: app.settings.mongodb.database.clone(),
         connect_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(10),
+        connections: 10,
     })
     .await
     .unwrap();

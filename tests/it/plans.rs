@@ -370,6 +370,7 @@ async fn every_operation_on_the_log_in_mongodb_is_served_by_an_index() {
         database: fresh_database_name(),
         connect_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(30),
+        connections: 10,
     };
     let store = MongoStore::new(&settings).await.unwrap();
     chatting_actors::seams::LogStore::prepare(&store).await.unwrap();

@@ -804,6 +804,7 @@ async fn rule_05_a_spool_that_knows_no_time_learns_it_from_a_store_that_was_away
         database: settings.mongodb.database.clone(),
         connect_timeout: Duration::from_secs(10),
         write_timeout: Duration::from_secs(30),
+        connections: 10,
     };
     let store = MongoStore::new(&before).await.unwrap();
     store.prepare().await.unwrap();

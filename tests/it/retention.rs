@@ -461,6 +461,7 @@ async fn may_wait() -> (Mongod, MongoStore, String) {
         database: database.clone(),
         connect_timeout: std::time::Duration::from_secs(10),
         write_timeout: std::time::Duration::from_secs(30),
+        connections: 10,
     };
     let store = MongoStore::new(&settings).await.unwrap();
     LogStore::prepare(&store).await.unwrap();
@@ -607,6 +608,7 @@ impl Site {
                     database,
                     connect_timeout: std::time::Duration::from_secs(10),
                     write_timeout: std::time::Duration::from_secs(30),
+                    connections: 10,
                 })
                 .await
                 .unwrap(),

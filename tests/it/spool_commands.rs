@@ -197,6 +197,7 @@ async fn store_of(uri: &str, database: &str) -> MongoStore {
         database: database.to_owned(),
         connect_timeout: Duration::from_secs(60),
         write_timeout: Duration::from_secs(60),
+        connections: 10,
     };
     MongoStore::new(&settings).await.unwrap()
 }
