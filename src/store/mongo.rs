@@ -284,10 +284,13 @@ impl Mongo {
             };
             let reason = if code == DUPLICATE_KEY {
                 // On `_id`: stored already. On our index: another event in its place, unless it is this very one.
-                if message.contains("index: _id_") || self.holds(&events[index]).await? {
+                if is_of_id(error) || self.holds(&events[index]).await? {
                     continue;
                 }
-                format!("numbering conflict: {message}")
+                match index_of(message) {
+                    SEQ_INDEX => format!("numbering conflict: {message}"),
+                    name => format!("{name} is a unique index that the server knows nothing of: {message}"),
+                }
             } else if DOCUMENT_FAULTS.contains(&code) {
                 format!("{code}: {message}")
             } else {
@@ -452,6 +455,18 @@ pub(super) fn failed(error: Error) -> StoreError {
     })
 }
 
+/// The name of the index that has a key already. What comes after it may be anything that somebody said.
+fn index_of(message: &str) -> &str {
+    let named = message.split_once(" index: ").map_or("", |(_, named)| named);
+    named.split_once(" dup key").map_or(named, |(name, _)| name)
+}
+
+/// Whether it is the document's own id that is there already.
+fn is_of_id(error: &Document) -> bool {
+    let keys = error.get_document("keyPattern");
+    keys.is_ok_and(|keys| keys.keys().eq(["_id"])) || error.get_str("errmsg").is_ok_and(|text| index_of(text) == "_id_")
+}
+
 fn unreadable(error: impl std::fmt::Display) -> StoreError {
     StoreError(format!("a document of the log cannot be read: {error}"))
 }
@@ -500,6 +515,25 @@ mod tests {
         let command = insert_command("chatting_log", &[]).to_document().unwrap();
         let durable = command.get_document("writeConcern");
         assert_eq!(durable, Ok(&doc! { "w": "majority", "j": true }));
+    }
+
+    #[test]
+    fn a_duplicate_key_is_of_the_index_that_mongodb_names_whatever_was_said() {
+        let of = |index: &str, key: &str| {
+            format!("E11000 duplicate key error collection: chat.log index: {index} dup key: {{ {key} }}")
+        };
+        let said = of("theirs", "message: \" index: _id_ dup key\"");
+        assert_eq!(index_of(&said), "theirs");
+        assert!(!is_of_id(&doc! { "keyPattern": { "message": 1 }, "errmsg": &said }));
+        assert!(!is_of_id(&doc! { "errmsg": &said }));
+        assert!(is_of_id(&doc! { "errmsg": of("_id_", "_id: 1") }));
+        // Of a clustered collection, whose ids have no index.
+        assert!(is_of_id(
+            &doc! { "keyPattern": { "_id": 1 }, "errmsg": "E11000 duplicate key error" }
+        ));
+        assert!(!is_of_id(
+            &doc! { "keyPattern": { "_id": 1, "epoch": 1 }, "errmsg": of("two", "") }
+        ));
     }
 
     #[tokio::test]

@@ -15,7 +15,11 @@ use chatting_server::store::{
     history::{History, ReplayPlace},
     mongo::MongoSettings,
 };
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::{
+    IndexModel,
+    bson::{Bson, Document, doc},
+    options::IndexOptions,
+};
 
 use crate::{
     figures::{broadcast, message, shared},
@@ -245,6 +249,33 @@ async fn rule_04_another_event_in_a_taken_place_is_poison_and_the_rest_is_stored
             .collect();
         assert_eq!(texts, ["second", "first", "second"], "{name}");
     }
+}
+
+#[actix_web::test]
+async fn rule_04_what_a_unique_index_of_somebody_else_refuses_is_poison_and_no_numbering_conflict() {
+    let store = mongo().await;
+    store.prepare().await.unwrap();
+    let log = store.database().await.unwrap().collection::<Document>("chatting_log");
+    let unique = IndexOptions::builder().unique(true).build();
+    let theirs = IndexModel::builder()
+        .keys(doc! { "message": 1 })
+        .options(unique)
+        .build();
+    log.create_index(theirs).await.unwrap();
+    let mut clock = EventClock::after(0);
+    let texts = ["a", "index: _id_ dup key", "index: _id_ dup key", "b"];
+    let events: Vec<_> = (1..)
+        .zip(texts)
+        .map(|(seq, text)| event(&mut clock, 1, "e", seq, text))
+        .collect();
+    for _ in 0..2 {
+        let poison = LogStore::append(&store, batch(&events)).await.unwrap();
+        assert_eq!(poison.len(), 1, "{poison:?}");
+        assert_eq!(poison[0].index, 2);
+        let reason = &poison[0].reason;
+        assert!(reason.starts_with("message_1 is a unique index"), "{reason}");
+    }
+    assert_eq!(all(&store, 1).await.len(), 3);
 }
 
 #[actix_web::test]

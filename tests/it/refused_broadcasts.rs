@@ -6,7 +6,11 @@ use chatting_actors::{
     wire::v1::timestamp,
 };
 use chatting_server::store::{Archive, Durability, MongoStore, SpoolSettings, SqliteSpool};
-use mongodb::bson::{Document, doc};
+use mongodb::{
+    IndexModel,
+    bson::{Document, doc},
+    options::IndexOptions,
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -71,6 +75,32 @@ async fn a_broadcast_that_is_refused_is_told_and_the_others_are_stored() {
     ] {
         assert_eq!(has(&store, n).await, there, "{n}");
     }
+}
+
+#[actix_web::test]
+async fn a_broadcast_that_a_unique_index_of_somebody_else_refuses_is_told_and_not_taken_for_stored() {
+    let store = mongo().await;
+    store.prepare().await.unwrap();
+    let records = store.database().await.unwrap().collection::<Document>("broadcasts");
+    let unique = IndexOptions::builder().unique(true).build();
+    let theirs = IndexModel::builder()
+        .keys(doc! { "roomIdx": 1 })
+        .options(unique)
+        .build();
+    records.create_index(theirs).await.unwrap();
+    // None of ours has that field, and one without it may be there.
+    let both = [broadcast(1, 12, 1, None), broadcast(2, 13, 1, None)];
+    for _ in 0..2 {
+        let not_put = store.put_broadcasts(&both).await.unwrap();
+        let told: Vec<_> = not_put.iter().map(|one| (one.index, one.for_good)).collect();
+        assert_eq!(told, [(1, true)], "{not_put:?}");
+        let NotPut { reason, .. } = &not_put[0];
+        assert!(
+            reason.starts_with("11000: ") && reason.contains("roomIdx_1"),
+            "{reason}"
+        );
+    }
+    assert!(has(&store, 1).await && !has(&store, 2).await);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use uuid::Uuid;
 use super::{
     COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, Mongo, MongoStore, SEQ_INDEX,
     document::{broadcast, broadcast_fields, bson_uuid, document_id, event, logged},
-    failed, unreadable,
+    failed, is_of_id, unreadable,
 };
 use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search};
 
@@ -251,13 +251,14 @@ impl Mongo {
             let (Some(code), Some(index)) = (code, index) else {
                 return Err(StoreError(error.to_string()));
             };
+            let duplicate = code == DUPLICATE_KEY;
             // There already, as new or newer.
-            if code != DUPLICATE_KEY {
+            if !duplicate || !fields.is_some_and(is_of_id) {
                 let message = fields.and_then(|error| error.get_str("errmsg").ok());
                 not_put.push(NotPut {
                     index: from + index,
                     reason: format!("{code}: {}", message.unwrap_or_default()),
-                    for_good: DOCUMENT_FAULTS.contains(&code),
+                    for_good: duplicate || DOCUMENT_FAULTS.contains(&code),
                 });
             }
         }
