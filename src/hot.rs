@@ -1,6 +1,6 @@
 //! What benches/hot.rs measures and cannot reach otherwise: the pieces that every message goes through. Nobody else calls it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{outcome::Accepted, types::Event};
 
@@ -18,5 +18,5 @@ pub fn answer(accepted: &Accepted) -> String {
 
 /// The command that inserts these events into MongoDB, as BSON.
 pub fn insert_command(events: &[Arc<Event>]) -> Vec<u8> {
-    mongo::insert_command("chatting_log", events).into_bytes()
+    mongo::insert_command("chatting_log", events, Duration::from_secs(10)).into_bytes()
 }

@@ -264,7 +264,7 @@ impl Mongo {
     /// Inserts events in one command, which is written here, into one buffer: the driver's `insert_many` goes over each
     /// document three times more. What it will never take is told in `poison`, counted from `from`.
     async fn insert(&self, events: &[Arc<Event>], from: usize, poison: &mut Vec<Poison>) -> Result<(), StoreError> {
-        let command = insert_command(self.log_name(), events);
+        let command = insert_command(self.log_name(), events, self.write_timeout);
         let answer = self.timed(self.database.run_raw_command(command).into_future());
         let answer = answer.await.map_err(failed)?;
         if let Ok(error) = answer.get_document("writeConcernError") {
@@ -369,18 +369,35 @@ async fn client_options(settings: &MongoSettings) -> Result<ClientOptions, Error
     options.connect_timeout = Some(settings.connect_timeout);
     options.server_selection_timeout = Some(settings.connect_timeout);
     options.max_pool_size.get_or_insert(settings.connections);
-    let durable = WriteConcern::builder()
-        .w(Acknowledgment::Majority)
-        .journal(true)
-        .build();
-    options.write_concern = Some(durable);
+    options.write_concern = Some(durable(settings.write_timeout));
     options.selection_criteria = Some(ReadPreference::Primary.into());
     options.read_concern = Some(ReadConcern::local());
     Ok(options)
 }
 
-/// The command that inserts these events durably, in no order.
-pub(crate) fn insert_command(collection: &str, events: &[Arc<Event>]) -> RawDocumentBuf {
+/// Durable: a majority has it in its journal, or it is told in time that none is known to.
+pub(super) fn durable(patience: Duration) -> WriteConcern {
+    WriteConcern::builder()
+        .w(Acknowledgment::Majority)
+        .journal(true)
+        .w_timeout(confirmed_within(patience))
+        .build()
+}
+
+/// How long MongoDB waits for a majority where its answer is waited for so long. What nobody waits for any more would hang there, with
+/// its connection, until a majority is back.
+fn confirmed_within(patience: Duration) -> Duration {
+    // 0 would be for ever.
+    (patience * 9 / 10).max(Duration::from_millis(1))
+}
+
+/// The same in milliseconds, as a command has it.
+fn wtimeout(patience: Duration) -> i64 {
+    i64::try_from(confirmed_within(patience).as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The command that inserts these events durably, in no order; its answer is waited for so long.
+pub(crate) fn insert_command(collection: &str, events: &[Arc<Event>], patience: Duration) -> RawDocumentBuf {
     let bytes = events.iter().map(|event| document::size(event)).sum::<usize>() + 256;
     let mut command = Fields::with_capacity(bytes);
     command.text("insert", collection);
@@ -388,6 +405,7 @@ pub(crate) fn insert_command(collection: &str, events: &[Arc<Event>]) -> RawDocu
     command.document("writeConcern", |concern| {
         concern.text("w", "majority");
         concern.flag("j", true);
+        concern.number("wtimeout", wtimeout(patience));
     });
     command.documents("documents", events.iter(), |fields, event| {
         document::write(fields, event);
@@ -482,7 +500,7 @@ mod tests {
         let mut settings = MongoSettings {
             uri:
                 "mongodb://127.0.0.1:1/?readPreference=secondaryPreferred&readConcernLevel=available&w=1&journal=false\
-                  &appName=ours&connectTimeoutMS=1"
+                  &wTimeoutMS=1&appName=ours&connectTimeoutMS=1"
                     .into(),
             database: "chatting".into(),
             connect_timeout: Duration::from_millis(300),
@@ -497,8 +515,12 @@ mod tests {
         assert_eq!(options.read_concern, Some(ReadConcern::local()));
         let durable = options.write_concern.unwrap();
         assert_eq!(
-            (durable.w, durable.journal),
-            (Some(Acknowledgment::Majority), Some(true))
+            (durable.w, durable.journal, durable.w_timeout),
+            (
+                Some(Acknowledgment::Majority),
+                Some(true),
+                Some(Duration::from_millis(900))
+            )
         );
         assert_eq!(options.connect_timeout, Some(Duration::from_millis(300)));
         // The rest is as it says.
@@ -512,9 +534,17 @@ mod tests {
     /// The driver sends a command as it is, without the client's write concern.
     #[test]
     fn rule_04_what_inserts_events_asks_for_a_majority_with_journal_itself() {
-        let command = insert_command("chatting_log", &[]).to_document().unwrap();
+        let command = insert_command("chatting_log", &[], Duration::from_secs(10));
+        let command = command.to_document().unwrap();
         let durable = command.get_document("writeConcern");
-        assert_eq!(durable, Ok(&doc! { "w": "majority", "j": true }));
+        assert_eq!(durable, Ok(&doc! { "w": "majority", "j": true, "wtimeout": 9_000_i64 }));
+    }
+
+    #[test]
+    fn mongodb_waits_for_a_majority_for_less_time_than_it_is_waited_for_and_never_for_ever() {
+        for (patience_ms, ms) in [(10_000, 9_000), (600_000, 540_000), (15, 13), (1, 1)] {
+            assert_eq!(wtimeout(Duration::from_millis(patience_ms)), ms);
+        }
     }
 
     #[test]

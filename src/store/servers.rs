@@ -17,11 +17,15 @@ use chatting_actors::{seams::StoreError, seldom::Seldom};
 use mongodb::{
     Collection,
     bson::{Document, doc},
+    options::CollectionOptions,
 };
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Mutex;
 
-use super::{MongoStore, mongo::failed};
+use super::{
+    MongoStore,
+    mongo::{durable, failed},
+};
 
 /// A heartbeat so many times its interval old is not fresh any more.
 const FRESH_INTERVALS: u32 = 3;
@@ -57,7 +61,13 @@ impl ServerBeat {
     }
 
     async fn servers(&self) -> Result<Collection<Document>, StoreError> {
-        Ok(self.store.database().await?.collection("servers"))
+        let confirmed = CollectionOptions::builder().write_concern(durable(self.patience()));
+        let database = self.store.database().await?;
+        Ok(database.collection_with_options("servers", confirmed.build()))
+    }
+
+    fn patience(&self) -> Duration {
+        self.store.write_timeout().min(self.interval)
     }
 
     /// Another server that said lately that it lives, in words for the operator.
@@ -119,7 +129,7 @@ impl ServerBeat {
     /// Where nobody answers, or no majority confirms it, it is not waited for as long as that takes (rule 3); and the next heartbeat
     /// must come while the last one is fresh.
     async fn timed<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let patience = self.store.write_timeout().min(self.interval);
+        let patience = self.patience();
         let silent = || StoreError(format!("no answer within {patience:?}"));
         tokio::time::timeout(patience, work).await.map_err(|_| silent())?
     }

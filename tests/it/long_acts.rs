@@ -8,7 +8,7 @@ use chatting_actors::{
     seams::LogStore,
     types::{Event, Seq, UserIdx},
 };
-use chatting_server::store::{Archive, Deleted, MongoStore, mongo::MongoSettings};
+use chatting_server::store::{Archive, Deleted, MongoStore, ServerBeat, keeping::Keeping, mongo::MongoSettings};
 use mongodb::bson::{Document, doc};
 use uuid::Uuid;
 
@@ -16,6 +16,7 @@ use crate::{
     log_archive::{act, broadcast, by, scan},
     log_store::{batch, event, room, stores},
     support::{
+        eventually,
         mongod::{Mongod, fresh_database_name},
         room_log::stored,
     },
@@ -282,6 +283,99 @@ async fn acts_on_what_others_have_marked_look_at_none_of_it_again_and_what_is_gi
     append(store, &[aside.clone(), acts[0].clone()]).await;
     said.push(aside);
     assert!(marked(store, 1).await == covered(&all, said.iter()));
+}
+
+/// The primary of a replica set, which may be left alone.
+struct Primary {
+    mongod: Mongod,
+    client: mongodb::Client,
+}
+
+impl Primary {
+    async fn start() -> Self {
+        let mongod = Mongod::start_own_with(&["--replSet", "alone", "--oplogSize", "50"]).await;
+        let client = mongodb::Client::with_uri_str(Self::uri(&mongod)).await.unwrap();
+        let this = Self { mongod, client };
+        // Alone, it stays the primary for longer than a test takes.
+        let settings = doc! { "electionTimeoutMillis": 3_600_000 };
+        let config = doc! { "_id": "alone", "members": [this.member()], "settings": settings };
+        this.admin(doc! { "replSetInitiate": config }).await;
+        eventually("it to be the primary", async || {
+            let hello = this.admin(doc! { "hello": 1 }).await;
+            hello.get_bool("isWritablePrimary").unwrap().then_some(())
+        })
+        .await;
+        this
+    }
+
+    fn uri(mongod: &Mongod) -> String {
+        format!("{}/?directConnection=true", mongod.uri())
+    }
+
+    fn member(&self) -> Document {
+        doc! { "_id": 0, "host": format!("127.0.0.1:{}", self.mongod.port()) }
+    }
+
+    async fn admin(&self, command: Document) -> Document {
+        self.client.database("admin").run_command(command).await.unwrap()
+    }
+
+    /// Its set has these members from now on.
+    async fn with(&self, members: Vec<Document>) {
+        let answer = self.admin(doc! { "replSetGetConfig": 1 }).await;
+        let mut config = answer.get_document("config").unwrap().clone();
+        let version = config.get_i32("version").unwrap();
+        config.insert("version", version + 1);
+        config.insert("members", members);
+        config.remove("term");
+        self.admin(doc! { "replSetReconfig": config, "force": true }).await;
+    }
+
+    /// How many operations on this database are under way.
+    async fn under_way(&self, database: &str) -> usize {
+        let of = doc! { "currentOp": true, "ns": { "$regex": format!("^{database}[.]") } };
+        self.admin(of).await.get_array("inprog").unwrap().len()
+    }
+}
+
+#[actix_web::test]
+async fn rule_04_what_waits_for_a_majority_in_vain_does_not_stay_on_the_primary() {
+    let primary = Primary::start().await;
+    let database = fresh_database_name();
+    let settings = |seconds| MongoSettings {
+        uri: Primary::uri(&primary.mongod),
+        database: database.clone(),
+        connect_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(seconds),
+        connections: 10,
+    };
+    let patient = MongoStore::new(&settings(30)).await.unwrap();
+    LogStore::prepare(&patient).await.unwrap();
+    let store = MongoStore::new(&settings(1)).await.unwrap();
+    let beat = ServerBeat::new(&store, "mine", Duration::from_secs(600));
+    // Nobody is there.
+    let nobody = doc! { "_id": 1, "host": "127.0.0.1:9", "priority": 0 };
+    primary.with(vec![primary.member(), nobody]).await;
+    let mut clock = EventClock::after(0);
+    let said = [event(&mut clock, 1, "e", 1, "x")];
+    let record = broadcast(1, 1, 1, None);
+    // The second time all of it is there.
+    for _ in 0..2 {
+        store.append(batch(&said)).await.unwrap_err();
+        store.put_broadcasts(std::slice::from_ref(&record)).await.unwrap_err();
+        store.hold_broadcast(record.id, true).await.unwrap_err();
+        beat.beat().await.unwrap_err();
+        LogStore::prepare(&store).await.unwrap_err();
+    }
+    eventually("nothing to be under way", async || {
+        (primary.under_way(&database).await == 0).then_some(())
+    })
+    .await;
+    primary.with(vec![primary.member()]).await;
+    append(&patient, &said).await;
+    let records = std::slice::from_ref(&record);
+    assert_eq!(patient.put_broadcasts(records).await.unwrap(), []);
+    assert_eq!(stored(&patient, room(1)).await.len(), 1);
 }
 
 #[actix_web::test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use chatting_actors::{
@@ -26,7 +26,7 @@ use uuid::Uuid;
 use super::{
     COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, Mongo, MongoStore, SEQ_INDEX,
     document::{broadcast, broadcast_fields, bson_uuid, document_id, event, logged},
-    failed, is_of_id, unreadable,
+    failed, is_of_id, unreadable, wtimeout,
 };
 use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search};
 
@@ -227,12 +227,7 @@ impl Mongo {
         from: usize,
         not_put: &mut Vec<NotPut>,
     ) -> Result<(), StoreError> {
-        let command = rawdoc! {
-            "update": BROADCASTS,
-            "ordered": false,
-            "writeConcern": { "w": "majority", "j": true },
-            "updates": RawArrayBuf::from_iter(updates),
-        };
+        let command = put_command(updates, self.write_timeout);
         // Once more, as the driver does for updates of its own: the connection may be one of a mongod that started anew.
         let again = command.clone();
         let answer = match self.timed(self.database.run_raw_command(command).into_future()).await {
@@ -385,6 +380,16 @@ impl Mongo {
     }
 }
 
+/// The command that puts these durably, in no order; its answer is waited for so long.
+fn put_command(updates: Vec<RawDocumentBuf>, patience: Duration) -> RawDocumentBuf {
+    rawdoc! {
+        "update": BROADCASTS,
+        "ordered": false,
+        "writeConcern": { "w": "majority", "j": true, "wtimeout": wtimeout(patience) },
+        "updates": RawArrayBuf::from_iter(updates),
+    }
+}
+
 /// Which broadcasts have not ended, as their index has them.
 fn is_open() -> Document {
     doc! { "ended_at": { "$type": "null" } }
@@ -467,5 +472,18 @@ impl Archive for MongoStore {
 
     fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>> {
         async move { self.reach().await?.mark_deleted(marks).await }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The driver sends a command as it is, without the client's write concern.
+    #[test]
+    fn rule_04_what_puts_broadcasts_asks_for_a_majority_with_journal_itself() {
+        let command = put_command(Vec::new(), Duration::from_secs(10)).to_document().unwrap();
+        let durable = command.get_document("writeConcern");
+        assert_eq!(durable, Ok(&doc! { "w": "majority", "j": true, "wtimeout": 9_000_i64 }));
     }
 }
