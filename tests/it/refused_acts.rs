@@ -1,4 +1,5 @@
-//! Deletions that MongoDB refuses to mark: a validator of the collection that has no place for them. And how what is parked counts.
+//! Deletions that MongoDB refuses to mark: a validator of the collection that has no place for them; or cannot mark, because the
+//! indexes are gone. And how what is parked counts.
 
 use chatting_actors::{
     clock::EventClock,
@@ -130,6 +131,38 @@ async fn rule_04_a_deletion_that_is_refused_holds_up_nothing_hides_its_message_a
     let (code, out, error) = run(&["spool", "replay", "--parked"]);
     assert_eq!(code, 0, "{out}{error}");
     assert_eq!(marked().await, 1);
+}
+
+#[actix_web::test]
+async fn a_deletion_that_lacks_its_indexes_gets_them_back_and_holds_up_nothing_for_long() {
+    let app = spawn_app(use_mongodb).await;
+    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+    let log = client
+        .database(&app.settings.mongodb.database)
+        .collection::<Document>("chatting_log");
+    app.go_live(12);
+    let _session = V1::of(&app, 12, serde_json::json!({})).await;
+    assert_eq!(app.post(12, 7, "secret").await.status, 201);
+    drained(&app).await;
+    let indexes = async || {
+        let mut names = log.list_index_names().await.unwrap();
+        names.sort();
+        names
+    };
+    let before = indexes().await;
+    assert!(before.len() > 5, "{before:?}");
+    // As a collection that is renamed away, and comes back from elsewhere.
+    log.drop_indexes().await.unwrap();
+    let path = "/v1/rooms/12/messages?user_idx=7";
+    let answer = request(&app, "DELETE", path, &app.token(12), "").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(app.post(12, 7, "behind it").await.status, 201);
+    drained(&app).await;
+    assert_eq!(indexes().await, before);
+    let page = read(&app, "/v1/rooms/12/messages", &app.token(8)).await;
+    assert_eq!(seqs(&page), [1, 2, 3]);
+    let marked = doc! { "seq": 1_i64, "deleted_by": 12_i64 };
+    assert_eq!(log.count_documents(marked).await.unwrap(), 1);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! What was committed comes here straight from memory; what does not fit there (`log.backlog_max`), or was left by an
 //! earlier run, is read back from the spool. A batch that fails is given again, after a backoff, until the store takes it:
-//! giving it twice is harmless, because an event's id is its key in the store.
+//! giving it twice is harmless, because an event's id is its key in the store. Before it is, the store is prepared anew.
 
 use std::{
     collections::VecDeque,
@@ -200,8 +200,11 @@ impl LogWriter {
             match result {
                 Ok(()) => {
                     this.prepared = true;
-                    this.pause = this.parts.config.retry_min;
-                    this.recovered();
+                    if this.done >= this.head {
+                        // Else a batch tells whether it takes events.
+                        this.pause = this.parts.config.retry_min;
+                        this.recovered();
+                    }
                     this.advance(ctx);
                     this.advance_broadcasts(ctx);
                 }
@@ -233,6 +236,8 @@ impl LogWriter {
             }
             Err(error) => {
                 this.failed(&error);
+                // What it was prepared with may be gone: a collection that was dropped or restored, an index.
+                this.prepared = false;
                 this.step = Step::Idle;
                 this.back_off(ctx);
             }

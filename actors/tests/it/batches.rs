@@ -9,7 +9,7 @@ use chatting_actors::{registry::RegistryConfig, writer::WriterConfig};
 
 use crate::{
     resume::quick_rooms,
-    script::{ScriptedSpool, ScriptedStore},
+    script::{Call, ScriptedSpool, ScriptedStore},
     stage::{Stage, keep_lines, lines_with, registry_config, until, writer_config},
 };
 
@@ -81,6 +81,30 @@ async fn a_batch_that_is_stored_and_cannot_be_freed_is_given_again_after_longer_
     // Of 1, 2, 4, … 64 ms.
     assert!(began.elapsed() >= Duration::from_millis(127));
     stage.spool.script().failing = 0;
+}
+
+#[actix::test]
+async fn a_store_that_takes_no_batch_is_prepared_anew_before_each_try_after_longer_and_longer_pauses() {
+    let writer = WriterConfig {
+        retry_min: Duration::from_millis(1),
+        retry_max: Duration::from_secs(3600),
+        ..writer_config()
+    };
+    let stage = stage_of(writer);
+    let _reader = stage.reader(1);
+    stage.accepted(1, "the first").await;
+    until("the first to be freed", || stage.spool.script().rows.is_empty()).await;
+    let before = stage.store.script().batches.len();
+    // A batch, and what it is prepared for the next one with.
+    let calls = (0..8).flat_map(|_| [Call::FailsAfter, Call::Works]);
+    stage.store.script().calls.extend(calls);
+    let began = Instant::now();
+    stage.accepted(1, "the second").await;
+    until("nine tries", || stage.store.script().batches.len() == before + 9).await;
+    // Of 1, 2, 4, … 128 ms.
+    assert!(began.elapsed() >= Duration::from_millis(255));
+    until("the second to be freed", || stage.spool.script().rows.is_empty()).await;
+    assert!(stage.store.script().calls.is_empty());
 }
 
 #[actix::test]
