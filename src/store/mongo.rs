@@ -32,6 +32,7 @@ use mongodb::{
         Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, Tls,
         WriteConcern,
     },
+    results::CreateIndexesResult,
 };
 use tokio::runtime::Handle;
 use uuid::Uuid;
@@ -56,6 +57,12 @@ const DOCUMENT_FAULTS: [i32; 8] = [
     17280, // KeyTooLong
     17419, // an update makes it too large
     17420, // an upsert would be too large
+];
+
+/// The codes of errors of an index that is there under another name, or under the same name and is another one.
+const OTHER_INDEX: [i32; 2] = [
+    85, // IndexOptionsConflict
+    86, // IndexKeySpecsConflict
 ];
 
 /// Bytes of documents in one command; a command may have 16 MiB.
@@ -334,12 +341,32 @@ impl Mongo {
             .partial_filter_expression(doc! { "seq": { "$exists": true } })
             .build();
         let keys = doc! { "presenter_idx": 1, "epoch": 1, "seq": 1 };
-        let model = IndexModel::builder().keys(keys).options(unique).build();
-        self.timed(self.log.create_index(model).into_future())
-            .await
-            .map_err(failed)?;
-        self.prepare_archive().await?;
-        self.prepare_keeping().await
+        let unique = IndexModel::builder().keys(keys).options(unique).build();
+        // All of a collection at once, so that one that is large is gone through once.
+        let of_log = [unique]
+            .into_iter()
+            .chain(archive::log_indexes())
+            .chain(keeping::log_indexes());
+        self.indexed(self.log.create_indexes(of_log).into_future()).await?;
+        let records = self.records();
+        let of_records = archive::record_indexes().into_iter().chain([keeping::record_index()]);
+        self.indexed(records.create_indexes(of_records).into_future()).await
+    }
+
+    /// An index that somebody else built is in the way of ours until somebody drops it.
+    async fn indexed(
+        &self,
+        created: impl Future<Output = Result<CreateIndexesResult, Error>>,
+    ) -> Result<(), StoreError> {
+        let Err(error) = self.timed(created).await else {
+            return Ok(());
+        };
+        let in_the_way = matches!(&*error.kind, ErrorKind::Command(refused) if OTHER_INDEX.contains(&refused.code));
+        let StoreError(why) = failed(error);
+        Err(StoreError(match in_the_way {
+            true => format!("{why}; drop that index, it is in the way of one that the server builds"),
+            false => why,
+        }))
     }
 
     async fn is_empty(&self) -> Result<bool, StoreError> {

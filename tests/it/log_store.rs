@@ -49,6 +49,60 @@ async fn what_mongodb_refuses_is_told_by_its_code_name_and_message_without_its_r
     );
 }
 
+#[actix_web::test]
+async fn an_index_that_is_in_the_way_of_the_servers_own_is_named_until_it_is_dropped() {
+    let by_room = doc! { "presenter_idx": 1, "_id": -1 };
+    let acts = doc! { "presenter_idx": 1, "_id": 1 };
+    let some = doc! { "act": { "$exists": true } };
+    for (collection, name, keys, of) in [
+        // Ours under another name, and another one under a name of ours.
+        ("broadcasts", "by_hand", by_room, None),
+        ("chatting_log", "by_hand", acts, Some(some)),
+        ("broadcasts", "open", doc! { "seen_at": 1 }, None),
+    ] {
+        let store = mongo().await;
+        let theirs = IndexOptions::builder()
+            .name(name.to_owned())
+            .partial_filter_expression(of)
+            .build();
+        let theirs = IndexModel::builder().keys(keys).options(theirs).build();
+        let collection = store.database().await.unwrap().collection::<Document>(collection);
+        collection.create_index(theirs).await.unwrap();
+        let error = store.prepare().await.unwrap_err().0;
+        assert!(error.contains(name) && error.contains("drop that index"), "{error}");
+        collection.drop_index(name).await.unwrap();
+        store.prepare().await.unwrap();
+    }
+}
+
+#[actix_web::test]
+async fn the_guide_builds_the_indexes_that_the_server_builds() {
+    let guide = include_str!("../../docs/MOVING.md");
+    let store = mongo().await;
+    store.prepare().await.unwrap();
+    let mut told = 0;
+    for collection in ["chatting_log", "broadcasts"] {
+        let indexes = store.database().await.unwrap().collection::<Document>(collection);
+        let mut indexes = indexes.list_indexes().await.unwrap();
+        while indexes.advance().await.unwrap() {
+            let index = indexes.deserialize_current().unwrap();
+            let name = index.options.and_then(|options| options.name).unwrap();
+            if name == "_id_" {
+                continue;
+            }
+            let key = |(field, order): (&String, &Bson)| match field.contains('.') {
+                true => format!("\"{field}\": {order}"),
+                false => format!("{field}: {order}"),
+            };
+            let keys = index.keys.iter().map(key).collect::<Vec<_>>().join(", ");
+            let order = format!("  db.{collection}.createIndex({{{keys}}}, {{name: \"{name}\"");
+            assert!(guide.contains(&order), "{order}");
+            told += 1;
+        }
+    }
+    assert_eq!(guide.matches(".createIndex(").count(), told);
+}
+
 /// Both stores, each with what keeps it alive.
 pub async fn stores() -> Vec<(&'static str, Arc<dyn Archive>, Option<Arc<ScratchDir>>)> {
     let dir = ScratchDir::new("store");

@@ -39,46 +39,36 @@ const OPEN_INDEX: &str = "open";
 /// Updates in one command.
 const UPDATES_MAX: usize = 500;
 
-impl Mongo {
-    /// Creates the indexes that reading needs.
-    pub(super) async fn prepare_archive(&self) -> Result<(), StoreError> {
-        let by_user = IndexOptions::builder()
-            .name(USER_INDEX.to_owned())
-            .partial_filter_expression(doc! { "seq": { "$exists": true } })
-            .build();
-        let keys = doc! { "user_idx": 1, "presenter_idx": 1, "epoch": 1, "seq": 1 };
-        let by_user = IndexModel::builder().keys(keys).options(by_user).build();
-        self.timed(self.log.create_index(by_user).into_future())
-            .await
-            .map_err(failed)?;
-        let acts = IndexOptions::builder()
-            .name(ACTS_INDEX.to_owned())
-            .partial_filter_expression(doc! { "act": { "$exists": true } })
-            .build();
-        let keys = doc! { "presenter_idx": 1, "_id": 1 };
-        let acts = IndexModel::builder().keys(keys).options(acts).build();
-        self.timed(self.log.create_index(acts).into_future())
-            .await
-            .map_err(failed)?;
-        let by_room = IndexOptions::builder().name(BROADCASTS_INDEX.to_owned()).build();
-        let by_room = IndexModel::builder()
-            .keys(doc! { "presenter_idx": 1, "_id": -1 })
-            .options(by_room)
-            .build();
-        self.timed(self.records().create_index(by_room).into_future())
-            .await
-            .map_err(failed)?;
-        let open = IndexOptions::builder()
-            .name(OPEN_INDEX.to_owned())
-            .partial_filter_expression(is_open())
-            .build();
-        let open = IndexModel::builder().keys(doc! { "ended_at": 1 }).options(open).build();
-        self.timed(self.records().create_index(open).into_future())
-            .await
-            .map_err(failed)?;
-        Ok(())
-    }
+/// The indexes of the log that reading it needs.
+pub(super) fn log_indexes() -> [IndexModel; 2] {
+    let by_user = doc! { "user_idx": 1, "presenter_idx": 1, "epoch": 1, "seq": 1 };
+    let acts = doc! { "presenter_idx": 1, "_id": 1 };
+    [
+        index(USER_INDEX, by_user, doc! { "seq": { "$exists": true } }),
+        index(ACTS_INDEX, acts, doc! { "act": { "$exists": true } }),
+    ]
+}
 
+/// The same of the broadcasts.
+pub(super) fn record_indexes() -> [IndexModel; 2] {
+    let by_room = IndexOptions::builder().name(BROADCASTS_INDEX.to_owned()).build();
+    let by_room = IndexModel::builder()
+        .keys(doc! { "presenter_idx": 1, "_id": -1 })
+        .options(by_room)
+        .build();
+    [by_room, index(OPEN_INDEX, doc! { "ended_at": 1 }, is_open())]
+}
+
+/// An index of the documents that this filter takes.
+fn index(name: &str, keys: Document, of: Document) -> IndexModel {
+    let options = IndexOptions::builder()
+        .name(name.to_owned())
+        .partial_filter_expression(of)
+        .build();
+    IndexModel::builder().keys(keys).options(options).build()
+}
+
+impl Mongo {
     pub(super) fn records(&self) -> Collection<Document> {
         self.database.collection(BROADCASTS)
     }

@@ -29,34 +29,31 @@ use crate::store::keeping::{Expired, Holds, Keeping, Trace, first_id_of};
 /// Who is named in others' events; both indexes have an entry for those only that name somebody.
 const MENTIONS: [&str; 2] = ["act.user_idx", "deleted_by"];
 
-impl Mongo {
-    /// Creates the indexes that these need.
-    pub(super) async fn prepare_keeping(&self) -> Result<(), StoreError> {
-        for field in MENTIONS {
-            let some = IndexOptions::builder()
-                .partial_filter_expression(doc! { field: { "$exists": true } })
-                .build();
-            let model = IndexModel::builder()
-                .keys(doc! { field: 1, "_id": 1 })
-                .options(some)
-                .build();
-            self.timed(self.log.create_index(model).into_future())
-                .await
-                .map_err(failed)?;
-        }
-        let held = IndexOptions::builder()
-            .partial_filter_expression(doc! { "legal_hold": true })
+/// The indexes of the log that these need.
+pub(super) fn log_indexes() -> [IndexModel; 2] {
+    MENTIONS.map(|field| {
+        let some = IndexOptions::builder()
+            .partial_filter_expression(doc! { field: { "$exists": true } })
             .build();
-        let held = IndexModel::builder()
-            .keys(doc! { "legal_hold": 1 })
-            .options(held)
-            .build();
-        self.timed(self.records().create_index(held).into_future())
-            .await
-            .map_err(failed)?;
-        Ok(())
-    }
+        IndexModel::builder()
+            .keys(doc! { field: 1, "_id": 1 })
+            .options(some)
+            .build()
+    })
+}
 
+/// The same of the broadcasts.
+pub(super) fn record_index() -> IndexModel {
+    let held = IndexOptions::builder()
+        .partial_filter_expression(doc! { "legal_hold": true })
+        .build();
+    IndexModel::builder()
+        .keys(doc! { "legal_hold": 1 })
+        .options(held)
+        .build()
+}
+
+impl Mongo {
     async fn all<T>(
         &self,
         found: Find<'_, Document>,
