@@ -14,7 +14,10 @@ mod marked;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -64,6 +67,9 @@ const OTHER_INDEX: [i32; 2] = [
     85, // IndexOptionsConflict
     86, // IndexKeySpecsConflict
 ];
+
+/// What MongoDB 5.0 says in `hello`, the first that has all that figures are counted with (`$setWindowFields`).
+const OLDEST_WIRE_VERSION: i32 = 13;
 
 /// Bytes of documents in one command; a command may have 16 MiB.
 const COMMAND_BYTES: usize = 8 * 1024 * 1024;
@@ -192,6 +198,8 @@ struct Mongo {
     write_timeout: Duration,
     /// Of the acts in the batch under way.
     progress: Mutex<Progress>,
+    /// Its age has been looked at.
+    age_known: AtomicBool,
 }
 
 impl Mongo {
@@ -202,6 +210,7 @@ impl Mongo {
             database,
             write_timeout: settings.write_timeout,
             progress: Mutex::default(),
+            age_known: AtomicBool::default(),
         })
     }
 
@@ -350,7 +359,9 @@ impl Mongo {
         self.indexed(self.log.create_indexes(of_log).into_future()).await?;
         let records = self.records();
         let of_records = archive::record_indexes().into_iter().chain([keeping::record_index()]);
-        self.indexed(records.create_indexes(of_records).into_future()).await
+        self.indexed(records.create_indexes(of_records).into_future()).await?;
+        self.warn_of_age().await;
+        Ok(())
     }
 
     /// An index that somebody else built is in the way of ours until somebody drops it.
@@ -367,6 +378,22 @@ impl Mongo {
             true => format!("{why}; drop that index, it is in the way of one that the server builds"),
             false => why,
         }))
+    }
+
+    /// Once.
+    async fn warn_of_age(&self) {
+        if self.age_known.load(Ordering::Relaxed) {
+            return;
+        }
+        let hello = self.database.run_command(doc! { "hello": 1 });
+        if let Ok(hello) = self.timed(hello.into_future()).await {
+            self.age_known.store(true, Ordering::Relaxed);
+            if is_too_old(&hello) {
+                log::warn!(
+                    "store: this MongoDB is older than 5.0, which the server needs: figures cannot be counted there"
+                );
+            }
+        }
     }
 
     async fn is_empty(&self) -> Result<bool, StoreError> {
@@ -512,6 +539,11 @@ fn is_of_id(error: &Document) -> bool {
     keys.is_ok_and(|keys| keys.keys().eq(["_id"])) || error.get_str("errmsg").is_ok_and(|text| index_of(text) == "_id_")
 }
 
+fn is_too_old(hello: &Document) -> bool {
+    let newest = hello.get_i32("maxWireVersion");
+    newest.is_ok_and(|newest| newest < OLDEST_WIRE_VERSION)
+}
+
 fn unreadable(error: impl std::fmt::Display) -> StoreError {
     StoreError(format!("a document of the log cannot be read: {error}"))
 }
@@ -591,6 +623,14 @@ mod tests {
         assert!(!is_of_id(
             &doc! { "keyPattern": { "_id": 1, "epoch": 1 }, "errmsg": of("two", "") }
         ));
+    }
+
+    #[test]
+    fn a_mongodb_before_5_0_is_too_old() {
+        for (newest, old) in [(9, true), (12, true), (13, false), (17, false)] {
+            assert_eq!(is_too_old(&doc! { "maxWireVersion": newest }), old, "{newest}");
+        }
+        assert!(!is_too_old(&doc! {}));
     }
 
     #[tokio::test]
