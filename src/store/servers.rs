@@ -1,9 +1,10 @@
 //! Which server writes to this log (rule 7): two servers on one log would number the same rooms twice.
 //!
-//! Each server says in `servers` that it lives, under the name of its spool. A start is refused while another spool's server
-//! has said so lately; of two that start at once at most one goes on. Times are the database's own, so clocks of machines need not
-//! agree. A database that is not there refuses nothing: what is accepted meanwhile is in the spool. A connection that is silent, as
-//! when a host lost its power, costs one heartbeat: each has `mongodb.write_timeout_ms`, and an interval at most.
+//! Each server says in `servers` that it lives, and how often, under the name of its spool. A start is refused while another
+//! spool's server has said so lately, by the longer of the two intervals; of two that start at once at most one goes on. Times are
+//! the database's own, so clocks of machines need not agree. A database that is not there refuses nothing: what is accepted
+//! meanwhile is in the spool. A connection that is silent, as when a host lost its power, costs one heartbeat: each has
+//! `mongodb.write_timeout_ms`, and an interval at most.
 
 use std::{
     sync::{
@@ -20,7 +21,7 @@ use mongodb::{
     options::CollectionOptions,
 };
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::MissedTickBehavior};
 
 use super::{
     MongoStore,
@@ -72,22 +73,34 @@ impl ServerBeat {
 
     /// Another server that said lately that it lives, in words for the operator.
     pub async fn other(&self) -> Result<Option<String>, StoreError> {
-        let fresh = i64::try_from(self.fresh().as_millis()).unwrap_or(i64::MAX);
+        // The other one may say so less often than this one; an earlier version did not say how often.
+        let interval = doc! { "$max": [self.interval_ms(), { "$ifNull": ["$interval_ms", 0] }] };
+        let fresh = doc! { "$multiply": [interval, i64::from(FRESH_INTERVALS)] };
+        // One that is later than that is from before the database's clock was set back.
         let filter = doc! {
             "_id": { "$ne": &self.id },
-            "$expr": { "$gt": ["$heartbeat", { "$subtract": ["$$NOW", fresh] }] },
+            "$expr": { "$and": [
+                { "$gt": ["$heartbeat", { "$subtract": ["$$NOW", &fresh] }] },
+                { "$lte": ["$heartbeat", { "$add": ["$$NOW", &fresh] }] },
+            ] },
         };
         let find = async { self.servers().await?.find_one(filter).await.map_err(failed) };
         let found = self.timed(find).await?;
         Ok(found.map(|other| {
+            let theirs = other.get_i64("interval_ms").unwrap_or_default();
+            let fresh_ms = theirs.max(self.interval_ms()).saturating_mul(i64::from(FRESH_INTERVALS));
             format!(
                 "another server writes to this log: spool {}, process {} on {}; it counts as gone {} s after its last heartbeat",
                 other.get_str("_id").unwrap_or("?"),
                 other.get_i64("pid").unwrap_or_default(),
                 other.get_str("host").unwrap_or("?"),
-                self.fresh().as_secs(),
+                fresh_ms / 1000,
             )
         }))
+    }
+
+    fn interval_ms(&self) -> i64 {
+        i64::try_from(self.interval.as_millis()).unwrap_or(i64::MAX)
     }
 
     /// Takes the place of the server that writes to this log; returns the other one, in words, that has it. Of two that start at
@@ -115,7 +128,12 @@ impl ServerBeat {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let set = doc! {
             "$currentDate": { "heartbeat": true },
-            "$set": { "pid": i64::from(std::process::id()), "host": host.trim(), "version": env!("CARGO_PKG_VERSION") },
+            "$set": {
+                "pid": i64::from(std::process::id()),
+                "host": host.trim(),
+                "version": env!("CARGO_PKG_VERSION"),
+                "interval_ms": self.interval_ms(),
+            },
         };
         let said = async {
             let servers = self.servers().await?;
@@ -139,6 +157,8 @@ impl ServerBeat {
     /// not been heard for so long that another may start is told, too.
     pub async fn keep_beating(self, others: Gauge) {
         let mut ticks = tokio::time::interval(self.interval);
+        // What was missed is not made up for.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (two, silent) = (Seldom::new(), Seldom::new());
         let mut said = Instant::now();
         loop {

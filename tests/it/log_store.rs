@@ -134,7 +134,7 @@ pub async fn mongo() -> MongoStore {
     mongo_in(fresh_database_name()).await
 }
 
-async fn mongo_in(database: String) -> MongoStore {
+pub async fn mongo_in(database: String) -> MongoStore {
     let settings = MongoSettings {
         uri: Mongod::shared().uri(),
         database,

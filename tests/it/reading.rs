@@ -9,6 +9,7 @@ use chatting_actors::{
 use chatting_server::{
     app::{App, Extras, Stopped},
     settings::{LogBackend, Secret},
+    store::ServerBeat,
 };
 
 use mongodb::{
@@ -16,15 +17,18 @@ use mongodb::{
     bson::{Document, doc},
 };
 
-use crate::support::{
-    app::{KEY, TestApp, post_v1, settings, spawn_app, use_mongodb},
-    command::command,
-    eventually,
-    http::{HttpClient, get},
-    mongod::{Mongod, fresh_database_name},
-    process::{Process, ScratchDir, output},
-    proxy::Proxy,
-    room_log::read,
+use crate::{
+    log_store::mongo_in,
+    support::{
+        app::{KEY, TestApp, post_v1, settings, spawn_app, use_mongodb},
+        command::command,
+        eventually,
+        http::{HttpClient, get},
+        mongod::{Mongod, fresh_database_name},
+        process::{Process, ScratchDir, output},
+        proxy::Proxy,
+        room_log::read,
+    },
 };
 
 #[actix_web::test]
@@ -242,6 +246,42 @@ async fn rule_07_another_server_starts_when_the_heartbeats_of_one_that_was_kille
     assert!(said >= last + 9_000, "{} ms after the last one", said - last);
     second.signal("TERM");
     assert!(second.exited().await.success(), "{}", second.output());
+}
+
+#[actix_web::test]
+async fn rule_07_a_heartbeat_is_fresh_by_the_longer_of_two_intervals_and_never_when_it_is_far_in_the_future() {
+    let database = fresh_database_name();
+    let servers = mongo_in(database.clone()).await;
+    let servers = servers.database().await.unwrap().collection::<Document>("servers");
+    let beat = async |id: &str, seconds| {
+        let store = mongo_in(database.clone()).await;
+        let beat = ServerBeat::new(&store, id, Duration::from_secs(seconds));
+        beat.beat().await.unwrap();
+        beat
+    };
+    // As if it had been so long ago, by the database's own clock, which may have been set back since.
+    let ago = async |id: &str, seconds: i64| {
+        let at = doc! { "$subtract": ["$$NOW", seconds * 1000] };
+        let set = vec![doc! { "$set": { "heartbeat": at } }];
+        servers.update_one(doc! { "_id": id }, set).await.unwrap();
+    };
+    let (seldom, often) = (beat("seldom", 60).await, beat("often", 1).await);
+    for (seconds, fresh) in [(150, true), (200, false), (-150, true), (-200, false)] {
+        for (id, asked) in [("seldom", &often), ("often", &seldom)] {
+            ago(id, seconds).await;
+            let other = asked.other().await.unwrap();
+            assert_eq!(other.is_some(), fresh, "{id}, {seconds} s ago: {other:?}");
+            let known = other.is_none_or(|other| other.contains("it counts as gone 180 s after its last heartbeat"));
+            assert!(known, "{id}");
+        }
+    }
+    // An earlier version does not say how often.
+    let unset = doc! { "$unset": { "interval_ms": "" } };
+    servers.update_many(doc! {}, unset).await.unwrap();
+    for (id, asked, fresh) in [("seldom", &often, false), ("often", &seldom, true)] {
+        ago(id, 150).await;
+        assert_eq!(asked.other().await.unwrap().is_some(), fresh, "{id}");
+    }
 }
 
 #[actix_web::test]
