@@ -11,7 +11,7 @@ use chatting_actors::{
     writer::SpoolInfo,
 };
 use chatting_server::store::{
-    Archive, Durability, MongoStore, Scan, SpoolSettings, SqliteSpool, SqliteStore,
+    Archive, Durability, MongoStore, Scan, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore,
     history::{History, ReplayPlace},
     mongo::MongoSettings,
 };
@@ -658,6 +658,35 @@ async fn a_broadcast_that_has_not_ended_is_found_and_was_live_when_its_last_mess
         let found = store.open_broadcasts(HashSet::new()).await.unwrap();
         assert_eq!(ids(found), [left.id], "{name}");
     }
+}
+
+#[actix_web::test]
+async fn rule_07_which_broadcasts_are_open_is_not_told_while_another_server_writes_to_the_log() {
+    let database = fresh_database_name();
+    let (store, elsewhere) = (mongo_in(database.clone()).await, mongo_in(database).await);
+    store.prepare().await.unwrap();
+    let interval = Duration::from_secs(600);
+    let mine = ServerBeat::new(&store, "mine", interval);
+    mine.beat().await.unwrap();
+    let open = broadcast(&[(1000, None)], &[("a", 0, None)]);
+    store.put_broadcasts(std::slice::from_ref(&open)).await.unwrap();
+    let of_all = async || store.open_broadcasts(HashSet::new()).await;
+    let of_room = async || store.open_broadcast(room(12)).await;
+    for _ in 0..2 {
+        assert_eq!(of_all().await.unwrap(), std::slice::from_ref(&open));
+        assert_eq!(of_room().await.unwrap().as_ref(), Some(&open));
+        let other = ServerBeat::new(&elsewhere, "other", interval);
+        other.beat().await.unwrap();
+        for error in [of_all().await.unwrap_err(), of_room().await.unwrap_err()] {
+            assert!(
+                error.0.contains("another server writes to this log: spool other"),
+                "{error}"
+            );
+        }
+        other.leave().await;
+    }
+    assert_eq!(of_all().await.unwrap(), [open.clone()]);
+    assert_eq!(of_room().await.unwrap(), Some(open));
 }
 
 #[tokio::test]
