@@ -285,6 +285,28 @@ async fn acts_on_what_others_have_marked_look_at_none_of_it_again_and_what_is_gi
     assert!(marked(store, 1).await == covered(&all, said.iter()));
 }
 
+#[actix_web::test]
+async fn what_acts_have_marked_is_looked_at_again_after_a_failure_which_may_be_a_restore() {
+    let cut = Cut::start(Duration::from_secs(30)).await;
+    let store = &cut.store;
+    let mut clock = EventClock::after(0);
+    let said: Vec<_> = (1..=10).map(|seq| by(7, event(&mut clock, 1, "e", seq, "x"))).collect();
+    append(store, &said).await;
+    let first = act(&mut clock, 1, "e", 11, user(7));
+    append(store, std::slice::from_ref(&first)).await;
+    assert!(marked(store, 1).await == covered(&[&first], said.iter()));
+    let log = store.database().await.unwrap().collection::<Document>("chatting_log");
+    let unmark = doc! { "$unset": { "deleted_at": "", "deleted_by": "" } };
+    assert_eq!(log.update_many(doc! {}, unmark).await.unwrap().modified_count, 10);
+    let between = [event(&mut clock, 1, "e", 12, "x")];
+    cut.without_majority("insert").await;
+    store.append(batch(&between)).await.unwrap_err();
+    append(store, &between).await;
+    let second = act(&mut clock, 1, "e", 13, user(7));
+    append(store, std::slice::from_ref(&second)).await;
+    assert!(marked(store, 1).await == covered(&[&second], said.iter()));
+}
+
 /// The primary of a replica set, which may be left alone.
 struct Primary {
     mongod: Mongod,
