@@ -27,7 +27,7 @@ use crate::{
 
 const REFUSED: &str = "MongoDB refuses to mark what this act deletes: 121: ";
 
-async fn allow(database: &mongodb::Database, validator: Document) {
+pub async fn allow(database: &mongodb::Database, validator: Document) {
     let order = doc! { "collMod": "chatting_log", "validator": validator };
     database.run_command(order).await.unwrap();
 }

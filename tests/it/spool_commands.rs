@@ -30,7 +30,8 @@ use serde_json::{Value, json};
 
 use crate::{
     log_archive::{act, broadcast, by},
-    log_store::{batch, event, room},
+    log_store::{batch, event, mongo_in, room},
+    refused_acts::allow,
     support::{
         app::{KEY, spawn_app, use_mongodb},
         eventually,
@@ -1074,4 +1075,34 @@ async fn what_was_deleted_through_another_spool_is_deleted_when_it_is_replayed()
     assert_eq!(code, 0, "{out}{error}");
     let wanted: Vec<_> = said(12, 1..=6).chain([since]).collect();
     assert_eq!(shown(12).await, wanted);
+}
+
+#[actix_web::test]
+async fn what_was_deleted_through_another_spool_stays_in_this_one_while_mongodb_refuses_to_mark_it() {
+    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
+    let site = Site::new(&[(12, 3)], Some((&uri, &database)));
+    let store = mongo_in(database).await;
+    store.prepare().await.unwrap();
+    let newest_ms = site.events.iter().map(|event| event.sent_at_ms).max().unwrap();
+    let mut clock = EventClock::after(newest_ms);
+    let user = UserIdx::new(9).unwrap();
+    let all_of_9 = act(&mut clock, 12, "elsewhere", 1, Act::User { user_idx: user });
+    assert_eq!(store.append(batch(std::slice::from_ref(&all_of_9))).await.unwrap(), []);
+    let database = store.database().await.unwrap();
+    allow(database, doc! { "deleted_at": { "$exists": false } }).await;
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 69, "{out}{error}");
+    assert!(
+        error.contains(&format!("act {} of room 12 is not applied: ", all_of_9.id)),
+        "{error}"
+    );
+    assert!(out.contains("; 3 to go"), "{out}");
+    allow(database, doc! {}).await;
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains("; 0 to go"), "{out}");
+    for event in &site.events {
+        let deleted = store.find(event.id).await.unwrap().unwrap().deleted;
+        assert_eq!(deleted, Some(Deleted::by(&all_of_9)));
+    }
 }
