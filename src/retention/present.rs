@@ -67,7 +67,7 @@ impl Present {
     pub fn at(&mut self, now: Clocks) -> i64 {
         let expected = self.known.gone_on(now);
         let ahead_ms = now.system_ms.saturating_sub(expected);
-        if ahead_ms > self.settle_ms {
+        if self.settle_ms > 0 && ahead_ms > self.settle_ms {
             let stands =
                 |since: &Clocks| now.system_ms.saturating_sub(since.gone_on(now)).saturating_abs() <= self.settle_ms;
             let since = self.doubted.filter(stands).unwrap_or_else(|| {

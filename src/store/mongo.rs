@@ -305,7 +305,8 @@ impl Mongo {
                 }
                 match index_of(message) {
                     SEQ_INDEX => format!("numbering conflict: {message}"),
-                    name => format!("{name} is a unique index that the server knows nothing of: {message}"),
+                    // What MongoDB says behind the name may be what somebody wrote.
+                    name => format!("{name} is a unique index that the server knows nothing of"),
                 }
             } else if DOCUMENT_FAULTS.contains(&code) {
                 format!("{code}: {message}")

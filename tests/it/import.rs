@@ -764,6 +764,8 @@ async fn rule_07_neither_an_import_nor_an_erasure_begins_while_a_server_with_ano
     let mut settings = settings(&other);
     use_mongodb(&mut settings);
     settings.mongodb.database.clone_from(&site.database);
+    // It has been heard when it has started, and no heartbeat is under way when it leaves.
+    settings.mongodb.heartbeat_seconds = 600;
     let app = spawn_in(other, settings).await;
     let beat = ["--set", "mongodb.heartbeat_seconds=600"];
     for command in [&["import", "long.ndjson"][..], &["erase", "--user", "7"]] {

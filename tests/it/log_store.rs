@@ -685,7 +685,7 @@ async fn rule_07_which_broadcasts_are_open_is_not_told_while_another_server_writ
         }
         other.leave().await;
     }
-    assert_eq!(of_all().await.unwrap(), [open.clone()]);
+    assert_eq!(of_all().await.unwrap(), std::slice::from_ref(&open));
     assert_eq!(of_room().await.unwrap(), Some(open));
 }
 

@@ -1015,9 +1015,13 @@ async fn what_only_reads_a_log_that_was_stopped_cleanly_needs_nothing_beside_it_
         };
         let left = disk.dir.path().join("chat.db");
         std::fs::copy(site.path(), &left).unwrap();
-        let mut remount = Command::new("mount");
-        remount.args(["-o", "remount,ro"]).arg(disk.dir.path());
-        assert!(remount.status().unwrap().success());
+        // A process that another test is about to start may have the copy's file open until it begins.
+        eventually("the disk to be read-only", async || {
+            let mut remount = Command::new("mount");
+            remount.args(["-o", "remount,ro"]).arg(disk.dir.path());
+            remount.status().unwrap().success().then_some(())
+        })
+        .await;
         assert_eq!(seen(&left), looked);
     }
 }

@@ -5,6 +5,7 @@ use std::{
     sync::{
         Arc, Mutex, Once,
         atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, sync_channel},
     },
     time::Duration,
 };
@@ -341,11 +342,14 @@ impl Stage {
     }
 
     /// The writer does nothing until this is dropped.
-    pub fn hold_writer(&self) -> std::sync::mpsc::Sender<()> {
-        let (go, held) = std::sync::mpsc::channel();
+    pub fn hold_writer(&self) -> SyncSender<()> {
+        let (go, held) = sync_channel(0);
+        let (begun, begins) = sync_channel(0);
         self.arbiters[0].spawn_fn(move || {
+            let _ = begun.send(());
             let _ = held.recv();
         });
+        let _ = begins.recv();
         go
     }
 

@@ -207,7 +207,7 @@ impl Reading {
                 events.retain(|logged| logged.event.broadcast_id.is_none_or(|id| id == broadcast.id));
                 let last_span = place.span + 1 >= broadcast.spans.len();
                 // Times do not go back, so behind what was sent later nothing follows.
-                let goes_on = more || !last_span || (!over && broadcast.goes_on_before(before_ms));
+                let goes_on = more || (!over && (!last_span || broadcast.goes_on_before(before_ms)));
                 return Ok((events, goes_on.then_some(place)));
             }
             if over {
