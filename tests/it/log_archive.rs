@@ -857,6 +857,26 @@ async fn a_replay_of_a_broadcast_that_goes_on_ends_with_a_window_that_is_over() 
             let of = format!("{name}: {limit} before {before_ms}");
             assert_eq!((events.len(), behind.is_some()), (wanted, goes_on), "{of}");
         }
+        // So does one that is over in an earlier numbering.
+        let old: Vec<_> = [(1, base - 20), (2, base - 10)]
+            .map(|(seq, at_ms)| {
+                let mut event = Arc::unwrap_or_clone(event(&mut clock, 1, "old", seq, "x"));
+                event.sent_at_ms = at_ms;
+                Arc::new(event)
+            })
+            .into();
+        store.append(batch(&old)).await.unwrap();
+        let mut went_on = of_all(&epoch);
+        let earlier = Span {
+            epoch: Epoch("old".into()),
+            after: Seq(0),
+            through: Some(Seq(2)),
+        };
+        went_on.spans.insert(0, earlier);
+        let place = ReplayPlace::default();
+        let replay = history.replay(&went_on, place, base - 15, 10).await;
+        let (events, behind) = replay.unwrap();
+        assert_eq!((events.len(), behind), (1, None), "{name}");
     }
 }
 
