@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::{
     SpoolCommand,
     broadcasts::Records,
-    handle::Rows,
+    command::Rows,
     parts::{DrainMsg, Stored, WriterParts},
 };
 use crate::{

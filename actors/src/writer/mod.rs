@@ -14,18 +14,21 @@
 //! grows up to `log.spool_max_bytes`, then commits fail with `log_unavailable`.
 
 mod broadcasts;
+mod command;
 mod drain;
 mod handle;
 mod parts;
+mod queue;
 mod spool_thread;
 
 pub use self::{
+    command::SpoolFailure,
     drain::LogWriter,
-    handle::{SpoolFailure, SpoolInfo, WriterHandle, WriterPermit},
+    handle::{SpoolInfo, WriterHandle, WriterPermit},
     parts::{StoreState, WriterConfig, WriterParts},
     spool_thread::{SpoolEnd, SpoolThread},
 };
 pub(crate) use self::{
-    handle::{Appended, SpoolCommand},
+    command::{Appended, SpoolCommand},
     parts::{DrainMsg, Later, Stored},
 };
