@@ -6,9 +6,11 @@
 mod acts;
 mod archive;
 mod certificates;
+mod client;
 mod document;
 mod fields;
 mod figures;
+mod insert;
 mod keeping;
 mod marked;
 
@@ -24,43 +26,28 @@ use std::{
 use chatting_actors::{
     broadcast::Broadcast,
     seams::{LogStore, NotPut, Poison, StoreBatch, StoreError},
-    types::{Event, PresenterIdx, Seq},
+    types::{PresenterIdx, Seq},
 };
 use futures_util::future::{BoxFuture, FutureExt};
 use mongodb::{
     Client, Collection, Database, IndexModel,
-    bson::{Bson, Document, RawDocumentBuf, doc},
+    bson::{Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind},
-    options::{
-        Acknowledgment, ClientOptions, ConnectionString, Hint, IndexOptions, ReadConcern, ReadPreference, Tls,
-        WriteConcern,
-    },
+    options::{Hint, IndexOptions},
     results::CreateIndexesResult,
 };
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+pub(super) use self::client::durable;
+pub(crate) use self::insert::insert_command;
 use self::{
     acts::Progress,
-    document::{bson_uuid, event, sent_at_ms},
-    fields::Fields,
+    document::{event, sent_at_ms},
 };
-
 use super::{FoundStore, Newest, servers::ServerBeat};
 
 const SEQ_INDEX: &str = "presenter_epoch_seq";
-const DUPLICATE_KEY: i32 = 11000;
-/// The codes of errors that a document earns for what it is: no retry changes them.
-const DOCUMENT_FAULTS: [i32; 8] = [
-    2,     // BadValue
-    22,    // InvalidBSON
-    52,    // DollarPrefixedFieldName
-    121,   // DocumentValidationFailure
-    10334, // BSONObjectTooLarge
-    17280, // KeyTooLong
-    17419, // an update makes it too large
-    17420, // an upsert would be too large
-];
 
 /// The codes of errors of an index that is there under another name, or under the same name and is another one.
 const OTHER_INDEX: [i32; 2] = [
@@ -70,13 +57,6 @@ const OTHER_INDEX: [i32; 2] = [
 
 /// What MongoDB 5.0 says in `hello`, the first that has all that figures are counted with (`$setWindowFields`).
 const OLDEST_WIRE_VERSION: i32 = 13;
-
-/// Bytes of documents in one command; a command may have 16 MiB.
-const COMMAND_BYTES: usize = 8 * 1024 * 1024;
-
-/// What is said of a URI that the driver cannot read.
-const UNREADABLE_URI: &str = "it cannot be read; allowed: mongodb://user:password@host:port/?option=value, with what is \
-                              special in user and password percent-encoded, and with options that the driver knows";
 
 /// How MongoDB is reached.
 #[derive(Clone)]
@@ -122,13 +102,7 @@ impl MongoStore {
     /// Whether the driver can read the URI, and the files that it names, without asking anyone. The error never quotes the URI: the
     /// driver's own words quote what they find wrong, and where an "@" is missing that is the password.
     pub fn check_uri(uri: &str) -> Result<(), StoreError> {
-        // The driver panics on a "%" before a character of several bytes; a URI has none (RFC 3986, 2).
-        let parsed = uri.is_ascii().then(|| ConnectionString::parse(uri).ok());
-        let parsed = parsed.flatten().ok_or_else(|| StoreError(UNREADABLE_URI.into()))?;
-        match &parsed.tls {
-            Some(Tls::Enabled(files)) => certificates::check(files).map_err(StoreError),
-            Some(Tls::Disabled) | None => Ok(()),
-        }
+        client::check(uri)
     }
 
     /// Reads the URI and makes a client; connects when it is first used. Errors name what is wrong with the URI. That name servers
@@ -204,7 +178,7 @@ struct Mongo {
 
 impl Mongo {
     async fn new(settings: &MongoSettings) -> Result<Self, Error> {
-        let database = Client::with_options(client_options(settings).await?)?.database(&settings.database);
+        let database = Client::with_options(client::options(settings).await?)?.database(&settings.database);
         Ok(Self {
             log: database.collection("chatting_log"),
             database,
@@ -251,79 +225,6 @@ impl Mongo {
             Ok(result) => result,
             Err(_) => Err(Error::custom(format!("no answer within {:?}", self.write_timeout))),
         }
-    }
-
-    async fn append(&self, batch: StoreBatch) -> Result<Vec<Poison>, StoreError> {
-        let stored = self.insert_and_apply(batch).await;
-        if stored.is_err() {
-            // It may have been restored from a backup since.
-            self.progress().forget_marked();
-        }
-        stored
-    }
-
-    async fn insert_and_apply(&self, batch: StoreBatch) -> Result<Vec<Poison>, StoreError> {
-        let (mut poison, mut from) = (Vec::new(), 0);
-        while from < batch.len() {
-            let mut bytes = 0;
-            let fits = |event: &&Arc<Event>| {
-                bytes += document::size(event);
-                bytes <= COMMAND_BYTES
-            };
-            let count = batch[from..].iter().take_while(fits).count().max(1);
-            self.insert(&batch[from..from + count], from, &mut poison).await?;
-            from += count;
-        }
-        self.apply_acts(&batch, poison).await
-    }
-
-    /// Inserts events in one command, which is written here, into one buffer: the driver's `insert_many` goes over each
-    /// document three times more. What it will never take is told in `poison`, counted from `from`.
-    async fn insert(&self, events: &[Arc<Event>], from: usize, poison: &mut Vec<Poison>) -> Result<(), StoreError> {
-        let command = insert_command(self.log_name(), events, self.write_timeout);
-        let answer = self.timed(self.database.run_raw_command(command).into_future());
-        let answer = answer.await.map_err(failed)?;
-        if let Ok(error) = answer.get_document("writeConcernError") {
-            return Err(StoreError(error.to_string()));
-        }
-        let Ok(errors) = answer.get_array("writeErrors") else {
-            return Ok(());
-        };
-        for error in errors.iter().filter_map(Bson::as_document) {
-            let (code, message) = (error.get_i32("code"), error.get_str("errmsg").unwrap_or_default());
-            let index = error
-                .get_i32("index")
-                .ok()
-                .and_then(|index| usize::try_from(index).ok());
-            let (Some(index), Ok(code)) = (index.filter(|index| *index < events.len()), code) else {
-                return Err(StoreError(error.to_string()));
-            };
-            let reason = if code == DUPLICATE_KEY {
-                // On `_id`: stored already. On our index: another event in its place, unless it is this very one.
-                if is_of_id(error) || self.holds(&events[index]).await? {
-                    continue;
-                }
-                match index_of(message) {
-                    SEQ_INDEX => format!("numbering conflict: {message}"),
-                    // What MongoDB says behind the name may be what somebody wrote.
-                    name => format!("{name} is a unique index that the server knows nothing of"),
-                }
-            } else if DOCUMENT_FAULTS.contains(&code) {
-                format!("{code}: {message}")
-            } else {
-                return Err(StoreError(error.to_string()));
-            };
-            poison.push(Poison {
-                index: from + index,
-                reason,
-            });
-        }
-        Ok(())
-    }
-
-    async fn holds(&self, event: &Event) -> Result<bool, StoreError> {
-        let one = self.timed(self.log.find_one(doc! { "_id": bson_uuid(event.id) }).into_future());
-        Ok(one.await.map_err(failed)?.is_some())
     }
 
     async fn last_seq(&self, presenter: PresenterIdx) -> Result<Seq, StoreError> {
@@ -407,67 +308,6 @@ impl Mongo {
     }
 }
 
-/// The URI's options, but for what the log's promises rest on. A row leaves the spool when a majority has it, and is read in the
-/// store from then on: a secondary may not have it yet, the primary does, whatever it is asked for as `local`.
-async fn client_options(settings: &MongoSettings) -> Result<ClientOptions, Error> {
-    // Name servers that are silent have no more time than a server that is.
-    let patience = settings.connect_timeout;
-    let mut options = match tokio::time::timeout(patience, ClientOptions::parse(&settings.uri)).await {
-        Ok(parsed) => parsed?,
-        Err(_) => {
-            return Err(Error::custom(format!(
-                "name servers gave no answer within {patience:?}"
-            )));
-        }
-    };
-    options.app_name.get_or_insert_with(|| "chatting-server".into());
-    options.connect_timeout = Some(settings.connect_timeout);
-    options.server_selection_timeout = Some(settings.connect_timeout);
-    options.max_pool_size.get_or_insert(settings.connections);
-    options.write_concern = Some(durable(settings.write_timeout));
-    options.selection_criteria = Some(ReadPreference::Primary.into());
-    options.read_concern = Some(ReadConcern::local());
-    Ok(options)
-}
-
-/// Durable: a majority has it in its journal, or it is told in time that none is known to.
-pub(super) fn durable(patience: Duration) -> WriteConcern {
-    WriteConcern::builder()
-        .w(Acknowledgment::Majority)
-        .journal(true)
-        .w_timeout(confirmed_within(patience))
-        .build()
-}
-
-/// How long MongoDB waits for a majority where its answer is waited for so long. What nobody waits for any more would hang there, with
-/// its connection, until a majority is back.
-fn confirmed_within(patience: Duration) -> Duration {
-    // 0 would be for ever.
-    (patience * 9 / 10).max(Duration::from_millis(1))
-}
-
-/// The same in milliseconds, as a command has it.
-fn wtimeout(patience: Duration) -> i64 {
-    i64::try_from(confirmed_within(patience).as_millis()).unwrap_or(i64::MAX)
-}
-
-/// The command that inserts these events durably, in no order; its answer is waited for so long.
-pub(crate) fn insert_command(collection: &str, events: &[Arc<Event>], patience: Duration) -> RawDocumentBuf {
-    let bytes = events.iter().map(|event| document::size(event)).sum::<usize>() + 256;
-    let mut command = Fields::with_capacity(bytes);
-    command.text("insert", collection);
-    command.flag("ordered", false);
-    command.document("writeConcern", |concern| {
-        concern.text("w", "majority");
-        concern.flag("j", true);
-        concern.number("wtimeout", wtimeout(patience));
-    });
-    command.documents("documents", events.iter(), |fields, event| {
-        document::write(fields, event);
-    });
-    command.finish()
-}
-
 impl LogStore for MongoStore {
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         async move { self.reach().await?.prepare().await }.boxed()
@@ -528,18 +368,6 @@ pub(super) fn failed(error: Error) -> StoreError {
     })
 }
 
-/// The name of the index that has a key already. What comes after it may be anything that somebody said.
-fn index_of(message: &str) -> &str {
-    let named = message.split_once(" index: ").map_or("", |(_, named)| named);
-    named.split_once(" dup key").map_or(named, |(name, _)| name)
-}
-
-/// Whether it is the document's own id that is there already.
-fn is_of_id(error: &Document) -> bool {
-    let keys = error.get_document("keyPattern");
-    keys.is_ok_and(|keys| keys.keys().eq(["_id"])) || error.get_str("errmsg").is_ok_and(|text| index_of(text) == "_id_")
-}
-
 fn is_too_old(hello: &Document) -> bool {
     let newest = hello.get_i32("maxWireVersion");
     newest.is_ok_and(|newest| newest < OLDEST_WIRE_VERSION)
@@ -551,80 +379,7 @@ fn unreadable(error: impl std::fmt::Display) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use mongodb::options::SelectionCriteria;
-
     use super::*;
-
-    #[tokio::test]
-    async fn a_uri_does_not_change_what_the_log_promises() {
-        let mut settings = MongoSettings {
-            uri:
-                "mongodb://127.0.0.1:1/?readPreference=secondaryPreferred&readConcernLevel=available&w=1&journal=false\
-                  &wTimeoutMS=1&appName=ours&connectTimeoutMS=1"
-                    .into(),
-            database: "chatting".into(),
-            connect_timeout: Duration::from_millis(300),
-            write_timeout: Duration::from_secs(1),
-            connections: 10,
-        };
-        let options = client_options(&settings).await.unwrap();
-        let Some(SelectionCriteria::ReadPreference(from)) = options.selection_criteria else {
-            panic!("{:?}", options.selection_criteria);
-        };
-        assert_eq!(from, ReadPreference::Primary);
-        assert_eq!(options.read_concern, Some(ReadConcern::local()));
-        let durable = options.write_concern.unwrap();
-        assert_eq!(
-            (durable.w, durable.journal, durable.w_timeout),
-            (
-                Some(Acknowledgment::Majority),
-                Some(true),
-                Some(Duration::from_millis(900))
-            )
-        );
-        assert_eq!(options.connect_timeout, Some(Duration::from_millis(300)));
-        // The rest is as it says.
-        assert_eq!(options.app_name.as_deref(), Some("ours"));
-        assert_eq!(options.max_pool_size, Some(10));
-        settings.uri += "&maxPoolSize=3";
-        let options = client_options(&settings).await.unwrap();
-        assert_eq!(options.max_pool_size, Some(3));
-    }
-
-    /// The driver sends a command as it is, without the client's write concern.
-    #[test]
-    fn rule_04_what_inserts_events_asks_for_a_majority_with_journal_itself() {
-        let command = insert_command("chatting_log", &[], Duration::from_secs(10));
-        let command = command.to_document().unwrap();
-        let durable = command.get_document("writeConcern");
-        assert_eq!(durable, Ok(&doc! { "w": "majority", "j": true, "wtimeout": 9_000_i64 }));
-    }
-
-    #[test]
-    fn mongodb_waits_for_a_majority_for_less_time_than_it_is_waited_for_and_never_for_ever() {
-        for (patience_ms, ms) in [(10_000, 9_000), (600_000, 540_000), (15, 13), (1, 1)] {
-            assert_eq!(wtimeout(Duration::from_millis(patience_ms)), ms);
-        }
-    }
-
-    #[test]
-    fn a_duplicate_key_is_of_the_index_that_mongodb_names_whatever_was_said() {
-        let of = |index: &str, key: &str| {
-            format!("E11000 duplicate key error collection: chat.log index: {index} dup key: {{ {key} }}")
-        };
-        let said = of("theirs", "message: \" index: _id_ dup key\"");
-        assert_eq!(index_of(&said), "theirs");
-        assert!(!is_of_id(&doc! { "keyPattern": { "message": 1 }, "errmsg": &said }));
-        assert!(!is_of_id(&doc! { "errmsg": &said }));
-        assert!(is_of_id(&doc! { "errmsg": of("_id_", "_id: 1") }));
-        // Of a clustered collection, whose ids have no index.
-        assert!(is_of_id(
-            &doc! { "keyPattern": { "_id": 1 }, "errmsg": "E11000 duplicate key error" }
-        ));
-        assert!(!is_of_id(
-            &doc! { "keyPattern": { "_id": 1, "epoch": 1 }, "errmsg": of("two", "") }
-        ));
-    }
 
     #[test]
     fn a_mongodb_before_5_0_is_too_old() {

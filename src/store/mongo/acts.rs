@@ -27,10 +27,11 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    DUPLICATE_KEY, Mongo, SEQ_INDEX,
+    Mongo, SEQ_INDEX,
     archive::USER_INDEX,
     document::bson_uuid,
     failed,
+    insert::DUPLICATE_KEY,
     marked::{Key, Marked},
     unreadable,
 };

@@ -24,9 +24,12 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, Mongo, MongoStore, SEQ_INDEX,
+    Mongo, MongoStore, SEQ_INDEX,
+    client::wtimeout,
     document::{broadcast, broadcast_fields, bson_uuid, document_id, event, logged},
-    failed, is_of_id, unreadable, wtimeout,
+    failed,
+    insert::{COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, is_of_id},
+    unreadable,
 };
 use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search};
 

@@ -9,7 +9,7 @@ use chatting_actors::{
 };
 use rusqlite::{Connection, OptionalExtension, ToSql};
 
-use super::{SqliteStore, epochs, first_from};
+use super::{SqliteStore, archive::first_from, epochs};
 
 /// Messages that an act marks in one transaction: commits wait for each of them.
 const MARKED_AT_ONCE: usize = 500;
