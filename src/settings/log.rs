@@ -44,7 +44,7 @@ section! {
         commit_max: usize = 1024, 1..=100_000;
         /// Microseconds from the start of one commit to the next's, for more to share it; 0: none.
         /// 한 커밋의 시작부터 다음 커밋의 시작까지 두는 마이크로초. 그동안 온 것이 커밋을 나눠 쓴다. 0이면 두지 않는다.
-        commit_interval_us: u64 = 2000, 0..=10_000_000;
+        commit_interval_us: u64 = 4000, 0..=10_000_000;
         /// Events that are enough for a commit, so that it does not wait for log.commit_interval_us.
         /// 이만큼 모이면 log.commit_interval_us를 기다리지 않고 커밋하는 이벤트 수.
         commit_enough: usize = 16, 1..=100_000;
