@@ -90,6 +90,7 @@ pub enum Stopped {
     /// (`log.durability`).
     AtDeadline,
     /// The spool has everything answered, and could not be marked as stopped cleanly, as on a full disk: the next start checks it.
+    /// A broadcast's record may be missing.
     Unmarked,
     /// The spool did not take events that had been answered from memory (`log.durability`).
     Lost,

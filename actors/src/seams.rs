@@ -170,8 +170,9 @@ pub trait Spool: Send {
     /// Bytes on disk.
     fn bytes(&self) -> u64;
 
-    /// The last call: marks a clean stop. It is left out where something that was answered is not here. `false`: there is no such mark,
-    /// because it could not be written or the file is damaged, and the next start checks the file.
+    /// The last call: marks a clean stop. It is left out where something that was answered is not here, or a broadcast that was
+    /// to be kept. `false`: there is no such mark, because it could not be written or the file is damaged, and the next start
+    /// checks the file.
     fn close(&mut self) -> bool;
 }
 

@@ -55,7 +55,7 @@ pub(crate) struct SpoolThreadSettings {
 pub enum SpoolEnd {
     /// All that was answered is in it, and so is the mark of a clean stop.
     Closed,
-    /// All that was answered is in it. The mark is not, so the next start checks it.
+    /// All that was answered is in it; a broadcast's record may not be. The mark is not, so the next start checks it.
     Unmarked,
     /// It lacks events that were answered from memory.
     Lost,
@@ -91,7 +91,7 @@ impl SpoolThread {
             unsure: false,
             tried: 0,
             unkept: HashMap::new(),
-            unkept_since: None,
+            kept_in_vain: None,
             perhaps_adopted: BTreeMap::new(),
             commands: VecDeque::new(),
             term: 0,
@@ -120,7 +120,7 @@ impl SpoolThread {
     }
 }
 
-/// How soon broadcasts that could not be kept are tried again when another one changes.
+/// How soon broadcasts are tried again that could not be kept more than once.
 const KEEP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Events that have no place in the spool.
@@ -171,8 +171,8 @@ struct Run {
     tried: usize,
     /// Broadcasts that could not be kept yet, the newest version of each: those that began, changed or ended meanwhile.
     unkept: HashMap<Uuid, Broadcast>,
-    /// When they were last tried in vain.
-    unkept_since: Option<Instant>,
+    /// How often they were tried in vain, and when they last were.
+    kept_in_vain: Option<(u32, Instant)>,
     /// Broadcasts of the store that an attempt may have taken up though it failed.
     perhaps_adopted: BTreeMap<Uuid, Broadcast>,
     /// Taken from the queue, and not come to yet.
@@ -233,12 +233,16 @@ impl Run {
             if self.commands.is_empty() && self.pending.is_empty() {
                 // A spool that failed is tried again without waiting for a sender: refused senders may have gone elsewhere.
                 let probe = (!self.handle.writable()).then_some(self.settings.probe_every);
+                // So are broadcasts that it did not keep: it may go on taking messages that name them.
+                let keeps = (!self.unkept.is_empty()).then_some(self.settings.probe_every.min(KEEP_AGAIN));
+                let probe = keeps.or(probe);
                 self.commands = self.handle.queue.take_all(probe).into();
                 self.gather();
                 if !self.handle.writable() && self.probed_at.elapsed() >= self.settings.probe_every {
                     // By the clock, not by silence: questions go on coming while appends are refused.
                     self.try_again();
                 }
+                self.keep_again(false);
             }
             while let Some(next) = self.commands.front() {
                 let joins = match next {
@@ -293,12 +297,15 @@ impl Run {
             self.write_sooner_or_later(Vec::new());
         }
         self.keep_broadcasts(Vec::new());
-        if self.unwritten.is_empty() {
-            return self.spool.close();
+        if !self.unkept.is_empty() {
+            // Messages name them. Nor is a file to be trusted unchecked that takes a mark and not these.
+            log::error!("spool: the records of {} broadcasts are not kept", self.unkept.len());
         }
-        // Their numbers were told. A spool that is not marked clean begins a new epoch, in which they may be given again.
-        log::error!("spool: {} events answered from memory are lost", self.unwritten.len());
-        false
+        if !self.unwritten.is_empty() {
+            // Their numbers were told. A spool that is not marked clean begins a new epoch, in which they may be given again.
+            log::error!("spool: {} events answered from memory are lost", self.unwritten.len());
+        }
+        self.unkept.is_empty() && self.unwritten.is_empty() && self.spool.close()
     }
 
     /// What a panic left in hand: a question is answered as failed, a commit by what the file holds. Nothing to do at a start.
@@ -397,6 +404,8 @@ impl Run {
                 // The drain hears of it first, so that a flush after an answer covers what was answered.
                 self.committed(first, events);
                 assert!(!std::mem::take(&mut self.fails_before_telling), "planned");
+                // Before anybody is told: what was committed may name one.
+                self.keep_again(true);
             }
             Err(_) => {
                 self.fenced = self.term;

@@ -10,6 +10,7 @@ mod model;
 mod numbering;
 mod peer;
 mod readings;
+mod records;
 mod resume;
 mod script;
 mod sessions;

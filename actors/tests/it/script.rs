@@ -103,6 +103,8 @@ pub struct SpoolScript {
     pub unstored_found: Vec<usize>,
     /// That the store has a broadcast is not remembered, as where a row says something else than its record.
     pub marks_in_vain: bool,
+    /// So many attempts to keep broadcasts fail and do nothing.
+    pub keeps_in_vain: usize,
     /// So many attempts to take broadcasts of the store up fail behind their commit.
     pub adopts_in_vain: usize,
     /// What was freed, for its keys.
@@ -331,6 +333,10 @@ impl Spool for ScriptedSpool {
     fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<bool, SpoolError> {
         let mut script = self.script();
         script.is_there()?;
+        if script.keeps_in_vain > 0 {
+            script.keeps_in_vain -= 1;
+            return Err(error(SpoolFault::Unsure));
+        }
         let mut lacks_one = false;
         for broadcast in broadcasts {
             let there = script.broadcasts.get(&broadcast.id);

@@ -22,7 +22,7 @@ use chatting_actors::{
     session::Flow,
     supervise::{Pauses, Watch, supervise},
     types::{ChatMessage, Epoch, MessageText, Nickname, PresenterIdx, Role, UserIdx},
-    writer::{LogWriter, SpoolInfo, SpoolThread, WriterConfig, WriterHandle, WriterParts},
+    writer::{LogWriter, SpoolEnd, SpoolInfo, SpoolThread, WriterConfig, WriterHandle, WriterParts},
 };
 use tokio::sync::oneshot;
 
@@ -470,6 +470,12 @@ impl Stage {
     pub async fn stop_well(self) {
         self.registry.refuse_submits().await;
         self.registry.end_sessions(End::GoingAway).await;
+    }
+
+    /// Stops the spool's thread; returns how it left the spool.
+    pub fn spool_end(mut self) -> SpoolEnd {
+        self.writer.stop();
+        self.thread.take().unwrap().join()
     }
 
     /// What the store holds of a room.

@@ -6,31 +6,54 @@ use super::*;
 const TAKEN_UP: u64 = 1 << 32;
 
 impl Run {
-    /// Keeps broadcasts; those that cannot be kept now wait for the next, or for a spool that works again.
+    /// Keeps broadcasts; those that cannot be kept now are tried again, by the clock and by whatever comes.
     pub(super) fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
         let flush = broadcasts.is_empty();
         self.unkept
             .extend(broadcasts.into_iter().map(|broadcast| (broadcast.id, broadcast)));
         // All of them are tried at once, so not for each that is added while nothing can be kept.
-        let lately = self.unkept_since.is_some_and(|at| at.elapsed() < KEEP_AGAIN);
-        if self.unkept.is_empty() || (lately && !flush) {
+        if self.unkept.is_empty() || !(flush || self.keep_is_due(false)) {
             return;
         }
         let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
+        // A panic on the way counts, too.
+        let times = self.kept_in_vain.map_or(1, |(times, _)| times.saturating_add(1));
+        self.kept_in_vain = Some((times, Instant::now()));
         match self.spool.keep_broadcasts(&all) {
             Ok(store_lacks_one) => {
                 self.unkept.clear();
-                self.unkept_since = None;
+                self.kept_in_vain = None;
                 // Most often one was seen to be live again, and the drain's question would be in front of commits for nothing.
                 if store_lacks_one {
                     self.drain.push(DrainMsg::Broadcasts);
                 }
             }
             Err(error) => {
-                self.unkept_since = Some(Instant::now());
-                log::warn!("spool: {} broadcasts are not kept yet: {error}", all.len());
+                if let Some(more) = self.failing.broadcasts.due(Instant::now()) {
+                    log::warn!("spool: {} broadcasts are not kept yet: {error}{more}", all.len());
+                }
             }
         }
+    }
+
+    /// Tries again what could not be kept, when that is due. `behind_commit`: the file has just taken one.
+    pub(super) fn keep_again(&mut self, behind_commit: bool) {
+        // A file that takes nothing is probed, and they are kept behind that.
+        if !self.unkept.is_empty() && self.handle.writable() && self.keep_is_due(behind_commit) {
+            self.keep_broadcasts(Vec::new());
+        }
+    }
+
+    /// What failed once may have been for a moment. What failed again must not cost the commits: a page may be damaged.
+    fn keep_is_due(&self, behind_commit: bool) -> bool {
+        self.kept_in_vain.is_none_or(|(times, at)| {
+            let pause = match times {
+                1 if behind_commit => Duration::ZERO,
+                1 => self.settings.probe_every.min(KEEP_AGAIN),
+                _ => KEEP_AGAIN,
+            };
+            at.elapsed() >= pause
+        })
     }
 
     /// Keeps broadcasts that the store has open and that are not here: this spool is younger than they are, or was damaged. The registry

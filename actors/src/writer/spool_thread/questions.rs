@@ -12,6 +12,7 @@ pub(super) struct Failing {
     place: Seldom,
     places: Seldom,
     mark: Seldom,
+    pub(super) broadcasts: Seldom,
 }
 
 impl Run {
