@@ -1,6 +1,8 @@
 //! `erase`: a user's right to be forgotten, as a command on a stopped server's files and its store.
 //!
-//! The spool first and then the store, so that nothing is taken from one to the other unerased; each step may be done again.
+//! What the user sent goes from the spool first and then from the store, so that nothing is taken from one to the other
+//! unerased. Acts of others about the user come last: one that is still in the spool may be all that hides what the store
+//! has. Each step may be done again.
 
 use std::{collections::HashSet, process::ExitCode, sync::Arc};
 
@@ -227,8 +229,8 @@ async fn erase_from(
         holds: &holds,
         stored: &stored,
     };
-    let mut spooled = spool.erase(user, kept, batch).map_err(Failure::spool)?;
-    let (mut events, mut held) = (0, std::mem::take(&mut spooled.held));
+    let mut spooled = spool.erase_sent(user, kept, batch).map_err(Failure::spool)?;
+    let (mut events, mut held) = (0, Vec::new());
     // What is erased is not found again, so only what is held must be stepped over.
     let mut skip = 0;
     loop {
@@ -243,6 +245,10 @@ async fn erase_from(
             break;
         }
     }
+    // The server is stopped: nothing came to the store meanwhile that these acts hide.
+    let acts = spool.erase_mentions(user, kept, batch, &mut spooled);
+    acts.map_err(Failure::spool)?;
+    held.append(&mut spooled.held);
     let (mut mentions, mut after) = (0, None);
     loop {
         stop.go_on()?;

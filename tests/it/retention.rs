@@ -28,6 +28,7 @@ use crate::{
     history::{read, request, servers, token_with},
     log_store::{batch, embedded, mongo, room, stores},
     recovery::SmallDisk,
+    refused_acts::allow,
     support::{
         app::{KEY, spawn_app, spawn_in, use_mongodb},
         command::{command, run},
@@ -812,6 +813,65 @@ async fn erasing_a_user_leaves_no_trace_of_what_they_sent_but_its_places() {
             "{:?}",
             drained[61]
         );
+    }
+}
+
+#[actix_web::test]
+async fn what_staff_deleted_stays_hidden_where_the_store_cannot_be_erased() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let refuses = async |refuses: bool| match &site.mongodb {
+            Some(store) => {
+                let nobody = doc! { "user_idx": { "$ne": UserIdx::ERASED.get() } };
+                let validator = if refuses {
+                    nobody
+                } else {
+                    doc! {}
+                };
+                allow(store.database().await.unwrap(), validator).await;
+            }
+            None => {
+                let nobody = format!(
+                    "CREATE TRIGGER no BEFORE UPDATE ON chatting_log WHEN NEW.user_idx = {}
+                     BEGIN SELECT RAISE(ABORT, 'no'); END",
+                    UserIdx::ERASED
+                );
+                let change = if refuses { &nobody } else { "DROP TRIGGER no" };
+                let connection = rusqlite::Connection::open(site.path()).unwrap();
+                connection.execute_batch(change).unwrap();
+            }
+        };
+        refuses(true).await;
+        let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
+        assert_eq!(code, 69, "{out}{error}");
+        assert!(error.contains("the store: "), "{error}");
+
+        let (mut spool, store, epoch) = site.open();
+        let acts: Vec<Arc<Event>> = spool
+            .read(0, 1000)
+            .unwrap()
+            .into_iter()
+            .map(|(_, event)| event)
+            .collect();
+        let covers = |event: &Event| {
+            let one = |at: &Arc<Event>| at.act.as_ref().is_some_and(|act| act.covers(at, event));
+            acts.iter().any(one)
+        };
+        let stored = all(&*store, 12, &epoch).await;
+        let shown = stored.iter().filter(|one| {
+            one.event.chat.user_idx == UserIdx::new(7).unwrap() && one.event.act.is_none() && one.deleted.is_none()
+        });
+        let (hidden, shown): (Vec<_>, Vec<_>) = shown.partition(|one| covers(&one.event));
+        assert_eq!(shown.len(), 0, "mongodb {mongodb}: {shown:?}");
+        // Those from the act that the store has to what the spool has.
+        assert_eq!(hidden.len(), 10, "mongodb {mongodb}");
+        spool.close();
+        drop((spool, store));
+
+        refuses(false).await;
+        let (code, out, error) = site.run(&["erase", "--user", "7", "--despite-hold"]);
+        assert_eq!(code, 0, "{out}{error}");
+        assert!(!format!("{:?}", site.everything().await).contains("UserIdx(7)"));
     }
 }
 

@@ -194,16 +194,48 @@ pub(super) fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
 }
 
 impl SqliteSpool {
-    /// Empties the events of a user, at most `batch` a transaction, and forgets the user's keys. What is held stays.
-    pub fn erase(&mut self, user: UserIdx, kept: Kept<'_>, batch: usize) -> Result<Found, SpoolError> {
+    /// Empties what a user sent, at most `batch` a transaction, and forgets the user's keys. What is held stays.
+    ///
+    /// Acts about the user are for [`Self::erase_mentions`], when the store has nothing of the user any more: until then
+    /// such an act may be all that hides what the store has.
+    pub fn erase_sent(&mut self, user: UserIdx, kept: Kept<'_>, batch: usize) -> Result<Found, SpoolError> {
         let mut found = Found::default();
-        for traces in all_traces() {
+        self.erase_traces(false, user, kept, batch, &mut found)?;
+        found.keys = self.with(|_, connection| {
+            let keys = connection.execute("DELETE FROM keys WHERE user_idx = ?1", [user.get()])?;
+            Ok(keys as u64)
+        })?;
+        Ok(found)
+    }
+
+    /// Takes the user's number out of acts about the user, behind [`Self::erase_sent`], to whose findings it adds its
+    /// own.
+    pub fn erase_mentions(
+        &mut self,
+        user: UserIdx,
+        kept: Kept<'_>,
+        batch: usize,
+        found: &mut Found,
+    ) -> Result<(), SpoolError> {
+        self.erase_traces(true, user, kept, batch, found)
+    }
+
+    /// Erases acts about the user, or what the user sent.
+    fn erase_traces(
+        &mut self,
+        acts: bool,
+        user: UserIdx,
+        kept: Kept<'_>,
+        batch: usize,
+        found: &mut Found,
+    ) -> Result<(), SpoolError> {
+        for traces in all_traces().into_iter().filter(|traces| traces.acts == acts) {
             let mut after = traces.start.clone();
             let mut more = true;
             while more {
                 more = self.with(|_, connection| {
                     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-                    let Some(keys) = traces.next(&transaction, user, kept, batch, &mut after, &mut found)? else {
+                    let Some(keys) = traces.next(&transaction, user, kept, batch, &mut after, found)? else {
                         return Ok(false);
                     };
                     traces.erase(&transaction, &keys)?;
@@ -212,11 +244,7 @@ impl SqliteSpool {
                 })?;
             }
         }
-        found.keys = self.with(|_, connection| {
-            let keys = connection.execute("DELETE FROM keys WHERE user_idx = ?1", [user.get()])?;
-            Ok(keys as u64)
-        })?;
-        Ok(found)
+        Ok(())
     }
 
     /// Rewrites the file, so that nothing is left in it of what was taken out. Needs room on the disk for two more copies.
