@@ -8,7 +8,7 @@ use std::{collections::HashSet, process::ExitCode, sync::Arc};
 
 use chatting_actors::{
     clock::system_ms,
-    seams::{Spool, SpoolError, SpoolFault, StoreError},
+    seams::{SpoolError, SpoolFault, StoreError},
     types::UserIdx,
 };
 use clap::Args;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Exit, Failure, SettingsArgs,
-    log::{Log, behind, in_place, must_exist, take_spool, to_read},
+    log::{Log, behind, in_place, let_go, must_exist, take_spool, to_read},
     print,
     serve::stop_signal,
     until_it_ends,
@@ -54,23 +54,26 @@ pub(super) fn run(args: &EraseArgs) -> Result<ExitCode, Failure> {
     telemetry::init(&settings);
     must_exist(&settings)?;
     until_it_ends(async {
-        let left = if args.dry_run {
-            tell(args, &settings, user).await?
-        } else {
-            erase(args, &settings, user).await?
-        };
-        let aside = files_aside(settings.log.path.as_ref())?;
-        for file in &aside {
-            print(&format!(
-                "not reached: {}, a damaged spool that was set aside; delete it when nothing is needed of it any more\n",
-                file.display()
-            ));
-        }
-        match left > 0 || !aside.is_empty() {
-            true => Ok(Exit::Problem.into()),
-            false => Ok(ExitCode::SUCCESS),
+        match args.dry_run {
+            true => tell_aside(tell(args, &settings, user).await?, &settings),
+            false => erase(args, &settings, user).await,
         }
     })
+}
+
+/// Tells what is not reached; returns how it ends where so much is left.
+fn tell_aside(left: usize, settings: &Settings) -> Result<ExitCode, Failure> {
+    let aside = files_aside(settings.log.path.as_ref())?;
+    for file in &aside {
+        print(&format!(
+            "not reached: {}, a damaged spool that was set aside; delete it when nothing is needed of it any more\n",
+            file.display()
+        ));
+    }
+    match left > 0 || !aside.is_empty() {
+        true => Ok(Exit::Problem.into()),
+        false => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
@@ -192,13 +195,13 @@ impl Stop {
     }
 }
 
-async fn erase(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<usize, Failure> {
+async fn erase(args: &EraseArgs, settings: &Settings, user: UserIdx) -> Result<ExitCode, Failure> {
     let mut stop = Stop(stop_signal()?.boxed_local());
     let why = "what it holds in its spool must be erased too (--dry-run only looks)";
     let (mut spool, _) = take_spool(settings, why)?;
-    let done = erase_all(args, settings, user, &mut spool, &mut stop).await;
-    spool.close();
-    done
+    let left = erase_all(args, settings, user, &mut spool, &mut stop).await;
+    let done = left.and_then(|left| tell_aside(left, settings));
+    let_go(spool, settings, done)
 }
 
 async fn erase_all(

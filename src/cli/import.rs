@@ -16,7 +16,7 @@ use std::{
 use chatting_actors::{
     broadcast::Broadcast,
     clock::system_ms,
-    seams::{NotPut, Spool, StoreError},
+    seams::{NotPut, StoreError},
     types::PresenterIdx,
 };
 use clap::Args;
@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::{
     Failure, SettingsArgs,
-    log::{Log, behind, in_place, take_spool},
+    log::{Log, behind, in_place, let_go, take_spool},
     print,
     progress::Progress,
     serve::stop_signal,
@@ -55,8 +55,7 @@ pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     until_it_ends(async {
         let (mut spool, _) = take_spool(&settings, "an import goes into a log that no server uses")?;
         let done = import(&settings, args, &contents, &mut spool).await;
-        spool.close();
-        done
+        let_go(spool, &settings, done)
     })
 }
 

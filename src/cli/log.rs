@@ -3,9 +3,12 @@
 //! Of a log in MongoDB the spool's lock keeps out one server; every other one on that log is kept out by the command's place among those
 //! that write to it, as a server has one (rule 7).
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use chatting_actors::{seams::StoreError, writer::SpoolInfo};
+use chatting_actors::{
+    seams::{Spool, StoreError},
+    writer::SpoolInfo,
+};
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::Failure;
@@ -43,6 +46,24 @@ pub(super) fn take_spool(settings: &Settings, why_stopped: &str) -> Result<(Sqli
         }
         failure
     })
+}
+
+/// Lets go of the spool behind what was `done`. A success is none where the spool does not take the mark of a clean stop,
+/// as on a full disk: who has it next checks it, and with `log.durability` `os` or `memory` begins a new epoch. Anything
+/// else says more than this.
+pub(super) fn let_go(
+    mut spool: SqliteSpool,
+    settings: &Settings,
+    done: Result<ExitCode, Failure>,
+) -> Result<ExitCode, Failure> {
+    match (spool.close(), done) {
+        (false, Ok(code)) if code == ExitCode::SUCCESS => Err(Failure::unavailable(format!(
+            "the spool {} could not be marked as closed: the disk is full or fails, or the file is damaged\n\
+             what was asked is done; the next start checks the spool",
+            settings.log.path
+        ))),
+        (_, done) => done,
+    }
 }
 
 /// A log behind a spool that is taken.

@@ -89,7 +89,7 @@ enum Command {
     /// once: the log is not empty afterwards.
     ///
     /// Exit codes: 0 imported, 1 the log is not empty, a file is bad or the log refuses something, 64 bad settings, 69 a file,
-    /// the spool or the store is not to be had, 75 interrupted.
+    /// the spool or the store is not to be had, or the spool could not be closed, as on a full disk, 75 interrupted.
     Import(import::ImportArgs),
     /// Erase what a user sent, everywhere: log, spool, parked events, idempotency keys; the server must be stopped.
     ///
@@ -99,8 +99,8 @@ enum Command {
     /// again to go on. docs/OPERATIONS.md tells what it does not reach.
     ///
     /// Exit codes: 0 done, 1 something of the user is left or may be (legal hold, damaged spools that were set aside), 64 bad settings,
-    /// 69 the spool or the store is not to be had, or the spool's file is not rewritten (somebody reads it, or there is no room), 75
-    /// interrupted.
+    /// 69 the spool or the store is not to be had, or the spool's file is not rewritten (somebody reads it, or there is no room) or
+    /// could not be closed, 75 interrupted.
     Erase(erase::EraseArgs),
     /// Mint a token for trying things.
     ///

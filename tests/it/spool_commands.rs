@@ -223,6 +223,48 @@ async fn written(log: &Collection<Document>) -> Vec<Vec<u8>> {
         .collect()
 }
 
+#[actix_web::test]
+async fn a_command_whose_spool_cannot_be_marked_as_closed_has_done_its_work_and_ends_with_69() {
+    // As on a full disk.
+    let takes_no_mark = "CREATE TRIGGER no BEFORE INSERT ON meta WHEN NEW.key = 'clean' AND NEW.value = 1
+                         BEGIN SELECT RAISE(ABORT, 'no'); END";
+    // A broadcast in which nothing was said.
+    let id = "019b76da-a800-7000-8000-000000000001";
+    let file = [
+        json!({
+            "type": "broadcast", "format": 1, "id": id, "presenter_idx": 12, "room_idx": null, "reported_start": null,
+            "ended_at": "2026-01-01T01:00:00Z", "corrected_start": null, "seen_at": "2026-01-01T01:00:00Z", "version": 2,
+            "segments": [{ "from": "2026-01-01T00:00:00Z", "to": "2026-01-01T01:00:00Z" }],
+            "spans": [{ "epoch": "a", "after": 0, "through": 0 }],
+        }),
+        json!({ "type": "end", "broadcast_id": id, "events": 0 }),
+    ];
+    let file: String = file.iter().map(|line| format!("{line}\n")).collect();
+    for (rooms, args, done) in [
+        (&[(12, 3)][..], &["spool", "replay"][..], "replayed: 3 events"),
+        (&[(12, 3)], &["erase", "--user", "9"], "erased in the spool: events 3"),
+        (&[], &["import", "file"], "imported: 0 events of 1 broadcast"),
+    ] {
+        let site = Site::new(rooms, None);
+        std::fs::write(site.dir.path().join("file"), &file).unwrap();
+        site.sql(takes_no_mark);
+        let (code, out, error) = site.run(args);
+        assert_eq!(code, 69, "{args:?}: {out}{error}");
+        assert!(out.contains(done), "{args:?}: {out}");
+        assert!(
+            error.contains("the spool chat.db could not be marked as closed"),
+            "{args:?}: {error}"
+        );
+        assert_eq!(site.status()["stopped_cleanly"], false, "{args:?}");
+    }
+    // That something is left says more.
+    let site = Site::new(&[(12, 3)], None);
+    std::fs::write(site.dir.path().join("chat.db.damaged-20260101T000000000Z"), "").unwrap();
+    site.sql(takes_no_mark);
+    let (code, out, error) = site.run(&["erase", "--user", "9"]);
+    assert_eq!(code, 1, "{out}{error}");
+}
+
 // ---- status ------------------------------------------------------------------------------------------------------
 
 #[actix_web::test]

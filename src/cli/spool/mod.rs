@@ -47,8 +47,8 @@ enum SpoolCommand {
     /// it after the batch under way; run it again to go on. What the store has already is not written twice.
     ///
     /// Exit codes: 0 all is in the store, 1 events are parked, by this replay or before it (--parked tries them again), or
-    /// broadcasts are refused (each replay tries them again), 64 bad settings, 69 the spool or the store is not to be had, 75
-    /// interrupted.
+    /// broadcasts are refused (each replay tries them again), 64 bad settings, 69 the spool or the store is not to be had, or the
+    /// spool could not be closed, as on a full disk, 75 interrupted.
     Replay(replay::ReplayArgs),
 }
 

@@ -24,7 +24,7 @@ use futures_util::{FutureExt, future::LocalBoxFuture};
 
 use super::{
     super::{
-        log::{Log, behind, must_exist, take_spool},
+        log::{Log, behind, let_go, must_exist, take_spool},
         progress::Progress,
         serve::stop_signal,
         until_it_ends,
@@ -53,8 +53,7 @@ pub(super) fn run(args: &ReplayArgs, settings: &Settings) -> Result<ExitCode, Fa
     until_it_ends(async {
         let (mut spool, info) = take_spool(settings, "while it runs it takes its spool to the store itself")?;
         let done = replay(args, settings, &info, &mut spool).await;
-        spool.close();
-        done
+        let_go(spool, settings, done)
     })
 }
 
