@@ -1,8 +1,10 @@
-//! Reading small files that operators name: bounded, regular ones only, and away from the threads that serve.
+//! Reading small files that operators name: bounded, regular ones only, and away from the threads that serve. And names
+//! of files that outlive a machine that goes down.
 
 use std::{
     fs::File,
     io::Read,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -26,6 +28,19 @@ pub fn read_bounded(path: &str, max: usize) -> Result<Vec<u8>, String> {
         return Err(format!("{path} is longer than {max} bytes"));
     }
     Ok(bytes)
+}
+
+/// The directory that has this name in it.
+pub fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Has the names in a directory outlive a machine that goes down. Some filesystems never can.
+pub fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 /// What `work` gives, done on a thread of its own: a disk may be slow. Whoever calls bounds how many there are.

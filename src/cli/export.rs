@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::{Failure, SettingsArgs, eprint, log::to_read, progress::Progress, serve::stop_signal, until_it_ends};
 use crate::{
     export::{Deletions, Export, Format, Options},
+    files::{directory_of, sync_directory},
     store::{History, StoredBroadcast, history::HistoryError},
     telemetry,
 };
@@ -166,6 +167,8 @@ async fn write(
 struct Output {
     writer: BufWriter<Box<dyn Write>>,
     names: Option<(PathBuf, PathBuf)>,
+    /// Syncs a directory.
+    sync: fn(&Path) -> io::Result<()>,
 }
 
 impl Output {
@@ -175,6 +178,7 @@ impl Output {
             return Ok(Self {
                 writer: BufWriter::new(writer),
                 names: None,
+                sync: sync_directory,
             });
         };
         let mut part = path.as_os_str().to_owned();
@@ -196,6 +200,7 @@ impl Output {
         Ok(Self {
             writer: BufWriter::new(writer),
             names: Some((part, path.to_owned())),
+            sync: sync_directory,
         })
     }
 
@@ -229,6 +234,12 @@ impl Output {
         if let Some((part, path)) = &self.names {
             File::open(part)?.sync_all()?;
             fs::rename(part, path)?;
+            // The name is in the directory. That this cannot be synced takes nothing back: only a machine that goes down
+            // may lose it.
+            let directory = directory_of(path);
+            if let Err(error) = (self.sync)(directory) {
+                log::warn!("export: {} cannot be synced: {error}", directory.display());
+            }
         }
         Ok(())
     }
@@ -239,5 +250,31 @@ impl Drop for Output {
         if let Some((part, _)) = &self.names {
             let _ = fs::remove_file(part);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_has_its_name_keeps_it_and_is_there_also_where_that_cannot_be_made_sure() {
+        static SYNCED: AtomicUsize = AtomicUsize::new(0);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.ndjson");
+        let mut output = Output::open(Some(&path)).unwrap();
+        output.sync = |directory| {
+            SYNCED.fetch_add(1, Ordering::Relaxed);
+            // What it was called before is not there any more.
+            assert_eq!(fs::read_dir(directory)?.count(), 1);
+            assert_eq!(fs::read(directory.join("chat.ndjson"))?, b"{}");
+            Err(io::ErrorKind::InvalidInput.into())
+        };
+        output.writer.write_all(b"{}").unwrap();
+        output.finish().unwrap();
+        assert_eq!(SYNCED.load(Ordering::Relaxed), 1);
+        assert_eq!(fs::read(&path).unwrap(), b"{}");
     }
 }

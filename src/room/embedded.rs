@@ -23,6 +23,8 @@ use futures_util::future::{FutureExt, LocalBoxFuture, ready};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::files::{directory_of, sync_directory};
+
 /// The highest number of a room that a file may begin with, so that counting on from it cannot overflow.
 const MAX_ROOM_IDX: i64 = i64::MAX / 2;
 
@@ -118,7 +120,7 @@ impl EmbeddedRooms {
             rooms: Arc::new(Mutex::new(rooms)),
             waiting: Arc::default(),
             path: Arc::new(path.to_owned()),
-            sync: |directory| std::fs::File::open(directory)?.sync_all(),
+            sync: sync_directory,
         })
     }
 
@@ -244,8 +246,7 @@ impl EmbeddedRooms {
         std::fs::rename(&beside, &*self.path)?;
         // The name is in the directory. That this cannot be synced takes nothing back: who opens the file finds what is new, and only
         // a machine that goes down may leave what was before. Some filesystems never can.
-        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new("."));
+        let directory = directory_of(&self.path);
         if let Err(error) = (self.sync)(directory) {
             log::warn!("rooms: {} cannot be synced: {error}", directory.display());
         }

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::files;
+
 /// Held for as long as the spool is open; the system lets it go when the process dies, however it dies.
 #[derive(Debug)]
 pub struct SpoolLock {
@@ -171,10 +173,18 @@ pub(super) fn holder(spool: &Path) -> Option<String> {
 /// Makes the spool's directory where there is none. The error says what of the path is in the way.
 fn directory_of(spool: &Path) -> Result<(), String> {
     if let Some(parent) = spool.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        let parts = parent.ancestors().filter(|part| !part.as_os_str().is_empty());
+        let new: Vec<_> = parts.take_while(|part| !part.exists()).collect();
         std::fs::create_dir_all(parent).map_err(|error| match parent.ancestors().find(|part| part.is_file()) {
             Some(file) => format!("{} is a file, and a directory is wanted", file.display()),
             None => format!("the directory {} cannot be made: {error}", parent.display()),
         })?;
+        // SQLite syncs the directory of its files, and nobody those that the new ones are named in.
+        for directory in new.into_iter().map(files::directory_of) {
+            if let Err(error) = files::sync_directory(directory) {
+                log::warn!("spool: {} cannot be synced: {error}", directory.display());
+            }
+        }
     }
     match spool.is_dir() {
         true => Err("it is a directory, and the name of a file is wanted".into()),
