@@ -276,8 +276,7 @@ async fn change(
     if let Some(start) = start.flatten() {
         is_not_behind(&found.broadcast, start)?;
     }
-    // A start that is so already is not written again. A hold is: that it can be read does not mean that no failover takes it back.
-    let start = start.filter(|start| *start != found.corrected_start_ms);
+    // Also what is so already is written: that it can be read does not mean that no failover takes it back.
     let hold = change.legal_hold;
     if !write(found.broadcast.id, start, hold, &caller, state).await? {
         // It is on its way there.
@@ -298,9 +297,6 @@ async fn write(
     caller: &Claims,
     state: &State,
 ) -> Result<bool, ApiError> {
-    if start.is_none() && hold.is_none() {
-        return Ok(true);
-    }
     let only = state.one_at_a_time(caller, &state.correcting, "a correction")?;
     let permit = state.corrections.try_acquire(1);
     let permit = permit.ok_or_else(|| ApiError::new(Code::Overloaded).with_detail("the queue corrections is full"))?;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     figures::broadcast,
-    history::{drained, read, recorded, request, seqs, servers},
+    history::{drained, read, recorded, request, seqs, servers, token_with},
     support::{
         app::{TestApp, spawn_app, spawn_in, spawn_with_rooms, use_mongodb},
         eventually,
@@ -429,6 +429,36 @@ async fn a_start_is_corrected_to_the_end_of_the_broadcast_and_to_nothing_behind_
         (200, &timestamp(end).into()),
         "{at_the_end:?}"
     );
+}
+
+/// That it can be read does not mean that no failover takes it back: 200 is for what the store has taken.
+#[actix_web::test]
+async fn a_start_or_a_hold_that_is_so_already_is_written_all_the_same() {
+    let app = spawn_app(|_| {}).await;
+    let from = system_ms() - 3_600_000;
+    let over = broadcast(&[(from, Some(from + 60_000))], &[("a", 0, Some(0))]);
+    let store = app.state.history.store();
+    store.prepare().await.unwrap();
+    store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+    let operator = token_with(90, "operator", json!([]));
+    let path = format!("/v1/broadcasts/{}", over.id);
+    let sql = |sql: &str| {
+        let connection = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+        connection.execute_batch(sql).unwrap();
+    };
+    for change in [
+        json!({ "started_at": timestamp(from + 1_000) }),
+        json!({ "started_at": null }),
+        json!({ "legal_hold": true }),
+    ] {
+        let patch = async || request(&app, "PATCH", &path, &operator, &change.to_string()).await;
+        assert_eq!(patch().await.status, 200, "{change}");
+        sql("CREATE TRIGGER no BEFORE UPDATE ON broadcasts BEGIN SELECT RAISE(ABORT, 'no'); END");
+        let refused = patch().await;
+        assert_eq!(refused.status, 503, "{change}: {refused:?}");
+        sql("DROP TRIGGER no");
+        assert_eq!(patch().await.status, 200, "{change}");
+    }
 }
 
 #[actix_web::test]

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::{
-    history::{drained, read, request, token_with},
+    history::{drained, read, recorded, request, token_with},
     support::{
         app::{TestApp, spawn_app, token_of},
         eventually,
@@ -337,12 +337,13 @@ async fn a_burst_of_deletions_of_all_time_is_few_acts_and_other_rooms_messages_a
 
 /// The path of room 12's newest broadcast.
 async fn broadcast(app: &TestApp, token: &str) -> String {
-    eventually("the broadcast", async || {
+    let id = eventually("the broadcast", async || {
         let page = read(app, "/v1/rooms/12/broadcasts", token).await;
-        let id = page["broadcasts"][0]["id"].as_str()?;
-        Some(format!("/v1/broadcasts/{id}"))
+        page["broadcasts"].get(0).map(|broadcast| broadcast["id"].clone())
     })
-    .await
+    .await;
+    recorded(app, &id).await;
+    format!("/v1/broadcasts/{}", id.as_str().unwrap())
 }
 
 #[actix_web::test]

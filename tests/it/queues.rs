@@ -648,7 +648,7 @@ async fn export_max_bounds_exports_under_way() {
 }
 
 #[actix_web::test]
-async fn history_corrections_bounds_corrections_that_are_written_and_what_is_so_already_is_not() {
+async fn history_corrections_bounds_corrections_that_are_written_those_of_what_is_so_already_too() {
     let app = spawn_app(|settings| settings.history.corrections = 1).await;
     app.go_live(12);
     let _presenter = app.presenter(12).await;
@@ -670,24 +670,25 @@ async fn history_corrections_bounds_corrections_that_are_written_and_what_is_so_
         json!({ "started_at": null }),
         json!({ "legal_hold": true }),
         json!({ "started_at": "2026-01-01T00:00:00.000Z", "legal_hold": true }),
+        json!({ "legal_hold": false }),
+        corrected.clone(),
     ] {
         overloaded(&patch(&change).await, "corrections");
     }
-    overloaded(&patch(&json!({ "legal_hold": false })).await, "corrections");
+    shows(&app, "corrections", 1, 1, ("refused", 5)).await;
+    drop(written);
     for same in [corrected, json!({ "started_at": "2026-01-01T09:00:00+09:00" })] {
         let answer = patch(&same).await;
         assert_eq!(answer.status, 200, "{same}: {answer:?}");
         assert_eq!(answer.json()["started_at"], "2026-01-01T00:00:00.000Z");
     }
-    shows(&app, "corrections", 1, 1, ("refused", 4)).await;
-    drop(written);
     let back = patch(&json!({ "started_at": null, "legal_hold": true })).await.json();
     assert_eq!((back.get("corrected_from"), &back["legal_hold"]), (None, &json!(true)));
     let found = read(&app, &path, &operator).await;
     for field in ["started_at", "corrected_from", "legal_hold"] {
         assert_eq!(found.get(field), back.get(field), "{field}");
     }
-    shows(&app, "corrections", 0, 1, ("refused", 4)).await;
+    shows(&app, "corrections", 0, 1, ("refused", 5)).await;
 
     // A presenter has one under way, and keeps no operator from theirs.
     let under_way = app.state.correcting.begin(UserIdx::new(12).unwrap()).unwrap();
