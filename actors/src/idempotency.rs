@@ -135,9 +135,10 @@ impl KeyTable {
         };
         for row in rows {
             table.insert(row.user_idx, &row.keyed);
-            // A message's time is ahead of ours where the system's clock was; its key is not kept the longer for it. It is behind where
-            // that was set back, and at a start with a clock that is wrong: keys age from the newest message on, as if nothing had passed
-            // since, for a key may be kept too long, by the window at most, but not too short.
+            // A message's time is ahead of ours where the system's clock was; its key is not kept the longer for it. It
+            // is behind where that was set back, and at a start with a clock that is wrong: keys age from the newest
+            // message on, as if nothing had passed since, for a key may be kept too long, by the time since the newest
+            // message, however long, but not too short.
             let behind = now_ms.saturating_sub(newest_ms).max(0);
             let at = row.accepted.sent_at_ms.saturating_add(behind).min(now_ms);
             table.accept(&row.keyed, row.accepted, at);
