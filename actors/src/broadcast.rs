@@ -305,9 +305,12 @@ impl Broadcast {
             self.reported_start_ms.or(heard.liveness.started_at_ms),
         );
         touched |= named != (self.room_idx, self.reported_start_ms);
-        // It began when it was first heard of, as long as nobody told when.
-        if let (None, (_, Some(start_ms)), Some(first)) = (self.reported_start_ms, named, self.segments.first_mut()) {
-            first.from_ms = start_ms.min(heard.now_ms).min(first.to_ms.unwrap_or(i64::MAX));
+        // It began when it was first heard of, as long as nobody told when. It was seen to be live until its first
+        // stretch ended: what began after that is another stretch.
+        if let (None, (_, Some(start_ms)), Some(first)) = (self.reported_start_ms, named, self.segments.first_mut())
+            && first.to_ms.is_none_or(|to_ms| start_ms < to_ms)
+        {
+            first.from_ms = start_ms.min(heard.now_ms);
         }
         (self.room_idx, self.reported_start_ms) = named;
         self.seen_at_ms = heard.now_ms;

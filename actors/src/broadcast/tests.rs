@@ -200,12 +200,23 @@ fn a_start_that_is_told_later_is_where_it_began_but_not_in_the_future_nor_behind
         room.hear(told(start_ms), 4_000);
         assert_eq!((room.kept.len(), room.kept[0].version), (1, version));
     }
-    for (start_ms, from_ms) in [(400, 400), (2_500, 2_000)] {
+    // What is told may be the start of the stretch that goes on: the first one stays what it was.
+    for (start_ms, from_ms) in [
+        (400, 400),
+        (1_200, 1_200),
+        (2_000, 1_000),
+        (2_500, 1_000),
+        (3_000, 1_000),
+    ] {
         let mut room = Room::new();
         room.hear(live(), 1_000);
         room.hear(away(), 2_000);
         room.hear(told(start_ms), 3_000);
         assert_eq!(room.segments(0), [(from_ms, Some(2_000)), (3_000, None)]);
+        let broadcast = room.open.as_ref().unwrap();
+        assert_eq!(broadcast.offset_ms(1_700, None), 1_700 - from_ms, "{start_ms}");
+        // It names the broadcast all the same.
+        assert_eq!(broadcast.reported_start_ms, Some(start_ms));
     }
 }
 
