@@ -10,6 +10,7 @@ use actix::ArbiterHandle;
 use super::*;
 use crate::{
     seams::{LogPage, LogRange, LogReader},
+    seldom::Seldom,
     supervise::catch_future,
 };
 
@@ -21,6 +22,14 @@ pub struct ReadLog {
     under_way: Arc<AtomicUsize>,
     /// The next reading is to panic.
     fails: Arc<AtomicBool>,
+    lacking: Arc<Lacking>,
+}
+
+/// When it was last told that the log lacks something: every session that seeks it there asks again and again.
+#[derive(Default)]
+struct Lacking {
+    unread: Seldom,
+    hole: Seldom,
 }
 
 impl ReadLog {
@@ -31,6 +40,7 @@ impl ReadLog {
             arbiter,
             under_way: Arc::default(),
             fails: Arc::default(),
+            lacking: Arc::default(),
         }
     }
 
@@ -76,6 +86,7 @@ pub(crate) struct ReadPage {
 struct Bring {
     mailbox: Mailbox<RegistryMsg>,
     metrics: Metrics,
+    lacking: Arc<Lacking>,
     page: Option<ReadPage>,
 }
 
@@ -85,7 +96,12 @@ impl Drop for Bring {
             let outcome = match &page.page.failed {
                 None => "ok",
                 Some(error) => {
-                    log::warn!("resume: presenter {}: the log cannot be read: {error}", page.presenter);
+                    if let Some(more) = self.lacking.unread.due(Instant::now()) {
+                        log::warn!(
+                            "resume: presenter {}: the log cannot be read: {error}{more}",
+                            page.presenter
+                        );
+                    }
                     "error"
                 }
             };
@@ -240,6 +256,7 @@ impl SessionRegistry {
             let mut bring = Bring {
                 mailbox: self.handle.mailbox.clone(),
                 metrics: self.metrics.clone(),
+                lacking: Arc::clone(&self.reads.log.lacking),
                 page: Some(ReadPage {
                     presenter,
                     flow,
@@ -285,10 +302,10 @@ impl SessionRegistry {
             let seeking = cursor.phase == Phase::Seeking;
             let hole = room.take_page(after, through, page, &self.config, now);
             if let Some(through) = hole {
-                log::warn!(
-                    "resume: presenter {presenter}: the log has nothing of {} to {through}",
-                    after.next()
-                );
+                if let Some(more) = self.reads.log.lacking.hole.due(now) {
+                    let from = after.next();
+                    log::warn!("resume: presenter {presenter}: the log has nothing of {from} to {through}{more}");
+                }
                 self.metrics.log_reads.inc("hole");
             }
             if hole.is_some() && v1 && !seeking {

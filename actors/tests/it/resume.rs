@@ -8,6 +8,7 @@ use std::{
 use chatting_actors::{
     outcome::{Delivery, Outcome, Refusal},
     registry::{self, End, Reading, RegistryConfig, RoomView, Subscriber, Welcome},
+    seldom::Seldom,
     session::Flow,
     types::{Event, MessageText, Nickname, Seq, UserIdx},
     writer::WriterConfig,
@@ -17,7 +18,7 @@ use crate::{
     model::hush_planned_panics,
     peer::{Ack, Client, Peer, Shared, v1},
     script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, eventually, registry_config, room, until, writer_config},
+    stage::{Stage, eventually, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 /// Longer than a test.
@@ -287,6 +288,38 @@ async fn rule_16_a_store_that_is_away_for_too_long_costs_what_only_it_has() {
     peer.has(10).await;
     assert_eq!(peer.seqs(), [9, 10]);
     fine(&[&peer]);
+}
+
+#[actix::test]
+async fn a_log_that_cannot_be_read_has_no_line_a_room_and_try_nor_has_what_it_lacks() {
+    keep_lines();
+    let stage = stage(RegistryConfig {
+        resume_wait: Duration::from_millis(20),
+        ..small()
+    });
+    let began = Instant::now();
+    let come = |presenter, after| Peer::come(&stage.registry, presenter, v1(after), 64, Shared::default(), None);
+    let rooms = 987_601..=987_605;
+    for presenter in rooms.clone() {
+        let peer = come(presenter, None);
+        for n in 0..10 {
+            stage.accepted(presenter, &n.to_string()).await;
+        }
+        peer.has(10).await;
+        peer.leave();
+    }
+    stage.parts.flush().await;
+    stage.store.script().away = true;
+    for presenter in rooms {
+        let peer = come(presenter, Some(2));
+        assert_eq!(gap(&peer.welcomed().await), Some((3, 8)), "memory has the rest");
+    }
+    for what in ["the log cannot be read", "the log has nothing of"] {
+        let told = lines_with(&format!(": {what}"));
+        let told: Vec<_> = told.iter().filter(|line| line.contains("presenter 98760")).collect();
+        let at_most = 1 + began.elapsed().as_secs() / Seldom::EVERY.as_secs();
+        assert!((1..=at_most).contains(&(told.len() as u64)), "{told:?}");
+    }
 }
 
 #[actix::test]
