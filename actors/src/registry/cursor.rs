@@ -132,6 +132,11 @@ impl Cursor {
         self.acked = start;
     }
 
+    /// The last event that was queued to it, or passed over; `None` where it was sent nothing.
+    pub fn gave(&self) -> Option<Seq> {
+        self.gave.then_some(self.sent)
+    }
+
     /// Whether it reads and was sent nothing yet; what it passed over was not.
     pub fn is_new(&self) -> bool {
         self.phase == Phase::Live && !self.gave && !self.page.under_way && self.buffer.is_empty()

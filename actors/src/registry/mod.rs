@@ -347,6 +347,13 @@ impl Drop for SessionRegistry {
                 cursor.flow.end();
             }
         }
+        // In front of what the next one asks: what is held behind it is for whoever comes then.
+        let (now, now_ms) = (Instant::now(), system_ms());
+        let rooms = self.rooms.iter();
+        let places: Vec<_> = rooms
+            .filter_map(|(presenter, room)| room.place_left(*presenter, now, now_ms))
+            .collect();
+        self.writer.keep_places(&places);
         for session in self.sessions.values_mut() {
             session.end(End::Restarted, &self.metrics);
         }

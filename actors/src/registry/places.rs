@@ -1,8 +1,8 @@
 //! How far each room got, saved beside the spool's events so that a restart goes on from there.
 //!
-//! A place is saved at most once in `session.checkpoint_ms` a room, when it moved, and once more when the room is forgotten
-//! or the server stops. It is never on a message's way: losing one costs a session without `resume_after` a repetition. A stop keeps the
-//! open broadcasts, too.
+//! A place is saved at most once in `session.checkpoint_ms` a room, when it moved, and once more when the room is
+//! forgotten, the registry fails or the server stops. It is never on a message's way: losing one costs a session
+//! without `resume_after` a repetition, and a legacy one what was held for it. A stop keeps the open broadcasts, too.
 
 use super::*;
 use crate::broadcast::Broadcast;

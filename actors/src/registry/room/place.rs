@@ -246,6 +246,25 @@ impl Room {
         }
     }
 
+    /// Where the next registry goes on, now that this one has failed; `None` where that is on disk. What was queued to
+    /// a legacy session it takes yet, or loses, and everything behind that waits for the next one. A v1 session's
+    /// reading has ended.
+    pub fn place_left(&self, presenter: PresenterIdx, now: Instant, now_ms: i64) -> Option<Place> {
+        let place = self.restored.then(|| self.place_now(presenter, now, now_ms))?;
+        let reads = |cursor: &&Cursor| cursor.phase == Phase::Live && !cursor.reading.is_v1();
+        // As where a session is detached.
+        let queued = self.cursor.as_ref().filter(reads).and_then(|cursor| match self.paused {
+            Some(_) => cursor.gave(),
+            None => Some(cursor.sent),
+        });
+        let position = place.position.max(queued.unwrap_or_default());
+        Some(Place {
+            position,
+            exact: position >= self.legacy_from,
+            ..place
+        })
+    }
+
     /// As [`Self::place`], now, whenever it was saved last.
     pub fn place_at_once(
         &mut self,
