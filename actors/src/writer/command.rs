@@ -68,9 +68,9 @@ pub(crate) enum SpoolCommand {
     KeepPlaces {
         places: Vec<Place>,
     },
-    /// As one of those, and the registry waits for it.
-    MarkPlace {
-        place: Place,
+    /// The same, and the registry waits for each.
+    MarkPlaces {
+        places: Vec<Place>,
     },
     Free {
         through: Pos,

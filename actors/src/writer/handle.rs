@@ -12,7 +12,10 @@ use std::{
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Appended, SpoolCommand, SpoolFailure, queue::SpoolQueue};
+use super::{
+    Appended, SpoolCommand, SpoolFailure,
+    queue::{KEPT_AT_ONCE, SpoolQueue},
+};
 use crate::{
     broadcast::Broadcast,
     gate::{Gate, Permit},
@@ -33,9 +36,6 @@ pub struct SpoolInfo {
     /// The last row.
     pub last: Pos,
 }
-
-/// Places a transaction, or broadcasts, so that commits wait little for one.
-const KEPT_AT_ONCE: usize = 64;
 
 /// Count and bytes that one numbered event holds until the registry has heard what became of it.
 pub struct WriterPermit {
@@ -189,7 +189,8 @@ impl WriterHandle {
 
     /// The same for one room; the registry's mailbox is told whether it is kept.
     pub(crate) fn mark_place(&self, place: Place) {
-        self.queue.push(SpoolCommand::MarkPlace { place });
+        let places = vec![place];
+        self.queue.push(SpoolCommand::MarkPlaces { places });
     }
 
     /// A planned failure point, for tests of supervision: the spool's thread panics.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    mem::discriminant,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,9 +12,12 @@ use uuid::Uuid;
 use super::SpoolCommand;
 use crate::{broadcast::Broadcast, seams::Place, types::PresenterIdx};
 
+/// Places a transaction, or broadcasts, so that commits wait little for one.
+pub(super) const KEPT_AT_ONCE: usize = 64;
+
 /// The spool thread's queue. Appends are bounded by the writer's permits, questions by rooms and by the one reader. Of places
 /// only the newest of each room waits, of broadcasts the newest version of each: they are told by the clock, too, which goes on while
-/// the disk does not.
+/// the disk does not. What is told of one room after another, as when many sessions come, shares transactions.
 #[derive(Default)]
 pub(crate) struct SpoolQueue {
     queue: Mutex<Commands>,
@@ -31,6 +35,9 @@ struct Commands {
     places: HashMap<PresenterIdx, (usize, usize)>,
     /// The same of broadcasts.
     broadcasts: HashMap<Uuid, (usize, usize)>,
+    /// Which of them the next mark may join: the last one of marks, as long as none is behind it that a mark must not
+    /// overtake.
+    marks: Option<usize>,
     /// The thread waits, and is to be woken when so many events are queued, or anything else is. While it is busy, which is
     /// most of the time under load, nobody needs to wake it.
     awaited: Option<usize>,
@@ -44,7 +51,6 @@ impl Commands {
 
     /// Puts what a newer word replaces in the place of the older; returns what is left to be queued.
     fn merge(&mut self, command: SpoolCommand) -> Option<SpoolCommand> {
-        let at = self.queued.len();
         match command {
             SpoolCommand::KeepPlaces { mut places } => {
                 places.retain(|place| match self.waiting_place(place.presenter) {
@@ -54,8 +60,6 @@ impl Commands {
                     }
                     None => true,
                 });
-                let new = places.iter().enumerate();
-                self.places.extend(new.map(|(n, place)| (place.presenter, (at, n))));
                 (!places.is_empty()).then_some(SpoolCommand::KeepPlaces { places })
             }
             SpoolCommand::KeepBroadcasts { mut broadcasts } => {
@@ -71,18 +75,64 @@ impl Commands {
                     }
                     None => true,
                 });
-                let new = broadcasts.iter().enumerate();
-                self.broadcasts
-                    .extend(new.map(|(n, broadcast)| (broadcast.id, (at, n))));
                 (!broadcasts.is_empty()).then_some(SpoolCommand::KeepBroadcasts { broadcasts })
             }
-            SpoolCommand::MarkPlace { place } => {
+            SpoolCommand::MarkPlaces { places } => {
                 // What is kept behind a mark stays behind it.
-                self.places.remove(&place.presenter);
-                Some(SpoolCommand::MarkPlace { place })
+                for place in &places {
+                    self.places.remove(&place.presenter);
+                }
+                Some(SpoolCommand::MarkPlaces { places })
             }
             other => Some(other),
         }
+    }
+
+    /// Queues a command. What it keeps goes with what the last one keeps, if that is of its kind and has room: each is a
+    /// transaction, and its sync is in front of all that is appended behind it.
+    fn queue(&mut self, command: SpoolCommand) {
+        let last = match command {
+            SpoolCommand::MarkPlaces { .. } => self.marks,
+            _ => self.queued.len().checked_sub(1),
+        };
+        let joins = |last: &SpoolCommand| {
+            let both = kept(last) + kept(&command);
+            discriminant(last) == discriminant(&command) && (1..=KEPT_AT_ONCE).contains(&both)
+        };
+        let at = last.filter(|at| self.queued.get(*at).is_some_and(joins));
+        let at = at.unwrap_or(self.queued.len());
+        let first = self.queued.get(at).map_or(0, kept);
+        self.marks = match command {
+            SpoolCommand::MarkPlaces { .. } => Some(at),
+            // A mark is nothing to these, and they come with it when many sessions begin.
+            SpoolCommand::Append { .. } | SpoolCommand::LastSeq { .. } => self.marks,
+            _ => None,
+        };
+        match &command {
+            SpoolCommand::KeepPlaces { places } => {
+                let new = (first..).zip(places);
+                self.places.extend(new.map(|(n, place)| (place.presenter, (at, n))));
+            }
+            SpoolCommand::KeepBroadcasts { broadcasts } => {
+                let new = (first..).zip(broadcasts);
+                self.broadcasts
+                    .extend(new.map(|(n, broadcast)| (broadcast.id, (at, n))));
+            }
+            _ => {}
+        }
+        let left = match (self.queued.get_mut(at), command) {
+            (Some(SpoolCommand::KeepPlaces { places: last }), SpoolCommand::KeepPlaces { places })
+            | (Some(SpoolCommand::MarkPlaces { places: last }), SpoolCommand::MarkPlaces { places }) => {
+                last.extend(places);
+                None
+            }
+            (Some(SpoolCommand::KeepBroadcasts { broadcasts: last }), SpoolCommand::KeepBroadcasts { broadcasts }) => {
+                last.extend(broadcasts);
+                None
+            }
+            (_, command) => Some(command),
+        };
+        self.queued.extend(left);
     }
 
     fn waiting_place(&mut self, presenter: PresenterIdx) -> Option<&mut Place> {
@@ -106,7 +156,17 @@ impl Commands {
         self.other = false;
         self.places.clear();
         self.broadcasts.clear();
+        self.marks = None;
         std::mem::take(&mut self.queued)
+    }
+}
+
+/// How many places or broadcasts a command has the spool keep.
+fn kept(command: &SpoolCommand) -> usize {
+    match command {
+        SpoolCommand::KeepPlaces { places } | SpoolCommand::MarkPlaces { places } => places.len(),
+        SpoolCommand::KeepBroadcasts { broadcasts } => broadcasts.len(),
+        _ => 0,
     }
 }
 
@@ -125,7 +185,7 @@ impl SpoolQueue {
                 SpoolCommand::Append { appended, .. } => commands.events += appended.events.len(),
                 _ => commands.other = true,
             }
-            commands.queued.push(command);
+            commands.queue(command);
             let wakes = commands.awaited.is_some_and(|events| commands.enough(events));
             if wakes {
                 commands.awaited = None;
@@ -225,6 +285,11 @@ mod tests {
         }
     }
 
+    fn mark(queue: &SpoolQueue, presenter: i64, position: u64) {
+        let places = vec![place(presenter, position)];
+        queue.push(SpoolCommand::MarkPlaces { places });
+    }
+
     /// What is queued, in its order: rooms with how far they got, marks likewise, broadcasts with their versions.
     fn queued(queue: &SpoolQueue) -> Vec<(&'static str, u128, u64)> {
         let mut found = Vec::new();
@@ -232,7 +297,7 @@ mod tests {
         for command in queue.take_all(None) {
             match command {
                 SpoolCommand::KeepPlaces { places } => found.extend(places.iter().map(|place| of("place", place))),
-                SpoolCommand::MarkPlace { place } => found.push(of("mark", &place)),
+                SpoolCommand::MarkPlaces { places } => found.extend(places.iter().map(|place| of("mark", place))),
                 SpoolCommand::KeepBroadcasts { broadcasts } => {
                     let versions = broadcasts
                         .iter()
@@ -294,13 +359,79 @@ mod tests {
         queue.push(SpoolCommand::KeepPlaces {
             places: vec![place(1, 1), place(2, 1)],
         });
-        queue.push(SpoolCommand::MarkPlace { place: place(1, 2) });
+        mark(&queue, 1, 2);
         for n in 3..=4 {
             queue.push(SpoolCommand::KeepPlaces {
                 places: vec![place(1, n), place(2, n)],
             });
         }
         let order = [("place", 1, 1), ("place", 2, 4), ("mark", 1, 2), ("place", 1, 4)];
+        assert_eq!(queued(&queue), order);
+    }
+
+    #[test]
+    fn what_is_kept_of_one_room_after_another_shares_transactions_that_are_no_longer_than_others() {
+        let queue = SpoolQueue::default();
+        let most = KEPT_AT_ONCE as i64;
+        for n in 1..=most + 1 {
+            mark(&queue, n, 1);
+        }
+        for n in 1..=most + 1 {
+            let places = vec![place(n, 2)];
+            queue.push(SpoolCommand::KeepPlaces { places });
+        }
+        for n in 1..=KEPT_AT_ONCE as u128 + 1 {
+            let broadcasts = vec![broadcast(n, 1)];
+            queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+        }
+        // What is newer finds the older one wherever that went.
+        for n in [most, most + 1] {
+            let places = vec![place(n, 3)];
+            queue.push(SpoolCommand::KeepPlaces { places });
+            let broadcasts = vec![broadcast(n as u128, 2)];
+            queue.push(SpoolCommand::KeepBroadcasts { broadcasts });
+        }
+        let sizes: Vec<_> = queue.commands().queued.iter().map(kept).collect();
+        assert_eq!(sizes, [KEPT_AT_ONCE, 1].repeat(3));
+        let newer: Vec<_> = queued(&queue).into_iter().filter(|(_, _, newer)| *newer > 1).collect();
+        let newer = |kind| {
+            newer
+                .iter()
+                .filter(move |(of, ..)| *of == kind)
+                .map(|(.., newer)| *newer)
+        };
+        assert_eq!(newer("place").skip(KEPT_AT_ONCE - 1).collect::<Vec<_>>(), [3, 3]);
+        assert_eq!(newer("broadcast").collect::<Vec<_>>(), [2, 2]);
+    }
+
+    #[test]
+    fn a_mark_joins_those_before_it_over_events_and_last_seqs_and_over_nothing_else() {
+        let queue = SpoolQueue::default();
+        for n in 1..=3 {
+            mark(&queue, n, 1);
+            let presenter = PresenterIdx::new(n).unwrap();
+            queue.push(SpoolCommand::LastSeq { presenter });
+            queue.push(SpoolCommand::Append {
+                term: 0,
+                appended: Appended::default(),
+            });
+        }
+        let marks = [("mark", 1, 1), ("mark", 2, 1), ("mark", 3, 1)];
+        assert_eq!(queued(&queue), [marks.as_slice(), &[("other", 0, 0); 6]].concat());
+        mark(&queue, 1, 2);
+        queue.push(SpoolCommand::KeepPlaces {
+            places: vec![place(2, 2)],
+        });
+        mark(&queue, 2, 3);
+        queue.push(SpoolCommand::OpenBroadcasts);
+        mark(&queue, 3, 2);
+        let order = [
+            ("mark", 1, 2),
+            ("place", 2, 2),
+            ("mark", 2, 3),
+            ("other", 0, 0),
+            ("mark", 3, 2),
+        ];
         assert_eq!(queued(&queue), order);
     }
 

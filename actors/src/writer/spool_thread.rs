@@ -142,13 +142,12 @@ impl From<Lost> for Committed {
 }
 
 /// Who waits for the question in hand; answered as failed when a panic takes it.
-#[derive(Clone, Copy)]
 enum Owed {
     Nothing,
     LastSeq(PresenterIdx),
     Keys,
     Broadcasts,
-    Marked(PresenterIdx),
+    Marked(Vec<PresenterIdx>),
 }
 
 struct Run {
@@ -319,10 +318,13 @@ impl Run {
             }),
             Owed::Keys => self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) }),
             Owed::Broadcasts => self.registry.mailbox.push(RegistryMsg::Broadcasts { open: Err(()) }),
-            Owed::Marked(presenter) => self
-                .registry
-                .mailbox
-                .push(RegistryMsg::Marked { presenter, kept: false }),
+            Owed::Marked(presenters) => {
+                for presenter in presenters {
+                    self.registry
+                        .mailbox
+                        .push(RegistryMsg::Marked { presenter, kept: false });
+                }
+            }
         }
         if self.watch.restarts() > 0 {
             self.spool.reopen();

@@ -1,6 +1,7 @@
 //! Rules 11 to 16, the sharp edges: what a session is sent, and told, when something fails or changes while it begins.
 
 use std::{
+    ops::RangeInclusive,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -1615,6 +1616,77 @@ async fn rule_11_a_place_that_is_saved_behind_a_mark_must_be_marked_again() {
     fourth.has(4).await;
     assert_eq!(fourth.seqs(), [4]);
     fine(&[&first, &second, &third, &fourth]);
+}
+
+/// A legacy session of this room.
+fn legacy_of(stage: &Stage, presenter: i64) -> Arc<Peer> {
+    Peer::come(&stage.registry, presenter, Reading::Legacy, 64, Shared::default(), None)
+}
+
+/// Rooms over a restart, each with an exact place and one message that is held. The next that is kept of them is their
+/// marks.
+async fn left_to_legacy(rooms: RangeInclusive<i64>) -> Stage {
+    let config = RegistryConfig {
+        sweep: NEVER,
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store.clone(), config.clone(), writer_config());
+    for presenter in rooms.clone() {
+        let peer = legacy_of(&stage, presenter);
+        stage.accepted(presenter, "had").await;
+        peer.has(1).await;
+        peer.leave();
+    }
+    stage.stop_well().await;
+    let stage = Stage::with(spool, store, config, writer_config());
+    for presenter in rooms {
+        let accepted = stage.accepted(presenter, "held").await;
+        assert_eq!(accepted.delivery, Delivery::Held);
+    }
+    stage.parts.flush().await;
+    let mut script = stage.spool.script();
+    assert!(script.places.values().all(|place| place.exact));
+    script.placed.clear();
+    drop(script);
+    stage
+}
+
+#[actix::test]
+async fn rule_11_legacy_sessions_that_come_together_behind_a_restart_are_marked_together_before_any_is_sent_to() {
+    let stage = left_to_legacy(1..=100).await;
+    let hold = stage.writer.hold_spool();
+    let peers: Vec<_> = (1..=100).map(|presenter| legacy_of(&stage, presenter)).collect();
+    stage.has_session(100, true).await;
+    assert!(peers.iter().all(|peer| peer.queued().is_empty()));
+    drop(hold);
+    for peer in &peers {
+        peer.has(2).await;
+        assert_eq!(peer.seqs(), [2]);
+        fine(&[peer]);
+    }
+    let script = stage.spool.script();
+    assert_eq!(script.placed.concat(), (1..=100).collect::<Vec<_>>(), "each once");
+    // Something else may have been asked in between.
+    assert!(script.placed.len() <= 4, "{:?}", script.placed);
+    assert!(script.places.values().all(|place| !place.exact));
+}
+
+#[actix::test]
+async fn a_place_that_cannot_be_marked_costs_no_other_rooms_legacy_session() {
+    let stage = left_to_legacy(1..=3).await;
+    stage.spool.script().places_in_vain.insert(2);
+    let hold = stage.writer.hold_spool();
+    let [one, two, three] = [1, 2, 3].map(|presenter| legacy_of(&stage, presenter));
+    stage.has_session(3, true).await;
+    drop(hold);
+    one.has(2).await;
+    three.has(2).await;
+    assert!(two.queued().is_empty());
+    stage.spool.script().places_in_vain.clear();
+    let next = legacy_of(&stage, 2);
+    next.has(2).await;
+    fine(&[&one, &two, &three, &next]);
 }
 
 #[actix::test]

@@ -97,6 +97,10 @@ pub struct SpoolScript {
     pub killed: bool,
     /// How far rooms got.
     pub places: BTreeMap<i64, Place>,
+    /// The rooms of each transaction that was to keep places.
+    pub placed: Vec<Vec<i64>>,
+    /// The page is damaged on which the places of these rooms are to be kept.
+    pub places_in_vain: BTreeSet<i64>,
     /// Broadcasts, and whether the store has them.
     pub broadcasts: BTreeMap<Uuid, (Broadcast, bool)>,
     /// How many were found each time that it was asked which of them the store lacks.
@@ -320,6 +324,12 @@ impl Spool for ScriptedSpool {
     fn keep_places(&mut self, places: &[Place]) -> Result<(), SpoolError> {
         let mut script = self.script();
         script.fails()?;
+        let rooms: Vec<_> = places.iter().map(|place| place.presenter.get()).collect();
+        let in_vain = rooms.iter().any(|room| script.places_in_vain.contains(room));
+        script.placed.push(rooms);
+        if in_vain {
+            return Err(error(SpoolFault::Unsure));
+        }
         script
             .places
             .extend(places.iter().map(|place| (place.presenter.get(), *place)));

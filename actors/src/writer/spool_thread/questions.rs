@@ -2,7 +2,7 @@
 //! before it.
 
 use super::*;
-use crate::seldom::Seldom;
+use crate::{seams::Place, seldom::Seldom};
 
 /// When it was last told that one of these failed: all rooms ask, again and again for as long as it does.
 #[derive(Default)]
@@ -29,6 +29,18 @@ impl Run {
             .push(RegistryMsg::LastSeq { presenter, last, place });
     }
 
+    /// Has a place kept that somebody waits for; returns whether it is.
+    fn mark(&mut self, place: Place) -> bool {
+        let kept = self.spool.keep_places(&[place]);
+        let kept = kept.map_err(|error| {
+            if let Some(more) = self.failing.mark.due(Instant::now()) {
+                log::warn!("spool: how far a room got is not kept: {error}{more}");
+            }
+            self.failed_to_keep();
+        });
+        kept.is_ok()
+    }
+
     pub(super) fn other(&mut self, command: SpoolCommand) {
         self.owed = match &command {
             SpoolCommand::LastSeq { presenter } | SpoolCommand::LearnLastSeq { presenter, .. } => {
@@ -36,7 +48,7 @@ impl Run {
             }
             SpoolCommand::ReadKeys { .. } => Owed::Keys,
             SpoolCommand::OpenBroadcasts => Owed::Broadcasts,
-            SpoolCommand::MarkPlace { place } => Owed::Marked(place.presenter),
+            SpoolCommand::MarkPlaces { places } => Owed::Marked(places.iter().map(|place| place.presenter).collect()),
             _ => Owed::Nothing,
         };
         self.do_other(command);
@@ -91,18 +103,15 @@ impl Run {
                     log::warn!("spool: how far {} rooms got is not kept: {error}{more}", places.len());
                 }
             }
-            SpoolCommand::MarkPlace { place } => {
-                let kept = self.spool.keep_places(&[place]);
-                let kept = kept.map_err(|error| {
-                    if let Some(more) = self.failing.mark.due(Instant::now()) {
-                        log::warn!("spool: how far a room got is not kept: {error}{more}");
-                    }
-                    self.failed_to_keep();
-                });
-                self.registry.mailbox.push(RegistryMsg::Marked {
-                    presenter: place.presenter,
-                    kept: kept.is_ok(),
-                });
+            SpoolCommand::MarkPlaces { places } => {
+                // A page that is damaged must not cost the other rooms.
+                let together = places.len() > 1 && self.spool.keep_places(&places).is_ok();
+                let marked: Vec<_> = places.iter().map(|place| together || self.mark(*place)).collect();
+                // Nobody is told twice where a panic comes in between.
+                for (place, kept) in places.iter().zip(marked) {
+                    let presenter = place.presenter;
+                    self.registry.mailbox.push(RegistryMsg::Marked { presenter, kept });
+                }
             }
             SpoolCommand::KeepBroadcasts { broadcasts } => self.keep_broadcasts(broadcasts),
             SpoolCommand::OpenBroadcasts => self.tell_open_broadcasts(),
