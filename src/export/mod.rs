@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::store::{
     History, Logged, StoredBroadcast,
-    history::{HistoryError, ReplayPlace},
+    history::{Behind, HistoryError, ReplayPlace},
 };
 
 /// What a file is written as.
@@ -220,17 +220,18 @@ impl Export {
             let replay = self
                 .history
                 .replay(&self.record.broadcast, place, i64::MAX, self.options.page_rows);
-            let (page, behind) = replay.await?;
+            let page = replay.await?;
             if !self.began {
                 self.began = true;
                 self.encoder.head(&self.record, &mut out);
             }
-            events += page.len() as u64;
-            for logged in &page {
+            events += page.events.len() as u64;
+            for logged in &page.events {
                 self.encode(logged, &mut out);
             }
-            self.place = behind;
-            if behind.is_none() {
+            // Of what goes on there is what there was when this began.
+            self.place = (page.behind == Behind::More).then_some(page.place);
+            if self.place.is_none() {
                 self.encoder.tail(&mut out);
             }
             if !out.is_empty() {

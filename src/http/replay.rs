@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     error::ApiError,
-    store::{Logged, StoredBroadcast, history::ReplayPlace},
+    store::{
+        Logged, StoredBroadcast,
+        history::{Behind, ReplayPlace},
+    },
 };
 
 #[derive(Deserialize, IntoParams)]
@@ -108,19 +111,23 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
             }
         },
     };
-    let (events, behind) = history
+    let page = history
         .replay(&broadcast, place, before_ms, limit)
         .await
         .map_err(unread)?;
     let offset_of = |logged: &Logged| broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms);
-    let shown = events
+    let shown = page
+        .events
         .iter()
         .filter(|logged| staff || (logged.deleted.is_none() && logged.event.act.is_none()))
         // A cursor may be of when the window had yet to begin.
         .filter(|logged| offset_of(logged) >= from);
-    let mut next = behind.or_else(|| (goes_on && events.is_empty()).then_some(place));
-    // Nothing is behind the last stretch of one that has ended.
-    let span = behind.map_or(broadcast.spans.len().saturating_sub(1), |behind| behind.span);
+    let more = match page.behind {
+        Behind::More => true,
+        Behind::Nothing => goes_on,
+        Behind::Later => false,
+    };
+    let mut next = more.then_some(page.place);
     let (mut messages, mut space, mut last) = (Vec::new(), Space::new(state), None);
     for logged in shown {
         let mut item = Item::new(logged, staff);
@@ -128,7 +135,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         if !space.takes(&item)
             && let Some(after) = last
         {
-            next = Some(ReplayPlace { span, after });
+            next = Some(ReplayPlace { after, ..page.place });
             break;
         }
         last = Some(logged.event.seq);

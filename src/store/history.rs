@@ -27,7 +27,7 @@ use chatting_actors::{
 use self::reading::Reading;
 pub use self::{
     pages::{Page, Query, Start},
-    records::ReplayPlace,
+    records::{Behind, ReplayPlace, Replayed},
     text::Folded,
 };
 use super::Archive;

@@ -213,7 +213,7 @@ async fn measure(name: &str, count: u64, store: Arc<dyn Archive>, spool: &Path) 
             .replay(&broadcast, place, i64::MAX, limit)
             .await
             .unwrap()
-            .0
+            .events
             .len()
     };
     row(name, count, "replay, first page", TIMES, async || replay(0, PAGE).await).await;

@@ -4,8 +4,9 @@ use chatting_actors::{clock::system_ms, wire::v1::timestamp};
 use serde_json::{Value, json};
 
 use crate::{
-    figures::broadcast,
+    figures::{broadcast, message, shared},
     history::{drained, read, recorded, request, seqs, servers, token_with},
+    log_store::batch,
     support::{
         app::{TestApp, spawn_app, spawn_in, spawn_with_rooms, use_mongodb},
         eventually,
@@ -401,6 +402,37 @@ async fn a_replay_is_read_by_windows_and_page_by_page_and_follows_a_corrected_st
             assert_eq!(answer.status, 400, "{bad}");
             // Nothing of how a query would have to be written.
             assert!(!answer.text().contains("%2B"), "{}", answer.text());
+        }
+    }
+}
+
+#[actix_web::test]
+async fn the_pages_of_a_window_lead_to_its_end_though_the_broadcast_goes_on_behind_it_in_another_numbering() {
+    // A page has one message of these.
+    for (app, _session) in servers(|settings| settings.history.page_bytes = 1024).await {
+        let from = system_ms() - 3_600_000;
+        let over = broadcast(&[(from, Some(from + 60_000))], &[("a", 0, Some(6)), ("b", 6, None)]);
+        let text = "x".repeat(600);
+        let said = (1..=9_u64).map(|seq| {
+            let epoch = if seq <= 6 { "a" } else { "b" };
+            message(from + seq.cast_signed() * 1000, 12, epoch, seq, 7, &text)
+        });
+        let store = app.state.history.store();
+        store.prepare().await.unwrap();
+        assert_eq!(store.append(batch(&shared(said))).await.unwrap(), []);
+        store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+        let over = json!({ "id": over.id });
+        for (to_ms, last) in [(500, 0), (5500, 5), (6500, 6), (8500, 8), (60_000, 9)] {
+            let (mut seen, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let page = replay(&app, &over, &format!("to_ms={to_ms}&limit=500{cursor}")).await;
+                seen.extend(seqs(&page));
+                let Some(next) = page["next"].as_str() else {
+                    break;
+                };
+                cursor = format!("&cursor={next}");
+            }
+            assert_eq!(seen, (1..=last).collect::<Vec<_>>(), "to {to_ms}");
         }
     }
 }

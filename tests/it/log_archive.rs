@@ -13,7 +13,7 @@ use chatting_actors::{
 };
 use chatting_server::store::{
     Archive, Deleted, Durability, Scan, SpoolSettings, SqliteSpool, SqliteStore,
-    history::{Folded, History, HistoryError, Query, ReplayPlace, Start},
+    history::{Behind, Folded, History, HistoryError, Query, ReplayPlace, Start},
 };
 use mongodb::bson::{Document, doc};
 use uuid::Uuid;
@@ -518,12 +518,12 @@ fn of_all(epoch: &str) -> Broadcast {
 async fn replayed(history: &History, broadcast: &Broadcast, place: ReplayPlace, limit: usize) -> Vec<u64> {
     let (mut all, mut place) = (Vec::new(), place);
     loop {
-        let (events, next) = history.replay(broadcast, place, i64::MAX, limit).await.unwrap();
-        all.extend(events.iter().map(|logged| logged.event.seq.0));
-        let Some(next) = next else {
+        let page = history.replay(broadcast, place, i64::MAX, limit).await.unwrap();
+        all.extend(page.events.iter().map(|logged| logged.event.seq.0));
+        if page.behind != Behind::More {
             return all;
-        };
-        place = next;
+        }
+        place = page.place;
     }
 }
 
@@ -823,7 +823,7 @@ async fn a_replay_begins_where_it_is_asked_to_wherever_that_is() {
 }
 
 #[actix_web::test]
-async fn a_replay_of_a_broadcast_that_goes_on_ends_with_a_window_that_is_over() {
+async fn a_replay_tells_how_far_it_was_read_and_what_is_behind_that() {
     for (name, store, _dir) in stores().await {
         let mut clock = EventClock::after(0);
         let mut epoch = String::new();
@@ -839,25 +839,23 @@ async fn a_replay_of_a_broadcast_that_goes_on_ends_with_a_window_that_is_over() 
         store.append(batch(&events[..2])).await.unwrap();
         spool.commit(&events[2..]).unwrap();
         let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
-        for (before_ms, limit, wanted, goes_on) in [
-            (base, 10, 0, false),
-            (base + 35, 2, 2, true),
-            (base + 35, 3, 3, false),
-            (base + 35, 10, 3, false),
-            // Nothing was said since, but the time is over.
-            (base + 45, 3, 3, true),
-            (base + 45, 4, 4, false),
-            (base + 45, 10, 4, false),
-            (base + 7_200_000, 10, 4, true),
-            (i64::MAX, 10, 4, true),
+        let in_span = |span: usize, seq: u64| ReplayPlace { span, after: Seq(seq) };
+        for (before_ms, limit, wanted, behind) in [
+            (base, 10, 0, Behind::Later),
+            (base + 35, 2, 2, Behind::More),
+            (base + 35, 3, 3, Behind::Later),
+            (base + 35, 10, 3, Behind::Later),
+            (base + 45, 3, 3, Behind::More),
+            (base + 45, 4, 4, Behind::Nothing),
+            (base + 45, 10, 4, Behind::Nothing),
+            (i64::MAX, 10, 4, Behind::Nothing),
         ] {
-            let place = ReplayPlace::default();
-            let replay = history.replay(&of_all(&epoch), place, before_ms, limit).await;
-            let (events, behind) = replay.unwrap();
+            let replay = history.replay(&of_all(&epoch), in_span(0, 0), before_ms, limit).await;
+            let page = replay.unwrap();
+            let found = (page.events.len(), page.place, page.behind);
             let of = format!("{name}: {limit} before {before_ms}");
-            assert_eq!((events.len(), behind.is_some()), (wanted, goes_on), "{of}");
+            assert_eq!(found, (wanted, in_span(0, wanted as u64), behind), "{of}");
         }
-        // So does one that is over in an earlier numbering.
         let old: Vec<_> = [(1, base - 20), (2, base - 10)]
             .map(|(seq, at_ms)| {
                 let mut event = Arc::unwrap_or_clone(event(&mut clock, 1, "old", seq, "x"));
@@ -873,10 +871,24 @@ async fn a_replay_of_a_broadcast_that_goes_on_ends_with_a_window_that_is_over() 
             through: Some(Seq(2)),
         };
         went_on.spans.insert(0, earlier);
-        let place = ReplayPlace::default();
-        let replay = history.replay(&went_on, place, base - 15, 10).await;
-        let (events, behind) = replay.unwrap();
-        assert_eq!((events.len(), behind), (1, None), "{name}");
+        // How far it was read is told in the numbering that it was read in, whatever comes behind.
+        for (from, before_ms, limit, wanted, place, behind) in [
+            (in_span(0, 0), base - 15, 10, 1, in_span(0, 1), Behind::Later),
+            (in_span(0, 1), base - 15, 10, 0, in_span(0, 1), Behind::Later),
+            (in_span(0, 0), base, 10, 2, in_span(0, 2), Behind::More),
+            (in_span(0, 2), base, 10, 0, in_span(0, 2), Behind::Later),
+            (in_span(0, 2), base + 35, 2, 2, in_span(1, 2), Behind::More),
+            (in_span(1, 2), i64::MAX, 2, 2, in_span(1, 4), Behind::Nothing),
+            (in_span(1, 4), i64::MAX, 2, 0, in_span(1, 4), Behind::Nothing),
+        ] {
+            let page = history.replay(&went_on, from, before_ms, limit).await.unwrap();
+            let found = (page.events.len(), page.place, page.behind);
+            assert_eq!(
+                found,
+                (wanted, place, behind),
+                "{name}: from {from:?} before {before_ms}"
+            );
+        }
     }
 }
 

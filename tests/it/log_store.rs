@@ -488,7 +488,7 @@ async fn rule_06_what_moves_from_the_spool_to_the_store_under_a_read_is_in_it_on
         let broadcast = broadcast(&[(0, None)], &[(&events[0].epoch.0, 0, None)]);
         // An export reads so, too.
         let replay = history.replay(&broadcast, ReplayPlace::default(), i64::MAX, 100).await;
-        let seqs: Vec<_> = replay.unwrap().0.iter().map(|logged| logged.event.seq.0).collect();
+        let seqs: Vec<_> = replay.unwrap().events.iter().map(|logged| logged.event.seq.0).collect();
         assert_eq!(seqs, all, "a replay, {moves:?}");
 
         let dir = ScratchDir::new("resume");
@@ -590,8 +590,8 @@ async fn a_replay_from_a_time_on_does_not_jump_over_what_was_set_aside() {
         for from in 1..=10_u64 {
             let from_ms = base + i64::try_from(from).unwrap() * 10 - 5;
             let place = history.replay_from(&all, from_ms).await.unwrap();
-            let (events, _) = history.replay(&all, place, i64::MAX, 100).await.unwrap();
-            let seqs: Vec<_> = events.iter().map(|logged| logged.event.seq.0).collect();
+            let page = history.replay(&all, place, i64::MAX, 100).await.unwrap();
+            let seqs: Vec<_> = page.events.iter().map(|logged| logged.event.seq.0).collect();
             assert_eq!(seqs, (from..=9).collect::<Vec<_>>(), "{name}: from {from}");
         }
     }

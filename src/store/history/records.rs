@@ -81,14 +81,14 @@ impl History {
     }
 
     /// Reads a broadcast on from a place in it, in the order of the broadcast: at most `limit` events that were sent before
-    /// `before_ms`. Returns them, and the place behind the last one; `None` when there is no more.
+    /// `before_ms` (milliseconds since 1970, UTC).
     pub async fn replay(
         &self,
         broadcast: &Broadcast,
         place: ReplayPlace,
         before_ms: i64,
         limit: usize,
-    ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
+    ) -> Result<Replayed, HistoryError> {
         let reading = self.turn().await?;
         reading.replay(broadcast, place, before_ms, limit).await
     }
@@ -189,8 +189,8 @@ impl Reading {
         place: ReplayPlace,
         before_ms: i64,
         limit: usize,
-    ) -> Result<(Vec<Logged>, Option<ReplayPlace>), HistoryError> {
-        let mut place = place;
+    ) -> Result<Replayed, HistoryError> {
+        let (from, mut place, mut behind) = (place, place, Behind::Nothing);
         while let Some(span) = broadcast.spans.get(place.span) {
             let after = place.after.max(span.after);
             // One more tells whether there is a next page.
@@ -206,11 +206,16 @@ impl Reading {
                 // given again, to what belongs to another broadcast or to none.
                 events.retain(|logged| logged.event.broadcast_id.is_none_or(|id| id == broadcast.id));
                 let last_span = place.span + 1 >= broadcast.spans.len();
-                // Times do not go back, so behind what was sent later nothing follows.
-                let goes_on = more || (!over && (!last_span || broadcast.goes_on_before(before_ms)));
-                return Ok((events, goes_on.then_some(place)));
+                let behind = match (more, over) {
+                    (true, _) => Behind::More,
+                    (false, true) => Behind::Later,
+                    (false, false) if last_span => Behind::Nothing,
+                    (false, false) => Behind::More,
+                };
+                return Ok(Replayed { events, place, behind });
             }
             if over {
+                behind = Behind::Later;
                 break;
             }
             place = ReplayPlace {
@@ -218,7 +223,12 @@ impl Reading {
                 after: Seq(0),
             };
         }
-        Ok((Vec::new(), None))
+        Ok(Replayed {
+            events: Vec::new(),
+            // What comes may be of any span behind it.
+            place: from,
+            behind,
+        })
     }
 
     /// The first number in a numbering whose event was sent at that time or later, in the spool or in the store; one more than the
@@ -255,6 +265,28 @@ impl Reading {
         }
         Ok(found)
     }
+}
+
+/// A page of a replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// In the order of the broadcast.
+    pub events: Vec<Logged>,
+    /// Behind the last event that was read; where the page was to begin when there was none.
+    pub place: ReplayPlace,
+    /// What follows there.
+    pub behind: Behind,
+}
+
+/// What is behind a page of a replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// There may be more to read.
+    More,
+    /// Nothing but what is said from now on, if the broadcast goes on.
+    Nothing,
+    /// What was sent at the end of what is asked for, or later. Times do not go back, so nothing follows.
+    Later,
 }
 
 /// A place in a broadcast: behind an event of one of its spans.
