@@ -3,6 +3,7 @@
 //! Reads the log itself, so it needs no server and may run beside one. A file gets its name when it is whole, not before.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt,
@@ -117,13 +118,19 @@ async fn records(history: &History, args: &ExportArgs) -> Result<Vec<StoredBroad
     }
     let mut all = Vec::new();
     if let Some(room) = args.room.and_then(PresenterIdx::new) {
+        let mut unreadable = BTreeSet::new();
         loop {
             let before = all.last().map(|last: &StoredBroadcast| last.broadcast.id);
             let page = history.broadcasts(room, before, BROADCASTS).await.map_err(unread)?;
-            if page.is_empty() {
+            unreadable.extend(page.unreadable);
+            if page.broadcasts.is_empty() {
                 break;
             }
-            all.extend(page);
+            all.extend(page.broadcasts);
+        }
+        if !unreadable.is_empty() {
+            // Whoever has the file takes it for all that there was.
+            return Err(Failure::problem(incomplete(room, &unreadable)));
         }
         if all.is_empty() {
             return Err(Failure::problem(format!("room {room} has no broadcast in this log")));
@@ -131,6 +138,16 @@ async fn records(history: &History, args: &ExportArgs) -> Result<Vec<StoredBroad
     }
     all.reverse();
     Ok(all)
+}
+
+/// Why nothing was exported of a room some of whose broadcasts cannot be read.
+fn incomplete(room: PresenterIdx, unreadable: &BTreeSet<Uuid>) -> String {
+    let ids: Vec<String> = unreadable.iter().map(Uuid::to_string).collect();
+    format!(
+        "nothing was exported: room {room} has broadcasts whose record cannot be read: {}\n\
+         their messages are in the log all the same; --broadcast exports the others, one by one",
+        ids.join(", ")
+    )
 }
 
 /// Writes one broadcast.

@@ -79,8 +79,8 @@ enum Command {
     /// Reads the log itself: the spool, and the store that the settings name. A broadcast that goes on is exported up to now. A
     /// file has mode 0600 and gets its name when it is whole. docs/EXPORT.md describes the formats.
     ///
-    /// Exit codes: 0 exported, 1 there is no such broadcast, 64 bad settings, 69 the spool, the store or the file is not to be
-    /// had, 75 interrupted.
+    /// Exit codes: 0 exported, 1 there is no such broadcast, or (--room) the record of one cannot be read, 64 bad settings, 69 the
+    /// spool, the store or the file is not to be had, 75 interrupted.
     Export(export::ExportArgs),
     /// Read NDJSON exports into an empty log; the server must be stopped.
     ///

@@ -149,7 +149,8 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
         .history_for(&caller)
         .broadcasts(presenter, before, limit + 1)
         .await;
-    let mut found = found.map_err(unread)?;
+    // What cannot be read is left out.
+    let mut found = found.map_err(unread)?.broadcasts;
     let more = found.len() > limit;
     found.truncate(limit);
     Ok(Broadcasts {

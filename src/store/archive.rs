@@ -97,6 +97,25 @@ pub struct StoredBroadcast {
     pub legal_hold: bool,
 }
 
+/// Broadcasts of a room.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// The newest first.
+    pub broadcasts: Vec<StoredBroadcast>,
+    /// Those that were come upon and whose record cannot be read; it costs the others nothing.
+    pub unreadable: Vec<Uuid>,
+}
+
+impl Listed {
+    /// One more, or the id of one that cannot be read.
+    pub fn add(&mut self, read: Result<StoredBroadcast, Uuid>) {
+        match read {
+            Ok(stored) => self.broadcasts.push(stored),
+            Err(id) => self.unreadable.push(id),
+        }
+    }
+}
+
 /// See the module's text. Errors: the store cannot be asked now.
 pub trait Archive: LogStore + Figures + Keeping {
     /// Whether it holds no numbered event at all.
@@ -128,13 +147,14 @@ pub trait Archive: LogStore + Figures + Keeping {
     /// One event by its id.
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>>;
 
-    /// A room's broadcasts, the newest first, those older than `before` where that is given; at most `limit`.
+    /// A room's broadcasts, the newest first, those older than `before` where that is given; at most `limit`. Where there are less, all
+    /// that cannot be read are told, too.
     fn broadcasts(
         &self,
         presenter: PresenterIdx,
         before: Option<Uuid>,
         limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>>;
+    ) -> BoxFuture<'_, Result<Listed, StoreError>>;
 
     /// One broadcast by its id.
     fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>>;

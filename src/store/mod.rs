@@ -18,7 +18,7 @@ pub mod sqlite;
 mod turns;
 
 pub use self::{
-    archive::{Archive, Deleted, First, Logged, Scan, StoredBroadcast},
+    archive::{Archive, Deleted, First, Listed, Logged, Scan, StoredBroadcast},
     found::{FoundSpool, FoundStore, Left, Newest},
     history::History,
     late::LateMessages,

@@ -438,7 +438,7 @@ impl Spool for SqliteSpool {
     }
 
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError> {
-        self.with(|_, connection| records::read(connection, Which::Open, usize::MAX))
+        self.with(|_, connection| Ok(records::read(connection, Which::Open, usize::MAX)?.broadcasts))
     }
 
     fn broadcast_ids(&mut self) -> Result<HashSet<Uuid>, SpoolError> {
@@ -450,7 +450,7 @@ impl Spool for SqliteSpool {
     }
 
     fn unstored_broadcasts(&mut self, limit: usize) -> Result<Vec<Broadcast>, SpoolError> {
-        self.with(|_, connection| records::read(connection, Which::Unstored, limit))
+        self.with(|_, connection| Ok(records::read(connection, Which::Unstored, limit)?.broadcasts))
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {

@@ -249,19 +249,18 @@ fn broadcast(row: &Row<'_>) -> rusqlite::Result<StoredBroadcast> {
     })
 }
 
-/// A broadcast, from a row with its id behind what [`broadcast`] reads. One that cannot be read is told of and left out: it must not
+/// A broadcast, from a row with its id behind what [`broadcast`] reads. Of one that cannot be read, which is told of, the id: it must not
 /// cost the others.
-fn readable(row: &Row<'_>) -> Option<StoredBroadcast> {
+fn readable(row: &Row<'_>) -> Result<StoredBroadcast, Uuid> {
     // Anyone who may read can ask as often as they like.
     static TOLD: Seldom = Seldom::new();
-    let read = broadcast(row);
-    if let Err(error) = &read
-        && let Some(more) = TOLD.due(Instant::now())
-    {
+    broadcast(row).map_err(|error| {
         let id = row.get(3).map(Uuid::from_bytes).unwrap_or_default();
-        log::error!("store: broadcast {id} cannot be read: {error}{more}");
-    }
-    read.ok()
+        if let Some(more) = TOLD.due(Instant::now()) {
+            log::error!("store: broadcast {id} cannot be read: {error}{more}");
+        }
+        id
+    })
 }
 
 /// A broadcast was live when its last message was sent, whatever its record says.
@@ -350,7 +349,7 @@ impl LogStore for SqliteStore {
             let records = statement.query_map([&Uuid::nil().as_bytes()[..]], |row| Ok(readable(row)))?;
             let mut open = Vec::new();
             for record in records {
-                let record = record?.map(|stored| stored.broadcast);
+                let record = record?.ok().map(|stored| stored.broadcast);
                 if let Some(mut one) = record.filter(|one| !but.contains(&one.id)) {
                     see_last_message(connection, &mut one)?;
                     open.push(one);
@@ -365,7 +364,7 @@ impl LogStore for SqliteStore {
             let newest = "SELECT record, corrected_start, legal_hold, id FROM broadcasts
                           WHERE presenter_idx = ?1 ORDER BY id DESC LIMIT 1";
             let newest = connection.query_row(newest, [presenter.get()], |row| Ok(readable(row)));
-            let open = newest.optional()?.flatten().map(|stored| stored.broadcast);
+            let open = newest.optional()?.and_then(Result::ok).map(|stored| stored.broadcast);
             let Some(mut open) = open.filter(|one| one.ended_at_ms.is_none()) else {
                 return Ok(None);
             };

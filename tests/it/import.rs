@@ -20,8 +20,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    export::{broadcast_id, event, fill},
+    export::{START, broadcast_id, event, fill},
+    figures::broadcast,
     history::{drained, read, request, seqs},
+    log_store::mongo_in,
+    retention::make_unreadable,
     support::{
         app::{KEY, settings, spawn_in, use_mongodb},
         eventually,
@@ -160,6 +163,50 @@ async fn the_command_writes_what_the_route_gives_beside_a_running_server() {
         assert!(!site.path("missing.db").exists());
         let (_, _, error) = site.run(&["export", "--broadcast", "12"]);
         assert!(error.contains("a broadcast's id is a UUID"), "{error}");
+    }
+}
+
+#[actix_web::test]
+async fn a_room_of_whose_broadcasts_some_cannot_be_read_is_not_exported_and_each_of_them_is_named() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb);
+        // Beside one that can be read, which is in the middle.
+        let [older, newer] = [START - 60_000, START + 60_000].map(|from| {
+            let over = [(from, Some(from + 30_000))];
+            broadcast(&over, &[("c", 0, Some(0))])
+        });
+        let both = [older.clone(), newer.clone()];
+        site.with_log(async |store| {
+            fill(store).await;
+            store.put_broadcasts(&both).await.unwrap();
+        })
+        .await;
+        let store = mongo_in(site.database.clone()).await;
+        let spool = site.path("chat.db");
+        make_unreadable(&spool, mongodb.then_some(&store), [older.id, newer.id]).await;
+        let refused = |ids: &[Uuid]| {
+            let (code, out, error) = site.run(&["export", "--room", "12", "--output", "room.ndjson"]);
+            assert_eq!((code, out.as_str()), (1, ""), "{error}");
+            let named = error
+                .lines()
+                .find(|line| line.contains("nothing was exported"))
+                .unwrap();
+            assert!(ids.iter().all(|id| named.contains(&id.to_string())), "{error}");
+            for name in ["room.ndjson", "room.ndjson.part"] {
+                assert!(!site.path(name).exists(), "{name}");
+            }
+        };
+        refused(&[older.id, newer.id]);
+        // The spool has the newer record of one that goes on, and perhaps the only one.
+        let only = broadcast(&[(START + 120_000, None)], &[]);
+        let connection = rusqlite::Connection::open(&spool).unwrap();
+        let sql =
+            "INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, 12, 1, 0, 0, '{')";
+        assert_eq!(connection.execute(sql, [&only.id.as_bytes()[..]]).unwrap(), 1);
+        drop(connection);
+        refused(&[older.id, newer.id, only.id]);
+        // The others are to be had one by one.
+        assert_eq!(site.export(&[]).lines().count(), 10);
     }
 }
 
@@ -317,7 +364,7 @@ async fn an_export_of_a_room_has_each_of_its_broadcasts_the_oldest_first_and_com
     let all: Vec<_> = (1..=101_u64)
         .map(|n| {
             let from = 1_767_225_600_000 + i64::try_from(n).unwrap() * 60_000;
-            crate::figures::broadcast(&[(from, Some(from + 30_000))], &[("a", n - 1, Some(n))])
+            broadcast(&[(from, Some(from + 30_000))], &[("a", n - 1, Some(n))])
         })
         .collect();
     let said = (1..).zip(&all).map(|(seq, one)| {

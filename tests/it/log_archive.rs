@@ -261,12 +261,13 @@ async fn a_broadcast_is_kept_as_it_was_and_a_late_write_undoes_nothing() {
         ];
         store.put_broadcasts(&all).await.unwrap();
         store.put_broadcasts(&all).await.unwrap();
-        let found = store.broadcasts(room(1), None, 10).await.unwrap();
+        let found = store.broadcasts(room(1), None, 10).await.unwrap().broadcasts;
         let found: Vec<_> = found.into_iter().map(|stored| stored.broadcast).collect();
         assert_eq!(found, [all[1].clone(), all[0].clone()], "{name}: the newest first");
-        let older = store.broadcasts(room(1), Some(all[1].id), 10).await.unwrap();
-        assert_eq!(older.len(), 1, "{name}");
-        assert_eq!(store.broadcasts(room(1), None, 1).await.unwrap().len(), 1, "{name}");
+        for (before, limit) in [(Some(all[1].id), 10), (None, 1)] {
+            let some = store.broadcasts(room(1), before, limit).await.unwrap();
+            assert_eq!((some.broadcasts.len(), some.unreadable), (1, vec![]), "{name}");
+        }
         assert!(store.correct_broadcast(all[0].id, Some(7)).await.unwrap(), "{name}");
         assert!(
             !store.correct_broadcast(Uuid::from_u128(9), Some(7)).await.unwrap(),

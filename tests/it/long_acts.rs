@@ -416,5 +416,5 @@ async fn rule_04_what_no_majority_is_known_to_have_is_not_stored_until_it_is_giv
     let error = store.put_broadcasts(&records).await.unwrap_err();
     assert!(error.0.contains("planned"), "{error}");
     assert_eq!(store.put_broadcasts(&records).await.unwrap(), []);
-    assert_eq!(store.broadcasts(room(1), None, 10).await.unwrap().len(), 1);
+    assert_eq!(store.broadcasts(room(1), None, 10).await.unwrap().broadcasts.len(), 1);
 }

@@ -22,6 +22,7 @@ use chatting_server::{
 };
 use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
     figures::{broadcast, message, shared},
@@ -212,10 +213,7 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
             .await
             .unwrap();
         assert!(store.hold_broadcast(held.id, true).await.unwrap(), "{name}");
-        assert!(
-            !store.hold_broadcast(uuid::Uuid::now_v7(), true).await.unwrap(),
-            "{name}"
-        );
+        assert!(!store.hold_broadcast(Uuid::now_v7(), true).await.unwrap(), "{name}");
         // What the registry tells of it later does not take the hold away.
         (held.version, over.version) = (2, 2);
         store.put_broadcasts(&[held.clone(), over.clone()]).await.unwrap();
@@ -283,7 +281,7 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
             "{name}"
         );
         let kept = async || {
-            let kept = store.broadcasts(room(12), None, 10).await.unwrap();
+            let kept = store.broadcasts(room(12), None, 10).await.unwrap().broadcasts;
             let kept = kept.iter().map(|stored| (stored.broadcast.id, stored.legal_hold));
             kept.collect::<Vec<_>>()
         };
@@ -373,6 +371,24 @@ fn parking_one(dir: &ScratchDir, at_ms: i64) -> SqliteSpool {
     spool
 }
 
+/// Makes the records of these broadcasts unreadable, one as text and one as what is no text: in the embedded log of this file, or in
+/// MongoDB where there is one.
+pub async fn make_unreadable(path: &Path, mongodb: Option<&MongoStore>, ids: [Uuid; 2]) {
+    for (id, record) in ids.into_iter().zip(["'{'", "CAST(x'ff' AS TEXT)"]) {
+        let changed = if let Some(mongodb) = mongodb {
+            let records = mongodb.database().await.unwrap().collection::<Document>("broadcasts");
+            let which = doc! { "_id": mongodb::bson::Uuid::from_bytes(id.into_bytes()) };
+            let change = doc! { "$set": { "segments": record } };
+            records.update_one(which, change).await.unwrap().modified_count
+        } else {
+            let sql = format!("UPDATE broadcasts SET record = {record} WHERE id = ?1");
+            let connection = rusqlite::Connection::open(path).unwrap();
+            connection.execute(&sql, [&id.as_bytes()[..]]).unwrap() as u64
+        };
+        assert_eq!(changed, 1, "{id}");
+    }
+}
+
 #[actix_web::test]
 async fn a_broadcast_that_cannot_be_read_stays_and_costs_neither_the_others_nor_what_is_parked() {
     let dir = ScratchDir::new("unreadable");
@@ -391,27 +407,19 @@ async fn a_broadcast_that_cannot_be_read_stays_and_costs_neither_the_others_nor_
         let [bad, one, another, worse] = [0, 1, 2, 3].map(|n| broadcast(&[(old + n, Some(old + 60_000))], &[]));
         let all = [bad.clone(), one.clone(), another.clone(), worse.clone()];
         store.put_broadcasts(&all).await.unwrap();
-        for (id, record) in [(bad.id, "'{'"), (worse.id, "CAST(x'ff' AS TEXT)")] {
-            let changed = if name == "sqlite" {
-                let sql = format!("UPDATE broadcasts SET record = {record} WHERE id = ?1");
-                let connection = rusqlite::Connection::open(&path).unwrap();
-                connection.execute(&sql, [&id.as_bytes()[..]]).unwrap() as u64
-            } else {
-                let records = mongodb.database().await.unwrap().collection::<Document>("broadcasts");
-                let which = doc! { "_id": mongodb::bson::Uuid::from_bytes(id.into_bytes()) };
-                let change = doc! { "$set": { "segments": record } };
-                records.update_one(which, change).await.unwrap().modified_count
-            };
-            assert_eq!(changed, 1, "{name}");
-        }
+        make_unreadable(&path, (name == "mongodb").then_some(&mongodb), [bad.id, worse.id]).await;
         let listed = async |before, limit| {
             let list = store.broadcasts(room(12), before, limit).await.unwrap();
-            list.iter().map(|stored| stored.broadcast.id).collect::<Vec<_>>()
+            let read = list.broadcasts.iter().map(|stored| stored.broadcast.id);
+            (read.collect::<Vec<_>>(), list.unreadable)
         };
-        assert_eq!(listed(None, 10).await, [another.id, one.id], "{name}");
-        assert_eq!(listed(None, 1).await, [another.id], "{name}");
-        assert_eq!(listed(None, 2).await, [another.id, one.id], "{name}");
-        assert_eq!(listed(Some(another.id), 1).await, [one.id], "{name}");
+        let both = [another.id, one.id];
+        assert_eq!(listed(None, 10).await, (both.into(), vec![worse.id, bad.id]), "{name}");
+        // Up to as many as are wanted.
+        assert_eq!(listed(None, 1).await, (vec![another.id], vec![worse.id]), "{name}");
+        assert_eq!(listed(None, 2).await, (both.into(), vec![worse.id]), "{name}");
+        assert_eq!(listed(Some(another.id), 1).await, (vec![one.id], vec![]), "{name}");
+        assert_eq!(listed(Some(one.id), 1).await, (vec![], vec![bad.id]), "{name}");
         assert_eq!(store.open_broadcasts([].into()).await.unwrap(), [], "{name}");
         assert_eq!(store.open_broadcast(room(12)).await.unwrap(), None, "{name}");
         let dir = ScratchDir::new("unreadable-parked");
@@ -428,7 +436,7 @@ async fn a_broadcast_that_cannot_be_read_stays_and_costs_neither_the_others_nor_
         };
         assert_eq!(swept, wanted, "{name}");
         assert_eq!(spool.count_parked().unwrap(), 0, "{name}");
-        assert!(listed(None, 10).await.is_empty(), "{name}");
+        assert_eq!(listed(None, 10).await, (vec![], vec![worse.id, bad.id]), "{name}");
         assert!(store.broadcast(bad.id).await.is_err(), "{name}: it is there");
     }
 }

@@ -13,7 +13,7 @@ use super::{
     reading::Reading,
     spooled::{self, Window},
 };
-use crate::store::{First, Logged, Scan, StoredBroadcast, spool::records::Which};
+use crate::store::{First, Listed, Logged, Scan, StoredBroadcast, spool::records::Which};
 
 /// The newer of what the spool and the store have.
 fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast {
@@ -40,21 +40,28 @@ struct Stretch {
 }
 
 impl History {
-    /// A room's broadcasts, the newest first, those older than `before` where that is given; at most `limit`.
+    /// A room's broadcasts, the newest first, those older than `before` where that is given; at most `limit`. Where there are less, all
+    /// that cannot be read are told, too; one may be told with its record in the store and be unreadable in the spool, which has a newer
+    /// one.
     pub async fn broadcasts(
         &self,
         presenter: PresenterIdx,
         before: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<StoredBroadcast>, HistoryError> {
+    ) -> Result<Listed, HistoryError> {
         let reading = self.turn().await?;
         let kept = reading
             .on_spool(move |path| spooled::records(path, Which::OfRoom(presenter)))
             .await?;
         let stored = reading.on_store(move |store| store.broadcasts(presenter, before, limit));
-        let mut all = stored.await?;
-        for record in kept {
-            if before.is_some_and(|before| record.id >= before) {
+        let Listed {
+            broadcasts: mut all,
+            mut unreadable,
+        } = stored.await?;
+        let is_asked_for = |id: Uuid| before.is_none_or(|before| id < before);
+        unreadable.extend(kept.unreadable.into_iter().filter(|id| is_asked_for(*id)));
+        for record in kept.broadcasts {
+            if !is_asked_for(record.id) {
                 continue;
             }
             match all.iter_mut().find(|stored| stored.broadcast.id == record.id) {
@@ -64,7 +71,10 @@ impl History {
         }
         all.sort_by_key(|stored| std::cmp::Reverse(stored.broadcast.id));
         all.truncate(limit);
-        Ok(all)
+        Ok(Listed {
+            broadcasts: all,
+            unreadable,
+        })
     }
 
     /// One broadcast; `None` when there is none.
@@ -74,7 +84,7 @@ impl History {
             .on_spool(move |path| spooled::records(path, Which::One(id)))
             .await?;
         let stored = reading.on_store(move |store| store.broadcast(id)).await?;
-        Ok(match kept.into_iter().next() {
+        Ok(match kept.broadcasts.into_iter().next() {
             Some(record) => Some(newer(record, stored)),
             None => stored,
         })

@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use chatting_actors::{
-    broadcast::Broadcast,
-    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
-};
+use chatting_actors::types::{Epoch, Event, PresenterIdx, Seq, UserIdx};
 use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
@@ -192,7 +189,7 @@ fn by_id(connection: &Connection, id: Uuid) -> rusqlite::Result<Option<Event>> {
 }
 
 /// The broadcasts that the spool keeps: those of a room, or the one with an id.
-pub fn records(path: &Path, which: Which) -> rusqlite::Result<Vec<Broadcast>> {
+pub fn records(path: &Path, which: Which) -> rusqlite::Result<records::Found> {
     records::read(&open_to_read(path)?, which, usize::MAX)
 }
 

@@ -31,7 +31,7 @@ use super::{
     insert::{COMMAND_BYTES, DOCUMENT_FAULTS, DUPLICATE_KEY, is_of_id},
     unreadable,
 };
-use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search};
+use crate::store::{Archive, Deleted, First, Listed, Logged, Scan, StoredBroadcast, archive::Search};
 
 pub(super) const USER_INDEX: &str = "user_presenter_epoch_seq";
 const ACTS_INDEX: &str = "presenter_act";
@@ -260,7 +260,7 @@ impl Mongo {
             .timed(async { found.await?.try_collect().await })
             .await
             .map_err(failed)?;
-        let open = documents.iter().filter_map(readable).map(|stored| stored.broadcast);
+        let open = documents.iter().filter_map(|one| Some(readable(one).ok()?.broadcast));
         let mut open: Vec<Broadcast> = open.filter(|one| !but.contains(&one.id)).collect();
         open.sort_by_key(|one| one.id);
         for one in &mut open {
@@ -276,7 +276,7 @@ impl Mongo {
             .find_one(doc! { "presenter_idx": presenter.get() })
             .sort(doc! { "_id": -1 });
         let newest = self.timed(newest.into_future()).await.map_err(failed)?;
-        let open = newest.as_ref().and_then(readable).map(|stored| stored.broadcast);
+        let open = newest.and_then(|newest| Some(readable(&newest).ok()?.broadcast));
         let Some(mut open) = open.filter(|one| one.ended_at_ms.is_none()) else {
             return Ok(None);
         };
@@ -313,10 +313,10 @@ impl Mongo {
         presenter: PresenterIdx,
         before: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<StoredBroadcast>, StoreError> {
-        let (mut read, mut before) = (Vec::new(), bson_uuid(before.unwrap_or(Uuid::max())).into());
+    ) -> Result<Listed, StoreError> {
+        let (mut listed, mut before) = (Listed::default(), bson_uuid(before.unwrap_or(Uuid::max())).into());
         loop {
-            let wanted = limit - read.len();
+            let wanted = limit - listed.broadcasts.len();
             let which = doc! { "presenter_idx": presenter.get(), "_id": { "$lt": before } };
             let records = self.records();
             let found = records
@@ -328,11 +328,13 @@ impl Mongo {
                 .timed(async { found.await?.try_collect().await })
                 .await
                 .map_err(failed)?;
-            read.extend(documents.iter().filter_map(readable));
+            for document in &documents {
+                listed.add(readable(document));
+            }
             // In place of one that cannot be read, another.
             match documents.last().and_then(|last| last.get("_id")) {
-                Some(last) if documents.len() >= wanted && read.len() < limit => before = last.clone(),
-                _ => return Ok(read),
+                Some(last) if documents.len() >= wanted && listed.broadcasts.len() < limit => before = last.clone(),
+                _ => return Ok(listed),
             }
         }
     }
@@ -388,18 +390,17 @@ fn is_open() -> Document {
     doc! { "ended_at": { "$type": "null" } }
 }
 
-/// A broadcast. One that cannot be read is told of and left out: it must not cost the others.
-pub(super) fn readable(document: &Document) -> Option<StoredBroadcast> {
+/// A broadcast. Of one that cannot be read, which is told of, the id: it must not cost the others.
+pub(super) fn readable(document: &Document) -> Result<StoredBroadcast, Uuid> {
     // Anyone who may read can ask as often as they like.
     static TOLD: Seldom = Seldom::new();
-    let read = broadcast(document);
-    if let Err(error) = &read
-        && let Some(more) = TOLD.due(Instant::now())
-    {
+    broadcast(document).map_err(|error| {
         let id = document_id(document).unwrap_or_default();
-        log::error!("store: broadcast {id} cannot be read: {error}{more}");
-    }
-    read.ok()
+        if let Some(more) = TOLD.due(Instant::now()) {
+            log::error!("store: broadcast {id} cannot be read: {error}{more}");
+        }
+        id
+    })
 }
 
 /// An error of the connection, or one that MongoDB says passes.
@@ -451,7 +452,7 @@ impl Archive for MongoStore {
         presenter: PresenterIdx,
         before: Option<Uuid>,
         limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
+    ) -> BoxFuture<'_, Result<Listed, StoreError>> {
         async move { self.reach().await?.broadcasts(presenter, before, limit).await }.boxed()
     }
 

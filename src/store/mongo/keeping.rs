@@ -169,7 +169,7 @@ impl Mongo {
         let old = self.all(found, read).await?;
         let over = old
             .iter()
-            .filter_map(|(_, stored)| stored.as_ref())
+            .filter_map(|(_, stored)| stored.as_ref().ok())
             .filter(|stored| !stored.legal_hold && stored.broadcast.ended_at_ms.is_some_and(|ended| ended < before_ms));
         let over: Vec<BsonUuid> = over.map(|stored| bson_uuid(stored.broadcast.id)).collect();
         let mut removed = 0;

@@ -42,30 +42,43 @@ impl Which {
     }
 }
 
+/// Broadcasts that were asked for.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Found {
+    /// The oldest first.
+    pub broadcasts: Vec<Broadcast>,
+    /// Those that cannot be read.
+    pub unreadable: Vec<Uuid>,
+}
+
 /// Broadcasts that are kept here. One that cannot be read is told of and left out: it must not cost the others.
-pub(in crate::store) fn read(connection: &Connection, which: Which, limit: usize) -> rusqlite::Result<Vec<Broadcast>> {
+pub(in crate::store) fn read(connection: &Connection, which: Which, limit: usize) -> rusqlite::Result<Found> {
     let (condition, of) = which.sql();
-    let sql = format!("SELECT record FROM records WHERE {condition} ORDER BY id LIMIT ?1");
+    let sql = format!("SELECT record, id FROM records WHERE {condition} ORDER BY id LIMIT ?1");
     let mut statement = connection.prepare_cached(&sql)?;
     let limit = Value::from(i64::try_from(limit).unwrap_or(i64::MAX));
     let asked = params_from_iter(std::iter::once(limit).chain(of));
     let mut rows = statement.query(asked)?;
-    let mut records = Vec::new();
+    let mut found = Found::default();
     while let Some(row) = rows.next()? {
         let record = row.get::<_, String>(0).map_err(|error| error.to_string());
         match record.and_then(|record| serde_json::from_str(&record).map_err(|error| error.to_string())) {
-            Ok(broadcast) => records.push(broadcast),
-            Err(error) => tell(&error),
+            Ok(broadcast) => found.broadcasts.push(broadcast),
+            Err(error) => {
+                let id = row.get(1).map(Uuid::from_bytes).unwrap_or_default();
+                tell(id, &error);
+                found.unreadable.push(id);
+            }
         }
     }
-    Ok(records)
+    Ok(found)
 }
 
-fn tell(error: &str) {
+fn tell(id: Uuid, error: &str) {
     // Anyone who may read can ask as often as they like.
     static TOLD: Seldom = Seldom::new();
     if let Some(more) = TOLD.due(Instant::now()) {
-        log::error!("spool: a broadcast cannot be read: {error}{more}");
+        log::error!("spool: broadcast {id} cannot be read: {error}{more}");
     }
 }
 

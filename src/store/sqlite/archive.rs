@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, p
 use uuid::Uuid;
 
 use super::{SqliteStore, broadcast, count, epochs, readable};
-use crate::store::{Archive, Deleted, First, Logged, Scan, StoredBroadcast, archive::Search, row};
+use crate::store::{Archive, Deleted, First, Listed, Logged, Scan, StoredBroadcast, archive::Search, row};
 
 impl Archive for SqliteStore {
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
@@ -85,7 +85,7 @@ impl Archive for SqliteStore {
         presenter: PresenterIdx,
         before: Option<Uuid>,
         limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
+    ) -> BoxFuture<'_, Result<Listed, StoreError>> {
         self.look(move |connection| {
             let mut statement = connection.prepare(
                 "SELECT record, corrected_start, legal_hold, id FROM broadcasts
@@ -93,8 +93,13 @@ impl Archive for SqliteStore {
             )?;
             let before = before.unwrap_or(Uuid::max());
             let asked = params![presenter.get(), &before.as_bytes()[..]];
-            let rows = statement.query_map(asked, |row| Ok(readable(row)))?;
-            rows.filter_map(Result::transpose).take(limit).collect()
+            let (mut listed, mut rows) = (Listed::default(), statement.query(asked)?);
+            while listed.broadcasts.len() < limit
+                && let Some(row) = rows.next()?
+            {
+                listed.add(readable(row));
+            }
+            Ok(listed)
         })
     }
 

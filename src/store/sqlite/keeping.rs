@@ -132,7 +132,7 @@ fn expire_broadcasts(
     {
         let mut delete = transaction.prepare_cached("DELETE FROM broadcasts WHERE id = ?1")?;
         for (id, stored) in &old {
-            let goes = stored.as_ref().is_some_and(|stored| {
+            let goes = stored.as_ref().is_ok_and(|stored| {
                 let ended = stored.broadcast.ended_at_ms.is_some_and(|ended| ended < before_ms);
                 ended && !stored.legal_hold
             });

@@ -12,7 +12,7 @@ use chatting_actors::{
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Archive, Deleted, First, Logged, Scan, SqliteSpool, StoredBroadcast,
+    Archive, Deleted, First, Listed, Logged, Scan, SqliteSpool, StoredBroadcast,
     figures::{Counted, Figures, FiguresQuery},
     keeping::{Expired, Holds, Keeping, Trace},
 };
@@ -135,7 +135,7 @@ impl Archive for MovingStore {
         presenter: PresenterIdx,
         before: Option<Uuid>,
         limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<StoredBroadcast>, StoreError>> {
+    ) -> BoxFuture<'_, Result<Listed, StoreError>> {
         self.moving(self.store.broadcasts(presenter, before, limit)).boxed()
     }
 
