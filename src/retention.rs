@@ -7,7 +7,7 @@
 
 mod present;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use chatting_actors::{metrics::Metrics, seams::StoreError};
 use uuid::Uuid;
@@ -41,6 +41,36 @@ pub struct Swept {
     pub events: u64,
     /// Records of broadcasts.
     pub broadcasts: u64,
+}
+
+/// Broadcasts that are named in one line.
+const NAMED: usize = 10;
+
+/// The broadcasts whose record a sweep could not read.
+#[derive(Debug, Default)]
+struct Unreadable {
+    first: Vec<Uuid>,
+    all: usize,
+}
+
+impl Unreadable {
+    fn add(&mut self, ids: &[Uuid]) {
+        self.first
+            .extend(ids.iter().take(NAMED.saturating_sub(self.first.len())));
+        self.all += ids.len();
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, id) in self.first.iter().enumerate() {
+            write!(f, "{}{id}", if n > 0 { ", " } else { "" })?;
+        }
+        match self.all - self.first.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 impl Retention {
@@ -100,16 +130,24 @@ impl Retention {
 
     /// Removes everything from before a time, in milliseconds since 1970.
     pub async fn sweep(&self, before_ms: i64) -> Result<Swept, StoreError> {
+        let mut unreadable = Unreadable::default();
         let events = async |after| self.store.expire(before_ms, after, self.batch).await;
-        let events = self.steps("event", events).await?;
+        let events = self.steps("event", events, &mut unreadable).await?;
         let broadcasts = async |after| self.store.expire_broadcasts(before_ms, after, self.batch).await;
-        let broadcasts = self.steps("broadcast", broadcasts).await;
+        let broadcasts = self.steps("broadcast", broadcasts, &mut unreadable).await;
+        if unreadable.all > 0 {
+            // Once a sweep, and so not as seldom as what requests come upon, where one line in a while names one of many.
+            log::error!(
+                "retention: {} broadcasts stay, whose record cannot be read: {unreadable}",
+                unreadable.all
+            );
+        }
         // Last: the store's own goes also while the spool takes nothing. What is parked goes also where a record does not.
         let parked = async |after| {
             let holds = self.store.holds().await?;
             self.parking.expire(holds, before_ms, after, self.batch).await
         };
-        let events = events + self.steps("event", parked).await?;
+        let events = events + self.steps("event", parked, &mut unreadable).await?;
         Ok(Swept {
             events,
             broadcasts: broadcasts?,
@@ -120,6 +158,7 @@ impl Retention {
         &self,
         kind: &'static str,
         step: impl AsyncFn(Option<Uuid>) -> Result<Expired, StoreError>,
+        unreadable: &mut Unreadable,
     ) -> Result<u64, StoreError> {
         let counted = self.metrics.retention_deleted.of(kind);
         let (mut removed, mut after) = (0, None);
@@ -127,11 +166,30 @@ impl Retention {
             let expired = step(after).await?;
             counted.inc_by(expired.removed);
             removed += expired.removed;
+            unreadable.add(&expired.unreadable);
             if expired.last.is_none() {
                 return Ok(removed);
             }
             after = expired.last;
             tokio::time::sleep(self.pause).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_broadcasts_that_cannot_be_read_the_first_are_named_and_the_others_counted() {
+        let ids: Vec<Uuid> = (1..=12).map(Uuid::from_u128).collect();
+        let mut unreadable = Unreadable::default();
+        unreadable.add(&ids[..2]);
+        assert_eq!(unreadable.to_string(), format!("{}, {}", ids[0], ids[1]));
+        unreadable.add(&ids[2..9]);
+        unreadable.add(&ids[9..]);
+        let told = unreadable.to_string();
+        assert!(ids[..10].iter().all(|id| told.contains(&id.to_string())), "{told}");
+        assert!(told.ends_with(&format!("{} and 2 more", ids[9])), "{told}");
     }
 }

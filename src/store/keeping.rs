@@ -62,12 +62,14 @@ impl Holds {
 }
 
 /// What one step of retention did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expired {
     /// How many were removed, or emptied.
     pub removed: u64,
     /// The last one that was looked at: the next step begins behind it. `None`: there are no more.
     pub last: Option<Uuid>,
+    /// Broadcasts whose record cannot be read, so that it stays.
+    pub unreadable: Vec<Uuid>,
 }
 
 /// The least id of a time in milliseconds since 1970: ids are in the order of time.

@@ -1095,6 +1095,31 @@ async fn what_only_reads_a_log_that_was_stopped_cleanly_needs_nothing_beside_it_
 }
 
 #[actix_web::test]
+async fn a_sweep_names_every_broadcast_that_stays_because_it_cannot_be_read() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let (mut spool, store, _) = site.open();
+        let old = system_ms() - 10 * DAY_MS;
+        let [one, another] = [0, 1].map(|n| broadcast(&[(old + n, Some(old + 60_000))], &[("a", 0, Some(0))]));
+        store.put_broadcasts(&[one.clone(), another.clone()]).await.unwrap();
+        make_unreadable(&site.path(), site.mongodb.as_ref(), [one.id, another.id]).await;
+        spool.close();
+        drop((spool, store));
+        let mut serve = command(&site.dir, &["serve"]);
+        serve.env("CHAT__AUTH__HS256_SECRET", KEY);
+        // Each of them is a step of its own.
+        for (key, value) in [("DAYS", "1"), ("BATCH", "1"), ("SETTLE_SECONDS", "0")] {
+            serve.env(format!("CHAT__LOG__RETENTION_{key}"), value);
+        }
+        let server = Process::start(&site.dir, &mut serve);
+        let told = server.line("retention: 2 broadcasts stay").await;
+        for id in [one.id, another.id] {
+            assert!(told.contains(&id.to_string()), "mongodb: {mongodb}: {told}");
+        }
+    }
+}
+
+#[actix_web::test]
 async fn erasing_does_not_say_that_the_file_is_rewritten_while_somebody_reads_what_it_was() {
     for mongodb in [false, true] {
         let site = Site::new(mongodb).await;

@@ -391,7 +391,7 @@ fn is_open() -> Document {
 }
 
 /// A broadcast. Of one that cannot be read, which is told of, the id: it must not cost the others.
-pub(super) fn readable(document: &Document) -> Result<StoredBroadcast, Uuid> {
+fn readable(document: &Document) -> Result<StoredBroadcast, Uuid> {
     // Anyone who may read can ask as often as they like.
     static TOLD: Seldom = Seldom::new();
     broadcast(document).map_err(|error| {

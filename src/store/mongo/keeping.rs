@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{
     Mongo, MongoStore,
-    archive::{USER_INDEX, readable},
+    archive::USER_INDEX,
     document::{broadcast, bson_uuid, document_id},
     failed, unreadable,
 };
@@ -104,6 +104,7 @@ impl Mongo {
         let expired = |removed| Expired {
             removed,
             last: found.last().filter(|_| found.len() >= limit).map(|last| last.id),
+            unreadable: Vec::new(),
         };
         let (mut gone, mut last) = (Vec::new(), Vec::new());
         let mut last_of: HashMap<PresenterIdx, Seq> = HashMap::new();
@@ -165,7 +166,7 @@ impl Mongo {
             .sort(doc! { "_id": 1 })
             .limit(whole(limit));
         // What cannot be read stays, and the next step begins behind it all the same.
-        let read = |found: &Document| Ok((document_id(found), readable(found)));
+        let read = |found: &Document| Ok((document_id(found), broadcast(found)));
         let old = self.all(found, read).await?;
         let over = old
             .iter()
@@ -181,6 +182,11 @@ impl Mongo {
         Ok(Expired {
             removed,
             last: old.last().filter(|_| old.len() >= limit).and_then(|(last, _)| *last),
+            unreadable: old
+                .iter()
+                .filter(|(_, read)| read.is_err())
+                .filter_map(|(id, _)| *id)
+                .collect(),
         })
     }
 

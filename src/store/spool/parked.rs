@@ -143,7 +143,12 @@ fn expire(
         last = last.filter(|_| looked_at >= limit);
     }
     transaction.commit()?;
-    Ok((Expired { removed, last }, counted))
+    let expired = Expired {
+        removed,
+        last,
+        unreadable: Vec::new(),
+    };
+    Ok((expired, counted))
 }
 
 impl SqliteSpool {

@@ -107,6 +107,7 @@ fn expire(connection: &mut Connection, before_ms: i64, after: Option<Uuid>, limi
     Ok(Expired {
         removed: removed as u64,
         last: found.last().filter(|_| found.len() >= limit).map(|last| last.id),
+        unreadable: Vec::new(),
     })
 }
 
@@ -125,7 +126,7 @@ fn expire_broadcasts(
              WHERE id > ?1 AND id < ?2 AND length(id) = 16 ORDER BY id LIMIT ?3",
         )?
         .query_map(params![&from[..], &to[..], count(limit)], |row| {
-            Ok((Uuid::from_bytes(row.get(3)?), super::readable(row)))
+            Ok((Uuid::from_bytes(row.get(3)?), super::broadcast(row)))
         })?
         .collect::<rusqlite::Result<_>>()?;
     let mut removed = 0;
@@ -145,6 +146,11 @@ fn expire_broadcasts(
     Ok(Expired {
         removed: removed as u64,
         last: old.last().filter(|_| old.len() >= limit).map(|(last, _)| *last),
+        unreadable: old
+            .iter()
+            .filter(|(_, read)| read.is_err())
+            .map(|(id, _)| *id)
+            .collect(),
     })
 }
 
