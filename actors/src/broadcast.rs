@@ -17,8 +17,8 @@ use crate::{
 /// this, now that, would make it grow without end: what is behind them counts as one stretch, interruptions and all.
 pub const SEGMENTS_MAX: usize = 1000;
 
-/// How long after a time something may still change before it, in milliseconds: a message is on its way for a moment when it has its time,
-/// and that the room is not live any more is heard some seconds after it is so.
+/// How long after a time something may still change before it, in milliseconds: that the room is not live any more is heard some seconds
+/// after it is so.
 const LATE_MS: i64 = 10_000;
 
 /// A stretch within a broadcast in which the room was live. Times in milliseconds since 1970, UTC.
@@ -227,8 +227,9 @@ impl Broadcast {
     }
 
     /// Whether there may yet be messages of it that were sent before this time, in milliseconds since 1970, beside those that are there.
-    pub fn goes_on_before(&self, at_ms: i64) -> bool {
-        self.ended_at_ms.is_none() && at_ms > self.until_ms() - LATE_MS
+    /// `settled_ms`: [`crate::writer::WriterHandle::settled_ms`], asked before what is there is read.
+    pub fn goes_on_before(&self, at_ms: i64, settled_ms: i64) -> bool {
+        self.ended_at_ms.is_none() && at_ms > settled_ms.min(self.until_ms() - LATE_MS)
     }
 
     /// The last number before its events, also of those that it had before this numbering: that goes on behind the one before it, or, where

@@ -52,7 +52,7 @@ pub(super) struct Replay {
     /// In the order of the broadcast.
     messages: Vec<Item>,
     /// To be given as `cursor`; `null` when there is no more. Of a broadcast that goes on there is more to come until `to_ms` is over, and
-    /// some seconds after that.
+    /// some seconds after that; for longer while a message that was sent before is not on the disk yet.
     next: Option<String>,
 }
 
@@ -93,7 +93,8 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         None => i64::MAX,
         Some(to) => broadcast.time_at(to, corrected_start_ms).unwrap_or(i64::MAX),
     };
-    let goes_on = broadcast.goes_on_before(before_ms);
+    // Before the log is read: what settles meanwhile may not be in what was read.
+    let goes_on = broadcast.goes_on_before(before_ms, state.health.writer.settled_ms());
     let history = state.history_for(&caller);
     let place = match (&asked.cursor, from) {
         (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,

@@ -8,8 +8,9 @@ use crate::{
     history::{drained, read, recorded, request, seqs, servers, token_with},
     log_store::batch,
     support::{
-        app::{TestApp, spawn_app, spawn_in, spawn_with_rooms, use_mongodb},
+        app::{TestApp, post_v1, spawn_app, spawn_in, spawn_with_rooms, use_mongodb},
         eventually,
+        http::HttpClient,
         presenter::V1,
         room_server::RoomServer,
     },
@@ -434,6 +435,63 @@ async fn the_pages_of_a_window_lead_to_its_end_though_the_broadcast_goes_on_behi
             }
             assert_eq!(seen, (1..=last).collect::<Vec<_>>(), "to {to_ms}");
         }
+    }
+}
+
+#[actix_web::test]
+async fn a_window_is_not_over_while_a_message_of_it_is_on_its_way_however_long_that_takes() {
+    for (app, _session) in servers(quick).await {
+        say(&app, "one").await;
+        let open = newest(&app, 12, |_| true).await;
+        // As if an hour had gone by: the room is live then, and no other record is newer than this one.
+        let spool = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+        spool.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        let sql = "UPDATE records SET version = 1000000,
+                   record = json_set(record, '$.version', 1000000, '$.seen_at_ms', ?1) WHERE presenter_idx = 12";
+        assert_eq!(spool.execute(sql, [system_ms() + 3_600_000]).unwrap(), 1);
+        let start: jiff::Timestamp = open["started_at"].as_str().unwrap().parse().unwrap();
+        let until_now = || format!("to_ms={}", system_ms() + 1 - start.as_millisecond());
+        let ends = async |window: &str, wanted: &[u64]| {
+            eventually("the window to be over", async || {
+                let page = replay(&app, &open, window).await;
+                assert_eq!(seqs(&page), wanted);
+                page["next"].is_null().then_some(())
+            })
+            .await;
+        };
+        ends(&until_now(), &[1]).await;
+        let hold = app.state.health.writer.hold_spool();
+        let post = |presenter: i64| {
+            let (addr, token) = (app.addr, app.token(7));
+            actix_web::rt::spawn(async move {
+                let mut client = HttpClient::connect(addr).await;
+                post_v1(&mut client, presenter, &token, "two").await
+            })
+        };
+        let two = post(12);
+        eventually("it to be on its way", async || {
+            app.room(12).await.filter(|room| room.in_flight == 1)
+        })
+        .await;
+        let window = until_now();
+        // Nor when a sweep has come by since, as one has that shows another room.
+        app.go_live(14);
+        let other = post(14);
+        eventually("a sweep", async || {
+            (app.metric("chat_rooms").await == Some(2.0)).then_some(())
+        })
+        .await;
+        let page = replay(&app, &open, &window).await;
+        assert_eq!(seqs(&page), [1]);
+        let cursor = page["next"].as_str().expect("there is more to come");
+        let rest = format!("{window}&cursor={cursor}");
+        let page = replay(&app, &open, &rest).await;
+        assert_eq!((seqs(&page), page["next"].as_str()), (vec![], Some(cursor)));
+        drop(hold);
+        let two = two.await.unwrap();
+        assert_eq!(two.status, 201, "{two:?}");
+        other.await.unwrap();
+        ends(&rest, &[2]).await;
     }
 }
 

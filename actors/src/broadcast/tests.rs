@@ -141,9 +141,13 @@ fn messages_before_a_time_may_come_until_it_is_over_and_for_a_moment_after_that(
     let ahead = system_ms() + 3_600_000;
     let mut room = Room::new();
     room.hear(live(), ahead);
-    let going_on = |room: &Room, at_ms: i64| room.kept[0].goes_on_before(at_ms);
+    let before = |room: &Room, at_ms: i64, settled_ms: i64| room.kept[0].goes_on_before(at_ms, settled_ms);
+    let going_on = |room: &Room, at_ms: i64| before(room, at_ms, i64::MAX);
     assert!(going_on(&room, i64::MAX) && going_on(&room, ahead) && going_on(&room, ahead - LATE_MS + 1));
     assert!(!going_on(&room, ahead - LATE_MS) && !going_on(&room, i64::MIN));
+    // One is on its way for longer, as on a disk that hangs: it may have been sent at this time.
+    let sent = ahead - 2 * LATE_MS;
+    assert!(before(&room, ahead - LATE_MS, sent) && before(&room, sent + 1, sent) && !before(&room, sent, sent));
     // It may be live again.
     room.hear(away(), ahead);
     assert!(going_on(&room, i64::MAX));

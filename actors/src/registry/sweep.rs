@@ -94,6 +94,7 @@ impl SessionRegistry {
         if self.round.left.is_empty() {
             self.ask_keys();
             self.expire_keys();
+            self.tell_settled();
             self.ask_broadcasts();
             self.round = Round::new(self.rooms.keys().copied(), self.config.sweep, now);
         }
@@ -123,6 +124,16 @@ impl SessionRegistry {
         let oldest_ms = keys.oldest_ms().into_iter().chain(under_way).min();
         // What comes is not sent before what was.
         self.writer.keep_keys_since(oldest_ms.unwrap_or(self.clock.last_ms()));
+    }
+
+    /// Tells from which time on messages may be on their way. Keys that are not known are told behind all that was appended before, by a
+    /// registry that failed perhaps: until then that may be on its way, too.
+    fn tell_settled(&self) {
+        if self.keys.is_told() {
+            let under_way = self.in_flight.front().map(|slot| slot.event.sent_at_ms);
+            let settled_ms = under_way.unwrap_or_else(|| self.clock.now_ms());
+            self.writer.note_settled(settled_ms);
+        }
     }
 
     /// All that time does to one room, while its memory is at hand.

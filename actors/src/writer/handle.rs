@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     broadcast::Broadcast,
+    clock::system_ms,
     gate::{Gate, Permit},
     outcome::Refusal,
     seams::{Place, Pos, SpoolError},
@@ -56,6 +57,8 @@ pub struct WriterHandle {
     last_ms: Arc<AtomicI64>,
     /// See [`Self::keys_since_ms`].
     keys_since_ms: Arc<AtomicI64>,
+    /// See [`Self::settled_ms`].
+    settled_ms: Arc<AtomicI64>,
     /// The last row that was committed, and the last that the store has: where a drain that is made anew goes on.
     pub(crate) head: Arc<AtomicI64>,
     pub(crate) done: Arc<AtomicI64>,
@@ -72,6 +75,7 @@ impl WriterHandle {
             terms: Arc::new(AtomicU64::new(0)),
             last_ms: Arc::new(AtomicI64::new(info.last_ms)),
             keys_since_ms: Arc::new(AtomicI64::new(i64::MIN)),
+            settled_ms: Arc::new(AtomicI64::new(system_ms().max(info.last_ms))),
             head: Arc::new(AtomicI64::new(info.last)),
             done: Arc::new(AtomicI64::new(info.first - 1)),
             info,
@@ -106,6 +110,17 @@ impl WriterHandle {
 
     pub(crate) fn keep_keys_since(&self, ms: i64) {
         self.keys_since_ms.store(ms, Ordering::Release);
+    }
+
+    /// What was sent before this time, in milliseconds since 1970, is not on its way any more: it is in the spool, or was refused. As of
+    /// the registry's last sweep, so an older time than there might be. (With `log.durability = "memory"` what was answered may be on its
+    /// way for longer.)
+    pub fn settled_ms(&self) -> i64 {
+        self.settled_ms.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn note_settled(&self, ms: i64) {
+        self.settled_ms.store(ms, Ordering::Release);
     }
 
     /// Whether the spool takes events now.

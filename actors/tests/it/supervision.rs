@@ -7,6 +7,7 @@ use std::{
 
 use actix::{Actor, Arbiter, Context};
 use chatting_actors::{
+    clock::system_ms,
     metrics::Metrics,
     outcome::{Outcome, Refusal},
     registry::{RegistryConfig, RoomView},
@@ -202,6 +203,26 @@ async fn events_of_a_registry_that_panicked_count_in_the_writers_queue_until_the
     until("the disk to have answered", none).await;
     let _reader = stage.reader(1);
     assert_eq!(stage.accepted_again(1, "next").await.seq, Seq(7));
+}
+
+#[actix::test]
+async fn what_a_registry_that_panicked_appended_is_on_its_way_until_the_disk_has_answered() {
+    hush_planned_panics();
+    let stage = Stage::set();
+    let _reader = stage.reader(1);
+    stage.accepted(1, "first").await;
+    let hold = stage.writer.hold_spool();
+    let lost = stage.submit(1, "second");
+    stage.has_in_flight(1, 1).await;
+    let by_now = system_ms();
+    stage.registry_fails().await;
+    assert!(lost.await.is_err(), "its outcome is unknown");
+    // The next registry has none on its way. A sweep of it shows its rooms.
+    let _readers = [1, 2].map(|presenter| stage.reader(presenter));
+    until("a sweep", || stage.metrics.rooms.get() == 2).await;
+    assert!(stage.writer.settled_ms() <= by_now);
+    drop(hold);
+    until("it to be settled", || stage.writer.settled_ms() > by_now).await;
 }
 
 /// Seqs of those that were accepted, of messages that all must be.
