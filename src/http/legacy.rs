@@ -19,7 +19,7 @@ use super::{
     socket,
     state::State,
     surface,
-    v1::{idempotency_key, is_coded, outcome, read_body, refused},
+    v1::{idempotency_key, outcome, read_body, refused},
 };
 use crate::{
     auth::{ForwardedError, Needed},
@@ -191,7 +191,8 @@ async fn deliver(request: &HttpRequest, payload: web::Payload, state: &State) ->
 /// Parses at the edge: who is asking, which room, what is to be said.
 async fn read_submit(request: &HttpRequest, payload: web::Payload, state: &State) -> Result<Submit, Failed> {
     let caller = sender(request, state, Needed::All).await?;
-    if !request.content_type().eq_ignore_ascii_case("application/json") || is_coded(request) {
+    // A `Content-Encoding` means nothing here, as to the old server: a body that really is compressed is no JSON.
+    if !request.content_type().eq_ignore_ascii_case("application/json") {
         return Err(Failed::Framework(FrameworkError::UnsupportedMediaType));
     }
     let body = read_body(request, payload, &state.limits).await?;

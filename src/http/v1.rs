@@ -335,7 +335,7 @@ pub(super) fn wants_json(request: &HttpRequest) -> Result<(), ApiError> {
 }
 
 /// Whether a body is compressed, or coded in any other way: none is read here.
-pub(super) fn is_coded(request: &HttpRequest) -> bool {
+fn is_coded(request: &HttpRequest) -> bool {
     let mut codings = request.headers().get_all(header::CONTENT_ENCODING);
     codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
