@@ -79,15 +79,32 @@ impl From<Unknown> for ApiError {
 
 static TOKEN: HeaderName = HeaderName::from_static("token");
 
+/// What a header says of a token, where it says anything.
+type Told<'a> = Option<Result<&'a str, TokenError>>;
+
 /// The token of a request: `Authorization: Bearer`, or the header `token`; `None` where there is none. One that is no text is no
 /// JWT, and where either is there twice it is refused, whichever of them counts.
-pub fn token(request: &HttpRequest) -> Option<Result<&str, TokenError>> {
+pub fn token(request: &HttpRequest) -> Told<'_> {
+    either(request, |bearer, other| bearer.or(other))
+}
+
+/// The same on a legacy route, where `token` counts before `Authorization`: the old server knew no other, so what a mesh
+/// or a cloud's gateway puts beside it is not for us.
+pub fn legacy_token(request: &HttpRequest) -> Told<'_> {
+    either(request, |bearer, other| other.or(bearer))
+}
+
+/// What `choose` makes of `Authorization: Bearer` and `token`, unless one of them is there twice.
+fn either<'a>(request: &'a HttpRequest, choose: impl FnOnce(Told<'a>, Told<'a>) -> Told<'a>) -> Told<'a> {
     let headers = request.headers();
     let other = only(headers, &TOKEN, "token");
-    if let Some(Err(TokenError::Twice(_))) = other {
-        return other;
+    let authorization = only(headers, &header::AUTHORIZATION, "Authorization");
+    for told in [other, authorization] {
+        if let Some(Err(TokenError::Twice(_))) = told {
+            return told;
+        }
     }
-    let bearer = match only(headers, &header::AUTHORIZATION, "Authorization") {
+    let bearer = match authorization {
         Some(Ok(value)) => {
             // One that says Bearer and nothing more is a token that is empty, not none.
             let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
@@ -95,7 +112,7 @@ pub fn token(request: &HttpRequest) -> Option<Result<&str, TokenError>> {
         }
         other => other,
     };
-    bearer.or(other)
+    choose(bearer, other)
 }
 
 /// The text of a header, if it is there; `shown` is its name as people write it.
@@ -130,7 +147,11 @@ pub async fn by_legacy_token(request: &HttpRequest, state: &State) -> Option<Res
 
 /// Who a request's token says is asking.
 pub async fn by_token(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
-    let token = token(request).unwrap_or(Err(TokenError::Missing));
+    admit_needed(token(request), state).await
+}
+
+async fn admit_needed(token: Told<'_>, state: &State) -> Result<Claims, Unknown> {
+    let token = token.unwrap_or(Err(TokenError::Missing));
     admit(token, state).await.map_err(Unknown::Token)
 }
 
@@ -142,7 +163,11 @@ pub async fn who(request: &HttpRequest, state: &State) -> Result<Claims, Unknown
 /// Who is asking, as `auth.mode` has it.
 async fn by_mode(request: &HttpRequest, state: &State, needed: Needed) -> Result<Claims, Unknown> {
     let Some(gateway) = &state.gateway else {
-        return by_token(request, state).await;
+        let token = match needed {
+            Needed::Number | Needed::Name => token(request),
+            Needed::All => legacy_token(request),
+        };
+        return admit_needed(token, state).await;
     };
     let peer = request.peer_addr().map(|peer| peer.ip());
     if let Err(why) = gateway.check_peer(peer, request.headers()) {

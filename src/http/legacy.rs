@@ -12,7 +12,7 @@ use chatting_actors::{
 };
 
 use super::{
-    identify::{Sender, Unknown, by_legacy_token, sender, token},
+    identify::{Sender, Unknown, by_legacy_token, legacy_token, sender},
     openapi::LegacyProblem,
     ops::get_or_head,
     presenter::{Tokens, damp, place},
@@ -267,7 +267,7 @@ pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state:
         return refuse(&ApiError::new(Code::Overloaded));
     }
     // The old clients log in with a frame; one that says beforehand who it is can be damped beforehand.
-    let presenter = token(&request)
+    let presenter = legacy_token(&request)
         .and_then(|token| state.tokens.verify(token.ok()?).ok())
         .and_then(|claims| PresenterIdx::new(claims.user_idx.get()));
     if let Some(presenter) = presenter
