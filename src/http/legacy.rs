@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use actix_web::{HttpMessage, HttpRequest, HttpResponse, http::Method, web};
+use actix_web::{
+    HttpMessage, HttpRequest, HttpResponse,
+    http::{Method, StatusCode, header},
+    web,
+};
 use actix_web_actors::ws::HandshakeError;
 use chatting_actors::{
     idempotency::Keyed,
@@ -37,32 +41,38 @@ pub fn routes(config: &mut web::ServiceConfig) {
             web::resource("/")
                 // Where the old server maps GET it answers HEAD, which probes ask here.
                 .route(get_or_head().to(home))
-                .default_service(web::to(method_not_allowed)),
+                .default_service(web::to(other_method)),
         )
         .service(
-            web::resource("/token")
+            web::resource(["/token", "/token/"])
                 .route(get_or_head().to(who))
-                .default_service(web::to(method_not_allowed)),
+                .default_service(web::to(other_method)),
         )
         .service(
             web::resource("/chatting")
                 .route(web::get().to(chatting))
-                .default_service(web::to(method_not_allowed)),
+                .default_service(web::to(other_method)),
         )
         .service(
             web::resource(["/send/message", "/send/message/"])
                 .route(web::post().to(send))
-                .default_service(web::to(method_not_allowed)),
+                .default_service(web::to(other_method)),
         );
 }
 
-async fn method_not_allowed(request: HttpRequest) -> HttpResponse {
-    let allow = if request.match_info().as_str().starts_with("/send") {
-        Method::POST
+/// What the old server's framework says to a method that a path has no handler for. It answers OPTIONS itself, which
+/// balancers probe with, but on the WebSocket's path.
+async fn other_method(request: HttpRequest) -> HttpResponse {
+    let path = request.match_info().as_str();
+    let (method, all) = if path.starts_with("/send") {
+        (Method::POST, "POST,OPTIONS")
     } else {
-        Method::GET
+        (Method::GET, "GET,HEAD,OPTIONS")
     };
-    FrameworkError::MethodNotAllowed(allow).response(request.path())
+    if request.method() == Method::OPTIONS && path != "/chatting" {
+        return HttpResponse::Ok().insert_header((header::ALLOW, all)).finish();
+    }
+    FrameworkError::MethodNotAllowed(method).response(request.path())
 }
 
 /// Says that the server runs.
@@ -240,7 +250,7 @@ fn legacy_refusal(refusal: Refusal, role: Role) -> LegacyError {
     responses(
         (status = 101, description = "A WebSocket"),
         (status = 400, description = "No WebSocket", body = str, content_type = "text/plain"),
-        (status = 426, description = "Another version than 13; no body"),
+        (status = 426, description = "Another version than 13, or none; no body"),
         (status = 429, description = "Too often; Retry-After tells when", body = LegacyProblem),
         (status = 503, description = "Not now; Retry-After tells when", body = LegacyProblem)
     )
@@ -249,14 +259,18 @@ pub(super) async fn chatting(request: HttpRequest, payload: web::Payload, state:
     // First, so that a request which cannot be upgraded never costs a session its place.
     let response = match socket::handshake(&request) {
         Ok(response) => response,
-        Err(HandshakeError::UnsupportedVersion) => {
-            let mut response = HttpResponse::build(actix_web::http::StatusCode::UPGRADE_REQUIRED);
+        Err(HandshakeError::UnsupportedVersion | HandshakeError::NoVersionHeader) => {
+            let mut response = HttpResponse::build(StatusCode::UPGRADE_REQUIRED);
             return response.insert_header(("Sec-WebSocket-Version", "13")).finish();
         }
-        Err(_) => {
+        Err(error) => {
+            let text = match error {
+                HandshakeError::NoConnectionUpgrade => "\"Connection\" must be \"upgrade\".",
+                _ => "Can \"Upgrade\" only to \"WebSocket\".",
+            };
             return HttpResponse::BadRequest()
                 .content_type("text/plain;charset=UTF-8")
-                .body("Can \"Upgrade\" only to \"WebSocket\".");
+                .body(text);
         }
     };
     let refuse = |error: &ApiError| {

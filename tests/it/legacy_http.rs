@@ -893,8 +893,9 @@ async fn other_paths_methods_and_types_get_the_frameworks_errors() {
         (SEND, ["GET", "PUT", "DELETE"], "POST"),
         ("/send/message/", ["GET", "PATCH", "DELETE"], "POST"),
         ("/token", ["POST", "PUT", "DELETE"], "GET"),
+        ("/token/", ["POST", "PUT", "DELETE"], "GET"),
         ("/", ["POST", "PUT", "DELETE"], "GET"),
-        ("/chatting", ["POST", "PUT", "DELETE"], "GET"),
+        ("/chatting", ["POST", "PUT", "OPTIONS"], "GET"),
     ] {
         for method in methods {
             let answer = ask(method, path, &[("token", &token)], "").await;
@@ -902,6 +903,25 @@ async fn other_paths_methods_and_types_get_the_frameworks_errors() {
             assert_eq!(answer.header("allow"), Some(allow));
         }
     }
+    // Its framework answers OPTIONS by itself, where it is no preflight.
+    for (path, allow) in [
+        (SEND, "POST,OPTIONS"),
+        ("/send/message/", "POST,OPTIONS"),
+        ("/token", "GET,HEAD,OPTIONS"),
+        ("/token/", "GET,HEAD,OPTIONS"),
+        ("/", "GET,HEAD,OPTIONS"),
+    ] {
+        let origin = ("Origin", "https://a.example");
+        for headers in [&[][..], &[origin], &[("Access-Control-Request-Method", "GET")]] {
+            let answer = ask("OPTIONS", path, headers, "").await;
+            let told = (answer.status, answer.header("allow"), answer.text());
+            assert_eq!(told, (200, Some(allow), ""), "{path} {headers:?}: {answer:?}");
+        }
+    }
+    // What HAProxy probes with.
+    let mut client = app.client().await;
+    client.send_bytes(b"OPTIONS / HTTP/1.0\r\n\r\n").await;
+    assert_eq!(client.read_response(false).await.status, 200);
 
     for content_type in [
         Some("text/plain"),
@@ -989,8 +1009,8 @@ async fn the_token_route_gives_the_user_idx_as_a_bare_number() {
         let mut client = app.client().await;
         for user in [0, 12, i64::MAX] {
             let token = app.token(user);
-            for name in ["token", "Token"] {
-                let answer = client.request("GET", "/token", &[(name, &token)], "").await;
+            for (path, name) in [("/token", "token"), ("/token", "Token"), ("/token/", "token")] {
+                let answer = client.request("GET", path, &[(name, &token)], "").await;
                 assert_eq!((answer.status, answer.text()), (200, user.to_string().as_str()));
             }
         }

@@ -619,31 +619,37 @@ async fn any_origin_may_connect_and_no_extension_or_subprotocol_is_agreed_on() {
 }
 
 const NO_UPGRADE: &str = r#"Can "Upgrade" only to "WebSocket"."#;
+const NO_CONNECTION: &str = r#""Connection" must be "upgrade"."#;
 
 #[actix_web::test]
 async fn without_an_upgrade_the_answer_is_400_and_takes_no_place() {
     let app = spawn_app(|settings| settings.session.max = 1).await;
-    for headers in [
-        &[][..],
-        &[("Connection", "keep-alive")],
-        &[("Connection", "Upgrade"), ("Upgrade", "h2c")],
-        &[("Connection", "Upgrade")],
+    for (headers, text) in [
+        (&[][..], NO_UPGRADE),
+        (&[("Connection", "keep-alive")], NO_UPGRADE),
+        (&[("Connection", "Upgrade"), ("Upgrade", "h2c")], NO_UPGRADE),
+        (&[("Connection", "Upgrade")], NO_UPGRADE),
+        (&[("Upgrade", "websocket")], NO_CONNECTION),
+        (&[("Connection", "keep-alive"), ("Upgrade", "websocket")], NO_CONNECTION),
     ] {
         let answer = app.client().await.request("GET", "/chatting", headers, "").await;
-        assert_eq!((answer.status, answer.text()), (400, NO_UPGRADE), "{headers:?}");
+        assert_eq!((answer.status, answer.text()), (400, text), "{headers:?}");
     }
-    // RFC 6455, 4.4: a version that is not spoken is told which is.
+    // RFC 6455, 4.4: a version that is not spoken is told which is, and so is who names none.
     let upgrade = [
         ("Connection", "Upgrade"),
         ("Upgrade", "websocket"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ("Sec-WebSocket-Version", "12"),
     ];
-    let answer = app.client().await.request("GET", "/chatting", &upgrade, "").await;
-    assert_eq!(
-        (answer.status, answer.header("sec-websocket-version")),
-        (426, Some("13"))
-    );
+    for headers in [&upgrade[..], &upgrade[..3]] {
+        let answer = app.client().await.request("GET", "/chatting", headers, "").await;
+        assert_eq!(
+            (answer.status, answer.header("sec-websocket-version"), answer.text()),
+            (426, Some("13"), ""),
+            "{headers:?}"
+        );
+    }
     let mut socket = app.connect().await;
     assert_nothing_came(&mut socket).await;
     // Nor does a full server make a place for a request that cannot use it.
