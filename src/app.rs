@@ -281,6 +281,7 @@ impl App {
             exporting: OneEach::default(),
             corrections,
             answers,
+            keep_alive: startup::keep_alive(settings),
             http_failures: metrics.restarts("http"),
             metrics,
             metric_names,

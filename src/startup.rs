@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use actix_web::http::header::HeaderValue;
 use chatting_actors::{
     bucket::Rate, checker::CheckerConfig, idempotency::KeyConfig, registry::RegistryConfig, seams::StoreError,
     session::SessionConfig, supervise::Pauses, wire::legacy::Clock, writer::WriterConfig,
@@ -194,6 +195,14 @@ pub(crate) fn trusted_proxies(settings: &Settings) -> Result<Vec<Net>, StartErro
     let nets = settings.auth.trusted_proxies.iter().map(|net| net.parse());
     nets.collect::<Result<_, _>>()
         .map_err(|error: String| StartError::Config(format!("auth.trusted_proxies: {error}")))
+}
+
+/// How long a client is told that an idle connection is kept: some seconds less than it is, so that a request which is
+/// under way meanwhile still finds it.
+pub(crate) fn keep_alive(settings: &Settings) -> Option<HeaderValue> {
+    let seconds = settings.server.keep_alive_seconds;
+    let told = HeaderValue::from_str(&format!("timeout={}", seconds.saturating_sub(5).max(1))).ok();
+    told.filter(|_| seconds > 0)
 }
 
 pub(crate) fn durability(settings: &Settings) -> Durability {

@@ -9,9 +9,12 @@ use std::sync::Arc;
 use actix_web::{
     Error, FromRequest, HttpRequest, HttpResponse,
     body::{BodySize, EitherBody, MessageBody},
-    dev::{ServiceRequest, ServiceResponse},
+    dev::{RequestHead, ServiceRequest, ServiceResponse},
     error::ErrorInternalServerError,
-    http::{ConnectionType, Method, StatusCode, Version},
+    http::{
+        ConnectionType, Method, StatusCode, Version,
+        header::{CONNECTION, HeaderName, HeaderValue},
+    },
     middleware::Next,
     web,
 };
@@ -63,7 +66,7 @@ pub async fn around<B: MessageBody + 'static>(
     if let Some(asked) = asked {
         asked.tell(response.headers_mut());
     }
-    end_of_connection(&mut response, state.health.is_draining());
+    end_of_connection(&mut response, state.health.is_draining(), state.keep_alive.as_ref());
     let session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     Ok(response.map_body(|_, body| under_way.until_end_of(body, session, held)))
 }
@@ -75,28 +78,50 @@ pub async fn around_ops<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<B>, Error> {
     let state = request.app_data::<web::Data<State>>().cloned();
     let mut response = next.call(request).await?;
-    end_of_connection(&mut response, state.is_some_and(|state| state.health.is_draining()));
+    end_of_connection(
+        &mut response,
+        state.is_some_and(|state| state.health.is_draining()),
+        None,
+    );
     Ok(response)
 }
 
 /// Says that an answer is its connection's last, where it is. The dispatcher takes every `Connection: upgrade` for one that is taken up:
 /// it would repeat it in the answer and end the connection behind it, which the client would keep for its next request. And HTTP/1.0
 /// has no chunks (RFC 9112, section 6.1), so that only the connection's end tells where a stream's is. While the server stops each answer
-/// is the last: pools of connections look elsewhere before one is cut that they have just used.
-fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>, stopping: bool) {
+/// is the last: pools of connections look elsewhere before one is cut that they have just used. For the same reason who
+/// asks for it in so many words is told for how long one that is not the last is `kept`.
+fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>, stopping: bool, kept: Option<&HeaderValue>) {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return;
     }
     let asked = response.request().head();
     let not_taken_up = asked.connection_type() == ConnectionType::Upgrade;
     let endless = asked.version < Version::HTTP_11 && response.response().body().size() == BodySize::Stream;
+    let kept = kept.filter(|_| asks_to_keep(asked));
     let head = response.response_mut().head_mut();
     if endless {
         head.no_chunking(true);
     }
     if endless || not_taken_up || stopping {
         head.set_connection_type(ConnectionType::Close);
+    } else if let Some(kept) = kept
+        && head.keep_alive()
+    {
+        head.headers_mut().insert(KEEP_ALIVE.clone(), kept.clone());
     }
+}
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// Whether a request has `Connection: keep-alive`, as clients with a pool send it that came with HTTP/1.0.
+fn asks_to_keep(asked: &RequestHead) -> bool {
+    let Some(connection) = asked.headers().get(CONNECTION) else {
+        return false;
+    };
+    let mut options = connection.as_bytes().split(|byte| *byte == b',');
+    asked.connection_type() == ConnectionType::KeepAlive
+        && options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"keep-alive"))
 }
 
 /// In place of an answer that there is no memory for.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use actix_web::http::header::HeaderValue;
 use bytes::Bytes;
 use chatting_actors::{
     checker::CheckerHandle,
@@ -109,6 +110,8 @@ pub struct State {
     pub corrections: Arc<Gate>,
     /// `server.answers_max_bytes`
     pub answers: Arc<Gate>,
+    /// What a client that asks is told of `server.keep_alive_seconds`; `None` where no connection is kept.
+    pub keep_alive: Option<HeaderValue>,
     /// What the actors count.
     pub metrics: Metrics,
     /// Handlers that panicked.

@@ -193,6 +193,35 @@ async fn a_delivered_message_is_answered_200_with_a_length_of_zero_and_nothing_e
 }
 
 #[actix_web::test]
+async fn who_asks_for_it_is_told_how_long_an_idle_connection_is_kept() {
+    for (seconds, told) in [(75, Some("timeout=70")), (3, Some("timeout=1")), (0, None)] {
+        let app = Door::Token
+            .app_with(|settings| settings.server.keep_alive_seconds = seconds)
+            .await;
+        app.go_live(12);
+        let _presenter = app.presenter(12).await;
+        let token = app.token(7);
+        for (connection, told) in [
+            ("Keep-Alive", told),
+            ("keep-alive", told),
+            ("TE, keep-alive", told),
+            ("TE", None),
+            ("close", None),
+            ("keep-alive, close", None),
+        ] {
+            let headers = [("token", token.as_str()), ("Connection", connection)];
+            // What is refused leaves its connection, too.
+            for (status, room) in [(200, 12), (400, 13)] {
+                let mut client = app.client().await;
+                let answer = client.post_json(SEND, &headers, chat(room, "hi")).await;
+                assert_eq!(answer.status, status, "{answer:?}");
+                assert_eq!(answer.header("keep-alive"), told, "{connection}: {answer:?}");
+            }
+        }
+    }
+}
+
+#[actix_web::test]
 async fn a_presenters_own_message_needs_no_presenter_idx_and_comes_back_on_the_socket() {
     for door in [Door::Token, Door::Gateway] {
         let app = door.app().await;
