@@ -141,6 +141,12 @@ impl App {
             AuthMode::Token => None,
             AuthMode::Gateway => Some(Gateway::new(startup::gateway_settings(settings)?)),
         };
+        if gateway.as_ref().is_some_and(|gateway| !gateway.has_secret()) {
+            log::warn!(
+                "gateway: auth.gateway_secret is not set, so the x-forward headers of every request from \
+                 auth.trusted_proxies are believed, also those that the gateway only passes on"
+            );
+        }
         let clock = Arc::new(Clock::new(&settings.legacy.zone).map_err(StartError::Config)?);
         let trusted = startup::trusted_proxies(settings)?;
         let kept_in = startup::spool_settings(settings);

@@ -221,6 +221,29 @@ async fn a_start_whose_clock_is_behind_the_newest_message_says_so_and_how_far() 
 }
 
 #[actix_web::test]
+async fn a_start_behind_a_gateway_without_a_secret_says_whom_it_believes() {
+    let dir = ScratchDir::new("gateway-secret");
+    let trusted = ["--set", "auth.trusted_proxies=127.0.0.1"];
+    for (mode, secret, warns) in [
+        ("gateway", "", true),
+        ("gateway", "only the gateway knows", false),
+        ("token", "", false),
+    ] {
+        let mode = format!("auth.mode={mode}");
+        let more = [&trusted[..], &["--set", &mode]].concat();
+        let server = Process::start(&dir, serve(&dir, &more).env("CHAT__AUTH__GATEWAY_SECRET", secret));
+        server.address(&dir.path().join("port")).await;
+        server.signal("TERM");
+        assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+        let said = messages(&server.output(), false);
+        let warned = said
+            .iter()
+            .any(|line| line.starts_with("gateway: auth.gateway_secret is not set"));
+        assert_eq!(warned, warns, "{mode}: {said:#?}");
+    }
+}
+
+#[actix_web::test]
 async fn a_start_with_mongodb_tells_what_it_holds_or_that_it_is_not_there() {
     let dir = ScratchDir::new("mongo-start");
     let mut settings = settings(&dir);
