@@ -11,7 +11,9 @@
 //! to such rooms must not have it left alone for all the others. That is remembered as long as a verdict of not live. Where it refuses
 //! everything that somebody asks, `/readyz` says so (`checker/refusals.rs`).
 //!
-//! When full: `actors.checker.mailbox` questions waiting or under way; the registry refuses with `overloaded` then.
+//! When full: a question that finds `room.max_lookups` under way waits for a place. One that found none in the time that an answer
+//! may take is answered as without one, and the room server is not asked. Which of those that wait is next is left to chance. Behind
+//! `actors.checker.mailbox` questions waiting or under way the registry refuses with `overloaded`.
 
 mod cache;
 mod refusals;
@@ -174,7 +176,8 @@ pub struct RoomChecker {
     metrics: Metrics,
     cache: Cache,
     under_way: HashSet<PresenterIdx>,
-    queue: VecDeque<Check>,
+    /// What waits for a place, and since when; the first has waited for longest.
+    queue: VecDeque<(Instant, Check)>,
     /// `room.max_lookups`, and what had to wait for a place.
     lookups: (Queue, Counter),
     breaker: Breaker,
@@ -263,28 +266,29 @@ impl RoomChecker {
             // The answer under way goes to the registry, which has one room for this presenter.
             return;
         }
+        let now = Instant::now();
+        if self.is_left_alone(now) {
+            self.count("breaker_open");
+            return self.no_answer(check.presenter);
+        }
         if self.under_way.len() >= self.config.max_lookups {
             self.lookups.1.inc();
-            self.queue.push_back(check);
+            self.queue.push_back((now, check));
             return;
         }
-        if !self.may_ask(Instant::now()) {
-            self.count("breaker_open");
-            let last = self.last_known(check.presenter);
-            return self.registry.word(check.presenter, last.unwrap_or(Word::Nothing));
+        if let Breaker::Open { .. } = self.breaker {
+            // Its time is over: this one tries the room server.
+            self.breaker = Breaker::HalfOpen;
         }
         self.look_up(check, ctx);
     }
 
-    /// Whether the breaker lets a lookup through; one that tries the room server counts as let through.
-    fn may_ask(&mut self, now: Instant) -> bool {
+    /// Whether the breaker lets no lookup through.
+    fn is_left_alone(&self, now: Instant) -> bool {
         match self.breaker {
-            Breaker::Closed { .. } => true,
-            Breaker::Open { until } if now >= until => {
-                self.breaker = Breaker::HalfOpen;
-                true
-            }
-            Breaker::Open { .. } | Breaker::HalfOpen => false,
+            Breaker::Closed { .. } => false,
+            Breaker::Open { until } => now < until,
+            Breaker::HalfOpen => true,
         }
     }
 
@@ -377,10 +381,15 @@ impl RoomChecker {
                 if let Some(more) = self.failures.due(at) {
                     log::warn!("room server: no answer for presenter {presenter}: {error}{more}");
                 }
-                let last = self.last_known(presenter);
-                self.registry.word(presenter, last.unwrap_or(Word::Nothing));
+                self.no_answer(presenter);
             }
         }
+    }
+
+    /// The room server did not answer, or was not asked.
+    fn no_answer(&mut self, presenter: PresenterIdx) {
+        let last = self.last_known(presenter);
+        self.registry.word(presenter, last.unwrap_or(Word::Nothing));
     }
 
     /// The room server is there and, `at` that time, did not say.
@@ -400,12 +409,24 @@ impl RoomChecker {
         Some(Word::Verdict { liveness, at, until })
     }
 
-    /// Begins the lookups that waited for a place.
+    /// Gives up the questions that have waited for too long for a place, and begins lookups of others. A lookup ends within
+    /// `room.timeout_ms`, so whoever finds all places taken is answered within twice that, however many wait.
     fn next(&mut self, ctx: &mut Context<Self>) {
-        while self.under_way.len() < self.config.max_lookups
-            && let Some(check) = self.queue.pop_front()
-        {
-            self.check(check, ctx);
+        let (now, patience) = (Instant::now(), self.config.timeout);
+        let late = |(since, _): &mut (Instant, Check)| now.saturating_duration_since(*since) >= patience;
+        while let Some((_, Check { presenter, .. })) = self.queue.pop_front_if(late) {
+            self.count("no_place");
+            if let Some(more) = self.failures.due(now) {
+                log::warn!("room server: too slow to be asked about presenter {presenter} in time{more}");
+            }
+            self.no_answer(presenter);
+        }
+        while self.under_way.len() < self.config.max_lookups && !self.queue.is_empty() {
+            // Rooms are swept in the same order again and again: where there is no place for all, the same ones would always be too late.
+            let any = rand::random_range(0..self.queue.len());
+            if let Some((_, check)) = self.queue.remove(any) {
+                self.check(check, ctx);
+            }
         }
     }
 

@@ -311,6 +311,7 @@ impl Numbers {
                     "stale",
                     "error",
                     "timeout",
+                    "no_place",
                     "breaker_open",
                 ],
             ),

@@ -57,8 +57,8 @@ section! {
         /// Verdicts "not live" kept apart from those, and as many refusals: unknown rooms push no live one out.
         /// 따로 보관하는 "방송 중 아님" 판정의 수(답변 거부도 같은 수만큼). 없는 방이 방송 중인 방을 밀어내지 않는다.
         not_live_cache_max: usize = 50_000, 1..=10_000_000;
-        /// Questions under way at the room server at once; the rest wait.
-        /// 룸 서버에 동시에 보내는 질의 수. 나머지는 기다린다.
+        /// Questions under way at the room server at once; the rest wait, and are given up after room.timeout_ms.
+        /// 룸 서버에 동시에 보내는 질의 수. 나머지는 기다리다가 room.timeout_ms가 지나면 포기한다.
         max_lookups: usize = 64, 1..=10_000;
         /// Requests to make a presenter reconnect at once; what is over is left out, and its room asks again later.
         /// 동시에 보내는 재연결 요청의 최대 수. 넘치는 요청은 건너뛰고 나중에 다시 보낸다.

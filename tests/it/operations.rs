@@ -145,6 +145,7 @@ async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
         ("chat_room_checks_total", "error"),
         ("chat_room_checks_total", "timeout"),
         ("chat_room_checks_total", "refused"),
+        ("chat_room_checks_total", "no_place"),
         ("chat_room_checks_total", "breaker_open"),
         ("chat_reconnect_requests_total", "error"),
         ("chat_resumes_total", "gap"),

@@ -1,16 +1,20 @@
 //! When the room server is asked whether a room is live, though nobody sends (rules 8 and 13).
 
 use std::{
+    ops::RangeInclusive,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use chatting_actors::{
-    outcome::{Delivery, Refusal},
+    checker::CheckerConfig,
+    outcome::{Delivery, Outcome, Refusal},
     registry::RegistryConfig,
     seldom::Seldom,
     types::{Event, Seq},
 };
+use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use crate::{
     resume::{is_live, quick_rooms},
@@ -142,6 +146,170 @@ async fn what_the_room_server_answers_at_once_waits_for_no_place_however_much_is
     assert_eq!(stage.metrics.queues.waiting("lookups", 64).1.get(), 0);
     assert_eq!(stage.accepted(300, "last").await.delivery, Delivery::Delivered);
     drop(first);
+}
+
+const ROOMS: RangeInclusive<i64> = 1..=20;
+
+/// A room server that is asked one question at a time, and has so long for it.
+fn asked_one_by_one(timeout: Duration) -> ScriptedRooms {
+    let rooms = ScriptedRooms::default();
+    let mut script = rooms.script();
+    script.config = CheckerConfig {
+        timeout,
+        max_lookups: 1,
+        ..script.config.clone()
+    };
+    drop(script);
+    rooms
+}
+
+/// Actors over it. Nobody asks but for a message.
+fn unswept(rooms: &ScriptedRooms, refresh_percent: u32) -> Stage {
+    let config = RegistryConfig {
+        refresh_percent,
+        sweep: Duration::from_secs(3600),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    Stage::among(rooms.clone(), spool, store, config, writer_config())
+}
+
+/// The checker has answered all that it was asked, also what it has asked again because it has begun.
+async fn all_answered(stage: &Stage) {
+    until("all answers", || stage.checker.gate().depth() == 0).await;
+}
+
+/// A session in each of the rooms, whose verdicts are known.
+async fn known_rooms(stage: &Stage) -> Vec<Arc<Reader>> {
+    let readers = ROOMS.map(|presenter| stage.reader(presenter)).collect();
+    for presenter in ROOMS {
+        stage.accepted(presenter, "first").await;
+    }
+    all_answered(stage).await;
+    readers
+}
+
+/// A message to each of the rooms, and what becomes of it. The checker has the questions about all of them before it hears of any.
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted room server, and nothing here waits for it"
+)]
+async fn to_all_at_once(stage: &Stage) -> Vec<Outcome> {
+    let script = stage.rooms.script();
+    let sent: Vec<_> = ROOMS.map(|presenter| stage.submit(presenter, "x")).collect();
+    until("all to be asked about", || stage.checker.gate().depth() == sent.len()).await;
+    drop(script);
+    let outcomes = join_all(sent).await;
+    outcomes.into_iter().map(|outcome| outcome.unwrap()).collect()
+}
+
+/// How many questions found no place in time.
+fn found_no_place(stage: &Stage) -> usize {
+    usize::try_from(stage.metrics.room_checks.of("no_place").get()).unwrap()
+}
+
+#[actix::test]
+async fn no_question_waits_until_the_room_server_has_failed_to_answer_all_that_were_before_it() {
+    let rooms = asked_one_by_one(Duration::from_millis(200));
+    rooms.script().hangs.extend(ROOMS.step_by(2));
+    let stage = unswept(&rooms, 80);
+    assert_eq!(stage.refused(99, "first").await, Refusal::PresenterDisconnected);
+    all_answered(&stage).await;
+    rooms.script().asked_of.clear();
+    for outcome in to_all_at_once(&stage).await {
+        let refused = [Refusal::PresenterDisconnected, Refusal::RoomServerUnavailable];
+        assert!(
+            matches!(outcome, Outcome::Refused(refusal) if refused.contains(&refusal)),
+            "{outcome:?}"
+        );
+    }
+    // Each that hangs has its time, and all were asked before the second one's was over, however slow this machine.
+    let asked: Vec<i64> = rooms.script().asked_of.keys().copied().collect();
+    let hung = asked.iter().filter(|presenter| **presenter % 2 == 1).count();
+    assert!(hung <= 3, "{asked:?}");
+    assert_eq!(asked.len() + found_no_place(&stage), ROOMS.count());
+}
+
+#[actix::test]
+async fn rule_09_the_last_known_verdict_is_gone_on_with_where_a_question_finds_no_place_in_time() {
+    let rooms = asked_one_by_one(Duration::from_millis(200));
+    let ttl = Duration::from_millis(50);
+    {
+        let mut script = rooms.script();
+        script.ttl = ttl;
+        script.config.stale = Some(Duration::from_secs(3600));
+    }
+    let stage = unswept(&rooms, 100);
+    let _readers = known_rooms(&stage).await;
+    let known = Instant::now();
+    until("the verdicts to be over", || known.elapsed() > ttl).await;
+    rooms.script().hangs.extend(ROOMS.step_by(2));
+    for outcome in to_all_at_once(&stage).await {
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+    }
+    assert!(found_no_place(&stage) > 0);
+}
+
+#[actix::test]
+async fn rule_08_a_verdict_that_holds_is_kept_where_its_refresh_finds_no_place() {
+    let rooms = asked_one_by_one(Duration::from_millis(200));
+    // It holds for a minute, and is due at once.
+    let stage = unswept(&rooms, 0);
+    let _readers = known_rooms(&stage).await;
+    rooms.script().hangs.extend(ROOMS);
+    for outcome in to_all_at_once(&stage).await {
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+    }
+    all_answered(&stage).await;
+    assert!(found_no_place(&stage) > 0);
+    for presenter in ROOMS {
+        stage.accepted(presenter, "second").await;
+    }
+}
+
+#[actix::test]
+async fn no_room_is_left_out_for_good_where_the_room_server_cannot_be_asked_about_all() {
+    // Some of them in its time.
+    let rooms = asked_one_by_one(Duration::from_millis(100));
+    {
+        let mut script = rooms.script();
+        script.takes = Duration::from_millis(20);
+        // At each sweep all are to be asked about, in the same order.
+        script.ttl = Duration::from_millis(50);
+    }
+    let config = RegistryConfig {
+        sweep: Duration::from_millis(150),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms.clone(), spool, store, config, writer_config());
+    let presenters = 1..=12_usize;
+    let _readers: Vec<_> = presenters.clone().map(|n| stage.reader(n as i64)).collect();
+    until("a question about each", || {
+        rooms.script().asked_of.len() == presenters.clone().count()
+    })
+    .await;
+}
+
+#[actix::test]
+async fn nobody_waits_for_the_question_that_tries_a_room_server_that_is_left_alone() {
+    let rooms = asked_one_by_one(Duration::from_secs(3600));
+    {
+        let mut script = rooms.script();
+        script.config.breaker_failures = 1;
+        script.config.breaker_open = Duration::ZERO;
+        script.away = true;
+        script.hangs.insert(2);
+    }
+    let stage = unswept(&rooms, 80);
+    assert_eq!(stage.refused(1, "fails").await, Refusal::RoomServerUnavailable);
+    all_answered(&stage).await;
+    rooms.script().away = false;
+    let _tries = stage.submit(2, "tries");
+    until("the question", || rooms.script().asked_of.contains_key(&2)).await;
+    let refused = timeout(Duration::from_secs(30), stage.refused(3, "waits")).await;
+    assert_eq!(refused.expect("an answer at once"), Refusal::RoomServerUnavailable);
+    assert!(!rooms.script().asked_of.contains_key(&3));
 }
 
 /// Sets the clock of the messages ahead, in a stage whose second room has its numbers from the store: no event is stamped before the

@@ -9,6 +9,7 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
+    checker::CheckerConfig,
     idempotency::KeyRow,
     outcome::{Accepted, Delivery},
     seams::{
@@ -17,7 +18,7 @@ use chatting_actors::{
     },
     types::{Event, PresenterIdx, Seq},
 };
-use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
+use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, pending, ready};
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -815,6 +816,10 @@ pub struct RoomScript {
     pub away_behind: Option<usize>,
     /// Of these it does not say whether they are live.
     pub unknown: BTreeSet<i64>,
+    /// Of these it says nothing at all, for ever.
+    pub hangs: BTreeSet<i64>,
+    /// How long a verdict takes it; zero is at once.
+    pub takes: Duration,
     /// How often it was asked.
     pub asked: usize,
     /// The same of each presenter.
@@ -827,6 +832,8 @@ pub struct RoomScript {
     pub room_idx: BTreeMap<i64, i64>,
     /// How long a verdict holds.
     pub ttl: Duration,
+    /// How a checker that begins asks it, but for that.
+    pub config: CheckerConfig,
 }
 
 impl Default for RoomScript {
@@ -836,12 +843,26 @@ impl Default for RoomScript {
             away: false,
             away_behind: None,
             unknown: BTreeSet::new(),
+            hangs: BTreeSet::new(),
+            takes: Duration::ZERO,
             asked: 0,
             asked_of: BTreeMap::new(),
             started_at_ms: BTreeMap::new(),
             ended_at_ms: BTreeMap::new(),
             room_idx: BTreeMap::new(),
             ttl: Duration::from_secs(60),
+            config: CheckerConfig {
+                timeout: Duration::from_secs(5),
+                live_ttl: Duration::ZERO,
+                not_live_ttl: Duration::ZERO,
+                cache_max: 1000,
+                not_live_cache_max: 1000,
+                max_lookups: 64,
+                max_reconnects: 16,
+                stale: None,
+                breaker_failures: 0,
+                breaker_open: Duration::from_secs(60),
+            },
         }
     }
 }
@@ -861,6 +882,9 @@ impl RoomApi for ScriptedRooms {
         let mut script = self.script();
         script.asked += 1;
         *script.asked_of.entry(presenter.get()).or_default() += 1;
+        if script.hangs.contains(&presenter.get()) {
+            return pending().boxed_local();
+        }
         if script.away {
             return ready(Err(RoomApiError::Timeout)).boxed_local();
         }
@@ -871,12 +895,21 @@ impl RoomApi for ScriptedRooms {
         if script.unknown.contains(&presenter.get()) {
             return ready(Err(RoomApiError::Refused("status 404".into()))).boxed_local();
         }
-        ready(Ok(Liveness {
-            live: !script.not_live.contains(&presenter.get()),
-            room_idx: script.room_idx.get(&presenter.get()).copied(),
-            started_at_ms: script.started_at_ms.get(&presenter.get()).copied(),
-            ended_at_ms: script.ended_at_ms.get(&presenter.get()).copied(),
-        }))
+        let (takes, liveness) = (
+            script.takes,
+            Liveness {
+                live: !script.not_live.contains(&presenter.get()),
+                room_idx: script.room_idx.get(&presenter.get()).copied(),
+                started_at_ms: script.started_at_ms.get(&presenter.get()).copied(),
+                ended_at_ms: script.ended_at_ms.get(&presenter.get()).copied(),
+            },
+        );
+        async move {
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
+            Ok(liveness)
+        }
         .boxed_local()
     }
 

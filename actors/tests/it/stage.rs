@@ -294,19 +294,13 @@ impl Stage {
         let checker_watch = watch.clone();
         let asked = rooms.clone();
         supervise(&arbiters[1].handle(), watch, move |present| {
-            let ttl = asked.script().ttl;
+            let script = asked.script();
             let config = CheckerConfig {
-                timeout: Duration::from_secs(5),
-                live_ttl: ttl,
-                not_live_ttl: ttl,
-                cache_max: 1000,
-                not_live_cache_max: 1000,
-                max_lookups: 64,
-                max_reconnects: 16,
-                stale: None,
-                breaker_failures: 0,
-                breaker_open: ttl,
+                live_ttl: script.ttl,
+                not_live_ttl: script.ttl,
+                ..script.config.clone()
             };
+            drop(script);
             let (checker, registry, metrics) = (to_checker.clone(), to_registry.clone(), counted.clone());
             RoomChecker::new(config, checker, registry, Rc::new(asked.clone()), metrics, present)
         });
