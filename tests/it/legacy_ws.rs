@@ -1191,6 +1191,51 @@ async fn rule_10_of_a_full_server_a_socket_that_sent_no_start_in_its_time_goes_f
 }
 
 #[actix_web::test]
+async fn rule_10_of_a_full_server_a_session_that_was_replaced_goes_before_all_others() {
+    let app = spawn_app(|settings| {
+        settings.session.max = 4;
+        settings.session.not_live_seconds = 600;
+        settings.session.detached_seconds = 600;
+        settings.legacy.start_seconds = 1;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    app.go_live(12);
+    let mut silent = app.connect().await;
+    let connected = Instant::now();
+    let mut not_live = app.presenter(13).await;
+    // A client that begins anew where its old connection hangs on.
+    let mut first = app.presenter(12).await;
+    let mut second = app.presenter(12).await;
+    for (room, is_live) in [(12, true), (13, false)] {
+        eventually("the verdict", async || {
+            app.room(room).await.filter(|room| room.live == Some(is_live))
+        })
+        .await;
+    }
+    eventually("the time for a start to be over", async || {
+        (connected.elapsed() > Duration::from_secs(2)).then_some(())
+    })
+    .await;
+    assert_eq!(refused(&app).await.map(|answer| answer.status), Some(503));
+    assert_eq!(first.next_close().await, Some(1000));
+    eventually("a place", async || {
+        (app.metric(r#"chat_queue_depth{queue="sessions"}"#).await == Some(3.0)).then_some(())
+    })
+    .await;
+    let mut in_its_place = a_place(&app).await;
+    for kept in [&mut silent, &mut not_live, &mut in_its_place] {
+        assert_nothing_came(kept).await;
+    }
+    let expected = post(&app, 12, "hi").await;
+    assert_eq!(second.next_text().await, expected);
+    assert_eq!(
+        app.metric(r#"chat_sessions_ended_total{reason="replaced"}"#).await,
+        Some(1.0)
+    );
+}
+
+#[actix_web::test]
 async fn rule_15_a_replaced_session_is_reaped_with_1000() {
     let app = spawn_app(|settings| {
         settings.session.detached_seconds = 5;

@@ -15,6 +15,8 @@ enum Spare {
     NotLive,
     /// It has not said whose it is for longer than that may take.
     Silent,
+    /// A newer one has its room, and it gets nothing any more.
+    Replaced,
 }
 
 impl Spare {
@@ -23,6 +25,7 @@ impl Spare {
         match self {
             Self::NotLive => End::NotLive,
             Self::Refused | Self::Nobodys | Self::Silent => End::Crowded,
+            Self::Replaced => End::Replaced,
         }
     }
 }
@@ -205,27 +208,29 @@ impl SessionRegistry {
 
     /// Rule 10: when sessions are full, those whose room is not live go first; then those of whose room alone the room server does not
     /// say; then those that have not said yet whose they are. Before all of them those that have not for longer than that may take: a
-    /// socket costs its client nothing, and a crowd of them would have every session go whose room is not live yet. As many as were
-    /// refused since the last sweep, so that a crowd at the door costs a look at all sessions once a sweep.
+    /// socket costs its client nothing, and a crowd of them would have every session go whose room is not live yet. And before these
+    /// those that were replaced (rule 15), whose clients have another one. As many as were refused since the last sweep, so that a crowd
+    /// at the door costs a look at all sessions once a sweep.
     pub(super) fn free_seats(&mut self, now: Instant) {
         let wanted = self.handle.seats_wanted();
         if wanted == 0 {
             return;
         }
         // The greatest goes first.
-        let spare = |session: &Session| match session.presenter {
-            None => {
+        let spare = |session: &Session| {
+            if let Some(at) = session.detached_at {
+                return Some((Spare::Replaced, now.saturating_duration_since(at)));
+            }
+            let Some(presenter) = session.presenter else {
                 let silent_for = now.saturating_duration_since(session.connected_at);
                 let late = silent_for > self.config.start;
-                Some((if late { Spare::Silent } else { Spare::Nobodys }, silent_for))
-            }
-            Some(presenter) => {
-                let room = self.rooms.get(&presenter)?;
-                let refused_for = || room.refused_for(now).map(|time| (Spare::Refused, time));
-                room.not_live_for(now)
-                    .map(|time| (Spare::NotLive, time))
-                    .or_else(refused_for)
-            }
+                return Some((if late { Spare::Silent } else { Spare::Nobodys }, silent_for));
+            };
+            let room = self.rooms.get(&presenter)?;
+            let refused_for = || room.refused_for(now).map(|time| (Spare::Refused, time));
+            room.not_live_for(now)
+                .map(|time| (Spare::NotLive, time))
+                .or_else(refused_for)
         };
         let open = self.sessions.values_mut().filter(|session| session.ended.is_none());
         let mut spare: Vec<_> = open.filter_map(|session| Some((spare(session)?, session))).collect();
