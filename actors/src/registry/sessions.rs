@@ -31,16 +31,17 @@ impl Spare {
 }
 
 impl Session {
-    /// Ends it, once: one that was told to close is not told again.
+    /// Ends it, once: one that was told to close is not told again, but may have less time left for it.
     pub(super) fn end(&mut self, end: End, metrics: &Metrics) {
-        if self.ended.is_some() {
-            return;
-        }
         let patience = match end {
             // Everybody waits for the last of these.
             End::TooSlow | End::GoingAway => STALLED_PATIENCE,
             _ => CLOSE_PATIENCE,
         };
+        if let Some((_, before)) = &mut self.ended {
+            *before = patience.min(*before);
+            return;
+        }
         self.ended = Some((Instant::now(), patience));
         metrics.sessions_ended.inc(end.as_str());
         self.subscriber.close(end);

@@ -2,13 +2,16 @@
 
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use chatting_actors::{
     outcome::{Delivery, Outcome, Refusal},
-    registry::{self, End, Reading, RegistryConfig, RoomView, Subscriber, Welcome},
+    registry::{self, End, Reading, RegistryConfig, RoomView, SessionId, Subscriber, Welcome},
     seldom::Seldom,
     session::Flow,
     types::{Event, MessageText, Nickname, Seq, UserIdx},
@@ -1841,9 +1844,25 @@ async fn rule_10_a_session_whose_room_is_not_live_and_then_not_known_ends_in_its
     fine(&[&peer]);
 }
 
-/// A session that says nothing, and remembers how it was ended.
+/// A session that says nothing, and remembers how it was ended and how often its socket was shut.
 #[derive(Default)]
-struct Quiet(Mutex<Option<End>>);
+struct Quiet(Mutex<Option<End>>, AtomicUsize);
+
+impl Quiet {
+    fn come(stage: &Stage) -> (Arc<Self>, SessionId) {
+        let quiet = Arc::<Self>::default();
+        let session = stage.registry.connect(Arc::clone(&quiet) as Arc<dyn Subscriber>);
+        (quiet, session)
+    }
+
+    fn told(&self) -> Option<End> {
+        *self.0.lock().unwrap()
+    }
+
+    fn shuts(&self) -> usize {
+        self.1.load(Ordering::SeqCst)
+    }
+}
 
 impl Subscriber for Quiet {
     fn deliver(&self, _: registry::Batch) {}
@@ -1852,7 +1871,30 @@ impl Subscriber for Quiet {
         *self.0.lock().unwrap() = Some(end);
     }
 
-    fn shut(&self) {}
+    fn shut(&self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[actix::test]
+async fn a_stop_waits_no_longer_for_a_session_that_was_told_to_close_before_it_than_for_others() {
+    let stage = stage(small());
+    let (replaced, session) = Quiet::come(&stage);
+    stage
+        .registry
+        .attach(session, room(1), Arc::new(Flow::default()), v1(None));
+    let _newer = come(&stage, None);
+    until("a newer one", || replaced.told() == Some(End::Replaced)).await;
+    let (other, _) = Quiet::come(&stage);
+    let mut stop = Box::pin(stage.registry.end_sessions(End::GoingAway));
+    // Neither ends, so the stop does not either.
+    let waits = tokio::time::timeout(Duration::ZERO, &mut stop);
+    assert!(waits.await.is_err());
+    until("the stop to be heard of", || other.told() == Some(End::GoingAway)).await;
+    // Each sweep shuts all whose time is over.
+    until("the others' time to be over", || other.shuts() > 1).await;
+    assert!(replaced.shuts() > 0);
+    assert_eq!(replaced.told(), Some(End::Replaced), "it is told once");
 }
 
 #[actix::test]
@@ -1861,10 +1903,9 @@ async fn rule_15_a_session_that_was_told_to_go_takes_over_from_nobody() {
     let live = come(&stage, None);
     send(&stage, 1).await;
     live.has(1).await;
-    let quiet = Arc::<Quiet>::default();
-    let session = stage.registry.connect(Arc::clone(&quiet) as Arc<dyn Subscriber>);
+    let (quiet, session) = Quiet::come(&stage);
     stage.registry.want_seat();
-    until("one to make room", || *quiet.0.lock().unwrap() == Some(End::Crowded)).await;
+    until("one to make room", || quiet.told() == Some(End::Crowded)).await;
     // What it said before it read that.
     let flow = Arc::new(Flow::default());
     stage.registry.attach(session, room(1), Arc::clone(&flow), v1(None));
@@ -1935,7 +1976,6 @@ async fn a_registry_that_is_made_anew_while_the_server_stops_goes_on_with_the_st
     assert_eq!(stage.refused(1, "late").await, Refusal::Draining);
     stage.registry.end_sessions(End::GoingAway).await;
     stage.registry_fails().await;
-    let quiet = Arc::<Quiet>::default();
-    stage.registry.connect(Arc::clone(&quiet) as Arc<dyn Subscriber>);
-    until("it to be told", || *quiet.0.lock().unwrap() == Some(End::GoingAway)).await;
+    let (quiet, _) = Quiet::come(&stage);
+    until("it to be told", || quiet.told() == Some(End::GoingAway)).await;
 }
