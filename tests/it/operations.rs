@@ -859,6 +859,35 @@ fn what_a_spool_is_moved_in_is_for_nobody_else_to_read() {
     assert_eq!(said(&script), "600\n./\n./chat.db\n");
 }
 
+/// Whoever reads the file keeps its last commits in the WAL.
+#[test]
+fn a_spool_that_is_put_away_after_a_numbering_conflict_keeps_what_its_wal_holds() {
+    let mut blocks = chapter("Numbering conflict").split("```sh\n");
+    let block = blocks.find(|block| block.starts_with("stop_server\n")).unwrap();
+    let block = block.split("```").next().unwrap();
+    let put_away = |wal_stays: bool| {
+        let dir = ScratchDir::new("put-away");
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let spool = rusqlite::Connection::open(data.join("chat.db")).unwrap();
+        let stays = spool.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, wal_stays);
+        assert_eq!(stays, Ok(wal_stays));
+        spool
+            .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE parked(n); INSERT INTO parked VALUES (1), (2)")
+            .unwrap();
+        drop(spool);
+        assert_eq!(data.join("chat.db-wal").exists(), wal_stays);
+        let stand_ins = "stop_server() { :; }; start_server() { ls data; }; chatting-server() { :; }";
+        let left = said(&format!("cd '{}'; {stand_ins}\n{block}", dir.path().display()));
+        assert!(left.lines().all(|name| name.starts_with("chat.db.old")), "{left}");
+        let spool = rusqlite::Connection::open(data.join("chat.db.old")).unwrap();
+        let count = spool.query_row("SELECT COUNT(*) FROM parked", [], |row| row.get::<_, i64>(0));
+        assert_eq!(count, Ok(2), "{left}");
+    };
+    put_away(true);
+    put_away(false);
+}
+
 /// The runbook's function that stands for the binary under systemd: what the unit says, and a command line that is read.
 #[actix_web::test]
 async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
