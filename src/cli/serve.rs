@@ -67,16 +67,17 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
 /// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:
 /// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are; so they do when
 /// `auth.jwks_url` is not what the server, whose settings `auth` is of, was started with, and where a file is not read in time.
+/// Published keys are fetched in any case: one that leaked must not hold for longer because a setting is wrong.
 async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, auth: &Auth, state: web::Data<State>) -> T {
     let reading: Arc<AtomicBool> = Arc::default();
     loop {
         if hangup.recv().await.is_none() {
             return pending().await;
         }
+        state.tokens.refetch();
         let outcome = match read_again(from.clone(), auth, &reading).await {
             Ok(keys) => {
                 let changed = state.tokens.set_keys(keys);
-                state.tokens.refetch();
                 let what = if changed {
                     "they have changed"
                 } else {

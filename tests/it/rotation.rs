@@ -434,6 +434,35 @@ async fn a_reload_does_not_pass_over_a_place_of_published_keys_that_was_taken_aw
     assert_eq!(answer.status, 400, "{answer:?}");
 }
 
+/// As after a leak: what else is wrong with the settings is for another day.
+#[actix_web::test]
+async fn a_key_that_is_published_no_more_is_gone_at_sighup_also_where_the_settings_cannot_be_read_again() {
+    let (leaked, new) = (
+        KeyPair::generate(Algorithm::Es256, "leaked"),
+        KeyPair::generate(Algorithm::Es256, "new"),
+    );
+    let published = JwksServer::start(jwk_set(&[&leaked, &new])).await;
+    let auth = format!(
+        "jwks_url = \"{}\"\njwks_refresh_seconds = 3600\njwks_timeout_ms = 10000",
+        published.url()
+    );
+    let server = Server::start(&auth).await;
+    let ask = async |pair: &KeyPair| {
+        let mut client = HttpClient::connect(server.address).await;
+        let token = pair.token(&claims(7));
+        client.request("GET", "/token", &[("token", &token)], "").await.status
+    };
+    assert_eq!((ask(&leaked).await, ask(&new).await), (200, 200));
+    published.answer(Answer::Body(jwk_set(&[&new])));
+    server.reload("hs256_secret = \"short\"", "error").await;
+    eventually("the leaked key's tokens to be refused", async || {
+        (ask(&leaked).await == 400).then_some(())
+    })
+    .await;
+    assert_eq!(ask(&new).await, 200);
+    assert_eq!(metric(server.address, "chat_jwks_keys").await, 1.0);
+}
+
 #[actix_web::test]
 async fn a_reload_whose_file_hangs_is_an_error_and_the_next_one_is_heard() {
     let (old, new) = (
