@@ -807,13 +807,17 @@ fn commands_are_run_in_docker_beside_the_server_and_while_it_is_stopped_in_its_p
     }";
     // While Docker waits to start it again, it calls it running, and runs nothing in it.
     let calls = "stop_server; start_server; reload_server; kill_server; running='true false'; chatting-server spool status
-      for running in 'false false' 'true true'; do chatting-server spool replay --parked; done; chatting-server serve; echo $?";
+      for running in 'false false' 'true true'; do chatting-server spool replay --parked; done; chatting-server serve; echo $?
+      SQLITE_TMPDIR='/srv/a tmp' chatting-server erase --user 7";
     let in_its_place = "run --rm -i --read-only --tmpfs /tmp --volumes-from chat --network net --env-file FILE image spool replay --parked\n\
         CHAT__A=1\nCHAT__B=x y\n";
     // A signal by `docker kill`, whatever it is, counts as a stop by hand: --restart starts such a container no more.
     let expected = format!(
         "stop chat\nstart chat\nexec chat bash -c kill -HUP 1\nkill chat\nstart chat\nexec -i chat chatting-server spool status\n\
-         {in_its_place}{in_its_place}2\n"
+         {in_its_place}{in_its_place}2\n{}",
+        in_its_place
+            .replace(" image", " -e SQLITE_TMPDIR=/srv/a tmp -v /srv/a tmp:/srv/a tmp image")
+            .replace("spool replay --parked", "erase --user 7")
     );
     assert_eq!(said(&format!("{stand_ins}\n{}\n{calls}", block_of("docker"))), expected);
     // What is told to reload by its number is the server, and there is something that can tell it.
@@ -932,6 +936,13 @@ async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
     assert_eq!(
         said(&format!("{stand_ins}\n{}\n{calls}", block_of("systemctl"))),
         expected
+    );
+    let stand_in =
+        "systemd-run() { printf '%s\\n' \"$@\"; }; SQLITE_TMPDIR='/srv/a tmp' chatting-server erase --user 7";
+    let ran = said(&format!("{}\n{stand_in}", block_of("systemctl")));
+    assert!(
+        ran.contains("\n-E\nSQLITE_TMPDIR=/srv/a tmp\n/usr/local/bin/chatting-server\nerase\n"),
+        "{ran}"
     );
     let dir = ScratchDir::new("function");
     for command in [
