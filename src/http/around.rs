@@ -90,7 +90,8 @@ pub async fn around_ops<B: MessageBody + 'static>(
 /// it would repeat it in the answer and end the connection behind it, which the client would keep for its next request. And HTTP/1.0
 /// has no chunks (RFC 9112, section 6.1), so that only the connection's end tells where a stream's is. While the server stops each answer
 /// is the last: pools of connections look elsewhere before one is cut that they have just used. For the same reason who
-/// asks for it in so many words is told for how long one that is not the last is `kept`.
+/// asks for it in so many words is told for how long one that is not the last is `kept`. (Of one whose body is left unread
+/// the dispatcher says `close` behind this, which counts for every client.)
 fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>, stopping: bool, kept: Option<&HeaderValue>) {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return;
