@@ -199,8 +199,8 @@ impl SessionRegistry {
             Word::Verdict { liveness, until, .. } => {
                 room.renew(liveness, now, until);
                 self.follow_broadcast(presenter, now);
-                if let Some(room) = self.rooms.get_mut(&presenter).filter(|_| !liveness.live) {
-                    // Whether or not its broadcast could follow yet.
+                if let Some(room) = self.rooms.get_mut(&presenter).filter(|_| !liveness.live && !too_late) {
+                    // Whether or not its broadcast could follow yet. One that came too late said nothing.
                     room.watched = None;
                 }
                 self.pursue(presenter, now);
