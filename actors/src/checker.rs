@@ -330,19 +330,21 @@ impl RoomChecker {
         let mut asked = self.api.check(presenter);
         // What is answered at once, as by embedded rooms, takes no place, so that nothing waits for it.
         if let Some(answer) = asked.as_mut().now_or_never() {
-            drop(permit);
             self.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
-            return self.answered(presenter, why, answer);
+            self.answered(presenter, why, answer);
+            // Last: who sees that nothing is asked finds the answer told.
+            drop(permit);
+            return;
         }
         self.under_way.insert(presenter);
         self.lookups.0.holds(self.under_way.len());
         let asked = timeout(self.config.timeout, asked);
         ctx.spawn(asked.into_actor(self).map(move |answer, this, ctx| {
-            drop(permit);
             this.under_way.remove(&presenter);
             this.lookups.0.holds(this.under_way.len());
             this.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
             this.answered(presenter, why, answer.unwrap_or(Err(RoomApiError::Timeout)));
+            drop(permit);
             this.next(ctx);
         }));
     }
