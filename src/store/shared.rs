@@ -1,11 +1,13 @@
 //! The one writing connection to a SQLite file: SQLite has one writer at a time, so spool and store take turns here rather than in
 //! busy loops.
 //!
-//! An I/O error closes it, and whoever comes next opens it again; while that fails it fails them all. A sync that failed proves
-//! nothing of the WAL any more: the kernel may take pages for written that are not, those of earlier commits too, and what is
-//! committed behind them would end with them when the machine goes down. So before anything else is written all that the WAL holds is
-//! written into the file itself, and the WAL begins anew. That fails while somebody reads what was before, as a backup does for long;
-//! a checkpoint or a question ends in a moment, which is waited for.
+//! An I/O error closes it, and whoever comes next opens it again; while that fails it fails them all. A sync that
+//! failed proves nothing of the WAL or of the file any more: the kernel may take pages for written that are not, those
+//! of earlier commits and checkpoints too, and what is committed behind them would end with them when the machine goes
+//! down. So before anything else is written all that the WAL holds is written into the file itself, and the WAL begins
+//! anew. That takes the file for itself, and fails while somebody else has it open, as a backup does for long; a
+//! checkpoint or a question ends in a moment, which is waited for. Of a checkpoint at a close SQLite tells nobody that it
+//! failed: a connection that is opened again leaves its WAL as it is.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,10 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rusqlite::{Connection, ErrorCode, config::DbConfig, ffi};
+use chatting_actors::seldom::Seldom;
+use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::{
     Durability,
+    alone::{in_use, keep_wal, write_into_file},
     salvage::is_damage,
     spool::{DAMAGED, set_meta},
     turns::{Turn, Turns},
@@ -56,6 +60,8 @@ pub struct Shared {
     reopened: AtomicU64,
     /// Whether the file turned out to be damaged.
     damaged: AtomicBool,
+    /// I/O errors, for the log.
+    told: Seldom,
 }
 
 impl Shared {
@@ -89,6 +95,7 @@ impl Shared {
             in_vain: Mutex::default(),
             reopened: AtomicU64::new(0),
             damaged: AtomicBool::new(false),
+            told: Seldom::new(),
         })
     }
 
@@ -113,29 +120,30 @@ impl Shared {
     }
 
     fn open_again(&self) -> rusqlite::Result<Connection> {
+        if self.suspect.load(Ordering::Acquire) && !self.damaged() {
+            if self.durability == Durability::Disk {
+                self.write_into_file()?;
+            }
+            self.suspect.store(false, Ordering::Release);
+        }
         let connection = (self.open)()?;
         if self.damaged() {
             // What is in its WAL stays there.
-            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        } else if self.suspect.load(Ordering::Acquire) {
-            if self.durability == Durability::Disk {
-                self.empty_wal(&connection)?;
-            }
-            self.suspect.store(false, Ordering::Release);
+            keep_wal(&connection)?;
         }
         self.reopened.fetch_add(1, Ordering::AcqRel);
         Ok(connection)
     }
 
-    fn empty_wal(&self, connection: &Connection) -> rusqlite::Result<()> {
+    fn write_into_file(&self) -> rusqlite::Result<()> {
         let patience = self.patience(Instant::now());
-        let emptied = empty_wal(connection, patience);
-        match emptied {
+        let written = write_into_file(&self.path, patience);
+        match written {
             Ok(()) => *self.in_vain() = None,
             Err(_) if !patience.is_zero() => *self.in_vain() = Some(Instant::now()),
             Err(_) => {}
         }
-        emptied
+        written
     }
 
     fn in_vain(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -185,8 +193,11 @@ impl Shared {
             self.mark(connection);
         }
         if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
+            if let Some(more) = self.told.due(Instant::now()) {
+                log::warn!("spool: its file is closed after an I/O error, until somebody comes next: {error}{more}");
+            }
             self.suspect.store(true, Ordering::Release);
-            *turn = None;
+            let_go(turn);
         }
     }
 
@@ -206,9 +217,7 @@ impl Shared {
         if self.damaged.swap(true, Ordering::AcqRel) {
             return;
         }
-        let marked = connection
-            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .and_then(|_| set_meta(connection, DAMAGED, 1));
+        let marked = keep_wal(connection).and_then(|()| set_meta(connection, DAMAGED, 1));
         match marked {
             Ok(()) => log::error!("spool: the file is damaged; the next start checks all of it"),
             Err(error) => log::error!("spool: the file is damaged, and takes no mark of that: {error}"),
@@ -219,8 +228,23 @@ impl Shared {
     pub(super) fn close(&self, suspect: bool) {
         let mut turn = self.connection.lock();
         self.suspect.fetch_or(suspect, Ordering::AcqRel);
-        *turn = None;
+        let_go(&mut turn);
     }
+}
+
+/// Closes a connection that is opened again.
+pub(super) fn let_go(connection: &mut Option<Connection>) {
+    if let Some(connection) = connection.take() {
+        // It takes no I/O. Whatever comes of it, the connection is closed.
+        let _ = keep_wal(&connection);
+    }
+}
+
+/// One pass of a checkpoint: writes what the WAL holds into the file, as far as nobody reads what was before, and waits
+/// for nobody. Returns how many pages are left.
+pub(super) fn pass(connection: &Connection) -> rusqlite::Result<i64> {
+    let mut pass = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?;
+    pass.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
 }
 
 /// Writes all that the WAL holds into the file and empties it. SQLite's code for busy while somebody still uses it when `patience` is
@@ -241,9 +265,7 @@ fn truncate_wal(connection: &Connection, until: Instant) -> rusqlite::Result<()>
             return Ok(());
         }
         if left.is_zero() {
-            let code = ffi::Error::new(ffi::SQLITE_BUSY);
-            let why = "what it holds cannot be written into the file yet: somebody reads it".to_owned();
-            return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
+            return Err(in_use());
         }
         #[expect(
             clippy::disallowed_methods,
@@ -269,10 +291,7 @@ mod tests {
     fn in_the_file(path: &Path) -> i64 {
         let copy = path.with_extension("copy");
         std::fs::copy(path, &copy).unwrap();
-        let copied = Connection::open(&copy).unwrap();
-        copied
-            .query_row("SELECT count(*) FROM t", [], |row| row.get(0))
-            .unwrap()
+        count(&mut Connection::open(&copy).unwrap()).unwrap()
     }
 
     /// Longer than any test.
@@ -282,29 +301,47 @@ mod tests {
         connection.pragma_query_value(None, "busy_timeout", |row| row.get(0))
     }
 
-    #[test]
-    fn after_an_io_error_nothing_is_written_before_the_file_itself_has_all_that_was() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("chat.db");
-        let of = path.clone();
+    /// A file with an empty table, all of which is in the file itself.
+    fn of(path: &Path) -> SharedConnection {
+        let of = path.to_owned();
         let open = move || {
             let connection = open_file(&of, Durability::Disk)?;
             connection.busy_timeout(USUAL)?;
             Ok(connection)
         };
-        let shared = Shared::new(path.clone(), open().unwrap(), Durability::Disk, open);
-        let insert = || shared.run(|connection| connection.execute("INSERT INTO t VALUES (1)", []));
+        let shared = Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open);
         shared
             .run(|connection| connection.execute_batch("CREATE TABLE t(x); PRAGMA wal_checkpoint(TRUNCATE)"))
             .unwrap();
+        shared
+    }
+
+    fn insert(shared: &Shared) -> rusqlite::Result<usize> {
+        shared.run(|connection| connection.execute("INSERT INTO t VALUES (zeroblob(3000))", []))
+    }
+
+    fn count(connection: &mut Connection) -> rusqlite::Result<i64> {
+        connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+    }
+
+    /// Has the file open, and reads what is in it now.
+    fn reader(path: &Path) -> Connection {
+        let reader = open_to_read(path).unwrap();
+        reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+        reader
+    }
+
+    #[test]
+    fn after_an_io_error_nothing_is_written_before_the_file_itself_has_all_that_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = of(&path);
         // One who reads keeps the WAL in use, also when the connection is closed.
-        let reader = open_to_read(&path).unwrap();
-        let reads = "BEGIN; SELECT count(*) FROM t";
-        reader.execute_batch(reads).unwrap();
-        insert().unwrap();
+        let read = reader(&path);
+        insert(&shared).unwrap();
         let refused: rusqlite::Result<()> = shared.run(|connection| connection.execute_batch("no statement"));
         assert!(refused.is_err());
-        insert().unwrap();
+        insert(&shared).unwrap();
         assert_eq!(
             (in_the_file(&path), shared.reopened()),
             (0, 0),
@@ -314,7 +351,7 @@ mod tests {
         assert_eq!(shared.patience(Instant::now()), PATIENCE);
         let began = Instant::now();
         for _ in 0..2 {
-            let error = insert().unwrap_err().to_string();
+            let error = insert(&shared).unwrap_err().to_string();
             assert!(error.contains("somebody reads it"), "{error}");
         }
         assert!(began.elapsed() < USUAL / 2, "it is not waited for as for who writes");
@@ -322,19 +359,63 @@ mod tests {
         let waited = shared.in_vain().unwrap();
         assert_eq!(shared.patience(waited), Duration::ZERO);
         assert_eq!(shared.patience(waited + IMPATIENCE), PATIENCE);
-        reader.execute_batch("COMMIT").unwrap();
-        insert().unwrap();
+        drop(read);
+        insert(&shared).unwrap();
         assert_eq!((in_the_file(&path), shared.reopened()), (2, 1));
         assert_eq!(shared.patience(waited), PATIENCE);
         let usual = shared.run(|connection| busy_timeout(connection)).unwrap();
         assert_eq!(u128::try_from(usual).unwrap(), USUAL.as_millis());
         // It is trusted again: closed for another reason, it is opened without ado.
-        reader.execute_batch(reads).unwrap();
+        let _read = reader(&path);
         shared.close(false);
-        insert().unwrap();
+        insert(&shared).unwrap();
         assert_eq!(shared.reopened(), 2);
         shared.close(true);
-        assert!(insert().is_err());
+        assert!(insert(&shared).is_err());
+    }
+
+    #[test]
+    fn what_a_checkpoint_wrote_before_a_sync_failed_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = of(&path);
+        let before = std::fs::read(&path).unwrap();
+        for _ in 0..100 {
+            insert(&shared).unwrap();
+        }
+        // It goes as far as what is read, and is not synced there.
+        let read = reader(&path);
+        insert(&shared).unwrap();
+        let left = shared.run(|connection| pass(connection)).unwrap();
+        let written = std::fs::metadata(&path).unwrap().len();
+        assert!(left > 0 && written > 300_000, "{left} pages left, {written} bytes");
+        read.execute_batch("COMMIT").unwrap();
+        // The sync that comes later fails, and the kernel takes for written what never comes to the disk.
+        std::fs::write(&path, before).unwrap();
+        assert!(shared.run(|_| io_error::<()>()).is_err());
+        // Who has the file open without reading it knows how far checkpoints got, and would have the next one go on there.
+        assert!(insert(&shared).is_err());
+        drop(read);
+        insert(&shared).unwrap();
+        assert_eq!(in_the_file(&path), 101);
+        shared.run(|connection| pass(connection)).unwrap();
+        assert_eq!(in_the_file(&path), 102);
+    }
+
+    #[test]
+    fn a_connection_that_is_opened_again_takes_nothing_into_the_file_where_nobody_would_hear_that_it_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = of(&path);
+        insert(&shared).unwrap();
+        shared.close(false);
+        assert_eq!(in_the_file(&path), 0);
+        insert(&shared).unwrap();
+        assert!(shared.run(|_| io_error::<()>()).is_err());
+        assert_eq!(in_the_file(&path), 0);
+        // What opens it again would hear.
+        assert_eq!(shared.run(count), Ok(2));
+        assert_eq!(in_the_file(&path), 2);
     }
 
     /// Another checkpoint has come to where it waits for a reader.

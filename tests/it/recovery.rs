@@ -898,9 +898,10 @@ fn rule_01_a_commit_is_not_begun_while_the_file_cannot_be_opened_again() {
     spool.reopen_and_find(&all[0]).unwrap_err();
     let error = spool.commit(&all[1..]).unwrap_err();
     assert_eq!(error.fault, SpoolFault::NotBegun, "{error:?}");
-    reader.execute_batch("COMMIT").unwrap();
+    drop(reader);
     assert_eq!(spool.commit(&all[1..]).unwrap(), 2);
-    reader
+    rusqlite::Connection::open(&path)
+        .unwrap()
         .execute_batch("CREATE TRIGGER no BEFORE INSERT ON spool BEGIN SELECT RAISE(ABORT, 'no'); END")
         .unwrap();
     assert_eq!(spool.commit(&all[1..]).unwrap_err().fault, SpoolFault::Unsure);

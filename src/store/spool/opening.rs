@@ -16,7 +16,9 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior, config::DbConfig, par
 
 use super::{
     super::{
-        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, connect,
+        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock,
+        alone::sync_wal,
+        connect,
         lock::file_of,
         row, salvage,
         shared::{PATIENCE, empty_wal},
@@ -328,14 +330,14 @@ fn check(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<
         log::info!("spool: it was not stopped cleanly, so {checked} checked; the file has {bytes} bytes");
         salvage::check(connection, damaged)?;
         if settings.durability == Durability::Disk {
-            trust_wal(connection)?;
+            trust_wal(connection, &settings.path)?;
         }
     }
     Ok(format)
 }
 
 /// Empties the WAL. A backup that reads, or a full disk, stops no start: most often its syncs were well.
-fn trust_wal(connection: &Connection) -> rusqlite::Result<()> {
+fn trust_wal(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
     match empty_wal(connection, PATIENCE) {
         Err(error)
             if matches!(
@@ -346,7 +348,7 @@ fn trust_wal(connection: &Connection) -> rusqlite::Result<()> {
             log::warn!("spool: it goes on in the WAL that was left: {error}");
             Ok(())
         }
-        emptied => emptied,
+        emptied => emptied.and_then(|()| sync_wal(path)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A batch's way into the tables: in pieces, between which commits go first, and checkpoints beside them.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use chatting_actors::{
     seams::{Poison, StoreError},
@@ -9,7 +9,12 @@ use chatting_actors::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, ffi, params};
 
 use super::{
-    super::{SYNCHRONOUS, open_at},
+    super::{
+        SYNCHRONOUS,
+        alone::keep_wal,
+        open_at,
+        shared::{let_go, pass},
+    },
     SharedConnection,
     row::{self, columns},
 };
@@ -64,28 +69,32 @@ pub(super) const CHECKPOINT_EVENTS: usize = 2000;
 /// Pages that are few enough for commits to wait for.
 const FEW_PAGES: i64 = 100;
 
-/// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: a thousand pages and their
-/// sync take as long as a dozen commits. Only for the last few pages nobody may write, so that the WAL begins anew.
+/// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: to write a
+/// thousand pages takes as long as a dozen commits. Only for the last few nobody may write, so that the WAL begins
+/// anew. Then the file is synced, too, with all those pages: SQLite leaves that to who reaches the newest commit. (A
+/// sync before that would need the file opened once more, and closing it again would take this process's locks from
+/// every connection that has it open.)
 pub(super) fn checkpoint(shared: &SharedConnection) -> rusqlite::Result<()> {
-    // Its sync is of the same WAL.
-    take_into_file(shared).inspect_err(|error| shared.heed(error, &mut shared.lock()))
-}
-
-fn take_into_file(shared: &SharedConnection) -> rusqlite::Result<()> {
-    let own = open_at(shared.path(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let pages_left = || {
-        own.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-            Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
-        })
-    };
-    // Each time there is less, for less came meanwhile.
-    for _ in 0..3 {
-        if pages_left()? <= FEW_PAGES {
-            let _nobody_writes = shared.lock();
-            return pages_left().map(drop);
-        }
+    // Its syncs are of the same WAL.
+    let few_left = take_most(shared.path()).inspect_err(|error| shared.heed(error, &mut shared.lock()))?;
+    if few_left {
+        shared.run(|connection| pass(connection).map(drop))?;
     }
     Ok(())
+}
+
+/// Whether few pages are left. Its connection is closed before anybody's turn is waited for: who has that may want the
+/// file alone.
+fn take_most(path: &Path) -> rusqlite::Result<bool> {
+    let own = open_at(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    keep_wal(&own)?;
+    // Each time there is less, for less came meanwhile.
+    for _ in 0..3 {
+        if pass(&own)? <= FEW_PAGES {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Writes without waiting for the disk. What is written so stands in the WAL before the transaction that frees its rows of the
@@ -134,7 +143,7 @@ impl Drop for Lax<'_> {
             pages.is_ok() && connection.pragma_update(None, SYNCHRONOUS, self.level).is_ok()
         };
         if !self.taken.as_ref().is_some_and(back) {
-            *self.taken = None;
+            let_go(self.taken);
         }
     }
 }
@@ -174,8 +183,10 @@ fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Str
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::store::{Durability, open_file};
+    use crate::store::{Durability, Shared, alone::write_into_file, open_file};
 
     fn level(connection: &Connection) -> i64 {
         connection
@@ -220,5 +231,38 @@ mod tests {
         // SQLite does not change it within a transaction.
         unsynced(&mut taken, |connection| connection.execute_batch("BEGIN")).unwrap();
         assert!(taken.is_none());
+    }
+
+    fn shared(path: &Path) -> SharedConnection {
+        let of = path.to_owned();
+        let open = move || open_file(&of, Durability::Disk);
+        Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open)
+    }
+
+    const MUCH: &str = "
+        CREATE TABLE t(x);
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000)
+        INSERT INTO t SELECT randomblob(1000) FROM n";
+
+    #[test]
+    fn who_wants_the_file_alone_in_its_turn_does_not_wait_for_a_checkpoint_that_waits_for_that_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = shared(&path);
+        let mut taken = shared.open().unwrap();
+        taken.as_ref().unwrap().execute_batch(MUCH).unwrap();
+        let taken_over = std::thread::scope(|scope| {
+            let checkpointed = scope.spawn(|| checkpoint(&shared));
+            while !shared.wanted() {
+                std::thread::yield_now();
+            }
+            let_go(&mut taken);
+            let written = write_into_file(&path, Duration::ZERO);
+            drop(taken);
+            checkpointed.join().unwrap().unwrap();
+            written
+        });
+        taken_over.unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() > 8_000_000);
     }
 }
