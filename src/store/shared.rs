@@ -6,10 +6,13 @@
 //! of earlier commits and checkpoints too, and what is committed behind them would end with them when the machine goes
 //! down. So before anything else is written all that the WAL holds is written into the file itself, and the WAL begins
 //! anew. That takes the file for itself, and fails while somebody else has it open, as a backup does for long; a
-//! checkpoint or a question ends in a moment, which is waited for. Of a checkpoint at a close SQLite tells nobody that it
-//! failed: a connection that is opened again leaves its WAL as it is.
+//! checkpoint or a question ends in a moment, which is waited for.
+//!
+//! Of a checkpoint behind a commit, or at a close, SQLite tells nobody that it failed. So commits checkpoint here, and
+//! a connection that is opened again leaves its WAL as it is.
 
 use std::{
+    ffi::c_int,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +23,7 @@ use std::{
 };
 
 use chatting_actors::seldom::Seldom;
-use rusqlite::{Connection, ErrorCode, ffi};
+use rusqlite::{Connection, ErrorCode, ffi, hooks::Wal};
 
 use super::{
     Durability,
@@ -60,19 +63,24 @@ pub struct Shared {
     reopened: AtomicU64,
     /// Whether the file turned out to be damaged.
     damaged: AtomicBool,
+    /// Whether the WAL had grown long by the last commit. For who has the connection.
+    long: Arc<AtomicBool>,
     /// I/O errors, for the log.
     told: Seldom,
 }
 
 impl Shared {
-    /// An open connection to this file, and how it is opened again. Only with [`Durability::Disk`] a sync was promised to anybody.
+    /// An open connection to this file, and how it is opened again. Only with [`Durability::Disk`] a sync was promised
+    /// to anybody. At how many pages in its WAL a commit checkpoints is what `wal_autocheckpoint` is on the connection.
     pub(super) fn new(
         path: PathBuf,
         connection: Connection,
         durability: Durability,
         open: impl Fn() -> rusqlite::Result<Connection> + Send + Sync + 'static,
-    ) -> SharedConnection {
-        Self::of(path, Some(connection), durability, Box::new(open))
+    ) -> rusqlite::Result<SharedConnection> {
+        let shared = Self::of(path, durability, Box::new(open));
+        *shared.lock() = Some(shared.taken_over(connection)?);
+        Ok(shared)
     }
 
     /// No connection to this file, and there never will be one: it is only read.
@@ -82,21 +90,35 @@ impl Shared {
             let why = "the file is not open for writing".to_owned();
             Err(rusqlite::Error::SqliteFailure(code, Some(why)))
         };
-        Self::of(path, None, Durability::Disk, Box::new(closed))
+        Self::of(path, Durability::Disk, Box::new(closed))
     }
 
-    fn of(path: PathBuf, connection: Option<Connection>, durability: Durability, open: Open) -> SharedConnection {
+    fn of(path: PathBuf, durability: Durability, open: Open) -> SharedConnection {
         Arc::new(Self {
             path,
-            connection: Turns::new(connection),
+            connection: Turns::new(None),
             open,
             durability,
             suspect: AtomicBool::new(false),
             in_vain: Mutex::default(),
             reopened: AtomicU64::new(0),
             damaged: AtomicBool::new(false),
+            long: Arc::default(),
             told: Seldom::new(),
         })
+    }
+
+    /// A connection that does not checkpoint by itself any more: behind a commit SQLite tells nobody that it failed. It
+    /// tells when it would, and [`Self::run`] does it.
+    fn taken_over(&self, mut connection: Connection) -> rusqlite::Result<Connection> {
+        let pages: c_int = connection.pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0))?;
+        let long = Arc::clone(&self.long);
+        let committed = move |_: &mut Wal, in_wal: c_int| {
+            long.store((1..=in_wal).contains(&pages), Ordering::Relaxed);
+            Ok(())
+        };
+        connection.wal_hook(Some(committed))?;
+        Ok(connection)
     }
 
     /// The file.
@@ -126,7 +148,7 @@ impl Shared {
             }
             self.suspect.store(false, Ordering::Release);
         }
-        let connection = (self.open)()?;
+        let connection = self.taken_over((self.open)()?)?;
         if self.damaged() {
             // What is in its WAL stays there.
             keep_wal(&connection)?;
@@ -173,11 +195,27 @@ impl Shared {
         self.reopened.load(Ordering::Acquire)
     }
 
-    /// Runs work on it.
+    /// Runs work on it, and checkpoints where that committed something to a WAL that has grown long.
     pub(crate) fn run<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         let mut turn = self.connection.lock();
+        self.long.store(false, Ordering::Relaxed);
         let done = work(self.opened(&mut turn)?);
-        done.inspect_err(|error| self.heed(error, &mut turn))
+        match &done {
+            Ok(_) if self.long.load(Ordering::Relaxed) => self.checkpoint(&mut turn),
+            Ok(_) => {}
+            Err(error) => self.heed(error, &mut turn),
+        }
+        done
+    }
+
+    /// What was committed stands, whatever comes of this.
+    fn checkpoint(&self, turn: &mut Option<Connection>) {
+        if let Some(connection) = turn
+            && let Err(error) = pass(connection)
+        {
+            log::debug!("spool: its WAL is not checkpointed: {error}");
+            self.heed(&error, turn);
+        }
     }
 
     /// Whether the file turned out to be damaged while it was used.
@@ -301,15 +339,16 @@ mod tests {
         connection.pragma_query_value(None, "busy_timeout", |row| row.get(0))
     }
 
-    /// A file with an empty table, all of which is in the file itself.
-    fn of(path: &Path) -> SharedConnection {
+    /// A file with an empty table, all of which is in the file itself. A commit checkpoints at so many pages.
+    fn of(path: &Path, pages: u32) -> SharedConnection {
         let of = path.to_owned();
         let open = move || {
             let connection = open_file(&of, Durability::Disk)?;
             connection.busy_timeout(USUAL)?;
+            connection.pragma_update(None, "wal_autocheckpoint", pages)?;
             Ok(connection)
         };
-        let shared = Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open);
+        let shared = Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open).unwrap();
         shared
             .run(|connection| connection.execute_batch("CREATE TABLE t(x); PRAGMA wal_checkpoint(TRUNCATE)"))
             .unwrap();
@@ -335,7 +374,7 @@ mod tests {
     fn after_an_io_error_nothing_is_written_before_the_file_itself_has_all_that_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chat.db");
-        let shared = of(&path);
+        let shared = of(&path, 1000);
         // One who reads keeps the WAL in use, also when the connection is closed.
         let read = reader(&path);
         insert(&shared).unwrap();
@@ -378,7 +417,7 @@ mod tests {
     fn what_a_checkpoint_wrote_before_a_sync_failed_is_written_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chat.db");
-        let shared = of(&path);
+        let shared = of(&path, 1000);
         let before = std::fs::read(&path).unwrap();
         for _ in 0..100 {
             insert(&shared).unwrap();
@@ -406,7 +445,7 @@ mod tests {
     fn a_connection_that_is_opened_again_takes_nothing_into_the_file_where_nobody_would_hear_that_it_failed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chat.db");
-        let shared = of(&path);
+        let shared = of(&path, 1000);
         insert(&shared).unwrap();
         shared.close(false);
         assert_eq!(in_the_file(&path), 0);
@@ -416,6 +455,37 @@ mod tests {
         // What opens it again would hear.
         assert_eq!(shared.run(count), Ok(2));
         assert_eq!(in_the_file(&path), 2);
+    }
+
+    #[test]
+    fn a_checkpoint_that_fails_behind_a_commit_is_heeded_and_the_commit_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = of(&path, 10);
+        let insert = |rows: i64| {
+            shared.run(|connection| {
+                let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                           INSERT INTO t SELECT zeroblob(3000) FROM n";
+                connection.execute(sql, [rows])
+            })
+        };
+        insert(100).unwrap();
+        assert_eq!(in_the_file(&path), 100, "it checkpoints where the WAL has grown long");
+        insert(1).unwrap();
+        assert_eq!(in_the_file(&path), 100, "and not before");
+        shared
+            .run(|connection| connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)"))
+            .unwrap();
+        // SQLite writes no page so far behind the end of a file.
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(0)
+            .unwrap();
+        assert_eq!(insert(20).unwrap(), 20);
+        assert!(shared.damaged());
+        assert_eq!(shared.run(count), Ok(121));
     }
 
     /// Another checkpoint has come to where it waits for a reader.

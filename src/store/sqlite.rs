@@ -399,7 +399,7 @@ mod tests {
             let path = dir.path().join(OsStr::from_bytes(name)).join("chat.db");
             let of = path.clone();
             let open = move || open_file(&of, Durability::Disk);
-            let shared = Shared::new(path, open().unwrap(), Durability::Disk, open);
+            let shared = Shared::new(path, open().unwrap(), Durability::Disk, open).unwrap();
             // As an I/O error leaves it.
             shared.close(false);
             let store = SqliteStore::new(shared);

@@ -197,8 +197,10 @@ impl SqliteSpool {
             limit(&connection, &settings)?;
             Ok(connection)
         };
+        let connection = Shared::new(path.clone(), connection, durability, open)
+            .map_err(|error| OpenError::Sqlite { path, error })?;
         let mut this = Self {
-            connection: Shared::new(path, connection, durability, open),
+            connection,
             reopened: 0,
             epochs: state.epochs,
             epoch: state.epoch,

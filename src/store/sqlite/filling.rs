@@ -25,8 +25,6 @@ const INSERT: &str = concat!(
     ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
 );
 
-const AUTOCHECKPOINT: &str = "wal_autocheckpoint";
-
 /// Events after which it is asked whether a commit waits.
 const PIECE: usize = 64;
 
@@ -101,9 +99,8 @@ fn take_most(path: &Path) -> rusqlite::Result<bool> {
 /// spool, whose sync therefore covers it; until then the spool has them. An import has no such rows: the spool notes that it begins
 /// and that it ended, synced, and what is cut off between the two is imported again.
 ///
-/// Nor does it checkpoint by itself when the WAL has grown long: that would be the first to sync what was written so, and SQLite does
-/// not tell that it failed. After a sync that failed the next one may succeed without having written anything. Commits that sync
-/// checkpoint, behind their own sync, which tells; so does [`checkpoint`].
+/// Nor does it checkpoint when the WAL has grown long: those who wait for the connection would wait for that.
+/// [`checkpoint`] does, and so do commits that sync.
 fn unsynced<T>(
     taken: &mut Option<Connection>,
     work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
@@ -112,36 +109,26 @@ fn unsynced<T>(
         return Err(rusqlite::Error::InvalidQuery);
     };
     let level = connection.pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))?;
-    let checkpoint_pages = connection.pragma_query_value(None, AUTOCHECKPOINT, |row| row.get(0))?;
-    let lax = Lax {
-        taken,
-        level,
-        checkpoint_pages,
-    };
+    let lax = Lax { taken, level };
     match lax.taken {
         Some(connection) => {
             connection.pragma_update(None, SYNCHRONOUS, "NORMAL")?;
-            connection.pragma_update(None, AUTOCHECKPOINT, 0)?;
             work(connection)
         }
         None => Err(rusqlite::Error::InvalidQuery),
     }
 }
 
-/// A connection whose commits are not synced and do not checkpoint, until this is dropped. One that cannot be set back is closed, and opened again
-/// by who comes next.
+/// A connection whose commits are not synced until this is dropped. One that cannot be set back is closed, and opened
+/// again by who comes next.
 struct Lax<'a> {
     taken: &'a mut Option<Connection>,
     level: i64,
-    checkpoint_pages: i64,
 }
 
 impl Drop for Lax<'_> {
     fn drop(&mut self) {
-        let back = |connection: &Connection| {
-            let pages = connection.pragma_update(None, AUTOCHECKPOINT, self.checkpoint_pages);
-            pages.is_ok() && connection.pragma_update(None, SYNCHRONOUS, self.level).is_ok()
-        };
+        let back = |connection: &Connection| connection.pragma_update(None, SYNCHRONOUS, self.level).is_ok();
         if !self.taken.as_ref().is_some_and(back) {
             let_go(self.taken);
         }
@@ -205,29 +192,6 @@ mod tests {
         let failed = unsynced(&mut taken, |connection| connection.execute_batch("no statement"));
         assert!(failed.is_err());
         assert_eq!(level(taken.as_ref().unwrap()), full);
-        // Nor does it checkpoint by itself meanwhile, where nobody would hear that its sync failed; what comes behind does.
-        let pages = |connection: &Connection| {
-            let pages = connection.pragma_query_value(None, AUTOCHECKPOINT, |row| row.get::<_, i64>(0));
-            pages.unwrap()
-        };
-        let usual = pages(taken.as_ref().unwrap());
-        let file = dir.path().join("chat.db");
-        let size = || std::fs::metadata(&file).unwrap().len();
-        let within = unsynced(&mut taken, |connection| {
-            connection.execute_batch(
-                "CREATE TABLE t(x);
-                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000)
-                 INSERT INTO t SELECT randomblob(1000) FROM n",
-            )?;
-            Ok((pages(connection), size()))
-        });
-        let (within, before) = within.unwrap();
-        assert_eq!(within, 0);
-        assert_eq!(pages(taken.as_ref().unwrap()), usual);
-        assert!(before < 1_000_000, "{before}");
-        let synced = taken.as_ref().unwrap().execute("INSERT INTO t VALUES (1)", []);
-        assert_eq!(synced.unwrap(), 1);
-        assert!(size() > 8_000_000, "{}", size());
         // SQLite does not change it within a transaction.
         unsynced(&mut taken, |connection| connection.execute_batch("BEGIN")).unwrap();
         assert!(taken.is_none());
@@ -236,13 +200,31 @@ mod tests {
     fn shared(path: &Path) -> SharedConnection {
         let of = path.to_owned();
         let open = move || open_file(&of, Durability::Disk);
-        Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open)
+        Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open).unwrap()
     }
 
     const MUCH: &str = "
         CREATE TABLE t(x);
         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000)
         INSERT INTO t SELECT randomblob(1000) FROM n";
+
+    #[test]
+    fn what_was_written_without_syncs_is_checkpointed_by_the_next_commit_that_syncs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = shared(&path);
+        let size = || std::fs::metadata(&path).unwrap().len();
+        let mut taken = shared.open().unwrap();
+        unsynced(&mut taken, |connection| connection.execute_batch(MUCH)).unwrap();
+        drop(taken);
+        let count = "SELECT count(*) FROM t";
+        let asked = shared.run(|connection| connection.query_row(count, [], |row| row.get(0)));
+        assert_eq!(asked, Ok(8000));
+        assert!(size() < 1_000_000, "{}", size());
+        let synced = shared.run(|connection| connection.execute("INSERT INTO t VALUES (1)", []));
+        assert_eq!(synced.unwrap(), 1);
+        assert!(size() > 8_000_000, "{}", size());
+    }
 
     #[test]
     fn who_wants_the_file_alone_in_its_turn_does_not_wait_for_a_checkpoint_that_waits_for_that_turn() {
