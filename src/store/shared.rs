@@ -6,7 +6,8 @@
 //! of earlier commits and checkpoints too, and what is committed behind them would end with them when the machine goes
 //! down. So before anything else is written all that the WAL holds is written into the file itself, and the WAL begins
 //! anew. That takes the file for itself, and fails while somebody else has it open, as a backup does for long; a
-//! checkpoint or a question ends in a moment, which is waited for.
+//! checkpoint or a question ends in a moment, which is waited for. It is not done with a file that turned out to be
+//! damaged: that stays closed, and the next start salvages it.
 //!
 //! Of a checkpoint behind a commit, or at a close, SQLite tells nobody that it failed. So commits checkpoint here, and
 //! a connection that is opened again leaves its WAL as it is.
@@ -142,7 +143,7 @@ impl Shared {
     }
 
     fn open_again(&self) -> rusqlite::Result<Connection> {
-        if self.suspect.load(Ordering::Acquire) && !self.damaged() {
+        if self.suspect.load(Ordering::Acquire) {
             if self.durability == Durability::Disk {
                 self.write_into_file()?;
             }
@@ -150,7 +151,6 @@ impl Shared {
         }
         let connection = self.taken_over((self.open)()?)?;
         if self.damaged() {
-            // What is in its WAL stays there.
             keep_wal(&connection)?;
         }
         self.reopened.fetch_add(1, Ordering::AcqRel);
@@ -158,6 +158,13 @@ impl Shared {
     }
 
     fn write_into_file(&self) -> rusqlite::Result<()> {
+        if self.damaged() {
+            // What is in its WAL stays there for the salvage. Nothing may be committed behind it: it may not be on the
+            // disk.
+            let code = ffi::Error::new(ffi::SQLITE_IOERR);
+            let why = "the file is damaged, and its disk has failed since: the next start salvages it".to_owned();
+            return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
+        }
         let patience = self.patience(Instant::now());
         let written = write_into_file(&self.path, patience);
         match written {
@@ -262,10 +269,11 @@ impl Shared {
         }
     }
 
-    /// Closes it. Where `suspect` is set, a sync may have failed.
+    /// Closes it. Where `suspect` is set, a sync may have failed. Of a damaged file that is for its I/O errors alone to
+    /// say: what a commit meets on a bad page must not cost all the others.
     pub(super) fn close(&self, suspect: bool) {
         let mut turn = self.connection.lock();
-        self.suspect.fetch_or(suspect, Ordering::AcqRel);
+        self.suspect.fetch_or(suspect && !self.damaged(), Ordering::AcqRel);
         let_go(&mut turn);
     }
 }
@@ -361,6 +369,11 @@ mod tests {
 
     fn count(connection: &mut Connection) -> rusqlite::Result<i64> {
         connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+    }
+
+    fn damage<T>() -> rusqlite::Result<T> {
+        let code = ffi::Error::new(ffi::SQLITE_CORRUPT);
+        Err(rusqlite::Error::SqliteFailure(code, None))
     }
 
     /// Has the file open, and reads what is in it now.
@@ -486,6 +499,28 @@ mod tests {
         assert_eq!(insert(20).unwrap(), 20);
         assert!(shared.damaged());
         assert_eq!(shared.run(count), Ok(121));
+    }
+
+    #[test]
+    fn behind_damage_a_failed_sync_is_not_made_good_so_nothing_is_written_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = of(&path, 1000);
+        insert(&shared).unwrap();
+        assert!(shared.run(|_| damage::<()>()).is_err());
+        insert(&shared).unwrap();
+        // As behind a commit that met the damage: others go on.
+        shared.close(true);
+        insert(&shared).unwrap();
+        assert!(shared.run(|_| io_error::<()>()).is_err());
+        for _ in 0..2 {
+            let error = insert(&shared).unwrap_err().to_string();
+            assert!(error.contains("the next start salvages it"), "{error}");
+            // Nor by who opens it again to see what came of a commit.
+            shared.close(true);
+        }
+        assert_eq!(in_the_file(&path), 0, "the salvage has its WAL");
+        assert_eq!(count(&mut open_file(&path, Durability::Disk).unwrap()), Ok(3));
     }
 
     /// Another checkpoint has come to where it waits for a reader.
