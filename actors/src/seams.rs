@@ -4,7 +4,7 @@
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
-use futures_util::future::{BoxFuture, LocalBoxFuture};
+use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
 use uuid::Uuid;
 
 use crate::broadcast::Broadcast;
@@ -238,6 +238,13 @@ pub trait LogStore: Send + Sync {
     /// nothing is known: give the whole batch again. It takes as long as marking takes, which may be all that a room ever had; an
     /// error then must not cost what is marked.
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>>;
+
+    /// Marks what acts of moderation that the store had before them cover of messages that it has taken: they waited
+    /// here, and meanwhile another server may have brought acts. Messages whose marks are refused for good come back as
+    /// poison. After an error nothing is known. A no-op where no other server can.
+    fn mark_late(&self, _batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
+        ready(Ok(Vec::new())).boxed()
+    }
 
     /// The greatest seq of a room over all epochs; `Seq(0)` when it has none.
     fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>>;

@@ -1,8 +1,9 @@
 //! Messages that come into a store behind acts of moderation that it had before.
 //!
-//! An act marks what is there when it comes, which is all that was said before it as long as one server takes one spool to the store, in
-//! order. From a spool that was put away, or in an import, older messages may come behind it. So the store is given the acts of their
-//! rooms again that are newer than they: an act that is given again is applied again.
+//! An act marks what is there when it comes, which is all that was said before it as long as one server takes one spool
+//! to the store, in order. From a spool that was left, or that waited, while another server had the log, or in an
+//! import, older messages may come behind it. So the store is given the acts of their rooms again that are newer than
+//! they: an act that is given again is applied again.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use chatting_actors::{
-    seams::StoreError,
+    seams::{Poison, StoreError},
     types::{Event, PresenterIdx},
 };
 use uuid::Uuid;
@@ -28,6 +29,16 @@ pub struct LateMessages {
     marked_by: HashSet<Uuid>,
     /// Acts up to this one have been given again.
     through: Option<Uuid>,
+}
+
+/// What came of acts that were given again.
+struct Again {
+    /// Those that the store refuses to apply, and why.
+    refused: Vec<(Event, String)>,
+    /// The last one that was looked at.
+    last: Option<Uuid>,
+    /// There may be more behind it.
+    more: bool,
 }
 
 impl LateMessages {
@@ -59,34 +70,78 @@ impl LateMessages {
     /// # Errors
     /// The store cannot be asked now, or refuses to mark what one of them deletes; the same are given again the next time.
     pub async fn mark_some(&mut self, store: &dyn Archive, limit: usize) -> Result<bool, StoreError> {
+        let Again { refused, last, more } = self.give_some(store, limit).await?;
+        if let Some((act, why)) = refused.first() {
+            return Err(StoreError(unapplied(act, why)));
+        }
+        self.through = last;
+        Ok(more)
+    }
+
+    /// Gives all acts again that the messages of this batch are late for, with so many looked at at once. Returns those
+    /// of its messages that the store refuses to mark.
+    ///
+    /// # Errors
+    /// The store cannot be asked now.
+    pub async fn mark_all(batch: &[Arc<Event>], store: &dyn Archive, limit: usize) -> Result<Vec<Poison>, StoreError> {
+        let (mut late, mut unmarked) = (Self::of(batch), Vec::<Poison>::new());
+        loop {
+            let Again { refused, last, more } = late.give_some(store, limit).await?;
+            for (act, why) in refused {
+                let covers = |event: &Event| act.act.as_ref().is_some_and(|what| what.covers(&act, event));
+                for (index, _) in batch.iter().enumerate().filter(|(_, event)| covers(event)) {
+                    if unmarked.iter().all(|one| one.index != index) {
+                        let reason = unapplied(&act, &why);
+                        unmarked.push(Poison { index, reason });
+                    }
+                }
+            }
+            late.through = last;
+            if !more {
+                return Ok(unmarked);
+            }
+        }
+    }
+
+    async fn give_some(&self, store: &dyn Archive, limit: usize) -> Result<Again, StoreError> {
         let Some(oldest) = self.oldest.values().min() else {
-            return Ok(false);
+            return Ok(Again {
+                refused: Vec::new(),
+                last: None,
+                more: false,
+            });
         };
         let rooms = self.oldest.keys().copied().collect();
         let after = self.through.unwrap_or(*oldest);
         let acts = store.acts(rooms, after, limit).await?;
         let (count, last) = (acts.len(), acts.last().map(|last| last.id));
-        let is_newer = |act: &Event| {
-            self.oldest
-                .get(&act.presenter_idx)
-                .is_some_and(|oldest| act.id > *oldest)
-        };
-        let covers = |act: &Event| match (&self.all, &act.act) {
+        let again = acts.into_iter().filter(|act| self.is_missed(act));
+        let again: Arc<Vec<_>> = Arc::new(again.map(Arc::new).collect());
+        let mut refused = Vec::new();
+        if !again.is_empty() {
+            for Poison { index, reason } in store.append(Arc::clone(&again)).await? {
+                refused.extend(again.get(index).map(|act| (Event::clone(act), reason)));
+            }
+        }
+        Ok(Again {
+            refused,
+            last,
+            more: last.is_some() && count >= limit,
+        })
+    }
+
+    /// Whether an act that the store has did not find one of them there.
+    fn is_missed(&self, act: &Event) -> bool {
+        let oldest = self.oldest.get(&act.presenter_idx);
+        let is_newer = oldest.is_some_and(|oldest| act.id > *oldest);
+        let covers = || match (&self.all, &act.act) {
             (Some(all), Some(what)) => all.iter().any(|event| what.covers(act, event)),
             _ => true,
         };
-        let again = acts
-            .into_iter()
-            .filter(|act| is_newer(act) && !self.marked_by.contains(&act.id) && covers(act));
-        let again: Arc<Vec<_>> = Arc::new(again.map(Arc::new).collect());
-        if !again.is_empty() {
-            let refused = store.append(Arc::clone(&again)).await?;
-            if let Some((act, refused)) = refused.first().and_then(|one| Some((again.get(one.index)?, one))) {
-                let (id, room, why) = (act.id, act.presenter_idx, &refused.reason);
-                return Err(StoreError(format!("act {id} of room {room} is not applied: {why}")));
-            }
-        }
-        self.through = last;
-        Ok(last.is_some() && count >= limit)
+        is_newer && !self.marked_by.contains(&act.id) && covers()
     }
+}
+
+fn unapplied(act: &Event, why: &str) -> String {
+    format!("act {} of room {} is not applied: {why}", act.id, act.presenter_idx)
 }

@@ -45,7 +45,7 @@ use self::{
     acts::Progress,
     document::{event, sent_at_ms},
 };
-use super::{FoundStore, Newest, servers::ServerBeat};
+use super::{FoundStore, LateMessages, Newest, servers::ServerBeat};
 
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 
@@ -54,6 +54,9 @@ const OTHER_INDEX: [i32; 2] = [
     85, // IndexOptionsConflict
     86, // IndexKeySpecsConflict
 ];
+
+/// Acts that are looked at at once, of those that late messages may be covered by.
+const ACTS_AT_ONCE: usize = 1000;
 
 /// What MongoDB 5.0 says in `hello`, the first that has all that figures are counted with (`$setWindowFields`).
 const OLDEST_WIRE_VERSION: i32 = 13;
@@ -315,6 +318,10 @@ impl LogStore for MongoStore {
 
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
         async move { self.reach().await?.append(batch).await }.boxed()
+    }
+
+    fn mark_late(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
+        async move { LateMessages::mark_all(&batch, self, ACTS_AT_ONCE).await }.boxed()
     }
 
     fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>> {

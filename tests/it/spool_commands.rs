@@ -9,17 +9,20 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
-    clock::EventClock,
+    clock::{EventClock, system_ms},
     idempotency::Keyed,
     moderation::Act,
     seams::{LogStore, Spool},
     seldom::Seldom,
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
 };
-use chatting_server::store::{
-    Archive, Deleted, Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool,
-    history::{History, Query, Start},
-    mongo::MongoSettings,
+use chatting_server::{
+    settings::{Secret, Settings},
+    store::{
+        Archive, Deleted, Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool,
+        history::{History, Query, Start},
+        mongo::MongoSettings,
+    },
 };
 use mongodb::{
     Client, Collection,
@@ -29,15 +32,18 @@ use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 
 use crate::{
+    history::drained,
     log_archive::{act, broadcast, by},
     log_store::{batch, event, mongo_in, room},
     refused_acts::allow,
     support::{
-        app::{KEY, spawn_app, use_mongodb},
+        app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
         eventually,
         http::get,
         mongod::{Mongod, fresh_database_name},
+        presenter::V1,
         process::{Process, ScratchDir, output},
+        proxy::Proxy,
     },
 };
 
@@ -137,6 +143,14 @@ impl Site {
         bytes[at] ^= 0xff;
         std::fs::write(self.dir.path().join("flipped.db"), bytes).unwrap();
         "flipped.db".to_owned()
+    }
+
+    /// Settings of a server in this process that has it, with the log in this database.
+    fn settings(&self, database: &str) -> Settings {
+        let mut settings = settings(&self.dir);
+        use_mongodb(&mut settings);
+        database.clone_into(&mut settings.mongodb.database);
+        settings
     }
 
     /// What is in the order of the spool.
@@ -309,7 +323,7 @@ async fn status_and_verify_read_the_spool_of_a_running_server_and_do_not_disturb
     let mongod = Mongod::start_own().await;
     let app = spawn_app(|settings| {
         use_mongodb(settings);
-        settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
+        settings.mongodb.uri = Secret::new(mongod.uri());
         settings.mongodb.connect_timeout_ms = 1000;
     })
     .await;
@@ -1062,20 +1076,7 @@ async fn what_was_deleted_through_another_spool_is_deleted_when_it_is_replayed()
     // Since it was put away another server has written to the log, and staff has deleted there.
     let store = store_of(&uri, &database).await;
     store.prepare().await.unwrap();
-    let newest_ms = site.events.iter().map(|event| event.sent_at_ms).max().unwrap();
-    let mut clock = EventClock::after(newest_ms);
-    let all_of_9 = Act::User {
-        user_idx: UserIdx::new(9).unwrap(),
-    };
-    let all_so_far = Act::Span {
-        from_ms: 0,
-        to_ms: newest_ms,
-    };
-    let elsewhere = [
-        act(&mut clock, 12, "elsewhere", 1, all_of_9),
-        act(&mut clock, 13, "elsewhere", 1, all_so_far),
-        by(9, event(&mut clock, 12, "elsewhere", 2, "since")),
-    ];
+    let elsewhere = since(&site);
     assert_eq!(store.append(batch(&elsewhere)).await.unwrap(), []);
 
     let dir = ScratchDir::new("elsewhere");
@@ -1119,16 +1120,136 @@ async fn what_was_deleted_through_another_spool_is_deleted_when_it_is_replayed()
     assert_eq!(shown(12).await, wanted);
 }
 
+/// What another server wrote to the log of this site since that was put away: all that user 9 said in room 12 so far is
+/// deleted, and all that was said in room 13; and what user 9 says then.
+fn since(site: &Site) -> [Arc<Event>; 3] {
+    let newest_ms = site.events.iter().map(|event| event.sent_at_ms).max().unwrap();
+    let mut clock = EventClock::after(newest_ms);
+    let all_of_9 = Act::User {
+        user_idx: UserIdx::new(9).unwrap(),
+    };
+    let all_so_far = Act::Span {
+        from_ms: 0,
+        to_ms: newest_ms,
+    };
+    [
+        act(&mut clock, 12, "elsewhere", 1, all_of_9),
+        act(&mut clock, 13, "elsewhere", 1, all_so_far),
+        by(9, event(&mut clock, 12, "elsewhere", 2, "since")),
+    ]
+}
+
+/// How an event of the log was deleted.
+async fn deleted(store: &MongoStore, event: &Event) -> Option<Deleted> {
+    store.find(event.id).await.unwrap().unwrap().deleted
+}
+
+#[actix_web::test]
+async fn what_was_deleted_while_another_server_had_the_log_is_deleted_when_a_server_starts_on_a_spool_of_before() {
+    // One a batch, as well as all in one.
+    for batch_max in [1, 1000] {
+        let database = fresh_database_name();
+        let site = Site::new(&[(12, 6), (13, 2)], Some((&Mongod::shared().uri(), &database)));
+        let store = mongo_in(database.clone()).await;
+        store.prepare().await.unwrap();
+        let since = since(&site);
+        assert_eq!(store.append(batch(&since)).await.unwrap(), []);
+        let mut settings = site.settings(&database);
+        settings.log.batch_max = batch_max;
+        let app = spawn_in(Arc::clone(&site.dir), settings).await;
+        drained(&app).await;
+        for event in &site.events {
+            let by = &since[usize::from(event.presenter_idx == room(13))];
+            assert_eq!(deleted(&store, event).await, Some(Deleted::by(by)), "{event:?}");
+        }
+        assert_eq!(deleted(&store, &since[2]).await, None);
+        app.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn what_another_server_deleted_while_this_one_did_not_reach_mongodb_is_deleted_when_it_does() {
+    let database = fresh_database_name();
+    let link = Proxy::start(([127, 0, 0, 1], Mongod::shared().port()).into()).await;
+    let app = spawn_app(|settings| {
+        use_mongodb(settings);
+        database.clone_into(&mut settings.mongodb.database);
+        settings.mongodb.uri = Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
+        settings.mongodb.connect_timeout_ms = 1000;
+        settings.log.retry_max_ms = 100;
+    })
+    .await;
+    app.go_live(12);
+    let _session = V1::of(&app, 12, json!({})).await;
+    let say = async |text: &str| {
+        let answer = app.post(12, 9, text).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()
+    };
+    say("before").await;
+    drained(&app).await;
+    link.cut();
+    let said = say("meanwhile").await;
+    eventually("MongoDB to be missed", async || {
+        (app.metric("chat_store_retries_total").await? > 0.0).then_some(())
+    })
+    .await;
+    let store = mongo_in(database).await;
+    let mut clock = EventClock::after(system_ms());
+    let user = UserIdx::new(9).unwrap();
+    let all_of_9 = act(&mut clock, 12, "elsewhere", 1, Act::User { user_idx: user });
+    assert_eq!(store.append(batch(std::slice::from_ref(&all_of_9))).await.unwrap(), []);
+    link.restore();
+    drained(&app).await;
+    let id = said["id"].as_str().unwrap().parse().unwrap();
+    let logged = store.find(id).await.unwrap().unwrap();
+    assert_eq!(logged.deleted, Some(Deleted::by(&all_of_9)));
+    eventually("a later time", async || {
+        (system_ms() > all_of_9.sent_at_ms).then_some(())
+    })
+    .await;
+    let later = say("later").await["id"].as_str().unwrap().parse().unwrap();
+    drained(&app).await;
+    assert_eq!(store.find(later).await.unwrap().unwrap().deleted, None);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn rule_04_what_mongodb_refuses_to_mark_of_a_spool_that_was_left_is_parked_and_does_not_block_the_rest() {
+    let database = fresh_database_name();
+    let site = Site::new(&[(12, 3), (14, 2)], Some((&Mongod::shared().uri(), &database)));
+    let store = mongo_in(database.clone()).await;
+    store.prepare().await.unwrap();
+    let [all_of_9, ..] = since(&site);
+    assert_eq!(store.append(batch(std::slice::from_ref(&all_of_9))).await.unwrap(), []);
+    let of = store.database().await.unwrap();
+    allow(of, doc! { "deleted_at": { "$exists": false } }).await;
+    let app = spawn_in(Arc::clone(&site.dir), site.settings(&database)).await;
+    drained(&app).await;
+    app.stop().await;
+    let parked = site.status()["parked"].clone();
+    assert_eq!(parked["count"], 3, "{parked}");
+    let why = format!("act {} of room 12 is not applied: ", all_of_9.id);
+    assert!(
+        parked["events"][0]["reason"].as_str().unwrap().starts_with(&why),
+        "{parked}"
+    );
+    allow(of, doc! {}).await;
+    let (code, out, error) = site.run(&["spool", "replay", "--parked"]);
+    assert_eq!(code, 0, "{out}{error}");
+    for event in &site.events {
+        let by = (event.presenter_idx == room(12)).then(|| Deleted::by(&all_of_9));
+        assert_eq!(deleted(&store, event).await, by, "{event:?}");
+    }
+}
+
 #[actix_web::test]
 async fn what_was_deleted_through_another_spool_stays_in_this_one_while_mongodb_refuses_to_mark_it() {
     let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
     let site = Site::new(&[(12, 3)], Some((&uri, &database)));
     let store = mongo_in(database).await;
     store.prepare().await.unwrap();
-    let newest_ms = site.events.iter().map(|event| event.sent_at_ms).max().unwrap();
-    let mut clock = EventClock::after(newest_ms);
-    let user = UserIdx::new(9).unwrap();
-    let all_of_9 = act(&mut clock, 12, "elsewhere", 1, Act::User { user_idx: user });
+    let [all_of_9, ..] = since(&site);
     assert_eq!(store.append(batch(std::slice::from_ref(&all_of_9))).await.unwrap(), []);
     let database = store.database().await.unwrap();
     allow(database, doc! { "deleted_at": { "$exists": false } }).await;
@@ -1144,7 +1265,6 @@ async fn what_was_deleted_through_another_spool_stays_in_this_one_while_mongodb_
     assert_eq!(code, 0, "{out}{error}");
     assert!(out.contains("; 0 to go"), "{out}");
     for event in &site.events {
-        let deleted = store.find(event.id).await.unwrap().unwrap().deleted;
-        assert_eq!(deleted, Some(Deleted::by(&all_of_9)));
+        assert_eq!(deleted(&store, event).await, Some(Deleted::by(&all_of_9)));
     }
 }

@@ -53,6 +53,8 @@ pub struct LogWriter {
     done: Pos,
     /// The last row that the spool is known to hold.
     head: Pos,
+    /// The last row that may have waited while another server had the log.
+    late: Pos,
     backlog: VecDeque<(Pos, Arc<Event>)>,
     /// `log.backlog_max`, and what had to be read back because it did not fit.
     queue: (Queue, Counter),
@@ -77,6 +79,7 @@ impl LogWriter {
         Self {
             done: parts.handle.done.load(Ordering::Acquire),
             head: parts.handle.head.load(Ordering::Acquire),
+            late: parts.handle.found(),
             backlog: VecDeque::new(),
             queue: parts.metrics.queues.waiting("backlog", parts.config.backlog_max),
             oldest: Instant::now(),
@@ -222,9 +225,19 @@ impl LogWriter {
         let rows = self.backlog.iter().take(count);
         let batch: StoreBatch = Arc::new(rows.map(|(_, event)| Arc::clone(event)).collect());
         let began = Instant::now();
-        let store = Arc::clone(&self.parts.store);
-        let written = async move { store.append(batch).await }.into_actor(self);
-        ctx.spawn(written.map(move |result, this, ctx| match result {
+        let (store, late) = (Arc::clone(&self.parts.store), self.is_late());
+        let written = async move {
+            let mut poison = store.append(Arc::clone(&batch)).await?;
+            if late {
+                // Before the rows are freed: what is broken off here is done again.
+                let unmarked = store.mark_late(batch).await?;
+                let new = |one: &Poison| poison.iter().all(|refused| refused.index != one.index);
+                let unmarked: Vec<_> = unmarked.into_iter().filter(new).collect();
+                poison.extend(unmarked);
+            }
+            Ok(poison)
+        };
+        ctx.spawn(written.into_actor(self).map(move |result, this, ctx| match result {
             Ok(poison) => {
                 this.parts.metrics.store_batch_events.observe(count as f64);
                 this.parts
@@ -242,6 +255,12 @@ impl LogWriter {
                 this.back_off(ctx);
             }
         }));
+    }
+
+    /// Whether the front of the backlog may have waited while another server had the log: it was here at the start, or
+    /// the store was not to be had.
+    fn is_late(&self) -> bool {
+        self.done < self.late || self.parts.state.error().is_some()
     }
 
     /// The store has the first `count` of the backlog, where nothing is put in front of them meanwhile: the spool's rows go, and what the
@@ -344,6 +363,7 @@ impl LogWriter {
     fn recovered(&mut self) {
         if self.parts.state.error().is_some() {
             log::info!("store: it takes events again; {} to go", self.head - self.done);
+            self.late = self.head;
         }
         self.parts.state.set(None);
     }
