@@ -276,6 +276,10 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
         retry_max: Duration::from_millis(log.retry_max_ms),
         backlog_max: log.backlog_max,
         answer_first: log.durability == DurabilitySetting::Memory,
+        adopt_every: match log.backend {
+            LogBackend::Mongodb => Some(Duration::from_secs(settings.broadcast.resume_seconds)),
+            LogBackend::Sqlite => None,
+        },
     }
 }
 

@@ -122,21 +122,22 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
 
 /// Nobody knows a room any more, and nothing waits there: its broadcast has ended when it was last seen to be live. `last` is the last
 /// number that was given in this numbering. Returns the record, to be kept.
-pub fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option<Broadcast> {
+pub(crate) fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option<Broadcast> {
     let mut broadcast = open.take()?;
     broadcast.end(broadcast.last_live_ms(), epoch, last);
     broadcast.version += 1;
     Some(broadcast)
 }
 
-/// Goes on with a broadcast of a room that an earlier run left open. Where there is one already the later of the two goes on: it has ended
-/// the other one, though nobody heard of that. Returns the record of one that has ended, to be kept.
-pub fn take_up(open: &mut Option<Broadcast>, mut left: Broadcast) -> Option<Broadcast> {
+/// Goes on with a broadcast of a room that an earlier run, or another server, left open. Where there is one already
+/// that `is_live` here it goes on, else the later of the two: it has ended the other one, though nobody heard of that.
+/// Returns the record of one that has ended, to be kept.
+pub fn take_up(open: &mut Option<Broadcast>, mut left: Broadcast, is_live: bool) -> Option<Broadcast> {
     match open {
         Some(one) if one.id == left.id => None,
         Some(one) => {
             // Ids are of their time.
-            if one.id < left.id {
+            if one.id < left.id && !is_live {
                 std::mem::swap(one, &mut left);
             }
             Some(left.overtaken_by(one))
@@ -353,10 +354,10 @@ impl Broadcast {
         self.ended_at_ms = Some(at_ms);
     }
 
-    /// Ends it when it was last seen to be live, and where a later one of its room begins.
-    fn overtaken_by(mut self, later: &Self) -> Self {
+    /// Ends it when it was last seen to be live, and where another one of its room begins, which goes on.
+    fn overtaken_by(mut self, other: &Self) -> Self {
         let at_ms = self.last_live_ms();
-        if let Some(next) = later.spans.first() {
+        if let Some(next) = other.spans.first() {
             self.end(at_ms, &next.epoch, next.after);
         }
         self.version += 1;

@@ -19,7 +19,7 @@ use chatting_actors::{
 use chatting_server::{
     settings::{Secret, Settings},
     store::{
-        Archive, Deleted, Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool,
+        Archive, Deleted, Durability, MongoStore, SpoolSettings, SqliteSpool,
         history::{History, Query, Start},
         mongo::MongoSettings,
     },
@@ -723,63 +723,52 @@ async fn replay_takes_the_broadcasts_that_the_store_does_not_have_and_forgets_th
     }
 }
 
-/// A server asks once, at its start, what is open in the store: nobody would end what came there later.
+/// What its server has put there itself, as one that had this log beside another for a while, and what replay brings.
 #[actix_web::test]
-async fn replay_ends_the_broadcasts_that_a_server_with_another_spool_does_not_know() {
-    let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
-    let store = store_of(&uri, &database).await;
+async fn what_is_open_in_a_spool_that_was_put_away_is_ended_by_the_server_that_has_its_log() {
+    let database = fresh_database_name();
+    let store = mongo_in(database.clone()).await;
     store.prepare().await.unwrap();
-    for beside_a_server in [false, true] {
-        // The numbers of one site are not those of the other.
-        let presenter = 12 + i64::from(beside_a_server);
-        let site = Site::new(&[(presenter, 3)], Some((&uri, &database)));
-        let [of_store, of_spool] = [10, 20].map(|n| {
-            let mut open = broadcast(u128::from(beside_a_server) + n, presenter, 1, None);
-            open.spans[1].epoch = site.events[0].epoch.clone();
-            open.spans[1].after = Seq(1);
-            open
-        });
-        // That one the server took up.
-        assert_eq!(store.put_broadcasts(std::slice::from_ref(&of_store)).await.unwrap(), []);
-        let mut newer = of_store.clone();
-        newer.version = 2;
-        site.keep(&newer, false);
-        site.keep(&of_spool, false);
-        let server = ServerBeat::new(&store, "another", Duration::from_secs(600));
-        if beside_a_server {
-            server.beat().await.unwrap();
-        }
-        // One a batch, as well as all in one.
-        for limit in ["log.batch_max=1", "log.batch_max=1000"] {
-            let args = [
-                "spool",
-                "replay",
-                "--set",
-                "mongodb.heartbeat_seconds=600",
-                "--set",
-                limit,
-            ];
-            let (code, out, error) = site.run(&args);
-            assert_eq!(code, 0, "{out}{error}");
-            assert_eq!(site.status()["broadcasts"]["count"], 0);
-        }
-        let stored = async |id| store.broadcast(id).await.unwrap().unwrap().broadcast;
-        assert_eq!(stored(of_store.id).await, newer);
-        let mut wanted = of_spool;
-        if beside_a_server {
-            wanted.ended_at_ms = Some(12);
-            wanted.segments[1].to_ms = Some(12);
-            wanted.spans[1].through = Some(Seq(3));
-            wanted.version = 2;
-        }
-        assert_eq!(stored(wanted.id).await, wanted);
-        // What is open stays for the server that has this spool next.
-        let left: i64 = Connection::open(site.path())
-            .unwrap()
-            .query_row("SELECT COUNT(*) FROM records", [], |row| row.get(0))
-            .unwrap();
-        assert_eq!(left, if beside_a_server { 1 } else { 2 });
+    let site = Site::new(&[(12, 3), (13, 3)], Some((&Mongod::shared().uri(), &database)));
+    let left = [(10, 12), (20, 13)].map(|(n, presenter)| {
+        let mut open = broadcast(n, presenter, 1, None);
+        open.spans[1].epoch = site.events[0].epoch.clone();
+        open.spans[1].after = Seq(1);
+        let id = open.id.simple();
+        site.sql(&format!(
+            "UPDATE spool SET broadcast_id = x'{id}' WHERE presenter_idx = {presenter}"
+        ));
+        open
+    });
+    site.keep(&left[0], true);
+    site.keep(&left[1], false);
+    let before = broadcast(1, 14, 1, None);
+    assert_eq!(store.put_broadcasts(std::slice::from_ref(&before)).await.unwrap(), []);
+    let app = spawn_app(|settings| {
+        use_mongodb(settings);
+        database.clone_into(&mut settings.mongodb.database);
+        settings.broadcast.resume_seconds = 1;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    let ended_at_ms = async |one: &Broadcast| {
+        eventually(format_args!("broadcast {} to end", one.id), async || {
+            store.broadcast(one.id).await.unwrap()?.broadcast.ended_at_ms
+        })
+        .await
+    };
+    // It has asked at its start what is open there.
+    ended_at_ms(&before).await;
+    let (code, out, error) = site.run(&["spool", "replay"]);
+    assert_eq!(code, 0, "{out}{error}");
+    assert_eq!(site.status()["broadcasts"]["count"], 0);
+    assert_eq!(store.put_broadcasts(&left[..1]).await.unwrap(), []);
+    for one in &left {
+        let said = site.events.iter().filter(|event| event.presenter_idx == one.presenter);
+        let last_ms = said.map(|event| event.sent_at_ms).max();
+        assert!(Some(ended_at_ms(one).await) >= last_ms, "{one:?}");
     }
+    app.stop().await;
 }
 
 #[actix_web::test]

@@ -446,7 +446,7 @@ fn time_at_is_the_earliest_time_of_an_offset() {
 }
 
 #[test]
-fn one_that_was_left_open_goes_on_unless_a_later_one_does() {
+fn one_that_was_left_open_goes_on_unless_a_later_one_does_or_one_that_is_live_here() {
     let mut room = Room::new();
     room.hear(live(), 1_000);
     let left = room.open.take().unwrap();
@@ -455,19 +455,24 @@ fn one_that_was_left_open_goes_on_unless_a_later_one_does() {
     let mut open = None;
     let later = room.open.clone().unwrap();
     assert!(left.id < later.id);
-    assert_eq!(take_up(&mut open, later.clone()), None);
+    assert_eq!(take_up(&mut open, later.clone(), false), None);
     assert_eq!(open, Some(later.clone()));
-    assert_eq!(take_up(&mut open, later.clone()), None, "the same one");
-    let ended = take_up(&mut open, left.clone()).unwrap();
+    assert_eq!(take_up(&mut open, later.clone(), false), None, "the same one");
+    let ended = take_up(&mut open, left.clone(), false).unwrap();
     assert_eq!(open.as_ref(), Some(&later));
     assert_eq!((ended.id, ended.version), (left.id, left.version + 1));
     assert_eq!((ended.ended_at_ms, ended.segments[0].to_ms), (Some(1_000), Some(1_000)));
     // What came behind it is the later one's.
     assert_eq!(ended.spans[0].through, Some(Seq(5)));
     // Whichever is told first.
-    let mut open = Some(left);
-    assert_eq!(take_up(&mut open, later.clone()), Some(ended));
-    assert_eq!(open, Some(later));
+    let mut open = Some(left.clone());
+    assert_eq!(take_up(&mut open, later.clone(), false), Some(ended));
+    assert_eq!(open.as_ref(), Some(&later));
+    // Nor does one that is live here, whatever another server left open of its room since.
+    let mut open = Some(left.clone());
+    let ended = take_up(&mut open, later.clone(), true).unwrap();
+    assert_eq!((ended.id, ended.ended_at_ms), (later.id, Some(2_000_000)));
+    assert_eq!(open, Some(left));
 }
 
 #[test]

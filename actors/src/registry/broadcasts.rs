@@ -37,7 +37,8 @@ impl SessionRegistry {
         self.keep_and_follow(ended, rooms, now);
     }
 
-    /// The store had these open and the spool did not know them: it is younger than they are, or was damaged.
+    /// The store had these open and the spool did not know them: it is younger than they are, or was damaged, or they
+    /// were another server's.
     pub(super) fn adopted(&mut self, open: Vec<Broadcast>, now: Instant) {
         // Else the spool is still to tell which are open, these among them.
         if !self.broadcasts.is_told() {
@@ -56,7 +57,9 @@ impl SessionRegistry {
             let room = room.or_insert_with(|| Box::new(Room::new(&self.config)));
             let (id, seen_at_ms) = (broadcast.id, broadcast.seen_at_ms);
             let before = room.broadcast.as_ref().map(|one| one.id);
-            ended.extend(take_up(&mut room.broadcast, broadcast));
+            // What the room is seen to go on with nobody else ends.
+            let is_live = room.watched.is_some();
+            ended.extend(take_up(&mut room.broadcast, broadcast, is_live));
             if before != Some(id) && room.broadcast.as_ref().is_some_and(|one| one.id == id) {
                 room.recorded_ms = seen_at_ms;
             }

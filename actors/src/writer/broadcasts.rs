@@ -2,10 +2,12 @@
 //! store refuses for what it is stays in the spool, which has the only copy, and is tried again when it changed, or at the next
 //! start. So is one that stays in the spool's list though it was marked as stored, with a pause before each try.
 //!
-//! Before any of them goes there, what the store has open and the spool does not know, because it is new or lost it, comes from there into
-//! the spool: nobody else would ever end it.
+//! Before any of them goes there, what the store has open and the spool does not know, because it is new or lost it,
+//! comes from there into the spool: nobody else would ever end it. That is asked again now and then, where others write
+//! to the store: a server that was there at the same time and has gone, or `spool replay`, leaves there what was open
+//! in its own spool.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
@@ -44,7 +46,7 @@ impl LogWriter {
         if self.records != Records::Due || !self.prepared() {
             return;
         }
-        if !self.adopted {
+        if self.adopts {
             return self.adopt_broadcasts(ctx);
         }
         self.records = Records::Busy { due: false };
@@ -79,6 +81,7 @@ impl LogWriter {
     /// Until it is done nothing goes to the store: what the spool had there has not ended there and gone from the spool meanwhile.
     fn adopt_broadcasts(&mut self, ctx: &mut Context<Self>) {
         self.records = Records::Busy { due: true };
+        self.adopts = false;
         let (store, writer) = (Arc::clone(&self.parts.store), self.parts.handle.clone());
         let adopted = async move {
             let kept = writer.broadcast_ids().await?;
@@ -94,7 +97,18 @@ impl LogWriter {
                         this.records = Records::Due;
                         this.advance_broadcasts(ctx);
                     }
+                    // Ours need not wait: what was there before them is known. The next time it is asked again.
+                    Err(why) if this.adopted => {
+                        if let Some(more) = this.untold.due(Instant::now()) {
+                            log::warn!(
+                                "store: which broadcasts somebody else left open there is not known: {why}{more}"
+                            );
+                        }
+                        this.records = Records::Due;
+                        this.advance_broadcasts(ctx);
+                    }
                     Err(why) => {
+                        this.adopts = true;
                         let why = format!("which of them are open there is not known: {why}");
                         this.broadcasts_failed(&why, ctx);
                     }

@@ -47,6 +47,10 @@ pub struct LogWriter {
     pub(super) records: Records,
     /// The spool has the broadcasts that the store had open before it.
     pub(super) adopted: bool,
+    /// The store is to be asked which broadcasts it has open.
+    pub(super) adopts: bool,
+    /// That it does not tell them any more, for the log.
+    pub(super) untold: Seldom,
     /// The broadcasts that were marked in the spool last, as stored or refused.
     pub(super) marked: Vec<Broadcast>,
     /// Everything up to here is in the store and freed.
@@ -92,6 +96,8 @@ impl LogWriter {
             parking: Seldom::new(),
             records: Records::Due,
             adopted: false,
+            adopts: true,
+            untold: Seldom::new(),
             marked: Vec::new(),
             _present: present,
             parts,
@@ -433,6 +439,13 @@ impl Actor for LogWriter {
         let again: Vec<_> = self.parts.asking().iter().copied().collect();
         for presenter in again {
             self.ask_store(presenter, ctx);
+        }
+        if let Some(every) = self.parts.config.adopt_every {
+            ctx.run_interval(every, |this, ctx| {
+                this.adopts = true;
+                this.broadcasts_due();
+                this.advance_broadcasts(ctx);
+            });
         }
         self.advance(ctx);
     }

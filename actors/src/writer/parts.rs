@@ -44,6 +44,9 @@ pub struct WriterConfig {
     pub backlog_max: usize,
     /// `log.durability` is `memory`: events are answered before they are written.
     pub answer_first: bool,
+    /// `broadcast.resume_seconds`: so often the store is asked which broadcasts somebody else left open there. `None`
+    /// where nobody else writes to it.
+    pub adopt_every: Option<Duration>,
 }
 
 /// Events that the spool made durable.

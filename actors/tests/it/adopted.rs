@@ -1,9 +1,12 @@
 //! Broadcasts that the store has open and the spool does not know, because it is new or lost them: they go on, or end.
 
+use std::time::Duration;
+
 use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
     clock::system_ms,
     types::{Epoch, Seq},
+    writer::WriterConfig,
 };
 use uuid::Uuid;
 
@@ -45,6 +48,32 @@ fn new_spool(broadcasts: &[Broadcast]) -> (ScriptedSpool, ScriptedStore) {
     let all = broadcasts.iter().map(|one| (one.id, one.clone()));
     store.script().broadcasts.extend(all);
     (spool, store)
+}
+
+/// A server that asks again and again which broadcasts the store has open, and has asked once; with its own broadcast
+/// of this room, where it goes on.
+async fn asking(rooms: ScriptedRooms, presenter: i64) -> (Stage, Broadcast) {
+    let writer = WriterConfig {
+        adopt_every: Some(Duration::from_millis(5)),
+        ..writer_config()
+    };
+    let (spool, store) = new_spool(&[]);
+    let stage = Stage::among(rooms, spool, store.clone(), registry_config(), writer);
+    let own = of_its_own(&stage, presenter).await;
+    (stage, own)
+}
+
+/// The broadcast that begins in a room when somebody comes, as the store has it.
+async fn of_its_own(stage: &Stage, presenter: i64) -> Broadcast {
+    let _reader = stage.reader(presenter);
+    stage.has_session(presenter, true).await;
+    let own = || {
+        let script = stage.store.script();
+        let mut all = script.broadcasts.values();
+        all.find(|one| one.presenter == room(presenter)).cloned()
+    };
+    until("its own broadcast in the store", || own().is_some()).await;
+    own().unwrap()
 }
 
 fn stored(store: &ScriptedStore, id: u128) -> Broadcast {
@@ -184,4 +213,54 @@ async fn of_two_broadcasts_of_a_room_that_a_spool_has_open_the_later_one_goes_on
     assert_eq!(record(left.id).ended_at_ms, Some(left.seen_at_ms));
     assert_eq!(record(left.id).spans[0].through, Some(Seq(7)));
     assert_eq!(record(later.id).ended_at_ms, None);
+}
+
+#[actix::test]
+async fn what_somebody_else_left_open_in_the_store_ends_while_the_server_runs() {
+    let rooms = ScriptedRooms::default();
+    rooms.script().not_live.insert(1);
+    let (stage, _) = asking(rooms, 2).await;
+    let left = open(1, 1, 0, HOUR_MS);
+    stage.store.script().broadcasts.insert(left.id, left.clone());
+    until("an end", || stored(&stage.store, 1).ended_at_ms.is_some()).await;
+    assert_eq!(stored(&stage.store, 1).ended_at_ms, Some(left.seen_at_ms));
+}
+
+#[actix::test]
+async fn what_a_room_goes_on_with_is_not_ended_by_what_somebody_else_left_open_of_it() {
+    let (stage, own) = asking(ScriptedRooms::default(), 1).await;
+    // Of before, and of since.
+    let others = [1, own.id.as_u128() + 1].map(|id| open(id, 1, 7, 1000));
+    for left in &others {
+        stage.store.script().broadcasts.insert(left.id, left.clone());
+    }
+    for left in others {
+        let id = left.id.as_u128();
+        until("an end", || stored(&stage.store, id).ended_at_ms.is_some()).await;
+        assert_eq!(stored(&stage.store, id).ended_at_ms, Some(left.seen_at_ms));
+    }
+    stage.accepted(1, "x").await;
+    assert_eq!(stage.stored(1).await, [(1, "x".to_owned())]);
+    let script = stage.store.script();
+    assert_eq!(script.events[&(1, 1)].broadcast_id, Some(own.id));
+    assert_eq!(script.broadcasts[&own.id].ended_at_ms, None);
+}
+
+#[actix::test]
+async fn rule_07_while_another_server_is_there_only_what_that_one_left_open_waits() {
+    let rooms = ScriptedRooms::default();
+    rooms.script().not_live.insert(1);
+    let (stage, _) = asking(rooms, 2).await;
+    let asked = {
+        let mut script = stage.store.script();
+        script.shared = true;
+        let left = open(1, 1, 0, HOUR_MS);
+        script.broadcasts.insert(left.id, left);
+        script.asked_open
+    };
+    until("questions", || stage.store.script().asked_open > asked + 3).await;
+    of_its_own(&stage, 3).await;
+    assert_eq!(stored(&stage.store, 1).ended_at_ms, None);
+    stage.store.script().shared = false;
+    until("an end", || stored(&stage.store, 1).ended_at_ms.is_some()).await;
 }

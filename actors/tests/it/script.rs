@@ -451,6 +451,10 @@ pub struct StoreScript {
     pub not_put: BTreeMap<i64, bool>,
     /// How many times a room's broadcasts were given.
     pub puts: BTreeMap<i64, usize>,
+    /// Another server writes to it: which broadcasts are open is not told.
+    pub shared: bool,
+    /// How many times all that are open were asked for.
+    pub asked_open: usize,
     pub calls: VecDeque<Call>,
     /// Set when answers that were kept back come.
     let_go: watch::Sender<bool>,
@@ -628,9 +632,10 @@ impl LogStore for ScriptedStore {
 
     /// Not counted as a call: scripts are about events.
     fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
-        let script = self.script();
-        if script.away {
-            return ready(Err(StoreError("away".into()))).boxed();
+        let mut script = self.script();
+        script.asked_open += 1;
+        if script.away || script.shared {
+            return ready(Err(StoreError("away or shared".into()))).boxed();
         }
         let open = script.broadcasts.values();
         let open = open.filter(|one| one.ended_at_ms.is_none() && !but.contains(&one.id));

@@ -224,6 +224,7 @@ pub fn writer_config() -> WriterConfig {
         retry_max: Duration::from_millis(5),
         backlog_max: 1000,
         answer_first: false,
+        adopt_every: None,
     }
 }
 

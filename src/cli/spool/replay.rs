@@ -1,9 +1,9 @@
 //! `spool replay`: takes what a stopped server left in its spool to the store, and frees it.
 //!
-//! It does what the running server does: a batch to the store, then one transaction that frees its rows; broadcasts when the events are
-//! there. Two things more: the log may have been another server's since, and what was deleted there is marked; and where that server runs,
-//! broadcasts that nobody would end have ended. It may end between any two steps, however it ends; what the store has already is not
-//! written twice.
+//! It does what the running server does: a batch to the store, then one transaction that frees its rows; broadcasts
+//! when the events are there, for whoever has the log ends at their last message what is open there. The log may have
+//! been another server's since, and what was deleted there is marked. It may end between any two steps, however it
+//! ends; what the store has already is not written twice.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,9 +14,8 @@ use std::{
 };
 
 use chatting_actors::{
-    broadcast::{Broadcast, give_up},
-    seams::{LastSeq, NotPut, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
-    types::{Epoch, Event, Seq},
+    seams::{NotPut, Poison, Pos, Spool, SpoolError, StoreBatch, StoreError},
+    types::Event,
     writer::SpoolInfo,
 };
 use clap::Args;
@@ -33,7 +32,7 @@ use super::{
 };
 use crate::{
     settings::Settings,
-    store::{Archive, LateMessages, ServerBeat, SqliteSpool},
+    store::{Archive, LateMessages, SqliteSpool},
     telemetry,
 };
 
@@ -65,13 +64,11 @@ async fn replay(
 ) -> Result<ExitCode, Failure> {
     // No place is taken: a server with another spool may write to this log meanwhile. Nothing is numbered here, and what is taken
     // there has its numbers in the epochs of this spool, where nobody else gives any.
-    let Log { store, place } = behind(settings, spool).await?;
+    let Log { store, .. } = behind(settings, spool).await?;
     let mut replay = Replay {
         settings,
         spool,
-        epoch: &info.epoch,
         store,
-        place,
         stop: stop_signal()?.boxed_local(),
         stopped: false,
     };
@@ -111,11 +108,7 @@ struct Totals {
 struct Replay<'a> {
     settings: &'a Settings,
     spool: &'a mut SqliteSpool,
-    /// The spool's numbering.
-    epoch: &'a Epoch,
     store: Arc<dyn Archive>,
-    /// By which another server is seen; none where the log is in the spool's own file.
-    place: Option<ServerBeat>,
     stop: LocalBoxFuture<'static, ()>,
     stopped: bool,
 }
@@ -220,7 +213,7 @@ impl Replay<'_> {
         }
     }
 
-    /// Those that the store does not have as they are, open ones too, as far as [`Self::end_open`] leaves them open.
+    /// Those that the store does not have as they are, open ones too: the server that has this log takes them up there.
     async fn broadcasts(&mut self, totals: &mut Totals) -> Result<(), Ended> {
         let total = self.spool.count_unstored_broadcasts()?;
         if total == 0 {
@@ -231,11 +224,10 @@ impl Replay<'_> {
         let (mut told, mut tries) = (HashSet::new(), TRIES);
         loop {
             self.go_on()?;
-            let mut batch = self.spool.unstored_broadcasts(self.settings.log.batch_max)?;
+            let batch = self.spool.unstored_broadcasts(self.settings.log.batch_max)?;
             if batch.is_empty() {
                 return Ok(());
             }
-            self.end_open(&mut batch, &progress).await?;
             let before = told.len();
             let store = &Arc::clone(&self.store);
             let put = self.tried(&progress, async || store.put_broadcasts(&batch).await);
@@ -276,41 +268,6 @@ impl Replay<'_> {
             progress.say(&format!("the store does not take all, {tries} more tries: {why}"));
             self.rest(Duration::from_millis(self.settings.log.retry_max_ms)).await?;
         }
-    }
-
-    /// Ends what of these is open and new to the store, where another server writes to its log: that one asked at its start what is open
-    /// there, and would hear of these at its next start only. What the store has it knows, and ends itself; with nobody there all is left
-    /// to who starts next.
-    async fn end_open(&mut self, batch: &mut [Broadcast], progress: &Progress) -> Result<(), Ended> {
-        let is_open = |one: &Broadcast| one.ended_at_ms.is_none();
-        let Some(place) = self.place.clone().filter(|_| batch.iter().any(is_open)) else {
-            return Ok(());
-        };
-        if self.tried(progress, async || place.other().await).await?.is_none() {
-            return Ok(());
-        }
-        let store = Arc::clone(&self.store);
-        let mut ended = Vec::new();
-        for one in batch.iter_mut().filter(|one| is_open(one)) {
-            if self
-                .tried(progress, async || store.broadcast(one.id).await)
-                .await?
-                .is_some()
-            {
-                continue;
-            }
-            let last = match self.spool.last_seq(one.presenter)? {
-                LastSeq::Known(last) => last,
-                // Nothing was numbered there since this numbering began.
-                LastSeq::AskStore => Seq(0),
-            };
-            if let Some(over) = give_up(&mut Some(one.clone()), self.epoch, last) {
-                ended.push(over.clone());
-                *one = over;
-            }
-        }
-        self.spool.keep_broadcasts(&ended)?;
-        Ok(())
     }
 
     async fn parked(&mut self, totals: &mut Totals) -> Result<(), Ended> {

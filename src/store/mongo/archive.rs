@@ -255,13 +255,28 @@ impl Mongo {
 
     pub(super) async fn open_broadcasts(&self, but: &HashSet<Uuid>) -> Result<Vec<Broadcast>, StoreError> {
         let records = self.records();
-        let found = records.find(is_open()).hint(Hint::Name(OPEN_INDEX.into()));
+        // It is asked again and again, and most often all of them are known.
+        let all = records.find(is_open()).hint(Hint::Name(OPEN_INDEX.into()));
+        let all = all.projection(doc! { "_id": 1 });
+        let all: Vec<Document> = self
+            .timed(async { all.await?.try_collect().await })
+            .await
+            .map_err(failed)?;
+        let unknown = |one: &Document| document_id(one).is_none_or(|id| !but.contains(&id));
+        let unknown = all.into_iter().filter(unknown);
+        let unknown: Vec<Bson> = unknown.filter_map(|mut one| one.remove("_id")).collect();
+        if unknown.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut which = is_open();
+        which.insert("_id", doc! { "$in": unknown });
+        let found = records.find(which);
         let documents: Vec<Document> = self
             .timed(async { found.await?.try_collect().await })
             .await
             .map_err(failed)?;
         let open = documents.iter().filter_map(|one| Some(readable(one).ok()?.broadcast));
-        let mut open: Vec<Broadcast> = open.filter(|one| !but.contains(&one.id)).collect();
+        let mut open: Vec<Broadcast> = open.collect();
         open.sort_by_key(|one| one.id);
         for one in &mut open {
             self.see_last_message(one).await?;

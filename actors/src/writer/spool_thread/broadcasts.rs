@@ -105,6 +105,10 @@ impl Run {
             // What the file says may be older than what was told.
             open = Err(());
         }
+        if open.is_ok() {
+            // It tells of those that are here after all; when the next ones are taken up they may have ended.
+            self.perhaps_adopted.clear();
+        }
         self.registry.mailbox.push(RegistryMsg::Broadcasts { open });
     }
 }
