@@ -299,6 +299,7 @@ impl Broadcast {
                     after: heard.committed,
                     through: None,
                 });
+                self.part_spans();
                 touched = true;
             }
         }
@@ -362,6 +363,38 @@ impl Broadcast {
         }
         self.version += 1;
         self
+    }
+
+    /// Goes on from what another server has made of it, which is newer but for what is of this numbering.
+    pub(crate) fn go_on_from(&mut self, theirs: Self, epoch: &Epoch) {
+        let ours = std::mem::replace(self, theirs);
+        for span in ours.spans {
+            let same = |one: &&mut Span| one.epoch == span.epoch && one.after == span.after;
+            match self.spans.iter_mut().find(same) {
+                Some(one) if span.epoch == *epoch => one.through = span.through,
+                Some(_) => {}
+                None => self.spans.push(span),
+            }
+        }
+        self.part_spans();
+        self.room_idx = self.room_idx.or(ours.room_idx);
+        self.reported_start_ms = self.reported_start_ms.or(ours.reported_start_ms);
+        self.seen_at_ms = self.seen_at_ms.max(ours.seen_at_ms);
+        self.version = self.version.max(ours.version) + 1;
+    }
+
+    /// Where it came back to a numbering, each stretch there ends where the next begins.
+    fn part_spans(&mut self) {
+        let mut begun: Vec<(Epoch, Seq)> = Vec::new();
+        for span in self.spans.iter_mut().rev() {
+            match begun.iter_mut().find(|(epoch, _)| *epoch == span.epoch) {
+                Some((_, next)) => {
+                    span.through = Some(span.through.map_or(*next, |through| through.min(*next)));
+                    *next = span.after;
+                }
+                None => begun.push((span.epoch.clone(), span.after)),
+            }
+        }
     }
 
     /// What is numbered from now on is not of this broadcast.

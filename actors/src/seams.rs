@@ -2,7 +2,7 @@
 //!
 //! The server implements them over HTTP, SQLite, MongoDB and JWT; tests may script them.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use futures_util::future::{BoxFuture, FutureExt, LocalBoxFuture, ready};
 use uuid::Uuid;
@@ -151,8 +151,8 @@ pub trait Spool: Send {
     /// The broadcasts that have not ended, the oldest first.
     fn open_broadcasts(&mut self) -> Result<Vec<Broadcast>, SpoolError>;
 
-    /// The ids of all broadcasts that are kept here.
-    fn broadcast_ids(&mut self) -> Result<HashSet<Uuid>, SpoolError>;
+    /// All broadcasts that are kept here, by their ids, with their versions.
+    fn broadcast_versions(&mut self) -> Result<HashMap<Uuid, u64>, SpoolError>;
 
     /// Keeps those of these broadcasts, as the store has them, that are not here. One transaction. Returns which were not, in their order.
     fn adopt_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<Vec<Broadcast>, SpoolError>;
@@ -253,9 +253,10 @@ pub trait LogStore: Send + Sync {
     /// After an error nothing is known.
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>>;
 
-    /// The broadcasts that have not ended, but for these, the oldest first. It was not told how long each was seen to be live: as far as
-    /// its last message says. One that cannot be read is left out.
-    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>>;
+    /// The broadcasts that have not ended and that are newer here than in these versions, or not among them, the oldest
+    /// first. It was not told how long each was seen to be live: as far as its last message says. One that cannot be
+    /// read is left out.
+    fn open_broadcasts(&self, but: HashMap<Uuid, u64>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>>;
 
     /// The same of a room's newest broadcast; `None` also where that has ended.
     fn open_broadcast(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Option<Broadcast>, StoreError>>;

@@ -15,7 +15,7 @@ mod keeping;
 mod marked;
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -332,7 +332,7 @@ impl LogStore for MongoStore {
         async move { self.reach().await?.put_broadcasts(broadcasts).await }.boxed()
     }
 
-    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
+    fn open_broadcasts(&self, but: HashMap<Uuid, u64>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
         async move {
             // They may be that one's, which goes on with them itself (rule 7).
             match self.other_server().await? {

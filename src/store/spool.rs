@@ -35,7 +35,7 @@ pub use self::{
 };
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -441,8 +441,8 @@ impl Spool for SqliteSpool {
         self.with(|_, connection| Ok(records::read(connection, Which::Open, usize::MAX)?.broadcasts))
     }
 
-    fn broadcast_ids(&mut self) -> Result<HashSet<Uuid>, SpoolError> {
-        self.with(|_, connection| records::ids(connection))
+    fn broadcast_versions(&mut self) -> Result<HashMap<Uuid, u64>, SpoolError> {
+        self.with(|_, connection| records::versions(connection))
     }
 
     fn adopt_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<Vec<Broadcast>, SpoolError> {

@@ -10,7 +10,7 @@ mod filling;
 mod keeping;
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -343,14 +343,15 @@ impl LogStore for SqliteStore {
         })
     }
 
-    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
+    fn open_broadcasts(&self, but: HashMap<Uuid, u64>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
         self.look(move |connection| {
             let mut statement = connection.prepare(OPEN_BROADCASTS)?;
             let records = statement.query_map([&Uuid::nil().as_bytes()[..]], |row| Ok(readable(row)))?;
             let mut open = Vec::new();
             for record in records {
                 let record = record?.ok().map(|stored| stored.broadcast);
-                if let Some(mut one) = record.filter(|one| !but.contains(&one.id)) {
+                let is_new = |one: &Broadcast| but.get(&one.id).is_none_or(|version| *version < one.version);
+                if let Some(mut one) = record.filter(is_new) {
                     see_last_message(connection, &mut one)?;
                     open.push(one);
                 }

@@ -1249,6 +1249,7 @@ fn that_a_broadcast_was_seen_again_is_kept_and_is_no_work_for_the_store() {
     let ended = broadcast(1, 1, 4, Some(40));
     assert!(spool.keep_broadcasts(&[seen(3, 99), ended.clone()]).unwrap());
     assert_eq!(spool.unstored_broadcasts(10).unwrap(), [ended]);
+    assert_eq!(spool.broadcast_versions().unwrap(), [(first.id, 4)].into());
 }
 
 fn with_key(key: &str, event: Arc<Event>) -> Event {

@@ -1,6 +1,6 @@
 //! The conformance suite of the log: MongoDB and SQLite keep the same promises.
 
-use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use chatting_actors::{
     broadcast::Broadcast,
@@ -614,10 +614,13 @@ async fn a_broadcast_that_has_not_ended_is_found_and_was_live_when_its_last_mess
         let all = [over.clone(), open.clone(), left.clone(), last];
         store.put_broadcasts(&all).await.unwrap();
         let ids = |found: Vec<Broadcast>| found.iter().map(|one| one.id).collect::<Vec<_>>();
-        let found = store.open_broadcasts(HashSet::new()).await.unwrap();
+        let found = store.open_broadcasts([].into()).await.unwrap();
         assert_eq!(ids(found), [left.id, open.id], "{name}: the oldest first");
-        let found = store.open_broadcasts([open.id, over.id].into()).await.unwrap();
+        let kept = |version: u64| [(open.id, version), (over.id, over.version)].into();
+        let found = store.open_broadcasts(kept(open.version)).await.unwrap();
         assert_eq!(ids(found), [left.id], "{name}");
+        let found = store.open_broadcasts(kept(open.version - 1)).await.unwrap();
+        assert_eq!(ids(found), [left.id, open.id], "{name}: it is newer there");
         let of_room = async |n: i64| store.open_broadcast(room(n)).await.unwrap();
         assert_eq!(of_room(12).await, Some(open.clone()), "{name}");
         assert_eq!(of_room(13).await, None, "{name}: its newest has ended");
@@ -643,7 +646,7 @@ async fn a_broadcast_that_has_not_ended_is_found_and_was_live_when_its_last_mess
             ..open.clone()
         };
         assert_eq!(of_room(12).await, Some(seen.clone()), "{name}");
-        let found = store.open_broadcasts([left.id].into()).await.unwrap();
+        let found = store.open_broadcasts([(left.id, left.version)].into()).await.unwrap();
         assert_eq!(found, [seen], "{name}");
         // What another one says tells nothing of it.
         let other = [said(3300, 6, Some(over.id))];
@@ -656,7 +659,7 @@ async fn a_broadcast_that_has_not_ended_is_found_and_was_live_when_its_last_mess
         };
         store.put_broadcasts(&[ended]).await.unwrap();
         assert_eq!(of_room(12).await, None, "{name}");
-        let found = store.open_broadcasts(HashSet::new()).await.unwrap();
+        let found = store.open_broadcasts([].into()).await.unwrap();
         assert_eq!(ids(found), [left.id], "{name}");
     }
 }
@@ -671,7 +674,7 @@ async fn rule_07_which_broadcasts_are_open_is_not_told_while_another_server_writ
     mine.beat().await.unwrap();
     let open = broadcast(&[(1000, None)], &[("a", 0, None)]);
     store.put_broadcasts(std::slice::from_ref(&open)).await.unwrap();
-    let of_all = async || store.open_broadcasts(HashSet::new()).await;
+    let of_all = async || store.open_broadcasts([].into()).await;
     let of_room = async || store.open_broadcast(room(12)).await;
     for _ in 0..2 {
         assert_eq!(of_all().await.unwrap(), std::slice::from_ref(&open));

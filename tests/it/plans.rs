@@ -113,7 +113,7 @@ async fn ask_everything(store: &dyn Archive) {
     let mut open = broadcast(&[(START + 1, None)], &[("a", 0, None)]);
     open.id = Uuid::from_u128(record.id.as_u128() + (1 << 80));
     store.put_broadcasts(std::slice::from_ref(&open)).await.unwrap();
-    let but = [record.id].into();
+    let but = [(record.id, u64::MAX)].into();
     assert_eq!(store.open_broadcasts(but).await.unwrap(), std::slice::from_ref(&open));
     assert_eq!(store.open_broadcast(presenter).await.unwrap(), Some(open));
     assert!(store.correct_broadcast(record.id, Some(START)).await.unwrap());

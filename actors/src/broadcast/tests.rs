@@ -529,3 +529,38 @@ fn a_broadcast_that_is_given_up_has_ended_when_it_was_last_seen_to_be_live() {
     assert_eq!(ended.spans[0].through, Some(Seq(7)));
     assert_eq!(give_up(&mut room.open, &room.epoch, Seq(7)), None);
 }
+
+#[test]
+fn it_goes_on_from_what_another_server_made_of_it_and_each_stretch_of_a_numbering_ends_where_the_next_begins() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.last = Seq(5);
+    let mut theirs = room.open.clone().unwrap();
+    theirs.version += 1 << 32;
+    theirs.seen_at_ms = 4_000;
+    theirs.segments[0].to_ms = Some(2_000);
+    theirs.segments.push(Segment {
+        from_ms: 3_000,
+        to_ms: None,
+    });
+    theirs.spans.push(Span {
+        epoch: Epoch("b".into()),
+        after: Seq(5),
+        through: None,
+    });
+    let open = room.open.as_mut().unwrap();
+    open.go_on_from(theirs.clone(), &room.epoch);
+    assert_eq!(open.version, theirs.version + 1);
+    room.hear(live(), 5_000);
+    let [before, elsewhere] = [("a", 0, Some(5)), ("b", 5, None)];
+    assert_eq!(room.spans(0), [before, elsewhere, ("a", 5, None)]);
+    assert_eq!(room.segments(0), [(1_000, Some(2_000)), (3_000, None)]);
+    room.last = Seq(9);
+    room.hear(away(), 6_000);
+    assert_eq!(room.spans(0), [before, elsewhere, ("a", 5, Some(9))]);
+    // The other server again, with what it has of it.
+    let ours = room.open.clone().unwrap();
+    let epoch = Epoch("b".into());
+    theirs.go_on_from(ours.clone(), &epoch);
+    assert_eq!((theirs.spans, theirs.version), (ours.spans, ours.version + 1));
+}

@@ -33,6 +33,8 @@ impl SessionRegistry {
         };
         self.broadcasts = FromSpool::Told(());
         let ended = self.take_up(open);
+        let newer = std::mem::take(&mut self.newer);
+        self.overtaken(newer);
         let rooms: Vec<PresenterIdx> = self.rooms.keys().copied().collect();
         self.keep_and_follow(ended, rooms, now);
     }
@@ -47,6 +49,29 @@ impl SessionRegistry {
         let rooms = open.iter().map(|broadcast| broadcast.presenter).collect();
         let ended = self.take_up(open);
         self.keep_and_follow(ended, rooms, now);
+    }
+
+    /// The store had these open in newer versions than the spool: another server went on with them while this one was
+    /// away.
+    pub(super) fn overtaken(&mut self, newer: Vec<Broadcast>) {
+        if !self.broadcasts.is_told() {
+            self.newer = newer;
+            return;
+        }
+        let mut changed = Vec::new();
+        for theirs in newer {
+            let room = self.rooms.get_mut(&theirs.presenter);
+            // Of one that has ended here meanwhile the spool forgets what it has, and then it is taken up from the
+            // store.
+            if let Some(ours) = room.and_then(|room| room.broadcast.as_mut())
+                && ours.id == theirs.id
+                && ours.version <= theirs.version
+            {
+                ours.go_on_from(theirs, &self.epoch);
+                changed.push(ours.clone());
+            }
+        }
+        self.writer.keep_broadcasts(&changed);
     }
 
     /// Has rooms go on with their broadcasts of before; returns those that have ended.

@@ -156,6 +156,10 @@ pub(crate) enum RegistryMsg {
     Adopted {
         open: Vec<Broadcast>,
     },
+    /// Broadcasts that the store had open in newer versions than the spool.
+    Overtaken {
+        newer: Vec<Broadcast>,
+    },
     CheckerStarted,
     WhenReady {
         done: oneshot::Sender<()>,

@@ -48,6 +48,7 @@ pub use self::{
     subscriber::{Batch, End, Reading, Resume, Subscriber, Welcome},
 };
 use crate::{
+    broadcast::Broadcast,
     bucket::{Bucket, Rate},
     checker::{CheckerHandle, Why},
     clock::{EventClock, steady_ms, system_ms},
@@ -168,6 +169,8 @@ pub struct SessionRegistry {
     keys: FromSpool<KeyTable>,
     /// Which broadcasts are open; what it told is in their rooms.
     broadcasts: FromSpool<()>,
+    /// What the store has of them that is newer, until they are told.
+    newer: Vec<Broadcast>,
     reads: Reads,
     /// When the room server last gave a verdict on any room.
     named_at: Option<Instant>,
@@ -216,6 +219,7 @@ impl SessionRegistry {
             first_term: term,
             keys: FromSpool::Unknown,
             broadcasts: FromSpool::Unknown,
+            newer: Vec::new(),
             reads: Reads::new(log),
             named_at: None,
             round: Round::new([], Duration::ZERO, Instant::now()),
@@ -276,6 +280,7 @@ impl SessionRegistry {
                 RegistryMsg::Keys { rows } => self.keys(rows),
                 RegistryMsg::Broadcasts { open } => self.broadcasts(open, now),
                 RegistryMsg::Adopted { open } => self.adopted(open, now),
+                RegistryMsg::Overtaken { newer } => self.overtaken(newer),
                 RegistryMsg::WhenReady { done } => self.when_ready(done),
                 RegistryMsg::CheckerStarted => self.checker_started(now),
                 #[expect(clippy::panic, reason = "the planned failure point")]

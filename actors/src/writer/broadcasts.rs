@@ -5,7 +5,8 @@
 //! Before any of them goes there, what the store has open and the spool does not know, because it is new or lost it,
 //! comes from there into the spool: nobody else would ever end it. That is asked again now and then, where others write
 //! to the store: a server that was there at the same time and has gone, or `spool replay`, leaves there what was open
-//! in its own spool.
+//! in its own spool. Of what the spool does know the store may have a newer version, of a server that went on with it
+//! while this one was away: the registry goes on from that, or all that comes from here would count as older.
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{LogWriter, SpoolCommand};
 use crate::{
     broadcast::Broadcast,
+    registry::RegistryMsg,
     seams::{NotPut, SpoolError},
 };
 
@@ -84,15 +86,21 @@ impl LogWriter {
         self.adopts = false;
         let (store, writer) = (Arc::clone(&self.parts.store), self.parts.handle.clone());
         let adopted = async move {
-            let kept = writer.broadcast_ids().await?;
-            let open = store.open_broadcasts(kept).await.map_err(|error| error.to_string())?;
-            writer.adopt_broadcasts(&open).await
+            let kept = writer.broadcast_versions().await?;
+            let open = store.open_broadcasts(kept.clone()).await;
+            let open = open.map_err(|error| error.to_string())?.into_iter();
+            let (newer, unknown): (Vec<_>, Vec<_>) = open.partition(|one| kept.contains_key(&one.id));
+            writer.adopt_broadcasts(&unknown).await?;
+            Ok(newer)
         };
         ctx.spawn(
             adopted
                 .into_actor(self)
-                .map(|result: Result<(), String>, this, ctx| match result {
-                    Ok(()) => {
+                .map(|result: Result<Vec<Broadcast>, String>, this, ctx| match result {
+                    Ok(newer) => {
+                        if !newer.is_empty() {
+                            this.parts.registry.mailbox.push(RegistryMsg::Overtaken { newer });
+                        }
                         this.adopted = true;
                         this.records = Records::Due;
                         this.advance_broadcasts(ctx);

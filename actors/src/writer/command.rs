@@ -1,7 +1,7 @@
 //! What the spool's thread is asked to do.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, mpsc::Receiver},
 };
 
@@ -56,9 +56,9 @@ pub(crate) enum SpoolCommand {
         refused: Vec<Broadcast>,
         reply: oneshot::Sender<Result<(), SpoolError>>,
     },
-    /// For the drain: which broadcasts are kept.
-    BroadcastIds {
-        reply: oneshot::Sender<Result<HashSet<Uuid>, SpoolError>>,
+    /// For the drain: which broadcasts are kept, in which versions.
+    BroadcastVersions {
+        reply: oneshot::Sender<Result<HashMap<Uuid, u64>, SpoolError>>,
     },
     /// From the drain: those that the store has open and that are not kept, the oldest first.
     AdoptBroadcasts {

@@ -1,7 +1,7 @@
 //! The registry's side of the writer: permits, appends, questions.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -174,11 +174,11 @@ impl WriterHandle {
         }
     }
 
-    /// Which broadcasts the spool keeps.
-    pub(super) async fn broadcast_ids(&self) -> Result<HashSet<Uuid>, String> {
-        let (reply, ids) = oneshot::channel();
-        self.queue.push(SpoolCommand::BroadcastIds { reply });
-        answered(ids.await)
+    /// Which broadcasts the spool keeps, in which versions.
+    pub(super) async fn broadcast_versions(&self) -> Result<HashMap<Uuid, u64>, String> {
+        let (reply, versions) = oneshot::channel();
+        self.queue.push(SpoolCommand::BroadcastVersions { reply });
+        answered(versions.await)
     }
 
     /// Has the spool keep broadcasts that the store has open, the oldest first, and the registry go on with them.

@@ -264,3 +264,34 @@ async fn rule_07_while_another_server_is_there_only_what_that_one_left_open_wait
     stage.store.script().shared = false;
     until("an end", || stored(&stage.store, 1).ended_at_ms.is_some()).await;
 }
+
+#[actix::test]
+async fn a_broadcast_that_another_server_went_on_with_meanwhile_goes_on_from_there_and_is_stored() {
+    let mut ours = open(1, 1, 0, 1000);
+    ours.spans[0].epoch = Epoch("e".into());
+    let mut theirs = ours.clone();
+    theirs.version += (1 << 32) + 7;
+    theirs.spans.push(Span {
+        epoch: Epoch("elsewhere".into()),
+        after: Seq(5),
+        through: None,
+    });
+    let (spool, store) = new_spool(std::slice::from_ref(&theirs));
+    spool.script().broadcasts.insert(ours.id, (ours, true));
+    spool.script().rooms.insert(1, Seq(5));
+    let stage = Stage::with(spool, store.clone(), registry_config(), writer_config());
+    let _reader = stage.reader(1);
+    let come_back = || stored(&store, 1).spans.len() == 3;
+    until("the store to know that it came back", come_back).await;
+    let now = stored(&store, 1);
+    let spans = now
+        .spans
+        .iter()
+        .map(|span| (&*span.epoch.0, span.after.0, span.through));
+    let wanted = [("e", 0, Some(Seq(5))), ("elsewhere", 5, None), ("e", 5, None)];
+    assert_eq!(spans.collect::<Vec<_>>(), wanted);
+    assert!(now.version > theirs.version, "{now:?}");
+    stage.accepted(1, "x").await;
+    assert_eq!(stage.stored(1).await, [(6, "x".to_owned())]);
+    assert_eq!(store.script().events[&(1, 6)].broadcast_id, Some(theirs.id));
+}

@@ -1,7 +1,7 @@
 //! The world outside the actors, in memory: a spool, a store and a room server that follow a script.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map::Entry},
     panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -378,10 +378,11 @@ impl Spool for ScriptedSpool {
             .collect())
     }
 
-    fn broadcast_ids(&mut self) -> Result<HashSet<Uuid>, SpoolError> {
+    fn broadcast_versions(&mut self) -> Result<HashMap<Uuid, u64>, SpoolError> {
         let script = self.script();
         script.is_there()?;
-        Ok(script.broadcasts.keys().copied().collect())
+        let kept = script.broadcasts.iter();
+        Ok(kept.map(|(id, (broadcast, _))| (*id, broadcast.version)).collect())
     }
 
     fn adopt_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<Vec<Broadcast>, SpoolError> {
@@ -623,7 +624,13 @@ impl LogStore for ScriptedStore {
                     for_good: *for_good,
                 }),
                 None => {
-                    script.broadcasts.insert(broadcast.id, broadcast.clone());
+                    let there = script
+                        .broadcasts
+                        .entry(broadcast.id)
+                        .or_insert_with(|| broadcast.clone());
+                    if there.version < broadcast.version {
+                        there.clone_from(broadcast);
+                    }
                 }
             }
         }
@@ -631,14 +638,15 @@ impl LogStore for ScriptedStore {
     }
 
     /// Not counted as a call: scripts are about events.
-    fn open_broadcasts(&self, but: HashSet<Uuid>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
+    fn open_broadcasts(&self, but: HashMap<Uuid, u64>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {
         let mut script = self.script();
         script.asked_open += 1;
         if script.away || script.shared {
             return ready(Err(StoreError("away or shared".into()))).boxed();
         }
         let open = script.broadcasts.values();
-        let open = open.filter(|one| one.ended_at_ms.is_none() && !but.contains(&one.id));
+        let is_new = |one: &&Broadcast| but.get(&one.id).is_none_or(|version| *version < one.version);
+        let open = open.filter(|one| one.ended_at_ms.is_none()).filter(is_new);
         ready(Ok(open.cloned().collect())).boxed()
     }
 

@@ -1,7 +1,7 @@
 //! What the log in MongoDB can be asked.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     time::{Duration, Instant},
 };
 
@@ -253,23 +253,30 @@ impl Mongo {
         Ok(())
     }
 
-    pub(super) async fn open_broadcasts(&self, but: &HashSet<Uuid>) -> Result<Vec<Broadcast>, StoreError> {
+    pub(super) async fn open_broadcasts(&self, but: &HashMap<Uuid, u64>) -> Result<Vec<Broadcast>, StoreError> {
         let records = self.records();
         // It is asked again and again, and most often all of them are known.
         let all = records.find(is_open()).hint(Hint::Name(OPEN_INDEX.into()));
-        let all = all.projection(doc! { "_id": 1 });
+        let all = all.projection(doc! { "_id": 1, "version": 1 });
         let all: Vec<Document> = self
             .timed(async { all.await?.try_collect().await })
             .await
             .map_err(failed)?;
-        let unknown = |one: &Document| document_id(one).is_none_or(|id| !but.contains(&id));
-        let unknown = all.into_iter().filter(unknown);
-        let unknown: Vec<Bson> = unknown.filter_map(|mut one| one.remove("_id")).collect();
-        if unknown.is_empty() {
+        let is_new = |one: &Document| {
+            let known = document_id(one).and_then(|id| but.get(&id));
+            // What is wrong with one that cannot be read is told when it is read.
+            known.is_none_or(|known| {
+                one.get_i64("version")
+                    .is_ok_and(|version| *known < version.cast_unsigned())
+            })
+        };
+        let new = all.into_iter().filter(is_new);
+        let new: Vec<Bson> = new.filter_map(|mut one| one.remove("_id")).collect();
+        if new.is_empty() {
             return Ok(Vec::new());
         }
         let mut which = is_open();
-        which.insert("_id", doc! { "$in": unknown });
+        which.insert("_id", doc! { "$in": new });
         let found = records.find(which);
         let documents: Vec<Document> = self
             .timed(async { found.await?.try_collect().await })

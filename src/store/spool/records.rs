@@ -1,6 +1,6 @@
 //! Records of broadcasts that have not ended, or that the store does not have as they are.
 
-use std::{collections::HashSet, time::Instant};
+use std::{collections::HashMap, time::Instant};
 
 use chatting_actors::{broadcast::Broadcast, seldom::Seldom, types::PresenterIdx};
 use rusqlite::{Connection, TransactionBehavior, params, params_from_iter, types::Value};
@@ -107,11 +107,16 @@ pub(super) fn keep(connection: &mut Connection, broadcasts: &[Broadcast]) -> rus
     Ok(lacks_one)
 }
 
-/// The ids of all that are kept here.
-pub(super) fn ids(connection: &Connection) -> rusqlite::Result<HashSet<Uuid>> {
-    let mut statement = connection.prepare("SELECT id FROM records WHERE typeof(id) = 'blob' AND length(id) = 16")?;
-    let ids = statement.query_map([], |row| Ok(Uuid::from_bytes(row.get(0)?)))?;
-    ids.collect()
+/// All that are kept here, by their ids, with their versions; the greatest where that cannot be read.
+pub(super) fn versions(connection: &Connection) -> rusqlite::Result<HashMap<Uuid, u64>> {
+    let mut statement = connection.prepare(
+        "SELECT id, IIF(typeof(version) = 'integer', version, 9223372036854775807) FROM records
+         WHERE typeof(id) = 'blob' AND length(id) = 16",
+    )?;
+    let versions = statement.query_map([], |row| {
+        Ok((Uuid::from_bytes(row.get(0)?), row.get::<_, i64>(1)?.cast_unsigned()))
+    })?;
+    versions.collect()
 }
 
 /// Keeps those that are not here, as the store has them; returns which were not.

@@ -2,7 +2,7 @@
 //! store is looked into, or right after.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, Mutex},
 };
 
@@ -79,7 +79,7 @@ impl LogStore for MovingStore {
         newest_ms() -> i64;
         last_seq(presenter: PresenterIdx) -> Seq;
         put_broadcasts(broadcasts: &'a [Broadcast]) -> Vec<NotPut>;
-        open_broadcasts(but: HashSet<Uuid>) -> Vec<Broadcast>;
+        open_broadcasts(but: HashMap<Uuid, u64>) -> Vec<Broadcast>;
         open_broadcast(presenter: PresenterIdx) -> Option<Broadcast>;
     }
 }

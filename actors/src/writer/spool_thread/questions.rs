@@ -121,8 +121,8 @@ impl Run {
             SpoolCommand::BroadcastsStored { stored, refused, reply } => {
                 let _ = reply.send(self.spool.broadcasts_stored(&stored, &refused));
             }
-            SpoolCommand::BroadcastIds { reply } => {
-                let _ = reply.send(self.spool.broadcast_ids());
+            SpoolCommand::BroadcastVersions { reply } => {
+                let _ = reply.send(self.spool.broadcast_versions());
             }
             SpoolCommand::AdoptBroadcasts { open, reply } => {
                 let _ = reply.send(self.adopt_broadcasts(open));
