@@ -176,9 +176,12 @@ async fn a_room_of_whose_broadcasts_some_cannot_be_read_is_not_exported_and_each
             broadcast(&over, &[("c", 0, Some(0))])
         });
         let both = [older.clone(), newer.clone()];
+        // The store has an older record of this one.
+        let behind = broadcast(&[(START + 180_000, None)], &[]);
         site.with_log(async |store| {
             fill(store).await;
             store.put_broadcasts(&both).await.unwrap();
+            store.put_broadcasts(std::slice::from_ref(&behind)).await.unwrap();
         })
         .await;
         let store = mongo_in(site.database.clone()).await;
@@ -201,10 +204,17 @@ async fn a_room_of_whose_broadcasts_some_cannot_be_read_is_not_exported_and_each
         let only = broadcast(&[(START + 120_000, None)], &[]);
         let connection = rusqlite::Connection::open(&spool).unwrap();
         let sql =
-            "INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, 12, 1, 0, 0, '{')";
-        assert_eq!(connection.execute(sql, [&only.id.as_bytes()[..]]).unwrap(), 1);
+            "INSERT INTO records(id, presenter_idx, version, ended, stored, record) VALUES (?1, 12, 2, 0, 0, '{')";
+        for id in [only.id, behind.id] {
+            assert_eq!(connection.execute(sql, [&id.as_bytes()[..]]).unwrap(), 1);
+        }
         drop(connection);
-        refused(&[older.id, newer.id, only.id]);
+        refused(&[older.id, newer.id, only.id, behind.id]);
+        for id in [older.id, newer.id, only.id, behind.id] {
+            let (code, out, error) = site.run(&["export", "--broadcast", &id.to_string()]);
+            assert_eq!((code, out.as_str()), (69, ""), "{error}");
+            assert!(error.contains("the log cannot be read: "), "{error}");
+        }
         // The others are to be had one by one.
         assert_eq!(site.export(&[]).lines().count(), 10);
     }

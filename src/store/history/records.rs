@@ -77,12 +77,16 @@ impl History {
         })
     }
 
-    /// One broadcast; `None` when there is none.
+    /// One broadcast; `None` when there is none. An error where the spool's record of it cannot be read: it may be the only one, or newer
+    /// than the store's, which lacks what was said since.
     pub async fn broadcast(&self, id: Uuid) -> Result<Option<StoredBroadcast>, HistoryError> {
         let reading = self.turn().await?;
         let kept = reading
             .on_spool(move |path| spooled::records(path, Which::One(id)))
             .await?;
+        if !kept.unreadable.is_empty() {
+            return Err(HistoryError::Unavailable(format!("broadcast {id} cannot be read")));
+        }
         let stored = reading.on_store(move |store| store.broadcast(id)).await?;
         Ok(match kept.broadcasts.into_iter().next() {
             Some(record) => Some(newer(record, stored)),
