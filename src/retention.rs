@@ -7,7 +7,7 @@
 
 mod present;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{metrics::Metrics, seams::StoreError};
 use uuid::Uuid;
@@ -43,33 +43,30 @@ pub struct Swept {
     pub broadcasts: u64,
 }
 
-/// Broadcasts that are named in one line.
+/// Broadcasts that are named in one sweep.
 const NAMED: usize = 10;
 
 /// The broadcasts whose record a sweep could not read.
 #[derive(Debug, Default)]
 struct Unreadable {
-    first: Vec<Uuid>,
+    /// With what is wrong with their records.
+    first: Vec<(Uuid, String)>,
     all: usize,
 }
 
 impl Unreadable {
-    fn add(&mut self, ids: &[Uuid]) {
-        self.first
-            .extend(ids.iter().take(NAMED.saturating_sub(self.first.len())));
-        self.all += ids.len();
+    fn add(&mut self, found: Vec<(Uuid, String)>) {
+        self.all += found.len();
+        let room = NAMED.saturating_sub(self.first.len());
+        self.first.extend(found.into_iter().take(room));
     }
-}
 
-impl fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, id) in self.first.iter().enumerate() {
-            write!(f, "{}{id}", if n > 0 { ", " } else { "" })?;
-        }
-        match self.all - self.first.len() {
-            0 => Ok(()),
-            more => write!(f, " and {more} more"),
-        }
+    /// What is to be told of them, a line each.
+    fn lines(&self) -> impl Iterator<Item = String> {
+        let named = self.first.iter();
+        let named = named.map(|(id, why)| format!("broadcast {id} stays, its record cannot be read: {why}"));
+        let more = self.all - self.first.len();
+        named.chain((more > 0).then(|| format!("more that stay, whose record cannot be read: {more}")))
     }
 }
 
@@ -135,12 +132,9 @@ impl Retention {
         let events = self.steps("event", events, &mut unreadable).await?;
         let broadcasts = async |after| self.store.expire_broadcasts(before_ms, after, self.batch).await;
         let broadcasts = self.steps("broadcast", broadcasts, &mut unreadable).await;
-        if unreadable.all > 0 {
-            // Once a sweep, and so not as seldom as what requests come upon, where one line in a while names one of many.
-            log::error!(
-                "retention: {} broadcasts stay, whose record cannot be read: {unreadable}",
-                unreadable.all
-            );
+        for line in unreadable.lines() {
+            // At each sweep, and so not as seldom as what requests come upon, where one line in a while names one of many.
+            log::error!("retention: {line}");
         }
         // Last: the store's own goes also while the spool takes nothing. What is parked goes also where a record does not.
         let parked = async |after| {
@@ -166,7 +160,7 @@ impl Retention {
             let expired = step(after).await?;
             counted.inc_by(expired.removed);
             removed += expired.removed;
-            unreadable.add(&expired.unreadable);
+            unreadable.add(expired.unreadable);
             if expired.last.is_none() {
                 return Ok(removed);
             }
@@ -182,14 +176,21 @@ mod tests {
 
     #[test]
     fn of_many_broadcasts_that_cannot_be_read_the_first_are_named_and_the_others_counted() {
-        let ids: Vec<Uuid> = (1..=12).map(Uuid::from_u128).collect();
+        let mut all: Vec<_> = (1..=12).map(|n| (Uuid::from_u128(n), format!("why {n}"))).collect();
+        let named: Vec<String> = all
+            .iter()
+            .map(|(id, why)| format!("broadcast {id} stays, its record cannot be read: {why}"))
+            .collect();
+        let (last, middle) = (all.split_off(9), all.split_off(2));
         let mut unreadable = Unreadable::default();
-        unreadable.add(&ids[..2]);
-        assert_eq!(unreadable.to_string(), format!("{}, {}", ids[0], ids[1]));
-        unreadable.add(&ids[2..9]);
-        unreadable.add(&ids[9..]);
-        let told = unreadable.to_string();
-        assert!(ids[..10].iter().all(|id| told.contains(&id.to_string())), "{told}");
-        assert!(told.ends_with(&format!("{} and 2 more", ids[9])), "{told}");
+        let told = |unreadable: &Unreadable| unreadable.lines().collect::<Vec<_>>();
+        assert!(told(&unreadable).is_empty());
+        unreadable.add(all);
+        assert_eq!(told(&unreadable), named[..2]);
+        unreadable.add(middle);
+        unreadable.add(last);
+        let told = told(&unreadable);
+        assert_eq!(told[..10], named[..10]);
+        assert_eq!(told[10..], ["more that stay, whose record cannot be read: 2"]);
     }
 }

@@ -68,8 +68,8 @@ pub struct Expired {
     pub removed: u64,
     /// The last one that was looked at: the next step begins behind it. `None`: there are no more.
     pub last: Option<Uuid>,
-    /// Broadcasts whose record cannot be read, so that it stays.
-    pub unreadable: Vec<Uuid>,
+    /// Broadcasts whose record cannot be read, so that it stays, and why.
+    pub unreadable: Vec<(Uuid, String)>,
 }
 
 /// The least id of a time in milliseconds since 1970: ids are in the order of time.

@@ -183,9 +183,8 @@ impl Mongo {
             removed,
             last: old.last().filter(|_| old.len() >= limit).and_then(|(last, _)| *last),
             unreadable: old
-                .iter()
-                .filter(|(_, read)| read.is_err())
-                .filter_map(|(id, _)| *id)
+                .into_iter()
+                .filter_map(|(id, read)| Some((id?, read.err()?)))
                 .collect(),
         })
     }

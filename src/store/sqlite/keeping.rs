@@ -147,9 +147,8 @@ fn expire_broadcasts(
         removed: removed as u64,
         last: old.last().filter(|_| old.len() >= limit).map(|(last, _)| *last),
         unreadable: old
-            .iter()
-            .filter(|(_, read)| read.is_err())
-            .map(|(id, _)| *id)
+            .into_iter()
+            .filter_map(|(id, read)| Some((id, read.err()?.to_string())))
             .collect(),
     })
 }
