@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use chatting_actors::seams::SpoolError;
 
+use super::eprint;
 use crate::{
     export::import::ImportError,
     settings::SettingsError,
@@ -73,6 +74,13 @@ impl Failure {
     /// Somebody ended it before its end; `then` says what of it is there, or how it goes on.
     pub(super) fn interrupted(then: &str) -> Self {
         Self::new(Exit::Unfinished, format!("interrupted; {then}"))
+    }
+
+    /// Says it, to standard error.
+    pub(super) fn tell(&self) {
+        for line in self.text.lines() {
+            eprint(&format!("chatting-server: {line}"));
+        }
     }
 }
 

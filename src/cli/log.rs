@@ -50,19 +50,26 @@ pub(super) fn take_spool(settings: &Settings, why_stopped: &str) -> Result<(Sqli
 
 /// Lets go of the spool behind what was `done`. A success is none where the spool does not take the mark of a clean stop,
 /// as on a full disk: who has it next checks it, and with `log.durability` `os` or `memory` begins a new epoch. Anything
-/// else says more than this.
+/// else ends as it does, and this is told besides.
 pub(super) fn let_go(
     mut spool: SqliteSpool,
     settings: &Settings,
     done: Result<ExitCode, Failure>,
 ) -> Result<ExitCode, Failure> {
-    match (spool.close(), done) {
-        (false, Ok(code)) if code == ExitCode::SUCCESS => Err(Failure::unavailable(format!(
-            "the spool {} could not be marked as closed: the disk is full or fails, or the file is damaged\n\
-             what was asked is done; the next start checks the spool",
-            settings.log.path
-        ))),
-        (_, done) => done,
+    if spool.close() {
+        return done;
+    }
+    let unmarked = Failure::unavailable(format!(
+        "the spool {} could not be marked as closed: the disk is full or fails, or the file is damaged\n\
+         what was done stays; the next start checks the spool",
+        settings.log.path
+    ));
+    match done {
+        Ok(code) if code == ExitCode::SUCCESS => Err(unmarked),
+        done => {
+            unmarked.tell();
+            done
+        }
     }
 }
 

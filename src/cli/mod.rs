@@ -183,9 +183,7 @@ pub fn run() -> ExitCode {
         _ => Ok(code),
     });
     result.unwrap_or_else(|failure| {
-        for line in failure.text.lines() {
-            eprint(&format!("chatting-server: {line}"));
-        }
+        failure.tell();
         failure.exit.into()
     })
 }

@@ -271,12 +271,30 @@ async fn a_command_whose_spool_cannot_be_marked_as_closed_has_done_its_work_and_
         );
         assert_eq!(site.status()["stopped_cleanly"], false, "{args:?}");
     }
-    // That something is left says more.
-    let site = Site::new(&[(12, 3)], None);
-    std::fs::write(site.dir.path().join("chat.db.damaged-20260101T000000000Z"), "").unwrap();
-    site.sql(takes_no_mark);
-    let (code, out, error) = site.run(&["erase", "--user", "9"]);
-    assert_eq!(code, 1, "{out}{error}");
+    // What the command itself has found says more, and is not all that is said.
+    for (args, found) in [
+        (&["spool", "replay"][..], "parked: 1 more, 1 in all"),
+        (&["erase", "--user", "9"], "chat.db.damaged-20260101T000000000Z"),
+        (&["import", "file"], "is not empty"),
+    ] {
+        let site = Site::new(&[(12, 3)], None);
+        std::fs::write(site.dir.path().join("file"), &file).unwrap();
+        std::fs::write(site.dir.path().join("chat.db.damaged-20260101T000000000Z"), "").unwrap();
+        site.sql("UPDATE spool SET role = 'king' WHERE pos = 1");
+        site.sql(takes_no_mark);
+        let (code, out, error) = site.run(args);
+        assert_eq!(code, 1, "{args:?}: {out}{error}");
+        for part in [
+            found,
+            "could not be marked as closed",
+            "the next start checks the spool",
+        ] {
+            assert!(
+                [&out, &error].iter().any(|text| text.contains(part)),
+                "{args:?}: {out}{error}"
+            );
+        }
+    }
 }
 
 // ---- status ------------------------------------------------------------------------------------------------------
