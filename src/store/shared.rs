@@ -234,14 +234,19 @@ impl Shared {
     pub(super) fn heed(&self, error: &rusqlite::Error, turn: &mut Option<Connection>) {
         if is_damage(error)
             && let Some(connection) = turn
+            && let Err(unmarked) = self.mark(connection)
         {
-            self.mark(connection);
+            self.heed_io(&unmarked, turn);
         }
+        self.heed_io(error, turn);
+    }
+
+    fn heed_io(&self, error: &rusqlite::Error, turn: &mut Option<Connection>) {
         if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
             if let Some(more) = self.told.due(Instant::now()) {
                 log::warn!("spool: its file is closed after an I/O error, until somebody comes next: {error}{more}");
             }
-            self.suspect.store(true, Ordering::Release);
+            self.suspect.fetch_or(may_be_of_a_sync(error), Ordering::AcqRel);
             let_go(turn);
         }
     }
@@ -249,24 +254,26 @@ impl Shared {
     /// Somebody met this error on a connection of their own.
     pub(super) fn heed_reader(&self, error: &rusqlite::Error) {
         if is_damage(error)
-            && let Ok(turn) = self.open()
+            && let Ok(mut turn) = self.open()
             && let Some(connection) = &*turn
+            && let Err(unmarked) = self.mark(connection)
         {
-            self.mark(connection);
+            self.heed_io(&unmarked, &mut turn);
         }
     }
 
     /// Remembers in the file that it is damaged, so that the next start looks through all of it, also behind a kill. What is in its
     /// WAL stays there.
-    fn mark(&self, connection: &Connection) {
+    fn mark(&self, connection: &Connection) -> rusqlite::Result<()> {
         if self.damaged.swap(true, Ordering::AcqRel) {
-            return;
+            return Ok(());
         }
         let marked = keep_wal(connection).and_then(|()| set_meta(connection, DAMAGED, 1));
-        match marked {
+        match &marked {
             Ok(()) => log::error!("spool: the file is damaged; the next start checks all of it"),
             Err(error) => log::error!("spool: the file is damaged, and takes no mark of that: {error}"),
         }
+        marked
     }
 
     /// Closes it. Where `suspect` is set, a sync may have failed. Of a damaged file that is for its I/O errors alone to
@@ -276,6 +283,28 @@ impl Shared {
         self.suspect.fetch_or(suspect && !self.damaged(), Ordering::AcqRel);
         let_go(&mut turn);
     }
+}
+
+/// Whether a sync may have failed, for all that this I/O error says. A page that cannot be read, as on a bad sector, and what is no
+/// file at all say nothing of one: behind damage they must not cost everybody else.
+fn may_be_of_a_sync(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    !matches!(
+        code,
+        Some(
+            ffi::SQLITE_IOERR_READ
+                | ffi::SQLITE_IOERR_SHORT_READ
+                | ffi::SQLITE_IOERR_NOMEM
+                | ffi::SQLITE_IOERR_LOCK
+                | ffi::SQLITE_IOERR_RDLOCK
+                | ffi::SQLITE_IOERR_ACCESS
+                | ffi::SQLITE_IOERR_FSTAT
+                | ffi::SQLITE_IOERR_SHMOPEN
+                | ffi::SQLITE_IOERR_SHMSIZE
+                | ffi::SQLITE_IOERR_SHMLOCK
+                | ffi::SQLITE_IOERR_SHMMAP
+        )
+    )
 }
 
 /// Closes a connection that is opened again.
@@ -499,6 +528,30 @@ mod tests {
         assert_eq!(insert(20).unwrap(), 20);
         assert!(shared.damaged());
         assert_eq!(shared.run(count), Ok(121));
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_says_nothing_of_a_sync_also_behind_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = of(&path, 1000);
+        let unread = || {
+            let code = ffi::Error::new(ffi::SQLITE_IOERR_READ);
+            shared.run(|_| Err::<(), _>(rusqlite::Error::SqliteFailure(code, None)))
+        };
+        assert!(unread().is_err());
+        let read = reader(&path);
+        insert(&shared).unwrap();
+        assert_eq!(
+            (in_the_file(&path), shared.reopened()),
+            (0, 1),
+            "it is opened anew, and no more"
+        );
+        drop(read);
+        assert!(shared.run(|_| damage::<()>()).is_err());
+        assert!(unread().is_err());
+        insert(&shared).unwrap();
+        assert_eq!(shared.run(count), Ok(2));
     }
 
     #[test]
