@@ -388,7 +388,7 @@ impl RoomChecker {
         }
     }
 
-    /// The room server did not answer, or was not asked.
+    /// The room server did not answer, or is left alone.
     fn no_answer(&mut self, presenter: PresenterIdx) {
         let last = self.last_known(presenter);
         self.registry.word(presenter, last.unwrap_or(Word::Nothing));
@@ -421,7 +421,8 @@ impl RoomChecker {
             if let Some(more) = self.failures.due(now) {
                 log::warn!("room server: too slow to be asked about presenter {presenter} in time{more}");
             }
-            self.no_answer(presenter);
+            let last = self.last_known(presenter);
+            self.registry.word(presenter, last.unwrap_or(Word::NotAsked));
         }
         while self.under_way.len() < self.config.max_lookups && !self.queue.is_empty() {
             // Rooms are swept in the same order again and again: where there is no place for all, the same ones would always be too late.

@@ -78,6 +78,8 @@ pub(crate) enum Word {
     },
     /// No answer that counts, and nothing else to go by.
     Nothing,
+    /// It was not asked: the question found no place in time. Nothing else to go by.
+    NotAsked,
 }
 
 /// What came of events that were appended.

@@ -206,7 +206,7 @@ impl SessionRegistry {
                 self.pursue(presenter, now);
             }
             // The last verdict still holds.
-            Word::Refused { .. } | Word::Nothing if room.verdict(now).is_some() => {
+            Word::Refused { .. } | Word::Nothing | Word::NotAsked if room.verdict(now).is_some() => {
                 room.hear_in_vain(now);
                 self.pursue(presenter, now);
             }
@@ -216,6 +216,10 @@ impl SessionRegistry {
             }
             Word::Nothing => {
                 room.hear_nothing(now);
+                self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
+            }
+            Word::NotAsked => {
+                room.hear_not_asked(now);
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
             }
         }

@@ -1,7 +1,9 @@
 //! When the room server is asked whether a room is live, though nobody sends (rules 8 and 13).
 
 use std::{
+    collections::VecDeque,
     ops::RangeInclusive,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,13 +15,13 @@ use chatting_actors::{
     seldom::Seldom,
     types::{Event, Seq},
 };
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select};
 use tokio::time::timeout;
 
 use crate::{
     resume::{is_live, quick_rooms},
     script::{ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Reader, Stage, keep_lines, lines_with, registry_config, room, until, writer_config},
+    stage::{Reader, Stage, eventually, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 /// The room server is asked about this room a few times more, sweep by sweep.
@@ -289,6 +291,66 @@ async fn no_room_is_left_out_for_good_where_the_room_server_cannot_be_asked_abou
         rooms.script().asked_of.len() == presenters.clone().count()
     })
     .await;
+}
+
+#[actix::test]
+async fn rule_10_a_broadcast_that_nobody_knows_any_more_ends_in_its_time_though_questions_about_it_find_no_place() {
+    let patience = Duration::from_millis(40);
+    let rooms = asked_one_by_one(patience);
+    rooms.script().ttl = Duration::from_millis(10);
+    let resume = Duration::from_millis(50);
+    let config = RegistryConfig {
+        broadcast_resume: resume,
+        grace: Duration::ZERO,
+        sweep: Duration::from_millis(5),
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms.clone(), spool.clone(), store, config, writer_config());
+    let presenter = stage.reader(1);
+    stage.accepted(1, "had").await;
+    presenter.has_seen(1).await;
+    presenter.leave();
+    stage.has_session(1, false).await;
+    rooms.script().unknown.insert(1);
+    until("a refusal", || stage.metrics.room_checks.of("refused").get() > 0).await;
+    let refused = Instant::now();
+    let has_ended = || {
+        let script = spool.script();
+        let mut records = script.broadcasts.values();
+        records.any(|(record, _)| record.presenter == room(1) && record.ended_at_ms.is_some())
+    };
+    // The only place is taken again and again. Who has it next is left to chance, and there are always some for it.
+    let others = 2..=200;
+    rooms.script().hangs.extend(others.clone());
+    let crowd = async {
+        let mut waits = VecDeque::new();
+        for presenter in others.clone().cycle() {
+            waits.push_back(stage.submit(presenter, "x"));
+            waits.truncate(others.clone().count());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let answers = || {
+        let cached = stage.metrics.room_checks.of("cached").get();
+        (rooms.script().asked_of[&1], cached)
+    };
+    let no_place = eventually("a question that finds no place behind its time", async || {
+        let before = answers();
+        let in_vain = stage.refused(1, "x").await == Refusal::RoomServerUnavailable && answers() == before;
+        has_ended() || (in_vain && refused.elapsed() > resume * 12)
+    });
+    select(pin!(crowd), pin!(no_place)).await;
+    let before = {
+        let mut script = rooms.script();
+        script.hangs.clear();
+        script.unknown.extend(others);
+        script.asked_of[&1]
+    };
+    until("the end of the broadcast", has_ended).await;
+    // It refuses once more, and need not for that time again.
+    let asked = rooms.script().asked_of[&1] - before;
+    assert!(asked <= 3, "{asked}");
 }
 
 #[actix::test]

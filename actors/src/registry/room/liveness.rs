@@ -114,6 +114,15 @@ impl Room {
         self.unanswered_since.get_or_insert(now);
     }
 
+    /// Hears that the room server could not be asked in time; no verdict holds. That says nothing of the room: asked about more often for
+    /// it, as a room that was never refused, it would take places from others and find none itself.
+    pub fn hear_not_asked(&mut self, now: Instant) {
+        if let Some(refused) = &mut self.refused {
+            refused.is_not_asked(now);
+        }
+        self.unanswered_since.get_or_insert(now);
+    }
+
     /// What was accepted so far is of a broadcast that is over.
     fn end_broadcast(&mut self) {
         let last = match self.numbering {
@@ -216,13 +225,10 @@ impl Room {
         match self.verdict(now) {
             None if self.checking || !(in_use || self.broadcast.is_some()) => None,
             None if self.cursor.is_some() => Some(Why::Wanted),
-            None => {
-                let due = |refused: Refused| {
-                    let tenth = refused.last.saturating_duration_since(refused.since) / 10;
-                    now.saturating_duration_since(refused.last) >= tenth
-                };
-                self.refused.is_none_or(due).then_some(Why::Idle)
-            }
+            None => self
+                .refused
+                .is_none_or(|refused| refused.asks_again(now))
+                .then_some(Why::Idle),
             // At the next sweep it may be over.
             Some(verdict) if verdict.live && in_use => {
                 let why = match self.cursor {

@@ -12,9 +12,11 @@ const ALONE: u32 = 12;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refused {
     /// When the first one was heard.
-    pub since: Instant,
+    since: Instant,
     /// When the last one was heard.
-    pub last: Instant,
+    last: Instant,
+    /// When the last question was over, be it that it found no place at the room server.
+    over: Instant,
     /// When it gave the first and the last of those behind verdicts on other rooms, while it does give some.
     among: Option<(Instant, Instant)>,
 }
@@ -34,8 +36,20 @@ impl Refused {
         Self {
             since,
             last: now,
+            over: now,
             among,
         }
+    }
+
+    /// A question that could not be asked in time is over: no refusal, and none the less the last one for a while.
+    pub fn is_not_asked(&mut self, now: Instant) {
+        self.over = now;
+    }
+
+    /// Whether it is time for another question: when another tenth of the time since the first refusal has passed.
+    pub fn asks_again(&self, now: Instant) -> bool {
+        let tenth = self.over.saturating_duration_since(self.since) / 10;
+        now.saturating_duration_since(self.over) >= tenth
     }
 
     /// Since when it says nothing of this room alone.
@@ -43,10 +57,12 @@ impl Refused {
         self.among.map(|(first, _)| first)
     }
 
-    /// Whether that went on for so long that whatever broadcast it had does not go on.
+    /// Whether that went on for so long that whatever broadcast it had does not go on. A time in which it could not be asked is none in
+    /// which it refused: the last refusal is in the later half.
     pub fn is_over(&self, resume: Duration, now: Instant) -> bool {
         let among = self.among.is_some_and(|(first, last)| last - first >= resume);
-        among || now.saturating_duration_since(self.since) >= resume * ALONE
+        let [ago, lasts] = [self.last, self.since].map(|at| now.saturating_duration_since(at));
+        among || (lasts >= resume * ALONE && ago <= lasts / 2)
     }
 }
 
@@ -123,6 +139,20 @@ mod tests {
     }
 
     #[test]
+    fn a_question_that_could_not_be_asked_leaves_the_row_and_its_pace_as_they_are() {
+        let began = Instant::now();
+        let second = |n: u64| began + Duration::from_secs(n);
+        let mut refused = Refused::again(None, second(0), None, RESUME, second(0));
+        refused = Refused::again(Some(refused), second(1_000), None, RESUME, second(1_000));
+        refused.is_not_asked(second(1_200));
+        assert!(!refused.asks_again(second(1_319)) && refused.asks_again(second(1_320)));
+        // It could not be asked for too long: whether it would refuse still is for the next refusal to say.
+        assert!(!refused.is_over(RESUME, second(12 * 300)));
+        refused = Refused::again(Some(refused), second(12 * 300), None, RESUME, second(12 * 300));
+        assert!(refused.is_over(RESUME, second(12 * 300)));
+    }
+
+    #[test]
     fn a_refusal_that_the_checker_remembers_is_the_room_servers_only_once() {
         let began = Instant::now();
         let second = |n: u64| began + Duration::from_secs(n);
@@ -132,7 +162,8 @@ mod tests {
         for n in (20..1_000).step_by(10) {
             refused = Refused::again(Some(refused), second(10), Some(second(n)), RESUME, second(n));
             assert!(!refused.is_over(RESUME, second(n)), "{n}");
-            assert_eq!((refused.last, refused.alone_since()), (second(n), Some(second(10))));
+            assert_eq!(refused.alone_since(), Some(second(10)));
+            assert!(!refused.asks_again(second(n)));
         }
         // It is behind no verdict that came after it.
         let alone = Refused::again(Some(first), second(10), Some(second(11)), RESUME, second(12));
