@@ -277,7 +277,8 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
         backlog_max: log.backlog_max,
         answer_first: log.durability == DurabilitySetting::Memory,
         adopt_every: match log.backend {
-            LogBackend::Mongodb => Some(Duration::from_secs(settings.broadcast.resume_seconds)),
+            // Not so often that records wait for the question.
+            LogBackend::Mongodb => Some(Duration::from_secs(settings.broadcast.resume_seconds.max(10))),
             LogBackend::Sqlite => None,
         },
     }

@@ -64,6 +64,9 @@ pub struct Broadcast {
     pub version: u64,
 }
 
+/// More versions than a broadcast has in one spool: it has one each time that it is kept.
+pub(crate) const TAKEN_UP: u64 = 1 << 32;
+
 /// What was heard of a room, and where its numbering stood then.
 #[derive(Clone, Debug)]
 pub struct Heard<'a> {
@@ -380,7 +383,8 @@ impl Broadcast {
         self.room_idx = self.room_idx.or(ours.room_idx);
         self.reported_start_ms = self.reported_start_ms.or(ours.reported_start_ms);
         self.seen_at_ms = self.seen_at_ms.max(ours.seen_at_ms);
-        self.version = self.version.max(ours.version) + 1;
+        // The other server's spool is ahead of what it has stored: each time that the room was seen to be live counts there.
+        self.version = self.version.max(ours.version) + TAKEN_UP;
     }
 
     /// Where it came back to a numbering, each stretch there ends where the next begins.

@@ -550,7 +550,7 @@ fn it_goes_on_from_what_another_server_made_of_it_and_each_stretch_of_a_numberin
     });
     let open = room.open.as_mut().unwrap();
     open.go_on_from(theirs.clone(), &room.epoch);
-    assert_eq!(open.version, theirs.version + 1);
+    assert_eq!(open.version, theirs.version + TAKEN_UP);
     room.hear(live(), 5_000);
     let [before, elsewhere] = [("a", 0, Some(5)), ("b", 5, None)];
     assert_eq!(room.spans(0), [before, elsewhere, ("a", 5, None)]);
@@ -561,6 +561,9 @@ fn it_goes_on_from_what_another_server_made_of_it_and_each_stretch_of_a_numberin
     // The other server again, with what it has of it.
     let ours = room.open.clone().unwrap();
     let epoch = Epoch("b".into());
+    // Its spool is some versions ahead of what it stored.
+    theirs.version += 3_000;
+    assert!(theirs.version < ours.version);
     theirs.go_on_from(ours.clone(), &epoch);
-    assert_eq!((theirs.spans, theirs.version), (ours.spans, ours.version + 1));
+    assert_eq!((theirs.spans, theirs.version), (ours.spans, ours.version + TAKEN_UP));
 }

@@ -83,7 +83,7 @@ impl LogWriter {
         Self {
             done: parts.handle.done.load(Ordering::Acquire),
             head: parts.handle.head.load(Ordering::Acquire),
-            late: parts.handle.found(),
+            late: parts.handle.head.load(Ordering::Acquire),
             backlog: VecDeque::new(),
             queue: parts.metrics.queues.waiting("backlog", parts.config.backlog_max),
             oldest: Instant::now(),

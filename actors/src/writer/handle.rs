@@ -92,11 +92,6 @@ impl WriterHandle {
         &self.info.epoch
     }
 
-    /// The last row that the spool held when it was opened.
-    pub(super) fn found(&self) -> Pos {
-        self.info.last
-    }
-
     /// The newest time that was stamped, in the spool when it was opened or since.
     pub fn last_ms(&self) -> i64 {
         self.last_ms.load(Ordering::Acquire)

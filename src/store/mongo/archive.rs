@@ -172,13 +172,18 @@ impl Mongo {
             .log
             .find(which)
             .sort(doc! { "_id": 1 })
-            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+            .batch_size(u32::try_from(limit).unwrap_or(u32::MAX))
             .hint(Hint::Name(ACTS_INDEX.into()));
-        let documents: Vec<RawDocumentBuf> = self
-            .timed(async { found.await?.try_collect().await })
-            .await
-            .map_err(failed)?;
-        documents.iter().map(|found| event(found).map_err(StoreError)).collect()
+        let read = async {
+            let (mut found, mut acts) = (found.await?, Vec::new());
+            while acts.len() < limit
+                && let Some(document) = found.try_next().await?
+            {
+                acts.extend(readable_act(&document));
+            }
+            Ok(acts)
+        };
+        self.timed(read).await.map_err(failed)
     }
 
     async fn find(&self, id: Uuid) -> Result<Option<Logged>, StoreError> {
@@ -423,6 +428,18 @@ fn readable(document: &Document) -> Result<StoredBroadcast, Uuid> {
         }
         id
     })
+}
+
+/// One that cannot be read, as of a version that knows more of them, is told of and left out: it must not cost the others.
+fn readable_act(document: &RawDocumentBuf) -> Option<Event> {
+    static TOLD: Seldom = Seldom::new();
+    let read = event(document);
+    if let Err(error) = &read
+        && let Some(more) = TOLD.due(Instant::now())
+    {
+        log::error!("store: an act of moderation cannot be read, so what it deletes is not marked: {error}{more}");
+    }
+    read.ok()
 }
 
 /// An error of the connection, or one that MongoDB says passes.

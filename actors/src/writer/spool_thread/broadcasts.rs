@@ -1,9 +1,7 @@
 //! Broadcasts in the spool: kept on every change, whatever becomes of the first attempt.
 
 use super::*;
-
-/// More versions than a broadcast has in one spool: it has one each time that it is kept.
-const TAKEN_UP: u64 = 1 << 32;
+use crate::broadcast::TAKEN_UP;
 
 impl Run {
     /// Keeps broadcasts; those that cannot be kept now are tried again, by the clock and by whatever comes.
