@@ -1161,6 +1161,17 @@ async fn what_was_deleted_while_another_server_had_the_log_is_deleted_when_a_ser
         store.prepare().await.unwrap();
         let since = since(&site);
         assert_eq!(store.append(batch(&since)).await.unwrap(), []);
+        // Of a version that knows more of them: it costs only itself.
+        let log = store.database().await.unwrap().collection::<Document>("chatting_log");
+        let act = log.find_one(doc! { "act": { "$exists": true } }).await.unwrap();
+        let mut newer = act.unwrap();
+        newer.insert(
+            "_id",
+            mongodb::bson::Uuid::from_bytes(uuid::Uuid::now_v7().into_bytes()),
+        );
+        newer.insert("seq", 1_000_000_i64);
+        newer.insert("act", doc! { "scope": "of_later" });
+        log.insert_one(newer).await.unwrap();
         let mut settings = site.settings(&database);
         settings.log.batch_max = batch_max;
         let app = spawn_in(Arc::clone(&site.dir), settings).await;
