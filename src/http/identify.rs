@@ -165,6 +165,7 @@ async fn by_mode(request: &HttpRequest, state: &State, needed: Needed) -> Result
     let Some(gateway) = &state.gateway else {
         let token = match needed {
             Needed::Number | Needed::Name => token(request),
+            // What the legacy `/send/message` needs, and no other route does.
             Needed::All => legacy_token(request),
         };
         return admit_needed(token, state).await;

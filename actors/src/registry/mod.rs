@@ -346,7 +346,8 @@ impl SessionRegistry {
 /// A registry that is gone knows its sessions no more: they close, and their clients connect to the next one (rule 2).
 impl Drop for SessionRegistry {
     fn drop(&mut self) {
-        // What is queued to a v1 session comes again through the next one; legacy would lose it.
+        // What is queued to a v1 session comes again through the next one. A legacy session still writes it: nothing comes
+        // twice there, so where the disk did not keep the place below, it would be lost.
         for cursor in self.rooms.values().filter_map(|room| room.cursor.as_ref()) {
             if cursor.reading.is_v1() {
                 cursor.flow.end();

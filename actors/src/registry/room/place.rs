@@ -246,9 +246,9 @@ impl Room {
         }
     }
 
-    /// Where the next registry goes on, now that this one has failed; `None` where that is on disk. What was queued to
-    /// a legacy session it takes yet, or loses, and everything behind that waits for the next one. A v1 session's
-    /// reading has ended.
+    /// Where the next registry goes on, now that this one has failed; `None` where its place was not read yet, so that the
+    /// one on disk holds. What was queued to a legacy session it takes yet, or loses, and everything behind that waits for
+    /// the next one. A v1 session's reading has ended.
     pub fn place_left(&self, presenter: PresenterIdx, now: Instant, now_ms: i64) -> Option<Place> {
         let place = self.restored.then(|| self.place_now(presenter, now, now_ms))?;
         let reads = |cursor: &&Cursor| cursor.phase == Phase::Live && !cursor.reading.is_v1();
