@@ -1693,6 +1693,32 @@ async fn a_place_that_cannot_be_marked_costs_no_other_rooms_legacy_session() {
 }
 
 #[actix::test]
+async fn a_place_that_cannot_be_kept_costs_no_other_room_its_own() {
+    let config = RegistryConfig {
+        sweep: NEVER,
+        checkpoint: NEVER,
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store, config, writer_config());
+    let peers = [1, 2, 3].map(|presenter| legacy_of(&stage, presenter));
+    for (presenter, peer) in (1..).zip(&peers) {
+        stage.accepted(presenter, "had").await;
+        peer.has(1).await;
+    }
+    // All three are kept together, by the stop.
+    spool.script().places_in_vain.insert(2);
+    stage.stop_well().await;
+    let script = spool.script();
+    let places: Vec<_> = script
+        .places
+        .values()
+        .map(|place| (place.presenter.get(), place.position.0))
+        .collect();
+    assert_eq!(places, [(1, 1), (3, 1)], "{:?}", script.placed);
+}
+
+#[actix::test]
 async fn rule_13_a_legacy_session_gets_all_that_is_held_from_the_log_by_what_its_socket_takes() {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     let stage = Stage::with(spool.clone(), store.clone(), registry_config(), writer_config());

@@ -29,6 +29,27 @@ impl Run {
             .push(RegistryMsg::LastSeq { presenter, last, place });
     }
 
+    /// Has places kept that nobody waits for, and nobody tries again: a page that is damaged must not cost the other rooms.
+    fn keep_places(&mut self, places: &[Place]) {
+        let Err(mut why) = self.spool.keep_places(places) else {
+            return;
+        };
+        let mut lost = places.len();
+        if lost > 1 {
+            lost = 0;
+            for place in places {
+                if let Err(error) = self.spool.keep_places(std::slice::from_ref(place)) {
+                    (lost, why) = (lost + 1, error);
+                }
+            }
+        }
+        if lost > 0
+            && let Some(more) = self.failing.places.due(Instant::now())
+        {
+            log::warn!("spool: how far {lost} rooms got is not kept: {why}{more}");
+        }
+    }
+
     /// Has a place kept that somebody waits for; returns whether it is.
     fn mark(&mut self, place: Place) -> bool {
         let kept = self.spool.keep_places(&[place]);
@@ -96,13 +117,7 @@ impl Run {
                 });
                 self.tell_last_seq(presenter, last);
             }
-            SpoolCommand::KeepPlaces { places } => {
-                if let Err(error) = self.spool.keep_places(&places)
-                    && let Some(more) = self.failing.places.due(Instant::now())
-                {
-                    log::warn!("spool: how far {} rooms got is not kept: {error}{more}", places.len());
-                }
-            }
+            SpoolCommand::KeepPlaces { places } => self.keep_places(&places),
             SpoolCommand::MarkPlaces { places } => {
                 // A page that is damaged must not cost the other rooms.
                 let together = places.len() > 1 && self.spool.keep_places(&places).is_ok();
