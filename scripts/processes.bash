@@ -1,9 +1,9 @@
 # Processes that a script starts, and their end; sourced after common.bash, not run. Gives:
-#   $work               a directory of the script's own, gone at its end
+#   $work               a directory of the script's own, gone at its end; in $work_in, where that is set
 #   start NAME COMMAND…, stop NAME, until_true WHAT COMMAND…, free_port, start_mongod BINARY DIRECTORY CACHE_GB
 # Whatever was started is stopped by its own pid when the script ends, however it ends; when it fails, the end of what
 # each process wrote is shown.
-work=$(mktemp -d)
+work=$(mktemp -d ${work_in:+-p "$work_in"})
 declare -A pids=()
 
 finish() {

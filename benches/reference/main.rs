@@ -34,6 +34,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use uuid::{Builder, Uuid};
 
+/// The server's own, when it is built with it: what is allocated on one thread is freed on another here as well.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Parser)]
 struct Args {
     /// Where the address is written once it is bound.
@@ -163,6 +168,7 @@ async fn main() -> std::io::Result<()> {
             .route("/chatting", web::get().to(socket::presenter))
             .route("/metrics", web::get().to(metrics))
     })
+    .tcp_nodelay(true)
     .bind("127.0.0.1:0")?;
     if let Some(file) = &args.port_file {
         let whole = format!("{file}.part");
