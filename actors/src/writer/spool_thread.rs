@@ -92,6 +92,8 @@ impl SpoolThread {
             tried: 0,
             unkept: HashMap::new(),
             kept_in_vain: None,
+            unkeepable: HashMap::new(),
+            unkeepable_tried: Instant::now(),
             perhaps_adopted: BTreeMap::new(),
             commands: VecDeque::new(),
             term: 0,
@@ -172,6 +174,10 @@ struct Run {
     unkept: HashMap<Uuid, Broadcast>,
     /// How often they were tried in vain, and when they last were.
     kept_in_vain: Option<(u32, Instant)>,
+    /// Broadcasts that could not be kept alone either, the newest version of each: they are tried apart from the others.
+    unkeepable: HashMap<Uuid, Broadcast>,
+    /// When those were last tried.
+    unkeepable_tried: Instant,
     /// Broadcasts of the store that an attempt may have taken up though it failed.
     perhaps_adopted: BTreeMap<Uuid, Broadcast>,
     /// Taken from the queue, and not come to yet.
@@ -233,9 +239,8 @@ impl Run {
                 // A spool that failed is tried again without waiting for a sender: refused senders may have gone elsewhere.
                 let probe = (!self.handle.writable()).then_some(self.settings.probe_every);
                 // So are broadcasts that it did not keep: it may go on taking messages that name them.
-                let keeps = (!self.unkept.is_empty()).then_some(self.settings.probe_every.min(KEEP_AGAIN));
-                let probe = keeps.or(probe);
-                self.commands = self.handle.queue.take_all(probe).into();
+                let limit = probe.into_iter().chain(self.keeps_within()).min();
+                self.commands = self.handle.queue.take_all(limit).into();
                 self.gather();
                 if !self.handle.writable() && self.probed_at.elapsed() >= self.settings.probe_every {
                     // By the clock, not by silence: questions go on coming while appends are refused.
@@ -295,16 +300,17 @@ impl Run {
         if !self.unwritten.is_empty() {
             self.write_sooner_or_later(Vec::new());
         }
-        self.keep_broadcasts(Vec::new());
-        if !self.unkept.is_empty() {
+        self.keep_last();
+        let unkept = self.unkept.len() + self.unkeepable.len();
+        if unkept > 0 {
             // Messages name them. Nor is a file to be trusted unchecked that takes a mark and not these.
-            log::error!("spool: the records of {} broadcasts are not kept", self.unkept.len());
+            log::error!("spool: the records of {unkept} broadcasts are not kept");
         }
         if !self.unwritten.is_empty() {
             // Their numbers were told. A spool that is not marked clean begins a new epoch, in which they may be given again.
             log::error!("spool: {} events answered from memory are lost", self.unwritten.len());
         }
-        self.unkept.is_empty() && self.unwritten.is_empty() && self.spool.close()
+        unkept == 0 && self.unwritten.is_empty() && self.spool.close()
     }
 
     /// What a panic left in hand: a question is answered as failed, a commit by what the file holds. Nothing to do at a start.

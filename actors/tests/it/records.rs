@@ -1,12 +1,21 @@
 //! Broadcasts' records in the spool: what was accepted names one that is kept.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use chatting_actors::{registry::RegistryConfig, writer::SpoolEnd};
+use chatting_actors::{
+    registry::{End, RegistryConfig},
+    writer::SpoolEnd,
+};
+use uuid::Uuid;
 
 use crate::{
+    model::hush_planned_panics,
     script::{ScriptedSpool, ScriptedStore},
-    stage::{Stage, registry_config, until, writer_config},
+    stage::{Reader, Stage, keep_lines, lines_with, registry_config, until, writer_config},
 };
 
 /// A spool that fails to keep records so many times, and takes everything else.
@@ -58,6 +67,96 @@ async fn a_broadcast_that_is_never_kept_is_not_tried_with_every_commit() {
     // The first, one behind a commit, and one a second.
     let at_most = 3 + began.elapsed().as_secs();
     assert!((2..=at_most).contains(&(tries as u64)), "{tries} tries");
+}
+
+/// The rooms that have a record, with the versions of these.
+fn kept(spool: &ScriptedSpool) -> BTreeMap<i64, u64> {
+    let script = spool.script();
+    let records = script.broadcasts.values().map(|(record, _)| record);
+    records.map(|record| (record.presenter.get(), record.version)).collect()
+}
+
+fn rooms_kept(stage: &Stage) -> Vec<i64> {
+    kept(&stage.spool).into_keys().collect()
+}
+
+/// The broadcast that a message which is accepted now names.
+async fn named(stage: &Stage, presenter: i64) -> Option<Uuid> {
+    let accepted = stage.accepted(presenter, "x").await;
+    let script = stage.spool.script();
+    let mut all = script.keys.iter().chain(script.rows.values());
+    all.find(|event| event.id == accepted.id).unwrap().broadcast_id
+}
+
+#[actix::test]
+async fn a_broadcast_that_is_never_kept_costs_no_other_room_its_record_and_is_told_once() {
+    keep_lines();
+    let (stage, never) = (stage_of(0), 987_450);
+    stage.spool.script().records_in_vain.insert(never);
+    let began = Instant::now();
+    let rooms = never - 49..=never + 50;
+    let _readers: Vec<_> = rooms.clone().map(|presenter| stage.reader(presenter)).collect();
+    let others: Vec<i64> = rooms.filter(|presenter| *presenter != never).collect();
+    until("the records of the others", || rooms_kept(&stage) == others).await;
+    // What is accepted meanwhile names one that is kept, or that is tried.
+    assert!(named(&stage, never).await.is_some());
+    let next = never + 51;
+    let _next = stage.reader(next);
+    assert!(named(&stage, next).await.is_some());
+    assert_eq!(rooms_kept(&stage).last(), Some(&next));
+    let tries = || stage.spool.script().record_tries as u64;
+    let before = tries();
+    until("it to be tried alone again", || tries() > before).await;
+    // One at first, eight for halves of a hundred and the one that is left, and one a second.
+    let at_most = 10 + began.elapsed().as_secs();
+    assert!(tries() <= at_most, "{} tries", tries());
+    let told = lines_with(&format!("of room {never} cannot be kept"));
+    assert_eq!(told.len(), 1, "{told:?}");
+    stage.spool.script().records_in_vain.clear();
+    until("its record", || rooms_kept(&stage).contains(&never)).await;
+}
+
+#[actix::test]
+async fn a_stop_keeps_the_records_of_all_rooms_but_the_one_that_cannot_be_kept() {
+    let stage = stage_of(0);
+    let readers: Vec<Arc<Reader>> = (1..=5).map(|presenter| stage.reader(presenter)).collect();
+    until("their records", || rooms_kept(&stage) == [1, 2, 3, 4, 5]).await;
+    let (spool, before) = (stage.spool.clone(), kept(&stage.spool));
+    spool.script().records_in_vain.insert(2);
+    for reader in &readers {
+        reader.leave();
+    }
+    // They are tried once before the stop is come to.
+    let hold = stage.writer.hold_spool();
+    stage.registry.refuse_submits().await;
+    stage.registry.end_sessions(End::GoingAway).await;
+    stage.writer.stop();
+    drop(hold);
+    assert_eq!(stage.spool_end(), SpoolEnd::Unmarked);
+    let newer: Vec<bool> = std::iter::zip(before.values(), kept(&spool).values())
+        .map(|(before, now)| before < now)
+        .collect();
+    assert_eq!(newer, [true, false, true, true, true]);
+}
+
+#[actix::test]
+async fn a_registry_that_is_made_anew_goes_on_with_all_broadcasts_though_one_is_not_kept() {
+    hush_planned_panics();
+    let stage = stage_of(0);
+    stage.spool.script().records_in_vain.insert(1);
+    let _before = [1, 2].map(|presenter| stage.reader(presenter));
+    until("the record of the other", || rooms_kept(&stage) == [2]).await;
+    let before = named(&stage, 1).await;
+    stage.registry_fails().await;
+    // Also one that begins behind it.
+    let _readers = [1, 2, 3].map(|presenter| stage.reader(presenter));
+    until("the record of the next", || rooms_kept(&stage) == [2, 3]).await;
+    // What could not be kept has not been forgotten.
+    assert!(before.is_some());
+    assert_eq!(named(&stage, 1).await, before);
+    stage.spool.script().records_in_vain.clear();
+    until("its record", || rooms_kept(&stage) == [1, 2, 3]).await;
+    assert!(stage.spool.script().broadcasts.contains_key(&before.unwrap()));
 }
 
 #[actix::test]

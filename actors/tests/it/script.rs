@@ -110,6 +110,10 @@ pub struct SpoolScript {
     pub marks_in_vain: bool,
     /// So many attempts to keep broadcasts fail and do nothing.
     pub keeps_in_vain: usize,
+    /// The page is damaged on which the broadcasts of these rooms are to be kept.
+    pub records_in_vain: BTreeSet<i64>,
+    /// How often that was tried.
+    pub record_tries: usize,
     /// So many attempts to take broadcasts of the store up fail behind their commit.
     pub adopts_in_vain: usize,
     /// What was freed, for its keys.
@@ -346,6 +350,11 @@ impl Spool for ScriptedSpool {
         script.is_there()?;
         if script.keeps_in_vain > 0 {
             script.keeps_in_vain -= 1;
+            return Err(error(SpoolFault::Unsure));
+        }
+        let in_vain = |broadcast: &Broadcast| script.records_in_vain.contains(&broadcast.presenter.get());
+        if broadcasts.iter().any(in_vain) {
+            script.record_tries += 1;
             return Err(error(SpoolFault::Unsure));
         }
         let mut lacks_one = false;

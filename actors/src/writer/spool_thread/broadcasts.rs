@@ -1,44 +1,147 @@
 //! Broadcasts in the spool: kept on every change, whatever becomes of the first attempt.
+//!
+//! Those that wait are kept in one transaction. One that can never be kept, as on a damaged page, would have it fail for
+//! all rooms and for good: so where it failed again, and the spool takes other things, it is halved until those that
+//! fail are alone. These are tried on by themselves, and what comes next is kept without them.
+
+use std::collections::HashSet;
 
 use super::*;
 use crate::broadcast::TAKEN_UP;
+
+/// So many transactions at most to tell those that can be kept from those that cannot: commits wait for them. What is
+/// left has its turn the next time.
+const TRIES: usize = 64;
+
+/// The same at a stop, which is the last time.
+const LAST_TRIES: usize = 16 * TRIES;
 
 impl Run {
     /// Keeps broadcasts; those that cannot be kept now are tried again, by the clock and by whatever comes.
     pub(super) fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
         let flush = broadcasts.is_empty();
-        self.unkept
-            .extend(broadcasts.into_iter().map(|broadcast| (broadcast.id, broadcast)));
+        for broadcast in broadcasts {
+            let waiting = match self.unkeepable.contains_key(&broadcast.id) {
+                true => &mut self.unkeepable,
+                false => &mut self.unkept,
+            };
+            waiting.insert(broadcast.id, broadcast);
+        }
         // All of them are tried at once, so not for each that is added while nothing can be kept.
-        if self.unkept.is_empty() || !(flush || self.keep_is_due(false)) {
+        if flush || self.keep_is_due(false) {
+            self.keep_unkept();
+        }
+    }
+
+    fn keep_unkept(&mut self) {
+        let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
+        if all.is_empty() {
             return;
         }
-        let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
         // A panic on the way counts, too.
         let times = self.kept_in_vain.map_or(1, |(times, _)| times.saturating_add(1));
         self.kept_in_vain = Some((times, Instant::now()));
-        match self.spool.keep_broadcasts(&all) {
-            Ok(store_lacks_one) => {
-                self.unkept.clear();
-                self.kept_in_vain = None;
-                // Most often one was seen to be live again, and the drain's question would be in front of commits for nothing.
-                if store_lacks_one {
-                    self.drain.push(DrainMsg::Broadcasts);
+        // What failed once may have been for a moment. And a spool that takes nothing takes no part of them either.
+        let apart = (times > 1 || self.stopping) && self.spool.probe().is_ok();
+        self.keep_what_can_be(&all, apart);
+        if self.unkept.is_empty() {
+            self.kept_in_vain = None;
+        }
+    }
+
+    fn keep_unkeepable(&mut self) {
+        let mut all: Vec<Broadcast> = self.unkeepable.values().cloned().collect();
+        if all.is_empty() {
+            return;
+        }
+        self.unkeepable_tried = Instant::now();
+        // Which are tried first is left to chance: where there are many of them, the same ones would never be.
+        let first = rand::random_range(0..all.len());
+        all.rotate_left(first);
+        self.keep_what_can_be(&all, true);
+    }
+
+    /// Keeps these in one transaction. Where that fails, and `apart` is set, those of them that can be kept.
+    fn keep_what_can_be(&mut self, all: &[Broadcast], apart: bool) {
+        let most = if self.stopping { LAST_TRIES } else { TRIES };
+        let (mut parts, mut failed) = (vec![all], None);
+        for _ in 0..most {
+            let Some(part) = parts.pop() else {
+                break;
+            };
+            let error = match self.spool.keep_broadcasts(part) {
+                Ok(store_lacks_one) => {
+                    self.are_kept(part);
+                    // Most often one was seen to be live again, and the drain's question would be in front of commits for nothing.
+                    if store_lacks_one {
+                        self.drain.push(DrainMsg::Broadcasts);
+                    }
+                    continue;
                 }
+                Err(error) => error,
+            };
+            match part {
+                _ if !apart || error.fault != SpoolFault::Unsure => parts.clear(),
+                [one] => self.is_unkeepable(one, &error),
+                _ => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
             }
-            Err(error) => {
-                if let Some(more) = self.failing.broadcasts.due(Instant::now()) {
-                    log::warn!("spool: {} broadcasts are not kept yet: {error}{more}", all.len());
-                }
+            failed = Some(error);
+        }
+        if let Some(error) = failed
+            && let Some(more) = self.failing.broadcasts.due(Instant::now())
+        {
+            let unkept = self.unkept.len() + self.unkeepable.len();
+            log::warn!("spool: {unkept} broadcasts are not kept yet: {error}{more}");
+        }
+    }
+
+    fn are_kept(&mut self, broadcasts: &[Broadcast]) {
+        for Broadcast { id, presenter, .. } in broadcasts {
+            self.unkept.remove(id);
+            if self.unkeepable.remove(id).is_some() {
+                log::info!("spool: broadcast {id} of room {presenter} is kept after all");
             }
+        }
+    }
+
+    /// It was tried alone, and failed.
+    fn is_unkeepable(&mut self, broadcast: &Broadcast, error: &SpoolError) {
+        let Broadcast { id, presenter, .. } = broadcast;
+        self.unkept.remove(id);
+        if self.unkeepable.is_empty() {
+            self.unkeepable_tried = Instant::now();
+        }
+        if self.unkeepable.insert(*id, broadcast.clone()).is_none() {
+            log::error!("spool: broadcast {id} of room {presenter} cannot be kept, it is tried again: {error}");
         }
     }
 
     /// Tries again what could not be kept, when that is due. `behind_commit`: the file has just taken one.
     pub(super) fn keep_again(&mut self, behind_commit: bool) {
         // A file that takes nothing is probed, and they are kept behind that.
-        if !self.unkept.is_empty() && self.handle.writable() && self.keep_is_due(behind_commit) {
-            self.keep_broadcasts(Vec::new());
+        if (self.unkept.is_empty() && self.unkeepable.is_empty()) || !self.handle.writable() {
+            return;
+        }
+        if self.keep_is_due(behind_commit) {
+            self.keep_unkept();
+        }
+        if self.unkeepable_tried.elapsed() >= KEEP_AGAIN {
+            self.keep_unkeepable();
+        }
+    }
+
+    /// The last time, at a stop.
+    pub(super) fn keep_last(&mut self) {
+        self.keep_unkept();
+        self.keep_unkeepable();
+    }
+
+    /// How soon there is something to be tried again though nothing comes.
+    pub(super) fn keeps_within(&self) -> Option<Duration> {
+        match (self.unkept.is_empty(), self.unkeepable.is_empty()) {
+            (false, _) => Some(self.settings.probe_every.min(KEEP_AGAIN)),
+            (true, false) => Some(KEEP_AGAIN),
+            (true, true) => None,
         }
     }
 
@@ -99,11 +202,13 @@ impl Run {
         let mut open = self.spool.open_broadcasts().map_err(|error| {
             log::error!("spool: the open broadcasts cannot be read: {error}");
         });
-        if !self.unkept.is_empty() {
-            // What the file says may be older than what was told.
-            open = Err(());
-        }
-        if open.is_ok() {
+        if let Ok(open) = &mut open {
+            // What the file says of these may be older than what was told.
+            let unkept = || self.unkept.values().chain(self.unkeepable.values());
+            let known: HashSet<Uuid> = unkept().map(|broadcast| broadcast.id).collect();
+            open.retain(|broadcast| !known.contains(&broadcast.id));
+            open.extend(unkept().filter(|broadcast| broadcast.ended_at_ms.is_none()).cloned());
+            open.sort_unstable_by_key(|broadcast| broadcast.id);
             // It tells of those that are here after all; when the next ones are taken up they may have ended.
             self.perhaps_adopted.clear();
         }
