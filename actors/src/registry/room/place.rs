@@ -248,7 +248,8 @@ impl Room {
 
     /// Where the next registry goes on, now that this one has failed; `None` where its place was not read yet, so that the
     /// one on disk holds. What was queued to a legacy session it takes yet, or loses, and everything behind that waits for
-    /// the next one. A v1 session's reading has ended.
+    /// the next one. A v1 session's reading has ended. Also where nothing moved since it was saved: nobody was told that this
+    /// came to the disk, and a place that is old is taken for that of a broadcast that is over.
     pub fn place_left(&self, presenter: PresenterIdx, now: Instant, now_ms: i64) -> Option<Place> {
         let place = self.restored.then(|| self.place_now(presenter, now, now_ms))?;
         let reads = |cursor: &&Cursor| cursor.phase == Phase::Live && !cursor.reading.is_v1();
