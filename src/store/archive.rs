@@ -3,6 +3,8 @@
 //! Beside [`LogStore`], which the writer needs. Both stores implement both, and pass one conformance suite. Every question is
 //! served by an index, so that its cost grows with what it returns and not with the log.
 
+use std::sync::Arc;
+
 use chatting_actors::{
     broadcast::Broadcast,
     moderation::Act,
@@ -58,7 +60,7 @@ impl Logged {
             let covers = at
                 .act
                 .as_ref()
-                .is_some_and(|act: &std::sync::Arc<Act>| act.covers(at, &self.event));
+                .is_some_and(|act: &Arc<Act>| act.covers(at, &self.event));
             if covers && self.deleted.is_none() {
                 self.deleted = Some(Deleted::by(at));
             }
@@ -161,6 +163,10 @@ pub trait Archive: LogStore + Figures + Keeping {
 
     /// Corrects a broadcast's start, or takes the correction back. `false`: there is no such broadcast.
     fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>>;
+
+    /// Marks those of these messages as deleted by this act that no act has marked before: it covers them, and they came
+    /// behind it. Returns why the store refuses that for good, where it does. A message that is not there is passed over.
+    fn mark_covered(&self, act: Arc<Event>, messages: Vec<Uuid>) -> BoxFuture<'_, Result<Option<String>, StoreError>>;
 
     /// Marks these messages as deleted, whatever they were before: for logs that are brought from elsewhere, where the act that
     /// did it need not be part of what is brought. A message that is not there is passed over.

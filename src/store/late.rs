@@ -2,8 +2,11 @@
 //!
 //! An act marks what is there when it comes, which is all that was said before it as long as one server takes one spool
 //! to the store, in order. From a spool that was left, or that waited, while another server had the log, or in an
-//! import, older messages may come behind it. So the store is given the acts of their rooms again that are newer than
-//! they: an act that is given again is applied again.
+//! import, older messages may come behind it. So the acts of their rooms are looked at again that are newer than they.
+//!
+//! Where the messages are at hand, as those of a batch, the ones that an act covers are marked, by their ids: an act may
+//! cover all that a room ever had, and there may be many batches. Else the store is given such acts again, once for all
+//! messages: an act that is given again is applied again.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -23,15 +26,15 @@ use super::Archive;
 pub struct LateMessages {
     /// The oldest of each room.
     oldest: BTreeMap<PresenterIdx, Uuid>,
-    /// All of them, where they are few: only acts that cover one of them are given again.
+    /// All of them, where they are few: nothing else is marked.
     all: Option<Vec<Arc<Event>>>,
     /// Acts that came with them, and so have marked them.
     marked_by: HashSet<Uuid>,
-    /// Acts up to this one have been given again.
+    /// Acts up to this one have been applied again.
     through: Option<Uuid>,
 }
 
-/// What came of acts that were given again.
+/// What came of acts that were applied again.
 struct Again {
     /// Those that the store refuses to apply, and why.
     refused: Vec<(Event, String)>,
@@ -65,12 +68,12 @@ impl LateMessages {
         }
     }
 
-    /// Gives some acts again, of at most so many that are looked at. Returns whether there may be more.
+    /// Applies some acts again, of at most so many that are looked at. Returns whether there may be more.
     ///
     /// # Errors
-    /// The store cannot be asked now, or refuses to mark what one of them deletes; the same are given again the next time.
+    /// The store cannot be asked now, or refuses to mark what one of them deletes; the same are applied again the next time.
     pub async fn mark_some(&mut self, store: &dyn Archive, limit: usize) -> Result<bool, StoreError> {
-        let Again { refused, last, more } = self.give_some(store, limit).await?;
+        let Again { refused, last, more } = self.apply_some(store, limit).await?;
         if let Some((act, why)) = refused.first() {
             return Err(StoreError(unapplied(act, why)));
         }
@@ -78,7 +81,7 @@ impl LateMessages {
         Ok(more)
     }
 
-    /// Gives all acts again that the messages of this batch are late for, with so many looked at at once. Returns those
+    /// Applies all acts again that the messages of this batch are late for, with so many looked at at once. Returns those
     /// of its messages that the store refuses to mark.
     ///
     /// # Errors
@@ -86,7 +89,7 @@ impl LateMessages {
     pub async fn mark_all(batch: &[Arc<Event>], store: &dyn Archive, limit: usize) -> Result<Vec<Poison>, StoreError> {
         let (mut late, mut unmarked) = (Self::of(batch), Vec::<Poison>::new());
         loop {
-            let Again { refused, last, more } = late.give_some(store, limit).await?;
+            let Again { refused, last, more } = late.apply_some(store, limit).await?;
             for (act, why) in refused {
                 let covers = |event: &Event| act.act.as_ref().is_some_and(|what| what.covers(&act, event));
                 for (index, _) in batch.iter().enumerate().filter(|(_, event)| covers(event)) {
@@ -103,7 +106,7 @@ impl LateMessages {
         }
     }
 
-    async fn give_some(&self, store: &dyn Archive, limit: usize) -> Result<Again, StoreError> {
+    async fn apply_some(&self, store: &dyn Archive, limit: usize) -> Result<Again, StoreError> {
         let Some(oldest) = self.oldest.values().min() else {
             return Ok(Again {
                 refused: Vec::new(),
@@ -115,14 +118,11 @@ impl LateMessages {
         let after = self.through.unwrap_or(*oldest);
         let acts = store.acts(rooms, after, limit).await?;
         let (count, last) = (acts.len(), acts.last().map(|last| last.id));
-        let again = acts.into_iter().filter(|act| self.is_missed(act));
-        let again: Arc<Vec<_>> = Arc::new(again.map(Arc::new).collect());
-        let mut refused = Vec::new();
-        if !again.is_empty() {
-            for Poison { index, reason } in store.append(Arc::clone(&again)).await? {
-                refused.extend(again.get(index).map(|act| (Event::clone(act), reason)));
-            }
-        }
+        let missed = acts.into_iter().filter(|act| self.is_missed(act)).map(Arc::new);
+        let refused = match &self.all {
+            Some(all) => mark_covered(all, missed, store).await?,
+            None => give(missed.collect(), store).await?,
+        };
         Ok(Again {
             refused,
             last,
@@ -133,13 +133,41 @@ impl LateMessages {
     /// Whether an act that the store has did not find one of them there.
     fn is_missed(&self, act: &Event) -> bool {
         let oldest = self.oldest.get(&act.presenter_idx);
-        let is_newer = oldest.is_some_and(|oldest| act.id > *oldest);
-        let covers = || match (&self.all, &act.act) {
-            (Some(all), Some(what)) => all.iter().any(|event| what.covers(act, event)),
-            _ => true,
-        };
-        is_newer && !self.marked_by.contains(&act.id) && covers()
+        oldest.is_some_and(|oldest| act.id > *oldest) && !self.marked_by.contains(&act.id)
     }
+}
+
+/// Has each of these messages marked by the first of these acts that covers it. Returns the acts that the store refuses
+/// to apply, and why.
+async fn mark_covered(
+    messages: &[Arc<Event>],
+    acts: impl Iterator<Item = Arc<Event>>,
+    store: &dyn Archive,
+) -> Result<Vec<(Event, String)>, StoreError> {
+    let mut left: Vec<_> = messages.iter().collect();
+    let mut refused = Vec::new();
+    for at in acts {
+        let covers = |event: &mut &Arc<Event>| at.act.as_ref().is_some_and(|act| act.covers(&at, event));
+        let covered: Vec<Uuid> = left.extract_if(.., covers).map(|event| event.id).collect();
+        if covered.is_empty() {
+            continue;
+        }
+        if let Some(why) = store.mark_covered(Arc::clone(&at), covered).await? {
+            refused.push((Event::clone(&at), why));
+        }
+    }
+    Ok(refused)
+}
+
+/// Gives these acts to the store again. Returns those that it refuses to apply, and why.
+async fn give(acts: Vec<Arc<Event>>, store: &dyn Archive) -> Result<Vec<(Event, String)>, StoreError> {
+    if acts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let acts = Arc::new(acts);
+    let refused = store.append(Arc::clone(&acts)).await?.into_iter();
+    let refused = refused.filter_map(|Poison { index, reason }| Some((Event::clone(acts.get(index)?), reason)));
+    Ok(refused.collect())
 }
 
 fn unapplied(act: &Event, why: &str) -> String {

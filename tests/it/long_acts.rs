@@ -286,6 +286,33 @@ async fn acts_on_what_others_have_marked_look_at_none_of_it_again_and_what_is_gi
 }
 
 #[actix_web::test]
+async fn what_comes_behind_acts_on_thousands_costs_a_mark_of_its_own_and_not_theirs() {
+    let cut = Cut::start(Duration::from_secs(30)).await;
+    let store = &cut.store;
+    let mut clock = EventClock::after(0);
+    let late: Vec<_> = (1..=20)
+        .map(|seq| by(7, event(&mut clock, 1, "late", seq, "x")))
+        .collect();
+    let said: Vec<_> = (1..=5000)
+        .map(|seq| by(7, event(&mut clock, 1, "e", seq, "x")))
+        .collect();
+    append(store, &said).await;
+    let acts = [
+        act(&mut clock, 1, "e", 5001, user(7)),
+        act(&mut clock, 1, "e", 5002, ALWAYS),
+    ];
+    append(store, &acts).await;
+    for part in late.chunks(10) {
+        append(store, part).await;
+        let before = cut.updates_so_far().await;
+        assert_eq!(store.mark_late(batch(part)).await.unwrap(), []);
+        assert_eq!(cut.updates_so_far().await - before, 1);
+    }
+    let acts: Vec<&Event> = acts.iter().map(|act| &**act).collect();
+    assert!(marked(store, 1).await == covered(&acts, said.iter().chain(&late)));
+}
+
+#[actix_web::test]
 async fn what_acts_have_marked_is_looked_at_again_after_a_failure_which_may_be_a_restore() {
     let cut = Cut::start(Duration::from_secs(30)).await;
     let store = &cut.store;

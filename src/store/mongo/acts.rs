@@ -20,7 +20,7 @@ use chatting_actors::{
 };
 use futures_util::TryStreamExt;
 use mongodb::{
-    bson::{DateTime, Document, RawDocumentBuf, doc},
+    bson::{Bson, DateTime, Document, RawDocumentBuf, doc},
     error::{Error, ErrorKind, WriteFailure},
     options::Hint,
 };
@@ -276,8 +276,22 @@ impl Mongo {
         })
     }
 
+    /// See [`Archive::mark_covered`](crate::store::Archive::mark_covered).
+    pub(super) async fn mark_covered(&self, at: &Event, messages: &[Uuid]) -> Result<Option<String>, StoreError> {
+        for some in messages.chunks(PIECE) {
+            let ids: Vec<Bson> = some.iter().map(|id| bson_uuid(*id).into()).collect();
+            let these = doc! { "_id": { "$in": ids }, "presenter_idx": at.presenter_idx.get() };
+            match self.mark(at, these, None).await {
+                Ok(()) => {}
+                Err(Unapplied::Refused(why)) => return Ok(Some(why)),
+                Err(Unapplied::Failed(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     async fn mark(&self, at: &Event, mut which: Document, index: Option<&str>) -> Result<(), Unapplied> {
-        // Only what came before it, whatever was inserted since; `$and`, because a message's own id may be named already.
+        // Only what came before it, whatever was inserted since; `$and`, because messages' own ids may be named already.
         which.insert("$and", vec![doc! { "_id": { "$lt": bson_uuid(at.id) } }]);
         which.insert("kind", "chat");
         which.insert("deleted_at", doc! { "$exists": false });

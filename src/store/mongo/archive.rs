@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -501,6 +502,10 @@ impl Archive for MongoStore {
 
     fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
         async move { self.reach().await?.correct_broadcast(id, corrected_start_ms).await }.boxed()
+    }
+
+    fn mark_covered(&self, act: Arc<Event>, messages: Vec<Uuid>) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
+        async move { self.reach().await?.mark_covered(&act, &messages).await }.boxed()
     }
 
     fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -7,29 +7,20 @@ use chatting_actors::{
     seams::StoreError,
     types::{Epoch, Event, Seq, UserIdx},
 };
-use rusqlite::{Connection, OptionalExtension, ToSql};
+use rusqlite::{Connection, OptionalExtension, ToSql, TransactionBehavior};
+use uuid::Uuid;
 
 use super::{SqliteStore, archive::first_from, epochs};
 
 /// Messages that an act marks in one transaction: commits wait for each of them.
-const MARKED_AT_ONCE: usize = 500;
+pub(super) const MARKED_AT_ONCE: usize = 500;
 
 impl SqliteStore {
     /// Marks what an act of moderation covers and no act did before. Piece by piece, because commits wait for each of them and an
     /// act may cover a whole broadcast.
     pub(super) async fn apply(&self, at: Arc<Event>, act: Arc<Act>) -> Result<(), StoreError> {
         if let Act::Message { id, .. } = *act {
-            let one = move |connection: &mut Connection| {
-                let room = at.presenter_idx.get();
-                mark(
-                    connection,
-                    &at,
-                    "",
-                    "id = ?4 AND presenter_idx = ?5",
-                    &[&&id.as_bytes()[..], &room],
-                )
-            };
-            return self.run(one).await;
+            return self.run(move |connection| mark_these(connection, &at, &[id])).await;
         }
         let of = Arc::clone(&at);
         for named in self.look(move |connection| named(connection, &of, &act)).await? {
@@ -90,6 +81,17 @@ fn mark(connection: &Connection, at: &Event, by: &str, which: &str, parameters: 
     all.extend(parameters);
     connection.prepare_cached(&sql)?.execute(all.as_slice())?;
     Ok(())
+}
+
+/// The same of these messages.
+pub(super) fn mark_these(connection: &mut Connection, at: &Event, messages: &[Uuid]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let room = at.presenter_idx.get();
+    for id in messages {
+        let one = "id = ?4 AND presenter_idx = ?5";
+        mark(&transaction, at, "", one, &[&&id.as_bytes()[..], &room])?;
+    }
+    transaction.commit()
 }
 
 /// The same of at most [`MARKED_AT_ONCE`] of those that an act names; returns where to go on.

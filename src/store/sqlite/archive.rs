@@ -1,14 +1,20 @@
 //! What history, replay and moderation ask the embedded log for.
 
+use std::sync::Arc;
+
 use chatting_actors::{
     seams::StoreError,
     types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
 };
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::{SqliteStore, broadcast, count, epochs, readable};
+use super::{
+    SqliteStore,
+    acts::{MARKED_AT_ONCE, mark_these},
+    broadcast, count, epochs, readable,
+};
 use crate::store::{Archive, Deleted, First, Listed, Logged, Scan, StoredBroadcast, archive::Search, row};
 
 impl Archive for SqliteStore {
@@ -116,6 +122,17 @@ impl Archive for SqliteStore {
             let changed = connection.execute(sql, params![&id.as_bytes()[..], corrected_start_ms])?;
             Ok(changed > 0)
         })
+    }
+
+    fn mark_covered(&self, act: Arc<Event>, messages: Vec<Uuid>) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
+        async move {
+            for some in messages.chunks(MARKED_AT_ONCE) {
+                let (act, some) = (Arc::clone(&act), some.to_vec());
+                self.run(move |connection| mark_these(connection, &act, &some)).await?;
+            }
+            Ok(None)
+        }
+        .boxed()
     }
 
     fn mark_deleted(&self, marks: Vec<(Uuid, Deleted)>) -> BoxFuture<'_, Result<(), StoreError>> {

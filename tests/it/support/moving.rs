@@ -110,6 +110,7 @@ impl Archive for MovingStore {
         epochs(presenter: PresenterIdx) -> Vec<Epoch>;
         acts(rooms: Vec<PresenterIdx>, after: Uuid, limit: usize) -> Vec<Event>;
         correct_broadcast(id: Uuid, corrected_start_ms: Option<i64>) -> bool;
+        mark_covered(act: Arc<Event>, messages: Vec<Uuid>) -> Option<String>;
         mark_deleted(marks: Vec<(Uuid, Deleted)>) -> ();
     }
 
