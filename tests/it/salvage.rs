@@ -3,15 +3,23 @@
 
 use std::{path::Path, sync::Arc};
 
-use chatting_actors::seams::{LogStore, Spool};
+use chatting_actors::{
+    idempotency::Keyed,
+    seams::{LogStore, Spool},
+    types::Seq,
+};
 use chatting_server::{
     app::App,
     startup::StartError,
-    store::{Durability, SpoolSettings, SqliteSpool, SqliteStore, inspect::SpoolFile},
+    store::{
+        Archive, Durability, SpoolSettings, SqliteSpool, SqliteStore, StoredBroadcast, inspect::SpoolFile,
+        keeping::Keeping,
+    },
 };
 use rusqlite::Connection;
 
 use crate::{
+    figures::broadcast,
     log_store::{batch, embedded},
     recovery::{SmallDisk, aside, count_aside, damage, damage_table, events, open},
     support::{app::settings, process::ScratchDir},
@@ -188,6 +196,52 @@ async fn what_lies_between_the_damaged_pages_of_an_embedded_log_comes_along() {
         .unwrap();
     assert_eq!(rooms, 5);
     assert!((4850..5000).contains(&rows), "{rows}");
+}
+
+#[actix_web::test]
+async fn keys_open_broadcasts_and_what_staff_did_to_those_of_an_embedded_log_come_along() {
+    let dir = ScratchDir::new("kept");
+    let path = dir.path().join("chat.db");
+    let (mut spool, info) = embedded(&path);
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let mut written = events(&info, 12, 1..=3);
+    let one = Arc::make_mut(&mut written[0]);
+    one.keyed = Some(Keyed::new(one.chat.user_idx, one.presenter_idx, "a key", "a text"));
+    let keyed = one.clone();
+    spool.commit(&written).unwrap();
+    let start = keyed.sent_at_ms - 60_000;
+    let open = broadcast(&[(start, None)], &[(&*info.epoch.0, 0, None)]);
+    spool.keep_broadcasts(std::slice::from_ref(&open)).unwrap();
+    let over = broadcast(
+        &[(start - 10_000, Some(start - 1_000))],
+        &[(&*info.epoch.0, 0, Some(0))],
+    );
+    store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+    assert!(store.hold_broadcast(over.id, true).await.unwrap());
+    assert!(store.correct_broadcast(over.id, Some(start - 9_000)).await.unwrap());
+    spool.close();
+    drop((spool, store));
+    to_be_checked(&path);
+    damage_table(&path, "rooms");
+    let (mut spool, after) = embedded(&path);
+    assert_ne!(after.epoch, info.epoch);
+    let keys = spool.read_keys(0).unwrap();
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    let (key, accepted) = (&keys[0].keyed, &keys[0].accepted);
+    assert_eq!(Some(key), keyed.keyed.as_ref());
+    assert_eq!(
+        (accepted.id, accepted.seq, &accepted.epoch),
+        (keyed.id, Seq(1), &info.epoch)
+    );
+    assert_eq!(spool.open_broadcasts().unwrap(), [open]);
+    let store = SqliteStore::new(spool.connection());
+    let kept = StoredBroadcast {
+        corrected_start_ms: Some(start - 9_000),
+        legal_hold: true,
+        broadcast: over,
+    };
+    assert_eq!(store.broadcast(kept.broadcast.id).await.unwrap(), Some(kept));
 }
 
 #[test]
