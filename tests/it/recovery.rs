@@ -183,6 +183,18 @@ fn a_spool_at_its_limit_refuses_and_takes_events_again_when_rows_were_freed() {
 }
 
 #[test]
+fn a_spool_that_was_opened_again_is_held_to_its_limit_as_before() {
+    let dir = ScratchDir::new("limit-reopened");
+    let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));
+    let all = events(&info, 1, 1..=20_000);
+    spool.commit(&all[..100]).unwrap();
+    assert_eq!(spool.reopen_and_find(&all[100]).unwrap(), None);
+    let error = all[100..].chunks(100).find_map(|batch| spool.commit(batch).err());
+    assert_eq!(error.unwrap().fault, SpoolFault::Full);
+    assert!(spool.bytes() <= 1 << 20);
+}
+
+#[test]
 fn a_full_spool_that_the_store_refuses_altogether_is_parked_and_takes_events_again_when_that_is_replayed() {
     let dir = ScratchDir::new("limit-parked");
     let (mut spool, info) = open(&dir.path().join("chat.db"), Durability::Disk, Some(1 << 20));
