@@ -31,7 +31,7 @@ use crate::{
     recovery::SmallDisk,
     refused_acts::allow,
     support::{
-        app::{KEY, spawn_app, spawn_in, use_mongodb},
+        app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
         command::{command, run},
         eventually,
         mongod::{Mongod, fresh_database_name},
@@ -137,6 +137,34 @@ async fn a_clock_that_is_ahead_removes_nothing_that_is_not_too_old_before_it_has
         let now_too_old = if name == "mongodb" { 0 } else { 2 };
         assert_eq!(swept.unwrap(), removed(now_too_old), "{name}");
     }
+}
+
+#[actix_web::test]
+async fn a_server_that_starts_with_its_clock_ahead_goes_by_its_newest_event() {
+    let dir = ScratchDir::new("ahead");
+    let (mut spool, _) = embedded(&dir.path().join("chat.db"));
+    let store = SqliteStore::new(spool.connection());
+    store.prepare().await.unwrap();
+    let newest = system_ms() - 400 * DAY_MS;
+    let said = [newest - 40 * DAY_MS, newest - 20 * DAY_MS, newest];
+    let said = (1..).zip(said).map(|(seq, at_ms)| message(at_ms, 12, "a", seq, 7, "x"));
+    assert_eq!(store.append(batch(&shared(said))).await.unwrap(), []);
+    spool.close();
+    drop((spool, store));
+    let mut settings = settings(&dir);
+    settings.log.retention_days = 30;
+    let app = spawn_in(dir, settings).await;
+    let sweeps = async |outcome: &str| {
+        let series = format!("chat_retention_sweeps_total{{outcome=\"{outcome}\"}}");
+        app.metric(&series).await.unwrap()
+    };
+    let outcomes = eventually("a sweep", async || {
+        let outcomes = (sweeps("doubt").await, sweeps("ok").await);
+        (outcomes != (0.0, 0.0)).then_some(outcomes)
+    })
+    .await;
+    assert_eq!(outcomes, (1.0, 0.0));
+    assert_eq!(seqs(&all(&**app.state.history.store(), 12, "a").await), [2, 3]);
 }
 
 #[actix_web::test]
