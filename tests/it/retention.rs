@@ -1013,6 +1013,52 @@ async fn what_is_under_legal_hold_is_listed_and_left_unless_it_is_asked_for() {
 }
 
 #[actix_web::test]
+async fn what_names_a_held_broadcast_is_held_wherever_it_is_and_so_is_what_is_said_in_one_that_goes_on() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let (mut spool, store, _) = site.open();
+        let (now, user) = (system_ms(), UserIdx::new(7).unwrap());
+        let old = now - 10 * DAY_MS;
+        let mut open = broadcast(&[(old, None)], &[("goes on", 0, None)]);
+        open.presenter = room(13);
+        store.put_broadcasts(std::slice::from_ref(&open)).await.unwrap();
+        assert!(store.hold_broadcast(open.id, true).await.unwrap());
+        // Its record knows nothing of the other numbering.
+        let named = Event {
+            broadcast_id: Some(open.id),
+            ..message(old + 1, 13, "other", 1, 7, "named")
+        };
+        let not_named = message(old + 2, 13, "other", 2, 7, "not named");
+        let mut said = vec![named, not_named];
+        said.extend((1..=3_i64).map(|seq| message(old + 10 + seq, 13, "goes on", seq.cast_unsigned(), 7, "x")));
+        let said = shared(said);
+        assert_eq!(store.append(batch(&said)).await.unwrap(), []);
+        let swept = retention(&store).sweep(now - DAY_MS).await.unwrap();
+        let wanted = Swept {
+            events: 1,
+            broadcasts: 0,
+        };
+        assert_eq!(swept, wanted, "mongodb {mongodb}");
+        spool.close();
+        drop((spool, store));
+
+        let (code, out, error) = site.run(&["erase", "--user", "7"]);
+        assert_eq!(code, 1, "{out}{error}");
+        for held in said.iter().filter(|event| event.chat.text.as_str() != "not named") {
+            let told = format!("broadcast {}, room 13, seq {}, id {}\n", open.id, held.seq, held.id);
+            assert_eq!(out.matches(&told).count(), 1, "mongodb {mongodb}: {told}{out}");
+        }
+        let (_, store, _) = site.open();
+        for (epoch, wanted) in [("other", vec![1]), ("goes on", vec![1, 2, 3])] {
+            let left = all(&*store, 13, epoch).await;
+            assert_eq!(seqs(&left), wanted, "mongodb {mongodb}");
+            let as_it_was = |one: &Logged| one.event.chat.user_idx == user && one.deleted.is_none();
+            assert!(left.iter().all(as_it_was), "mongodb {mongodb}: {left:?}");
+        }
+    }
+}
+
+#[actix_web::test]
 async fn what_is_held_and_was_deleted_stays_deleted_when_its_user_is_erased() {
     for mongodb in [false, true] {
         let site = Site::new(mongodb).await;
