@@ -357,6 +357,31 @@ async fn rule_10_a_broadcast_that_nobody_knows_any_more_ends_in_its_time_though_
 }
 
 #[actix::test]
+async fn a_room_server_is_left_alone_for_failures_in_a_row_which_any_answer_ends() {
+    let rooms = ScriptedRooms::default();
+    rooms.script().config.breaker_failures = 3;
+    rooms.script().not_live.insert(3);
+    let stage = unswept(&rooms, 80);
+    assert_eq!(stage.refused(99, "first").await, Refusal::PresenterDisconnected);
+    all_answered(&stage).await;
+    let is_open = async |presenter: i64| {
+        // It answers the third question.
+        rooms.script().away = presenter != 3;
+        let refused = stage.refused(presenter, "x").await;
+        let wanted = match presenter {
+            3 => Refusal::NotLive,
+            _ => Refusal::RoomServerUnavailable,
+        };
+        assert_eq!(refused, wanted, "{presenter}");
+        stage.metrics.room_breaker_open.get()
+    };
+    for presenter in 1..=5 {
+        assert_eq!(is_open(presenter).await, 0, "{presenter}");
+    }
+    assert_eq!(is_open(6).await, 1);
+}
+
+#[actix::test]
 async fn nobody_waits_for_the_question_that_tries_a_room_server_that_is_left_alone() {
     let rooms = asked_one_by_one(Duration::from_secs(3600));
     {
