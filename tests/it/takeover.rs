@@ -1,17 +1,20 @@
 //! Sessions that are taken over, held for, not live, stalled or gone (rules 10 to 15), in dialect v1.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    app::{spawn_app, spawn_with_rooms},
-    eventually,
-    presenter::{V1, app, connect, end_of, hello, leave, numbered, send, token, upgrade},
-    proxy::Proxy,
-    room_server::RoomServer,
-    within,
-    ws::{Frame, Incoming, TEXT, WsClient},
+use crate::{
+    limits::paced,
+    support::{
+        app::{spawn_app, spawn_with_rooms},
+        eventually,
+        presenter::{V1, app, connect, end_of, hello, leave, numbered, send, token, upgrade},
+        proxy::Proxy,
+        room_server::RoomServer,
+        within,
+        ws::{Frame, Incoming, TEXT, WsClient},
+    },
 };
 
 // ---- takeover ------------------------------------------------------------------------------------------------------
@@ -61,15 +64,14 @@ async fn rule_15_a_storm_of_reconnects_is_damped_before_the_upgrade() {
     })
     .await;
     let bearer = format!("Bearer {}", token(12));
-    let mut answers = Vec::new();
+    let (mut answers, began) = (Vec::new(), Instant::now());
     for _ in 0..50 {
         answers.push(upgrade(app.addr, &[("Authorization", &bearer)]).await);
     }
     let refused: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
     assert!(refused.len() >= 40, "{} of 50 were refused", refused.len());
     for answer in &refused {
-        assert_eq!((answer.status, &answer.json()["code"]), (429, &json!("rate_limited")));
-        assert!(answer.header("retry-after").is_some() && answer.header("ratelimit-limit") == Some("5"));
+        paced(answer, "5", 60, began);
     }
     // Without the header it is the session's to refuse, and another presenter's storm is not ours.
     let mut socket = connect(app.addr).await;
@@ -257,7 +259,7 @@ async fn a_hello_that_dribbles_in_and_a_handshake_that_never_ends_are_cut_in_tim
     })
     .await;
     // Before the upgrade: the session's time begins before we hear of it.
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let mut socket = connect(app.addr).await;
     let hello = Frame::new(TEXT, hello(12, json!({}))).encode();
     let mut sent = 0;
