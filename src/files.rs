@@ -78,6 +78,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_that_is_longer_than_it_may_be_is_not_read_and_one_that_is_just_as_long_is() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "0123456789").unwrap();
+        let path = file.path().to_str().unwrap();
+        assert_eq!(read_bounded(path, 10), Ok(b"0123456789".to_vec()));
+        assert_eq!(read_bounded(path, 9), Err(format!("{path} is longer than 9 bytes")));
+    }
+
+    #[test]
     fn a_file_is_read_by_one_at_a_time_and_by_the_next_though_the_one_before_was_never_run() {
         let reading: Arc<AtomicBool> = Arc::default();
         let is_read = || reading.load(Ordering::Acquire);

@@ -40,6 +40,13 @@ fn es256(kid: &str) -> KeyPair {
     KeyPair::generate(Algorithm::Es256, kid)
 }
 
+/// A good set of this key, longer by so many bytes.
+fn padded(key: &KeyPair, bytes: usize) -> String {
+    let mut set: serde_json::Value = serde_json::from_str(&jwk_set(&[key])).unwrap();
+    set["padding"] = json!("x".repeat(bytes));
+    set.to_string()
+}
+
 async fn post(app: &TestApp, key: &KeyPair) -> Response {
     let mut client = HttpClient::connect(app.addr).await;
     post_v1(&mut client, 12, &key.token(&claims(7)), "hi").await
@@ -86,6 +93,29 @@ async fn published_keys_of_every_kind_let_tokens_in_by_their_kid() {
     assert_eq!((answer.status, answer.json()["code"].as_str()), (GOOD.0, Some(GOOD.1)));
     assert_eq!(server.asked(), 1, "every key was known");
     assert_eq!(app.metric("chat_jwks_keys").await, Some(3.0));
+}
+
+#[actix_web::test]
+async fn of_the_published_keys_those_for_auth_jwks_algorithms_let_tokens_in_and_no_others() {
+    let (other, taken) = (KeyPair::generate(Algorithm::Rs256, "other"), es256("taken"));
+    let server = JwksServer::start(jwk_set(&[&other, &taken])).await;
+    let app = app(&server, |settings| settings.auth.jwks_algorithms = vec!["ES256".into()]).await;
+    assert_refusal!(&app, &taken, GOOD);
+    assert_refusal!(&app, &other, UNKNOWN);
+    assert_eq!(app.metric("chat_jwks_keys").await, Some(1.0));
+}
+
+#[actix_web::test]
+async fn a_set_that_is_longer_than_auth_jwks_max_bytes_is_not_read_however_good() {
+    let known = es256("known");
+    let server = JwksServer::start(padded(&known, 1024)).await;
+    let app = app(&server, |settings| settings.auth.jwks_max_bytes = 1024).await;
+    assert_refusal!(&app, &known, NO_KEYS);
+    server.answer(Answer::Body(jwk_set(&[&known])));
+    eventually("the keys", async || {
+        (refusal(&app, &known).await.1 == GOOD.1).then_some(())
+    })
+    .await;
 }
 
 #[actix_web::test]
@@ -390,7 +420,7 @@ async fn keys_that_cannot_be_fetched_again_hold_until_they_are_stale_and_readyz_
         Answer::Body("no set".into()),
         Answer::Body(r#"{"keys":[]}"#.into()),
         Answer::Redirect(jwk_set(&[&es256("known")])),
-        Answer::Body(format!("{{\"keys\":[],\"x\":\"{}\"}}", "x".repeat(300_000))),
+        Answer::Body(padded(&known, 300_000)),
     ] {
         server.answer(answer);
         let asked = server.asked();
