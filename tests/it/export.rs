@@ -37,7 +37,7 @@ pub const START: i64 = 1_767_225_600_000;
 const NICKNAMES: [&str; 8] = [
     "스트리머",
     "=cmd|' /C calc'!A0",
-    "<b>&\n",
+    "<b>\n\nNOTE &\n",
     "",
     "spam",
     "스트리머",
@@ -354,7 +354,7 @@ async fn webvtt_has_a_cue_a_message_that_no_text_can_end() {
         assert_eq!(
             cue(4)[2..],
             [
-                "<v &lt;b&gt;&amp;>a",
+                "<v &lt;b&gt;  NOTE &amp;>a",
                 "00:00.000 --&gt; 00:01.000",
                 "b &lt;script&gt;&amp;amp;&lt;/v&gt;</v>"
             ]
