@@ -886,6 +886,30 @@ async fn an_export_that_has_begun_waits_for_its_turn_among_the_readers() {
 }
 
 #[actix_web::test]
+async fn an_export_that_has_no_turn_among_the_readers_for_export_busy_wait_seconds_is_broken_off() {
+    let app = spawn_app(|settings| {
+        long(settings);
+        settings.log.readers = 1;
+        settings.export.busy_wait_seconds = 1;
+        // That is before it has begun.
+        settings.history.staff_wait_seconds = 60;
+    })
+    .await;
+    fill_long(&**app.state.history.store(), 5000, 300).await;
+    let client = stalled(&app).await;
+    pages_at_rest(&app).await;
+    let turn = app.state.history.gate().try_acquire(1).unwrap();
+    // It goes on when its client reads, which is later than this begins to look.
+    let broken_off = eventually("the export to be broken off", async || {
+        let errors = app.metric("chat_exports_total{outcome=\"error\"}").await;
+        (errors == Some(1.0)).then_some(())
+    });
+    let ((), end) = tokio::join!(broken_off, rest(client));
+    assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    drop(turn);
+}
+
+#[actix_web::test]
 async fn a_broadcast_that_goes_on_is_whole_where_an_older_numbering_went_further() {
     for app in filled().await {
         let store = app.state.history.store();

@@ -3,18 +3,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
+    clock::system_ms,
     moderation::Act,
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, Role, Seq, UserIdx},
 };
-use chatting_server::store::{
-    Archive,
-    figures::{Counted, FiguresQuery, words},
+use chatting_server::{
+    settings::Secret,
+    store::{
+        Archive,
+        figures::{Counted, FiguresQuery, words},
+    },
 };
+use mongodb::bson::doc;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -22,6 +27,10 @@ use uuid::Uuid;
 use crate::{
     history::{drained, read, request, servers, token_with},
     log_store::{batch, room, stores},
+    support::{
+        app::{spawn_app, use_mongodb},
+        mongod::Mongod,
+    },
 };
 
 /// An id of that time.
@@ -390,6 +399,41 @@ async fn counting_is_given_up_when_its_time_is_over() {
 }
 
 #[actix_web::test]
+async fn figures_that_the_store_does_not_have_in_figures_timeout_seconds_are_not_waited_for() {
+    let mongod = Mongod::start_own_with(&["--setParameter", "enableTestCommands=1"]).await;
+    let app = spawn_app(|settings| {
+        use_mongodb(settings);
+        settings.mongodb.uri = Secret::new(mongod.uri());
+        settings.figures.timeout_seconds = 1;
+    })
+    .await;
+    let store = app.state.history.store();
+    store.prepare().await.unwrap();
+    let start = system_ms() - 60_000;
+    let record = broadcast(&[(start, Some(start + 30_000))], &[("e", 0, Some(1))]);
+    store.put_broadcasts(std::slice::from_ref(&record)).await.unwrap();
+    store
+        .append(batch(&shared([message(start + 1_000, 12, "e", 1, 7, "x")])))
+        .await
+        .unwrap();
+    // From now on the log's events are looked for and never told.
+    let log = format!("{}.chatting_log", app.settings.mongodb.database);
+    let client = mongodb::Client::with_uri_str(mongod.uri()).await.unwrap();
+    let never =
+        doc! { "configureFailPoint": "waitInFindBeforeMakingBatch", "mode": "alwaysOn", "data": { "nss": log } };
+    client.database("admin").run_command(never).await.unwrap();
+    let began = Instant::now();
+    let path = format!("/v1/broadcasts/{}/stats", record.id);
+    let answer = request(&app, "GET", &path, &app.token(12), "").await;
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (503, &json!("log_unavailable")),
+        "{answer:?}"
+    );
+    assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[actix_web::test]
 async fn staff_of_a_room_read_the_figures_of_its_broadcasts_and_nobody_else() {
     for (app, mut session) in servers(|settings| settings.figures.top_max = 50).await {
         for text in ["안녕 방송", "방송 GG", "gg"] {
@@ -479,7 +523,7 @@ async fn staff_of_a_room_read_the_figures_of_its_broadcasts_and_nobody_else() {
 #[actix_web::test]
 async fn a_long_broadcast_gets_longer_buckets_rather_than_more_of_them() {
     for (app, _session) in servers(|settings| settings.figures.buckets_max = 100).await {
-        let now = chatting_actors::clock::system_ms();
+        let now = system_ms();
         let start = now - 8 * 60 * 60 * 1000;
         let record = broadcast(&[(start, Some(now))], &[("old", 0, Some(480))]);
         let store = app.state.history.store();

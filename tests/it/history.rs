@@ -239,6 +239,28 @@ async fn messages_are_found_by_user_by_time_and_by_text() {
 }
 
 #[actix_web::test]
+async fn a_page_of_a_search_that_finds_nothing_in_history_scan_limit_messages_names_a_next_one() {
+    for (app, _session) in servers(|settings| settings.history.scan_limit = 10).await {
+        for n in 1..=50 {
+            say(&app, 7, if n == 1 { "wanted" } else { "not that" }).await;
+        }
+        let (mut pages, mut start) = (Vec::new(), String::new());
+        loop {
+            let page = read(&app, &format!("/v1/rooms/12/messages?q=wanted{start}"), &app.token(8)).await;
+            pages.push(seqs(&page));
+            let Some(next) = page["next"].as_u64() else {
+                break;
+            };
+            start = format!("&before={next}");
+        }
+        // Ten at a time lead to it, and the last ones may be a page of their own.
+        assert!((5..=6).contains(&pages.len()), "{pages:?}");
+        assert!(pages[..4].iter().all(Vec::is_empty), "{pages:?}");
+        assert_eq!(pages.concat(), [1], "{pages:?}");
+    }
+}
+
+#[actix_web::test]
 async fn anyone_with_a_token_may_read_and_a_bad_query_is_named() {
     let app = spawn_app(|settings| {
         settings.history.page_default = 20;

@@ -56,6 +56,19 @@ async fn rule_09_only_a_200_with_a_boolean_alive_is_an_answer() {
 }
 
 #[actix_web::test]
+async fn rule_09_an_answer_that_is_longer_than_room_max_answer_bytes_is_none_however_good() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    let padding = serde_json::json!({ "padding": "x".repeat(300) });
+    rooms.live_with(13, &padding.to_string()).await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.room.max_answer_bytes = 256).await;
+    for (presenter, code) in [(12, "presenter_disconnected"), (13, "room_server_unavailable")] {
+        let answer = app.post(presenter, 7, "hi").await;
+        assert_eq!(answer.json()["code"], code, "{presenter}");
+    }
+}
+
+#[actix_web::test]
 async fn rule_08_one_lookup_is_under_way_a_presenter_and_all_that_wait_are_settled_in_their_order() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;

@@ -1,5 +1,6 @@
 //! What happens on a connection around its upgrade: requests before it, frames right behind it, and upgrades that are none.
 
+use futures_util::FutureExt;
 use serde_json::json;
 
 use crate::support::{
@@ -183,6 +184,30 @@ async fn an_upgrade_that_is_not_taken_up_is_no_fault_and_its_answer_says_that_th
             assert!(http.is_closed().await, "{path} {headers:?}");
         }
     }
+}
+
+#[actix_web::test]
+async fn a_connection_beyond_server_max_connections_of_a_worker_waits_until_another_one_ends() {
+    let app = spawn_app(|settings| {
+        settings.server.workers = 1;
+        settings.server.max_connections = 2;
+    })
+    .await;
+    let mut served = [app.client().await, app.client().await];
+    for one in &mut served {
+        assert_eq!(one.request("GET", "/livez", &[], "").await.status, 200);
+    }
+    let mut waits = app.client().await;
+    waits.send_request("GET", "/livez", &[], "").await;
+    // Whatever the others ask meanwhile is answered first.
+    for _ in 0..20 {
+        for one in &mut served {
+            assert_eq!(one.request("GET", "/livez", &[], "").await.status, 200);
+        }
+    }
+    assert!(waits.read_response(false).now_or_never().is_none());
+    drop(served);
+    assert_eq!(waits.read_response(false).await.status, 200);
 }
 
 #[actix_web::test]
