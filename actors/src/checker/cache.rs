@@ -80,3 +80,36 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_verdicts_of_either_kind_and_of_refusals_the_least_recently_used_goes() {
+        let presenter = |n| PresenterIdx::new(n).unwrap();
+        let at = Instant::now();
+        for live in [true, false] {
+            let mut cache = Cache::new(2, 2, &Metrics::default());
+            let liveness = Liveness {
+                live,
+                ..Liveness::default()
+            };
+            let known = Known { liveness, at };
+            cache.put(presenter(30), known);
+            cache.put(presenter(31), known);
+            assert!(cache.get(presenter(30)).is_some());
+            cache.put(presenter(32), known);
+            let kept = [30, 31, 32].map(|n| cache.get(presenter(n)).is_some());
+            assert_eq!(kept, [true, false, true], "live: {live}");
+        }
+        let mut cache = Cache::new(2, 2, &Metrics::default());
+        let silent = || Silent { at, counted: false };
+        cache.put_refused(presenter(30), silent());
+        cache.put_refused(presenter(31), silent());
+        assert!(cache.refused(presenter(30)).is_some());
+        cache.put_refused(presenter(32), silent());
+        let kept = [30, 31, 32].map(|n| cache.refused(presenter(n)).is_some());
+        assert_eq!(kept, [true, false, true], "refusals");
+    }
+}
