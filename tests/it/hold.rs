@@ -35,6 +35,10 @@ async fn rule_12_messages_are_held_for_a_session_that_ended_a_moment_ago_and_com
         assert_eq!(presenter.next_json().await["message"], n.to_string());
     }
     assert_eq!(presenter.next_json().await["message"], "back");
+    for (what, count) in [("delivered", 2.0), ("held", 20.0), ("accepted", 22.0)] {
+        let counted = app.metric(&format!("chat_{what}_total")).await;
+        assert_eq!(counted, Some(count), "{what}");
+    }
     eventually("the room server to be asked", async || {
         rooms.stats().await.reconnects.get("12").copied()
     })
@@ -102,6 +106,22 @@ async fn that_a_presenter_is_to_reconnect_is_asked_for_where_the_settings_say() 
     assert_eq!(elsewhere.stats().await.all_checks(), 0);
     let stats = rooms.stats().await;
     assert!(stats.checks_of(12) > 0 && stats.reconnects.is_empty(), "{stats:?}");
+}
+
+#[actix_web::test]
+async fn whether_the_room_server_took_a_request_to_reconnect_is_counted() {
+    let rooms = RoomServer::start().await;
+    rooms.live(12).await;
+    // There, and where nobody listens.
+    for (url, outcome) in [("", "ok"), ("http://127.0.0.1:1/", "error")] {
+        let app = spawn_with_rooms(&rooms, |settings| settings.room.reconnect_url = url.into()).await;
+        assert_eq!(app.post(12, 7, "hi").await.json()["code"], "presenter_disconnected");
+        eventually(format_args!("the outcome {outcome}"), async || {
+            let series = format!("chat_reconnect_requests_total{{outcome=\"{outcome}\"}}");
+            (app.metric(&series).await == Some(1.0)).then_some(())
+        })
+        .await;
+    }
 }
 
 #[actix_web::test]

@@ -180,8 +180,11 @@ async fn an_address_has_so_many_sessions_and_connects_so_often() {
     let _legacy = app.connect().await;
     let refused = upgrade(app.addr, &[]).await.err().unwrap();
     limited(&refused, "2");
+    let counted = async || app.metric("chat_sessions_refused_total{reason=\"rate_limited\"}").await;
+    assert_eq!(counted().await, Some(1.0));
     let legacy = WsClient::connect_with(app.addr, "/chatting", &[], None).await;
     assert_eq!(legacy.err().map(|answer| answer.status), Some(429));
+    assert_eq!(counted().await, Some(2.0));
     one.send_close(1000, "").await;
     drop(one);
     let _next = eventually("its place", async || upgrade(app.addr, &[]).await.ok()).await;

@@ -46,6 +46,8 @@ async fn rule_09_only_a_200_with_a_boolean_alive_is_an_answer() {
         );
     }
     assert_eq!(rooms.stats().await.redirects_followed, 0);
+    // Both messages to the first, however slow the others were.
+    assert!(app.metric("chat_room_checks_total{outcome=\"timeout\"}").await >= Some(2.0));
     rooms.live(12).await;
     let _presenter = app.presenter(12).await;
     // In the half second there is for a verdict, which may be short.
@@ -178,6 +180,11 @@ async fn verdicts_are_cached_for_their_own_times() {
     }
     let stats = rooms.stats().await;
     assert_eq!((stats.checks_of(12), stats.checks_of(13)), (1, 1));
+    for (outcome, count) in [("live", 1.0), ("not_live", 1.0), ("cached", 4.0)] {
+        let series = format!("chat_room_checks_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(app.metric(&series).await, Some(count), "{outcome}");
+    }
+    assert_eq!(app.metric("chat_room_check_seconds_count").await, Some(2.0));
 }
 
 #[actix_web::test]
@@ -360,6 +367,8 @@ async fn a_room_server_that_keeps_failing_is_left_alone_and_tried_again_by_one_q
         assert_eq!(answer.json()["code"], "room_server_unavailable");
     }
     assert_eq!(app.metric("chat_room_breaker_open").await, Some(1.0));
+    let errors = app.metric("chat_room_checks_total{outcome=\"error\"}").await;
+    assert_eq!(errors, Some(3.0));
     let ready = crate::support::http::get(app.addr, "/readyz").await;
     assert_eq!(
         (ready.status, &ready.json()["status"]),

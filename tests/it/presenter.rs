@@ -91,6 +91,16 @@ async fn a_token_may_come_with_the_upgrade_and_a_bad_one_is_refused_before_it() 
         assert_eq!((code.as_str(), close), expected, "{}", bad.what);
         assert_eq!(refused.json()["code"], code, "{}", bad.what);
     }
+    let mut counted = 0.0;
+    for reason in ["unauthenticated", "token_expired"] {
+        let series = format!("chat_sessions_refused_total{{reason=\"{reason}\"}}");
+        counted += app.metric(&series).await.unwrap();
+    }
+    assert_eq!(
+        counted,
+        2.0 * bad_tokens(12).len() as f64,
+        "at the upgrade and by its session"
+    );
     let mut socket = connect(app.addr).await;
     socket.send_text(r#"{"type":"hello"}"#).await;
     assert_eq!(end_of(&mut socket).await, ("unauthenticated".into(), 4001));

@@ -746,6 +746,11 @@ async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlo
             .await
     };
     assert_eq!(batches("2.0").await, batches("+Inf").await, "no batch was larger");
+    // Each has its time, too, by which operators see that a disk or a store is slow.
+    for what in ["commit", "store_batch"] {
+        let count = async |of: &str| app.metric(&format!("chat_{what}_{of}_count")).await;
+        assert_eq!(count("seconds").await, count("events").await, "{what}");
+    }
     // Neither commit of four fits into a backlog of three.
     shows(&app, "backlog", 0, 3, ("waits", 8)).await;
 }

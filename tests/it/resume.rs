@@ -17,6 +17,16 @@ use crate::support::{
     proxy::Proxy,
 };
 
+/// How many v1 sessions began up to date, resumed, and with a gap.
+async fn resumes(app: &TestApp) -> [f64; 3] {
+    let mut counted = [0.0; 3];
+    for (count, outcome) in counted.iter_mut().zip(["up_to_date", "resumed", "gap"]) {
+        let series = format!("chat_resumes_total{{outcome=\"{outcome}\"}}");
+        *count = app.metric(&series).await.unwrap();
+    }
+    counted
+}
+
 #[actix_web::test]
 async fn rule_16_a_session_goes_on_from_where_its_hello_says() {
     let app = app().await;
@@ -55,6 +65,7 @@ async fn rule_16_a_session_goes_on_from_where_its_hello_says() {
     let mut socket = connect(app.addr).await;
     socket.send_text(&hello(12, json!({ "resume_after": 9 }))).await;
     assert_eq!(end_of(&mut socket).await, ("bad_frame".into(), 4004));
+    assert_eq!(resumes(&app).await, [3.0, 7.0, 0.0]);
 }
 
 #[actix_web::test]
@@ -92,6 +103,7 @@ async fn rule_16_more_than_resume_max_is_told_as_a_gap() {
         (&json!(5), &json!({ "from": 2, "to": 4 }))
     );
     assert_eq!(session.chats(5).await, numbered(5..=9));
+    assert_eq!(resumes(&app).await, [1.0, 0.0, 1.0]);
 }
 
 #[actix_web::test]

@@ -487,6 +487,18 @@ async fn what_is_parked_goes_also_where_records_of_broadcasts_cannot_be_removed(
     let error = retention_of(&store, &spool).sweep(now - DAY_MS).await.unwrap_err();
     assert!(error.0.contains("it stays"), "{error}");
     assert_eq!(spool.count_parked().unwrap(), 0);
+    // Operators hear of it by this.
+    let metrics = Metrics::default();
+    let mut settings = Settings::default();
+    settings.log.retention_days = 1;
+    settings.log.retention_settle_seconds = 0;
+    let (known, parking) = (Clocks::at(0), spool.parking());
+    let retention = Retention::new(&settings, Arc::clone(&store), parking, metrics.clone(), known).unwrap();
+    let sweeping = actix_web::rt::spawn(retention.keep_sweeping());
+    let sweeps = |outcome| metrics.retention_sweeps.of(outcome).get();
+    eventually("a sweep that fails", async || (sweeps("error") == 1).then_some(())).await;
+    assert_eq!((sweeps("ok"), sweeps("doubt")), (0, 0));
+    sweeping.abort();
 }
 
 /// A store in a MongoDB of its own that can be made to wait, and the store's database.

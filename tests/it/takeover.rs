@@ -73,13 +73,19 @@ async fn rule_15_a_storm_of_reconnects_is_damped_before_the_upgrade() {
     for answer in &refused {
         paced(answer, "5", 60, began);
     }
+    // Operators see each of them, and those that come.
+    let counted = async || app.metric("chat_sessions_refused_total{reason=\"rate_limited\"}").await;
+    let storm = refused.len() as f64;
+    assert_eq!(counted().await, Some(storm));
     // Without the header it is the session's to refuse, and another presenter's storm is not ours.
     let mut socket = connect(app.addr).await;
     socket.send_text(&hello(12, json!({}))).await;
     assert_eq!(end_of(&mut socket).await, ("rate_limited".into(), 1008));
+    assert_eq!(counted().await, Some(storm + 1.0));
     let _ = V1::of(&app, 13, json!({})).await;
     let legacy = WsClient::connect_with(app.addr, "/chatting", &[("token", &token(12))], None).await;
     assert_eq!(legacy.err().map(|answer| answer.status), Some(429));
+    assert_eq!(counted().await, Some(storm + 2.0));
 }
 
 #[actix_web::test]
