@@ -307,9 +307,15 @@ async fn a_peer_that_answers_no_keepalive_is_closed_and_one_that_does_is_not() {
     assert_eq!(pings, 2, "session.keepalive_missed");
     assert!(error.contains("keepalive_missed"), "{error}");
     assert!(matches!(silent.socket.next().await, Incoming::Close(Some(4007), _)));
-    // More pings than it may miss, each answered.
+    // More pings than it may miss, which are so many that a machine must be very slow to miss them, each answered.
+    let app = spawn_app(|settings| {
+        settings.session.keepalive_seconds = 1;
+        settings.session.keepalive_missed = 5;
+    })
+    .await;
+    app.go_live(12);
     let mut awake = V1::of(&app, 12, json!({})).await;
-    for _ in 0..4 {
+    for _ in 0..6 {
         match awake.socket.next().await {
             Incoming::Ping(payload) => awake.socket.send_frame(&Frame::new(PONG, payload)).await,
             other => panic!("{other:?}"),
@@ -336,7 +342,7 @@ async fn a_session_ends_with_its_token_unless_a_hello_refreshes_it() {
     let refresh = json!({ "type": "hello", "token": token_for(3600) }).to_string();
     session.socket.send_text(&refresh).await;
     session.settle().await;
-    let mut unrefreshed = V1::of(&other, 12, json!({ "token": token_for(4) })).await;
+    let mut unrefreshed = V1::of(&other, 12, json!({ "token": token_for(10) })).await;
     assert_eq!(unrefreshed.end().await, ("token_expired".into(), 4002));
     expired.await;
     send(&app, 1..=1).await;
