@@ -1,8 +1,26 @@
 //! Submits on their way in: what their key means, what they lack, and the one synchronous step that decides.
 
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::*;
+use super::{
+    RegistryConfig, SessionRegistry, Slot,
+    from_spool::FromSpool,
+    messages::{Looking, Pending},
+    room::{Numbering, Room},
+};
+use crate::{
+    bucket::Bucket,
+    checker::{CheckerHandle, Why},
+    clock::steady_ms,
+    idempotency::{Found, KeyRow, KeyTable},
+    metrics::Metrics,
+    outcome::{Outcome, Refusal, Submit},
+    types::{Event, PresenterIdx, Seq, UserIdx},
+    writer::{WriterHandle, WriterPermit},
+};
 
 /// The place that an event got in its room.
 struct Numbered {

@@ -3,10 +3,17 @@
 //! A room whose broadcast is open is not forgotten, and the sweep has its verdict renewed without waiting for a sender. None is
 //! opened before the spool has told which are open already: after a restart, or a registry that panicked, they go on.
 
-use super::*;
+use std::time::Instant;
+
+use super::{
+    SessionRegistry,
+    from_spool::FromSpool,
+    room::{Numbering, Room},
+};
 use crate::{
     broadcast::{Broadcast, Heard, Watched, follow, give_up, take_up},
-    clock::{boot_ms, millis},
+    clock::{boot_ms, millis, system_ms},
+    types::PresenterIdx,
 };
 
 /// So often within `broadcast.resume_seconds` it is kept that a broadcast was seen to be live.

@@ -34,14 +34,8 @@ use ahash::RandomState;
 use lru::LruCache;
 use tokio::sync::oneshot;
 
-use self::cursor::Phase;
-use self::from_spool::FromSpool;
-use self::gauges::RegistryQueues;
 pub(crate) use self::messages::{Committed, RegistryMsg, Word};
-use self::messages::{Looking, Pending};
-use self::resume::Reads;
-use self::room::{Numbering, Opened, Room};
-use self::sweep::Round;
+use self::{from_spool::FromSpool, gauges::RegistryQueues, resume::Reads, room::Room, sweep::Round};
 pub use self::{
     messages::{RegistryHandle, RoomLook, RoomView, SessionId},
     resume::ReadLog,
@@ -50,18 +44,16 @@ pub use self::{
 use crate::{
     broadcast::Broadcast,
     bucket::{Bucket, Rate},
-    checker::{CheckerHandle, Why},
-    clock::{EventClock, steady_ms, system_ms},
+    checker::CheckerHandle,
+    clock::{EventClock, system_ms},
     gate::Permit,
-    idempotency::{Found, KeyConfig, KeyRow, KeyTable},
-    mailbox::{Mailbox, Turn},
+    idempotency::{KeyConfig, KeyTable},
+    mailbox::Turn,
     metrics::Metrics,
-    outcome::{Accepted, Delivery, Outcome, Refusal, Submit},
-    ring::Entry,
-    session::Flow,
+    outcome::{Outcome, Refusal},
     supervise::Present,
-    types::{Epoch, Event, PresenterIdx, Seq, UserIdx},
-    writer::{Appended, WriterHandle, WriterPermit},
+    types::{Epoch, Event, PresenterIdx, UserIdx},
+    writer::{Appended, WriterHandle},
 };
 
 /// What operators set for the registry, its rooms and their sessions. `settings.toml` documents each.

@@ -4,8 +4,10 @@
 //! forgotten, the registry fails or the server stops. It is never on a message's way: losing one costs a session
 //! without `resume_after` a repetition, and a legacy one what was held for it. A stop keeps the open broadcasts, too.
 
-use super::*;
-use crate::broadcast::Broadcast;
+use std::time::Instant;
+
+use super::SessionRegistry;
+use crate::{broadcast::Broadcast, clock::system_ms, types::PresenterIdx};
 
 impl SessionRegistry {
     /// Has it kept when each open broadcast was last seen to be live: if another one has begun when the next server asks, or that stays

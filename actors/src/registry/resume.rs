@@ -3,15 +3,33 @@
 //! The registry never waits for a read (rule 6): it runs elsewhere and comes back as a message. At most
 //! `session.resume_reads` are under way; the others wait in a queue with one place a session.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use actix::ArbiterHandle;
 
-use super::*;
+use super::{
+    SessionRegistry,
+    cursor::Phase,
+    messages::RegistryMsg,
+    room::{Numbering, Opened},
+    subscriber::{End, Welcome},
+};
 use crate::{
+    clock::system_ms,
+    mailbox::Mailbox,
+    metrics::Metrics,
     seams::{LogPage, LogRange, LogReader},
     seldom::Seldom,
+    session::Flow,
     supervise::catch_future,
+    types::{PresenterIdx, Seq},
 };
 
 /// Where the log is read, and on whose thread. It outlives the registry, and so do the readings that are under way.

@@ -5,30 +5,19 @@ mod place;
 mod reading;
 mod refused;
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-use uuid::Uuid;
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     RegistryConfig,
-    cursor::{Cursor, Paged, Phase},
-    messages::{Looking, Pending, RoomLook, SessionId},
-    subscriber::{Reading, Subscriber},
+    cursor::{Cursor, Phase},
+    messages::{Looking, Pending, RoomLook},
 };
 use crate::{
     broadcast::{Broadcast, Watched},
-    checker::Why,
-    clock::millis,
     outcome::Refusal,
     ring::{Entry, Ring},
-    seams::{Liveness, LogPage, Place},
-    session::Flow,
-    types::{Epoch, PresenterIdx, Seq},
-    wire::v1::Gap,
+    seams::Liveness,
+    types::Seq,
 };
 
 pub(super) use self::reading::Opened;

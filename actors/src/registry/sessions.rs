@@ -1,8 +1,23 @@
 //! Sockets: who is attached, what flows to whom, who must go.
 
-use std::cmp::Reverse;
+use std::{
+    cmp::Reverse,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::*;
+use super::{
+    CLOSE_PATIENCE, STALLED_PATIENCE, Session, SessionRegistry,
+    messages::SessionId,
+    room::Room,
+    subscriber::{End, Reading, Subscriber},
+};
+use crate::{
+    checker::Why,
+    metrics::Metrics,
+    session::Flow,
+    types::{PresenterIdx, Seq},
+};
 
 /// Why a session can be spared when seats are short; the last goes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

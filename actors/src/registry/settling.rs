@@ -1,9 +1,21 @@
 //! What the writer and the checker answer: events take their place or give it back, verdicts settle who waits.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
-use super::*;
-use crate::seams::Place;
+use super::{
+    SessionRegistry, Slot,
+    from_spool::FromSpool,
+    messages::{Committed, Word},
+    room::Numbering,
+};
+use crate::{
+    clock::{steady_ms, system_ms},
+    outcome::{Accepted, Delivery, Outcome, Refusal},
+    ring::Entry,
+    seams::Place,
+    types::{PresenterIdx, Seq},
+    writer::WriterPermit,
+};
 
 impl SessionRegistry {
     pub(super) fn settled(&mut self, term: u64, permits: Vec<WriterPermit>, committed: Committed, now: Instant) {

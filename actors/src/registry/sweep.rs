@@ -3,10 +3,25 @@
 //! Every room is looked at once in `room.sweep_ms`, a few at a time: no message waits for a look at ten thousand rooms, the room server
 //! is not asked about all of them at one moment, and what a look has kept fits one transaction.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use super::*;
-use crate::{broadcast::Broadcast, clock::boot_ms, seams::Place};
+use actix::{AsyncContext, Context};
+
+use super::{
+    SessionRegistry,
+    cursor::Phase,
+    room::{Numbering, Room},
+    subscriber::End,
+};
+use crate::{
+    broadcast::Broadcast,
+    clock::{boot_ms, steady_ms, system_ms},
+    seams::Place,
+    types::PresenterIdx,
+};
 
 /// Rooms a turn, as long as turns are in time.
 const SLICE: usize = 256;

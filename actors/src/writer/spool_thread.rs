@@ -27,9 +27,9 @@ use crate::{
     mailbox::Mailbox,
     metrics::Metrics,
     registry::{Committed, RegistryHandle, RegistryMsg},
-    seams::{LastSeq, Pos, Spool, SpoolError, SpoolFault},
+    seams::{Pos, Spool, SpoolError, SpoolFault},
     supervise::{Watch, thread_of},
-    types::{Event, PresenterIdx, Seq},
+    types::{Event, PresenterIdx},
 };
 use uuid::Uuid;
 

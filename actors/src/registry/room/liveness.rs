@@ -1,6 +1,16 @@
 //! Whether the room is live, as far as that was heard, and whether its broadcast goes on.
 
-use super::*;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{ALL, Lease, Numbering, Paused, Room, refused::Refused};
+use crate::{
+    checker::Why,
+    clock::millis,
+    registry::{RegistryConfig, subscriber::Reading},
+    seams::Liveness,
+};
 
 impl Lease {
     fn valid(&self, now: Instant) -> bool {

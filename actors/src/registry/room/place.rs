@@ -1,6 +1,18 @@
 //! How far a room got, as it is saved and as a restart goes on from it.
 
-use super::*;
+use std::time::{Duration, Instant};
+
+use super::{ALL, Numbering, Paused, Room};
+use crate::{
+    broadcast::Broadcast,
+    clock::millis,
+    registry::{
+        RegistryConfig,
+        cursor::{Cursor, Phase},
+    },
+    seams::Place,
+    types::{Epoch, PresenterIdx, Seq},
+};
 
 /// How soon a place is saved again while a session is there and nothing moves.
 fn anew(config: &RegistryConfig) -> Duration {

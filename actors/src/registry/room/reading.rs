@@ -1,6 +1,21 @@
 //! A room and the session that reads it: beginning, going on, ending (rules 11 to 16).
 
-use super::*;
+use std::{sync::Arc, time::Instant};
+
+use super::Room;
+use crate::{
+    registry::{
+        RegistryConfig,
+        cursor::{Cursor, Paged, Phase},
+        messages::SessionId,
+        subscriber::{Reading, Subscriber},
+    },
+    ring::Entry,
+    seams::LogPage,
+    session::Flow,
+    types::{Epoch, Seq},
+    wire::v1::Gap,
+};
 
 /// What came of a session's wish to begin.
 pub(in crate::registry) enum Opened {

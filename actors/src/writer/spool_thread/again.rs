@@ -1,6 +1,15 @@
 //! What could not be written, or is not known to have been: it is tried again, by the clock and by whatever comes.
 
-use super::*;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use super::{Lost, Run, commit_one};
+use crate::{
+    seams::{Pos, SpoolError},
+    types::Event,
+};
 
 impl Run {
     /// `log.durability = "memory"`: the senders are answered already, so what does not go in now is kept and tried again.

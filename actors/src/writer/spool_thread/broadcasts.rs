@@ -6,8 +6,16 @@
 
 use std::collections::HashSet;
 
-use super::*;
-use crate::broadcast::TAKEN_UP;
+use std::time::{Duration, Instant};
+
+use super::{KEEP_AGAIN, Run};
+use crate::{
+    broadcast::{Broadcast, TAKEN_UP},
+    registry::RegistryMsg,
+    seams::{LastSeq, SpoolError},
+    types::PresenterIdx,
+    writer::DrainMsg,
+};
 
 /// So many transactions at most to tell those that can be kept from those that cannot: commits wait for them. What is
 /// left has its turn the next time.

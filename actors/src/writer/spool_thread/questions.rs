@@ -1,8 +1,16 @@
 //! What the spool's thread is asked beside appends: last seqs, keys, places, broadcasts, rows read back and freed. Each sees what was appended
 //! before it.
 
-use super::*;
-use crate::{seams::Place, seldom::Seldom};
+use std::{sync::atomic::Ordering, time::Instant};
+
+use super::{Owed, Run};
+use crate::{
+    registry::RegistryMsg,
+    seams::{LastSeq, Place},
+    seldom::Seldom,
+    types::{PresenterIdx, Seq},
+    writer::{DrainMsg, SpoolCommand},
+};
 
 /// When it was last told that one of these failed: all rooms ask, again and again for as long as it does.
 #[derive(Default)]
