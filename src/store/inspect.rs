@@ -10,11 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use chatting_actors::{
-    broadcast::Broadcast,
-    types::{Epoch, Event, PresenterIdx},
-};
-use rusqlite::{Connection, OptionalExtension, Row};
+use chatting_actors::types::Epoch;
+use rusqlite::{Connection, OptionalExtension};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 

@@ -1,6 +1,16 @@
 //! `spool verify`: everything in a spool, looked at.
 
-use super::*;
+use std::collections::HashMap;
+
+use chatting_actors::{
+    broadcast::Broadcast,
+    types::{Epoch, Event, PresenterIdx},
+};
+use rusqlite::{Connection, Row};
+use uuid::Uuid;
+
+use super::{Verified, epochs, has_table};
+use crate::store::{row, spool::meta};
 
 pub(super) struct Check<'a> {
     pub connection: &'a Connection,
