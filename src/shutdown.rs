@@ -1,18 +1,22 @@
 //! A stop, in order (docs/ARCHITECTURE.md, "A stop"): v1 sessions are told when to come back while chat goes on, submits are refused, everything
 //! numbered is answered, sessions are closed, HTTP ends. What is still under way there then accepts nothing: a read of the log, an
-//! answer that its client does not take, a body that does not come. It has `shutdown.requests_seconds` and is cut.
+//! answer that its client does not take, a body that does not come. It has `shutdown.requests_seconds` and is cut. Then the spool is
+//! closed and the arbiters end. Each step has its own deadline; `app.rs` `run_until` has all of them in their order.
 
 use std::{
+    io,
     pin::pin,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
-use actix_web::dev::ServerHandle;
+use actix::Arbiter;
+use actix_web::{dev::ServerHandle, rt::task::JoinHandle};
 use chatting_actors::{
     registry::{End, RegistryHandle},
-    writer::WriterParts,
+    writer::{SpoolEnd, SpoolThread, WriterParts},
 };
-
+use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::{
@@ -75,7 +79,6 @@ pub(crate) async fn stop_in_order(
     drain: &Drain,
     until: Instant,
 ) -> bool {
-    let left = || until.saturating_duration_since(Instant::now());
     let ordered = async {
         drain.tell(&state.registry).await;
         state.registry.refuse_submits().await;
@@ -88,7 +91,7 @@ pub(crate) async fn stop_in_order(
             let _ = timeout(CUT, http_ends).await;
         }
     };
-    if timeout(left(), ordered).await.is_err() {
+    if timeout(left_until(until), ordered).await.is_err() {
         log::error!(
             "stopping: the deadline is over; {} submits, {} sessions left",
             state.registry.gate().depth(),
@@ -98,7 +101,85 @@ pub(crate) async fn stop_in_order(
     }
     // The spool has everything; the store gets a moment if it is well, so that little is left for the next start.
     if state.health.store.error().is_none() {
-        let _ = timeout(left().min(startup::STORE_COURTESY), writer.flush()).await;
+        let _ = timeout(left_until(until).min(startup::STORE_COURTESY), writer.flush()).await;
     }
     true
+}
+
+/// Waits for the end of HTTP behind a stop that was in order, else ends it; whatever does not end until then ends with the process.
+pub(crate) async fn end_http(
+    in_order: bool,
+    (handle, lines): (&ServerHandle, &Lines),
+    server: JoinHandle<io::Result<()>>,
+    until: Instant,
+) -> io::Result<()> {
+    let served = if in_order {
+        // It has ended, but for connections that were cut and whose handlers do not notice.
+        timeout(CUT.min(left_until(until)), server).await
+    } else {
+        // A server that is in its graceful stop hears this only when that is over, so its connections are ended; one that the
+        // deadline found before hears it at once.
+        let told = handle.stop(false);
+        lines.shut_all();
+        let cut = timeout(left_until(until), server).await;
+        drop(told);
+        cut
+    };
+    match served {
+        Ok(Ok(served)) => served,
+        Ok(Err(_)) | Err(_) => Ok(()),
+    }
+}
+
+/// Waits for the end of the spool's thread, which was told to stop; returns whether it has come, and where it says what it left.
+pub(crate) async fn close_spool(thread: SpoolThread, until: Instant) -> (bool, Arc<OnceLock<SpoolEnd>>) {
+    let end = Arc::new(OnceLock::new());
+    let told = Arc::clone(&end);
+    let closed = join_until(until, move || {
+        let _ = told.set(thread.join());
+    })
+    .await;
+    if !closed {
+        log::error!(
+            "stopping: the deadline is over, and the disk does not let the spool be closed; the next start checks it"
+        );
+    }
+    (closed, end)
+}
+
+/// Ends the arbiters, with every actor on them: all at once, so that one that hangs takes no other's time.
+pub(crate) async fn join_arbiters(arbiters: Vec<(&'static str, Arbiter)>, until: Instant) {
+    join_all(arbiters.into_iter().map(async |(name, arbiter)| {
+        arbiter.stop();
+        let joined = join_until(until, move || {
+            if arbiter.join().is_err() {
+                log::error!("the arbiter of {name} panicked");
+            }
+        });
+        if !joined.await {
+            log::warn!("stopping: the deadline is over, and the arbiter of {name} has not ended");
+        }
+    }))
+    .await;
+}
+
+/// Ends the server of `ops.bind`.
+pub(crate) async fn end_ops(handle: ServerHandle, server: JoinHandle<io::Result<()>>, until: Instant) {
+    let told = handle.stop(false);
+    let _ = timeout(CUT.min(left_until(until)), server).await;
+    drop(told);
+}
+
+pub(crate) fn left_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Waits for work that blocks until the deadline; `false`: it goes on, and ends with the process.
+async fn join_until(deadline: Instant, work: impl FnOnce() + Send + 'static) -> bool {
+    let (done, wait) = tokio::sync::oneshot::channel();
+    let spawned = std::thread::Builder::new().name("join".into()).spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    spawned.is_err() || timeout(left_until(deadline), wait).await.is_ok()
 }

@@ -1,9 +1,6 @@
 //! From settings to what each part is given, and why a start may fail.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use actix_web::http::header::HeaderValue;
 use chatting_actors::{
@@ -17,7 +14,7 @@ use crate::{
         jwks::{RefreshSettings, Source, SourceSettings},
         keys_of_settings, secret_of_settings,
     },
-    http::{lines::Patience, stats::FiguresLimits},
+    http::{lines::Patience, state::Limits, stats::FiguresLimits},
     room::{EmbeddedRooms, http::HttpRoomSettings},
     settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
     store::{
@@ -114,19 +111,28 @@ pub fn check(settings: &Settings) -> Result<(), StartError> {
     check_keys(settings)?;
     gateway_settings(settings)?;
     trusted_proxies(settings)?;
-    Clock::new(&settings.legacy.zone).map_err(StartError::Config)?;
+    legacy_clock(settings)?;
     if settings.log.backend == LogBackend::Mongodb {
         MongoStore::check_uri(settings.mongodb.uri.expose()).map_err(|error| bad_uri(&error))?;
     }
-    if settings.room.mode == RoomMode::Embedded {
-        EmbeddedRooms::open(&rooms_file(settings)).map_err(StartError::Unavailable)?;
-    }
+    open_rooms(settings)?;
     Ok(())
 }
 
-/// Where the embedded room server keeps what is live: beside the spool.
-pub(crate) fn rooms_file(settings: &Settings) -> PathBuf {
-    Path::new(&settings.log.path).with_extension("rooms.json")
+/// What is live, where this server keeps that itself (`room.mode = "embedded"`): in a file beside the spool.
+pub(crate) fn open_rooms(settings: &Settings) -> Result<Option<EmbeddedRooms>, StartError> {
+    match settings.room.mode {
+        RoomMode::Http => Ok(None),
+        RoomMode::Embedded => {
+            let rooms = EmbeddedRooms::open(&Path::new(&settings.log.path).with_extension("rooms.json"));
+            rooms.map(Some).map_err(StartError::Unavailable)
+        }
+    }
+}
+
+/// The wall clock of the legacy dialect.
+pub(crate) fn legacy_clock(settings: &Settings) -> Result<Clock, StartError> {
+    Clock::new(&settings.legacy.zone).map_err(StartError::Config)
 }
 
 /// What tokens must be, by the settings.
@@ -284,7 +290,28 @@ pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
     }
 }
 
-pub(crate) fn figures_limits(settings: &Settings) -> FiguresLimits {
+/// What one request may bring, and have read for it.
+pub(crate) fn request_limits(settings: &Settings) -> Limits {
+    let (server, message) = (&settings.server, &settings.message);
+    let (history, export) = (&settings.history, &settings.export);
+    Limits {
+        body_bytes: server.max_body_bytes,
+        body_time: Duration::from_secs(server.body_seconds),
+        text_chars: message.max_chars,
+        nickname_chars: message.nickname_max_chars,
+        page_default: history.page_default,
+        page_max: history.page_max,
+        page_bytes: history.page_bytes,
+        scan_limit: history.scan_limit,
+        figures: figures_limits(settings),
+        export_rows: export.page_rows,
+        cue_ms: export.cue_ms.cast_signed(),
+        export_patience: Duration::from_secs(export.busy_wait_seconds),
+        staff_patience: Duration::from_secs(history.staff_wait_seconds),
+    }
+}
+
+fn figures_limits(settings: &Settings) -> FiguresLimits {
     let figures = &settings.figures;
     FiguresLimits {
         patience: Duration::from_secs(figures.timeout_seconds),
