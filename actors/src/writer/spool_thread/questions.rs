@@ -1,15 +1,19 @@
 //! What the spool's thread is asked beside appends: last seqs, keys, places, broadcasts, rows read back and freed. Each sees what was appended
 //! before it.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{Owed, Run};
 use crate::{
+    broadcast::Broadcast,
     registry::RegistryMsg,
-    seams::{LastSeq, Place},
+    seams::{LastSeq, Place, Pos, SpoolError},
     seldom::Seldom,
-    types::{PresenterIdx, Seq},
-    writer::{DrainMsg, SpoolCommand},
+    types::{Event, PresenterIdx, Seq},
+    writer::{DrainMsg, SpoolCommand, command::Rows},
 };
 
 /// When it was last told that one of these failed: all rooms ask, again and again for as long as it does.
@@ -37,6 +41,38 @@ impl Run {
             .push(RegistryMsg::LastSeq { presenter, last, place });
     }
 
+    /// Where the spool does not know it, the drain asks the store, and the answer comes back to be learned.
+    fn last_seq(&mut self, presenter: PresenterIdx) {
+        match self.spool.last_seq(presenter).map(LastSeq::known) {
+            Ok(Some(last)) => self.tell_last_seq(presenter, Ok(last)),
+            Ok(None) => self.drain.push(DrainMsg::AskStore { presenter }),
+            Err(error) => {
+                if let Some(more) = self.failing.last_seq.due(Instant::now()) {
+                    log::error!("spool: the last seq of a room cannot be read: {error}{more}");
+                }
+                self.tell_last_seq(presenter, Err(()));
+            }
+        }
+    }
+
+    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, open: Option<Broadcast>) {
+        // Before the registry can begin another one.
+        let adopted = self.adopt_of_room(presenter, open);
+        // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
+        let learned = adopted.and_then(|()| self.spool.learn_last_seq(presenter, last, self.handle.last_ms()));
+        let known = learned.and_then(|last| match self.spool.last_seq(presenter)? {
+            LastSeq::Known(known) => Ok(known.max(last)),
+            LastSeq::AskStore => Ok(last),
+        });
+        let last = known.map_err(|error| {
+            if let Some(more) = self.failing.learning.due(Instant::now()) {
+                log::error!("spool: the last seq of a room cannot be kept: {error}{more}");
+            }
+            self.failed_to_keep();
+        });
+        self.tell_last_seq(presenter, last);
+    }
+
     /// Has places kept that nobody waits for, and nobody tries again: a page that is damaged must not cost the other rooms.
     fn keep_places(&mut self, places: &[Place]) {
         let Err(mut why) = self.spool.keep_places(places) else {
@@ -58,6 +94,17 @@ impl Run {
         }
     }
 
+    fn mark_places(&mut self, places: &[Place]) {
+        // A page that is damaged must not cost the other rooms.
+        let together = places.len() > 1 && self.spool.keep_places(places).is_ok();
+        let marked: Vec<_> = places.iter().map(|place| together || self.mark(*place)).collect();
+        // Nobody is told twice where a panic comes in between.
+        for (place, kept) in places.iter().zip(marked) {
+            let presenter = place.presenter;
+            self.registry.mailbox.push(RegistryMsg::Marked { presenter, kept });
+        }
+    }
+
     /// Has a place kept that somebody waits for; returns whether it is.
     fn mark(&mut self, place: Place) -> bool {
         let kept = self.spool.keep_places(&[place]);
@@ -68,6 +115,31 @@ impl Run {
             self.failed_to_keep();
         });
         kept.is_ok()
+    }
+
+    /// Rows that the drain let go of for want of room.
+    fn read_back(&mut self, after: Pos, limit: usize) -> Result<Rows, SpoolError> {
+        let head = self.handle.head.load(Ordering::Acquire);
+        // Rows beyond are of a commit whose outcome is not known yet. Freed now, they could not be found again.
+        self.spool.read(after, limit).map(|mut rows| {
+            rows.retain(|(pos, _)| *pos <= head);
+            rows
+        })
+    }
+
+    /// Rows that the store has, or will never take, go.
+    fn free(
+        &mut self,
+        through: Pos,
+        parked: &[(Pos, Arc<Event>, String)],
+        keys_before_ms: i64,
+    ) -> Result<(), SpoolError> {
+        let result = self.spool.free(through, parked, keys_before_ms);
+        if result.is_ok() {
+            self.handle.done.store(through, Ordering::Release);
+        }
+        self.show_size();
+        result
     }
 
     pub(super) fn other(&mut self, command: SpoolCommand) {
@@ -92,50 +164,14 @@ impl Run {
         }
         let behind = !self.unwritten.is_empty();
         match command {
-            SpoolCommand::LastSeq { presenter } if behind => {
-                self.tell_last_seq(presenter, Err(()));
-            }
+            SpoolCommand::LastSeq { presenter } if behind => self.tell_last_seq(presenter, Err(())),
             SpoolCommand::ReadKeys { .. } if behind => {
                 self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) });
             }
-            SpoolCommand::LastSeq { presenter } => match self.spool.last_seq(presenter).map(LastSeq::known) {
-                Ok(Some(last)) => self.tell_last_seq(presenter, Ok(last)),
-                Ok(None) => self.drain.push(DrainMsg::AskStore { presenter }),
-                Err(error) => {
-                    if let Some(more) = self.failing.last_seq.due(Instant::now()) {
-                        log::error!("spool: the last seq of a room cannot be read: {error}{more}");
-                    }
-                    self.tell_last_seq(presenter, Err(()));
-                }
-            },
-            SpoolCommand::LearnLastSeq { presenter, last, open } => {
-                // Before the registry can begin another one.
-                let adopted = self.adopt_of_room(presenter, open);
-                // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
-                let learned = adopted.and_then(|()| self.spool.learn_last_seq(presenter, last, self.handle.last_ms()));
-                let known = learned.and_then(|last| match self.spool.last_seq(presenter)? {
-                    LastSeq::Known(known) => Ok(known.max(last)),
-                    LastSeq::AskStore => Ok(last),
-                });
-                let last = known.map_err(|error| {
-                    if let Some(more) = self.failing.learning.due(Instant::now()) {
-                        log::error!("spool: the last seq of a room cannot be kept: {error}{more}");
-                    }
-                    self.failed_to_keep();
-                });
-                self.tell_last_seq(presenter, last);
-            }
+            SpoolCommand::LastSeq { presenter } => self.last_seq(presenter),
+            SpoolCommand::LearnLastSeq { presenter, last, open } => self.learn_last_seq(presenter, last, open),
             SpoolCommand::KeepPlaces { places } => self.keep_places(&places),
-            SpoolCommand::MarkPlaces { places } => {
-                // A page that is damaged must not cost the other rooms.
-                let together = places.len() > 1 && self.spool.keep_places(&places).is_ok();
-                let marked: Vec<_> = places.iter().map(|place| together || self.mark(*place)).collect();
-                // Nobody is told twice where a panic comes in between.
-                for (place, kept) in places.iter().zip(marked) {
-                    let presenter = place.presenter;
-                    self.registry.mailbox.push(RegistryMsg::Marked { presenter, kept });
-                }
-            }
+            SpoolCommand::MarkPlaces { places } => self.mark_places(&places),
             SpoolCommand::KeepBroadcasts { broadcasts } => self.keep_broadcasts(broadcasts),
             SpoolCommand::OpenBroadcasts => self.tell_open_broadcasts(),
             SpoolCommand::UnstoredBroadcasts { limit, reply } => {
@@ -157,13 +193,7 @@ impl Run {
                 self.registry.mailbox.push(RegistryMsg::Keys { rows });
             }
             SpoolCommand::Read { after, limit, reply } => {
-                let head = self.handle.head.load(Ordering::Acquire);
-                // Rows beyond are of a commit whose outcome is not known yet. Freed now, they could not be found again.
-                let known = self.spool.read(after, limit).map(|mut rows| {
-                    rows.retain(|(pos, _)| *pos <= head);
-                    rows
-                });
-                let _ = reply.send(known);
+                let _ = reply.send(self.read_back(after, limit));
             }
             SpoolCommand::Free {
                 through,
@@ -171,12 +201,7 @@ impl Run {
                 keys_before_ms,
                 reply,
             } => {
-                let result = self.spool.free(through, &parked, keys_before_ms);
-                if result.is_ok() {
-                    self.handle.done.store(through, Ordering::Release);
-                }
-                self.show_size();
-                let _ = reply.send(result);
+                let _ = reply.send(self.free(through, &parked, keys_before_ms));
             }
             SpoolCommand::Append { .. } | SpoolCommand::Fail(_) | SpoolCommand::Hold(_) | SpoolCommand::Stop => {}
         }
