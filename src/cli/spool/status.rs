@@ -31,24 +31,33 @@ pub(super) fn run(args: &StatusArgs, spool: &SpoolFile) -> Result<ExitCode, Fail
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a line is of, and what it says.
+type Line = (&'static str, String);
+
 fn text(status: &Status, now_ms: i64) -> String {
-    let unknown = || "unknown".to_owned();
-    let durability = status.durability.clone().unwrap_or_else(unknown);
-    let run = match (&status.held_by, status.stopped_cleanly) {
-        (Some(holder), _) => format!("in use by {holder}, durability {durability}"),
-        (None, true) => format!("stopped cleanly, durability was {durability}"),
-        (None, false) if durability == "disk" => {
-            format!(
-                "not stopped cleanly (killed, or a crash); durability was {durability}, so nothing accepted is missing"
-            )
-        }
-        (None, false) => {
-            format!(
-                "not stopped cleanly (killed, or a crash); durability was {durability}, so the last events may be missing"
-            )
-        }
+    let broadcasts = status.broadcasts;
+    let mut lines = of_file(status);
+    lines.extend(of_events(status, now_ms));
+    lines.push((
+        "broadcasts",
+        format!("{} to go, {} of them refused", broadcasts.count, broadcasts.refused),
+    ));
+    lines.push(("keys", format!("{} remembered", status.keys)));
+    lines.extend(of_parked(status));
+    lines
+        .iter()
+        .map(|(name, value)| format!("{name:<11} {value}\n"))
+        .collect()
+}
+
+/// The file itself, and what became of the server that has it or had it.
+fn of_file(status: &Status) -> Vec<Line> {
+    let new_rooms = match (status.asks_store, status.salvaged) {
+        (false, _) => "begin at seq 1",
+        (true, false) => "ask the store for their last seq: this spool is younger than the log",
+        (true, true) => "ask the store for their last seq: this spool was salvaged from a damaged one",
     };
-    let mut lines = vec![
+    vec![
         ("spool", status.path.display().to_string()),
         (
             "size",
@@ -60,80 +69,77 @@ fn text(status: &Status, now_ms: i64) -> String {
             ),
         ),
         ("format", status.format.to_string()),
-        ("epoch", status.epoch.clone().unwrap_or_else(unknown)),
+        ("epoch", known(status.epoch.as_ref())),
         ("log", log_of(status)),
-        ("run", run),
-        (
-            "new rooms",
-            match (status.asks_store, status.salvaged) {
-                (false, _) => "begin at seq 1".into(),
-                (true, false) => "ask the store for their last seq: this spool is younger than the log".into(),
-                (true, true) => "ask the store for their last seq: this spool was salvaged from a damaged one".into(),
-            },
-        ),
-        (
-            "to go",
-            format!(
-                "{} of {}",
-                counted(status.events.count, "event"),
-                counted(status.rooms_waiting, "room")
-            ),
-        ),
-    ];
-    for (name, at) in [
-        ("  oldest", status.events.oldest_ms),
-        ("  newest", status.events.newest_ms),
-    ] {
+        ("run", run_of(status)),
+        ("new rooms", new_rooms.to_owned()),
+    ]
+}
+
+/// The events that the store does not have yet.
+fn of_events(status: &Status, now_ms: i64) -> Vec<Line> {
+    let (events, rooms) = (&status.events, status.rooms_waiting);
+    let mut lines = vec![(
+        "to go",
+        format!("{} of {}", counted(events.count, "event"), counted(rooms, "room")),
+    )];
+    for (name, at) in [("  oldest", events.oldest_ms), ("  newest", events.newest_ms)] {
         if let Some(at) = at {
             lines.push((name, format!("{}, {} ago", time(at), age(now_ms - at))));
         }
     }
     for room in &status.rooms {
-        let (count, first, last) = (room.count, room.first_seq, room.last_seq);
+        let (count, first, last) = (counted(room.count, "event"), room.first_seq, room.last_seq);
         lines.push((
             "  room",
-            format!(
-                "{}: {}, seq {first} to {last}",
-                room.presenter_idx,
-                counted(count, "event")
-            ),
+            format!("{}: {count}, seq {first} to {last}", room.presenter_idx),
         ));
     }
-    let broadcasts = status.broadcasts;
-    lines.push((
-        "broadcasts",
-        format!("{} to go, {} of them refused", broadcasts.count, broadcasts.refused),
-    ));
-    lines.push(("keys", format!("{} remembered", status.keys)));
-    lines.push((
+    lines
+}
+
+fn of_parked(status: &Status) -> Vec<Line> {
+    let parked = &status.parked;
+    let mut lines = vec![(
         "parked",
         format!(
             "{}, that the store refused for good, or kept for those",
-            counted(status.parked.count, "event")
+            counted(parked.count, "event")
         ),
-    ));
-    for reason in &status.parked.reasons {
+    )];
+    for reason in &parked.reasons {
         lines.push(("  reason", format!("{} x {}", reason.count, reason.reason)));
     }
-    for event in status.parked.events.iter().take(PARKED_SHOWN) {
-        let id = event.id.map_or_else(unknown, |id| id.to_string());
-        lines.push((
-            "  event",
-            format!(
-                "{id}: room {}, seq {}: {}",
-                event.presenter_idx.map_or_else(unknown, |room| room.to_string()),
-                event.seq.map_or_else(unknown, |seq| seq.to_string()),
-                event.reason
-            ),
-        ));
+    for event in parked.events.iter().take(PARKED_SHOWN) {
+        let (id, room) = (known(event.id.as_ref()), known(event.presenter_idx.as_ref()));
+        let seq = known(event.seq.as_ref());
+        lines.push(("  event", format!("{id}: room {room}, seq {seq}: {}", event.reason)));
     }
-    if status.parked.count > PARKED_SHOWN as u64 {
+    if parked.count > PARKED_SHOWN as u64 {
         lines.push(("  event", "… the others are in --json".into()));
     }
     lines
-        .iter()
-        .map(|(name, value)| format!("{name:<11} {value}\n"))
-        .collect()
+}
+
+fn known(value: Option<&impl ToString>) -> String {
+    value.map_or_else(|| "unknown".to_owned(), ToString::to_string)
+}
+
+/// Who has it, or how it was left.
+fn run_of(status: &Status) -> String {
+    let durability = known(status.durability.as_ref());
+    match (&status.held_by, status.stopped_cleanly) {
+        (Some(holder), _) => format!("in use by {holder}, durability {durability}"),
+        (None, true) => format!("stopped cleanly, durability was {durability}"),
+        (None, false) => {
+            let lost = if durability == "disk" {
+                "nothing accepted is missing"
+            } else {
+                "the last events may be missing"
+            };
+            format!("not stopped cleanly (killed, or a crash); durability was {durability}, so {lost}")
+        }
+    }
 }
 
 fn log_of(status: &Status) -> String {
