@@ -14,7 +14,6 @@ pub mod export;
 mod files;
 #[cfg(test)]
 mod fuzz;
-#[doc(hidden)]
 pub mod hot;
 pub mod http;
 pub mod legacy;

@@ -153,7 +153,6 @@ impl CheckerHandle {
     }
 
     /// A planned failure point, for tests of supervision: the checker panics when it reads this.
-    #[doc(hidden)]
     pub fn panic_now(&self) {
         self.mailbox.push(Ask::Panic);
     }

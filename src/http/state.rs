@@ -127,7 +127,6 @@ pub struct State {
     /// The page of `demo`, with its tokens; `None` otherwise.
     pub demo: Option<String>,
     /// For tests of supervision.
-    #[doc(hidden)]
     pub failing: Failing,
 }
 
@@ -163,7 +162,6 @@ impl State {
 }
 
 /// Planned failure points, for tests that have the server in their own process. Nothing that comes from outside reaches them.
-#[doc(hidden)]
 pub struct Failing {
     /// The checker's.
     pub checker: CheckerHandle,

@@ -357,13 +357,11 @@ impl RegistryHandle {
     }
 
     /// A planned failure point, for tests of supervision: the registry panics when it reads this.
-    #[doc(hidden)]
     pub fn panic_now(&self) {
         self.mailbox.push(RegistryMsg::Panic);
     }
 
     /// The same for sessions: the one that is attached to this room panics.
-    #[doc(hidden)]
     pub fn panic_session_now(&self, presenter: PresenterIdx) {
         self.mailbox.push(RegistryMsg::PanicSession { presenter });
     }

@@ -63,7 +63,6 @@ impl ReadLog {
     }
 
     /// A planned failure point, for tests of supervision: the next reading panics.
-    #[doc(hidden)]
     pub fn panic_next(&self) {
         self.fails.store(true, Relaxed);
     }

@@ -132,6 +132,5 @@ pub trait Subscriber: Send + Sync {
     fn shut(&self);
 
     /// A planned failure point, for tests of supervision. A no-op where there is nothing to fail.
-    #[doc(hidden)]
     fn panic_now(&self) {}
 }

@@ -119,7 +119,6 @@ impl Appended {
 }
 
 /// Planned failure points of the spool's thread, for tests of supervision.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpoolFailure {
     /// At once, with events in hand that are not in the file yet.

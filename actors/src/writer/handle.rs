@@ -209,14 +209,12 @@ impl WriterHandle {
     }
 
     /// A planned failure point, for tests of supervision: the spool's thread panics.
-    #[doc(hidden)]
     pub fn panic_spool(&self, failure: SpoolFailure) {
         self.queue.push(SpoolCommand::Fail(failure));
     }
 
     /// A planned brake, for tests of queues: when this returns the spool's thread has come to it, and nothing is committed until what is
     /// returned is dropped. Blocks.
-    #[doc(hidden)]
     pub fn hold_spool(&self) -> SyncSender<()> {
         let (hold, held) = sync_channel(0);
         self.queue.push(SpoolCommand::Hold(held));

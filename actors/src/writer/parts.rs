@@ -194,7 +194,6 @@ impl WriterParts {
     }
 
     /// A planned failure point, for tests of supervision: the actor panics when it reads this.
-    #[doc(hidden)]
     pub fn panic_now(&self) {
         self.mailbox.push(DrainMsg::Panic);
     }
