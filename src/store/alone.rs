@@ -7,16 +7,17 @@
 //! begins at its first page (<https://www.sqlite.org/wal.html>, "Use of WAL Without Shared-Memory").
 
 use std::{
-    fs::File,
-    io::ErrorKind,
     path::Path,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig, ffi};
+use rusqlite::{ErrorCode, OpenFlags};
 
-use super::{open_at, salvage::beside};
+use super::{
+    open_at,
+    wal::{in_use, keep_wal, sync_wal},
+};
 
 /// Writes all that the WAL holds into the file, whatever was written already, and empties it. SQLite's code for busy
 /// while somebody else still has the file open when `patience` is over.
@@ -35,36 +36,6 @@ pub(super) fn write_into_file(path: &Path, patience: Duration) -> rusqlite::Resu
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Err(in_use()),
         Err(error) => Err(error),
     }
-}
-
-/// From now on closing this connection leaves in the WAL what is there. Else SQLite would write it into the file, take
-/// the WAL away, and tell nobody where a sync failed.
-pub(super) fn keep_wal(connection: &Connection) -> rusqlite::Result<()> {
-    let kept = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
-    kept.map(drop)
-}
-
-/// Has the disk know that the WAL was emptied. One of which a sync failed may be there up to some commit only: if it
-/// came back with the power, what is older than the file would be written over it.
-pub(super) fn sync_wal(path: &Path) -> rusqlite::Result<()> {
-    // SQLite has no locks on this file, which closing it would take.
-    match File::open(beside(path, "-wal")).and_then(|wal| wal.sync_all()) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            let code = ffi::Error::new(ffi::SQLITE_IOERR_FSYNC);
-            Err(rusqlite::Error::SqliteFailure(
-                code,
-                Some(format!("its WAL, which was emptied: {error}")),
-            ))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Why it cannot be done yet.
-pub(super) fn in_use() -> rusqlite::Error {
-    let code = ffi::Error::new(ffi::SQLITE_BUSY);
-    let why = "what it holds cannot be written into the file yet: somebody reads it".to_owned();
-    rusqlite::Error::SqliteFailure(code, Some(why))
 }
 
 /// How many wait until nobody has their file open.
@@ -104,7 +75,7 @@ mod tests {
     use std::{sync::mpsc::sync_channel, thread, time::Instant};
 
     use super::*;
-    use crate::store::{Durability, open_file, open_to_read, shared::PATIENCE};
+    use crate::store::{Durability, open_file, open_to_read, wal::PATIENCE};
 
     #[test]
     fn who_comes_to_read_lets_who_wants_the_file_alone_go_first_but_not_for_ever() {

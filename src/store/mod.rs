@@ -17,6 +17,7 @@ mod shared;
 pub mod spool;
 pub mod sqlite;
 mod turns;
+mod wal;
 
 pub use self::{
     archive::{Archive, Deleted, First, Listed, Logged, Scan, StoredBroadcast},
@@ -103,7 +104,7 @@ fn set_up(connection: &Connection, durability: Durability) -> rusqlite::Result<(
 /// Opens a SQLite file that is there, beside its one writer. Where SQLite cannot have beside it what it shares with a writer, as on a disk
 /// that became read-only, a file that nobody writes to is read as it is.
 fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
-    alone::give_way(shared::PATIENCE);
+    alone::give_way(wal::PATIENCE);
     let connection = open_at(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     let mut connection = match connection.pragma_query_value(None, "schema_version", |_| Ok(())) {

@@ -30,7 +30,7 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
 use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
-use super::{FoundStore, Newest, Shared, SharedConnection, StoredBroadcast, open_to_read, row, shared::empty_wal};
+use super::{FoundStore, Newest, Shared, SharedConnection, StoredBroadcast, open_to_read, row, wal::empty_wal};
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
 macro_rules! about {

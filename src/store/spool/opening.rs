@@ -16,13 +16,10 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior, config::DbConfig, par
 
 use super::{
     super::{
-        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock,
-        alone::sync_wal,
-        connect,
+        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, connect,
         lock::file_of,
-        row, salvage,
-        shared::{PATIENCE, empty_wal},
-        sqlite,
+        row, salvage, sqlite,
+        wal::{PATIENCE, empty_wal, sync_wal},
     },
     BACKEND, DAMAGED, FORMAT, Kept, NO_ROW, SpoolSettings, SqliteSpool,
     anew::begin_anew,

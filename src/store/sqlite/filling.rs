@@ -10,10 +10,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, ff
 
 use super::{
     super::{
-        SYNCHRONOUS,
-        alone::keep_wal,
-        open_at,
-        shared::{let_go, pass},
+        SYNCHRONOUS, open_at,
+        shared::let_go,
+        wal::{keep_wal, pass},
     },
     SharedConnection,
     row::{self, columns},
