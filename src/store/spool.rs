@@ -24,10 +24,12 @@ mod ours;
 mod parked;
 mod places;
 pub(super) mod records;
+mod schema;
 
 pub(super) use self::{
     meta::{DAMAGED, meta, set_meta},
     ours::{BACKEND, is_of},
+    schema::FORMAT,
 };
 pub use self::{
     opening::OpenError,
@@ -65,8 +67,6 @@ use super::{
     row::{self, columns},
     sqlite,
 };
-
-pub(super) const FORMAT: i64 = 2;
 
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{OpenError, SpoolSettings, opening::open_connection, set_meta};
+use super::{OpenError, SpoolSettings, schema::open_connection, set_meta};
 use crate::store::{
     SalvageError,
     salvage::{self, Salvaged},
