@@ -18,6 +18,7 @@ pub mod erasure;
 mod freeing;
 mod import;
 mod keys;
+mod last_seqs;
 mod meta;
 mod opening;
 mod ours;
@@ -25,6 +26,7 @@ mod parked;
 mod places;
 pub(super) mod records;
 mod schema;
+mod writing;
 
 pub(super) use self::{
     meta::{DAMAGED, meta, set_meta},
@@ -57,10 +59,11 @@ use uuid::Uuid;
 
 use self::{
     freeing::{COVERS, PARK, any_parked, beyond_limit, covering, free_rows, trim_keys},
+    last_seqs::LastSeqs,
     meta::keep_last_ms,
-    opening::last_of_rooms,
     parked::Kept,
     records::Which,
+    writing::Writing,
 };
 use super::{
     Durability, FoundSpool, SharedConnection, SpoolLock,
@@ -70,9 +73,6 @@ use super::{
 
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
-
-/// Where the row of a last seq is that has none here any more.
-const NO_ROW: Pos = Pos::MAX;
 
 /// What a probe writes.
 const PROBE_BYTES: usize = 64 * 1024;
@@ -113,11 +113,7 @@ pub struct SqliteSpool {
     next_pos: Pos,
     /// Rows from here on are of commits whose outcome nobody was told yet; `next_pos` when there are none.
     untold: Pos,
-    /// The last seq of each room that has rows here, and the row that it is in; and of salvaged rooms that the store was not asked about.
-    last: HashMap<PresenterIdx, (Seq, Pos)>,
-    ask_store: bool,
-    /// The rows come from a damaged spool, so the last seqs that they tell may not be the last.
-    salvaged: bool,
+    last_seqs: LastSeqs,
     found: FoundSpool,
     bytes: u64,
     measured_at: Instant,
@@ -153,16 +149,12 @@ impl SqliteSpool {
 
     /// The store holds nothing, so a room that this spool has never seen begins at 1 and needs no question.
     pub fn store_is_empty(&mut self) -> Result<(), SpoolError> {
-        self.with(|this, connection| {
-            set_meta(connection, "ask_store", 0)?;
-            this.ask_store = false;
-            Ok(())
-        })
+        self.with(|this, connection| this.last_seqs.store_is_empty(connection))
     }
 
     /// Whether rooms that this spool has never seen must be asked for.
     pub fn asks_store(&self) -> bool {
-        self.ask_store
+        self.last_seqs.asks_store()
     }
 
     fn with<T>(
@@ -187,21 +179,8 @@ impl SqliteSpool {
     fn catch_up(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         // What it parked, or took away, was not added up.
         let _ = self.kept.count_parked(connection);
-        for (presenter, (seq, pos)) in last_of_rooms(connection, self.next_pos)? {
-            self.last.insert(presenter, (seq, pos));
-            self.next_pos = self.next_pos.max(pos + 1);
-        }
+        self.next_pos = self.last_seqs.catch_up(connection, self.next_pos)?;
         Ok(())
-    }
-
-    /// How a room's last seq is kept. Of a salvaged room only the store knows it, until it was asked.
-    fn keep_last_seq(&self) -> &'static str {
-        if self.salvaged && self.ask_store {
-            "UPDATE rooms SET last_seq = MAX(last_seq, ?2) WHERE presenter_idx = ?1"
-        } else {
-            "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
-             ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)"
-        }
     }
 
     fn measure(&mut self) {
@@ -229,33 +208,6 @@ fn failed(error: &rusqlite::Error, begun: bool) -> SpoolError {
     }
 }
 
-/// A transaction that writes. It is rolled back where it is not committed. rusqlite's own has SQLite read `BEGIN` and `COMMIT`
-/// anew each time.
-struct Writing<'a> {
-    connection: &'a Connection,
-}
-
-impl<'a> Writing<'a> {
-    fn begin(connection: &'a Connection) -> rusqlite::Result<Self> {
-        connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        Ok(Self { connection })
-    }
-
-    fn commit(self) -> rusqlite::Result<()> {
-        self.connection.prepare_cached("COMMIT")?.execute([])?;
-        Ok(())
-    }
-}
-
-impl Drop for Writing<'_> {
-    fn drop(&mut self) {
-        // After a commit there is none; and some errors have ended it already.
-        if !self.connection.is_autocommit() {
-            let _ = self.connection.execute_batch("ROLLBACK");
-        }
-    }
-}
-
 impl Spool for SqliteSpool {
     fn commit(&mut self, events: &[Arc<Event>]) -> Result<Pos, SpoolError> {
         let epoch = self.epoch.0;
@@ -280,7 +232,7 @@ impl Spool for SqliteSpool {
         self.next_pos = first + events.len() as Pos;
         self.untold = self.next_pos;
         for (n, event) in events.iter().enumerate() {
-            self.last.insert(event.presenter_idx, (event.seq, first + n as Pos));
+            self.last_seqs.came(event.presenter_idx, event.seq, first + n as Pos);
         }
         if self.measured_at.elapsed() >= MEASURE_EVERY {
             self.measure();
@@ -314,12 +266,7 @@ impl Spool for SqliteSpool {
         let free = |this: &mut Self, connection: &mut Connection, parks: bool| {
             let (mut kept, mut unasked) = (Vec::new(), Vec::new());
             let more_parked;
-            let ended: Vec<(PresenterIdx, Seq)> = this
-                .last
-                .iter()
-                .filter(|(_, (_, pos))| *pos <= through)
-                .map(|(presenter, (seq, _))| (*presenter, *seq))
-                .collect();
+            let ended = this.last_seqs.ended_by(through);
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             {
                 let newest: Option<i64> = transaction
@@ -335,7 +282,7 @@ impl Spool for SqliteSpool {
                 let aside = parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
                 let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
                 more_parked = free_rows(&transaction, through, &aside)?;
-                let mut room = transaction.prepare_cached(this.keep_last_seq())?;
+                let mut room = transaction.prepare_cached(this.last_seqs.keep())?;
                 for (presenter, seq) in ended {
                     let rows = room.execute(params![presenter.get(), seq.0.cast_signed()])?;
                     let list = if rows > 0 { &mut kept } else { &mut unasked };
@@ -356,13 +303,8 @@ impl Spool for SqliteSpool {
                 false => free(this, connection, false),
             }
         })?;
-        for presenter in kept {
-            self.last.remove(&presenter);
-        }
-        // Where it is not kept, because the store was not asked yet, what is known here counts when it has told.
-        for presenter in unasked {
-            self.last.entry(presenter).and_modify(|(_, pos)| *pos = NO_ROW);
-        }
+        self.last_seqs.kept(kept);
+        self.last_seqs.unasked(unasked);
         self.measure();
         Ok(())
     }
@@ -382,37 +324,11 @@ impl Spool for SqliteSpool {
     }
 
     fn last_seq(&mut self, presenter: PresenterIdx) -> Result<LastSeq, SpoolError> {
-        let (here, kept) = self.with(|this, connection| {
-            let mut statement = connection.prepare_cached("SELECT last_seq FROM rooms WHERE presenter_idx = ?1")?;
-            let kept = statement.query_row([presenter.get()], |row| row.get::<_, i64>(0));
-            let here = this.last.get(&presenter).map(|(seq, _)| *seq);
-            Ok((here, kept.optional()?))
-        })?;
-        let kept = kept.map(|seq| Seq(seq.cast_unsigned()));
-        Ok(match (here, kept) {
-            (_, Some(kept)) => LastSeq::Known(kept.max(here.unwrap_or_default())),
-            (None, None) if self.ask_store => LastSeq::AskStore,
-            (Some(_), None) if self.ask_store && self.salvaged => LastSeq::AskStore,
-            (here, None) => LastSeq::Known(here.unwrap_or_default()),
-        })
+        self.with(|this, connection| this.last_seqs.of(connection, presenter))
     }
 
     fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, newest_ms: i64) -> Result<Seq, SpoolError> {
-        let learned = self.with(|this, connection| {
-            let transaction = Writing::begin(connection)?;
-            // What the spool itself holds of the room counts too: the store may not have it yet.
-            let last = last.max(this.last.get(&presenter).map_or(Seq(0), |(seq, _)| *seq));
-            let mut statement =
-                connection.prepare_cached("INSERT OR IGNORE INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)")?;
-            statement.execute(params![presenter.get(), last.0.cast_signed()])?;
-            keep_last_ms(connection, newest_ms)?;
-            transaction.commit()?;
-            Ok(last)
-        })?;
-        if self.last.get(&presenter).is_some_and(|(_, pos)| *pos == NO_ROW) {
-            self.last.remove(&presenter);
-        }
-        Ok(learned)
+        self.with(|this, connection| this.last_seqs.learn(connection, presenter, last, newest_ms))
     }
 
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError> {
@@ -554,7 +470,7 @@ impl SqliteSpool {
                     )
                     .optional()?;
                 if let Some((presenter, seq)) = number {
-                    transaction.execute(this.keep_last_seq(), [presenter, seq])?;
+                    transaction.execute(this.last_seqs.keep(), [presenter, seq])?;
                 }
                 more_parked += transaction.execute(PARK, params![pos, format!("unreadable: {why}"), system_ms()])?;
                 transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;

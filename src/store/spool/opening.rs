@@ -9,7 +9,7 @@ use std::{
 use chatting_actors::{
     seams::Pos,
     seldom::Seldom,
-    types::{Epoch, PresenterIdx, Seq},
+    types::{Epoch, Seq},
     writer::SpoolInfo,
 };
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, config::DbConfig, params};
@@ -21,9 +21,11 @@ use super::{
         salvage,
         wal::{PATIENCE, empty_wal, sync_wal},
     },
-    BACKEND, DAMAGED, FORMAT, Kept, NO_ROW, SpoolSettings, SqliteSpool,
+    BACKEND, DAMAGED, FORMAT, Kept, SpoolSettings, SqliteSpool,
     anew::begin_anew,
-    is_of, meta,
+    is_of,
+    last_seqs::LastSeqs,
+    meta,
     ours::{backend, may_be_ours},
     schema::{INDEXES, is_known, limit, open_connection, set_up, upgrade},
     set_meta,
@@ -142,10 +144,10 @@ impl SqliteSpool {
                 left => left,
             },
             rows: (info.first <= info.last).then_some((info.first, info.last)),
-            rooms_waiting: state.last.values().filter(|(_, pos)| *pos != NO_ROW).count(),
+            rooms_waiting: state.last_seqs.rooms_waiting(),
             rooms_known: state.rooms_known,
             furthest: state.furthest,
-            asks_store: state.ask_store,
+            asks_store: state.last_seqs.asks_store(),
         };
         let (path, durability) = (settings.path.clone(), settings.durability);
         let open = move || {
@@ -162,9 +164,7 @@ impl SqliteSpool {
             epoch: state.epoch,
             next_pos: state.next_pos,
             untold: state.next_pos,
-            last: state.last,
-            ask_store: state.ask_store,
-            salvaged: state.salvaged,
+            last_seqs: state.last_seqs,
             found,
             bytes: 0,
             measured_at: Instant::now(),
@@ -182,10 +182,8 @@ struct Start {
     epoch: (i64, Epoch),
     first: Pos,
     next_pos: Pos,
-    last: HashMap<PresenterIdx, (Seq, Pos)>,
+    last_seqs: LastSeqs,
     last_ms: i64,
-    ask_store: bool,
-    salvaged: bool,
     /// An epoch has begun.
     begun: bool,
     left: Left,
@@ -311,28 +309,18 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
     let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
     let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
         transaction.query_row(HOW_FAR, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let mut rooms = last_of_rooms(&transaction, 0)?;
-    let (rooms_known, furthest) = how_far(&transaction, &rooms)?;
-    let ask_store = meta::<i64>(&transaction, "ask_store")?.unwrap_or(1) != 0;
-    let salvaged = meta::<i64>(&transaction, "salvaged")?.is_some();
-    if ask_store && salvaged {
-        // What is parked is not in the store, and may be the last of its room.
-        for (presenter, last) in last_of_parked(&transaction)? {
-            let known = rooms.entry(presenter).or_insert((last, NO_ROW));
-            known.0 = known.0.max(last);
-        }
-    }
+    let mut last_seqs = LastSeqs::read(&transaction)?;
+    let (rooms_known, furthest) = last_seqs.how_far(&transaction)?;
+    last_seqs.add_parked(&transaction)?;
     let start = Start {
         epochs,
         epoch: (n, epoch),
         first: first.unwrap_or(1),
         next_pos: last.map_or(1, |last| last + 1),
-        last: rooms,
+        last_seqs,
         last_ms: meta::<i64>(&transaction, "last_ms")?
             .unwrap_or(0)
             .max(newest.unwrap_or(0)),
-        ask_store,
-        salvaged,
         begun: new || lost,
         left: match clean {
             None => Left::New,
@@ -345,48 +333,6 @@ fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> ru
     transaction.commit()?;
     connection.pragma_update(None, SYNCHRONOUS, settings.durability.synchronous())?;
     Ok(start)
-}
-
-/// How many rooms are known here, by `rooms` or by the rows whose last seqs are in `last`, and the highest of their last seqs.
-fn how_far(connection: &Connection, last: &HashMap<PresenterIdx, (Seq, Pos)>) -> rusqlite::Result<(u64, Seq)> {
-    let (mut known, freed): (u64, i64) =
-        connection.query_row("SELECT COUNT(*), COALESCE(MAX(last_seq), 0) FROM rooms", [], |row| {
-            Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
-        })?;
-    let mut furthest = Seq(freed.cast_unsigned());
-    let mut in_rooms = connection.prepare_cached("SELECT 1 FROM rooms WHERE presenter_idx = ?1")?;
-    for (presenter, (seq, _)) in last {
-        known += u64::from(!in_rooms.exists([presenter.get()])?);
-        furthest = furthest.max(*seq);
-    }
-    Ok((known, furthest))
-}
-
-/// The last seq of each room that has rows from `from` on, and the row that it is in.
-pub(super) fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Result<HashMap<PresenterIdx, (Seq, Pos)>> {
-    let mut rooms = HashMap::new();
-    let sql = "SELECT presenter_idx, MAX(seq), MAX(pos) FROM spool
-               WHERE pos >= ?1 AND typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer' GROUP BY presenter_idx";
-    let mut statement = connection.prepare(sql)?;
-    let mut rows = statement.query([from])?;
-    while let Some(row) = rows.next()? {
-        if let Some(presenter) = PresenterIdx::new(row.get(0)?) {
-            rooms.insert(presenter, (Seq(row.get::<_, i64>(1)?.cast_unsigned()), row.get(2)?));
-        }
-    }
-    Ok(rooms)
-}
-
-fn last_of_parked(connection: &Connection) -> rusqlite::Result<Vec<(PresenterIdx, Seq)>> {
-    let sql = "SELECT presenter_idx, MAX(seq) FROM parked
-               WHERE typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer' GROUP BY presenter_idx";
-    let mut statement = connection.prepare(sql)?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
-    let rows = rows.filter_map(|row| match row {
-        Ok((presenter, seq)) => Some(Ok((PresenterIdx::new(presenter)?, Seq(seq.cast_unsigned())))),
-        Err(error) => Some(Err(error)),
-    });
-    rows.collect()
 }
 
 #[cfg(test)]

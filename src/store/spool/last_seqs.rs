@@ -1,0 +1,189 @@
+//! The last seqs of rooms (rule 3): in rows that are here, in the table `rooms`, which outlives them, or in the store alone.
+
+use std::collections::HashMap;
+
+use chatting_actors::{
+    seams::{LastSeq, Pos},
+    types::{PresenterIdx, Seq},
+};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{keep_last_ms, meta, set_meta, writing::Writing};
+
+/// Where the row of a last seq is that has none here any more.
+const NO_ROW: Pos = Pos::MAX;
+
+/// What the spool knows of them without reading its rows, and whether the store is asked for the others.
+pub(super) struct LastSeqs {
+    /// That of each room that has rows here, and the row that it is in; and of salvaged rooms that the store was not asked about.
+    rooms: HashMap<PresenterIdx, (Seq, Pos)>,
+    ask_store: bool,
+    /// The rows come from a damaged spool, so the last seqs that they tell may not be the last.
+    salvaged: bool,
+}
+
+impl LastSeqs {
+    /// As the rows have them.
+    pub fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        Ok(Self {
+            rooms: last_of_rooms(connection, 0)?,
+            ask_store: meta::<i64>(connection, "ask_store")?.unwrap_or(1) != 0,
+            salvaged: meta::<i64>(connection, "salvaged")?.is_some(),
+        })
+    }
+
+    /// What is parked is not in the store, and may be the last of a salvaged room.
+    pub fn add_parked(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        if self.ask_store && self.salvaged {
+            for (presenter, last) in last_of_parked(connection)? {
+                let known = self.rooms.entry(presenter).or_insert((last, NO_ROW));
+                known.0 = known.0.max(last);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows from `from` on are here, too; returns what comes behind the last of them, or `from` where there are none.
+    pub fn catch_up(&mut self, connection: &Connection, from: Pos) -> rusqlite::Result<Pos> {
+        let mut next = from;
+        for (presenter, (seq, pos)) in last_of_rooms(connection, from)? {
+            self.rooms.insert(presenter, (seq, pos));
+            next = next.max(pos + 1);
+        }
+        Ok(next)
+    }
+
+    /// A row has come.
+    pub fn came(&mut self, presenter: PresenterIdx, seq: Seq, pos: Pos) {
+        self.rooms.insert(presenter, (seq, pos));
+    }
+
+    /// How many rooms are known here, by `rooms` or by rows, and the highest of their last seqs.
+    pub fn how_far(&self, connection: &Connection) -> rusqlite::Result<(u64, Seq)> {
+        let (mut known, freed): (u64, i64) =
+            connection.query_row("SELECT COUNT(*), COALESCE(MAX(last_seq), 0) FROM rooms", [], |row| {
+                Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
+            })?;
+        let mut furthest = Seq(freed.cast_unsigned());
+        let mut in_rooms = connection.prepare_cached("SELECT 1 FROM rooms WHERE presenter_idx = ?1")?;
+        for (presenter, (seq, _)) in &self.rooms {
+            known += u64::from(!in_rooms.exists([presenter.get()])?);
+            furthest = furthest.max(*seq);
+        }
+        Ok((known, furthest))
+    }
+
+    /// How many rooms have rows here.
+    pub fn rooms_waiting(&self) -> usize {
+        self.rooms.values().filter(|(_, pos)| *pos != NO_ROW).count()
+    }
+
+    /// Whether rooms that this spool has never seen must be asked for.
+    pub fn asks_store(&self) -> bool {
+        self.ask_store
+    }
+
+    /// The store holds nothing, so a room that this spool has never seen begins at 1 and needs no question.
+    pub fn store_is_empty(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        set_meta(connection, "ask_store", 0)?;
+        self.ask_store = false;
+        Ok(())
+    }
+
+    /// That of a room.
+    pub fn of(&self, connection: &Connection, presenter: PresenterIdx) -> rusqlite::Result<LastSeq> {
+        let mut statement = connection.prepare_cached("SELECT last_seq FROM rooms WHERE presenter_idx = ?1")?;
+        let kept = statement.query_row([presenter.get()], |row| row.get::<_, i64>(0));
+        let kept = kept.optional()?.map(|seq| Seq(seq.cast_unsigned()));
+        let here = self.rooms.get(&presenter).map(|(seq, _)| *seq);
+        Ok(match (here, kept) {
+            (_, Some(kept)) => LastSeq::Known(kept.max(here.unwrap_or_default())),
+            (None, None) if self.ask_store => LastSeq::AskStore,
+            (Some(_), None) if self.ask_store && self.salvaged => LastSeq::AskStore,
+            (here, None) => LastSeq::Known(here.unwrap_or_default()),
+        })
+    }
+
+    /// The store has told a room's, and the newest time that it knows; returns the one that counts.
+    pub fn learn(
+        &mut self,
+        connection: &Connection,
+        presenter: PresenterIdx,
+        last: Seq,
+        newest_ms: i64,
+    ) -> rusqlite::Result<Seq> {
+        let transaction = Writing::begin(connection)?;
+        // What the spool itself holds of the room counts too: the store may not have it yet.
+        let last = last.max(self.rooms.get(&presenter).map_or(Seq(0), |(seq, _)| *seq));
+        let mut statement =
+            connection.prepare_cached("INSERT OR IGNORE INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)")?;
+        statement.execute(params![presenter.get(), last.0.cast_signed()])?;
+        keep_last_ms(connection, newest_ms)?;
+        transaction.commit()?;
+        if self.rooms.get(&presenter).is_some_and(|(_, pos)| *pos == NO_ROW) {
+            self.rooms.remove(&presenter);
+        }
+        Ok(last)
+    }
+
+    /// How one is kept in `rooms`. Of a salvaged room only the store knows it, until it was asked.
+    pub fn keep(&self) -> &'static str {
+        if self.salvaged && self.ask_store {
+            "UPDATE rooms SET last_seq = MAX(last_seq, ?2) WHERE presenter_idx = ?1"
+        } else {
+            "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
+             ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)"
+        }
+    }
+
+    /// Those of the rooms that have no row behind `through`.
+    pub fn ended_by(&self, through: Pos) -> Vec<(PresenterIdx, Seq)> {
+        self.rooms
+            .iter()
+            .filter(|(_, (_, pos))| *pos <= through)
+            .map(|(presenter, (seq, _))| (*presenter, *seq))
+            .collect()
+    }
+
+    /// The last rows of these rooms are gone, and `rooms` has their last seqs.
+    pub fn kept(&mut self, rooms: Vec<PresenterIdx>) {
+        for presenter in rooms {
+            self.rooms.remove(&presenter);
+        }
+    }
+
+    /// The last rows of these are gone, and `rooms` has no last seq, because the store was not asked yet: what is known here counts
+    /// when it has told.
+    pub fn unasked(&mut self, rooms: Vec<PresenterIdx>) {
+        for presenter in rooms {
+            self.rooms.entry(presenter).and_modify(|(_, pos)| *pos = NO_ROW);
+        }
+    }
+}
+
+/// The last seq of each room that has rows from `from` on, and the row that it is in.
+fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Result<HashMap<PresenterIdx, (Seq, Pos)>> {
+    let mut rooms = HashMap::new();
+    let sql = "SELECT presenter_idx, MAX(seq), MAX(pos) FROM spool
+               WHERE pos >= ?1 AND typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer' GROUP BY presenter_idx";
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([from])?;
+    while let Some(row) = rows.next()? {
+        if let Some(presenter) = PresenterIdx::new(row.get(0)?) {
+            rooms.insert(presenter, (Seq(row.get::<_, i64>(1)?.cast_unsigned()), row.get(2)?));
+        }
+    }
+    Ok(rooms)
+}
+
+fn last_of_parked(connection: &Connection) -> rusqlite::Result<Vec<(PresenterIdx, Seq)>> {
+    let sql = "SELECT presenter_idx, MAX(seq) FROM parked
+               WHERE typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer' GROUP BY presenter_idx";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
+    let rows = rows.filter_map(|row| match row {
+        Ok((presenter, seq)) => Some(Ok((PresenterIdx::new(presenter)?, Seq(seq.cast_unsigned())))),
+        Err(error) => Some(Err(error)),
+    });
+    rows.collect()
+}
