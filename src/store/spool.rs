@@ -25,6 +25,7 @@ mod ours;
 mod parked;
 mod places;
 pub(super) mod records;
+mod rows;
 mod schema;
 mod writing;
 
@@ -47,7 +48,6 @@ use std::{
 
 use chatting_actors::{
     broadcast::Broadcast,
-    clock::system_ms,
     idempotency::KeyRow,
     metrics::Metrics,
     seams::{LastSeq, Place, Pos, Spool, SpoolError, SpoolFault},
@@ -58,18 +58,14 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, pa
 use uuid::Uuid;
 
 use self::{
-    freeing::{COVERS, PARK, any_parked, beyond_limit, covering, free_rows, trim_keys},
+    freeing::{COVERS, any_parked, beyond_limit, covering, free_rows, trim_keys},
     last_seqs::LastSeqs,
     meta::keep_last_ms,
     parked::Kept,
     records::Which,
     writing::Writing,
 };
-use super::{
-    Durability, FoundSpool, SharedConnection, SpoolLock,
-    row::{self, columns},
-    sqlite,
-};
+use super::{Durability, FoundSpool, SharedConnection, SpoolLock};
 
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
@@ -80,15 +76,6 @@ const PROBE_BYTES: usize = 64 * 1024;
 /// Times do not go back from row to row (rule 5), so the last row is the newest, where it can be read; a spool of gigabytes is not gone
 /// through.
 const NEWEST: &str = "SELECT sent_at FROM spool WHERE typeof(sent_at) = 'integer' ORDER BY pos DESC LIMIT 1";
-
-const INSERT: &str = concat!(
-    "INSERT INTO spool(pos, epoch, ",
-    columns!(),
-    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
-);
-
-type SpoolRows = Vec<(Pos, Arc<Event>)>;
-type Unreadable = Vec<(Pos, String)>;
 
 /// How a spool is opened.
 #[derive(Clone, Debug)]
@@ -214,18 +201,7 @@ impl Spool for SqliteSpool {
         let first = self.with(|this, connection| {
             let first = this.next_pos;
             let transaction = Writing::begin(connection)?;
-            {
-                let mut statement = connection.prepare_cached(INSERT)?;
-                for (n, event) in events.iter().enumerate() {
-                    statement.raw_bind_parameter(1, first + n as Pos)?;
-                    statement.raw_bind_parameter(2, epoch)?;
-                    row::bind(&mut statement, 3, event)?;
-                    statement.raw_execute()?;
-                    if let Some(keyed) = &event.keyed {
-                        keys::insert(connection, epoch, event, keyed)?;
-                    }
-                }
-            }
+            rows::insert(connection, epoch, first, events)?;
             transaction.commit()?;
             Ok(first)
         })?;
@@ -415,72 +391,5 @@ impl Spool for SqliteSpool {
             log::warn!("spool: its WAL stays beside it: {error}");
         }
         marked
-    }
-}
-
-impl SqliteSpool {
-    /// Rows in order, and those that SQLite can read and we cannot: an epoch or a role that nobody knows.
-    fn read_rows(
-        &self,
-        connection: &Connection,
-        after: Pos,
-        limit: usize,
-    ) -> rusqlite::Result<(SpoolRows, Unreadable)> {
-        let columns = row::COLUMNS;
-        let sql = format!("SELECT pos, epoch, {columns} FROM spool WHERE pos > ?1 ORDER BY pos LIMIT ?2");
-        let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query(params![after, i64::try_from(limit).unwrap_or(i64::MAX)])?;
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        while let Some(found) = rows.next()? {
-            let pos: Pos = found.get(0)?;
-            let epoch = found.get(1).map(|n: i64| self.epochs.get(&n).cloned());
-            let event = match epoch {
-                Ok(Some(epoch)) => row::read(found, 2, epoch).map_err(|error| error.to_string()),
-                Ok(None) => Err("its epoch is not known".to_owned()),
-                Err(error) => Err(error.to_string()),
-            };
-            match event {
-                Ok(event) => good.push((pos, Arc::new(event))),
-                Err(why) => bad.push((pos, why)),
-            }
-        }
-        Ok((good, bad))
-    }
-
-    fn set_rows_aside(&mut self, rows: &[(Pos, String)]) -> Result<(), SpoolError> {
-        if let Some((pos, why)) = rows.first()
-            && let Some(more) = self.unreadable.due(Instant::now())
-        {
-            let count = rows.len();
-            log::error!(
-                "spool: row {pos} cannot be read and is parked, the first of {count} in its batch: {why}{more}"
-            );
-        }
-        let set_aside = |this: &mut Self, connection: &mut Connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut more_parked = 0;
-            for (pos, why) in rows {
-                // It may be its room's last, and its number must not be given again (rule 3).
-                let number = transaction
-                    .query_row(
-                        "SELECT presenter_idx, seq FROM spool
-                         WHERE pos = ?1 AND typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer'",
-                        [pos],
-                        |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
-                    )
-                    .optional()?;
-                if let Some((presenter, seq)) = number {
-                    transaction.execute(this.last_seqs.keep(), [presenter, seq])?;
-                }
-                more_parked += transaction.execute(PARK, params![pos, format!("unreadable: {why}"), system_ms()])?;
-                transaction.execute("DELETE FROM spool WHERE pos = ?1", [pos])?;
-            }
-            transaction.commit()?;
-            this.kept.add_parked(more_parked);
-            Ok(())
-        };
-        self.with(|this, connection| beyond_limit(connection, |connection| set_aside(this, connection)))?;
-        self.kept.unreadable.inc_by(rows.len() as u64);
-        Ok(())
     }
 }

@@ -15,10 +15,10 @@ use chatting_actors::{
 use rusqlite::{Connection, Row, TransactionBehavior, params, types::Value};
 use uuid::Uuid;
 
-use super::{SqliteSpool, sqlite};
+use super::SqliteSpool;
 use crate::store::{
     keeping::{Holds, Trace},
-    open_to_read,
+    open_to_read, sqlite,
 };
 
 /// How long those who read the file are waited for when it is rewritten.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chatting_actors::{clock::system_ms, seams::Pos, types::Event};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::row::columns;
+use crate::store::row::columns;
 
 pub(super) const PARK: &str = concat!(
     "INSERT OR IGNORE INTO parked(pos, epoch, ",

@@ -11,10 +11,11 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::{SqliteSpool, erasure::trace, freeing::COVERS, row};
+use super::{SqliteSpool, erasure::trace, freeing::COVERS};
 use crate::store::{
     SharedConnection,
     keeping::{Expired, Holds, Trace, first_id_of},
+    row,
     sqlite::blocking,
 };
 
