@@ -54,17 +54,10 @@ use chatting_actors::{
     seldom::Seldom,
     types::{Epoch, Event, PresenterIdx, Seq},
 };
-use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use uuid::Uuid;
 
-use self::{
-    freeing::{COVERS, any_parked, beyond_limit, covering, free_rows, trim_keys},
-    last_seqs::LastSeqs,
-    meta::keep_last_ms,
-    parked::Kept,
-    records::Which,
-    writing::Writing,
-};
+use self::{freeing::Freeing, last_seqs::LastSeqs, meta::keep_last_ms, parked::Kept, records::Which, writing::Writing};
 use super::{Durability, FoundSpool, SharedConnection, SpoolLock};
 
 /// How old the size may be that the metrics show.
@@ -239,46 +232,12 @@ impl Spool for SqliteSpool {
         parked: &[(Pos, Arc<Event>, String)],
         keys_before_ms: i64,
     ) -> Result<(), SpoolError> {
-        let free = |this: &mut Self, connection: &mut Connection, parks: bool| {
-            let (mut kept, mut unasked) = (Vec::new(), Vec::new());
-            let more_parked;
-            let ended = this.last_seqs.ended_by(through);
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            {
-                let newest: Option<i64> = transaction
-                    .prepare_cached("SELECT sent_at FROM spool WHERE pos = ?1")?
-                    .query_row([through], |row| row.get(0))
-                    .optional()?;
-                // What frees pages comes before what may need them: a spool at its limit must be able to free rows.
-                trim_keys(&transaction, keys_before_ms)?;
-                let acts = match parks {
-                    true => covering(&transaction, through, parked)?,
-                    false => Vec::new(),
-                };
-                let aside = parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
-                let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
-                more_parked = free_rows(&transaction, through, &aside)?;
-                let mut room = transaction.prepare_cached(this.last_seqs.keep())?;
-                for (presenter, seq) in ended {
-                    let rows = room.execute(params![presenter.get(), seq.0.cast_signed()])?;
-                    let list = if rows > 0 { &mut kept } else { &mut unasked };
-                    list.push(presenter);
-                }
-                if let Some(newest) = newest {
-                    keep_last_ms(&transaction, newest)?;
-                }
-            }
-            transaction.commit()?;
-            this.kept.add_parked(more_parked);
-            Ok((kept, unasked))
+        let freeing = Freeing {
+            through,
+            parked,
+            keys_before_ms,
         };
-        let (kept, unasked) = self.with(|this, connection| {
-            // Acts that the store has are parked, too, where they may cover what is there already.
-            match !parked.is_empty() || any_parked(connection)? {
-                true => beyond_limit(connection, |connection| free(this, connection, true)),
-                false => free(this, connection, false),
-            }
-        })?;
+        let (kept, unasked) = self.with(|this, connection| freeing.run(connection, &this.last_seqs, &this.kept))?;
         self.last_seqs.kept(kept);
         self.last_seqs.unasked(unasked);
         self.measure();

@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
-use chatting_actors::{clock::system_ms, seams::Pos, types::Event};
-use rusqlite::{Connection, OptionalExtension, params};
+use chatting_actors::{
+    clock::system_ms,
+    seams::Pos,
+    types::{Event, PresenterIdx},
+};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
+use super::{keep_last_ms, last_seqs::LastSeqs, parked::Kept};
 use crate::store::row::columns;
 
 pub(super) const PARK: &str = concat!(
@@ -15,8 +20,72 @@ pub(super) const PARK: &str = concat!(
     ", ?2, ?3 FROM spool WHERE pos = ?1"
 );
 
+/// Rooms that have no row here any more: whose last seqs are kept in `rooms`, and whose are not, because the store was not asked yet.
+type Ended = (Vec<PresenterIdx>, Vec<PresenterIdx>);
+
+/// What goes.
+pub(super) struct Freeing<'a> {
+    /// Rows up to this one.
+    pub through: Pos,
+    /// Those of them that the store will never take, with why.
+    pub parked: &'a [(Pos, Arc<Event>, String)],
+    /// Idempotency keys that are older.
+    pub keys_before_ms: i64,
+}
+
+impl Freeing<'_> {
+    /// Does it, in one transaction.
+    pub fn run(&self, connection: &mut Connection, last_seqs: &LastSeqs, kept: &Kept) -> rusqlite::Result<Ended> {
+        // Acts that the store has are parked, too, where they may cover what is there already.
+        match !self.parked.is_empty() || any_parked(connection)? {
+            true => beyond_limit(connection, |connection| self.free(connection, last_seqs, kept, true)),
+            false => self.free(connection, last_seqs, kept, false),
+        }
+    }
+
+    fn free(
+        &self,
+        connection: &mut Connection,
+        last_seqs: &LastSeqs,
+        counted: &Kept,
+        parks: bool,
+    ) -> rusqlite::Result<Ended> {
+        let (mut kept, mut unasked) = (Vec::new(), Vec::new());
+        let more_parked;
+        let ended = last_seqs.ended_by(self.through);
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        {
+            let newest: Option<i64> = transaction
+                .prepare_cached("SELECT sent_at FROM spool WHERE pos = ?1")?
+                .query_row([self.through], |row| row.get(0))
+                .optional()?;
+            // What frees pages comes before what may need them: a spool at its limit must be able to free rows.
+            trim_keys(&transaction, self.keys_before_ms)?;
+            let acts = match parks {
+                true => covering(&transaction, self.through, self.parked)?,
+                false => Vec::new(),
+            };
+            let aside = self.parked.iter().map(|(pos, _, reason)| (*pos, reason.as_str()));
+            let aside: Vec<_> = aside.chain(acts.into_iter().map(|pos| (pos, COVERS))).collect();
+            more_parked = free_rows(&transaction, self.through, &aside)?;
+            let mut room = transaction.prepare_cached(last_seqs.keep())?;
+            for (presenter, seq) in ended {
+                let rows = room.execute(params![presenter.get(), seq.0.cast_signed()])?;
+                let list = if rows > 0 { &mut kept } else { &mut unasked };
+                list.push(presenter);
+            }
+            if let Some(newest) = newest {
+                keep_last_ms(&transaction, newest)?;
+            }
+        }
+        transaction.commit()?;
+        counted.add_parked(more_parked);
+        Ok((kept, unasked))
+    }
+}
+
 /// Rows are in the order of time, so what is old is found from the front, without an index.
-pub(super) fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Result<()> {
+fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Result<()> {
     let mut newest = connection.prepare_cached("SELECT pos FROM keys WHERE sent_at >= ?1 ORDER BY pos LIMIT 1")?;
     let kept: Option<Pos> = newest.query_row([before_ms], |row| row.get(0)).optional()?;
     let mut delete = connection.prepare_cached("DELETE FROM keys WHERE pos < ?1")?;
@@ -29,7 +98,7 @@ pub(super) fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Re
 pub(super) const COVERS: &str = "stored; kept for the parked messages that it covers";
 
 /// Whether anything is parked.
-pub(super) fn any_parked(connection: &Connection) -> rusqlite::Result<bool> {
+fn any_parked(connection: &Connection) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM parked)")?
         .query_row([], |row| row.get(0))
@@ -37,11 +106,7 @@ pub(super) fn any_parked(connection: &Connection) -> rusqlite::Result<bool> {
 
 /// Acts among the rows up to `through` that the store has and that may cover what is parked, of which it knows nothing: they
 /// stay with it.
-pub(super) fn covering(
-    connection: &Connection,
-    through: Pos,
-    parked: &[(Pos, Arc<Event>, String)],
-) -> rusqlite::Result<Vec<Pos>> {
+fn covering(connection: &Connection, through: Pos, parked: &[(Pos, Arc<Event>, String)]) -> rusqlite::Result<Vec<Pos>> {
     let mut acts = connection.prepare_cached(
         "SELECT pos, presenter_idx, EXISTS (
            SELECT 1 FROM parked WHERE parked.presenter_idx = spool.presenter_idx AND parked.act IS NULL)
@@ -77,7 +142,7 @@ pub(super) fn beyond_limit<T>(
 
 /// Deletes the rows up to `through`; those to be parked are copied before they go, and go last. Returns how many it parked, without acts
 /// that only cover others.
-pub(super) fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &str)]) -> rusqlite::Result<usize> {
+fn free_rows(connection: &Connection, through: Pos, parked: &[(Pos, &str)]) -> rusqlite::Result<usize> {
     let mut delete = connection.prepare_cached("DELETE FROM spool WHERE pos >= ?1 AND pos < ?2")?;
     let mut kept: Vec<Pos> = parked.iter().map(|(pos, _)| *pos).collect();
     kept.sort_unstable();
