@@ -27,6 +27,7 @@ mod places;
 pub(super) mod records;
 mod rows;
 mod schema;
+mod start;
 mod writing;
 
 pub(super) use self::{

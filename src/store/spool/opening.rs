@@ -1,40 +1,27 @@
-//! Opening a spool: the lock, the file's tables and format, what an unclean stop or damage left, where the numbering goes on.
+//! Opening a spool: the lock, whose file it is, what an unclean stop or damage left of it.
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use chatting_actors::{
-    seams::Pos,
-    seldom::Seldom,
-    types::{Epoch, Seq},
-    writer::SpoolInfo,
-};
-use rusqlite::{Connection, ErrorCode, TransactionBehavior, config::DbConfig, params};
+use chatting_actors::{seldom::Seldom, writer::SpoolInfo};
+use rusqlite::{Connection, ErrorCode, config::DbConfig};
 
 use super::{
-    super::{
-        Durability, FoundSpool, Left, SYNCHRONOUS, Shared, SpoolLock, connect,
-        lock::file_of,
-        salvage,
-        wal::{PATIENCE, empty_wal, sync_wal},
-    },
-    BACKEND, DAMAGED, FORMAT, Kept, SpoolSettings, SqliteSpool,
+    DAMAGED, FORMAT, Kept, SpoolSettings, SqliteSpool,
     anew::begin_anew,
-    is_of,
-    last_seqs::LastSeqs,
-    meta,
-    ours::{backend, may_be_ours},
-    schema::{INDEXES, is_known, limit, open_connection, set_up, upgrade},
-    set_meta,
+    is_of, meta,
+    ours::may_be_ours,
+    schema::{is_known, limit, open_connection, set_up, upgrade},
+    start::{Start, start},
 };
-
-/// A value that is no number where one should be must not stop the start, or none would ever come to the reading of that row, which
-/// sets it aside (rule 4). The last seqs of rooms are asked for in the same way.
-const HOW_FAR: &str =
-    "SELECT MIN(pos), MAX(pos), MAX(CASE WHEN typeof(sent_at) = 'integer' THEN sent_at END) FROM spool";
+use crate::store::{
+    Durability, FoundSpool, Left, Shared, SpoolLock, connect,
+    lock::file_of,
+    salvage,
+    wal::{PATIENCE, empty_wal, sync_wal},
+};
 
 /// Why a spool cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -177,20 +164,6 @@ impl SqliteSpool {
     }
 }
 
-struct Start {
-    epochs: HashMap<i64, Epoch>,
-    epoch: (i64, Epoch),
-    first: Pos,
-    next_pos: Pos,
-    last_seqs: LastSeqs,
-    last_ms: i64,
-    /// An epoch has begun.
-    begun: bool,
-    left: Left,
-    rooms_known: u64,
-    furthest: Seq,
-}
-
 /// Opens a file that is a spool or becomes one, and begins its use. Damage may show at each step of it; what cannot be begun is left as
 /// it is, with its WAL, which closing it would write into it and take away. `ours` is set where its tables show that it is a spool of ours.
 fn begin(settings: &SpoolSettings, ours: &mut bool) -> Result<(Connection, Start), OpenError> {
@@ -271,104 +244,9 @@ fn trust_wal(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
     }
 }
 
-/// Reads where the spool stands and marks it as in use. That mark is synced under any durability: without it a machine that goes down
-/// would leave a spool that seems to have been stopped cleanly, and numbers that were told would be given again in the same epoch.
-fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
-    connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute_batch(INDEXES)?;
-    let clean: Option<i64> = meta(&transaction, "clean")?;
-    let before: Option<String> = meta(&transaction, "durability")?;
-    // Under `os` and `memory` a crash may have taken back numbers that were told: a new numbering begins.
-    let lost = clean == Some(0) && before.as_deref() != Some(Durability::Disk.as_str());
-    if new {
-        set_meta(&transaction, "format", FORMAT)?;
-        let salvaged = meta::<i64>(&transaction, "salvaged")?.is_some();
-        set_meta(&transaction, "ask_store", i64::from(!settings.embedded || salvaged))?;
-        set_meta(&transaction, "last_ms", 0)?;
-    }
-    if new || lost {
-        let epoch = format!("{:016x}", rand::random::<u64>());
-        transaction.execute("INSERT INTO epochs(epoch) VALUES (?1)", params![epoch])?;
-        set_meta(&transaction, "epoch", transaction.last_insert_rowid())?;
-    }
-    // What the store refused it may take now.
-    transaction.execute("UPDATE records SET stored = 0 WHERE stored = 2 AND stored <> 1", [])?;
-    set_meta(&transaction, "clean", 0)?;
-    set_meta(&transaction, DAMAGED, 0)?;
-    set_meta(&transaction, "durability", settings.durability.as_str())?;
-    set_meta(&transaction, BACKEND, backend(settings.embedded))?;
-    let mut epochs = HashMap::new();
-    let mut statement = transaction.prepare("SELECT n, epoch FROM epochs")?;
-    for row in statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
-        let (n, epoch) = row?;
-        epochs.insert(n, Epoch(epoch.into()));
-    }
-    drop(statement);
-    let n: i64 = meta(&transaction, "epoch")?.unwrap_or(0);
-    let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
-        transaction.query_row(HOW_FAR, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let mut last_seqs = LastSeqs::read(&transaction)?;
-    let (rooms_known, furthest) = last_seqs.how_far(&transaction)?;
-    last_seqs.add_parked(&transaction)?;
-    let start = Start {
-        epochs,
-        epoch: (n, epoch),
-        first: first.unwrap_or(1),
-        next_pos: last.map_or(1, |last| last + 1),
-        last_seqs,
-        last_ms: meta::<i64>(&transaction, "last_ms")?
-            .unwrap_or(0)
-            .max(newest.unwrap_or(0)),
-        begun: new || lost,
-        left: match clean {
-            None => Left::New,
-            Some(0) => Left::Uncleanly(before.unwrap_or_else(|| "unknown".into())),
-            Some(_) => Left::Cleanly,
-        },
-        rooms_known,
-        furthest,
-    };
-    transaction.commit()?;
-    connection.pragma_update(None, SYNCHRONOUS, settings.durability.synchronous())?;
-    Ok(start)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mark_that_a_spool_is_in_use_is_synced_under_any_durability() {
-        for durability in [Durability::Disk, Durability::Os, Durability::Memory] {
-            let dir = tempfile::tempdir().unwrap();
-            let settings = SpoolSettings {
-                path: dir.path().join("chat.db"),
-                durability,
-                max_bytes: None,
-                embedded: false,
-            };
-            let mut connection = open_connection(&settings).unwrap();
-            // What it is when the mark is written.
-            connection
-                .execute_batch(
-                    "CREATE TEMP TABLE seen(level);
-                     CREATE TEMP TRIGGER marked AFTER INSERT ON main.meta WHEN NEW.key = 'clean' AND NEW.value = 0
-                     BEGIN INSERT INTO seen SELECT synchronous FROM pragma_synchronous; END",
-                )
-                .unwrap();
-            start(&mut connection, &settings, true).unwrap();
-            let seen: i64 = connection
-                .query_row("SELECT level FROM temp.seen", [], |row| row.get(0))
-                .unwrap();
-            let after: i64 = connection
-                .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
-                .unwrap();
-            let wanted = if durability == Durability::Disk { 2 } else { 1 };
-            assert_eq!((seen, after), (2, wanted), "{durability:?}");
-        }
-    }
 
     #[test]
     fn after_an_unclean_stop_nothing_is_written_behind_what_the_wal_was_left_with_unless_somebody_reads_it() {

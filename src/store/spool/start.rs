@@ -1,0 +1,144 @@
+//! Where a spool stands when its use begins, and the mark that it has.
+
+use std::collections::HashMap;
+
+use chatting_actors::{
+    seams::Pos,
+    types::{Epoch, Seq},
+};
+use rusqlite::{Connection, TransactionBehavior, params};
+
+use super::{
+    BACKEND, DAMAGED, FORMAT, SpoolSettings, last_seqs::LastSeqs, meta, ours::backend, schema::INDEXES, set_meta,
+};
+use crate::store::{Durability, Left, SYNCHRONOUS};
+
+/// A value that is no number where one should be must not stop the start, or none would ever come to the reading of that row, which
+/// sets it aside (rule 4). The last seqs of rooms are asked for in the same way.
+const HOW_FAR: &str =
+    "SELECT MIN(pos), MAX(pos), MAX(CASE WHEN typeof(sent_at) = 'integer' THEN sent_at END) FROM spool";
+
+/// Where it stands.
+pub(super) struct Start {
+    /// All numberings that its rows are of, by what they are called there.
+    pub epochs: HashMap<i64, Epoch>,
+    /// The one that goes on or begins.
+    pub epoch: (i64, Epoch),
+    /// The first row; 1 where there are none.
+    pub first: Pos,
+    /// Where the next row goes.
+    pub next_pos: Pos,
+    /// What is known of rooms.
+    pub last_seqs: LastSeqs,
+    /// The newest time that is known, in milliseconds since 1970; 0 where there is none.
+    pub last_ms: i64,
+    /// An epoch has begun.
+    pub begun: bool,
+    /// How the run before left it.
+    pub left: Left,
+    /// How many rooms are known.
+    pub rooms_known: u64,
+    /// The highest of their last seqs.
+    pub furthest: Seq,
+}
+
+/// Reads where the spool stands and marks it as in use. That mark is synced under any durability: without it a machine that goes down
+/// would leave a spool that seems to have been stopped cleanly, and numbers that were told would be given again in the same epoch.
+pub(super) fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
+    connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(INDEXES)?;
+    let clean: Option<i64> = meta(&transaction, "clean")?;
+    let before: Option<String> = meta(&transaction, "durability")?;
+    // Under `os` and `memory` a crash may have taken back numbers that were told: a new numbering begins.
+    let lost = clean == Some(0) && before.as_deref() != Some(Durability::Disk.as_str());
+    if new {
+        set_meta(&transaction, "format", FORMAT)?;
+        let salvaged = meta::<i64>(&transaction, "salvaged")?.is_some();
+        set_meta(&transaction, "ask_store", i64::from(!settings.embedded || salvaged))?;
+        set_meta(&transaction, "last_ms", 0)?;
+    }
+    if new || lost {
+        let epoch = format!("{:016x}", rand::random::<u64>());
+        transaction.execute("INSERT INTO epochs(epoch) VALUES (?1)", params![epoch])?;
+        set_meta(&transaction, "epoch", transaction.last_insert_rowid())?;
+    }
+    // What the store refused it may take now.
+    transaction.execute("UPDATE records SET stored = 0 WHERE stored = 2 AND stored <> 1", [])?;
+    set_meta(&transaction, "clean", 0)?;
+    set_meta(&transaction, DAMAGED, 0)?;
+    set_meta(&transaction, "durability", settings.durability.as_str())?;
+    set_meta(&transaction, BACKEND, backend(settings.embedded))?;
+    let mut epochs = HashMap::new();
+    let mut statement = transaction.prepare("SELECT n, epoch FROM epochs")?;
+    for row in statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
+        let (n, epoch) = row?;
+        epochs.insert(n, Epoch(epoch.into()));
+    }
+    drop(statement);
+    let n: i64 = meta(&transaction, "epoch")?.unwrap_or(0);
+    let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
+        transaction.query_row(HOW_FAR, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let mut last_seqs = LastSeqs::read(&transaction)?;
+    let (rooms_known, furthest) = last_seqs.how_far(&transaction)?;
+    last_seqs.add_parked(&transaction)?;
+    let start = Start {
+        epochs,
+        epoch: (n, epoch),
+        first: first.unwrap_or(1),
+        next_pos: last.map_or(1, |last| last + 1),
+        last_seqs,
+        last_ms: meta::<i64>(&transaction, "last_ms")?
+            .unwrap_or(0)
+            .max(newest.unwrap_or(0)),
+        begun: new || lost,
+        left: match clean {
+            None => Left::New,
+            Some(0) => Left::Uncleanly(before.unwrap_or_else(|| "unknown".into())),
+            Some(_) => Left::Cleanly,
+        },
+        rooms_known,
+        furthest,
+    };
+    transaction.commit()?;
+    connection.pragma_update(None, SYNCHRONOUS, settings.durability.synchronous())?;
+    Ok(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::spool::schema::open_connection;
+
+    #[test]
+    fn the_mark_that_a_spool_is_in_use_is_synced_under_any_durability() {
+        for durability in [Durability::Disk, Durability::Os, Durability::Memory] {
+            let dir = tempfile::tempdir().unwrap();
+            let settings = SpoolSettings {
+                path: dir.path().join("chat.db"),
+                durability,
+                max_bytes: None,
+                embedded: false,
+            };
+            let mut connection = open_connection(&settings).unwrap();
+            // What it is when the mark is written.
+            connection
+                .execute_batch(
+                    "CREATE TEMP TABLE seen(level);
+                     CREATE TEMP TRIGGER marked AFTER INSERT ON main.meta WHEN NEW.key = 'clean' AND NEW.value = 0
+                     BEGIN INSERT INTO seen SELECT synchronous FROM pragma_synchronous; END",
+                )
+                .unwrap();
+            start(&mut connection, &settings, true).unwrap();
+            let seen: i64 = connection
+                .query_row("SELECT level FROM temp.seen", [], |row| row.get(0))
+                .unwrap();
+            let after: i64 = connection
+                .pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))
+                .unwrap();
+            let wanted = if durability == Durability::Disk { 2 } else { 1 };
+            assert_eq!((seen, after), (2, wanted), "{durability:?}");
+        }
+    }
+}
