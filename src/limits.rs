@@ -52,7 +52,7 @@ impl TooOften {
     }
 }
 
-/// Buckets of one kind. See the module's text.
+/// Buckets of one kind: [`Buckets::take`] lets a key through, or tells when it may come again.
 pub struct Buckets<K> {
     /// `None` lets everything through.
     rate: Option<Rate>,

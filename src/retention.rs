@@ -21,7 +21,8 @@ use crate::{
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// See the module's text.
+/// Sweeps every `log.retention_every_seconds` while [`Retention::keep_sweeping`] runs. What fails is logged and
+/// counted, and tried again by the next sweep.
 #[derive(Clone)]
 pub struct Retention {
     store: Arc<dyn Archive>,

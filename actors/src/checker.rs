@@ -166,7 +166,8 @@ impl CheckerHandle {
     }
 }
 
-/// See the module's text.
+/// The actor. Asked through [`CheckerHandle`], it answers the registry: for each question a verdict, or that there is
+/// none, within `room.timeout_ms` of its place among `room.max_lookups`.
 pub struct RoomChecker {
     config: CheckerConfig,
     handle: CheckerHandle,

@@ -21,7 +21,7 @@ const SHARDS: usize = 16;
 
 type Hash = [u8; 32];
 
-/// See the module's text.
+/// About `auth.cache_max` tokens at most, in shards by their hashes.
 pub struct Cache {
     shards: Vec<Mutex<LruCache<Hash, Good>>>,
 }

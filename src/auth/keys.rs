@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{cache::Cache, key::Key};
 
-/// See the module's text.
+/// Never changed: a reload or a fetch makes others.
 pub struct Keys {
     /// Those of the settings, the present one first.
     pub of_settings: Arc<Vec<Key>>,

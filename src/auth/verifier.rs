@@ -20,7 +20,7 @@ use super::{
     token::{Reader, TokenError, TokenRules},
 };
 
-/// See the module's text.
+/// Tells who has a token ([`Claims`]), or why it does not count ([`TokenError`]). One a process, shared by all workers.
 pub struct TokenVerifier {
     reader: Reader,
     cache_max: usize,

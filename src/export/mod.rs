@@ -166,7 +166,8 @@ pub struct Piece {
     pub events: u64,
 }
 
-/// See the module's text.
+/// One broadcast's file, in pieces: [`Export::next`] until there is none. Behind an error but [`HistoryError::Busy`]
+/// the file is not whole.
 pub struct Export {
     history: History,
     record: StoredBroadcast,

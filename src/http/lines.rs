@@ -69,7 +69,8 @@ pub struct Line {
     waits_until_ms: AtomicU64,
 }
 
-/// See the module's text; clones share the list.
+/// The open connections of a server ([`Lines::add`]); while [`Lines::keep`] runs, those that stay too long are shut.
+/// Clones share the list.
 #[derive(Clone)]
 pub struct Lines {
     patience: Patience,

@@ -33,7 +33,7 @@ mod linux {
 
     use super::Socket;
 
-    /// See the module's text.
+    /// A socket, without keeping it open: when that is closed, nothing is shut.
     pub struct Named {
         number: RawFd,
         cookie: u64,

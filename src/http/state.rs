@@ -66,7 +66,8 @@ pub struct Limits {
     pub staff_patience: Duration,
 }
 
-/// See the module's text. One a process, shared by all workers.
+/// Handles on the actors, what bounds how much and how often, and what the settings say of a request. One a process,
+/// shared by all workers.
 pub struct State {
     /// The registry.
     pub registry: RegistryHandle,

@@ -38,7 +38,7 @@ impl Clocks {
     }
 }
 
-/// See the module's text.
+/// What is known of the present, from one look at the clocks to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct Present {
     /// It was at least so late then.

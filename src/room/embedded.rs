@@ -88,7 +88,8 @@ struct Waiting {
     saved_for: bool,
 }
 
-/// See the module's text; clones share one state.
+/// Who is live, by [`EmbeddedRooms::start`] and [`EmbeddedRooms::stop`]; to the checker it is a room server
+/// ([`RoomApi`]) that answers at once. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct EmbeddedRooms {
     /// Held only to look and to put other rooms in their place.

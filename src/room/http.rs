@@ -34,7 +34,9 @@ pub struct HttpRoomSettings {
     pub max_reconnects: usize,
 }
 
-/// See the module's text. Not `Send`: it lives on the checker's arbiter.
+/// Asks the room server whether a presenter is live, and to make one connect again. An answer comes within
+/// `room.timeout_ms`; what is none is an error that says whether it is about the question or about the room server
+/// ([`RoomApiError`]). Not `Send`: it lives on the checker's arbiter.
 pub struct HttpRooms {
     client: Client,
     check_url: String,

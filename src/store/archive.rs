@@ -118,7 +118,8 @@ impl Listed {
     }
 }
 
-/// See the module's text. Errors: the store cannot be asked now.
+/// A store that can be read: what history, replay, moderation and exports ask of it. Times are in milliseconds since
+/// 1970, UTC. Errors: the store cannot be asked now.
 pub trait Archive: LogStore + Figures + Keeping {
     /// Whether it holds no numbered event at all.
     fn is_empty(&self) -> BoxFuture<'_, Result<bool, StoreError>>;

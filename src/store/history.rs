@@ -35,7 +35,8 @@ use super::Archive;
 /// How long who waits for its turn waits before it asks again.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
-/// See the module's text.
+/// Reads the spool at a path and a store for all who want to read a log. Clones share `log.readers`. Errors:
+/// [`HistoryError`].
 #[derive(Clone)]
 pub struct History {
     spool: Arc<PathBuf>,

@@ -77,7 +77,8 @@ pub fn first_id_of(at_ms: i64) -> Uuid {
     Uuid::from_u128(u128::from(at_ms.max(0).cast_unsigned()) << 80)
 }
 
-/// See the module's text. Errors: the store cannot be asked now; what was asked may have been done in part, and may be asked again.
+/// A store of which something can be removed, held or erased. Times are in milliseconds since 1970, UTC. Errors: the
+/// store cannot be asked now; what was asked may have been done in part, and may be asked again.
 pub trait Keeping: Send + Sync {
     /// The present by the store's own clock, in milliseconds since 1970, UTC; `None` where it has none but that of this machine.
     fn now_ms(&self) -> BoxFuture<'_, Result<Option<i64>, StoreError>>;

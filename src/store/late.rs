@@ -21,7 +21,8 @@ use uuid::Uuid;
 
 use super::Archive;
 
-/// See the module's text. It works on what is in the store: an act that comes later finds the messages there by itself.
+/// The messages of a batch, or of an import, for which acts are to be given again. It works on what is in the store: an
+/// act that comes later finds the messages there by itself.
 #[derive(Debug, Default)]
 pub struct LateMessages {
     /// The oldest of each room.

@@ -76,7 +76,8 @@ pub struct MongoSettings {
     pub connections: u32,
 }
 
-/// See the module's text. Clones share one client.
+/// The log in MongoDB. A MongoDB that is away, or whose names nobody knows yet, is an error of each call, which may be
+/// made again. Clones share one client.
 #[derive(Clone)]
 pub struct MongoStore {
     settings: MongoSettings,

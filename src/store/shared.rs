@@ -34,7 +34,7 @@ use super::{
     wal::{PATIENCE, keep_wal, pass},
 };
 
-/// See the module's text.
+/// As all who write have it.
 pub type SharedConnection = Arc<Shared>;
 
 /// How long they are waited for no more where that was in vain: those who come one after the other must not each pay for it, nor a stop
@@ -43,7 +43,8 @@ const IMPATIENCE: Duration = Duration::from_secs(1);
 
 type Open = Box<dyn Fn() -> rusqlite::Result<Connection> + Send + Sync>;
 
-/// See the module's text.
+/// The connection, open or not: `run` opens it where it is closed, gives it to who is next, and closes it behind an I/O
+/// error.
 pub struct Shared {
     /// The file, also while it is closed: those who only read have connections of their own.
     path: PathBuf,

@@ -84,7 +84,8 @@ pub struct SpoolSettings {
     pub embedded: bool,
 }
 
-/// See the module's text.
+/// An open spool, and what of it is known without reading. Its calls block; an error tells whether anything of what was
+/// asked may have been done ([`SpoolFault`]).
 pub struct SqliteSpool {
     connection: SharedConnection,
     /// How often the connection had been opened again when the rows were last looked through.

@@ -96,7 +96,9 @@ pub(super) fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// See the module's text.
+/// The log in the spool's own file: takes events ([`LogStore`]), is read ([`Archive`](super::Archive)) and lets go of
+/// what is old ([`Keeping`](super::keeping::Keeping)). Errors: the file cannot be read or written now. Clones share one
+/// connection.
 #[derive(Clone)]
 pub struct SqliteStore {
     connection: SharedConnection,

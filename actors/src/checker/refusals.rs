@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
 
-/// See the module's text.
+/// The row, as `chat_room_refusals` shows it.
 #[derive(Debug)]
 pub(super) struct Refusals {
     in_a_row: Gauge,

@@ -60,7 +60,7 @@ pub(super) enum Paged {
     Hole(Seq),
 }
 
-/// See the module's text.
+/// One session that reads one room.
 pub(super) struct Cursor {
     pub session: SessionId,
     pub subscriber: Arc<dyn Subscriber>,

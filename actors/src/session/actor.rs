@@ -43,7 +43,8 @@ use crate::{
     },
 };
 
-/// See the module's text.
+/// The actor of one socket, in either dialect, made of [`SessionParts`]. The registry knows of it from its start to its
+/// end.
 pub struct PresenterSession {
     parts: SessionParts,
     /// Names it in the server's log and in `welcome`.

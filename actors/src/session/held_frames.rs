@@ -10,7 +10,7 @@ use super::parts::SessionConfig;
 /// Bytes of an acknowledgement, with some to spare.
 const ACK_BYTES: usize = 64;
 
-/// See the module's text.
+/// In the order in which they came.
 pub(super) struct HeldFrames {
     /// The token's own frame is the first.
     frames: Vec<ByteString>,

@@ -15,7 +15,8 @@ use crate::{
 /// Characters of what is said to be wrong with a frame: it may quote the frame.
 const MAX_WHY: usize = 200;
 
-/// See the module's text.
+/// What one connection was granted so far. Each text that came becomes one [`Action`]; a bad one is the action that
+/// closes.
 #[derive(Debug, Default)]
 pub struct Machine {
     /// What the upgrade's token granted, before the first `hello`.

@@ -41,7 +41,8 @@ enum Step {
     Busy,
 }
 
-/// See the module's text.
+/// The actor. What the store does not take is tried again after `log.retry_min_ms`, twice as long each time, up to
+/// `log.retry_max_ms`; [`StoreState`](super::StoreState) tells why.
 pub struct LogWriter {
     pub(super) parts: WriterParts,
     pub(super) records: Records,

@@ -36,7 +36,8 @@ pub struct SourceSettings {
     pub timeout: Duration,
 }
 
-/// See the module's text. Not `Send`: it lives where it is made.
+/// Reads the set anew at each [`Source::fetch`]; what is wrong with it is told in words for the log. Not `Send`: it
+/// lives where it is made.
 pub struct Source {
     settings: SourceSettings,
     from: From,

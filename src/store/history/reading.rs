@@ -19,7 +19,8 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::HistoryError;
 use crate::store::{Archive, First};
 
-/// The spool and the store, for who reads them now. See the module's text.
+/// The spool and the store, for who reads them now. Each read has the turn until it has ended, whoever still waits for
+/// it.
 pub struct Reading {
     spool: Arc<PathBuf>,
     store: Arc<dyn Archive>,

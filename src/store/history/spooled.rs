@@ -11,7 +11,7 @@ use crate::store::{
     spool::records::{self, Which},
 };
 
-/// See the module's text.
+/// What was found by a [`Window`].
 #[derive(Debug, Default)]
 pub struct Spooled {
     /// In the order of seqs, or against it.

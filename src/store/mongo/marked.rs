@@ -20,7 +20,7 @@ const STRETCHES: usize = 64;
 /// A room's numbering, or one user's messages in it.
 pub(super) type Key = (PresenterIdx, Epoch, Option<UserIdx>);
 
-/// See the module's text.
+/// By room, numbering and user; the one that was unused for longest goes.
 #[derive(Debug)]
 pub(super) struct Marked(LruCache<Key, Known>);
 
