@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{SpoolThread, WriterHandle, spool_thread::SpoolThreadSettings};
+use super::{SpoolThread, WriterHandle};
 use crate::{
     mailbox::Mailbox,
     metrics::Metrics,
@@ -174,23 +174,7 @@ impl WriterParts {
 
     /// Starts the spool's thread. Events are answered from now on; the actor takes them to the store.
     pub fn start_spool(&self, spool: Box<dyn Spool>) -> std::io::Result<SpoolThread> {
-        let settings = SpoolThreadSettings {
-            commit_max: self.config.commit_max,
-            commit_interval: self.config.commit_interval,
-            commit_enough: self.config.commit_enough,
-            backlog_max: self.config.backlog_max,
-            probe_every: self.config.retry_min,
-            answer_first: self.config.answer_first,
-        };
-        SpoolThread::start(
-            spool,
-            settings,
-            self.handle.clone(),
-            self.registry.clone(),
-            (self.mailbox.clone(), self.later.clone()),
-            self.metrics.clone(),
-            self.spool_watch.clone(),
-        )
+        SpoolThread::start(spool, self)
     }
 
     /// A planned failure point, for tests of supervision: the actor panics when it reads this.

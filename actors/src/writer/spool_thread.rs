@@ -21,7 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Appended, DrainMsg, Later, SpoolCommand, SpoolFailure, Stored, WriterHandle, WriterPermit};
+use super::{
+    Appended, DrainMsg, Later, SpoolCommand, SpoolFailure, Stored, WriterConfig, WriterHandle, WriterParts,
+    WriterPermit,
+};
 use crate::{
     broadcast::Broadcast,
     mailbox::Mailbox,
@@ -32,23 +35,6 @@ use crate::{
     types::{Event, PresenterIdx},
 };
 use uuid::Uuid;
-
-/// What the thread is told of settings.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SpoolThreadSettings {
-    /// The most events a commit.
-    pub commit_max: usize,
-    /// How long after a commit began the next one may, unless there is enough for it.
-    pub commit_interval: Duration,
-    /// So many events are enough.
-    pub commit_enough: usize,
-    /// The most committed events in memory for the store.
-    pub backlog_max: usize,
-    /// How long a spool that failed is left alone before it is tried again.
-    pub probe_every: Duration,
-    /// Answer before the commit (`log.durability = "memory"`).
-    pub answer_first: bool,
-}
 
 /// How the thread left the spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,23 +54,15 @@ pub struct SpoolThread {
 
 impl SpoolThread {
     /// Starts the thread over an open spool.
-    pub(crate) fn start(
-        spool: Box<dyn Spool>,
-        settings: SpoolThreadSettings,
-        handle: WriterHandle,
-        registry: RegistryHandle,
-        (drain, later): (Mailbox<DrainMsg>, Later),
-        metrics: Metrics,
-        watch: Watch,
-    ) -> std::io::Result<Self> {
+    pub(super) fn start(spool: Box<dyn Spool>, parts: &WriterParts) -> std::io::Result<Self> {
         let run = Run {
             spool,
-            settings,
-            handle,
-            registry,
-            drain,
-            later,
-            metrics,
+            config: parts.config.clone(),
+            handle: parts.handle.clone(),
+            registry: parts.registry.clone(),
+            drain: parts.mailbox.clone(),
+            later: parts.later.clone(),
+            metrics: parts.metrics.clone(),
             fenced: 0,
             unwritten: Vec::new(),
             probed_at: Instant::now(),
@@ -107,7 +85,7 @@ impl SpoolThread {
             fails_before_telling: false,
             stopping: false,
             committed_at: None,
-            watch,
+            watch: parts.spool_watch.clone(),
         };
         let thread = thread::Builder::new().name("spool".into()).spawn(move || run.run())?;
         Ok(Self { thread })
@@ -154,7 +132,8 @@ enum Owed {
 
 struct Run {
     spool: Box<dyn Spool>,
-    settings: SpoolThreadSettings,
+    /// A spool that failed is left alone for `retry_min` before it is tried again.
+    config: WriterConfig,
     handle: WriterHandle,
     registry: RegistryHandle,
     drain: Mailbox<DrainMsg>,
@@ -237,12 +216,12 @@ impl Run {
         loop {
             if self.commands.is_empty() && self.pending.is_empty() {
                 // A spool that failed is tried again without waiting for a sender: refused senders may have gone elsewhere.
-                let probe = (!self.handle.writable()).then_some(self.settings.probe_every);
+                let probe = (!self.handle.writable()).then_some(self.config.retry_min);
                 // So are broadcasts that it did not keep: it may go on taking messages that name them.
                 let limit = probe.into_iter().chain(self.keeps_within()).min();
                 self.commands = self.handle.queue.take_all(limit).into();
                 self.gather();
-                if !self.handle.writable() && self.probed_at.elapsed() >= self.settings.probe_every {
+                if !self.handle.writable() && self.probed_at.elapsed() >= self.config.retry_min {
                     // By the clock, not by silence: questions go on coming while appends are refused.
                     self.try_again();
                 }
@@ -280,7 +259,7 @@ impl Run {
     /// Gives what comes meanwhile its time, so that it shares a commit with what has come: most of a commit's cost is its sync.
     fn gather(&mut self) {
         let since = self.committed_at.map(|at| at.elapsed());
-        let Some(left) = since.and_then(|since| self.settings.commit_interval.checked_sub(since)) else {
+        let Some(left) = since.and_then(|since| self.config.commit_interval.checked_sub(since)) else {
             return;
         };
         let mut have = 0;
@@ -290,7 +269,7 @@ impl Run {
                 _ => return,
             }
         }
-        if let Some(lacks) = self.settings.commit_enough.checked_sub(have).filter(|lacks| *lacks > 0) {
+        if let Some(lacks) = self.config.commit_enough.checked_sub(have).filter(|lacks| *lacks > 0) {
             self.commands.extend(self.handle.queue.gather(lacks, left));
         }
     }
@@ -369,14 +348,14 @@ impl Run {
 
     fn commit(&mut self) {
         while !self.pending.is_empty() {
-            self.committing = self.pending.take(self.settings.commit_max);
+            self.committing = self.pending.take(self.config.commit_max);
             let count = self.committing.events.len();
             if self.term <= self.fenced {
                 let Appended { permits, .. } = std::mem::take(&mut self.committing);
                 self.settle(permits, Committed::No);
                 continue;
             }
-            if self.settings.answer_first {
+            if self.config.answer_first {
                 let Appended { events, permits } = std::mem::take(&mut self.committing);
                 self.settle(permits, Committed::Yes);
                 self.write_sooner_or_later(events);
@@ -442,7 +421,7 @@ impl Run {
         let count = events.len();
         self.handle.head.store(first + count as Pos - 1, Ordering::Release);
         // While the drain is gone, too, no more of them are in memory than it would keep.
-        if self.later.announce(count) > self.settings.backlog_max {
+        if self.later.announce(count) > self.config.backlog_max {
             events.clear();
         }
         self.drain

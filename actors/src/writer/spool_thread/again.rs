@@ -97,7 +97,7 @@ impl Run {
     /// cost the other rooms.
     pub(super) fn failed_to_keep(&mut self) {
         self.metrics.commit_failures.inc();
-        if self.handle.writable() && self.probed_at.elapsed() >= self.settings.probe_every {
+        if self.handle.writable() && self.probed_at.elapsed() >= self.config.retry_min {
             self.try_again();
         }
     }
@@ -119,7 +119,7 @@ impl Run {
     fn tell_unknown(&mut self) -> Result<(), SpoolError> {
         while self.unsure {
             let head = self.handle.head.load(Ordering::Acquire);
-            let mut rows = self.spool.read(head, self.settings.commit_max)?;
+            let mut rows = self.spool.read(head, self.config.commit_max)?;
             match rows.pop() {
                 // The drain reads back what is before it.
                 Some((last, event)) => self.committed(last, vec![event]),

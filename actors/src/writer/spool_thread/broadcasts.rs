@@ -147,7 +147,7 @@ impl Run {
     /// How soon there is something to be tried again though nothing comes.
     pub(super) fn keeps_within(&self) -> Option<Duration> {
         match (self.unkept.is_empty(), self.unkeepable.is_empty()) {
-            (false, _) => Some(self.settings.probe_every.min(KEEP_AGAIN)),
+            (false, _) => Some(self.config.retry_min.min(KEEP_AGAIN)),
             (true, false) => Some(KEEP_AGAIN),
             (true, true) => None,
         }
@@ -158,7 +158,7 @@ impl Run {
         self.kept_in_vain.is_none_or(|(times, at)| {
             let pause = match times {
                 1 if behind_commit => Duration::ZERO,
-                1 => self.settings.probe_every.min(KEEP_AGAIN),
+                1 => self.config.retry_min.min(KEEP_AGAIN),
                 _ => KEEP_AGAIN,
             };
             at.elapsed() >= pause
