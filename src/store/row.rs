@@ -9,6 +9,8 @@ use chatting_actors::{
 use rusqlite::{Row, types::Type};
 use uuid::Uuid;
 
+use super::keeping::Trace;
+
 /// The columns of an event in the order that [`bind`] and [`read`] use, without the epoch, which each table keeps its own way.
 /// A macro, so that statements can be put together of it at compile time.
 macro_rules! columns {
@@ -86,5 +88,17 @@ pub fn read(row: &Row<'_>, from: usize, epoch: Epoch) -> rusqlite::Result<Event>
             text: MessageText::maybe_empty(text, usize::MAX).map_err(|_| bad(7, Type::Text, "message"))?,
             role: Role::parse(&role).ok_or_else(|| bad(8, Type::Text, "an unknown role"))?,
         },
+    })
+}
+
+/// Reads what names an event, from the columns `id, presenter_idx, epoch, seq, broadcast_id`, where the epoch is its name.
+pub fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
+    let bad = || rusqlite::Error::IntegralValueOutOfRange(1, -1);
+    Ok(Trace {
+        id: Uuid::from_bytes(row.get(0)?),
+        presenter: PresenterIdx::new(row.get(1)?).ok_or_else(bad)?,
+        epoch: Epoch(row.get::<_, String>(2)?.into()),
+        seq: Seq(row.get::<_, i64>(3)?.cast_unsigned()),
+        broadcast_id: row.get::<_, Option<[u8; 16]>>(4)?.map(Uuid::from_bytes),
     })
 }

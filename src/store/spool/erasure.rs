@@ -10,7 +10,7 @@ use std::{path::Path, time::Duration};
 
 use chatting_actors::{
     seams::{Pos, SpoolError},
-    types::{Epoch, PresenterIdx, Seq, UserIdx},
+    types::UserIdx,
 };
 use rusqlite::{Connection, Row, TransactionBehavior, params, types::Value};
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::SqliteSpool;
 use crate::store::{
     keeping::{Holds, Trace},
-    open_to_read, sqlite,
+    open_to_read, row, sqlite,
 };
 
 /// How long those who read the file are waited for when it is rewritten.
@@ -136,7 +136,7 @@ impl Traces {
         );
         let mut statement = connection.prepare_cached(&sql)?;
         let limit = i64::try_from(batch).unwrap_or(i64::MAX);
-        let read = |row: &Row<'_>| Ok((trace(row)?, row.get::<_, Value>(5)?));
+        let read = |row: &Row<'_>| Ok((row::trace(row)?, row.get::<_, Value>(5)?));
         let rows: Vec<(Trace, Value)> = statement
             .query_map(params![&*after, user.get(), limit], read)?
             .collect::<rusqlite::Result<_>>()?;
@@ -180,17 +180,6 @@ fn hidden_by(act: &Trace, stored: &[(Uuid, Trace)], spooled: &[(Uuid, Trace)]) -
     let mut held = stored.iter().chain(spooled);
     let covered = held.find(|(_, sent)| sent.presenter == act.presenter && sent.id < act.id);
     covered.map(|(broadcast, _)| *broadcast)
-}
-
-pub(super) fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
-    let bad = || rusqlite::Error::IntegralValueOutOfRange(1, -1);
-    Ok(Trace {
-        id: Uuid::from_bytes(row.get(0)?),
-        presenter: PresenterIdx::new(row.get(1)?).ok_or_else(bad)?,
-        epoch: Epoch(row.get::<_, String>(2)?.into()),
-        seq: Seq(row.get::<_, i64>(3)?.cast_unsigned()),
-        broadcast_id: row.get::<_, Option<[u8; 16]>>(4)?.map(Uuid::from_bytes),
-    })
 }
 
 impl SqliteSpool {

@@ -11,7 +11,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::{SqliteSpool, erasure::trace, freeing::COVERS};
+use super::{SqliteSpool, freeing::COVERS};
 use crate::store::{
     SharedConnection,
     keeping::{Expired, Holds, Trace, first_id_of},
@@ -126,7 +126,7 @@ fn expire(
         let found: Vec<_> = statement
             .query_map(asked, |row| {
                 let (id, act, counts): (_, bool, bool) = (row.get(0)?, row.get(5)?, row.get(6)?);
-                Ok((Uuid::from_bytes(id), act, counts, trace(row).ok()))
+                Ok((Uuid::from_bytes(id), act, counts, row::trace(row).ok()))
             })?
             .collect::<rusqlite::Result<_>>()?;
         let mut forget = transaction.prepare_cached(FORGET)?;

@@ -5,14 +5,17 @@ use std::collections::HashMap;
 use chatting_actors::{
     broadcast::Broadcast,
     seams::StoreError,
-    types::{Epoch, PresenterIdx, Seq, UserIdx},
+    types::{PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
-use rusqlite::{Connection, Row, TransactionBehavior, params};
+use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::{SqliteStore, about, count, last_seq};
-use crate::store::keeping::{Expired, Holds, Keeping, Trace, first_id_of};
+use crate::store::{
+    keeping::{Expired, Holds, Keeping, Trace, first_id_of},
+    row,
+};
 
 const OLD_EVENTS: &str = "
 SELECT id, presenter_idx, epoch, seq, broadcast_id FROM chatting_log WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3";
@@ -56,17 +59,6 @@ fn held(connection: &Connection) -> rusqlite::Result<Holds> {
     Ok(Holds::new(held))
 }
 
-fn trace(row: &Row<'_>) -> rusqlite::Result<Trace> {
-    let bad = || rusqlite::Error::IntegralValueOutOfRange(1, -1);
-    Ok(Trace {
-        id: Uuid::from_bytes(row.get(0)?),
-        presenter: PresenterIdx::new(row.get(1)?).ok_or_else(bad)?,
-        epoch: Epoch(row.get::<_, String>(2)?.into()),
-        seq: Seq(row.get::<_, i64>(3)?.cast_unsigned()),
-        broadcast_id: row.get::<_, Option<[u8; 16]>>(4)?.map(Uuid::from_bytes),
-    })
-}
-
 /// Where a step begins and ends among the ids.
 fn ids(before_ms: i64, after: Option<Uuid>) -> ([u8; 16], [u8; 16]) {
     let after = after.unwrap_or(Uuid::nil());
@@ -79,7 +71,7 @@ fn expire(connection: &mut Connection, before_ms: i64, after: Option<Uuid>, limi
     let (from, to) = ids(before_ms, after);
     let found: Vec<Trace> = transaction
         .prepare_cached(OLD_EVENTS)?
-        .query_map(params![&from[..], &to[..], count(limit)], trace)?
+        .query_map(params![&from[..], &to[..], count(limit)], row::trace)?
         .collect::<rusqlite::Result<_>>()?;
     let mut removed = 0;
     {
@@ -185,7 +177,7 @@ impl Keeping for SqliteStore {
     fn traces(&self, user: UserIdx, skip: usize, limit: usize) -> BoxFuture<'_, Result<Vec<Trace>, StoreError>> {
         self.look(move |connection| {
             let mut statement = connection.prepare(OF_USER)?;
-            let rows = statement.query_map(params![user.get(), count(limit), count(skip)], trace)?;
+            let rows = statement.query_map(params![user.get(), count(limit), count(skip)], row::trace)?;
             rows.collect()
         })
     }
@@ -213,7 +205,7 @@ impl Keeping for SqliteStore {
         self.look(move |connection| {
             let after = after.unwrap_or(Uuid::nil());
             let mut statement = connection.prepare(MENTIONS)?;
-            let rows = statement.query_map(params![user.get(), &after.as_bytes()[..], count(limit)], trace)?;
+            let rows = statement.query_map(params![user.get(), &after.as_bytes()[..], count(limit)], row::trace)?;
             rows.collect()
         })
     }
