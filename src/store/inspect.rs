@@ -20,7 +20,7 @@ use uuid::Uuid;
 use self::check::Check;
 use super::{
     lock, open_to_read, row,
-    spool::{FORMAT, OpenError, is_of, meta},
+    spool::{FORMAT, OpenError, epochs, is_of, meta},
 };
 
 /// A spool that is looked into.
@@ -178,12 +178,6 @@ fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
     let sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1";
     let found = connection.query_row(sql, [name], |_| Ok(())).optional()?;
     Ok(found.is_some())
-}
-
-fn epochs(connection: &Connection) -> rusqlite::Result<HashMap<i64, Epoch>> {
-    let mut statement = connection.prepare("SELECT n, epoch FROM epochs")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, Epoch(row.get::<_, String>(1)?.into()))))?;
-    rows.collect()
 }
 
 #[cfg(test)]

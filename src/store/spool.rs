@@ -34,6 +34,7 @@ pub(super) use self::{
     meta::{DAMAGED, meta, set_meta},
     ours::{BACKEND, is_of},
     schema::FORMAT,
+    start::epochs,
 };
 pub use self::{
     opening::OpenError,

@@ -69,13 +69,7 @@ pub(super) fn start(connection: &mut Connection, settings: &SpoolSettings, new: 
     set_meta(&transaction, DAMAGED, 0)?;
     set_meta(&transaction, "durability", settings.durability.as_str())?;
     set_meta(&transaction, BACKEND, backend(settings.embedded))?;
-    let mut epochs = HashMap::new();
-    let mut statement = transaction.prepare("SELECT n, epoch FROM epochs")?;
-    for row in statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
-        let (n, epoch) = row?;
-        epochs.insert(n, Epoch(epoch.into()));
-    }
-    drop(statement);
+    let epochs = epochs(&transaction)?;
     let n: i64 = meta(&transaction, "epoch")?.unwrap_or(0);
     let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
     let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
@@ -104,6 +98,13 @@ pub(super) fn start(connection: &mut Connection, settings: &SpoolSettings, new: 
     transaction.commit()?;
     connection.pragma_update(None, SYNCHRONOUS, settings.durability.synchronous())?;
     Ok(start)
+}
+
+/// The names of numberings, by what they are called in rows.
+pub(in crate::store) fn epochs(connection: &Connection) -> rusqlite::Result<HashMap<i64, Epoch>> {
+    let mut statement = connection.prepare("SELECT n, epoch FROM epochs")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, Epoch(row.get::<_, String>(1)?.into()))))?;
+    rows.collect()
 }
 
 #[cfg(test)]
