@@ -49,13 +49,6 @@ impl ApiError {
         self
     }
 
-    /// Says when to try again.
-    #[must_use]
-    pub fn with_retry_after(mut self, seconds: u32) -> Self {
-        self.retry_after_seconds = Some(seconds);
-        self
-    }
-
     /// Says how many may come at once, and in how many seconds the next one may.
     #[must_use]
     pub fn with_rate_limit(mut self, limit: u32, reset_seconds: u32) -> Self {
@@ -191,9 +184,9 @@ mod tests {
     fn retry_after_is_there_where_a_retry_may_help() {
         let overloaded = ApiError::new(Code::Overloaded);
         assert_eq!(header(&overloaded.response(Lang::English), "retry-after"), Some("1"));
-        let later = overloaded.with_retry_after(30);
+        let later = overloaded.with_rate_limit(5, 30);
         assert_eq!(header(&later.response(Lang::English), "retry-after"), Some("30"));
-        let named = ApiError::new(Code::IdempotencyInProgress).with_retry_after(2);
+        let named = ApiError::new(Code::IdempotencyInProgress).with_rate_limit(1, 2);
         assert_eq!(header(&named.response(Lang::English), "retry-after"), Some("2"));
     }
 
