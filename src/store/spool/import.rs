@@ -6,7 +6,7 @@ use chatting_actors::{
 };
 use rusqlite::{TransactionBehavior, params};
 
-use super::{SqliteSpool, keep_last_ms, meta, set_meta};
+use super::{SqliteSpool, keep_last_ms, last_seqs::KEEP, meta, set_meta};
 
 impl SqliteSpool {
     /// What the import that has begun and not ended is known by.
@@ -25,10 +25,7 @@ impl SqliteSpool {
         self.with(|_, connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             {
-                let mut room = transaction.prepare_cached(
-                    "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
-                     ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)",
-                )?;
+                let mut room = transaction.prepare_cached(KEEP)?;
                 for (presenter, last) in rooms {
                     room.execute(params![presenter.get(), last.0.cast_signed()])?;
                 }

@@ -10,6 +10,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{keep_last_ms, meta, set_meta, writing::Writing};
 
+/// Keeps one in `rooms`, if it is greater than what is there.
+pub(super) const KEEP: &str = "
+INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
+ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)";
+
 /// Where the row of a last seq is that has none here any more.
 const NO_ROW: Pos = Pos::MAX;
 
@@ -131,8 +136,7 @@ impl LastSeqs {
         if self.salvaged && self.ask_store {
             "UPDATE rooms SET last_seq = MAX(last_seq, ?2) WHERE presenter_idx = ?1"
         } else {
-            "INSERT INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)
-             ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_seq)"
+            KEEP
         }
     }
 

@@ -214,25 +214,22 @@ impl SqliteSpool {
 
     /// How many events the store may not have and are not parked either.
     pub fn count_left(&mut self) -> Result<u64, SpoolError> {
-        self.with(|_, connection| {
-            let count: i64 = connection.query_row("SELECT COUNT(*) FROM spool", [], |row| row.get(0))?;
-            Ok(count.cast_unsigned())
-        })
+        self.count("SELECT COUNT(*) FROM spool")
     }
 
     /// How many broadcasts the store does not have as they are, those that it refused included.
     pub fn count_unstored_broadcasts(&mut self) -> Result<u64, SpoolError> {
-        self.with(|_, connection| {
-            let sql = "SELECT COUNT(*) FROM records WHERE stored <> 1";
-            let count: i64 = connection.query_row(sql, [], |row| row.get(0))?;
-            Ok(count.cast_unsigned())
-        })
+        self.count("SELECT COUNT(*) FROM records WHERE stored <> 1")
     }
 
     /// How many events are parked.
     pub fn count_parked(&mut self) -> Result<u64, SpoolError> {
+        self.count("SELECT COUNT(*) FROM parked")
+    }
+
+    fn count(&mut self, sql: &str) -> Result<u64, SpoolError> {
         self.with(|_, connection| {
-            let count: i64 = connection.query_row("SELECT COUNT(*) FROM parked", [], |row| row.get(0))?;
+            let count: i64 = connection.query_row(sql, [], |row| row.get(0))?;
             Ok(count.cast_unsigned())
         })
     }
