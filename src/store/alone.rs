@@ -75,13 +75,13 @@ mod tests {
     use std::{sync::mpsc::sync_channel, thread, time::Instant};
 
     use super::*;
-    use crate::store::{Durability, open_file, open_to_read, wal::PATIENCE};
+    use crate::store::{open_file, open_to_read, wal::PATIENCE};
 
     #[test]
     fn who_comes_to_read_lets_who_wants_the_file_alone_go_first_but_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chat.db");
-        let writer = open_file(&path, Durability::Disk).unwrap();
+        let writer = open_file(&path).unwrap();
         writer.execute_batch("CREATE TABLE t(x)").unwrap();
         let wants = Wanted::now();
         let began = Instant::now();

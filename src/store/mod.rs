@@ -73,9 +73,9 @@ const SYNCHRONOUS: &str = "synchronous";
 
 /// Opens or creates a SQLite file of mode 0600 in WAL mode.
 #[cfg(test)]
-fn open_file(path: &Path, durability: Durability) -> rusqlite::Result<Connection> {
+fn open_file(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connect(path)?;
-    set_up(&connection, durability)?;
+    set_up(&connection, Durability::Disk)?;
     Ok(connection)
 }
 
@@ -209,7 +209,7 @@ mod tests {
     fn opening_a_file_again_takes_no_lock_from_who_has_it_open() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chat.db");
-        let first = open_file(&path, Durability::Disk).unwrap();
+        let first = open_file(&path).unwrap();
         first
             .execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
             .unwrap();
@@ -219,7 +219,7 @@ mod tests {
         drop(first);
         let locked = locks_of(&path);
         assert!(!locked.is_empty());
-        let again = open_file(&path, Durability::Disk).unwrap();
+        let again = open_file(&path).unwrap();
         assert_eq!(count(&again), Ok(1));
         assert!(locks_of(&path).is_superset(&locked));
     }

@@ -401,7 +401,7 @@ mod tests {
         for name in ["chat".as_bytes(), b"\xb9\xe6", b"what? 50%25 #1"] {
             let path = dir.path().join(OsStr::from_bytes(name)).join("chat.db");
             let of = path.clone();
-            let open = move || open_file(&of, Durability::Disk);
+            let open = move || open_file(&of);
             let shared = Shared::new(path, open().unwrap(), Durability::Disk, open).unwrap();
             // As an I/O error leaves it.
             shared.close(false);
@@ -415,7 +415,7 @@ mod tests {
     fn a_file_is_rewritten_beside_itself_and_not_in_memory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chat.db");
-        let mut connection = open_file(&path, Durability::Disk).unwrap();
+        let mut connection = open_file(&path).unwrap();
         // More than SQLite keeps of a file in memory.
         connection
             .execute_batch(

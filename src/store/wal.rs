@@ -95,7 +95,7 @@ pub(super) mod tests {
     use rusqlite::ErrorCode;
 
     use super::*;
-    use crate::store::{Durability, open_file, open_to_read};
+    use crate::store::{open_file, open_to_read};
 
     /// Longer than any test.
     pub(in crate::store) const USUAL: Duration = Duration::from_secs(600);
@@ -121,12 +121,12 @@ pub(super) mod tests {
     fn a_checkpoint_that_is_under_way_is_waited_for_as_a_reader_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("chat.db");
-        let writer = open_file(&path, Durability::Disk).unwrap();
+        let writer = open_file(&path).unwrap();
         writer.execute_batch("CREATE TABLE t(x)").unwrap();
         let reader = open_to_read(&path).unwrap();
         reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
         writer.execute_batch("INSERT INTO t VALUES (1)").unwrap();
-        let mut other = open_file(&path, Durability::Disk).unwrap();
+        let mut other = open_file(&path).unwrap();
         other.busy_handler(Some(goes_on)).unwrap();
         thread::scope(|scope| {
             scope.spawn(move || other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap());

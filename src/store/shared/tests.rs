@@ -17,7 +17,7 @@ fn busy_timeout(connection: &Connection) -> rusqlite::Result<i64> {
 fn of(path: &Path, pages: u32) -> SharedConnection {
     let of = path.to_owned();
     let open = move || {
-        let connection = open_file(&of, Durability::Disk)?;
+        let connection = open_file(&of)?;
         connection.busy_timeout(USUAL)?;
         connection.pragma_update(None, "wal_autocheckpoint", pages)?;
         Ok(connection)
@@ -210,5 +210,5 @@ fn behind_damage_a_failed_sync_is_not_made_good_so_nothing_is_written_any_more()
         shared.close(true);
     }
     assert_eq!(in_the_file(&path), 0, "the salvage has its WAL");
-    assert_eq!(count(&mut open_file(&path, Durability::Disk).unwrap()), Ok(3));
+    assert_eq!(count(&mut open_file(&path).unwrap()), Ok(3));
 }

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_connection_syncs_again_after_what_it_wrote_without_or_is_closed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut taken = Some(open_file(&dir.path().join("chat.db"), Durability::Disk).unwrap());
+        let mut taken = Some(open_file(&dir.path().join("chat.db")).unwrap());
         let full = level(taken.as_ref().unwrap());
         let within = unsynced(&mut taken, |connection| Ok(level(connection))).unwrap();
         assert_eq!((full, within), (2, 1));
@@ -198,7 +198,7 @@ mod tests {
 
     fn shared(path: &Path) -> SharedConnection {
         let of = path.to_owned();
-        let open = move || open_file(&of, Durability::Disk);
+        let open = move || open_file(&of);
         Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open).unwrap()
     }
 
