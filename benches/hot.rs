@@ -189,7 +189,7 @@ fn registry(c: &mut Criterion) {
                                 act: None,
                                 keyed: None,
                             };
-                            state.registry.submit_in_turn(submit).unwrap()
+                            state.registry.submit(submit).unwrap()
                         })
                         .collect();
                     for answer in answers {

@@ -255,7 +255,7 @@ pub(crate) fn parse(body: &[u8], max_chars: usize) -> Result<MessageText, ApiErr
 
 /// Hands a message to the registry and waits for what comes of it.
 pub(super) async fn outcome(submit: Submit, state: &State) -> Outcome {
-    match state.registry.submit_in_turn(submit) {
+    match state.registry.submit(submit) {
         Ok(answer) => {
             let outcome = answer.await.unwrap_or_else(|_| {
                 // The registry panicked with the message in hand, and counts nothing any more.

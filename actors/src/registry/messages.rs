@@ -237,24 +237,14 @@ impl RegistryHandle {
     }
 
     /// Hands in a message. The outcome comes when the log has it, or when it is refused; dropping the receiver
-    /// changes nothing. A closed channel means that the registry panicked: the outcome is unknown.
+    /// changes nothing. A closed channel means that the registry panicked: the outcome is unknown. For an arbiter or a
+    /// worker, which may have many in one turn: see [`Mailbox::push_in_turn`].
     pub fn submit(&self, submit: Submit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
-        let (pending, outcome) = self.admit(submit)?;
-        self.mailbox.push(RegistryMsg::Submit(pending));
-        Ok(outcome)
-    }
-
-    /// As [`RegistryHandle::submit`], for a worker that has many requests in one turn: see [`Mailbox::push_in_turn`].
-    pub fn submit_in_turn(&self, submit: Submit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
-        let (pending, outcome) = self.admit(submit)?;
-        self.mailbox.push_in_turn(RegistryMsg::Submit(pending));
-        Ok(outcome)
-    }
-
-    fn admit(&self, submit: Submit) -> Result<(Pending, oneshot::Receiver<Outcome>), Refusal> {
         let permit = self.permit()?;
         let (reply, outcome) = oneshot::channel();
-        Ok((Pending { submit, permit, reply }, outcome))
+        self.mailbox
+            .push_in_turn(RegistryMsg::Submit(Pending { submit, permit, reply }));
+        Ok(outcome)
     }
 
     fn permit(&self) -> Result<Permit, Refusal> {
