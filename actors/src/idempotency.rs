@@ -147,13 +147,8 @@ impl KeyTable {
     }
 
     /// How many keys it holds.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// A request brings this key at `now_ms` ([`steady_ms`](crate::clock::steady_ms)).

@@ -148,14 +148,4 @@ impl Ring {
             }
         }
     }
-
-    /// How many events are here.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether nothing is here.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! It moves frames in and out, beats, and never waits on anything remote. It runs only while its socket takes
 //! what is written (actix polls it from the response body), so whatever must work on a stalled peer is the registry's to
-//! do: see [`Flow`] and [`SessionHandle::shut`](crate::registry::Subscriber::shut). What frames mean is its dialect's to
+//! do: see [`Flow`] and [`Subscriber::shut`](crate::registry::Subscriber::shut). What frames mean is its dialect's to
 //! say ([`legacy`](super::legacy), [`v1`](super::v1)), which knows no socket.
 //!
 //! When full: the registry sends no more than the session's credit, so the actor's mailbox never binds. A client that sends

@@ -24,7 +24,7 @@ pub(super) enum Told {
 
 /// A session, as its room knows it ([`Subscriber`]): tells it without waiting, and shuts the socket of one that takes
 /// nothing any more. A mailbox rather than the actor's address: all that came since is one turn and one write.
-pub struct SessionHandle {
+pub(super) struct SessionHandle {
     pub(super) mailbox: Mailbox<Told>,
     /// `actors.session.mailbox`
     pub(super) most: usize,

@@ -17,7 +17,6 @@ pub use self::{
     actor::PresenterSession,
     close::Close,
     flow::Flow,
-    handle::SessionHandle,
     parts::{Dialect, Inbound, SessionConfig, SessionParts, Violation},
     progress::Progress,
 };
