@@ -8,14 +8,9 @@ mod status;
 
 pub use self::status::{Logged, Parked, ParkedEvent, Reason, Records, RoomRows, Status, Waiting};
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use chatting_actors::types::Epoch;
 use rusqlite::{Connection, OptionalExtension};
-use uuid::Uuid;
 
 use self::check::Check;
 use super::{

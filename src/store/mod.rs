@@ -19,7 +19,7 @@ pub mod sqlite;
 mod turns;
 mod wal;
 
-pub(crate) use self::late::LateMessages;
+pub use self::late::LateMessages;
 pub use self::{
     archive::{Archive, Deleted, First, Listed, Logged, Scan, StoredBroadcast},
     found::{FoundSpool, FoundStore, Left, Newest},

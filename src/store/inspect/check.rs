@@ -9,8 +9,11 @@ use chatting_actors::{
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::{Verified, epochs, has_table};
-use crate::store::{row, spool::meta};
+use super::{Verified, has_table};
+use crate::store::{
+    row,
+    spool::{epochs, meta},
+};
 
 pub(super) struct Check<'a> {
     pub connection: &'a Connection,

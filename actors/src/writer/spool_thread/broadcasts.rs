@@ -4,15 +4,18 @@
 //! all rooms and for good: so where it failed again, and the spool takes other things, it is halved until those that
 //! fail are alone. These are tried on by themselves, and what comes next is kept without them.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
-use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 use super::{KEEP_AGAIN, Run};
 use crate::{
     broadcast::{Broadcast, TAKEN_UP},
     registry::RegistryMsg,
-    seams::{LastSeq, SpoolError},
+    seams::{LastSeq, SpoolError, SpoolFault},
     types::PresenterIdx,
     writer::DrainMsg,
 };
