@@ -4,11 +4,11 @@
 //! in a closed loop, or at a rate (open loop: latency counts from the time a message was due, so that a server that stalls is
 //! not spared the messages that would have come meanwhile). Every presenter's WebSocket counts what it gets.
 
+mod ledger;
 mod presenter;
 mod report;
 mod seen;
 mod sender;
-mod unaccepted;
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,7 +28,10 @@ use tokio::{
 };
 
 pub use self::report::Report;
-use self::{seen::Seen, unaccepted::Unaccepted};
+use self::{
+    ledger::{Answer, Came, Ledger},
+    seen::Seen,
+};
 
 /// What presenters speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -132,9 +135,15 @@ pub(crate) struct Counts {
     pub of_others: u64,
     pub out_of_order: u64,
     pub doubled: u64,
+    /// Of those that were accepted, how many came.
+    pub came: u64,
+    /// Of those that were not, or of which nobody knows.
+    pub came_unaccepted: u64,
+    /// Came so late that nothing is known of them any more.
+    pub forgotten: u64,
     /// What the presenter of each room has seen.
     seen: Vec<Seen>,
-    unaccepted: Unaccepted,
+    ledger: Ledger,
     pub sender_us: Histogram<u64>,
     pub delivery_us: Histogram<u64>,
 }
@@ -217,7 +226,7 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
     for sender in senders {
         sender.abort();
     }
-    counts.borrow_mut().unanswered();
+    counts.borrow_mut().unanswered(plan.senders);
     wait_for_the_last(&counts, interrupts).await;
     for sender in burden {
         sender.abort();
@@ -226,7 +235,7 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
     if let Some(progress) = progress {
         progress.abort();
     }
-    let report = Report::new(&plan, &mut counts.borrow_mut(), sending, interrupted, trouble);
+    let report = Report::new(&plan, &counts.borrow(), sending, interrupted, trouble);
     match &report.trouble {
         Some(error) if report.accepted == 0 => Err(error.clone()),
         _ => Ok((report, presenters)),
@@ -243,7 +252,7 @@ async fn connect(plan: &Plan, counts: &Shared) -> Result<(Connected, Vec<present
     let mut presenters = Vec::new();
     for (room, token) in (plan.first_room..).zip(&plan.presenter_tokens) {
         let socket = connect(room, token, None).await?;
-        counts.borrow_mut().seen.push(Seen::new(plan.rooms, plan.senders));
+        counts.borrow_mut().seen.push(Seen::default());
         let counted = presenter::count(socket, plan.speaks, presenters.len(), Rc::clone(counts));
         presenters.push(actix_web::rt::spawn(counted));
     }
@@ -348,11 +357,8 @@ async fn all_delivered(counts: &Shared) {
     let (mut last, mut since) = (0, Instant::now());
     loop {
         let (all, delivered) = {
-            let mut counts = counts.borrow_mut();
-            let delivered = counts.delivered - counts.doubled;
-            // The closer look, which may take its time, only where there may be nothing left.
-            let enough = delivered >= counts.accepted;
-            (enough && counts.came_of_accepted() >= counts.accepted, delivered)
+            let counts = counts.borrow();
+            (counts.came >= counts.accepted, counts.delivered)
         };
         if all || since.elapsed() > Duration::from_secs(2) {
             return;
@@ -381,17 +387,70 @@ impl Counts {
             of_others: 0,
             out_of_order: 0,
             doubled: 0,
+            came: 0,
+            came_unaccepted: 0,
+            forgotten: 0,
             seen: Vec::new(),
-            unaccepted: Unaccepted::new(plan.rooms, plan.senders),
+            ledger: Ledger::new(plan.senders),
             sender_us: histogram()?,
             delivery_us: histogram()?,
         })))
     }
 
+    /// A connection sends the message of its next turn.
+    fn sends(&mut self, sender: u64) {
+        self.sent += 1;
+        self.ledger.sends(sender);
+    }
+
+    /// The message of a connection's turn was answered, or will not be.
+    fn answered(&mut self, sender: u64, turn: u64, answer: Answer) {
+        if self.ledger.answered(sender, turn, answer) {
+            self.came_as(answer);
+        }
+    }
+
+    /// A message with this run's stamp, which says when it was due, came to the `nth` presenter.
+    fn came(&mut self, nth: usize, [sender, turn, due]: [u64; 3]) {
+        if !self.ledger.has(sender, turn) {
+            self.of_others += 1;
+            return;
+        }
+        self.delivered += 1;
+        let in_order = self.seen.get_mut(nth).is_none_or(|seen| seen.in_turn(sender, turn));
+        match self.ledger.came(sender, turn) {
+            Came::First(answer) => {
+                self.out_of_order += u64::from(!in_order);
+                self.came_as(answer);
+            }
+            Came::Again => self.doubled += 1,
+            Came::Forgotten => {
+                self.out_of_order += 1;
+                self.forgotten += 1;
+            }
+        }
+        let took = self.us().saturating_sub(due).min(MAX_US);
+        self.delivery_us.saturating_record(took);
+    }
+
+    /// A message that is answered like this is there.
+    fn came_as(&mut self, answer: Answer) {
+        match answer {
+            // It is counted when it is answered.
+            Answer::Waited => {}
+            Answer::Accepted => self.came += 1,
+            Answer::Refused | Answer::Unknown => self.came_unaccepted += 1,
+        }
+    }
+
     /// What was sent and has no answer yet gets none.
-    fn unanswered(&mut self) {
+    fn unanswered(&mut self, senders: u64) {
         self.failed = self.sent - self.accepted - self.refused;
-        self.unaccepted.unanswered();
+        for sender in 0..senders {
+            if let Some(turn) = self.ledger.waits(sender) {
+                self.answered(sender, turn, Answer::Unknown);
+            }
+        }
     }
 
     /// How many messages of the plan's rate were due within that time and were not sent; none in a closed loop.
@@ -402,12 +461,6 @@ impl Counts {
         let due = (within.as_micros() * u128::from(rate)).div_ceil(1_000_000);
         let due = u64::try_from(due).unwrap_or(u64::MAX);
         due.min(plan.messages.unwrap_or(u64::MAX)).saturating_sub(self.sent)
-    }
-
-    /// How many of those that were accepted were delivered.
-    fn came_of_accepted(&mut self) -> u64 {
-        let not_accepted = self.unaccepted.came(&self.seen, self.delivered);
-        self.delivered - self.doubled - not_accepted
     }
 
     fn us(&self) -> u64 {

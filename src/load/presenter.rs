@@ -9,7 +9,7 @@ use tokio::{
 
 use chatting_actors::wire::v1::SUBPROTOCOL;
 
-use super::{MAX_US, Shared, Speaks, seen::Came};
+use super::{Shared, Speaks};
 
 /// Connects, starts the session, and waits until it has begun: for the `pong` behind a legacy `start`, for v1's `welcome`.
 pub(super) async fn connect(
@@ -117,14 +117,7 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, nth: usize, counts
                 counts.of_others += u64::from(is_chat(payload, speaks));
                 continue;
             };
-            counts.delivered += 1;
-            match counts.seen.get_mut(nth).map(|seen| seen.take(sender, turn)) {
-                Some(Came::InOrder) | None => {}
-                Some(Came::Late) => counts.out_of_order += 1,
-                Some(Came::Twice) => counts.doubled += 1,
-            }
-            let took = counts.us().saturating_sub(due).min(MAX_US);
-            counts.delivery_us.saturating_record(took);
+            counts.came(nth, [sender, turn, due]);
         }
         if let Some(payload) = ping {
             let _ = socket.send(0xa, &payload).await;

@@ -62,7 +62,8 @@ pub struct Report {
     pub of_others: u64,
     /// Seen by presenters although they were not accepted: the answer was lost, or was another one.
     pub delivered_unaccepted: u64,
-    /// Not accepted, and too many to know of them whether they were seen; each that was may hide one that was lost.
+    /// Seen so late, behind so many of the same connection, that it is not known any more whether they were accepted or
+    /// seen before: each may be one of those that are called lost.
     pub unfollowed: u64,
     /// Accepted and not seen.
     pub lost: u64,
@@ -87,7 +88,7 @@ pub struct Report {
 impl Report {
     pub(super) fn new(
         plan: &Plan,
-        counts: &mut Counts,
+        counts: &Counts,
         sending: Duration,
         interrupted: bool,
         trouble: Option<String>,
@@ -100,7 +101,6 @@ impl Report {
             sending
         };
         let seconds = sending.as_secs_f64();
-        let came = counts.came_of_accepted();
         Self {
             rooms: plan.rooms,
             senders: plan.senders,
@@ -120,9 +120,9 @@ impl Report {
             },
             delivered: counts.delivered,
             of_others: counts.of_others,
-            delivered_unaccepted: counts.delivered - counts.doubled - came,
-            unfollowed: counts.unaccepted.unfollowed(),
-            lost: counts.accepted.saturating_sub(came),
+            delivered_unaccepted: counts.came_unaccepted,
+            unfollowed: counts.forgotten,
+            lost: counts.accepted.saturating_sub(counts.came),
             doubled: counts.doubled,
             out_of_order: counts.out_of_order,
             accepted_per_second: counts.accepted as f64 / seconds,
@@ -173,7 +173,7 @@ impl Report {
         }
         if self.unfollowed > 0 {
             notes += &format!(
-                "{} more that were not accepted may have come, and hide as many that were lost\n",
+                "{} came so late that it is not known what they are; each may be one of those that are called lost\n",
                 self.unfollowed
             );
         }

@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{MAX_US, Plan, Shared, Stop};
+use super::{MAX_US, Plan, Shared, Stop, ledger::Answer};
 
 /// Sends until the time is over. Each message says of which run and which sender's how many-eth it is, and when it was due.
 pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>) -> Result<(), String> {
@@ -42,8 +42,7 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
         let token = plan.sender_tokens.get(user).map_or("", String::as_str);
         let stamp = {
             let mut counts = counts.borrow_mut();
-            counts.sent += 1;
-            counts.unaccepted.sent(n, turn);
+            counts.sends(n);
             [counts.run, n, turn, due]
         };
         compose(&mut request, &plan, room, token, stamp);
@@ -53,7 +52,7 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
                 {
                     let mut counts = counts.borrow_mut();
                     counts.failed += 1;
-                    counts.unaccepted.not_accepted(n);
+                    counts.answered(n, turn, Answer::Unknown);
                 }
                 log::debug!("load: {error}");
                 stream = connect(&plan).await?;
@@ -67,13 +66,16 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
             let took = counts.us().saturating_sub(due).min(MAX_US);
             if status == 201 {
                 counts.accepted += 1;
-                counts.unaccepted.accepted(n);
+                counts.answered(n, turn, Answer::Accepted);
                 counts.sender_us.saturating_record(took);
             } else {
                 counts.refused += 1;
-                counts.unaccepted.not_accepted(n);
-                let code = code(&answer[answered.body]).unwrap_or_default();
-                *counts.reasons.entry(format!("{status} {code}")).or_default() += 1;
+                let code = code(&answer[answered.body]);
+                counts.answered(n, turn, of_refusal(status, code.is_some()));
+                *counts
+                    .reasons
+                    .entry(format!("{status} {}", code.unwrap_or_default()))
+                    .or_default() += 1;
             }
         }
         if answered.closes {
@@ -81,6 +83,17 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
         }
     }
     Ok(())
+}
+
+/// What is known of a message that was answered with another status than 201; `coded`: with a code of this server's.
+/// What has none is of a gateway, which may not know what became of it (docs/SENDING.md, "Refusals").
+fn of_refusal(status: u16, coded: bool) -> Answer {
+    match status {
+        400..=499 => Answer::Refused,
+        502 | 504 => Answer::Unknown,
+        500..=599 if coded => Answer::Refused,
+        _ => Answer::Unknown,
+    }
 }
 
 async fn connect(plan: &Plan) -> Result<TcpStream, String> {
@@ -267,6 +280,17 @@ mod tests {
         assert_eq!(burden.messages, None);
         assert_eq!((burden.first_room, burden.rooms), (13, 3));
         assert_eq!((burden.rate, burden.text_bytes), (Some(5), 100));
+    }
+
+    #[test]
+    fn a_refusal_leaves_open_what_became_of_a_message_only_where_it_says_so() {
+        for status in [400, 401, 408, 409, 422, 429] {
+            assert_eq!(of_refusal(status, false), Answer::Refused);
+        }
+        for (status, coded) in [(504, true), (502, true), (503, false), (500, false), (202, false)] {
+            assert_eq!(of_refusal(status, coded), Answer::Unknown);
+        }
+        assert_eq!([500, 503].map(|status| of_refusal(status, true)), [Answer::Refused; 2]);
     }
 
     #[test]
