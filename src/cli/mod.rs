@@ -109,8 +109,9 @@ enum Command {
     Token(token::TokenArgs),
     /// Send chat at a server and say what it held: accepted, lost, latencies.
     ///
-    /// Uses the key of the settings, or of --key-file, to mint the tokens that it needs. Ctrl-C ends the sending; the report is of
-    /// what was sent. Exit code 1 when a message was lost, doubled or out of order, none was accepted, or the server went away.
+    /// Uses the key of the settings, or of --key-file, to mint the tokens that it needs. Ctrl-C ends the sending; the
+    /// report is of what was sent. Exit code 1 when a message was lost, doubled, out of order or given to another room,
+    /// none was accepted, or the server went away.
     Load(load::LoadArgs),
     /// Watch a room as its presenter: print every frame of the WebSocket, one a line.
     ///

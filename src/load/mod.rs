@@ -122,6 +122,8 @@ pub(crate) struct Counts {
     pub cpu_before_us: f64,
     /// What this run's messages begin with, so that what another one left behind in the rooms is not taken for them.
     pub run: u64,
+    rooms: u64,
+    senders: u64,
     pub sent: u64,
     pub accepted: u64,
     pub refused: u64,
@@ -135,6 +137,8 @@ pub(crate) struct Counts {
     pub of_others: u64,
     pub out_of_order: u64,
     pub doubled: u64,
+    /// Came to the presenter of another room.
+    pub misrouted: u64,
     /// Of those that were accepted, how many came.
     pub came: u64,
     /// Of those that were not, or of which nobody knows.
@@ -377,6 +381,8 @@ impl Counts {
             began: Instant::now(),
             cpu_before_us: 0.0,
             run: system_ms().unsigned_abs() % RUNS,
+            rooms: plan.rooms.max(1),
+            senders: plan.senders,
             sent: 0,
             accepted: 0,
             refused: 0,
@@ -387,6 +393,7 @@ impl Counts {
             of_others: 0,
             out_of_order: 0,
             doubled: 0,
+            misrouted: 0,
             came: 0,
             came_unaccepted: 0,
             forgotten: 0,
@@ -410,14 +417,25 @@ impl Counts {
         }
     }
 
-    /// A message with this run's stamp, which says when it was due, came to the `nth` presenter.
-    fn came(&mut self, nth: usize, [sender, turn, due]: [u64; 3]) {
+    /// Which of the rooms the message of a connection's turn is for: all in turn.
+    fn room_of(&self, sender: u64, turn: u64) -> u64 {
+        (turn * self.senders + sender) % self.rooms
+    }
+
+    /// A message with this run's stamp, which says when it was due, came to the `nth` presenter. `follows`: as far as
+    /// its seq tells, if it has one.
+    fn came(&mut self, nth: usize, follows: bool, [sender, turn, due]: [u64; 3]) {
         if !self.ledger.has(sender, turn) {
             self.of_others += 1;
             return;
         }
+        if self.room_of(sender, turn) != nth as u64 {
+            self.misrouted += 1;
+            return;
+        }
         self.delivered += 1;
-        let in_order = self.seen.get_mut(nth).is_none_or(|seen| seen.in_turn(sender, turn));
+        // Each message of a connection is sent after the answer to the one before it.
+        let in_order = self.seen.get_mut(nth).is_none_or(|seen| seen.in_turn(sender, turn)) && follows;
         match self.ledger.came(sender, turn) {
             Came::First(answer) => {
                 self.out_of_order += u64::from(!in_order);

@@ -109,15 +109,16 @@ pub(super) async fn count(mut socket: Socket, speaks: Speaks, nth: usize, counts
             if opcode != TEXT || payload == PONG {
                 continue;
             }
-            if speaks == Speaks::V1 {
-                newest = seq(payload).or(newest);
-            }
+            let seq = if speaks == Speaks::V1 { seq(payload) } else { None };
+            newest = seq.or(newest);
             let mut counts = counts.borrow_mut();
+            // What others sent has a place in the room's order, too.
+            let follows = seq.is_none_or(|seq| counts.seen.get_mut(nth).is_none_or(|seen| seen.follows(seq)));
             let Some([_, sender, turn, due]) = stamp(payload, speaks).filter(|[run, ..]| *run == counts.run) else {
                 counts.of_others += u64::from(is_chat(payload, speaks));
                 continue;
             };
-            counts.came(nth, [sender, turn, due]);
+            counts.came(nth, follows, [sender, turn, due]);
         }
         if let Some(payload) = ping {
             let _ = socket.send(0xa, &payload).await;

@@ -69,8 +69,10 @@ pub struct Report {
     pub lost: u64,
     /// Seen again.
     pub doubled: u64,
-    /// Seen after one that the same connection sent later.
+    /// Seen after one that the same connection sent later, or, in v1, with a seq that is not above all before it.
     pub out_of_order: u64,
+    /// Seen by the presenter of another room.
+    pub misrouted: u64,
     /// Accepted a second.
     pub accepted_per_second: f64,
     /// From due to answered.
@@ -125,6 +127,7 @@ impl Report {
             lost: counts.accepted.saturating_sub(counts.came),
             doubled: counts.doubled,
             out_of_order: counts.out_of_order,
+            misrouted: counts.misrouted,
             accepted_per_second: counts.accepted as f64 / seconds,
             sender: Latency::of(&counts.sender_us),
             delivery: Latency::of(&counts.delivery_us),
@@ -140,8 +143,19 @@ impl Report {
         if let Some(trouble) = &self.trouble {
             return Some(trouble.clone());
         }
-        if self.lost + self.doubled + self.out_of_order > 0 {
-            return Some("messages were lost, doubled or out of order".into());
+        let wrong = [
+            ("lost", self.lost),
+            ("doubled", self.doubled),
+            ("out of order", self.out_of_order),
+            ("sent to another room's presenter", self.misrouted),
+        ];
+        let wrong: Vec<_> = wrong
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(what, count)| format!("{what} ({count})"))
+            .collect();
+        if !wrong.is_empty() {
+            return Some(format!("messages were {}", wrong.join(", ")));
         }
         (self.accepted == 0 && self.sent > 0 && !absent).then(|| "no message was accepted".into())
     }
@@ -164,6 +178,9 @@ impl Report {
         if !self.reasons.is_empty() {
             let reasons = self.reasons.iter().map(|(reason, count)| format!("{count} × {reason}"));
             notes += &format!("refused: {}\n", reasons.collect::<Vec<_>>().join(", "));
+        }
+        if self.misrouted > 0 {
+            notes += &format!("{} came to the presenter of another room\n", self.misrouted);
         }
         if self.of_others > 0 {
             notes += &format!("{} more came that this run did not send\n", self.of_others);

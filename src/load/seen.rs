@@ -7,6 +7,8 @@ use std::collections::HashMap;
 pub(super) struct Seen {
     /// The latest turn of each connection.
     turns: HashMap<u64, u64>,
+    /// The highest seq.
+    seq: u64,
 }
 
 impl Seen {
@@ -16,6 +18,13 @@ impl Seen {
         let in_turn = turn >= *latest;
         *latest = turn.max(*latest);
         in_turn
+    }
+
+    /// An event with this seq came: whether it is above all that came before it.
+    pub fn follows(&mut self, seq: u64) -> bool {
+        let follows = seq > self.seq;
+        self.seq = seq.max(self.seq);
+        follows
     }
 }
 
@@ -29,5 +38,9 @@ mod tests {
         let came = [5, 11, 8, 8, 11, 14, 2].map(|turn| seen.in_turn(0, turn));
         assert_eq!(came, [true, true, false, false, true, true, false]);
         assert!(seen.in_turn(1, 8), "each connection has an order of its own");
+        assert_eq!(
+            [3, 5, 4, 5, 6].map(|seq| seen.follows(seq)),
+            [true, true, false, false, true]
+        );
     }
 }

@@ -36,7 +36,7 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
             return Ok(());
         }
         // Over all rooms and all users in turn, whatever the rate.
-        let room = plan.first_room + number % plan.rooms.max(1);
+        let room = plan.first_room + counts.borrow().room_of(n, turn);
         let users = plan.sender_tokens.len().max(1);
         let user = usize::try_from(number).unwrap_or(0) % users;
         let token = plan.sender_tokens.get(user).map_or("", String::as_str);

@@ -3,6 +3,10 @@
 use std::{process::ExitStatus, sync::Arc};
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
     load::serve,
@@ -14,11 +18,14 @@ use crate::{
     },
 };
 
-/// `load` on this server's room 12, under way.
+/// `load` on this server's rooms from 12 on, under way; one, where the arguments do not say how many.
 fn load(dir: &Arc<ScratchDir>, addr: impl ToString, args: &[&str]) -> Process {
     let addr = addr.to_string();
-    let all = ["load", "--addr", &addr, "--rooms", "1", "--first-room", "12", "--json"];
-    let all: Vec<_> = all.iter().chain(args).copied().collect();
+    let mut all = vec!["load", "--addr", &addr, "--first-room", "12", "--json"];
+    if !args.contains(&"--rooms") {
+        all.extend(["--rooms", "1"]);
+    }
+    all.extend(args);
     Process::start(dir, command(dir, &all).env("CHAT__AUTH__HS256_SECRET", KEY))
 }
 
@@ -172,51 +179,105 @@ async fn a_rate_of_few_messages_takes_no_longer_than_it_was_given() {
     assert!(report["seconds"].as_f64().unwrap() < 16.0, "{output}");
 }
 
-/// A server of its own making: it delivers the first message and closes instead of an answer, and answers 201 to the second and drops it.
-async fn deliver_one_and_accept_the_other(listener: tokio::net::TcpListener) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut presenter = None;
-    let mut sent = 0;
-    // Sockets that are waited for, so that they stay open.
-    let mut kept = Vec::new();
+/// What a server of the tests' own making does with one message.
+struct Does {
+    /// Text frames, each to the presenter that connected as the so many-eth.
+    delivers: Vec<(usize, String)>,
+    /// `None`: the connection ends without an answer.
+    answers: Option<String>,
+}
+
+/// An answer behind which the connection ends.
+fn answer(status: &str, body: &str) -> Option<String> {
+    Some(format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ))
+}
+
+/// A v1 frame of the message that was posted with this body.
+fn chat(seq: u64, body: &str) -> String {
+    format!(r#"{{"type":"chat","seq":{seq},{}"#, &body[1..])
+}
+
+/// A short or medium text frame of a server.
+fn text_frame(text: &str) -> Vec<u8> {
+    let mut frame = vec![0x81, 126];
+    frame.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
+    frame.extend(text.as_bytes());
+    frame
+}
+
+/// A request as far as it has come; all of it where it has a body in JSON.
+async fn request(stream: &mut TcpStream) -> String {
+    let (mut request, mut bytes) = (String::new(), [0; 4096]);
     loop {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let (mut request, mut bytes) = (String::new(), [0; 4096]);
-        loop {
-            let read = stream.read(&mut bytes).await.unwrap();
-            request += std::str::from_utf8(&bytes[..read]).unwrap();
-            let body = request.split_once("\r\n\r\n").map(|(_, body)| body);
-            if read == 0 || body.is_some_and(|body| request.starts_with("GET") || body.ends_with('}')) {
-                break;
-            }
-        }
-        if request.starts_with("GET /rooms/12") {
-            let upgrade = "HTTP/1.1 101 Switching Protocols\r\n\r\n";
-            stream.write_all(upgrade.as_bytes()).await.unwrap();
-            presenter = Some(stream);
-            continue;
-        }
-        sent += 1;
-        if sent == 1 {
-            let body = request.split_once("\r\n\r\n").unwrap().1;
-            let mut frame = vec![0x81, 126];
-            frame.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
-            frame.extend(body.as_bytes());
-            presenter.as_mut().unwrap().write_all(&frame).await.unwrap();
-        } else {
-            let created = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n";
-            stream.write_all(created.as_bytes()).await.unwrap();
-            kept.push(stream);
+        let read = stream.read(&mut bytes).await.unwrap();
+        request += std::str::from_utf8(&bytes[..read]).unwrap();
+        let body = request.split_once("\r\n\r\n").map(|(_, body)| body);
+        if read == 0 || body.is_some_and(|body| request.starts_with("GET") || body.ends_with('}')) {
+            return request;
         }
     }
 }
 
+/// A server of the tests' own making that lets every presenter in and does with each message, the first being 0, what
+/// `does` says of its number and its body. It does what no good one does.
+async fn serve_badly(listener: TcpListener, mut does: impl FnMut(usize, &str) -> Does) {
+    let mut presenters = Vec::new();
+    let mut sent = 0;
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let request = request(&mut stream).await;
+        if request.starts_with("GET") {
+            let mut upgrade = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+            if request.starts_with("GET /v1/presenter") {
+                upgrade.extend(text_frame(r#"{"type":"welcome"}"#));
+            }
+            stream.write_all(&upgrade).await.unwrap();
+            presenters.push(stream);
+            continue;
+        }
+        let does = does(sent, request.split_once("\r\n\r\n").unwrap().1);
+        sent += 1;
+        for (presenter, frame) in does.delivers {
+            presenters[presenter].write_all(&text_frame(&frame)).await.unwrap();
+        }
+        if let Some(answer) = does.answers {
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+}
+
+/// How `load` ended on a server that does so with what it is sent, its report, and all that it wrote.
+async fn against(does: impl FnMut(usize, &str) -> Does + 'static, args: &[&str]) -> (ExitStatus, Value, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = actix_web::rt::spawn(serve_badly(listener, does));
+    let dir = ScratchDir::new("load-tool");
+    let ended = ended(&load(&dir, addr, args)).await;
+    server.abort();
+    ended
+}
+
+/// These counts of a report.
+fn counted<const N: usize>(report: &Value, names: [&str; N]) -> [u64; N] {
+    names.map(|name| report[name].as_u64().unwrap_or_else(|| panic!("no {name} in {report}")))
+}
+
 #[actix_web::test]
 async fn a_message_that_came_without_an_answer_hides_none_that_was_lost() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let server = actix_web::rt::spawn(deliver_one_and_accept_the_other(listener));
-    let dir = ScratchDir::new("load-tool");
+    // The first message is delivered and not answered, the second is accepted and dropped.
+    let does = |nth, body: &str| match nth {
+        0 => Does {
+            delivers: vec![(0, body.to_owned())],
+            answers: None,
+        },
+        _ => Does {
+            delivers: Vec::new(),
+            answers: answer("201 Created", ""),
+        },
+    };
     let args = [
         "--messages",
         "2",
@@ -227,10 +288,9 @@ async fn a_message_that_came_without_an_answer_hides_none_that_was_lost() {
         "--text-bytes",
         "200",
     ];
-    let (status, report, output) = ended(&load(&dir, addr, &args)).await;
-    server.abort();
+    let (status, report, output) = against(does, &args).await;
     assert_eq!(status.code(), Some(1), "{output}");
-    let counted = [
+    let names = [
         "sent",
         "accepted",
         "failed",
@@ -238,12 +298,36 @@ async fn a_message_that_came_without_an_answer_hides_none_that_was_lost() {
         "delivered_unaccepted",
         "lost",
     ];
-    assert_eq!(
-        counted.map(|name| report[name].as_u64().unwrap()),
-        [2, 1, 1, 1, 1, 1],
-        "{output}"
-    );
+    assert_eq!(counted(&report, names), [2, 1, 1, 1, 1, 1], "{output}");
     assert!(output.contains("messages were lost"), "{output}");
+}
+
+#[actix_web::test]
+async fn two_senders_whose_messages_change_places_are_out_of_order_by_their_seq() {
+    let does = |nth: usize, body: &str| Does {
+        delivers: vec![(0, chat([2, 1][nth], body))],
+        answers: answer("201 Created", ""),
+    };
+    let args = ["--messages", "2", "--senders", "2", "--speaks", "v1"];
+    let (status, report, output) = against(does, &args).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    let names = ["delivered", "out_of_order", "doubled", "lost"];
+    assert_eq!(counted(&report, names), [2, 1, 0, 0], "{output}");
+    assert!(output.contains("messages were out of order (1)"), "{output}");
+}
+
+#[actix_web::test]
+async fn a_message_that_comes_to_the_presenter_of_another_room_is_not_taken_for_delivered() {
+    let does = |nth: usize, body: &str| Does {
+        delivers: vec![(0, chat(nth as u64 + 1, body))],
+        answers: answer("201 Created", ""),
+    };
+    let args = ["--rooms", "2", "--messages", "2", "--senders", "2", "--speaks", "v1"];
+    let (status, report, output) = against(does, &args).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    let names = ["accepted", "delivered", "misrouted", "lost", "of_others"];
+    assert_eq!(counted(&report, names), [2, 1, 1, 1, 0], "{output}");
+    assert!(output.contains("sent to another room's presenter (1)"), "{output}");
 }
 
 #[actix_web::test]
