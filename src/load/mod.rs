@@ -145,11 +145,25 @@ pub(crate) struct Counts {
     pub came_unaccepted: u64,
     /// Came so late that nothing is known of them any more.
     pub forgotten: u64,
-    /// What the presenter of each room has seen.
-    seen: Vec<Seen>,
+    /// How often presenters' sessions ended, by close code.
+    pub presenters_ended: BTreeMap<String, u64>,
+    /// The room of each presenter.
+    presented: Vec<Room>,
     ledger: Ledger,
     pub sender_us: Histogram<u64>,
     pub delivery_us: Histogram<u64>,
+}
+
+/// A room that is presented in.
+#[derive(Default)]
+struct Room {
+    /// What its presenter has seen.
+    seen: Seen,
+    accepted: u64,
+    /// Of those that were accepted, how many its presenter has seen.
+    came: u64,
+    /// Its presenter's session is over.
+    ended: bool,
 }
 
 pub(crate) type Shared = Rc<RefCell<Counts>>;
@@ -256,8 +270,8 @@ async fn connect(plan: &Plan, counts: &Shared) -> Result<(Connected, Vec<present
     let mut presenters = Vec::new();
     for (room, token) in (plan.first_room..).zip(&plan.presenter_tokens) {
         let socket = connect(room, token, None).await?;
-        counts.borrow_mut().seen.push(Seen::default());
-        let counted = presenter::count(socket, plan.speaks, presenters.len(), Rc::clone(counts));
+        counts.borrow_mut().presented.push(Room::default());
+        let counted = presenter::count(socket, plan.speaks, presenters.len() as u64, Rc::clone(counts));
         presenters.push(actix_web::rt::spawn(counted));
     }
     let mut stalled = Vec::new();
@@ -397,7 +411,8 @@ impl Counts {
             came: 0,
             came_unaccepted: 0,
             forgotten: 0,
-            seen: Vec::new(),
+            presenters_ended: BTreeMap::new(),
+            presented: Vec::new(),
             ledger: Ledger::new(plan.senders),
             sender_us: histogram()?,
             delivery_us: histogram()?,
@@ -412,8 +427,14 @@ impl Counts {
 
     /// The message of a connection's turn was answered, or will not be.
     fn answered(&mut self, sender: u64, turn: u64, answer: Answer) {
+        let room = self.room_of(sender, turn);
+        if answer == Answer::Accepted
+            && let Some(room) = self.presented(room)
+        {
+            room.accepted += 1;
+        }
         if self.ledger.answered(sender, turn, answer) {
-            self.came_as(answer);
+            self.came_as(answer, room);
         }
     }
 
@@ -422,24 +443,29 @@ impl Counts {
         (turn * self.senders + sender) % self.rooms
     }
 
-    /// A message with this run's stamp, which says when it was due, came to the `nth` presenter. `follows`: as far as
-    /// its seq tells, if it has one.
-    fn came(&mut self, nth: usize, follows: bool, [sender, turn, due]: [u64; 3]) {
+    /// That room, if it is presented in.
+    fn presented(&mut self, room: u64) -> Option<&mut Room> {
+        self.presented.get_mut(usize::try_from(room).ok()?)
+    }
+
+    /// A message with this run's stamp, which says when it was due, came to the presenter of that room. `follows`: as
+    /// far as its seq tells, if it has one.
+    fn came(&mut self, room: u64, follows: bool, [sender, turn, due]: [u64; 3]) {
         if !self.ledger.has(sender, turn) {
             self.of_others += 1;
             return;
         }
-        if self.room_of(sender, turn) != nth as u64 {
+        if self.room_of(sender, turn) != room {
             self.misrouted += 1;
             return;
         }
         self.delivered += 1;
         // Each message of a connection is sent after the answer to the one before it.
-        let in_order = self.seen.get_mut(nth).is_none_or(|seen| seen.in_turn(sender, turn)) && follows;
+        let in_turn = self.presented(room).is_none_or(|room| room.seen.in_turn(sender, turn));
         match self.ledger.came(sender, turn) {
             Came::First(answer) => {
-                self.out_of_order += u64::from(!in_order);
-                self.came_as(answer);
+                self.out_of_order += u64::from(!(in_turn && follows));
+                self.came_as(answer, room);
             }
             Came::Again => self.doubled += 1,
             Came::Forgotten => {
@@ -451,14 +477,38 @@ impl Counts {
         self.delivery_us.saturating_record(took);
     }
 
-    /// A message that is answered like this is there.
-    fn came_as(&mut self, answer: Answer) {
+    /// A message for this room that is answered like this is there.
+    fn came_as(&mut self, answer: Answer, room: u64) {
         match answer {
             // It is counted when it is answered.
             Answer::Waited => {}
-            Answer::Accepted => self.came += 1,
+            Answer::Accepted => {
+                self.came += 1;
+                if let Some(room) = self.presented(room) {
+                    room.came += 1;
+                }
+            }
             Answer::Refused | Answer::Unknown => self.came_unaccepted += 1,
         }
+    }
+
+    /// An event with this seq came to the presenter of that room: whether it is above all that came before it.
+    fn follows(&mut self, room: u64, seq: u64) -> bool {
+        self.presented(room).is_none_or(|room| room.seen.follows(seq))
+    }
+
+    /// The session of that room's presenter ended like this: a close code, or `cut`.
+    fn presenter_ended(&mut self, room: u64, how: String) {
+        if let Some(room) = self.presented(room) {
+            room.ended = true;
+        }
+        *self.presenters_ended.entry(how).or_default() += 1;
+    }
+
+    /// Accepted, and not seen where the presenter's session is over.
+    fn missed(&self) -> u64 {
+        let ended = self.presented.iter().filter(|room| room.ended);
+        ended.map(|room| room.accepted - room.came).sum()
     }
 
     /// What was sent and has no answer yet gets none.

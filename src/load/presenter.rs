@@ -94,43 +94,63 @@ const LEGACY_CHAT: &[u8] = br#"{"id":"sendChatting""#;
 
 /// Opcodes (RFC 6455, 5.2).
 const TEXT: u8 = 0x1;
+const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
+const PONG_FRAME: u8 = 0xa;
 
-/// Counts chat frames until the socket ends, those of the `nth` presenter. A v1 client acknowledges once what came together.
-pub(super) async fn count(mut socket: Socket, speaks: Speaks, nth: usize, counts: Shared) {
+/// Counts chat frames until the socket ends, those of the presenter of that room of the plan, and how it ended.
+pub(super) async fn count(mut socket: Socket, speaks: Speaks, room: u64, counts: Shared) {
+    let how = until_it_ends(&mut socket, speaks, room, &counts).await;
+    counts.borrow_mut().presenter_ended(room, how);
+}
+
+/// A v1 client acknowledges once what came together. Gives the close code, or `cut` where there was none.
+async fn until_it_ends(socket: &mut Socket, speaks: Speaks, room: u64, counts: &Shared) -> String {
     loop {
         let (mut newest, mut ping) = (None, None);
         while let Some((opcode, at)) = socket.take() {
             let payload = &socket.bytes[at];
-            if opcode == PING {
-                ping = Some(payload.to_vec());
-                continue;
-            }
-            if opcode != TEXT || payload == PONG {
-                continue;
+            match opcode {
+                TEXT if payload != PONG => {}
+                PING => {
+                    ping = Some(payload.to_vec());
+                    continue;
+                }
+                CLOSE => {
+                    let (how, payload) = (close_code(payload), payload.to_vec());
+                    let _ = socket.send(CLOSE, &payload).await;
+                    return how;
+                }
+                _ => continue,
             }
             let seq = if speaks == Speaks::V1 { seq(payload) } else { None };
             newest = seq.or(newest);
             let mut counts = counts.borrow_mut();
             // What others sent has a place in the room's order, too.
-            let follows = seq.is_none_or(|seq| counts.seen.get_mut(nth).is_none_or(|seen| seen.follows(seq)));
+            let follows = seq.is_none_or(|seq| counts.follows(room, seq));
             let Some([_, sender, turn, due]) = stamp(payload, speaks).filter(|[run, ..]| *run == counts.run) else {
                 counts.of_others += u64::from(is_chat(payload, speaks));
                 continue;
             };
-            counts.came(nth, follows, [sender, turn, due]);
+            counts.came(room, follows, [sender, turn, due]);
         }
         if let Some(payload) = ping {
-            let _ = socket.send(0xa, &payload).await;
+            let _ = socket.send(PONG_FRAME, &payload).await;
         }
         if let Some(seq) = newest {
             let ack = format!(r#"{{"type":"ack","seq":{seq}}}"#);
-            let _ = socket.send(0x1, ack.as_bytes()).await;
+            let _ = socket.send(TEXT, ack.as_bytes()).await;
         }
         if socket.fill().await.is_err() {
-            return;
+            return "cut".into();
         }
     }
+}
+
+/// The code of a close frame; 1005 stands for none (RFC 6455, 7.1.5).
+fn close_code(payload: &[u8]) -> String {
+    let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+    code.to_string()
 }
 
 /// Whether a text frame is a message, and nothing that the server says of itself.

@@ -67,12 +67,17 @@ pub struct Report {
     pub unfollowed: u64,
     /// Accepted and not seen.
     pub lost: u64,
+    /// Of those, where the presenter's session had ended, so that they are not known to be lost.
+    pub missed: u64,
     /// Seen again.
     pub doubled: u64,
     /// Seen after one that the same connection sent later, or, in v1, with a seq that is not above all before it.
     pub out_of_order: u64,
     /// Seen by the presenter of another room.
     pub misrouted: u64,
+    /// How often presenters' sessions ended while messages were sent and waited for, by close code; `cut`: the
+    /// connection ended without.
+    pub presenters_ended: BTreeMap<String, u64>,
     /// Accepted a second.
     pub accepted_per_second: f64,
     /// From due to answered.
@@ -125,9 +130,11 @@ impl Report {
             delivered_unaccepted: counts.came_unaccepted,
             unfollowed: counts.forgotten,
             lost: counts.accepted.saturating_sub(counts.came),
+            missed: counts.missed(),
             doubled: counts.doubled,
             out_of_order: counts.out_of_order,
             misrouted: counts.misrouted,
+            presenters_ended: counts.presenters_ended.clone(),
             accepted_per_second: counts.accepted as f64 / seconds,
             sender: Latency::of(&counts.sender_us),
             delivery: Latency::of(&counts.delivery_us),
@@ -137,14 +144,14 @@ impl Report {
         }
     }
 
-    /// What is wrong with what was found; `None` when all is as it should be. `absent`: nobody presents, so every message is to be
-    /// refused.
+    /// What is wrong with what was found, a line each; `None` when all is as it should be. `absent`: nobody presents,
+    /// so every message is to be refused.
     pub fn fault(&self, absent: bool) -> Option<String> {
-        if let Some(trouble) = &self.trouble {
-            return Some(trouble.clone());
-        }
+        let mut faults = Vec::new();
+        faults.extend(self.ended());
+        faults.extend(self.trouble.clone());
         let wrong = [
-            ("lost", self.lost),
+            ("lost", self.lost - self.missed),
             ("doubled", self.doubled),
             ("out of order", self.out_of_order),
             ("sent to another room's presenter", self.misrouted),
@@ -155,9 +162,29 @@ impl Report {
             .map(|(what, count)| format!("{what} ({count})"))
             .collect();
         if !wrong.is_empty() {
-            return Some(format!("messages were {}", wrong.join(", ")));
+            faults.push(format!("messages were {}", wrong.join(", ")));
         }
-        (self.accepted == 0 && self.sent > 0 && !absent).then(|| "no message was accepted".into())
+        if self.accepted == 0 && self.sent > 0 && !absent {
+            faults.push("no message was accepted".into());
+        }
+        (!faults.is_empty()).then(|| faults.join("\n"))
+    }
+
+    /// Whose sessions ended, and why. What comes of that is no fault of the server's, or not the one that it looks
+    /// like.
+    fn ended(&self) -> Option<String> {
+        let count: u64 = self.presenters_ended.values().sum();
+        let how = self.presenters_ended.iter();
+        let how: Vec<_> = how
+            .map(|(code, count)| format!("{count} × {code}, {}", why(code)))
+            .collect();
+        (count > 0).then(|| {
+            format!(
+                "the sessions of {count} presenters ended ({}); what they did not get ({}) is not known to be lost",
+                how.join("; "),
+                self.missed
+            )
+        })
     }
 
     /// The report for people.
@@ -178,6 +205,17 @@ impl Report {
         if !self.reasons.is_empty() {
             let reasons = self.reasons.iter().map(|(reason, count)| format!("{count} × {reason}"));
             notes += &format!("refused: {}\n", reasons.collect::<Vec<_>>().join(", "));
+        }
+        if !self.presenters_ended.is_empty() {
+            let how = self
+                .presenters_ended
+                .iter()
+                .map(|(code, count)| format!("{count} × {code}"));
+            notes += &format!(
+                "presenters' sessions that ended: {}; {} of the lost are theirs\n",
+                how.collect::<Vec<_>>().join(", "),
+                self.missed
+            );
         }
         if self.misrouted > 0 {
             notes += &format!("{} came to the presenter of another room\n", self.misrouted);
@@ -220,6 +258,21 @@ impl Report {
             line("sender", &self.sender),
             line("delivery", &self.delivery),
         )
+    }
+}
+
+/// Why a presenter's session ends with this close code (docs/PROTOCOL.md, docs/LEGACY.md).
+fn why(code: &str) -> &'static str {
+    match code {
+        "1000" => "the broadcast ended, or, in the old protocol, another presenter has the room",
+        "1001" => "the server stopped, or began the session anew",
+        "1013" => "the server had no place for it, or could not go on",
+        "4002" => "its token expired",
+        "4003" => "another presenter has the room",
+        "4005" => "it did not take what was sent, as where this tool has too little of the processor",
+        "4007" => "it did not answer pings, as where this tool has too little of the processor",
+        "cut" => "the connection ended without a close",
+        _ => "a close code that this tool gives no cause for",
     }
 }
 

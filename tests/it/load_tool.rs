@@ -14,6 +14,7 @@ use crate::{
         app::{KEY, TestApp, spawn_app},
         command::command,
         eventually,
+        presenter::V1,
         process::{Process, ScratchDir},
     },
 };
@@ -70,14 +71,8 @@ async fn what_an_earlier_run_left_is_not_taken_for_what_this_one_sent() {
 async fn an_interrupt_ends_the_sending_and_the_report_is_of_what_was_sent() {
     let (app, dir) = live_app().await;
     for signal in ["INT", "TERM"] {
-        let before = app.metric("chat_accepted_total").await.unwrap();
         let tool = load(&dir, app.addr, &["--seconds", "3600", "--rate", "200"]);
-        eventually("some messages", async || {
-            app.metric("chat_accepted_total")
-                .await
-                .filter(|accepted| *accepted > before + 20.0)
-        })
-        .await;
+        accepts(&app, 20.0).await;
         tool.signal(signal);
         let (status, report, output) = ended(&tool).await;
         assert!(status.success(), "{output}");
@@ -90,6 +85,44 @@ async fn an_interrupt_ends_the_sending_and_the_report_is_of_what_was_sent() {
         assert_eq!(report["unsent"], 0, "{output}");
         assert!(report["accepted"].as_u64().unwrap() > 20, "{output}");
     }
+}
+
+/// Waits until this server has accepted so many messages more.
+async fn accepts(app: &TestApp, more: f64) {
+    let before = app.metric("chat_accepted_total").await.unwrap();
+    eventually("some messages", async || {
+        let accepted = app.metric("chat_accepted_total").await;
+        accepted.filter(|accepted| *accepted > before + more)
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_presenter_whose_room_is_taken_over_is_said_and_what_it_did_not_get_is_not_called_lost() {
+    let (app, dir) = live_app().await;
+    let tool = load(
+        &dir,
+        app.addr,
+        &["--seconds", "3600", "--rate", "200", "--speaks", "v1"],
+    );
+    accepts(&app, 20.0).await;
+    let _other = V1::of(&app, 12, json!({})).await;
+    accepts(&app, 10.0).await;
+    tool.signal("INT");
+    let (status, report, output) = ended(&tool).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert_eq!(report["presenters_ended"], json!({ "4003": 1 }), "{output}");
+    let [lost, missed] = counted(&report, ["lost", "missed"]);
+    assert!(lost > 0 && missed == lost, "{output}");
+    let fault = output
+        .lines()
+        .find(|line| line.starts_with("chatting-server: "))
+        .unwrap();
+    assert!(
+        fault.contains("the sessions of 1 presenters ended (1 × 4003, another presenter has the room)"),
+        "{output}"
+    );
+    assert!(!output.contains("messages were lost"), "{output}");
 }
 
 #[actix_web::test]
