@@ -1,6 +1,6 @@
 //! One connection that posts messages.
 
-use std::{ops::Range, rc::Rc, time::Duration};
+use std::{io::ErrorKind, ops::Range, rc::Rc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,7 +11,8 @@ use super::{MAX_US, Plan, Shared, Stop, ledger::Answer};
 
 /// Sends until the time is over. Each message says of which run and which sender's how many-eth it is, and when it was due.
 pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>) -> Result<(), String> {
-    let mut stream = connect(&plan).await?;
+    // Made when a turn is due: a server ends a connection that asks for nothing.
+    let mut connection: Option<TcpStream> = None;
     let end = u64::try_from(plan.duration.as_micros()).unwrap_or(u64::MAX);
     let mut answer = vec![0; 16 * 1024];
     let mut request = Vec::with_capacity(1024);
@@ -35,6 +36,12 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
         if due >= end || stop.now.get() || plan.messages.is_some_and(|most| number >= most) {
             return Ok(());
         }
+        let mut stream = match connection.take().filter(is_quiet) {
+            Some(stream) => stream,
+            None => connect(&plan).await?,
+        };
+        // In a closed loop a message is due when it can be sent.
+        let due = if plan.rate.is_some() { due } else { counts.borrow().us() };
         // Over all rooms and all users in turn, whatever the rate.
         let room = plan.first_room + counts.borrow().room_of(n, turn);
         let users = plan.sender_tokens.len().max(1);
@@ -55,7 +62,6 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
                     counts.answered(n, turn, Answer::Unknown);
                 }
                 log::debug!("load: {error}");
-                stream = connect(&plan).await?;
                 continue;
             }
         };
@@ -78,8 +84,8 @@ pub(super) async fn send(n: u64, plan: Rc<Plan>, counts: Shared, stop: Rc<Stop>)
                     .or_default() += 1;
             }
         }
-        if answered.closes {
-            stream = connect(&plan).await?;
+        if !answered.closes {
+            connection = Some(stream);
         }
     }
     Ok(())
@@ -102,6 +108,12 @@ async fn connect(plan: &Plan) -> Result<TcpStream, String> {
         .map_err(|error| format!("{}: {error}", plan.addr))?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     Ok(stream)
+}
+
+/// Whether nothing has come on a connection that waits for its next request. What comes there is its end, with or
+/// without a 408.
+fn is_quiet(stream: &TcpStream) -> bool {
+    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
 fn compose(request: &mut Vec<u8>, plan: &Plan, room: u64, token: &str, [run, n, turn, due]: [u64; 4]) {
@@ -145,7 +157,9 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> 
             return Err("the connection ended".into());
         }
         have += more;
-        if let Some(answered) = whole(&answer[..have])? {
+        if let Some(mut answered) = whole(&answer[..have])? {
+            // What comes behind it is of the connection's end.
+            answered.closes |= have > answered.body.end;
             return Ok(answered);
         }
         if have == answer.len() {
@@ -236,6 +250,68 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(60), sender).await;
         assert_eq!(ended.expect("it to end before its next turn").unwrap(), Ok(()));
         assert_eq!(counts.borrow().accepted, 1);
+    }
+
+    /// Reads a request and answers it.
+    async fn accept(server: &mut TcpStream) {
+        assert!(server.read(&mut [0; 4096]).await.unwrap() > 0);
+        let created = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n";
+        server.write_all(created).await.unwrap();
+    }
+
+    #[actix_web::test]
+    async fn a_sender_whose_turn_is_not_due_has_no_connection_that_a_server_could_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plan = Rc::new(Plan {
+            messages: None,
+            ..plan(listener.local_addr().unwrap())
+        });
+        let counts = Counts::shared(&plan).unwrap();
+        let stop = Rc::new(Stop::default());
+        // The second connection's turn is an hour away.
+        let senders = [0, 3599].map(|n| {
+            let (plan, counts, stop) = (Rc::clone(&plan), Rc::clone(&counts), Rc::clone(&stop));
+            actix_web::rt::spawn(send(n, plan, counts, stop))
+        });
+        let (mut server, _) = listener.accept().await.unwrap();
+        accept(&mut server).await;
+        stop.now();
+        for sender in senders {
+            assert_eq!(sender.await.unwrap(), Ok(()));
+        }
+        assert_eq!(counts.borrow().accepted, 1);
+        let other = listener.into_std().unwrap().accept();
+        assert_eq!(other.unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+
+    #[actix_web::test]
+    async fn a_connection_that_the_server_ended_between_two_requests_fails_no_message() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plan = Plan {
+            senders: 1,
+            messages: Some(20),
+            rate: None,
+            stalled: Stalled::default(),
+            rooms: 0,
+            ..plan(listener.local_addr().unwrap())
+        };
+        actix_web::rt::spawn(async move {
+            for nth in 0.. {
+                let (mut server, _) = listener.accept().await.unwrap();
+                accept(&mut server).await;
+                if nth % 2 == 0 {
+                    let late = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n";
+                    server.write_all(late).await.unwrap();
+                }
+            }
+        });
+        let (report, _presenters) = super::super::run(plan, &mut super::super::Interrupts::default())
+            .await
+            .unwrap();
+        assert_eq!(
+            (report.sent, report.accepted, report.refused, report.failed),
+            (20, 20, 0, 0)
+        );
     }
 
     #[actix_web::test]

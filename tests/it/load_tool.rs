@@ -212,6 +212,23 @@ async fn a_rate_of_few_messages_takes_no_longer_than_it_was_given() {
     assert!(report["seconds"].as_f64().unwrap() < 16.0, "{output}");
 }
 
+#[actix_web::test]
+async fn senders_that_wait_for_their_turn_longer_than_the_server_for_a_request_are_not_refused_for_it() {
+    let app = spawn_app(|settings| {
+        settings.server.client_request_seconds = 3;
+        settings.server.keep_alive_seconds = 3;
+    })
+    .await;
+    app.go_live(12);
+    let dir = ScratchDir::new("load-tool");
+    // The last has its first turn after five seconds, and the others their second as long after their first.
+    let args = ["--senders", "16", "--rate", "3", "--seconds", "8"];
+    let (status, report, output) = ended(&load(&dir, app.addr, &args)).await;
+    assert!(status.success(), "{output}");
+    let names = ["sent", "accepted", "refused", "failed"];
+    assert_eq!(counted(&report, names), [24, 24, 0, 0], "{output}");
+}
+
 /// What a server of the tests' own making does with one message.
 struct Does {
     /// Text frames, each to the presenter that connected as the so many-eth.
