@@ -110,8 +110,12 @@ enum Command {
     /// Send chat at a server and say what it held: accepted, lost, latencies.
     ///
     /// Uses the key of the settings, or of --key-file, to mint the tokens that it needs. Ctrl-C ends the sending; the
-    /// report is of what was sent. Exit code 1 when a message was lost, doubled, out of order or given to another room,
-    /// none was accepted, or the server went away.
+    /// report is of what was sent. docs/OPERATIONS.md, "The load tool", says what it means.
+    ///
+    /// Exit codes: 0 all is as it should be, 1 it is not, and every fault is named: a message was lost, doubled, out of
+    /// order, given to another room or delivered although it was refused, one had no answer, a presenter's session
+    /// ended, senders were refused with 401 or 403, none was accepted (--absent: one was), the rate was not kept, or
+    /// the server went away; 64 bad settings.
     Load(load::LoadArgs),
     /// Watch a room as its presenter: print every frame of the WebSocket, one a line.
     ///

@@ -141,8 +141,10 @@ pub(crate) struct Counts {
     pub misrouted: u64,
     /// Of those that were accepted, how many came.
     pub came: u64,
-    /// Of those that were not, or of which nobody knows.
-    pub came_unaccepted: u64,
+    /// Of those that were refused.
+    pub came_refused: u64,
+    /// Of those of which nobody knows.
+    pub came_unknown: u64,
     /// Came so late that nothing is known of them any more.
     pub forgotten: u64,
     /// How often presenters' sessions ended, by close code.
@@ -363,20 +365,21 @@ fn burden(plan: &Plan) -> Result<Vec<JoinHandle<()>>, String> {
     Ok((0..plan.senders).map(send).collect())
 }
 
-/// Waits until everything accepted was delivered, nothing has come for two seconds, or an interrupt.
+/// Waits until everything that was sent has come, nothing has come for two seconds, or an interrupt. What was refused
+/// is waited for, too: it is a fault if it comes.
 async fn wait_for_the_last(counts: &Shared, interrupts: &mut Interrupts) {
     tokio::select! {
-        () = all_delivered(counts) => {}
+        () = silence(counts) => {}
         () = interrupts.next() => {}
     }
 }
 
-async fn all_delivered(counts: &Shared) {
+async fn silence(counts: &Shared) {
     let (mut last, mut since) = (0, Instant::now());
     loop {
         let (all, delivered) = {
             let counts = counts.borrow();
-            (counts.came >= counts.accepted, counts.delivered)
+            (counts.all_came(), counts.delivered)
         };
         if all || since.elapsed() > Duration::from_secs(2) {
             return;
@@ -409,7 +412,8 @@ impl Counts {
             doubled: 0,
             misrouted: 0,
             came: 0,
-            came_unaccepted: 0,
+            came_refused: 0,
+            came_unknown: 0,
             forgotten: 0,
             presenters_ended: BTreeMap::new(),
             presented: Vec::new(),
@@ -488,8 +492,16 @@ impl Counts {
                     room.came += 1;
                 }
             }
-            Answer::Refused | Answer::Unknown => self.came_unaccepted += 1,
+            Answer::Refused => self.came_refused += 1,
+            Answer::Unknown => self.came_unknown += 1,
         }
+    }
+
+    /// Whether nothing is left that could come.
+    fn all_came(&self) -> bool {
+        let others_came = self.came_refused + self.came_unknown;
+        let no_other = self.presented.is_empty() || others_came >= self.sent - self.accepted;
+        self.came >= self.accepted && no_other
     }
 
     /// An event with this seq came to the presenter of that room: whether it is above all that came before it.

@@ -62,6 +62,8 @@ pub struct Report {
     pub of_others: u64,
     /// Seen by presenters although they were not accepted: the answer was lost, or was another one.
     pub delivered_unaccepted: u64,
+    /// Of those, answered with a refusal, which promises that nobody sees them.
+    pub delivered_refused: u64,
     /// Seen so late, behind so many of the same connection, that it is not known any more whether they were accepted or
     /// seen before: each may be one of those that are called lost.
     pub unfollowed: u64,
@@ -127,7 +129,8 @@ impl Report {
             },
             delivered: counts.delivered,
             of_others: counts.of_others,
-            delivered_unaccepted: counts.came_unaccepted,
+            delivered_unaccepted: counts.came_refused + counts.came_unknown,
+            delivered_refused: counts.came_refused,
             unfollowed: counts.forgotten,
             lost: counts.accepted.saturating_sub(counts.came),
             missed: counts.missed(),
@@ -151,10 +154,11 @@ impl Report {
         faults.extend(self.ended());
         faults.extend(self.trouble.clone());
         let wrong = [
-            ("lost", self.lost - self.missed),
+            ("lost", if absent { 0 } else { self.lost - self.missed }),
             ("doubled", self.doubled),
             ("out of order", self.out_of_order),
             ("sent to another room's presenter", self.misrouted),
+            ("delivered although they were refused", self.delivered_refused),
         ];
         let wrong: Vec<_> = wrong
             .into_iter()
@@ -164,7 +168,22 @@ impl Report {
         if !wrong.is_empty() {
             faults.push(format!("messages were {}", wrong.join(", ")));
         }
-        if self.accepted == 0 && self.sent > 0 && !absent {
+        if self.failed > 0 && !self.interrupted && self.trouble.is_none() {
+            faults.push(format!(
+                "{} messages had no answer: their connections broke",
+                self.failed
+            ));
+        }
+        let unknown: u64 = [401, 403].iter().filter_map(|status| self.statuses.get(status)).sum();
+        if unknown > 0 {
+            faults.push(format!(
+                "{unknown} messages were refused for their sender (401 or 403): is this the server's key?"
+            ));
+        }
+        if absent && self.accepted > 0 {
+            faults.push(format!("{} messages were accepted, and nobody presents", self.accepted));
+        }
+        if !absent && self.accepted == 0 && self.sent > 0 {
             faults.push("no message was accepted".into());
         }
         (!faults.is_empty()).then(|| faults.join("\n"))
@@ -224,7 +243,10 @@ impl Report {
             notes += &format!("{} more came that this run did not send\n", self.of_others);
         }
         if self.delivered_unaccepted > 0 {
-            notes += &format!("{} came that were not accepted\n", self.delivered_unaccepted);
+            notes += &format!(
+                "{} came that were not accepted, {} of them refused\n",
+                self.delivered_unaccepted, self.delivered_refused
+            );
         }
         if self.unfollowed > 0 {
             notes += &format!(

@@ -381,6 +381,59 @@ async fn a_message_that_comes_to_the_presenter_of_another_room_is_not_taken_for_
 }
 
 #[actix_web::test]
+async fn a_message_that_was_refused_and_comes_all_the_same_is_a_fault_unless_nobody_could_know() {
+    let refusals = [
+        ("429 Too Many Requests", "rate_limited", 1),
+        ("503 Service Unavailable", "log_unavailable", 1),
+        ("504 Gateway Timeout", "outcome_unknown", 0),
+    ];
+    for (line, code, of_refused) in refusals {
+        // The first is accepted, so that the others are all that is wrong.
+        let does = move |nth: usize, body: &str| Does {
+            delivers: vec![(0, body.to_owned())],
+            answers: match nth {
+                0 => answer("201 Created", ""),
+                _ => answer(line, &json!({ "code": code }).to_string()),
+            },
+        };
+        let args = ["--messages", "2", "--senders", "1", "--speaks", "plain"];
+        let (status, report, output) = against(does, &args).await;
+        assert_eq!(status.code(), Some(of_refused), "{output}");
+        let names = ["refused", "delivered_unaccepted", "delivered_refused", "lost"];
+        let of_refused = u64::try_from(of_refused).unwrap();
+        assert_eq!(counted(&report, names), [1, 1, of_refused, 0], "{output}");
+        let said = output.contains("messages were delivered although they were refused (1)");
+        assert_eq!(said, of_refused == 1, "{output}");
+    }
+}
+
+#[actix_web::test]
+async fn a_message_without_an_answer_is_a_fault_even_where_no_other_is_wrong() {
+    let does = |nth: usize, body: &str| Does {
+        delivers: vec![(0, body.to_owned())],
+        answers: if nth == 0 { None } else { answer("201 Created", "") },
+    };
+    let args = ["--messages", "3", "--senders", "1", "--speaks", "plain"];
+    let (status, report, output) = against(does, &args).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert_eq!(counted(&report, ["accepted", "failed", "lost"]), [2, 1, 0], "{output}");
+    assert!(output.contains("1 messages had no answer"), "{output}");
+}
+
+#[actix_web::test]
+async fn refusals_of_the_senders_themselves_are_no_success_where_every_message_is_to_be_refused() {
+    let does = |_, _: &str| Does {
+        delivers: Vec::new(),
+        answers: answer("401 Unauthorized", r#"{"code":"unauthenticated"}"#),
+    };
+    let args = ["--absent", "--messages", "3", "--senders", "1"];
+    let (status, report, output) = against(does, &args).await;
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert_eq!(report["reasons"], json!({ "401 unauthenticated": 3 }), "{output}");
+    assert!(output.contains("3 messages were refused for their sender"), "{output}");
+}
+
+#[actix_web::test]
 async fn counts_of_nothing_are_refused_by_name() {
     let dir = ScratchDir::new("load-tool");
     for name in ["--rooms", "--senders", "--messages", "--rate", "--seconds", "--users"] {
