@@ -242,7 +242,10 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
         .progress
         .then(|| actix_web::rt::spawn(report::progress(Rc::clone(&counts))));
     let (trouble, interrupted) = ended(&mut senders, &plan, &counts, &stop, interrupts).await;
-    let sending = counts.borrow().began.elapsed();
+    let (sending, busy) = {
+        let counts = counts.borrow();
+        (counts.began.elapsed(), counts.busy())
+    };
     for sender in senders {
         sender.abort();
     }
@@ -255,7 +258,7 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
     if let Some(progress) = progress {
         progress.abort();
     }
-    let report = Report::new(&plan, &counts.borrow(), sending, interrupted, trouble);
+    let report = Report::new(&plan, &counts.borrow(), (sending, busy), interrupted, trouble);
     match &report.trouble {
         Some(error) if report.accepted == 0 => Err(error.clone()),
         _ => Ok((report, presenters)),
@@ -325,7 +328,8 @@ async fn ended(
     let trouble = match errors.first() {
         Some(first) => Some(format!("{first} ({} of {count} senders ended early)", errors.len())),
         None if behind > 0 => Some(format!(
-            "the server did not keep up: {behind} messages were due and not sent within {patience:?} of the end"
+            "the rate was not kept: {behind} messages were due and not sent within {patience:?} of the end, all {count} \
+             connections waiting for answers; it takes more --senders, or a server that answers sooner"
         )),
         None => None,
     };
@@ -541,6 +545,12 @@ impl Counts {
         let due = (within.as_micros() * u128::from(rate)).div_ceil(1_000_000);
         let due = u64::try_from(due).unwrap_or(u64::MAX);
         due.min(plan.messages.unwrap_or(u64::MAX)).saturating_sub(self.sent)
+    }
+
+    /// How much of a processor this process has used since the first message: 1 is all of the one thread that it runs
+    /// on.
+    fn busy(&self) -> f64 {
+        (report::own_cpu_us() - self.cpu_before_us) / self.us().max(1) as f64
     }
 
     fn us(&self) -> u64 {

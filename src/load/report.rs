@@ -54,7 +54,8 @@ pub struct Report {
     pub reasons: BTreeMap<String, u64>,
     /// Not answered.
     pub failed: u64,
-    /// Due at the rate that was asked for, and not sent: the server, or this tool, did not keep up. 0 where it was interrupted.
+    /// Due at the rate that was asked for, and not sent: every connection waited for an answer. 0 where it was
+    /// interrupted.
     pub unsent: u64,
     /// Seen by presenters.
     pub delivered: u64,
@@ -88,17 +89,23 @@ pub struct Report {
     pub delivery: Latency,
     /// This tool's own CPU while it sent and received, in microseconds a message.
     pub tool_cpu_us: f64,
+    /// How much of a processor this tool used while it sent; it has one thread, so the server may hold more than was
+    /// measured where this is near 1. It is counted in steps of 10 ms.
+    pub tool_cpu_share: f64,
     /// An interrupt ended the sending.
     pub interrupted: bool,
     /// Why senders ended before the time was over.
     pub trouble: Option<String>,
 }
 
+/// From so much of a processor on, what was measured may be this tool.
+const BUSY: f64 = 0.9;
+
 impl Report {
     pub(super) fn new(
         plan: &Plan,
         counts: &Counts,
-        sending: Duration,
+        (sending, busy): (Duration, f64),
         interrupted: bool,
         trouble: Option<String>,
     ) -> Self {
@@ -142,9 +149,20 @@ impl Report {
             sender: Latency::of(&counts.sender_us),
             delivery: Latency::of(&counts.delivery_us),
             tool_cpu_us: (own_cpu_us() - counts.cpu_before_us) / counts.sent.max(1) as f64,
+            tool_cpu_share: busy,
             interrupted,
             trouble,
         }
+    }
+
+    /// What is to be said where this tool was as slow as it can be; not of a moment, which is too short to be counted.
+    fn was_busy(&self) -> Option<String> {
+        (self.tool_cpu_share >= BUSY && self.seconds >= 1.0).then(|| {
+            format!(
+                "this tool's thread was busy ({:.0} % of a processor): the server may hold more",
+                self.tool_cpu_share * 100.0
+            )
+        })
     }
 
     /// What is wrong with what was found, a line each; `None` when all is as it should be. `absent`: nobody presents,
@@ -153,6 +171,9 @@ impl Report {
         let mut faults = Vec::new();
         faults.extend(self.ended());
         faults.extend(self.trouble.clone());
+        if self.unsent > 0 {
+            faults.extend(self.was_busy());
+        }
         let wrong = [
             ("lost", if absent { 0 } else { self.lost - self.missed }),
             ("doubled", self.doubled),
@@ -257,13 +278,16 @@ impl Report {
         if self.unsent > 0 {
             notes += &format!("{} more were due and not sent\n", self.unsent);
         }
+        if let Some(busy) = self.was_busy() {
+            notes += &format!("{busy}\n");
+        }
         if self.interrupted {
             notes += "interrupted\n";
         }
         format!(
             "{} rooms, {} senders, {rate}, {:.1} s\n\
              sent {}  accepted {}  refused {}  failed {}  delivered {}  lost {}  doubled {}  out of order {}\n\
-             {notes}{:.0} accepted/s; this tool used {:.1} µs of CPU a message\n{}{}",
+             {notes}{:.0} accepted/s; this tool used {:.1} µs of CPU a message, {:.0} % of a processor\n{}{}",
             self.rooms,
             self.senders,
             self.seconds,
@@ -277,6 +301,7 @@ impl Report {
             self.out_of_order,
             self.accepted_per_second,
             self.tool_cpu_us,
+            self.tool_cpu_share * 100.0,
             line("sender", &self.sender),
             line("delivery", &self.delivery),
         )
@@ -330,5 +355,66 @@ pub(super) async fn progress(counts: Shared) {
             )
         };
         crate::cli::eprint(&line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a run at a rate in which all was well.
+    fn report() -> Report {
+        let latency = || Latency {
+            p50_us: 0,
+            p99_us: 0,
+            p999_us: 0,
+            max_us: 0,
+        };
+        Report {
+            rooms: 1,
+            senders: 1,
+            rate: Some(10),
+            seconds: 1.0,
+            sent: 10,
+            accepted: 10,
+            refused: 0,
+            statuses: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+            failed: 0,
+            unsent: 0,
+            delivered: 10,
+            of_others: 0,
+            delivered_unaccepted: 0,
+            delivered_refused: 0,
+            unfollowed: 0,
+            lost: 0,
+            missed: 0,
+            doubled: 0,
+            out_of_order: 0,
+            misrouted: 0,
+            presenters_ended: BTreeMap::new(),
+            accepted_per_second: 10.0,
+            sender: latency(),
+            delivery: latency(),
+            tool_cpu_us: 10.0,
+            tool_cpu_share: 0.1,
+            interrupted: false,
+            trouble: None,
+        }
+    }
+
+    #[test]
+    fn a_tool_that_was_busy_says_so_and_is_named_where_the_rate_was_not_kept() {
+        const BUSY: &str = "this tool's thread was busy (97 % of a processor): the server may hold more";
+        let mut report = report();
+        assert!(!report.table().contains("busy"));
+        report.tool_cpu_share = 0.97;
+        assert!(report.table().contains(BUSY));
+        assert_eq!(report.fault(false), None, "the server did all that it was asked");
+        (report.unsent, report.trouble) = (5, Some("the rate was not kept".into()));
+        assert_eq!(report.fault(false).unwrap(), format!("the rate was not kept\n{BUSY}"));
+        // Of a moment ticks tell nothing.
+        report.seconds = 0.02;
+        assert!(!report.table().contains("busy"));
     }
 }

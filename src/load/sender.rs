@@ -344,7 +344,8 @@ mod tests {
         assert!(report.unsent > 100 && !report.interrupted);
         let trouble = report.trouble.as_deref().unwrap();
         assert!(
-            trouble.starts_with(&format!("the server did not keep up: {} messages", report.unsent)),
+            trouble.starts_with(&format!("the rate was not kept: {} messages", report.unsent))
+                && trouble.contains("all 1 connections waiting for answers"),
             "{trouble}"
         );
         assert!(report.table().contains("more were due and not sent"));
