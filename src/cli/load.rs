@@ -1,6 +1,11 @@
 //! `load`: sends chat at a server and says what it held.
 
-use std::{net::ToSocketAddrs, ops::Range, process::ExitCode, time::Duration};
+use std::{
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    ops::Range,
+    process::ExitCode,
+    time::Duration,
+};
 
 use chatting_actors::{clock::system_ms, types::Role};
 use clap::{Args, builder::RangedU64ValueParser};
@@ -17,14 +22,15 @@ pub(super) struct LoadArgs {
     settings: SettingsArgs,
     #[command(flatten)]
     signing: SigningArgs,
-    /// The server
+    /// The server; of a name's addresses the first that takes a connection
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     addr: String,
     /// Rooms; presenters 1000000, 1000001, … must be live, or see --start-rooms
     #[arg(long, default_value_t = 100, value_parser = some())]
     rooms: u64,
-    /// The first room's number
-    #[arg(long, default_value_t = FIRST_ROOM)]
+    /// The first room's number. Senders are the users below it: with 32, from 999968 on. Where there are too few
+    /// numbers below, they are those behind the last room
+    #[arg(long, default_value_t = FIRST_ROOM, value_parser = RangedU64ValueParser::<u64>::new().range(0..=LAST))]
     first_room: u64,
     /// Nobody presents: every message is to be refused
     #[arg(long)]
@@ -51,7 +57,7 @@ pub(super) struct LoadArgs {
     #[arg(long, value_enum, default_value = "legacy")]
     speaks: Speaks,
     /// More presenters, in rooms of their own, that log in and read nothing
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<u64>::new().range(0..=MOST))]
     stalled: u64,
     /// Messages a second to their rooms
     #[arg(long, default_value_t = 1000, value_parser = some())]
@@ -74,6 +80,9 @@ pub(super) struct LoadArgs {
 /// More than anybody means.
 const MOST: u64 = 1_000_000_000;
 
+/// The highest first room: all numbers behind it are a user's (docs/SENDING.md, "Tokens").
+const LAST: u64 = (i64::MAX as u64) - 4 * MOST;
+
 /// At least one.
 fn some() -> RangedU64ValueParser {
     RangedU64ValueParser::new().range(1..=MOST)
@@ -90,11 +99,9 @@ const FIRST_ROOM: u64 = 1_000_000;
 pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     let settings = args.settings.load()?.settings;
     let key = args.signing.key(&settings)?;
-    let mut found = args
-        .addr
-        .to_socket_addrs()
-        .map_err(|error| format!("{}: {error}", args.addr))?;
-    let addr = found.next().ok_or_else(|| format!("{}: no such address", args.addr))?;
+    let found = args.addr.to_socket_addrs();
+    let found: Vec<_> = found.map_err(|error| format!("{}: {error}", args.addr))?.collect();
+    let addr = reachable(&found).map_err(|error| format!("{}: {error}", args.addr))?;
     let token = |user: u64, role| {
         mint(
             &key,
@@ -104,7 +111,8 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
                 role,
                 rooms: &[],
                 issued_at: system_ms() / 1000,
-                ttl_seconds: 86_400,
+                // Longer than anything is sent, however long that is.
+                ttl_seconds: i64::try_from(args.seconds).unwrap_or(i64::MAX / 2) + 86_400,
                 auth: &settings.auth,
             },
         )
@@ -125,7 +133,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         patience: PATIENCE,
         text_bytes: bytes(args.text_bytes),
         presenter_tokens: tokens(args.first_room, if args.absent { 0 } else { args.rooms })?,
-        sender_tokens: tokens(1, args.users.unwrap_or(args.senders))?,
+        sender_tokens: tokens(first_user(args), users(args))?,
         speaks: args.speaks,
         stalled: Stalled {
             tokens: tokens(args.first_room + args.rooms, args.stalled)?,
@@ -137,11 +145,10 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         waits: args.in_steps,
     };
     let operator = token(0, Some(Role::Operator))?;
-    let absent = args.absent;
     until_it_ends(async {
         if args.start_rooms {
             let rooms = args.first_room..args.first_room + args.rooms + args.stalled;
-            start_rooms(&args.addr, rooms, &operator).await?;
+            start_rooms(addr, rooms, &operator).await?;
         }
         let mut interrupts = Interrupts::caught()?;
         let (report, connected) = run_plan(plan, &mut interrupts).await?;
@@ -155,18 +162,47 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
             told("done", &mut interrupts).await;
         }
         drop(connected);
-        match report.fault(absent) {
+        match report.fault(args.absent) {
             None => Ok(ExitCode::SUCCESS),
             Some(fault) => Err(fault.into()),
         }
     })
 }
 
+/// The number of the first who sends: below the rooms, so that none is the presenter of one, and that `erase` finds
+/// nobody else there.
+fn first_user(args: &LoadArgs) -> u64 {
+    let behind = args.first_room + args.rooms + args.stalled;
+    args.first_room.checked_sub(users(args)).unwrap_or(behind)
+}
+
+fn users(args: &LoadArgs) -> u64 {
+    args.users.unwrap_or(args.senders)
+}
+
+/// The first of a name's addresses that takes a connection. One that is alone is not tried.
+fn reachable(found: &[SocketAddr]) -> Result<SocketAddr, String> {
+    if let [only] = found {
+        return Ok(*only);
+    }
+    let mut errors = Vec::new();
+    for addr in found {
+        match TcpStream::connect_timeout(addr, PATIENCE) {
+            Ok(_) => return Ok(*addr),
+            Err(error) => errors.push(format!("{addr}: {error}")),
+        }
+    }
+    match errors.is_empty() {
+        true => Err("it has no address".into()),
+        false => Err(errors.join("; ")),
+    }
+}
+
 fn bytes(count: u64) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
 }
 
-async fn start_rooms(addr: &str, rooms: Range<u64>, operator: &str) -> Result<(), String> {
+async fn start_rooms(addr: SocketAddr, rooms: Range<u64>, operator: &str) -> Result<(), String> {
     let client = awc::Client::default();
     for room in rooms {
         let body = serde_json::json!({ "presenterIdx": room.to_string() });
@@ -184,4 +220,46 @@ async fn start_rooms(addr: &str, rooms: Range<u64>, operator: &str) -> Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        load: LoadArgs,
+    }
+
+    fn args(args: &[&str]) -> LoadArgs {
+        Cli::try_parse_from([&["load"], args].concat()).unwrap().load
+    }
+
+    #[test]
+    fn senders_are_the_users_below_the_rooms_or_behind_them_where_those_are_too_few() {
+        let first = |given: &[&str]| first_user(&args(given));
+        assert_eq!(first(&[]), 999_968);
+        assert_eq!(first(&["--users", "5", "--first-room", "12"]), 7);
+        assert_eq!(first(&["--senders", "12", "--first-room", "12"]), 0);
+        let behind = ["--first-room", "12", "--rooms", "3", "--stalled", "4"];
+        assert_eq!(first(&behind), 19);
+    }
+
+    #[test]
+    fn of_a_names_addresses_the_first_that_takes_a_connection_is_the_server() {
+        // One that is bound and does not listen takes none, and nobody else gets its port.
+        let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        deaf.bind(&local.into()).unwrap();
+        let deaf = deaf.local_addr().unwrap().as_socket().unwrap();
+        let listener = std::net::TcpListener::bind(local).unwrap();
+        let server = listener.local_addr().unwrap();
+        assert_eq!(reachable(&[deaf, server]), Ok(server));
+        let error = reachable(&[deaf, deaf]).unwrap_err();
+        assert!(error.contains("Connection refused"), "{error}");
+        assert!(reachable(&[]).is_err());
+    }
 }

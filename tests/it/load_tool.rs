@@ -213,6 +213,25 @@ async fn a_rate_of_few_messages_takes_no_longer_than_it_was_given() {
 }
 
 #[actix_web::test]
+async fn senders_have_numbers_of_no_presenter_and_of_no_others() {
+    let (app, dir) = live_app().await;
+    let args = ["--messages", "10", "--senders", "4"];
+    let (status, _, output) = ended(&load(&dir, app.addr, &args)).await;
+    assert!(status.success(), "{output}");
+    assert_eq!(app.sqlite_log(12).await.len(), 10);
+    let log = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+    let mut rows = log
+        .prepare("SELECT DISTINCT user_idx, role FROM chatting_log ORDER BY user_idx")
+        .unwrap();
+    let users: Vec<(i64, String)> = rows
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(users, [8, 9, 10, 11].map(|user| (user, "viewer".to_owned())));
+}
+
+#[actix_web::test]
 async fn senders_that_wait_for_their_turn_longer_than_the_server_for_a_request_are_not_refused_for_it() {
     let app = spawn_app(|settings| {
         settings.server.client_request_seconds = 3;
