@@ -1,8 +1,9 @@
 //! `load`: sends chat at a server and says what it held.
 
+mod rooms;
+
 use std::{
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    ops::Range,
     process::ExitCode,
     time::Duration,
 };
@@ -10,7 +11,8 @@ use std::{
 use chatting_actors::{clock::system_ms, types::Role};
 use clap::{Args, builder::RangedU64ValueParser};
 
-use super::{Failure, SettingsArgs, print, signing::SigningArgs, until_it_ends};
+use self::rooms::Rooms;
+use super::{Failure, SettingsArgs, eprint, print, signing::SigningArgs, until_it_ends};
 use crate::{
     auth::{Mint, mint},
     load::{Interrupts, PATIENCE, Plan, Speaks, Stalled, run as run_plan, told},
@@ -65,9 +67,13 @@ pub(super) struct LoadArgs {
     /// Bytes of those messages' texts
     #[arg(long, default_value_t = 1000, value_parser = text_bytes())]
     stalled_text_bytes: u64,
-    /// Make the rooms live in the server's embedded room server (room.mode = "embedded") first
+    /// Make the rooms live in the server's embedded room server (room.mode = "embedded") first. They stay live, for the
+    /// next run
     #[arg(long)]
     start_rooms: bool,
+    /// End those broadcasts again at the end, and on Ctrl-C; not of rooms that were live before
+    #[arg(long, requires = "start_rooms")]
+    stop_rooms: bool,
     /// Wait for a line on standard input when all presenters are connected, and for another with them still connected when the
     /// report is printed; standard error says `connected` and `done`. For measuring a server from outside
     #[arg(long)]
@@ -146,27 +152,54 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     };
     let operator = token(0, Some(Role::Operator))?;
     until_it_ends(async {
-        if args.start_rooms {
-            let rooms = args.first_room..args.first_room + args.rooms + args.stalled;
-            start_rooms(addr, rooms, &operator).await?;
-        }
         let mut interrupts = Interrupts::caught()?;
-        let (report, connected) = run_plan(plan, &mut interrupts).await?;
-        if args.json {
-            let json = serde_json::to_string(&report).map_err(|error| error.to_string())?;
-            print(&format!("{json}\n"));
-        } else {
-            print(&report.table());
+        let mut rooms = Rooms::new(addr, operator);
+        let ended = measured(args, plan, &mut rooms, &mut interrupts).await;
+        let stopped = tokio::select! {
+            biased;
+            stopped = rooms.stop() => stopped,
+            () = interrupts.next() => Err("interrupted: rooms stay live".into()),
+        };
+        if let (Err(_), Err(left)) = (&ended, &stopped) {
+            eprint(&format!("chatting-server: {left}"));
         }
-        if args.in_steps {
-            told("done", &mut interrupts).await;
-        }
-        drop(connected);
-        match report.fault(args.absent) {
-            None => Ok(ExitCode::SUCCESS),
-            Some(fault) => Err(fault.into()),
-        }
+        let code = ended?;
+        stopped?;
+        Ok(code)
     })
+}
+
+async fn measured(
+    args: &LoadArgs,
+    plan: Plan,
+    rooms: &mut Rooms,
+    interrupts: &mut Interrupts,
+) -> Result<ExitCode, Failure> {
+    if args.start_rooms {
+        let all = args.first_room..args.first_room + args.rooms + args.stalled;
+        tokio::select! {
+            started = rooms.start(all, args.stop_rooms) => started?,
+            () = interrupts.next() => return Err(Failure::problem("interrupted before the first message")),
+        }
+    }
+    let (report, connected) = run_plan(plan, interrupts).await?;
+    if args.json {
+        let json = serde_json::to_string(&report).map_err(|error| error.to_string())?;
+        print(&format!("{json}\n"));
+    } else {
+        print(&report.table());
+        if args.start_rooms && !args.stop_rooms {
+            print("the rooms stay live; with --stop-rooms they do not\n");
+        }
+    }
+    if args.in_steps {
+        told("done", interrupts).await;
+    }
+    drop(connected);
+    match report.fault(args.absent) {
+        None => Ok(ExitCode::SUCCESS),
+        Some(fault) => Err(fault.into()),
+    }
 }
 
 /// The number of the first who sends: below the rooms, so that none is the presenter of one, and that `erase` finds
@@ -200,26 +233,6 @@ fn reachable(found: &[SocketAddr]) -> Result<SocketAddr, String> {
 
 fn bytes(count: u64) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
-}
-
-async fn start_rooms(addr: SocketAddr, rooms: Range<u64>, operator: &str) -> Result<(), String> {
-    let client = awc::Client::default();
-    for room in rooms {
-        let body = serde_json::json!({ "presenterIdx": room.to_string() });
-        let request = client
-            .post(format!("http://{addr}/room/live/start"))
-            .insert_header(("token", operator));
-        let answer = request.send_json(&body).await.map_err(|error| error.to_string())?;
-        if !answer.status().is_success() {
-            let embedded = if answer.status() == awc::http::StatusCode::NOT_FOUND {
-                "; only a server with room.mode = \"embedded\" starts rooms"
-            } else {
-                ""
-            };
-            return Err(format!("room {room} cannot be started: {}{embedded}", answer.status()));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -192,7 +192,8 @@ impl Interrupts {
         ))))
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one; for ever, where they are not caught.
+    pub async fn next(&mut self) {
         let Some((interrupt, terminate)) = &mut self.0 else {
             return std::future::pending().await;
         };

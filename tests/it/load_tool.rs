@@ -14,6 +14,7 @@ use crate::{
         app::{KEY, TestApp, spawn_app},
         command::command,
         eventually,
+        http::post_json,
         presenter::V1,
         process::{Process, ScratchDir},
     },
@@ -123,6 +124,43 @@ async fn a_presenter_whose_room_is_taken_over_is_said_and_what_it_did_not_get_is
         "{output}"
     );
     assert!(!output.contains("messages were lost"), "{output}");
+}
+
+#[actix_web::test]
+async fn rooms_that_a_run_made_live_are_ended_behind_it_and_no_others() {
+    let app = spawn_app(|_| {}).await;
+    let dir = ScratchDir::new("load-tool");
+    let live = async || {
+        let all = post_json(app.addr, "/room/live/search-all", &[], "{}").await.json();
+        let rooms = all["data"].as_array().unwrap().iter();
+        rooms
+            .map(|room| room["presenterIdx"].as_i64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    app.go_live(13);
+    let rooms = ["--rooms", "3", "--start-rooms", "--stop-rooms"];
+    let (status, _, output) = ended(&load(&dir, app.addr, &[&rooms[..], &["--messages", "6"]].concat())).await;
+    assert!(status.success(), "{output}");
+    assert_eq!(live().await, [13]);
+    let tool = load(
+        &dir,
+        app.addr,
+        &[&rooms[..], &["--seconds", "3600", "--rate", "200"]].concat(),
+    );
+    accepts(&app, 20.0).await;
+    assert_eq!(live().await, [12, 13, 14]);
+    tool.signal("INT");
+    let (status, _, output) = ended(&tool).await;
+    assert!(status.success(), "{output}");
+    assert_eq!(live().await, [13]);
+    let (status, _, output) = ended(&load(
+        &dir,
+        app.addr,
+        &["--rooms", "3", "--start-rooms", "--messages", "6"],
+    ))
+    .await;
+    assert!(status.success(), "{output}");
+    assert_eq!(live().await, [12, 13, 14], "they stay for the next run");
 }
 
 #[actix_web::test]
