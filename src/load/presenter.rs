@@ -1,6 +1,6 @@
 //! One presenter's WebSocket that counts what it gets.
 
-use std::{net::SocketAddr, ops::Range};
+use std::{net::SocketAddr, ops::Range, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,7 +9,10 @@ use tokio::{
 
 use chatting_actors::wire::v1::SUBPROTOCOL;
 
-use super::{Shared, Speaks};
+use super::{
+    Shared, Speaks,
+    sender::{code, whole},
+};
 
 /// Connects, starts the session, and waits until it has begun: for the `pong` behind a legacy `start`, for v1's `welcome`.
 pub(super) async fn connect(
@@ -49,14 +52,15 @@ pub(super) async fn connect(
         bytes: Vec::with_capacity(1024),
         at: 0,
     };
+    let refused = |why: String| format!("{addr}: room {room}: a presenter was refused: {why}");
     let head = loop {
         if let Some(end) = socket.bytes.windows(4).position(|window| window == b"\r\n\r\n") {
             break end;
         }
-        socket.fill().await?;
+        socket.fill().await.map_err(refused)?;
     };
     if !socket.bytes.starts_with(b"HTTP/1.1 101") {
-        return Err(format!("{addr}: a presenter's WebSocket was refused"));
+        return Err(refused(socket.refusal().await));
     }
     socket.at = head + 4;
     let begin = match speaks {
@@ -64,31 +68,47 @@ pub(super) async fn connect(
         Speaks::V1 => format!(r#"{{"type":"hello","token":"{token}"}}"#),
         Speaks::Plain => return Ok(socket),
     };
-    socket.send(0x1, begin.as_bytes()).await?;
+    socket.send(TEXT, begin.as_bytes()).await?;
     if speaks == Speaks::Legacy {
-        socket.send(0x1, b"ping").await?;
+        socket.send(TEXT, b"ping").await?;
     }
     while frame(socket.unread()).is_none() {
-        socket.fill().await?;
+        socket.fill().await.map_err(refused)?;
     }
     let before = socket.at;
     let (opcode, payload) = socket.next().await?;
     match (opcode, &socket.bytes[payload]) {
-        (0x1, payload) if payload == PONG || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
-        (0x1, payload) if speaks == Speaks::Legacy && payload.starts_with(LEGACY_CHAT) => {
+        (TEXT, payload) if payload == PONG || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
+        (TEXT, payload) if speaks == Speaks::Legacy && payload.starts_with(LEGACY_CHAT) => {
             // What was held for it: it is let in, its pong comes later, and this is to be counted.
             socket.at = before;
             Ok(socket)
         }
-        (_, payload) => Err(format!(
-            "{addr}: a presenter was refused: {}",
-            String::from_utf8_lossy(payload)
-        )),
+        (CLOSE, payload) => Err(refused(closed(payload))),
+        (_, payload) => {
+            let why = code(payload).unwrap_or_else(|| String::from_utf8_lossy(payload).into_owned());
+            // A close comes behind it, if any does.
+            let end = tokio::time::timeout(Duration::from_secs(1), socket.next()).await;
+            match end {
+                Ok(Ok((CLOSE, payload))) => Err(refused(format!("{why}, {}", closed(&socket.bytes[payload])))),
+                _ => Err(refused(why)),
+            }
+        }
     }
+}
+
+/// What a close frame says.
+fn closed(payload: &[u8]) -> String {
+    let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default());
+    let space = if reason.is_empty() { "" } else { " " };
+    format!("closed with {}{space}{reason}", close_code(payload))
 }
 
 /// What the original server answers to a `ping`.
 const PONG: &[u8] = b"pong";
+
+/// So much is read of an answer that is no upgrade.
+const MOST_REFUSAL: usize = 64 * 1024;
 
 const LEGACY_CHAT: &[u8] = br#"{"id":"sendChatting""#;
 
@@ -201,6 +221,22 @@ impl Socket {
             Ok(0) => Err("the connection ended".into()),
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// What an answer says that is no upgrade: its first line, and the code of its problem if it has one.
+    async fn refusal(&mut self) -> String {
+        let answered = loop {
+            match whole(self.unread()) {
+                Ok(None) if self.bytes.len() < MOST_REFUSAL && self.fill().await.is_ok() => {}
+                answered => break answered.ok().flatten(),
+            }
+        };
+        let line = self.unread().split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let line = String::from_utf8_lossy(line);
+        match answered.and_then(|answered| code(&self.unread()[answered.body])) {
+            Some(code) => format!("{line}, {code}"),
+            None => line.into_owned(),
         }
     }
 

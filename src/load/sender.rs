@@ -136,10 +136,10 @@ fn compose(request: &mut Vec<u8>, plan: &Plan, room: u64, token: &str, [run, n, 
 
 /// What came for a request.
 #[derive(Debug, PartialEq, Eq)]
-struct Answered {
+pub(super) struct Answered {
     status: u16,
     /// Where its body is.
-    body: Range<usize>,
+    pub body: Range<usize>,
     /// The server takes no other request on this connection.
     closes: bool,
 }
@@ -169,7 +169,7 @@ async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> 
 }
 
 /// The answer once head and body are there.
-fn whole(answer: &[u8]) -> Result<Option<Answered>, String> {
+pub(super) fn whole(answer: &[u8]) -> Result<Option<Answered>, String> {
     let Some(head) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
     };
@@ -193,7 +193,7 @@ fn whole(answer: &[u8]) -> Result<Option<Answered>, String> {
 }
 
 /// The code of a problem (RFC 9457, docs/PROTOCOL.md).
-fn code(body: &[u8]) -> Option<String> {
+pub(super) fn code(body: &[u8]) -> Option<String> {
     let body: serde_json::Value = serde_json::from_slice(body).ok()?;
     Some(body.get("code")?.as_str()?.to_owned())
 }

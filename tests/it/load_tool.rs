@@ -491,6 +491,50 @@ async fn refusals_of_the_senders_themselves_are_no_success_where_every_message_i
 }
 
 #[actix_web::test]
+async fn a_presenter_that_is_refused_is_told_with_the_code_and_the_status_or_the_close_code() {
+    let (app, dir) = live_app().await;
+    let mut with_another_key = Vec::new();
+    for speaks in ["v1", "legacy"] {
+        let args = [
+            "load",
+            "--addr",
+            &app.addr.to_string(),
+            "--rooms",
+            "1",
+            "--speaks",
+            speaks,
+        ];
+        let mut tool = command(&dir, &args);
+        let tool = tool.env("CHAT__AUTH__HS256_SECRET", KEY.replace("tests", "others"));
+        let (status, _, output) = ended(&Process::start(&dir, tool)).await;
+        assert_eq!(status.code(), Some(1), "{output}");
+        with_another_key.push(output);
+    }
+    let refused = "room 1000000: a presenter was refused: ";
+    let v1 = format!("{refused}unauthenticated, closed with 4001");
+    assert!(with_another_key[0].contains(&v1), "{}", with_another_key[0]);
+    let legacy = &with_another_key[1];
+    assert!(
+        legacy.contains(refused) && legacy.contains(", closed with 1000"),
+        "{legacy}"
+    );
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = actix_web::rt::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request(&mut stream).await;
+        let overloaded = answer("503 Service Unavailable", r#"{"code":"overloaded"}"#).unwrap();
+        stream.write_all(overloaded.as_bytes()).await.unwrap();
+    });
+    let (status, _, output) = ended(&load(&dir, addr, &["--speaks", "v1"])).await;
+    server.await.unwrap();
+    assert_eq!(status.code(), Some(1), "{output}");
+    let refused = "room 12: a presenter was refused: HTTP/1.1 503 Service Unavailable, overloaded";
+    assert!(output.contains(refused), "{output}");
+}
+
+#[actix_web::test]
 async fn counts_of_nothing_are_refused_by_name() {
     let dir = ScratchDir::new("load-tool");
     for name in ["--rooms", "--senders", "--messages", "--rate", "--seconds", "--users"] {
