@@ -55,6 +55,10 @@ pub(super) struct LoadArgs {
     /// Bytes of a message's text, at least as many as its stamp needs (some 30)
     #[arg(long, default_value_t = 60, value_parser = text_bytes())]
     text_bytes: u64,
+    /// Give each message an Idempotency-Key of its own. A user may have idempotency.sender_max of them in
+    /// idempotency.window_seconds, all may have idempotency.max: set these, or --users, for what is sent
+    #[arg(long)]
+    keys: bool,
     /// What presenters speak
     #[arg(long, value_enum, default_value = "legacy")]
     speaks: Speaks,
@@ -138,6 +142,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         duration: Duration::from_secs(args.seconds),
         patience: PATIENCE,
         text_bytes: bytes(args.text_bytes),
+        keys: args.keys,
         presenter_tokens: tokens(args.first_room, if args.absent { 0 } else { args.rooms })?,
         sender_tokens: tokens(first_user(args), users(args))?,
         speaks: args.speaks,

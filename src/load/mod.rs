@@ -76,6 +76,8 @@ pub struct Plan {
     pub patience: Duration,
     /// Bytes of a message's text, at least as much as its stamp needs.
     pub text_bytes: usize,
+    /// Each message has an `Idempotency-Key` of its own.
+    pub keys: bool,
     /// A presenter's token for each room; none where nobody is to present.
     pub presenter_tokens: Vec<String>,
     /// Tokens of users; messages are theirs in turn.

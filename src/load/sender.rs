@@ -129,9 +129,13 @@ fn compose(request: &mut Vec<u8>, plan: &Plan, room: u64, token: &str, [run, n, 
     let _ = write!(
         request,
         "POST /v1/rooms/{room}/messages HTTP/1.1\r\nHost: load\r\nAuthorization: Bearer {token}\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+         Content-Type: application/json\r\nContent-Length: {}\r\n",
         body.len()
     );
+    if plan.keys {
+        let _ = write!(request, "Idempotency-Key: \"{run}-{n}-{turn}\"\r\n");
+    }
+    let _ = write!(request, "\r\n{body}");
 }
 
 /// What came for a request.
@@ -219,6 +223,7 @@ mod tests {
             duration: Duration::from_secs(7200),
             patience: Duration::from_secs(10),
             text_bytes: 0,
+            keys: false,
             presenter_tokens: Vec::new(),
             sender_tokens: Vec::new(),
             speaks: Speaks::V1,

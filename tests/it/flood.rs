@@ -303,6 +303,7 @@ async fn the_load_tool_asks_for_rooms_that_nobody_presents_in_and_tells_how_ofte
             duration: Duration::from_secs(600),
             patience: Duration::from_secs(10),
             text_bytes: 60,
+            keys: false,
             presenter_tokens: Vec::new(),
             sender_tokens: (1..=50).map(|user| app.token(user)).collect(),
             speaks: Speaks::V1,

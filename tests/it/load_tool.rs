@@ -270,6 +270,21 @@ async fn senders_have_numbers_of_no_presenter_and_of_no_others() {
 }
 
 #[actix_web::test]
+async fn each_message_has_a_key_of_its_own_where_that_is_asked_for_and_none_otherwise() {
+    let (app, dir) = live_app().await;
+    for (keys, sent, keyed) in [(&["--keys"][..], 10, 10), (&[], 20, 10), (&["--keys"], 30, 20)] {
+        let args = ["--messages", "10", "--senders", "4"];
+        let (status, _, output) = ended(&load(&dir, app.addr, &[&args, keys].concat())).await;
+        assert!(status.success(), "{output}");
+        assert_eq!(app.sqlite_log(12).await.len(), sent);
+        let log = rusqlite::Connection::open(&app.settings.log.path).unwrap();
+        let count = "SELECT count(DISTINCT idempotency_key) FROM chatting_log";
+        let of_keys: i64 = log.query_row(count, [], |row| row.get(0)).unwrap();
+        assert_eq!(of_keys, keyed);
+    }
+}
+
+#[actix_web::test]
 async fn senders_that_wait_for_their_turn_longer_than_the_server_for_a_request_are_not_refused_for_it() {
     let app = spawn_app(|settings| {
         settings.server.client_request_seconds = 3;
