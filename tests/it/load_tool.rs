@@ -13,6 +13,7 @@ use crate::{
     support::{
         app::{KEY, TestApp, spawn_app},
         command::command,
+        documents::{name, section, table},
         eventually,
         http::post_json,
         presenter::V1,
@@ -547,6 +548,35 @@ async fn a_presenter_that_is_refused_is_told_with_the_code_and_the_status_or_the
     assert_eq!(status.code(), Some(1), "{output}");
     let refused = "room 12: a presenter was refused: HTTP/1.1 503 Service Unavailable, overloaded";
     assert!(output.contains(refused), "{output}");
+}
+
+#[actix_web::test]
+async fn every_field_of_the_report_is_in_the_runbook_and_no_other() {
+    let (app, dir) = live_app().await;
+    let (_, report, output) = ended(&load(&dir, app.addr, &["--messages", "3"])).await;
+    let mut fields: Vec<_> = report
+        .as_object()
+        .unwrap_or_else(|| panic!("{output}"))
+        .keys()
+        .collect();
+    let rows = table(
+        section(include_str!("../../docs/OPERATIONS.md"), "The load tool"),
+        "field",
+    );
+    let mut told: Vec<_> = rows
+        .iter()
+        .flat_map(|row| row[0].split(", "))
+        .map(|cell| name(cell).unwrap())
+        .collect();
+    fields.sort();
+    told.sort();
+    assert_eq!(fields, told.iter().collect::<Vec<_>>());
+    for latency in ["sender", "delivery"] {
+        let told = rows.iter().find(|row| row[0].contains("`sender`, `delivery`")).unwrap()[1];
+        for name in report[latency].as_object().unwrap().keys() {
+            assert!(told.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }
 
 #[actix_web::test]
