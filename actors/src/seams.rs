@@ -141,7 +141,7 @@ pub trait Spool: Send {
     /// Remembers how far these rooms got. One transaction; loses nothing but a place when it fails.
     fn keep_places(&mut self, places: &[Place]) -> Result<(), SpoolError>;
 
-    /// How far a room got, where that is known; never exact when that was in an earlier epoch.
+    /// How far a room got, where that is known; without [`Place::legacy_from`] when that was in an earlier epoch.
     fn place(&mut self, presenter: PresenterIdx) -> Result<Option<Place>, SpoolError>;
 
     /// Keeps these broadcasts, each unless a newer version of it is there. One transaction. Returns whether the store lacks one of them
@@ -185,8 +185,9 @@ pub struct Place {
     pub over: Seq,
     /// Everything up to here was acknowledged (v1) or taken by the socket (legacy).
     pub position: Seq,
-    /// Whether nothing was sent beyond `position`; a legacy session may only go on from an exact place (rule 11).
-    pub exact: bool,
+    /// Where a legacy session goes on: nothing was sent beyond it, though not all up to it need have been taken. `None`: the place is
+    /// not exact, more may have been sent than it tells, and a legacy session begins behind everything that is there (rule 11).
+    pub legacy_from: Option<Seq>,
     /// The room server's own number of the broadcast's room.
     pub room_idx: Option<i64>,
     /// When there was last a session of this broadcast, in milliseconds since 1970.

@@ -1357,6 +1357,7 @@ fn a_full_spool_of_the_format_before_is_opened_and_goes_on_with_what_it_had() {
         DROP INDEX spool_acts; DROP INDEX parked_acts; DROP INDEX parked_by_room; DROP INDEX parked_said; DROP TABLE records; UPDATE meta SET value = 1 WHERE key = 'format';
         ALTER TABLE spool DROP COLUMN act; ALTER TABLE spool DROP COLUMN broadcast_id;
         ALTER TABLE parked DROP COLUMN act; ALTER TABLE parked DROP COLUMN broadcast_id;
+        ALTER TABLE places DROP COLUMN legacy_from;
         VACUUM; PRAGMA wal_checkpoint(TRUNCATE);";
     connection.execute_batch(before).unwrap();
     let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();

@@ -13,7 +13,7 @@ use std::{
 use chatting_actors::{
     clock::EventClock,
     moderation::Act,
-    seams::{LastSeq, LogStore, Spool, SpoolFault},
+    seams::{LastSeq, LogStore, Place, Spool, SpoolFault},
     types::{ChatMessage, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     writer::SpoolInfo,
 };
@@ -159,6 +159,90 @@ fn the_epoch_changes_after_an_unclean_stop_under_os_or_memory_and_only_then() {
         let (_, unclean) = open(&path, durability, None);
         assert_ne!(unclean.epoch, first.epoch);
     }
+}
+
+/// A place at 40 whose next legacy session goes on from there.
+fn place(presenter: i64, legacy_from: Option<u64>) -> Place {
+    Place {
+        presenter: room(presenter),
+        over: Seq(10),
+        position: Seq(40),
+        legacy_from: legacy_from.map(Seq),
+        room_idx: None,
+        session_at_ms: None,
+        saved_at_ms: 1,
+    }
+}
+
+/// Where legacy sessions of the rooms 1, 2 and 3 go on.
+fn legacy_from(spool: &mut SqliteSpool) -> [Option<u64>; 3] {
+    [1, 2, 3].map(|presenter| {
+        spool
+            .place(room(presenter))
+            .unwrap()
+            .unwrap()
+            .legacy_from
+            .map(|from| from.0)
+    })
+}
+
+#[test]
+fn rule_11_where_a_legacy_session_goes_on_is_a_number_of_one_epoch_and_of_no_other() {
+    let dir = ScratchDir::new("places");
+    let path = dir.path().join("chat.db");
+    let (mut spool, first) = open(&path, Durability::Os, None);
+    let kept = [(1, Some(40)), (2, Some(60)), (3, None)].map(|(presenter, from)| place(presenter, from));
+    spool.keep_places(&kept).unwrap();
+    spool.close();
+    drop(spool);
+    let (mut spool, clean) = open(&path, Durability::Os, None);
+    assert_eq!(clean.epoch, first.epoch);
+    assert_eq!(legacy_from(&mut spool), [Some(40), Some(60), None]);
+    assert_eq!(spool.place(room(2)).unwrap(), Some(kept[1]));
+    drop(spool); // no `close`: as a crash leaves it
+    let (mut spool, unclean) = open(&path, Durability::Os, None);
+    assert_ne!(unclean.epoch, first.epoch);
+    assert_eq!(legacy_from(&mut spool), [None; 3]);
+    let (over, position) = spool
+        .place(room(2))
+        .unwrap()
+        .map(|place| (place.over, place.position))
+        .unwrap();
+    assert_eq!((over, position), (Seq(10), Seq(40)), "what was missed is still told");
+    spool.keep_places(&[place(2, Some(61))]).unwrap();
+    assert_eq!(legacy_from(&mut spool), [None, Some(61), None]);
+}
+
+#[test]
+fn rule_11_a_place_tells_an_earlier_version_and_is_told_by_one_no_more_than_that_knows() {
+    let dir = ScratchDir::new("places-before");
+    let path = dir.path().join("chat.db");
+    let (mut spool, _) = open(&path, Durability::Disk, None);
+    let kept = [(1, Some(40)), (2, Some(60)), (3, None)].map(|(presenter, from)| place(presenter, from));
+    spool.keep_places(&kept).unwrap();
+    spool.close();
+    drop(spool);
+    let file = rusqlite::Connection::open(&path).unwrap();
+    let mut statement = file.prepare("SELECT exact FROM places ORDER BY presenter_idx").unwrap();
+    let exact: Vec<bool> = statement.query_map([], |row| row.get(0)).unwrap().flatten().collect();
+    assert_eq!(exact, [true, false, false]);
+    drop(statement);
+    // As it makes the table, and keeps places.
+    file.execute_batch("ALTER TABLE places DROP COLUMN legacy_from")
+        .unwrap();
+    let keep =
+        "INSERT OR REPLACE INTO places(presenter_idx, epoch, over, position, exact, room_idx, session_at, saved_at)
+                SELECT presenter_idx, epoch, over, 50, presenter_idx = 2, room_idx, session_at, saved_at FROM places";
+    file.execute_batch(keep).unwrap();
+    for _ in 0..2 {
+        let (mut spool, _) = open(&path, Durability::Disk, None);
+        assert_eq!(legacy_from(&mut spool), [None, Some(50), None]);
+    }
+    let (mut spool, _) = open(&path, Durability::Disk, None);
+    spool.keep_places(&kept).unwrap();
+    // And where this one has had it in between.
+    file.execute_batch(keep).unwrap();
+    assert_eq!(legacy_from(&mut spool), [None, Some(50), None]);
 }
 
 #[test]

@@ -257,7 +257,7 @@ mod tests {
             presenter: PresenterIdx::new(presenter).unwrap(),
             over: Seq(0),
             position: Seq(position),
-            exact: false,
+            legacy_from: None,
             room_idx: None,
             session_at_ms: None,
             saved_at_ms: 0,

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS parked(
   idempotency_key TEXT, reason TEXT NOT NULL, parked_at INTEGER NOT NULL, broadcast_id BLOB, act TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS places(
   presenter_idx INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, over INTEGER NOT NULL, position INTEGER NOT NULL,
-  exact INTEGER NOT NULL, room_idx INTEGER, session_at INTEGER, saved_at INTEGER NOT NULL);
+  exact INTEGER NOT NULL, room_idx INTEGER, session_at INTEGER, saved_at INTEGER NOT NULL, legacy_from INTEGER);
 CREATE TABLE IF NOT EXISTS records(
   id BLOB NOT NULL PRIMARY KEY, presenter_idx INTEGER NOT NULL, version INTEGER NOT NULL, ended INTEGER NOT NULL,
   stored INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;

@@ -9,7 +9,8 @@ use chatting_actors::{
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
-    BACKEND, DAMAGED, FORMAT, SpoolSettings, last_seqs::LastSeqs, meta, ours::backend, schema::INDEXES, set_meta,
+    BACKEND, DAMAGED, FORMAT, SpoolSettings, last_seqs::LastSeqs, meta, ours::backend, places,
+    schema::INDEXES, set_meta,
 };
 use crate::store::{Durability, Left, SYNCHRONOUS};
 
@@ -47,6 +48,7 @@ pub(super) struct Start {
 pub(super) fn start(connection: &mut Connection, settings: &SpoolSettings, new: bool) -> rusqlite::Result<Start> {
     connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    places::upgrade(&transaction)?;
     transaction.execute_batch(INDEXES)?;
     let clean: Option<i64> = meta(&transaction, "clean")?;
     let before: Option<String> = meta(&transaction, "durability")?;

@@ -32,7 +32,7 @@ fn unsaved(record: &Broadcast, epoch: &Epoch, last: Seq) -> Place {
         presenter: record.presenter,
         over: began,
         position: began,
-        exact: false,
+        legacy_from: None,
         room_idx: record.room_idx,
         // What was accepted in it was so for a session.
         session_at_ms: (began < last).then_some(record.seen_at_ms),
@@ -101,7 +101,7 @@ impl Saving {
 
 impl Room {
     /// The writer told what the room's last number is, and how far the room had got when that was last saved; `now_ms` is
-    /// milliseconds since 1970. Returns whether what is on disk may be further than the room is.
+    /// milliseconds since 1970. Returns whether its place must be on disk before anything more of it is.
     #[must_use]
     pub fn numbering_known(
         &mut self,
@@ -122,9 +122,12 @@ impl Room {
         if std::mem::replace(&mut self.restored, true) {
             return self.outcome_known(last);
         }
-        self.saving.exact_on_disk = place.is_some_and(|place| place.exact);
-        let further = place.is_some_and(|place| place.position > last || place.over > last);
-        if further {
+        self.saving.exact_on_disk = place.is_some_and(|place| place.legacy_from.is_some());
+        let mut at_once = place.is_some_and(|place| {
+            let all = [Some(place.position), place.legacy_from, Some(place.over)];
+            all.into_iter().flatten().any(|there| there > last)
+        });
+        if at_once {
             // It was saved by who numbered events that never came to the disk.
             self.saving.moves();
         }
@@ -144,7 +147,7 @@ impl Room {
             None => (self.position, self.legacy_from, self.over) = (last, last, last),
             Some(place) => {
                 self.position = place.position.min(last);
-                self.legacy_from = if place.exact { self.position } else { last };
+                self.legacy_from = place.legacy_from.map_or(last, |from| from.min(last));
                 // A verdict that was heard first may have ended a broadcast without knowing its numbers.
                 let ended = self.over == ALL;
                 // Where nothing names them the place may be that of the broadcast before it, too.
@@ -175,10 +178,15 @@ impl Room {
                     self.over = began;
                     self.session_ended = self.session_ended.or(session_ended);
                 }
+                if place.legacy_from.is_none() {
+                    // From now on it is known: the next start must not take what is held behind it for what may have been sent.
+                    self.saving.moves();
+                    at_once |= self.cursor.is_none() && self.held_for(now, config);
+                }
             }
         }
         self.settle(self.legacy_from.max(self.over));
-        further
+        at_once
     }
 
     /// What a commit of unknown outcome wrote is known now: `last` is the last of it, if it wrote anything. Returns whether what is on
@@ -219,7 +227,7 @@ impl Room {
         let place = self.place_now(presenter, now, now_ms);
         // Rooms that moved together are not saved together for ever: commits wait for it.
         let at = now + config.checkpoint.mul_f64(rand::random::<f64>() / 2.0);
-        self.saving.saves(place.exact, at);
+        self.saving.saves(place.legacy_from.is_some(), at);
         Some(place)
     }
 
@@ -248,7 +256,7 @@ impl Room {
             presenter,
             over,
             position: self.position.max(acked),
-            exact: self.cursor.is_none() && self.position == self.legacy_from,
+            legacy_from: self.cursor.is_none().then_some(self.legacy_from),
             room_idx: self.room_idx,
             session_at_ms: match self.cursor {
                 Some(_) => Some(now_ms),
@@ -273,7 +281,7 @@ impl Room {
         let position = place.position.max(queued.unwrap_or_default());
         Some(Place {
             position,
-            exact: position >= self.legacy_from,
+            legacy_from: Some(position.max(self.legacy_from)),
             ..place
         })
     }
