@@ -139,7 +139,7 @@ impl Cursor {
 
     /// Whether it reads and was sent nothing yet; what it passed over was not.
     pub fn is_new(&self) -> bool {
-        self.phase == Phase::Live && !self.gave && !self.page.under_way && self.buffer.is_empty()
+        self.phase == Phase::Live && !self.gave
     }
 
     /// The session's socket took `events` more (legacy).

@@ -277,27 +277,69 @@ async fn what_was_read_for_a_legacy_session_and_deleted_by_an_act_of_unknown_out
 
 #[actix::test]
 async fn rule_13_an_act_while_its_broadcast_is_away_takes_nothing_held_from_a_session_that_came_before_it() {
+    let stage = held_while_away(ScriptedStore::default()).await;
+    let next = stage.reader(1);
+    done(&stage, 1).await;
+    is_live(&stage, true).await;
+    next.has_seen(1).await;
+    assert_eq!(next.seen(), [(2, "held".to_owned())]);
+}
+
+/// A room that is not live just now, and for whose broadcast a message is held, the second of it.
+async fn held_while_away(store: ScriptedStore) -> Stage {
     let rooms = ScriptedRooms::default();
     rooms.script().ttl = Duration::from_millis(2);
-    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
-    let stage = Stage::among(rooms, spool, store, registry_config(), writer_config());
+    let stage = Stage::among(
+        rooms,
+        ScriptedSpool::default(),
+        store,
+        registry_config(),
+        writer_config(),
+    );
     let first = stage.reader(1);
     stage.accepted(1, "seen").await;
     first.leave();
     let held = stage.submit_as(8, "lee", 1, "held", None).await.unwrap();
     assert!(matches!(held, Outcome::Accepted(_)), "{held:?}");
-    let live = async |live: bool| {
-        match live {
-            true => stage.rooms.script().not_live.remove(&1),
-            false => stage.rooms.script().not_live.insert(1),
-        };
-        let told = |view: Option<RoomView>| view.and_then(|view| view.live) == Some(live);
-        stage.keeps(1, "the verdict", told).await;
+    is_live(&stage, false).await;
+    stage
+}
+
+async fn is_live(stage: &Stage, live: bool) {
+    match live {
+        true => stage.rooms.script().not_live.remove(&1),
+        false => stage.rooms.script().not_live.insert(1),
     };
-    live(false).await;
-    let next = stage.reader(1);
-    done(&stage, 1).await;
-    live(true).await;
-    next.has_seen(1).await;
-    assert_eq!(next.seen(), [(2, "held".to_owned())]);
+    let told = |view: Option<RoomView>| view.and_then(|view| view.live) == Some(live);
+    stage.keeps(1, "the verdict", told).await;
+}
+
+#[actix::test]
+async fn rule_13_an_act_of_unknown_outcome_while_its_broadcast_is_away_takes_nothing_held_from_that_session_either() {
+    for has in [Has::Coming, Has::Here] {
+        // All of it is in the spool.
+        let store = ScriptedStore::default();
+        store.script().away = true;
+        let stage = held_while_away(store).await;
+        let next = stage.reader(1);
+        stage.has_session(1, true).await;
+        stage.log.keep_back(true);
+        stage.spool.script().commits.push_back(Commit::FailsUnknownWith);
+        assert_eq!(act(&stage, 1).await.unwrap(), Outcome::Refused(Refusal::OutcomeUnknown));
+        // What is asked for is behind what is held.
+        until("a page", || stage.log.script().read == 1).await;
+        if has == Has::Here {
+            stage.log.keep_back(false);
+            until("all of it", || stage.log.script().under_way == 0).await;
+            // Where it comes later than this, the test is easier, not wrong.
+            let _ = stage.registry.view(room(1)).await;
+        }
+        is_live(&stage, true).await;
+        stage.log.keep_back(false);
+        next.has_seen(1).await;
+        let fine = stage.submit_as(8, "lee", 1, "fine", None).await.unwrap();
+        assert!(matches!(fine, Outcome::Accepted(_)), "{fine:?}");
+        next.has_seen(2).await;
+        assert_eq!(texts(&next), ["held", "fine"], "{has:?}");
+    }
 }

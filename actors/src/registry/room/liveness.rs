@@ -194,6 +194,8 @@ impl Room {
             }
             // One that came meanwhile and has had nothing yet has what is held before it.
             Some(cursor) if cursor.reading == Reading::Legacy && cursor.is_new() && from < cursor.start => {
+                // What it has passed over was looked for behind that.
+                cursor.read_anew();
                 cursor.begin(from);
                 true
             }
