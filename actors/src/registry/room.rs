@@ -243,7 +243,7 @@ impl Room {
                 }
             }
         }
-        if entry.event.act.is_some() && self.lease.is_some_and(|lease| !lease.liveness.live) {
+        if entry.event.act.is_some() && self.is_over(entry.event.seq) {
             // An act behind the end of a broadcast is not for the next one.
             self.over = self.over.max(entry.event.seq);
             self.saving.moves();
@@ -255,6 +255,15 @@ impl Room {
         self.ring.push(entry);
         self.pass_over();
         self.let_go();
+    }
+
+    /// Whether an act with this number is behind the end of a broadcast and before the next one. Where the room was forgotten since, and
+    /// the room server has not said it again, what is known is that nothing has begun.
+    fn is_over(&self, seq: Seq) -> bool {
+        match self.lease {
+            Some(lease) => !lease.liveness.live,
+            None => self.broadcast.is_none() && self.over.next() == seq,
+        }
     }
 
     /// One numbered event was not committed: its number is taken back (rule 1).

@@ -19,6 +19,7 @@ use chatting_actors::{
 };
 
 use crate::{
+    acts,
     model::hush_planned_panics,
     peer::{Ack, Client, Peer, Shared, v1},
     script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
@@ -1068,6 +1069,44 @@ async fn rule_13_a_legacy_session_that_came_and_went_while_its_broadcast_was_awa
     assert_eq!(next.seqs(), [2, 3, 4, 5]);
     assert!(between.queued().is_empty(), "{:?}", between.queued());
     fine(&[&between, &next]);
+}
+
+#[actix::test]
+async fn rule_13_an_act_in_a_room_that_was_forgotten_since_its_broadcast_ended_is_not_for_the_next_one() {
+    let stage = Stage::among(
+        quick_rooms(),
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        registry_config(),
+        writer_config(),
+    );
+    let first = come(&stage, None);
+    send(&stage, 1).await;
+    first.has(1).await;
+    first.leave();
+    // It does not go on.
+    stage.rooms.script().ended_at_ms.insert(1, 2_000);
+    is_live(&stage, false).await;
+    stage.keeps(1, "nothing", |view| view.is_none()).await;
+    // Nor is that said again.
+    stage.rooms.script().unknown.insert(1);
+    for act in 2..=3 {
+        assert_eq!(acts::done(&stage, 1).await.seq, Seq(act));
+        stage.keeps(1, "nothing", |view| view.is_none()).await;
+    }
+    {
+        let mut script = stage.rooms.script();
+        script.unknown.remove(&1);
+        script.ended_at_ms.remove(&1);
+        script.started_at_ms.insert(1, 3_000);
+    }
+    is_live(&stage, true).await;
+    let next = come(&stage, None);
+    assert_eq!(next.welcomed().await.resumed_from, Seq(4));
+    send(&stage, 1).await;
+    next.has(4).await;
+    assert_eq!(next.seqs(), [4]);
+    fine(&[&first, &next]);
 }
 
 #[actix::test]
