@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::Archive;
 
-/// The messages of a batch, or of an import, for which acts are to be given again. It works on what is in the store: an
+/// The messages of a batch, or of an import, for which acts are to be applied again. It works on what is in the store: an
 /// act that comes later finds the messages there by itself.
 #[derive(Debug, Default)]
 pub struct LateMessages {

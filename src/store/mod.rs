@@ -19,11 +19,11 @@ pub mod sqlite;
 mod turns;
 mod wal;
 
-pub use self::late::LateMessages;
 pub use self::{
     archive::{Archive, Deleted, First, Listed, Logged, Scan, StoredBroadcast},
     found::{FoundSpool, FoundStore, Left, Newest},
     history::History,
+    late::LateMessages,
     lock::{LockError, SpoolLock},
     mongo::MongoStore,
     salvage::{SalvageError, files_aside},

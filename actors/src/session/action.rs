@@ -8,7 +8,7 @@ use crate::{
     types::{PresenterIdx, Seq},
 };
 
-/// One thing to do. What a dialect makes of a frame that is none of its own is [`Action::Close`].
+/// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send this text.

@@ -406,6 +406,8 @@ impl Case {
                     }
                     self.send(presenter, user, text, None);
                 }
+                // They are on their way before what comes next is: one panic takes them along, another does not find them.
+                tokio::task::yield_now().await;
             }
             Op::Keyed {
                 presenter,
@@ -414,6 +416,7 @@ impl Case {
                 text,
             } => {
                 self.keyed((presenter, user, key), text);
+                tokio::task::yield_now().await;
             }
             Op::Commits(commits) => self.spool.script().commits.extend(commits),
             Op::Full(full) => self.spool.script().full = full,

@@ -254,8 +254,12 @@ async fn a_spool_thread_that_panicked_with_events_in_hand_answers_each_once_and_
             SpoolFailure::BeforeTelling,
         ];
         let failure = failures[round % failures.len()];
+        // Its thread takes these and the panic together.
+        let hold = stage.writer.hold_spool();
         let mut pending: Vec<_> = (0..5).map(|n| stage.submit(1, &n.to_string())).collect();
+        stage.has_in_flight(1, 5).await;
         stage.writer.panic_spool(failure);
+        drop(hold);
         pending.extend((0..5).map(|n| stage.submit(1, &n.to_string())));
         answered.extend(all_accepted(pending).await);
         let so_many = round as u64 + 1;

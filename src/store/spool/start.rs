@@ -9,8 +9,8 @@ use chatting_actors::{
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
-    BACKEND, DAMAGED, FORMAT, SpoolSettings, last_seqs::LastSeqs, meta, ours::backend, places,
-    schema::INDEXES, set_meta,
+    BACKEND, DAMAGED, FORMAT, SpoolSettings, last_seqs::LastSeqs, meta, ours::backend, places, schema::INDEXES,
+    set_meta,
 };
 use crate::store::{Durability, Left, SYNCHRONOUS};
 

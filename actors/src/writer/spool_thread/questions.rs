@@ -117,7 +117,7 @@ impl Run {
         kept.is_ok()
     }
 
-    /// Rows that the drain let go of for want of room.
+    /// Rows that the drain does not have in memory.
     fn read_back(&mut self, after: Pos, limit: usize) -> Result<Rows, SpoolError> {
         let head = self.handle.head.load(Ordering::Acquire);
         // Rows beyond are of a commit whose outcome is not known yet. Freed now, they could not be found again.
