@@ -9,6 +9,7 @@ pub const VERSION: &str = env!("CHATTING_SERVER_VERSION");
 pub mod app;
 pub mod auth;
 pub mod cli;
+mod descriptors;
 pub mod error;
 pub mod export;
 mod files;

@@ -19,6 +19,7 @@ use super::{Exit, Failure, SettingsArgs, report, until_it_ends};
 use crate::{
     app::{App, Extras, Stopped},
     auth::Key,
+    descriptors,
     files::{off_thread, one_at_a_time},
     http::state::State,
     settings::{Auth, Loaded, LogFormat},
@@ -38,6 +39,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
     let Loaded { settings, origins } = args.settings.load()?;
     telemetry::init(&settings);
     report::begin(&settings, &origins);
+    descriptors::raise(&settings);
     let ended = until_it_ends(async {
         // First, so that one that comes during the start does not end the process.
         let (hangup, stop) = (signal(SignalKind::hangup())?, stop_signal()?);

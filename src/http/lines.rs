@@ -22,7 +22,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -67,6 +67,8 @@ pub struct Line {
     idle_since_ms: AtomicU64,
     /// When its client will have kept an answer waiting for too long, if it takes nothing until then.
     waits_until_ms: AtomicU64,
+    /// It was shut over an answer, and is counted.
+    cut: AtomicBool,
 }
 
 /// The open connections of a server ([`Lines::add`]); while [`Lines::keep`] runs, those that stay too long are shut.
@@ -102,6 +104,7 @@ impl Lines {
             under_way: AtomicUsize::new(0),
             idle_since_ms: AtomicU64::new(self.now_ms()),
             waits_until_ms: AtomicU64::new(NEVER),
+            cut: AtomicBool::new(false),
         });
         self.list().push(Arc::downgrade(&line));
         line
@@ -138,15 +141,17 @@ impl Lines {
                 line.socket.end_by_reset();
                 line.socket.shut();
                 // Who reads this may count on the end.
-                self.answers_cut.inc();
-                return false;
+                if !line.cut.swap(true, Ordering::Relaxed) {
+                    self.answers_cut.inc();
+                }
+                return true;
             }
             let idle = line.under_way.load(Ordering::Acquire) == 0;
             if idle && now_ms.saturating_sub(line.idle_since_ms.load(Ordering::Acquire)) > patience {
-                // The connection's own task notices and lets the line go.
                 line.socket.shut();
-                return false;
             }
+            // Until the connection's own task notices, and lets the line go: it may not have been shut, as where there is no descriptor
+            // left to shut it by.
             true
         });
     }
@@ -392,7 +397,40 @@ mod tests {
         assert!(!shut());
         lines.sweep(8_300);
         assert!(shut(), "7 of 7.2 s were used, and 0.3 more");
-        assert_eq!((lines.answers_cut.get(), lines.list().len()), (1, 0));
+        lines.sweep(8_800);
+        assert_eq!(lines.answers_cut.get(), 1, "it is counted once");
+    }
+
+    /// One that is not shut before it has been told so often, as where there is no descriptor to shut it by.
+    struct Stuck(AtomicUsize);
+
+    impl Socket for Stuck {
+        fn shut(&self) {
+            let _ = self
+                .0
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_could_not_be_shut_is_shut_at_the_next_look_until_it_is_gone() {
+        let lines = lines();
+        let (idle, slow) = (
+            Arc::new(Stuck(AtomicUsize::new(2))),
+            Arc::new(Stuck(AtomicUsize::new(2))),
+        );
+        let left = |stuck: &Stuck| stuck.0.load(Ordering::Acquire);
+        let open = [lines.add(Arc::clone(&idle) as _), lines.add(Arc::clone(&slow) as _)];
+        let _answer = UnderWay::new(Some(&open[1]));
+        Pace::default().given(PIECE, &open[1]);
+        lines.sweep(20_000);
+        assert_eq!((left(&idle), left(&slow)), (1, 1));
+        lines.sweep(20_500);
+        assert_eq!((left(&idle), left(&slow)), (0, 0));
+        assert_eq!(lines.answers_cut.get(), 1, "it is counted once");
+        drop((open, _answer));
+        lines.sweep(21_000);
+        assert_eq!(lines.list().len(), 0, "those that are gone are forgotten");
     }
 
     #[actix_web::test]

@@ -14,7 +14,7 @@ mod identify;
 mod legacy;
 pub mod lines;
 mod moderation;
-mod named;
+pub(crate) mod named;
 mod openapi;
 pub mod ops;
 mod pages;

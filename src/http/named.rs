@@ -4,7 +4,8 @@
 //! Its name is the number of its descriptor and its cookie (socket(7), `SO_COOKIE`), which no other socket ever has. To shut
 //! it the descriptor is duplicated by number (`pidfd_getfd(2)`, on ourselves); where that number is another socket's by now,
 //! the cookie tells, and nothing is done. Linux from 5.6 on; where it is not allowed, as in some containers, the caller keeps a
-//! descriptor instead.
+//! descriptor instead. A duplicate needs a descriptor for a moment: where there is none left, one that is kept for that is given up for
+//! it; where that comes to nothing, who wants the socket shut tries again ([`super::lines`] does).
 //!
 //! One whose end is to be a reset is not shut down: that would send what is left and then end in order, and a peer that reads fast
 //! enough would see just that before the reset. It is disconnected (connect(2), `AF_UNSPEC`), which resets it at once.
@@ -12,18 +13,18 @@
 use chatting_actors::seams::Socket;
 
 #[cfg(target_os = "linux")]
-pub use linux::{Named, shut};
+pub use linux::{Named, shut, works};
 
 #[cfg(target_os = "linux")]
 mod linux {
     use std::{
         os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-        sync::OnceLock,
+        sync::{Mutex, OnceLock, PoisonError},
         time::Duration,
     };
 
     use rustix::{
-        io::Result,
+        io::{Errno, Result},
         net::{
             Shutdown, connect_unspec, shutdown,
             sockopt::{set_socket_linger, socket_cookie, socket_linger},
@@ -46,9 +47,36 @@ mod linux {
             .as_ref()
     }
 
-    fn duplicate(number: RawFd) -> Result<OwnedFd> {
-        let own = own().ok_or(rustix::io::Errno::NOSYS)?;
-        pidfd_getfd(own, number, PidfdGetfdFlags::empty())
+    /// Given up for a duplicate where there is no other descriptor left, and got again behind it. More than one: whoever waits for one,
+    /// as a connection that is to be accepted, may be faster than who gave it up.
+    static SPARES: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+    /// How many.
+    const SPARES_MAX: usize = 8;
+
+    /// Does this with a duplicate of the descriptor that has this number, unless none is to be had.
+    fn with_duplicate<T>(number: RawFd, work: impl FnOnce(&OwnedFd) -> T) -> Result<T> {
+        let own = own().ok_or(Errno::NOSYS)?;
+        let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
+        let duplicate = loop {
+            match pidfd_getfd(own, number, PidfdGetfdFlags::empty()) {
+                Err(Errno::MFILE) if spares.pop().is_some() => {}
+                duplicate => break duplicate,
+            }
+        };
+        let done = duplicate.map(|duplicate| work(&duplicate));
+        while spares.len() < SPARES_MAX
+            && let Ok(spare) = own.try_clone()
+        {
+            spares.push(spare);
+        }
+        done
+    }
+
+    /// Whether sockets can be shut by their names here; asked once.
+    pub fn works() -> bool {
+        static WORKS: OnceLock<bool> = OnceLock::new();
+        *WORKS.get_or_init(|| own().is_some_and(|own| with_duplicate(own.as_raw_fd(), |_| ()).is_ok()))
     }
 
     /// Shuts a socket as [`Socket::shut`] and [`Socket::end_by_reset`] say.
@@ -62,34 +90,32 @@ mod linux {
     impl Named {
         /// The name of a socket; `None` where it could not be shut by it.
         pub fn of(socket: &(impl AsFd + AsRawFd)) -> Option<Self> {
-            /// Whether it works here; asked once.
-            static WORKS: OnceLock<bool> = OnceLock::new();
             let number = socket.as_raw_fd();
-            WORKS
-                .get_or_init(|| duplicate(number).is_ok())
+            works()
                 .then(|| socket_cookie(socket).ok())
                 .flatten()
                 .map(|cookie| Self { number, cookie })
         }
 
-        /// The socket, while it is open.
-        fn socket(&self) -> Option<OwnedFd> {
-            let socket = duplicate(self.number).ok()?;
-            (socket_cookie(&socket) == Ok(self.cookie)).then_some(socket)
+        /// Does this with the socket, while it is open.
+        fn with_socket(&self, work: impl FnOnce(&OwnedFd)) {
+            let _ = with_duplicate(self.number, |socket| {
+                if socket_cookie(socket) == Ok(self.cookie) {
+                    work(socket);
+                }
+            });
         }
     }
 
     impl Socket for Named {
         fn shut(&self) {
-            if let Some(socket) = self.socket() {
-                shut(&socket);
-            }
+            self.with_socket(|socket| shut(socket));
         }
 
         fn end_by_reset(&self) {
-            if let Some(socket) = self.socket() {
-                let _ = set_socket_linger(&socket, Some(Duration::ZERO));
-            }
+            self.with_socket(|socket| {
+                let _ = set_socket_linger(socket, Some(Duration::ZERO));
+            });
         }
     }
 
@@ -165,6 +191,11 @@ mod elsewhere {
         }
     }
 
+    /// `false`.
+    pub fn works() -> bool {
+        false
+    }
+
     /// Shuts a socket.
     pub fn shut(socket: &socket2::Socket) {
         let _ = socket.shutdown(std::net::Shutdown::Both);
@@ -182,4 +213,4 @@ mod elsewhere {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::{Named, shut};
+pub use elsewhere::{Named, shut, works};

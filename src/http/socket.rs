@@ -80,9 +80,13 @@ pub fn on_connect(
             .ok()
             .map(|second| Arc::new(SecondHandle(second)) as _),
     };
-    if let Some(socket) = second {
-        extensions.insert(lines.add(Arc::clone(&socket)));
-        extensions.insert(Connection(socket));
+    match second {
+        Some(socket) => {
+            extensions.insert(lines.add(Arc::clone(&socket)));
+            extensions.insert(Connection(socket));
+        }
+        // There is no descriptor left. Nobody could end this one later, and it would keep its own for as long as its client likes.
+        None => shut(&*socket),
     }
 }
 

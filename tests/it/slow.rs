@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,9 +17,10 @@ use tokio::{
 use crate::{
     export::event,
     support::{
-        app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
+        app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms},
         eventually,
         http::{HttpClient, get},
+        process::{Process, ScratchDir},
         room_server::{Mode, RoomServer},
         within,
         ws::WsClient,
@@ -227,6 +229,40 @@ async fn a_body_that_nobody_reads_any_more_keeps_no_connection() {
         assert!(ended.answer.starts_with("HTTP/1.1 413 "), "{ended:?}");
     };
     tokio::join!(join_all(unread), too_long);
+}
+
+/// To shut one by its name takes a descriptor itself.
+#[actix_web::test]
+async fn connections_that_have_taken_the_last_descriptor_are_given_up_in_their_time_and_others_get_in() {
+    const DESCRIPTORS: usize = 128;
+    let dir = ScratchDir::new("descriptors");
+    let few = format!("ulimit -n {DESCRIPTORS}; exec \"$0\" serve --port-file port");
+    let mut command = Command::new("sh");
+    command.args(["-c", &few, env!("CARGO_BIN_EXE_chatting-server")]);
+    command.current_dir(dir.path()).env_remove("RUST_LOG").envs([
+        ("CHAT__AUTH__HS256_SECRET", KEY),
+        ("CHAT__ROOM__MODE", "embedded"),
+        ("CHAT__SERVER__BIND", "127.0.0.1:0"),
+        ("CHAT__SERVER__WORKERS", "2"),
+        ("CHAT__SERVER__KEEP_ALIVE_SECONDS", "1"),
+        ("CHAT__SERVER__CLIENT_REQUEST_SECONDS", "1"),
+    ]);
+    let server = Process::start(&dir, &mut command);
+    let addr = server.address(&dir.path().join("port")).await;
+    // More than get in at once; each begins a next request behind its first one, and never ends it.
+    let ask = b"GET /livez HTTP/1.1\r\nHost: chat\r\n\r\n";
+    let many = join_all((0..DESCRIPTORS).map(|_| dribble(addr, ask, b"G")));
+    let many = actix_web::rt::spawn(many);
+    let taken = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    eventually("every descriptor to be taken", async || {
+        (taken() >= DESCRIPTORS).then_some(())
+    })
+    .await;
+    assert_eq!(
+        within("an answer to who comes then", get(addr, "/livez")).await.status,
+        200
+    );
+    within("all of them to be given up", many).await.unwrap();
 }
 
 /// A page of some 250 kB, and a client that asks for it and takes nothing of it.

@@ -470,6 +470,33 @@ async fn files_that_the_uri_of_mongodb_names_are_read_before_anything_is_opened(
     assert!(!path("data").exists(), "a spool was opened");
 }
 
+#[actix_web::test]
+async fn a_start_takes_all_descriptors_that_it_may_have_and_says_where_they_are_too_few() {
+    let dir = ScratchDir::new("few-descriptors");
+    let limited = format!(
+        "ulimit -Sn 100; ulimit -Hn 900; exec \"$0\" {} --set session.max=5000",
+        SERVE.join(" ")
+    );
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &limited, env!("CARGO_BIN_EXE_chatting-server")])
+        .current_dir(dir.path())
+        .env_remove("RUST_LOG")
+        .envs(ENV);
+    let server = Process::start(&dir, &mut command);
+    server.address(&dir.path().join("port")).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(
+        files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(),
+        ["900", "900"]
+    );
+    let told = server.line("descriptors: this process may have 900").await;
+    assert!(told.contains("session.max = 5000 may need "), "{told}");
+    server.signal("TERM");
+    assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
+}
+
 /// The framework calls a request that it cannot read an error of ours; anyone could fill the log with those.
 #[actix_web::test]
 async fn what_is_no_http_leaves_no_line_in_the_log() {
@@ -488,7 +515,9 @@ async fn what_is_no_http_leaves_no_line_in_the_log() {
     server.signal("TERM");
     assert_eq!(server.exited().await.code(), Some(0));
     let output = server.output();
-    let lines: Vec<&str> = output.lines().filter(|line| !line.contains(" INFO ")).collect();
+    // How many descriptors there are is the machine's.
+    let of_noise = |line: &&str| !line.contains(" INFO ") && !line.contains("descriptors: ");
+    let lines: Vec<&str> = output.lines().filter(of_noise).collect();
     assert_eq!(lines, [""; 0]);
 }
 
