@@ -6,7 +6,7 @@
 //! the workers rarely wait for each other, and never on the registry's path.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     hash::{BuildHasher, Hash, RandomState},
     net::IpAddr,
     num::NonZeroUsize,
@@ -91,31 +91,77 @@ impl<K: Hash + Eq> Buckets<K> {
     }
 }
 
-/// One at a time for each user, of something that takes long. As many users are in it as are at it, which a gate bounds.
-#[derive(Clone, Default)]
-pub struct OneEach(Arc<Mutex<HashSet<UserIdx>>>);
+/// A few at a time for each user, of something that takes long. As many users are in it as are at it, which a gate bounds.
+#[derive(Clone)]
+pub struct FewEach {
+    most: usize,
+    users: Arc<Mutex<HashMap<UserIdx, usize>>>,
+}
+
+impl FewEach {
+    /// At most so many of each user.
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            users: Arc::default(),
+        }
+    }
+
+    /// How many that are.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// This user begins one more, until what is returned is dropped; `None` when they are at as many as they may be already.
+    pub fn begin(&self, user: UserIdx) -> Option<AtIt> {
+        let mut users = self.users();
+        let under_way = users.entry(user).or_insert(0);
+        // Whoever has none under way may begin one, so none is left at 0.
+        if *under_way >= self.most.max(1) {
+            return None;
+        }
+        *under_way += 1;
+        drop(users);
+        Some(AtIt { of: self.clone(), user })
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashMap<UserIdx, usize>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One at a time for each user: see [`FewEach`].
+#[derive(Clone)]
+pub struct OneEach(FewEach);
+
+impl Default for OneEach {
+    fn default() -> Self {
+        Self(FewEach::new(1))
+    }
+}
 
 impl OneEach {
     /// This user begins, until what is returned is dropped; `None` when they are at it already.
     pub fn begin(&self, user: UserIdx) -> Option<AtIt> {
-        let began = self.users().insert(user);
-        began.then(|| AtIt { of: self.clone(), user })
-    }
-
-    fn users(&self) -> MutexGuard<'_, HashSet<UserIdx>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.begin(user)
     }
 }
 
-/// See [`OneEach::begin`].
+/// See [`FewEach::begin`].
 pub struct AtIt {
-    of: OneEach,
+    of: FewEach,
     user: UserIdx,
 }
 
 impl Drop for AtIt {
     fn drop(&mut self) {
-        self.of.users().remove(&self.user);
+        let mut users = self.of.users();
+        if let Some(under_way) = users.get_mut(&self.user) {
+            *under_way -= 1;
+            if *under_way == 0 {
+                users.remove(&self.user);
+            }
+        }
     }
 }
 
@@ -214,7 +260,20 @@ mod tests {
         let again = each.begin(one);
         assert!(again.is_some() && each.begin(other).is_none());
         drop((again, second));
-        assert!(each.users().is_empty());
+        assert!(each.0.users().is_empty());
+    }
+
+    #[test]
+    fn each_user_has_so_many_under_way_and_who_has_none_is_not_remembered() {
+        let (few, [one, other]) = (FewEach::new(2), [7, 8].map(|n| UserIdx::new(n).unwrap()));
+        let begun = [few.begin(one), few.begin(one), few.begin(other)];
+        assert!(begun.iter().all(Option::is_some) && few.begin(one).is_none());
+        let [first, rest @ ..] = begun;
+        drop(first);
+        let again = few.begin(one);
+        assert!(again.is_some() && few.begin(one).is_none());
+        drop((rest, again));
+        assert!(few.users().is_empty());
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub(super) struct Broadcasts {
 #[utoipa::path(
     get, path = "/v1/rooms/{presenter_idx}/broadcasts", operation_id = "get_broadcasts", tag = "history",
     params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), BroadcastsQuery),
-    responses((status = 200, description = "A page, the newest first", body = Broadcasts), Asking, Querying)
+    responses((status = 200, description = "A page, the newest first", body = Broadcasts), Asking, Querying, Often)
 )]
 pub(super) async fn get_broadcasts(
     request: HttpRequest,
@@ -168,7 +168,7 @@ pub(super) async fn find_broadcast(path: &str, caller: &Claims, state: &State) -
 /// One broadcast.
 #[utoipa::path(
     get, path = "/v1/broadcasts/{id}", operation_id = "get_broadcast", tag = "history", params(("id" = Uuid, Path, description = "The broadcast")),
-    responses((status = 200, description = "The broadcast", body = BroadcastBody), Asking)
+    responses((status = 200, description = "The broadcast", body = BroadcastBody), Asking, Often)
 )]
 pub(super) async fn get_broadcast(
     request: HttpRequest,

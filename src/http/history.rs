@@ -23,7 +23,7 @@ use super::{
     export::get_export,
     identify::who,
     moderation::delete_message,
-    openapi::{Asking, Querying},
+    openapi::{Asking, Often, Querying},
     pages::{Item, Space, bad, limit, query, seq, time, unread, user},
     replay::get_replay,
     state::State,
@@ -140,7 +140,7 @@ pub(super) struct Messages {
 #[utoipa::path(
     get, path = "/v1/rooms/{presenter_idx}/messages", operation_id = "get_messages", tag = "history",
     params(("presenter_idx" = u64, Path, description = "The presenter's user number, which names the room", maximum = 9223372036854775807u64), MessagesQuery),
-    responses((status = 200, description = "A page, in the order of seqs", body = Messages), Asking, Querying)
+    responses((status = 200, description = "A page, in the order of seqs", body = Messages), Asking, Querying, Often)
 )]
 pub(super) async fn get_messages(
     request: HttpRequest,

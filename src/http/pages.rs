@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::state::State;
 use crate::{
-    error::{ApiError, Code},
+    error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS},
     store::{Logged, history::HistoryError},
 };
 
@@ -101,6 +101,9 @@ pub fn id(path: &str) -> Result<Uuid, ApiError> {
 pub fn unread(error: HistoryError) -> ApiError {
     match error {
         HistoryError::Busy => ApiError::new(Code::Overloaded).with_detail("the queue readers is full"),
+        HistoryError::Share(most) => ApiError::new(Code::RateLimited)
+            .with_detail(format!("this user has reads of history under way: {most} at a time"))
+            .with_rate_limit(u32::try_from(most).unwrap_or(u32::MAX), DEFAULT_RETRY_AFTER_SECONDS),
         HistoryError::TooMuch => ApiError::new(Code::BadRequest).with_detail(error.to_string()),
         HistoryError::Unavailable(why) => {
             // Anyone who may read can ask as often as they like.

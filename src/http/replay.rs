@@ -15,7 +15,7 @@ use super::{
     broadcasts::find_broadcast,
     history::answer,
     identify::who,
-    openapi::{Asking, Querying},
+    openapi::{Asking, Often, Querying},
     pages::{Item, Space, bad, limit, offset, query, unread},
     state::State,
 };
@@ -59,7 +59,7 @@ pub(super) struct Replay {
 /// The chat of a broadcast beside its recorded video.
 #[utoipa::path(
     get, path = "/v1/broadcasts/{id}/replay", operation_id = "get_replay", tag = "history", params(("id" = Uuid, Path, description = "The broadcast"), ReplayQuery),
-    responses((status = 200, description = "A page, in the order of the broadcast", body = Replay), Asking, Querying)
+    responses((status = 200, description = "A page, in the order of the broadcast", body = Replay), Asking, Querying, Often)
 )]
 pub(super) async fn get_replay(request: HttpRequest, path: web::Path<String>, state: web::Data<State>) -> HttpResponse {
     answer(&request, replay(&request, &path, &state).await)

@@ -132,11 +132,12 @@ pub struct State {
 }
 
 impl State {
-    /// What reads for a caller. Moderators and operators wait for their turn, and come before all others, who never wait. A presenter
-    /// reads as a viewer does: everybody is the presenter of the room with their own number, and could keep viewers out of all rooms.
+    /// What reads for a caller. Moderators and operators wait for their turn, and come before all others, who never wait, and have no
+    /// more than a share of the turns each. A presenter reads as a viewer does: everybody is the presenter of the room with their own
+    /// number, and could keep viewers out of all rooms.
     pub fn history_for(&self, caller: &Claims) -> History {
         match caller.role {
-            Role::Viewer | Role::Presenter => self.history.clone(),
+            Role::Viewer | Role::Presenter => self.history.shared(caller.user_idx),
             Role::Moderator | Role::Operator => self.history_of_staff(),
         }
     }

@@ -4,7 +4,8 @@
 //! reads, this way round finds them twice. The same goes for acts of moderation: one that is still in the spool covers what is
 //! in the store already. Reads have connections of their own and a bound on how many run at once (`log.readers`), also of those
 //! for which nobody waits any more; the registry and the sessions never wait for one. Who finds all at work is refused, or waits
-//! for a while where it may ([`History::patient`]), in the order of coming, and comes before those who may not.
+//! for a while where it may ([`History::patient`]), in the order of coming, and comes before those who may not. One user who may not has
+//! a quarter of the turns at most ([`History::shared`]).
 
 mod pages;
 mod reading;
@@ -22,15 +23,17 @@ use std::{
 use chatting_actors::{
     gate::{Gate, Permit},
     seams::StoreError,
+    types::UserIdx,
 };
 
-use self::reading::Reading;
+use self::reading::{Reading, Turn};
 pub use self::{
     pages::{Page, Query, Start},
     records::{Behind, ReplayPlace, Replayed},
     text::Folded,
 };
 use super::Archive;
+use crate::limits::FewEach;
 
 /// How long who waits for its turn waits before it asks again.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -43,7 +46,14 @@ pub struct History {
     store: Arc<dyn Archive>,
     readers: Arc<Gate>,
     patience: Duration,
+    /// What one user who shares has of the turns,
+    shares: FewEach,
+    /// and who reads.
+    user: Option<UserIdx>,
 }
+
+/// A user who shares may have one in so many turns, or one.
+const SHARE: usize = 4;
 
 /// Why a read was not done.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +61,9 @@ pub enum HistoryError {
     /// `log.readers` reads are under way, or somebody waits for one of them to end.
     #[error("too many reads at once (log.readers)")]
     Busy,
+    /// So many reads of this user are under way.
+    #[error("too many reads of one user at once, {0} at a time")]
+    Share(usize),
     /// A search came upon so many deleted messages of its user that it gave up.
     #[error("too many deleted messages in between: ask for a shorter time (from, to)")]
     TooMuch,
@@ -79,6 +92,18 @@ impl History {
             store,
             readers: Gate::new("readers", readers),
             patience: Duration::ZERO,
+            shares: FewEach::new((readers / SHARE).max(1)),
+            user: None,
+        }
+    }
+
+    /// The same for one of many, none of whom is to have all turns: what this user has begun counts until it has ended, also where
+    /// nobody waits for it any more.
+    #[must_use]
+    pub fn shared(&self, user: UserIdx) -> Self {
+        Self {
+            user: Some(user),
+            ..self.clone()
         }
     }
 
@@ -103,11 +128,19 @@ impl History {
 
     /// A reader's turn, which lasts until this is dropped and all that was read by it has ended.
     async fn turn(&self) -> Result<Reading, HistoryError> {
-        Ok(self.reading(Some(self.permit().await?)))
+        let share = match self.user {
+            None => None,
+            Some(user) => {
+                let begun = self.shares.begin(user);
+                Some(begun.ok_or_else(|| HistoryError::Share(self.shares.most()))?)
+            }
+        };
+        let permit = self.permit().await?;
+        Ok(self.reading(Some(Turn::new(permit, share))))
     }
 
     /// Reads in this turn, or in none, where something else bounds how many read.
-    fn reading(&self, turn: Option<Permit>) -> Reading {
+    fn reading(&self, turn: Option<Turn>) -> Reading {
         Reading::new(Arc::clone(&self.spool), Arc::clone(&self.store), turn)
     }
 

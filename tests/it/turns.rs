@@ -1,6 +1,11 @@
 //! Turns to read the log (`log.readers`): who waits for one, who is refused, and who comes first.
 
-use chatting_actors::gate::Gate;
+use chatting_actors::{
+    gate::Gate,
+    types::{PresenterIdx, Seq, UserIdx},
+};
+use chatting_server::store::history::{Folded, Query, Start};
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use crate::{
@@ -143,5 +148,46 @@ async fn a_correction_that_was_made_is_answered_whoever_reads_by_then() {
     assert_eq!(answer["started_at"], "2026-01-01T00:00:00.000Z");
     for field in ["id", "started_at", "corrected_from", "legal_hold", "segments"] {
         assert_eq!(answer[field], found[field], "{field}");
+    }
+}
+
+#[actix_web::test]
+async fn one_user_has_a_quarter_of_the_turns_at_most_and_keeps_nobody_else_from_reading() {
+    let served = with_readers(2).await;
+    let app = &served.app;
+    let path = "/v1/rooms/12/messages";
+    let search = Query {
+        presenter: PresenterIdx::new(12).unwrap(),
+        start: Start::After(Seq(0)),
+        user: None,
+        text: Some(Folded::new("zz")),
+        from_ms: None,
+        to_ms: None,
+        deleted_too: false,
+        limit: 1,
+        scan_limit: 10,
+    };
+    for user in [7, 12] {
+        // Begun, and as long as nobody goes on with it, under way.
+        let history = app.state.history.shared(UserIdx::new(user).unwrap());
+        let mut under_way = Box::pin(history.page(&search));
+        assert!((&mut under_way).now_or_never().is_none());
+        let further = request(app, "GET", path, &app.token(user), "").await;
+        assert_eq!(
+            (further.status, &further.json()["code"]),
+            (429, &json!("rate_limited")),
+            "{further:?}"
+        );
+        assert!(further.header("retry-after").is_some(), "{further:?}");
+        for token in [app.token(8), token_with(user, "moderator", json!([12]))] {
+            assert_eq!(request(app, "GET", path, &token, "").await.status, 200);
+        }
+        // That it was refused is not counted as a read of the user's.
+        drop(under_way);
+        eventually("the search to end", async || {
+            let page = request(app, "GET", path, &app.token(user), "").await;
+            (page.status == 200).then_some(())
+        })
+        .await;
     }
 }

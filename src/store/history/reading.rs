@@ -17,7 +17,26 @@ use chatting_actors::{
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::HistoryError;
-use crate::store::{Archive, First};
+use crate::{
+    limits::AtIt,
+    store::{Archive, First},
+};
+
+/// A turn of `log.readers`, and what it counts of its user's share.
+pub struct Turn {
+    _permit: Permit,
+    _share: Option<AtIt>,
+}
+
+impl Turn {
+    /// Both last until it is over.
+    pub fn new(permit: Permit, share: Option<AtIt>) -> Self {
+        Self {
+            _permit: permit,
+            _share: share,
+        }
+    }
+}
 
 /// The spool and the store, for who reads them now. Each read has the turn until it has ended, whoever still waits for
 /// it.
@@ -25,12 +44,12 @@ pub struct Reading {
     spool: Arc<PathBuf>,
     store: Arc<dyn Archive>,
     /// `None` where something else bounds how many read.
-    turn: Option<Arc<Permit>>,
+    turn: Option<Arc<Turn>>,
 }
 
 impl Reading {
     /// Of this spool and this store, in this turn.
-    pub fn new(spool: Arc<PathBuf>, store: Arc<dyn Archive>, turn: Option<Permit>) -> Self {
+    pub fn new(spool: Arc<PathBuf>, store: Arc<dyn Archive>, turn: Option<Turn>) -> Self {
         let turn = turn.map(Arc::new);
         Self { spool, store, turn }
     }
