@@ -152,6 +152,8 @@ pub struct Numbers {
     pub resumes: By<Counter>,
     /// Reads of the log for sessions that lack what memory no longer has, by `outcome`.
     pub log_reads: By<Counter>,
+    /// Reads of history by HTTP, by `outcome`.
+    pub history_reads: By<Counter>,
     /// Exports by HTTP that are over, by `outcome`.
     pub exports: By<Counter>,
     /// Pages of the log read for exports by HTTP.
@@ -269,6 +271,13 @@ impl Numbers {
                 "Reads of the log for sessions that are behind, by outcome",
                 "outcome",
                 ["ok", "error", "hole"],
+            ),
+            history_reads: by(
+                r,
+                "chat_history_reads",
+                "Reads of history by HTTP, by outcome",
+                "outcome",
+                ["ok", "busy", "error"],
             ),
             exports: by(
                 r,

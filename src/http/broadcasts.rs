@@ -23,7 +23,7 @@ use super::{
     history::answer,
     identify::who,
     openapi::{Asking, Often, Querying, WithBody},
-    pages::{bad, id, limit, parameter, query, unread},
+    pages::{bad, id, limit, parameter, query, read, unread},
     state::State,
     v1::{read_body, room_of, wants_json},
 };
@@ -150,7 +150,7 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
         .broadcasts(presenter, before, limit + 1)
         .await;
     // What cannot be read is left out.
-    let mut found = found.map_err(unread)?.broadcasts;
+    let mut found = read(state, found)?.broadcasts;
     let more = found.len() > limit;
     found.truncate(limit);
     Ok(Broadcasts {
@@ -161,8 +161,8 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
 
 /// The broadcast that a path names.
 pub(super) async fn find_broadcast(path: &str, caller: &Claims, state: &State) -> Result<StoredBroadcast, ApiError> {
-    let found = state.history_for(caller).broadcast(id(path)?).await.map_err(unread)?;
-    found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such broadcast"))
+    let found = state.history_for(caller).broadcast(id(path)?).await;
+    read(state, found)?.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such broadcast"))
 }
 
 /// One broadcast.

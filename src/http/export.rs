@@ -22,7 +22,7 @@ use super::{
     broadcasts::{find_broadcast, is_operator},
     identify::who,
     openapi::{Asking, Often, Querying},
-    pages::{bad, query, unread},
+    pages::{bad, query, read},
     state::State,
 };
 use crate::{
@@ -133,10 +133,9 @@ async fn export(request: &HttpRequest, path: &str, state: &web::Data<State>) -> 
         now_ms: system_ms(),
     };
     let name = format.file_name(&record);
-    let mut export = Export::begin(state.history_of_staff(), record, options)
-        .await
-        .map_err(unread)?;
-    let first = export.next().await.map_err(unread)?;
+    let begun = Export::begin(state.history_of_staff(), record, options).await;
+    let mut export = read(state, begun)?;
+    let first = read(state, export.next().await)?;
     export.be_patient(state.limits.export_patience);
     state.metrics.export_pages.inc();
     let streaming = Streaming {

@@ -24,7 +24,7 @@ use super::{
     identify::who,
     moderation::delete_message,
     openapi::{Asking, Often, Querying},
-    pages::{Item, Space, bad, limit, query, seq, time, unread, user},
+    pages::{Item, Space, bad, limit, query, read, seq, time, user},
     replay::get_replay,
     state::State,
     stats::get_stats,
@@ -181,7 +181,7 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
         scan_limit: state.limits.scan_limit,
     };
     let page = state.history_for(&caller).page(&query).await;
-    let Page { mut events, mut next } = page.map_err(unread)?;
+    let Page { mut events, mut next } = read(state, page)?;
     let newest_first = matches!(start, Start::Before(_));
     if newest_first {
         events.reverse();

@@ -22,7 +22,7 @@ use super::{
     history::answer,
     identify::who,
     openapi::{Acting, Asking, Querying},
-    pages::{bad, id, query, time, unread, user},
+    pages::{bad, id, query, read, time, user},
     state::State,
     v1::{outcome, refused, room_of},
 };
@@ -63,8 +63,8 @@ pub(super) async fn delete_message(
     let result = async {
         let (caller, presenter) = staff(&request, &room, &state).await?;
         let history = state.history_of_staff();
-        let found = history.find(presenter, id(&message)?).await.map_err(unread)?;
-        let found = found.filter(|logged| logged.event.act.is_none());
+        let found = history.find(presenter, id(&message)?).await;
+        let found = read(&state, found)?.filter(|logged| logged.event.act.is_none());
         let found = found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such message"))?;
         if found.deleted.is_some() {
             return Ok(None);

@@ -97,6 +97,17 @@ pub fn id(path: &str) -> Result<Uuid, ApiError> {
     id.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("ids look like 019b76da-a800-7000-8000-000000000001"))
 }
 
+/// What was read of the log, counted by how that went; the error is in the words of the error table.
+pub fn read<T>(state: &State, read: Result<T, HistoryError>) -> Result<T, ApiError> {
+    state.metrics.history_reads.inc(match &read {
+        // It was read, and gave more than is shown.
+        Ok(_) | Err(HistoryError::TooMuch) => "ok",
+        Err(HistoryError::Busy | HistoryError::Share(_)) => "busy",
+        Err(HistoryError::Unavailable(_)) => "error",
+    });
+    read.map_err(unread)
+}
+
 /// Why the log was not read, in the words of the error table.
 pub fn unread(error: HistoryError) -> ApiError {
     match error {

@@ -16,7 +16,7 @@ use super::{
     history::answer,
     identify::who,
     openapi::{Asking, Often, Querying},
-    pages::{Item, Space, bad, limit, offset, query, unread},
+    pages::{Item, Space, bad, limit, offset, query, read},
     state::State,
 };
 use crate::{
@@ -100,9 +100,9 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
         (None, 0) => ReplayPlace::default(),
         (None, from) => match broadcast.time_at(from, corrected_start_ms) {
-            Some(from_ms) => history.replay_from(&broadcast, from_ms).await.map_err(unread)?,
+            Some(from_ms) => read(state, history.replay_from(&broadcast, from_ms).await)?,
             // Interrupted before that, and it may go on: behind all that there is.
-            None if goes_on => history.replay_from(&broadcast, i64::MAX).await.map_err(unread)?,
+            None if goes_on => read(state, history.replay_from(&broadcast, i64::MAX).await)?,
             None => {
                 return Ok(Replay {
                     broadcast_id: broadcast.id,
@@ -112,10 +112,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
             }
         },
     };
-    let page = history
-        .replay(&broadcast, place, before_ms, limit)
-        .await
-        .map_err(unread)?;
+    let page = read(state, history.replay(&broadcast, place, before_ms, limit).await)?;
     let offset_of = |logged: &Logged| broadcast.offset_ms(logged.event.sent_at_ms, corrected_start_ms);
     let shown = page
         .events

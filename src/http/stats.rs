@@ -17,7 +17,7 @@ use super::{
     history::answer,
     identify::who,
     openapi::{Asking, Often, Querying},
-    pages::{bad, parameter, query, unread},
+    pages::{bad, parameter, query, read},
     state::State,
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     store::{
         StoredBroadcast,
         figures::{Counted, FiguresQuery, Peak, PeakRule, loudness},
+        history::HistoryError,
     },
 };
 
@@ -224,7 +225,7 @@ async fn count(
         counted
     });
     let counted = counting.await.map_err(|_| ApiError::new(Code::Internal))?;
-    counted.map_err(|error| unread(error.into()))
+    read(state, counted.map_err(HistoryError::from))
 }
 
 fn bucket_ms(asked: Option<&str>, live_ms: i64, buckets_max: usize) -> Result<i64, ApiError> {

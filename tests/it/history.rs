@@ -331,6 +331,10 @@ async fn more_readers_than_may_be_are_refused_and_a_log_that_cannot_be_read_is_t
         (503, Some("log_unavailable"))
     );
     std::fs::rename(&away, &app.settings.log.path).unwrap();
+    for (outcome, times) in [("busy", 1.0), ("ok", 1.0), ("error", 1.0)] {
+        let series = format!("chat_history_reads_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(app.metric(&series).await, Some(times), "{series}");
+    }
 }
 
 #[actix_web::test]

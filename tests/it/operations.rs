@@ -151,6 +151,8 @@ async fn what_is_counted_by_kind_is_there_at_zero_before_the_first_event() {
         ("chat_resumes_total", "gap"),
         ("chat_log_reads_total", "error"),
         ("chat_log_reads_total", "hole"),
+        ("chat_history_reads_total", "busy"),
+        ("chat_history_reads_total", "error"),
         ("chat_exports_total", "error"),
         ("chat_exports_total", "abandoned"),
     ];
