@@ -6,6 +6,8 @@ use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{RangeFrom, RangeInclusive};
 
+use actix_web::http::{Uri, uri::Authority};
+
 use super::secret::Secret;
 use super::value::SettingValue;
 
@@ -110,8 +112,9 @@ pub const SOCKET_ADDR_OR_EMPTY: Text = Text {
 
 /// An address to ask over HTTP.
 pub const HTTP_URL: Text = Text {
-    words: "a URL that starts with http://; no https",
-    holds: is_plain_http_url,
+    words: "http://HOST[:PORT][/PATH]; no https, user, ? or #",
+    // A path is added to it.
+    holds: |text| is_plain_http_url(text) && !text.contains('?'),
 };
 
 /// In place of an address to ask: nobody is asked.
@@ -119,13 +122,13 @@ pub const OFF: &str = "off";
 
 /// As [`HTTP_URL`], or nothing, or [`OFF`].
 pub const HTTP_URL_OR_OFF: Text = Text {
-    words: "empty, \"off\", or a URL that starts with http://; no https",
+    words: "empty, \"off\", or http://HOST[:PORT][/PATH][?QUERY]; no https, user or #",
     holds: |text| text.is_empty() || text == OFF || is_plain_http_url(text),
 };
 
 /// Where a JWK set is, or nothing.
 pub const JWKS_URL_OR_EMPTY: Text = Text {
-    words: "empty, or a URL that starts with http://, https:// or file:///",
+    words: "empty, http(s)://HOST[:PORT][/PATH][?QUERY] or file:///PATH; no user or #",
     holds: |text| {
         text.is_empty() || is_http_url(text) || text.strip_prefix("file:///").is_some_and(|path| !path.is_empty())
     },
@@ -185,9 +188,26 @@ pub const DATABASE_NAME: Text = Text {
     },
 };
 
+/// Whatever a client would not heed without a word is refused: a port that is none (the usual one would be asked), a user and a password
+/// (not sent, but shown), what is behind a `#`.
 fn is_http_url(text: &str) -> bool {
-    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !text.contains(char::is_whitespace))
+    let Ok(uri) = text.parse::<Uri>() else {
+        return false;
+    };
+    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    is_http && !text.contains('#') && uri.authority().is_some_and(is_host_and_port)
+}
+
+fn is_host_and_port(authority: &Authority) -> bool {
+    let host = authority.host();
+    // With a user before it the host is not the beginning.
+    match authority.as_str().strip_prefix(host).filter(|_| !host.is_empty()) {
+        None => false,
+        Some("") => true,
+        Some(rest) => rest
+            .strip_prefix(':')
+            .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+    }
 }
 
 /// The HTTP client that asks the room server is built without TLS.
@@ -256,14 +276,57 @@ mod tests {
     fn urls_and_origins() {
         check(
             &HTTP_URL,
-            &["http://a", "http://a:1/b"],
-            &["", "a", "https://a", "ftp://a", "http://", "http:///x", "http://a b"],
+            &["http://a", "http://a:1/b", "http://[::1]:65535/room/live/"],
+            &[
+                "",
+                "a",
+                "https://a",
+                "ftp://a",
+                "http://",
+                "http:///x",
+                "http://a b",
+                "http://:80/x",
+                "http://rooms:80810/room/live",
+                "http://rooms:/room/live",
+                "http://rooms:+80/room/live",
+                "http://rooms:http/room/live",
+                "http://kim:hunter2@rooms/room/live",
+                "http://kim@rooms",
+                "http://rooms@rooms",
+                "http://rooms/room/live?x=1",
+                "http://rooms/room/live#x",
+            ],
         );
-        check(&HTTP_URL_OR_OFF, &["", "off", "http://a"], &["a", "Off", "https://a"]);
+        check(
+            &HTTP_URL_OR_OFF,
+            &["", "off", "http://a", "http://a/b?c=d@e"],
+            &[
+                "a",
+                "Off",
+                "https://a",
+                "http://a:65536",
+                "http://kim:hunter2@a",
+                "http://a#b",
+            ],
+        );
         check(
             &JWKS_URL_OR_EMPTY,
-            &["", "http://a/jwks.json", "https://a", "file:///etc/jwks.json"],
-            &["a", "file://", "file:///", "file://host/a", "ftp://a"],
+            &[
+                "",
+                "http://a/jwks.json",
+                "https://a",
+                "https://a:8443/b?c",
+                "file:///etc/jwks.json",
+            ],
+            &[
+                "a",
+                "file://",
+                "file:///",
+                "file://host/a",
+                "ftp://a",
+                "https://a:84430/",
+                "https://kim:hunter2@a/",
+            ],
         );
         check(
             &ORIGIN,

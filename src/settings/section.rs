@@ -61,7 +61,10 @@ pub fn accept<T: SettingValue>(value: &Value, rule: &impl Rule<T>) -> Result<T, 
 
 /// The error for a `value` that `rule` does not allow.
 pub fn refusal<T: SettingValue>(value: &Value, rule: &impl Rule<T>) -> String {
-    let shown = if T::SECRET { MASK.to_owned() } else { one_line(value) };
+    let whole = value.to_string();
+    // A URL that names a user may have a password, too.
+    let hidden = T::SECRET || (whole.contains("://") && whole.contains('@'));
+    let shown = if hidden { MASK.to_owned() } else { one_line(value) };
     format!("{shown} is not allowed; allowed: {}", rule.words())
 }
 

@@ -268,6 +268,14 @@ fn no_error_shows_a_secret() {
     let shown = problems(text, &env, &[("auth.hs256_secrt", "hunter2")]);
     assert_eq!(shown.len(), 5, "{shown:?}");
     assert!(shown.iter().all(|line| !line.contains("hunter2")), "{shown:?}");
+    let url = "http://kim:hunter2@rooms/room/live";
+    assert_eq!(
+        problems("", &[("CHAT__ROOM__BASE_URL", url)], &[]),
+        [
+            "environment CHAT__ROOM__BASE_URL: room.base_url = *** is not allowed; \
+             allowed: http://HOST[:PORT][/PATH]; no https, user, ? or #"
+        ]
+    );
     let syntax = problems("[auth]\nhs256_secret = hunter2\ngateway_secret = 'hunter2\n", &[], &[]);
     assert!(syntax.iter().all(|line| !line.contains("hunter2")), "{syntax:?}");
 }
