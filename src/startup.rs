@@ -15,7 +15,7 @@ use crate::{
         keys_of_settings, secret_of_settings,
     },
     http::{lines::Patience, state::Limits, stats::FiguresLimits},
-    room::{EmbeddedRooms, http::HttpRoomSettings},
+    room::{EmbeddedRooms, embedded, http::HttpRoomSettings},
     settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
     store::{
         Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, figures::PeakRule, mongo::MongoSettings,
@@ -124,7 +124,7 @@ pub(crate) fn open_rooms(settings: &Settings) -> Result<Option<EmbeddedRooms>, S
     match settings.room.mode {
         RoomMode::Http => Ok(None),
         RoomMode::Embedded => {
-            let rooms = EmbeddedRooms::open(&Path::new(&settings.log.path).with_extension("rooms.json"));
+            let rooms = EmbeddedRooms::open(&embedded::file_of(Path::new(&settings.log.path)));
             rooms.map(Some).map_err(StartError::Unavailable)
         }
     }

@@ -101,10 +101,17 @@ pub struct EmbeddedRooms {
 }
 
 impl EmbeddedRooms {
-    /// Reads what was live when the server stopped. A file that cannot be read is named in the error.
+    /// Reads what was live when the server stopped: from where earlier versions kept it, where only that is there. A file that cannot
+    /// be read is named in the error.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let named = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
-        let rooms: Rooms = match std::fs::read(path) {
+        let before = before(path);
+        let found = if path.exists() || !before.exists() {
+            path
+        } else {
+            &before
+        };
+        let named = |why: &dyn std::fmt::Display| format!("{}: {why}", found.display());
+        let rooms: Rooms = match std::fs::read(found) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| named(&error))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Rooms::default(),
             Err(error) => {
@@ -255,6 +262,23 @@ impl EmbeddedRooms {
     }
 }
 
+/// The file of a spool's rooms: it has the spool's whole name in its own, so that no two spools share it.
+pub(crate) fn file_of(spool: &Path) -> PathBuf {
+    let mut path = spool.as_os_str().to_owned();
+    path.push(SUFFIX);
+    path.into()
+}
+
+/// What ends its name.
+const SUFFIX: &str = ".rooms.json";
+
+/// The same file in earlier versions, by which `chat.1` and `chat.2` had one.
+fn before(path: &Path) -> PathBuf {
+    // Without SUFFIX it is the spool's.
+    let spool = path.with_extension("").with_extension("");
+    spool.with_extension("rooms.json")
+}
+
 /// Waits on a thread of its own, so that a task may call this, too.
 fn blocking<T: Send>(told: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
     let waited = std::thread::scope(|scope| scope.spawn(|| told.blocking_recv()).join());
@@ -313,6 +337,29 @@ mod tests {
         assert_eq!(EmbeddedRooms::open(&path).unwrap().all(), []);
         let next = again.blocking_start(presenter).unwrap();
         assert!(next.room_idx > room.room_idx);
+    }
+
+    #[test]
+    fn no_two_spools_share_a_file_and_one_of_before_is_read_as_long_as_there_is_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |spool: &str| file_of(&dir.path().join(spool));
+        let spools = ["chat", "chat.db", "chat.1", "chat.2", "chat.1.db"];
+        let files: std::collections::BTreeSet<_> = spools.iter().map(|spool| file(spool)).collect();
+        assert_eq!(files.len(), spools.len(), "{files:?}");
+        let presenter = PresenterIdx::new(12).unwrap();
+        let old = EmbeddedRooms::open(&dir.path().join("chat.rooms.json")).unwrap();
+        let room = old.blocking_start(presenter).unwrap();
+        let live = |spool: &str| EmbeddedRooms::open(&file(spool)).unwrap().get(presenter);
+        assert_eq!(
+            (live("chat.db"), live("chat.1"), live("other.db")),
+            (Some(room), Some(room), None)
+        );
+        let rooms = EmbeddedRooms::open(&file("chat.1")).unwrap();
+        assert_eq!(rooms.blocking_stop(presenter).unwrap(), Some(room));
+        assert_eq!(
+            (live("chat.1"), live("chat.2"), live("chat.db")),
+            (None, Some(room), Some(room))
+        );
     }
 
     #[test]

@@ -563,7 +563,7 @@ async fn a_log_path_that_cannot_be_used_ends_the_start_with_69_naming_the_settin
     let (code, _, error) = run(&dir, &[&SERVE[..], &set].concat(), &ENV);
     assert_eq!(code, 69, "{error}");
     assert!(
-        error.contains("a-file/chat.rooms.json: it is beside log.path and cannot be read: "),
+        error.contains("a-file/chat.db.rooms.json: it is beside log.path and cannot be read: "),
         "{error}"
     );
 }
