@@ -1,6 +1,7 @@
 //! `export`: a broadcast's chat, or a whole room's, as a file.
 //!
-//! Reads the log itself, so it needs no server and may run beside one. A file gets its name when it is whole, not before.
+//! Reads the log itself, so it needs no server and may run beside one. A file gets its name when it is whole, not before; until then it
+//! has one that no other export has, though both are for the same file.
 
 use std::{
     collections::BTreeSet,
@@ -183,9 +184,18 @@ async fn write(
 /// Where the file goes: a name beside its own until it is whole.
 struct Output {
     writer: BufWriter<Box<dyn Write>>,
-    names: Option<(PathBuf, PathBuf)>,
+    part: Option<Part>,
     /// Syncs a directory.
     sync: fn(&Path) -> io::Result<()>,
+}
+
+/// A file that is not whole yet.
+struct Part {
+    file: File,
+    /// What it is called,
+    now: PathBuf,
+    /// and what it will be.
+    then: PathBuf,
 }
 
 impl Output {
@@ -194,36 +204,33 @@ impl Output {
             let writer: Box<dyn Write> = Box::new(io::stdout());
             return Ok(Self {
                 writer: BufWriter::new(writer),
-                names: None,
+                part: None,
                 sync: sync_directory,
             });
         };
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", part.display()));
-        // Chat is personal data: neither what a killed export left, whatever its mode, nor a link that is there is written into.
-        match fs::remove_file(&part) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(error)),
-            _ => {}
-        }
-        let file: File = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&part)
-            .map_err(named)?;
-        let writer: Box<dyn Write> = Box::new(file);
+        let mut now = path.as_os_str().to_owned();
+        now.push(format!(".{:08x}.part", rand::random::<u32>()));
+        let now = PathBuf::from(now);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", now.display()));
+        // Chat is personal data: it is written into nothing that is there, whosever it is and wherever it leads.
+        let mut options = OpenOptions::new();
+        let file = options.create_new(true).write(true).mode(0o600).open(&now);
+        let file = file.map_err(named)?;
+        let writer: Box<dyn Write> = Box::new(file.try_clone()?);
         Ok(Self {
             writer: BufWriter::new(writer),
-            names: Some((part, path.to_owned())),
+            part: Some(Part {
+                file,
+                now,
+                then: path.to_owned(),
+            }),
             sync: sync_directory,
         })
     }
 
     /// What is left of it when it does not get whole.
     fn left(&self) -> &'static str {
-        match self.names {
+        match self.part {
             Some(_) => "nothing was exported",
             None => "what was written is cut off",
         }
@@ -231,8 +238,8 @@ impl Output {
 
     /// An error of its own, with what could not be written.
     fn named(&self, error: &io::Error) -> io::Error {
-        let name = match &self.names {
-            Some((part, _)) => part.display().to_string(),
+        let name = match &self.part {
+            Some(part) => part.now.display().to_string(),
             None => "standard output".to_owned(),
         };
         io::Error::new(error.kind(), format!("{name}: {error}"))
@@ -242,18 +249,18 @@ impl Output {
         let done = self.get_whole();
         done.map_err(|error| self.named(&error))?;
         // Nothing is left to be removed.
-        self.names = None;
+        self.part = None;
         Ok(())
     }
 
     fn get_whole(&mut self) -> io::Result<()> {
         self.writer.flush()?;
-        if let Some((part, path)) = &self.names {
-            File::open(part)?.sync_all()?;
-            fs::rename(part, path)?;
+        if let Some(part) = &self.part {
+            part.file.sync_all()?;
+            fs::rename(&part.now, &part.then)?;
             // The name is in the directory. That this cannot be synced takes nothing back: only a machine that goes down
             // may lose it.
-            let directory = directory_of(path);
+            let directory = directory_of(&part.then);
             if let Err(error) = (self.sync)(directory) {
                 log::warn!("export: {} cannot be synced: {error}", directory.display());
             }
@@ -264,8 +271,8 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if let Some((part, _)) = &self.names {
-            let _ = fs::remove_file(part);
+        if let Some(part) = &self.part {
+            let _ = fs::remove_file(&part.now);
         }
     }
 }
@@ -293,5 +300,24 @@ mod tests {
         output.finish().unwrap();
         assert_eq!(SYNCED.load(Ordering::Relaxed), 1);
         assert_eq!(fs::read(&path).unwrap(), b"{}");
+    }
+
+    #[test]
+    fn two_exports_to_one_file_are_each_whole_when_they_have_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.ndjson");
+        let [mut one, mut other, broken_off] = [(); 3].map(|()| Output::open(Some(&path)).unwrap());
+        for output in [&mut one, &mut other] {
+            output.writer.write_all(b"{}").unwrap();
+            output.writer.flush().unwrap();
+        }
+        one.writer.write_all(b" of one").unwrap();
+        one.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"{} of one");
+        other.writer.write_all(b" of the other").unwrap();
+        other.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"{} of the other");
+        drop(broken_off);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

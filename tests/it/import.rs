@@ -123,6 +123,13 @@ fn timeless(format: &str, text: &str) -> String {
     chat.to_string()
 }
 
+/// Files of exports that are not whole.
+fn parts(site: &Site) -> Vec<String> {
+    let names = std::fs::read_dir(site.dir.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".part")).collect()
+}
+
 #[actix_web::test]
 async fn the_command_writes_what_the_route_gives_beside_a_running_server() {
     for mongodb in [false, true] {
@@ -147,7 +154,7 @@ async fn the_command_writes_what_the_route_gives_beside_a_running_server() {
         );
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(site.path("room.ndjson")).unwrap());
         assert_eq!(mode & 0o777, 0o600);
-        assert!(!site.path("room.ndjson.part").exists());
+        assert_eq!(parts(&site), [""; 0]);
         for (args, code) in [
             (&["--broadcast", "019b76da-a800-7000-8000-000000000001"][..], 1),
             (&["--room", "99"], 1),
@@ -195,9 +202,8 @@ async fn a_room_of_whose_broadcasts_some_cannot_be_read_is_not_exported_and_each
                 .find(|line| line.contains("nothing was exported"))
                 .unwrap();
             assert!(ids.iter().all(|id| named.contains(&id.to_string())), "{error}");
-            for name in ["room.ndjson", "room.ndjson.part"] {
-                assert!(!site.path(name).exists(), "{name}");
-            }
+            assert!(!site.path("room.ndjson").exists());
+            assert_eq!(parts(&site), [""; 0]);
         };
         refused(&[older.id, newer.id]);
         // The spool has the newer record of one that goes on, and perhaps the only one.
@@ -258,8 +264,8 @@ async fn an_export_that_finds_no_room_names_where() {
     let ended = output(site.dir.path(), &mut command);
     let error = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(69), "{error}");
-    assert!(error.contains("room.ndjson.part: File too large"), "{error}");
-    assert!(std::fs::symlink_metadata(site.path("room.ndjson.part")).is_err());
+    assert!(error.contains(".part: File too large"), "{error}");
+    assert_eq!(parts(&site), [""; 0]);
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let to_stdout = site.command(&["export", "--room", "12"]).stdout(full).output().unwrap();
     let error = String::from_utf8(to_stdout.stderr).unwrap();
@@ -269,30 +275,31 @@ async fn an_export_that_finds_no_room_names_where() {
     std::fs::create_dir_all(site.path("taken/by")).unwrap();
     let (code, _, error) = site.run(&["export", "--room", "12", "--output", "taken"]);
     assert_eq!(code, 69, "{error}");
-    assert!(error.contains("taken.part: "), "{error}");
-    assert!(!site.path("taken.part").exists());
+    assert!(error.contains(": taken.") && error.contains(".part: "), "{error}");
+    assert_eq!(parts(&site), [""; 0]);
 }
 
 #[actix_web::test]
 async fn an_export_writes_into_nothing_that_is_there_and_is_nobody_elses_to_read() {
     let site = Site::new(false);
     site.import(&long_file(&site, 10));
-    let (whole, part) = (site.path("room.ndjson"), site.path("room.ndjson.part"));
+    let whole = site.path("room.ndjson");
     let exported = || {
         let (code, _, error) = site.run(&["export", "--room", "12", "--output", "room.ndjson"]);
         assert_eq!(code, 0, "{error}");
         let found = std::fs::symlink_metadata(&whole).unwrap();
         (found.is_file(), found.permissions().mode() & 0o777)
     };
-    // As a killed one left it, and somebody changed it since.
-    std::fs::write(&part, "left").unwrap();
-    std::fs::set_permissions(&part, Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&whole, "older").unwrap();
+    std::fs::set_permissions(&whole, Permissions::from_mode(0o644)).unwrap();
     assert_eq!(exported(), (true, 0o600));
     let precious = site.path("precious");
     std::fs::write(&precious, "mine").unwrap();
-    std::os::unix::fs::symlink(&precious, &part).unwrap();
+    std::fs::remove_file(&whole).unwrap();
+    std::os::unix::fs::symlink(&precious, &whole).unwrap();
     assert_eq!(exported(), (true, 0o600));
     assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
+    assert_eq!(parts(&site), [""; 0]);
 }
 
 #[actix_web::test]
