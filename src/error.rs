@@ -93,9 +93,9 @@ codes! {
     /// The room server gave no answer that counts (rule 9).
     RoomServerUnavailable = "room_server_unavailable", SERVICE_UNAVAILABLE, None, true,
         "Whether the presenter is live cannot be checked now", "방송 상태를 확인할 수 없습니다";
-    /// The message cannot be logged now, so it is not accepted.
+    /// The log cannot be written or read now; a message that cannot be logged is not accepted.
     LogUnavailable = "log_unavailable", SERVICE_UNAVAILABLE, Some(1013), true,
-        "The chat log cannot take the message now", "채팅을 저장할 수 없습니다";
+        "The chat log is not available now", "지금은 채팅 기록을 이용할 수 없습니다";
     /// The sender, or the room, is over its limit.
     RateLimited = "rate_limited", TOO_MANY_REQUESTS, Some(1008), true,
         "Too many requests", "요청이 너무 많습니다";
@@ -107,9 +107,10 @@ codes! {
     IdempotencyInProgress = "idempotency_in_progress", CONFLICT, None, false,
         "A request with this Idempotency-Key is still running",
         "같은 Idempotency-Key의 요청을 처리하고 있습니다";
-    /// Numbered, and whether it was committed cannot be known: retry with the same key (rule 1).
+    /// Begun, and whether it was done cannot be known: a message or an act was numbered (retry with the same key, rule 1), a correction
+    /// given to the store.
     OutcomeUnknown = "outcome_unknown", GATEWAY_TIMEOUT, None, false,
-        "Whether the message was accepted is not known", "메시지가 접수되었는지 알 수 없습니다";
+        "Whether it was done is not known", "처리되었는지 알 수 없습니다";
     /// The body or the frame is over the limit.
     TooLarge = "too_large", PAYLOAD_TOO_LARGE, Some(1009), false,
         "The request is too large", "요청이 너무 큽니다";
