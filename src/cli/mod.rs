@@ -154,7 +154,9 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 impl SettingsArgs {
     fn load(&self) -> Result<Loaded, SettingsError> {
         let beside = PathBuf::from("settings.toml");
-        let file = self.config.clone().or_else(|| beside.exists().then_some(beside));
+        // A link that leads nowhere is there, too: it is told that nothing is behind it.
+        let is_there = || std::fs::symlink_metadata(&beside).is_ok();
+        let file = self.config.clone().or_else(|| is_there().then(|| beside.clone()));
         let loaded = Settings::load(Load {
             file: file.as_deref(),
             env: settings::environment(),

@@ -16,6 +16,15 @@ use super::{Section, Settings, file, validate};
 /// How the names of environment variables begin that are settings.
 const PREFIX: &str = "CHAT__";
 
+/// How they begin where an underscore was left out.
+const SHORT_PREFIX: &str = "CHAT_";
+
+/// Whether a variable is a setting, or was meant to be one: a name like `CHAT_LOG__BACKEND`, which is nobody else's, must not be left
+/// alone without a word.
+fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX) || name.strip_prefix(SHORT_PREFIX).is_some_and(|rest| rest.contains("__"))
+}
+
 /// Where a value comes from; later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layer {
@@ -45,7 +54,8 @@ impl fmt::Display for Layer {
 pub struct Load<'a, E> {
     /// The settings file; it must exist. `None` is no file.
     pub file: Option<&'a Path>,
-    /// Environment variables, name and value; those that do not begin with `CHAT__` are left alone. From
+    /// Environment variables, name and value; those that do not begin with `CHAT__` are left alone, but for `CHAT_LOG__BACKEND` and the
+    /// like, which are refused. From
     /// [`environment`], since `std::env::vars` panics on text that is not UTF-8, whosever it is.
     pub env: E,
     /// `--set key=value`, as key and value, in order.
@@ -66,7 +76,7 @@ pub struct Loaded {
 /// Bytes that are not UTF-8 become U+FFFD, which `load` refuses.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| {
-        let name = name.into_string().ok().filter(|name| name.starts_with(PREFIX))?;
+        let name = name.into_string().ok().filter(|name| is_ours(name))?;
         Some((name, value.to_string_lossy().into_owned()))
     })
 }
@@ -93,11 +103,7 @@ impl Settings {
         };
 
         let file_is_read = load.file.is_none_or(|path| loading.read_file(path));
-        let mut env: Vec<_> = load
-            .env
-            .into_iter()
-            .filter(|(name, _)| name.starts_with(PREFIX))
-            .collect();
+        let mut env: Vec<_> = load.env.into_iter().filter(|(name, _)| is_ours(name)).collect();
         env.sort();
         for (name, value) in &env {
             loading.set_variable(name, value);
@@ -159,6 +165,7 @@ impl Loading {
         let place = format!("environment {name}");
         let key = name
             .strip_prefix(PREFIX)
+            .or_else(|| name.strip_prefix(SHORT_PREFIX))
             .unwrap_or(name)
             .replace("__", ".")
             .to_lowercase();

@@ -425,6 +425,22 @@ async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
     assert!(!dir.path().join("data").exists(), "check-config wrote something");
 }
 
+#[actix_web::test]
+async fn settings_that_were_meant_to_be_read_and_are_not_end_the_start_with_64() {
+    let dir = ScratchDir::new("unread");
+    let meant = [ENV[0], ("CHAT_LOG__BACKEND", "mongodb")];
+    let (code, _, error) = run(&dir, &["check-config"], &meant);
+    assert_eq!(code, 64, "{error}");
+    assert!(error.contains("did you mean CHAT__LOG__BACKEND?"), "{error}");
+    std::os::unix::fs::symlink("nowhere.toml", dir.path().join("settings.toml")).unwrap();
+    let (code, _, error) = run(&dir, &["check-config"], &ENV[..1]);
+    assert_eq!(code, 64, "{error}");
+    assert!(
+        error.contains("file settings.toml: cannot be read: No such file"),
+        "{error}"
+    );
+}
+
 /// The driver reads them when its client is made, which comes after the spool was opened.
 #[actix_web::test]
 async fn files_that_the_uri_of_mongodb_names_are_read_before_anything_is_opened() {

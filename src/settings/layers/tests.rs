@@ -134,7 +134,9 @@ fn nested_sections_have_nested_names() {
 fn other_variables_are_left_alone() {
     let env = [
         ("PATH", "/bin"),
-        ("CHAT_LOG__BACKEND", "x"),
+        // As Kubernetes sets them for a service.
+        ("CHAT_SERVICE_HOST", "x"),
+        ("CHAT_PORT_8080_TCP_ADDR", "x"),
         ("chat__log__backend", "x"),
         ("XCHAT__LOG__BACKEND", "x"),
     ];
@@ -150,6 +152,8 @@ fn unknown_keys_are_named_with_their_place_and_the_nearest() {
         ("CHAT__log__backend", "x"),
         ("CHAT__", "x"),
         ("CHAT__CHAT__LOG__BACKEND", "x"),
+        ("CHAT_LOG__BACKEND", "x"),
+        ("CHAT_ACTORS__WRITER_MAILBOX", "x"),
     ];
     let flags = [("backend", "x"), ("log", "x"), ("", "x")];
     assert_eq!(
@@ -159,6 +163,8 @@ fn unknown_keys_are_named_with_their_place_and_the_nearest() {
             "file FILE, line 3: unknown key sesion; did you mean session?",
             "file FILE, line 6: unknown key actors.mailbox; did you mean actors.writer.mailbox?",
             "file FILE, line 7: unknown key kafka; settings.toml has every key",
+            "environment CHAT_ACTORS__WRITER_MAILBOX: unknown variable CHAT_ACTORS__WRITER_MAILBOX; did you mean CHAT__ACTORS__WRITER__MAILBOX?",
+            "environment CHAT_LOG__BACKEND: unknown variable CHAT_LOG__BACKEND; did you mean CHAT__LOG__BACKEND?",
             "environment CHAT__: unknown variable CHAT__; settings.toml has every key",
             "environment CHAT__CHAT__LOG__BACKEND: unknown variable CHAT__CHAT__LOG__BACKEND; did you mean CHAT__LOG__BACKEND?",
             "environment CHAT__LOG_BACKEND: unknown variable CHAT__LOG_BACKEND; did you mean CHAT__LOG__BACKEND?",
@@ -271,10 +277,8 @@ fn no_error_shows_a_secret() {
     let url = "http://kim:hunter2@rooms/room/live";
     assert_eq!(
         problems("", &[("CHAT__ROOM__BASE_URL", url)], &[]),
-        [
-            "environment CHAT__ROOM__BASE_URL: room.base_url = *** is not allowed; \
-             allowed: http://HOST[:PORT][/PATH]; no https, user, ? or #"
-        ]
+        ["environment CHAT__ROOM__BASE_URL: room.base_url = *** is not allowed; \
+             allowed: http://HOST[:PORT][/PATH]; no https, user, ? or #"]
     );
     let syntax = problems("[auth]\nhs256_secret = hunter2\ngateway_secret = 'hunter2\n", &[], &[]);
     assert!(syntax.iter().all(|line| !line.contains("hunter2")), "{syntax:?}");
