@@ -30,7 +30,7 @@ use super::{
 use crate::{
     auth::Claims,
     error::{ApiError, Code},
-    store::StoredBroadcast,
+    store::{StoredBroadcast, keeping::RecordChange},
 };
 
 /// 2000-01-01T00:00:00Z
@@ -185,7 +185,7 @@ pub(super) async fn get_broadcast(
     answer(&request, result.await)
 }
 
-/// What is changed of a broadcast; one of them at least.
+/// What is changed of a broadcast: one of them at least, and both or neither.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Change {
@@ -304,15 +304,15 @@ async fn write(
     let (store, by) = (Arc::clone(state.history.store()), caller.user_idx);
     let writing = actix_web::rt::spawn(async move {
         let _places = (permit, only);
-        if let Some(start) = start
-            && !store.correct_broadcast(id, start).await?
-        {
+        // Both at once: where one were done and the other refused, no answer would fit.
+        let change = RecordChange {
+            corrected_start_ms: start,
+            hold,
+        };
+        if !store.change_broadcast(id, change).await? {
             return Ok(false);
         }
         if let Some(hold) = hold {
-            if !store.hold_broadcast(id, hold).await? {
-                return Ok(false);
-            }
             let how = if hold { "under" } else { "no more under" };
             log::info!("broadcast {id}: {how} legal hold by user {by}");
         }

@@ -162,9 +162,6 @@ pub trait Archive: LogStore + Figures + Keeping {
     /// One broadcast by its id.
     fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>>;
 
-    /// Corrects a broadcast's start, or takes the correction back. `false`: there is no such broadcast.
-    fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>>;
-
     /// Marks those of these messages as deleted by this act that no act has marked before: it covers them, and they came
     /// behind it. Returns why the store refuses that for good, where it does. A message that is not there is passed over.
     fn mark_covered(&self, act: Arc<Event>, messages: Vec<Uuid>) -> BoxFuture<'_, Result<Option<String>, StoreError>>;

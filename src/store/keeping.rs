@@ -27,6 +27,15 @@ pub struct Trace {
     pub broadcast_id: Option<Uuid>,
 }
 
+/// What is to change of a broadcast beside what the registry says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordChange {
+    /// Its start, in milliseconds since 1970; `None` in it takes a correction back.
+    pub corrected_start_ms: Option<Option<i64>>,
+    /// Whether it is under legal hold.
+    pub hold: Option<bool>,
+}
+
 /// The broadcasts under legal hold: nothing of them is removed.
 #[derive(Clone, Debug, Default)]
 pub struct Holds(Vec<Broadcast>);
@@ -83,8 +92,32 @@ pub trait Keeping: Send + Sync {
     /// The present by the store's own clock, in milliseconds since 1970, UTC; `None` where it has none but that of this machine.
     fn now_ms(&self) -> BoxFuture<'_, Result<Option<i64>, StoreError>>;
 
+    /// Changes a broadcast, all of this or nothing. `false`: there is no such broadcast.
+    fn change_broadcast(&self, id: Uuid, change: RecordChange) -> BoxFuture<'_, Result<bool, StoreError>>;
+
     /// Puts a broadcast under legal hold, or takes it from there. `false`: there is no such broadcast.
-    fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let hold = Some(hold);
+        self.change_broadcast(
+            id,
+            RecordChange {
+                hold,
+                ..RecordChange::default()
+            },
+        )
+    }
+
+    /// Corrects a broadcast's start, or takes the correction back. `false`: there is no such broadcast.
+    fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let corrected_start_ms = Some(corrected_start_ms);
+        self.change_broadcast(
+            id,
+            RecordChange {
+                corrected_start_ms,
+                ..RecordChange::default()
+            },
+        )
+    }
 
     /// All broadcasts under legal hold.
     fn holds(&self) -> BoxFuture<'_, Result<Holds, StoreError>>;

@@ -245,3 +245,27 @@ async fn a_hold_or_a_correction_that_the_store_has_no_broadcast_for_is_not_answe
     let stored = app.state.history.store().broadcast(id).await.unwrap().unwrap();
     assert_eq!((stored.legal_hold, stored.corrected_start_ms), (true, Some(earlier)));
 }
+
+#[actix_web::test]
+async fn a_correction_and_a_hold_that_come_together_are_both_kept_or_neither() {
+    let app = spawn_app(use_mongodb).await;
+    app.go_live(12);
+    let _session = V1::of(&app, 12, json!({})).await;
+    let record = newest(&app, 12).await;
+    recorded(&app, &record["id"]).await;
+    let database = database_of(&app).await;
+    let validator = doc! { "legal_hold": { "$exists": false } };
+    let order = doc! { "collMod": "broadcasts", "validator": validator };
+    database.run_command(order).await.unwrap();
+    let path = format!("/v1/broadcasts/{}", record["id"].as_str().unwrap());
+    let operator = token_with(90, "operator", Value::Null);
+    let both = json!({ "legal_hold": true, "started_at": "2026-01-01T00:00:00.000Z" });
+    let answer = request(&app, "PATCH", &path, &operator, &both.to_string()).await;
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (503, &"log_unavailable".into())
+    );
+    let id = record["id"].as_str().unwrap().parse().unwrap();
+    let stored = app.state.history.store().broadcast(id).await.unwrap().unwrap();
+    assert_eq!((stored.legal_hold, stored.corrected_start_ms), (false, None));
+}

@@ -373,16 +373,6 @@ impl Mongo {
         let found = self.timed(one.into_future()).await.map_err(failed)?;
         found.map(|found| broadcast(&found).map_err(StoreError)).transpose()
     }
-
-    async fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> Result<bool, StoreError> {
-        let change = match corrected_start_ms {
-            Some(ms) => doc! { "$set": { "corrected_start": DateTime::from_millis(ms) } },
-            None => doc! { "$unset": { "corrected_start": "" } },
-        };
-        let records = self.records();
-        let update = records.update_one(doc! { "_id": bson_uuid(id) }, change);
-        Ok(self.timed(update.into_future()).await.map_err(failed)?.matched_count > 0)
-    }
 }
 
 impl Mongo {
@@ -498,10 +488,6 @@ impl Archive for MongoStore {
 
     fn broadcast(&self, id: Uuid) -> BoxFuture<'_, Result<Option<StoredBroadcast>, StoreError>> {
         async move { self.reach().await?.broadcast(id).await }.boxed()
-    }
-
-    fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
-        async move { self.reach().await?.correct_broadcast(id, corrected_start_ms).await }.boxed()
     }
 
     fn mark_covered(&self, act: Arc<Event>, messages: Vec<Uuid>) -> BoxFuture<'_, Result<Option<String>, StoreError>> {

@@ -24,7 +24,7 @@ use super::{
     document::{broadcast, bson_uuid, document_id},
     failed, unreadable,
 };
-use crate::store::keeping::{Expired, Holds, Keeping, Trace, first_id_of};
+use crate::store::keeping::{Expired, Holds, Keeping, RecordChange, Trace, first_id_of};
 
 /// Who is named in others' events; both indexes have an entry for those only that name somebody.
 const MENTIONS: [&str; 2] = ["act.user_idx", "deleted_by"];
@@ -79,11 +79,23 @@ impl Mongo {
         Ok(Holds::new(held.await?))
     }
 
-    async fn hold(&self, id: Uuid, hold: bool) -> Result<bool, StoreError> {
-        let change = match hold {
-            true => doc! { "$set": { "legal_hold": true } },
-            false => doc! { "$unset": { "legal_hold": "" } },
-        };
+    async fn change(&self, id: Uuid, change: RecordChange) -> Result<bool, StoreError> {
+        let (mut set, mut unset) = (Document::new(), Document::new());
+        match change.corrected_start_ms {
+            Some(Some(ms)) => drop(set.insert("corrected_start", DateTime::from_millis(ms))),
+            Some(None) => drop(unset.insert("corrected_start", "")),
+            None => {}
+        }
+        match change.hold {
+            Some(true) => drop(set.insert("legal_hold", true)),
+            Some(false) => drop(unset.insert("legal_hold", "")),
+            None => {}
+        }
+        let parts = [("$set", set), ("$unset", unset)].into_iter();
+        let change: Document = parts
+            .filter(|(_, fields)| !fields.is_empty())
+            .map(|(how, fields)| (how.to_owned(), fields.into()))
+            .collect();
         let records = self.records();
         let update = records.update_one(doc! { "_id": bson_uuid(id) }, change);
         Ok(self.timed(update.into_future()).await.map_err(failed)?.matched_count > 0)
@@ -287,8 +299,8 @@ impl Keeping for MongoStore {
         async move { self.reach().await?.now_ms().await }.boxed()
     }
 
-    fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
-        async move { self.reach().await?.hold(id, hold).await }.boxed()
+    fn change_broadcast(&self, id: Uuid, change: RecordChange) -> BoxFuture<'_, Result<bool, StoreError>> {
+        async move { self.reach().await?.change(id, change).await }.boxed()
     }
 
     fn holds(&self) -> BoxFuture<'_, Result<Holds, StoreError>> {

@@ -116,14 +116,6 @@ impl Archive for SqliteStore {
         })
     }
 
-    fn correct_broadcast(&self, id: Uuid, corrected_start_ms: Option<i64>) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.run(move |connection| {
-            let sql = "UPDATE broadcasts SET corrected_start = ?2 WHERE id = ?1";
-            let changed = connection.execute(sql, params![&id.as_bytes()[..], corrected_start_ms])?;
-            Ok(changed > 0)
-        })
-    }
-
     fn mark_covered(&self, act: Arc<Event>, messages: Vec<Uuid>) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         async move {
             for some in messages.chunks(MARKED_AT_ONCE) {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{SqliteStore, about, count, last_seq};
 use crate::store::{
-    keeping::{Expired, Holds, Keeping, Trace, first_id_of},
+    keeping::{Expired, Holds, Keeping, RecordChange, Trace, first_id_of},
     row,
 };
 
@@ -150,10 +150,13 @@ impl Keeping for SqliteStore {
         std::future::ready(Ok(None)).boxed()
     }
 
-    fn hold_broadcast(&self, id: Uuid, hold: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn change_broadcast(&self, id: Uuid, change: RecordChange) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.run(move |connection| {
-            let sql = "UPDATE broadcasts SET legal_hold = ?2 WHERE id = ?1";
-            Ok(connection.execute(sql, params![&id.as_bytes()[..], hold])? > 0)
+            let sql = "UPDATE broadcasts SET corrected_start = IIF(?2, ?3, corrected_start), legal_hold = IFNULL(?4, legal_hold)
+                       WHERE id = ?1";
+            let start = change.corrected_start_ms;
+            let change = params![&id.as_bytes()[..], start.is_some(), start.flatten(), change.hold];
+            Ok(connection.execute(sql, change)? > 0)
         })
     }
 

@@ -14,7 +14,7 @@ use chatting_actors::{
 use chatting_server::store::{
     Archive, Deleted, First, Listed, Logged, Scan, SqliteSpool, StoredBroadcast,
     figures::{Counted, Figures, FiguresQuery},
-    keeping::{Expired, Holds, Keeping, Trace},
+    keeping::{Expired, Holds, Keeping, RecordChange, Trace},
 };
 use futures_util::future::{BoxFuture, FutureExt};
 use uuid::Uuid;
@@ -93,7 +93,7 @@ impl Figures for MovingStore {
 impl Keeping for MovingStore {
     of_store! {
         now_ms() -> Option<i64>;
-        hold_broadcast(id: Uuid, hold: bool) -> bool;
+        change_broadcast(id: Uuid, change: RecordChange) -> bool;
         holds() -> Holds;
         expire(before_ms: i64, after: Option<Uuid>, limit: usize) -> Expired;
         expire_broadcasts(before_ms: i64, after: Option<Uuid>, limit: usize) -> Expired;
@@ -109,7 +109,6 @@ impl Archive for MovingStore {
         is_empty() -> bool;
         epochs(presenter: PresenterIdx) -> Vec<Epoch>;
         acts(rooms: Vec<PresenterIdx>, after: Uuid, limit: usize) -> Vec<Event>;
-        correct_broadcast(id: Uuid, corrected_start_ms: Option<i64>) -> bool;
         mark_covered(act: Arc<Event>, messages: Vec<Uuid>) -> Option<String>;
         mark_deleted(marks: Vec<(Uuid, Deleted)>) -> ();
     }
