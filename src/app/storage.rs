@@ -124,10 +124,15 @@ async fn open_mongo(
 ) -> Result<Opened, StartError> {
     let asked = MongoStore::asked(&startup::mongo_settings(settings)).await;
     let (store, unknown) = asked.map_err(|error| startup::bad_uri(&error))?;
+    store.belongs_to(spool.of_log().map_err(|error| unwritable(settings, &error))?);
     let place = beat.insert(startup::place_in(settings, &store, spool));
     let taken = match unknown {
         Some(error) => Err(error),
-        None => place.take().await,
+        None => match store.other_log().await {
+            Ok(None) => place.take().await,
+            Ok(Some(other)) => return Err(StartError::Config(other)),
+            Err(error) => Err(error),
+        },
     };
     let (mut away, mut newest_ms) = (None, 0);
     match taken {

@@ -16,7 +16,9 @@ use crate::{
     settings::{LogBackend, Settings},
     startup::{self, StartError},
     store::{
-        Archive, LockError, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore, inspect::SpoolFile, spool::OpenError,
+        Archive, LockError, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, SqliteStore,
+        inspect::SpoolFile,
+        spool::{OfLog, OpenError},
     },
 };
 
@@ -90,6 +92,7 @@ pub(super) async fn behind(settings: &Settings, spool: &SqliteSpool) -> Result<L
         LogBackend::Mongodb => {
             let store = startup::mongo_store(settings).await?;
             let place = startup::place_in(settings, &store, spool);
+            must_be_of(&store, spool.of_log().map_err(Failure::spool)?).await?;
             Log {
                 store: Arc::new(store),
                 place: Some(place),
@@ -102,11 +105,25 @@ pub(super) async fn behind(settings: &Settings, spool: &SqliteSpool) -> Result<L
 pub(super) async fn to_read(settings: &Settings) -> Result<Arc<dyn Archive>, Failure> {
     let path = PathBuf::from(&settings.log.path);
     // It says what is wrong with the file in words, where reading would only fail.
-    SpoolFile::open(&path)?.is_whole_with(settings.log.backend == LogBackend::Sqlite)?;
+    let spool = SpoolFile::open(&path)?;
+    spool.is_whole_with(settings.log.backend == LogBackend::Sqlite)?;
     Ok(match settings.log.backend {
         LogBackend::Sqlite => Arc::new(SqliteStore::to_read(path)),
-        LogBackend::Mongodb => Arc::new(startup::mongo_store(settings).await?),
+        LogBackend::Mongodb => {
+            let store = startup::mongo_store(settings).await?;
+            must_be_of(&store, spool.of_log()?).await?;
+            Arc::new(store)
+        }
     })
+}
+
+/// Refuses a store that is another log than the spool's. One that cannot be asked now says so when it is asked for something.
+async fn must_be_of(store: &MongoStore, spool: OfLog) -> Result<(), Failure> {
+    store.belongs_to(spool);
+    match store.other_log().await {
+        Ok(Some(other)) => Err(StartError::Config(other).into()),
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 /// Runs work in its place, where it needs one: while it runs no server with another spool starts on that log. The work is not begun

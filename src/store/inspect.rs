@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension};
 use self::check::Check;
 use super::{
     lock, open_to_read, row,
-    spool::{FORMAT, OpenError, epochs, is_of, meta},
+    spool::{FORMAT, OfLog, OpenError, epochs, is_of, meta},
 };
 
 /// A spool that is looked into.
@@ -125,6 +125,15 @@ impl SpoolFile {
             });
         }
         Ok(is_of(&self.connection, &self.path, embedded)?)
+    }
+
+    /// What it knows of its log in MongoDB, for who reads that.
+    pub fn of_log(&self) -> Result<OfLog, LookError> {
+        let known = OfLog::read(self.path.clone(), &self.connection, None);
+        known.map_err(|error| LookError::Sqlite {
+            path: self.path.clone(),
+            error,
+        })
     }
 
     /// What the spool holds.

@@ -10,6 +10,7 @@ mod client;
 mod document;
 mod fields;
 mod figures;
+mod identity;
 mod insert;
 mod keeping;
 mod marked;
@@ -45,7 +46,7 @@ use self::{
     acts::Progress,
     document::{event, sent_at_ms},
 };
-use super::{FoundStore, LateMessages, Newest, servers::ServerBeat};
+use super::{FoundStore, LateMessages, Newest, servers::ServerBeat, spool::OfLog};
 
 const SEQ_INDEX: &str = "presenter_epoch_seq";
 
@@ -87,6 +88,9 @@ pub struct MongoStore {
     runtime: Handle,
     /// The server that writes here (rule 7): its spool's name, and how often it says that it lives.
     server: Arc<OnceLock<(String, Duration)>>,
+    /// The spool whose log it must be, and whether it was seen to be.
+    spool: Arc<OnceLock<OfLog>>,
+    same: Arc<AtomicBool>,
 }
 
 impl MongoStore {
@@ -135,6 +139,8 @@ impl MongoStore {
             mongo: Arc::default(),
             runtime: Handle::current(),
             server: Arc::default(),
+            spool: Arc::default(),
+            same: Arc::default(),
         }
     }
 
@@ -154,6 +160,13 @@ impl MongoStore {
     }
 
     async fn reach(&self) -> Result<&Mongo, StoreError> {
+        if self.spool.get().is_some() && !self.same.load(Ordering::Acquire) {
+            self.is_the_log().await?;
+        }
+        self.connected().await
+    }
+
+    async fn connected(&self) -> Result<&Mongo, StoreError> {
         match self.mongo.get() {
             Some(mongo) => Ok(mongo),
             None => self.look_up().await.map_err(failed),
@@ -314,7 +327,12 @@ impl Mongo {
 
 impl LogStore for MongoStore {
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async move { self.reach().await?.prepare().await }.boxed()
+        async move {
+            // It may have been restored, or another one may be in its place.
+            self.is_the_log().await?;
+            self.connected().await?.prepare().await
+        }
+        .boxed()
     }
 
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {

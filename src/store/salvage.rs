@@ -25,7 +25,10 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use self::{carrying::Carrying, files::COPY};
-use super::open_at;
+use super::{
+    open_at,
+    spool::{LOG_ID, meta, set_meta},
+};
 
 /// The tables that a spool lives by; and the others of its file, which it can do without or that are the embedded log's.
 pub const TABLES: [&str; 7] = ["meta", "epochs", "rooms", "spool", "keys", "parked", "records"];
@@ -78,6 +81,10 @@ pub fn carry_over(damaged: &Path, anew: &Path, new: &Connection, embedded: bool)
         anew,
         new,
     };
+    // Of `meta` this alone: with another log the rest would go on where that one is not.
+    if let Some(Some(id)) = carrying.readable(meta::<String>(&old, LOG_ID))? {
+        set_meta(new, LOG_ID, id).map_err(to_new)?;
+    }
     salvaged.epochs = carrying.table("epochs", "n")?;
     salvaged.events = carrying.table("spool", "pos")?;
     salvaged.keys = carrying.table("keys", "pos")?;

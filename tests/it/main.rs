@@ -26,6 +26,7 @@ mod moderation;
 mod old_faults;
 mod openapi;
 mod operations;
+mod other_log;
 mod plans;
 mod presenter;
 mod protocol;

@@ -1,0 +1,238 @@
+//! A spool meets another log in MongoDB than its own: a misspelt `mongodb.database`, a URI of somebody else's.
+
+use std::sync::Arc;
+
+use chatting_server::{
+    app::App,
+    settings::{LogBackend, Settings},
+    startup::StartError,
+};
+use mongodb::{
+    Database,
+    bson::{Document, doc},
+};
+use serde_json::json;
+
+use crate::{
+    history::{drained, read, seqs},
+    support::{
+        app::{KEY, TestApp, settings, spawn_in, use_mongodb},
+        command::run,
+        eventually,
+        http::get,
+        mongod::{Mongod, fresh_database_name},
+        presenter::V1,
+        process::ScratchDir,
+        proxy::Proxy,
+    },
+};
+
+const IDS: &str = "chatting_log_id";
+
+async fn database(name: &str) -> Database {
+    let client = mongodb::Client::with_uri_str(Mongod::shared().uri()).await.unwrap();
+    client.database(name)
+}
+
+async fn collections(name: &str) -> Vec<String> {
+    database(name).await.list_collection_names().await.unwrap()
+}
+
+/// Settings of a server with a spool in this directory and a log of its own.
+fn with_mongodb(dir: &ScratchDir) -> Settings {
+    let mut settings = settings(dir);
+    use_mongodb(&mut settings);
+    settings
+}
+
+/// The same with the log that is in this database.
+fn of(database: &str, settings: &Settings) -> Settings {
+    let mut other = settings.clone();
+    database.clone_into(&mut other.mongodb.database);
+    other
+}
+
+/// Has messages accepted in room 12, which get these numbers.
+async fn say(app: &TestApp, numbers: std::ops::RangeInclusive<u64>) {
+    app.go_live(12);
+    let _session = V1::of(app, 12, json!({})).await;
+    for n in numbers {
+        let answer = app.post(12, 7, &format!("said {n}")).await;
+        assert_eq!((answer.status, &answer.json()["seq"]), (201, &json!(n)), "{answer:?}");
+    }
+}
+
+/// A spool that a server left empty: everything is in the log that it is of.
+async fn drained_into_its_log() -> (Arc<ScratchDir>, Settings) {
+    let dir = ScratchDir::new("other-log");
+    let settings = with_mongodb(&dir);
+    let app = spawn_in(Arc::clone(&dir), settings.clone()).await;
+    say(&app, 1..=1).await;
+    drained(&app).await;
+    app.stop().await;
+    (dir, settings)
+}
+
+async fn refused(settings: &Settings) -> String {
+    match App::build(settings).await {
+        Err(StartError::Config(why)) => why,
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("it starts"),
+    }
+}
+
+#[actix_web::test]
+async fn a_spool_that_was_drained_into_one_log_is_refused_with_another_by_the_server_and_by_every_command() {
+    let (dir, settings) = drained_into_its_log().await;
+    let ours = settings.mongodb.database.clone();
+    let command = |database: &str, args: &[&str]| {
+        let [path, uri, database] = [
+            format!("log.path={}", settings.log.path),
+            format!("mongodb.uri={}", Mongod::shared().uri()),
+            format!("mongodb.database={database}"),
+        ];
+        let sets = ["log.backend=mongodb", &path, &uri, &database].map(|set| ["--set", set]);
+        run(
+            &dir,
+            &[args, &sets.concat()].concat(),
+            &[("CHAT__AUTH__HS256_SECRET", KEY)],
+        )
+    };
+    let (code, _, error) = command(&ours, &["export", "--room", "12", "--output", "12.ndjson"]);
+    assert_eq!(code, 0, "{error}");
+    // One that is empty, and one that has a log.
+    let (empty, other_dir) = (fresh_database_name(), ScratchDir::new("other"));
+    let other = with_mongodb(&other_dir);
+    spawn_in(Arc::clone(&other_dir), other.clone()).await.stop().await;
+    let before = collections(&other.mongodb.database).await.len();
+    for (database, has) in [
+        (&empty, "has no log of this server"),
+        (&other.mongodb.database, "has the log "),
+    ] {
+        let told = [
+            format!("met in the database \"{ours}\""),
+            format!("the database \"{database}\" {has}"),
+            "another log needs another log.path".to_owned(),
+        ];
+        let why = refused(&of(database, &settings)).await;
+        assert!(told.iter().all(|told| why.contains(told)), "{why}");
+        for args in [
+            &["spool", "replay"][..],
+            &["erase", "--user", "7"],
+            &["erase", "--user", "7", "--dry-run"],
+            &["export", "--room", "12"],
+            &["import", "12.ndjson"],
+        ] {
+            let (code, _, error) = command(database, args);
+            assert_eq!(code, 64, "{args:?}: {error}");
+            assert!(told.iter().all(|told| error.contains(told)), "{args:?}: {error}");
+        }
+    }
+    assert_eq!(collections(&empty).await, [""; 0], "nothing is written there");
+    assert_eq!(collections(&other.mongodb.database).await.len(), before);
+    let app = spawn_in(Arc::clone(&dir), settings).await;
+    say(&app, 2..=2).await;
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn rule_03_a_new_spool_that_met_an_empty_log_first_does_not_begin_the_rooms_of_another_at_1() {
+    let (_first, settings) = drained_into_its_log().await;
+    let dir = ScratchDir::new("misspelt");
+    let mut new = settings.clone();
+    new.log.path = dir.path().join("chat.db").display().to_string();
+    spawn_in(Arc::clone(&dir), of(&fresh_database_name(), &new))
+        .await
+        .stop()
+        .await;
+    let why = refused(&new).await;
+    assert!(why.contains("has the log "), "{why}");
+    new.log.path = dir.path().join("another.db").display().to_string();
+    let app = spawn_in(dir, new).await;
+    say(&app, 2..=2).await;
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_server_that_meets_another_log_when_mongodb_comes_back_takes_nothing_there_and_says_why() {
+    let (dir, settings) = drained_into_its_log().await;
+    let mongod = Mongod::shared().uri();
+    let link = Proxy::start(mongod.trim_start_matches("mongodb://").parse().unwrap()).await;
+    link.cut();
+    let other = fresh_database_name();
+    let mut wrong = of(&other, &settings);
+    wrong.mongodb.uri =
+        chatting_server::settings::Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
+    wrong.mongodb.connect_timeout_ms = 300;
+    wrong.log.retry_max_ms = 100;
+    let app = spawn_in(Arc::clone(&dir), wrong).await;
+    say(&app, 2..=2).await;
+    link.restore();
+    let told = "is of the log ";
+    eventually("the reason in /readyz", async || {
+        let ready = get(app.addr, "/readyz").await;
+        assert_eq!(ready.status, 200);
+        let reasons = ready.json()["reasons"].to_string();
+        (reasons.contains("the store takes no events") && reasons.contains(told)).then_some(())
+    })
+    .await;
+    say(&app, 3..=3).await;
+    eventually("both to wait in the spool", async || {
+        (app.metric("chat_spool_events").await == Some(2.0)).then_some(())
+    })
+    .await;
+    let path = "/v1/rooms/12/messages";
+    let unread = app
+        .client()
+        .await
+        .request("GET", path, &[("token", &app.token(7))], "")
+        .await;
+    assert_eq!(
+        (unread.status, &unread.json()["code"]),
+        (503, &json!("log_unavailable"))
+    );
+    assert_eq!(collections(&other).await, [""; 0]);
+    // It is the same log after all, under another name: moved there without its id.
+    let ours = database(&settings.mongodb.database).await;
+    for name in [IDS, "chatting_log"] {
+        let moved = ours
+            .collection::<Document>(name)
+            .find_one(doc! {})
+            .await
+            .unwrap()
+            .unwrap();
+        let there = database(&other).await;
+        there.collection(name).insert_one(moved).await.unwrap();
+    }
+    drained(&app).await;
+    assert_eq!(seqs(&read(&app, path, &app.token(7)).await), [1, 2, 3]);
+    assert_eq!(get(app.addr, "/readyz").await.json()["status"], "ready");
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_spool_and_a_log_of_before_know_each_other_from_their_first_meeting_on() {
+    let (dir, settings) = drained_into_its_log().await;
+    let forget = |spool: &str| {
+        let connection = rusqlite::Connection::open(spool).unwrap();
+        assert_eq!(
+            connection.execute("DELETE FROM meta WHERE key = 'log_id'", []).unwrap(),
+            1
+        );
+    };
+    let ids = database(&settings.mongodb.database).await.collection::<Document>(IDS);
+    // The log has an id, and the spool knows none; then neither.
+    for without_id in [false, true] {
+        forget(&settings.log.path);
+        if without_id {
+            ids.drop().await.unwrap();
+        }
+        let app = spawn_in(Arc::clone(&dir), settings.clone()).await;
+        assert_eq!(app.metric("chat_spool_events").await, Some(0.0));
+        app.stop().await;
+        assert_eq!(ids.count_documents(doc! {}).await.unwrap(), 1);
+        let why = refused(&of(&fresh_database_name(), &settings)).await;
+        assert!(why.contains("has no log of this server"), "{why}");
+    }
+    assert_eq!(settings.log.backend, LogBackend::Mongodb);
+}
