@@ -109,7 +109,7 @@ mod linux {
 
     impl Socket for Named {
         fn shut(&self) {
-            self.with_socket(|socket| shut(socket));
+            self.with_socket(shut);
         }
 
         fn end_by_reset(&self) {

@@ -99,7 +99,7 @@ impl Carrying<'_> {
     }
 
     /// What was read of the copy; `None` where damage forbids it.
-    fn readable<T>(&self, read: rusqlite::Result<T>) -> Result<Option<T>, SalvageError> {
+    pub fn readable<T>(&self, read: rusqlite::Result<T>) -> Result<Option<T>, SalvageError> {
         match read {
             Err(error) if is_outside(&error) => Err(SalvageError::sqlite(self.copy, error)),
             read => Ok(read.ok()),
