@@ -75,7 +75,8 @@ pub(super) struct LoadArgs {
     /// next run
     #[arg(long)]
     start_rooms: bool,
-    /// End those broadcasts again at the end, and on Ctrl-C; not of rooms that were live before
+    /// End those broadcasts again at the end, and on Ctrl-C; not of rooms that were live before. Where the server ends
+    /// none in ten seconds, the rest stays live
     #[arg(long, requires = "start_rooms")]
     stop_rooms: bool,
     /// Wait for a line on standard input when all presenters are connected, and for another with them still connected when the
@@ -158,7 +159,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     let operator = token(0, Some(Role::Operator))?;
     until_it_ends(async {
         let mut interrupts = Interrupts::caught()?;
-        let mut rooms = Rooms::new(addr, operator);
+        let mut rooms = Rooms::new(addr, operator, PATIENCE);
         let ended = measured(args, plan, &mut rooms, &mut interrupts).await;
         let stopped = tokio::select! {
             biased;

@@ -178,7 +178,8 @@ const MAX_US: u64 = 60_000_000;
 /// Runs are told apart by the millisecond of their beginning, for eleven days.
 const RUNS: u64 = 1_000_000_000;
 
-/// How long a server may take to let a presenter in, and by default to answer when the time is over.
+/// How long a server may take to let a presenter in, to end a room's broadcast, and by default to answer when the time is
+/// over.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// SIGINT and SIGTERM, which end nothing by themselves once they are caught.
