@@ -472,11 +472,12 @@ impl Counts {
             return;
         }
         self.delivered += 1;
-        // Each message of a connection is sent after the answer to the one before it.
+        // Each message of a connection is sent after the answer to the one before it. Where that did not say what became
+        // of it, it may be accepted behind the next one.
         let in_turn = self.presented(room).is_none_or(|room| room.seen.in_turn(sender, turn));
         match self.ledger.came(sender, turn) {
             Came::First(answer) => {
-                self.out_of_order += u64::from(!(in_turn && follows));
+                self.out_of_order += u64::from(!((in_turn || answer == Answer::Unknown) && follows));
                 self.came_as(answer, room);
             }
             Came::Again => self.doubled += 1,

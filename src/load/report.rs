@@ -74,7 +74,8 @@ pub struct Report {
     pub missed: u64,
     /// Seen again.
     pub doubled: u64,
-    /// Seen after one that the same connection sent later, or, in v1, with a seq that is not above all before it.
+    /// Seen after one that the same connection sent later, unless its answer left open what became of it, or, in v1, with
+    /// a seq that is not above all before it.
     pub out_of_order: u64,
     /// Seen by the presenter of another room.
     pub misrouted: u64,

@@ -440,6 +440,40 @@ async fn two_senders_whose_messages_change_places_are_out_of_order_by_their_seq(
 }
 
 #[actix_web::test]
+async fn a_message_of_unknown_outcome_may_come_behind_the_next_one_of_its_connection_and_no_other_may() {
+    let unknown = r#"{"code":"outcome_unknown"}"#;
+    let firsts = [
+        (answer("504 Gateway Timeout", unknown), 0),
+        (answer("502 Bad Gateway", ""), 0),
+        (None, 0),
+        (answer("201 Created", ""), 1),
+    ];
+    for (first, out_of_order) in firsts {
+        let said = format!("{first:?}");
+        let mut earlier = String::new();
+        let does = move |nth: usize, body: &str| match nth {
+            0 => {
+                body.clone_into(&mut earlier);
+                Does {
+                    delivers: Vec::new(),
+                    answers: first.clone(),
+                }
+            }
+            _ => Does {
+                delivers: vec![(0, body.to_owned()), (0, earlier.clone())],
+                answers: answer("201 Created", ""),
+            },
+        };
+        let args = ["--messages", "2", "--senders", "1", "--speaks", "plain"];
+        let (_, report, output) = against(does, &args).await;
+        let names = ["delivered", "out_of_order", "doubled", "lost"];
+        assert_eq!(counted(&report, names), [2, out_of_order, 0, 0], "{said}: {output}");
+        let fault = output.contains("messages were out of order");
+        assert_eq!(fault, out_of_order > 0, "{said}: {output}");
+    }
+}
+
+#[actix_web::test]
 async fn a_message_that_comes_to_the_presenter_of_another_room_is_not_taken_for_delivered() {
     let does = |nth: usize, body: &str| Does {
         delivers: vec![(0, chat(nth as u64 + 1, body))],
