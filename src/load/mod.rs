@@ -271,11 +271,7 @@ pub async fn run(plan: Plan, interrupts: &mut Interrupts) -> Result<(Report, Con
 
 /// Who presents, and who presents and reads nothing.
 async fn connect(plan: &Plan, counts: &Shared) -> Result<(Connected, Vec<presenter::Socket>), String> {
-    let connect = async |room, token, buffer| {
-        let connected = presenter::connect(plan.addr, room, token, plan.speaks, buffer);
-        let late = |_| format!("{}: room {room}: no session within {PATIENCE:?}", plan.addr);
-        tokio::time::timeout(PATIENCE, connected).await.map_err(late)?
-    };
+    let connect = async |room, token, buffer| presenter::connect(plan.addr, room, token, plan.speaks, buffer).await;
     let mut presenters = Vec::new();
     for (room, token) in (plan.first_room..).zip(&plan.presenter_tokens) {
         let socket = connect(room, token, None).await?;

@@ -1,21 +1,40 @@
 //! One presenter's WebSocket that counts what it gets.
 
-use std::{net::SocketAddr, ops::Range, time::Duration};
+use std::{net::SocketAddr, ops::Range};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    time::timeout,
 };
 
 use chatting_actors::wire::v1::SUBPROTOCOL;
 
 use super::{
-    Shared, Speaks,
+    PATIENCE, Shared, Speaks,
     sender::{code, whole},
 };
 
 /// Connects, starts the session, and waits until it has begun: for the `pong` behind a legacy `start`, for v1's `welcome`.
 pub(super) async fn connect(
+    addr: SocketAddr,
+    room: u64,
+    token: &str,
+    speaks: Speaks,
+    receive_buffer: Option<u32>,
+) -> Result<Socket, String> {
+    let late = |_| format!("{addr}: room {room}: no session within {PATIENCE:?}");
+    let answered = timeout(PATIENCE, ask(addr, room, token, speaks, receive_buffer));
+    let mut socket = answered.await.map_err(late)??;
+    if speaks != Speaks::Plain {
+        let refused = |why| format!("{addr}: room {room}: a presenter was refused: {why}");
+        socket.let_in(speaks).await.map_err(refused)?;
+    }
+    Ok(socket)
+}
+
+/// Connects, starts the session, and waits for the first frame that answers it. In `Plain` nothing does.
+async fn ask(
     addr: SocketAddr,
     room: u64,
     token: &str,
@@ -75,26 +94,7 @@ pub(super) async fn connect(
     while frame(socket.unread()).is_none() {
         socket.fill().await.map_err(refused)?;
     }
-    let before = socket.at;
-    let (opcode, payload) = socket.next().await?;
-    match (opcode, &socket.bytes[payload]) {
-        (TEXT, payload) if payload == PONG || payload.starts_with(br#"{"type":"welcome""#) => Ok(socket),
-        (TEXT, payload) if speaks == Speaks::Legacy && payload.starts_with(LEGACY_CHAT) => {
-            // What was held for it: it is let in, its pong comes later, and this is to be counted.
-            socket.at = before;
-            Ok(socket)
-        }
-        (CLOSE, payload) => Err(refused(closed(payload))),
-        (_, payload) => {
-            let why = code(payload).unwrap_or_else(|| String::from_utf8_lossy(payload).into_owned());
-            // A close comes behind it, if any does.
-            let end = tokio::time::timeout(Duration::from_secs(1), socket.next()).await;
-            match end {
-                Ok(Ok((CLOSE, payload))) => Err(refused(format!("{why}, {}", closed(&socket.bytes[payload])))),
-                _ => Err(refused(why)),
-            }
-        }
-    }
+    Ok(socket)
 }
 
 /// What a close frame says.
@@ -221,6 +221,29 @@ impl Socket {
             Ok(0) => Err("the connection ended".into()),
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Reads whether the session has begun. The error is why it has not.
+    async fn let_in(&mut self, speaks: Speaks) -> Result<(), String> {
+        let before = self.at;
+        let (opcode, payload) = self.next().await?;
+        match (opcode, &self.bytes[payload]) {
+            (TEXT, payload) if payload == PONG || payload.starts_with(br#"{"type":"welcome""#) => Ok(()),
+            (TEXT, payload) if speaks == Speaks::Legacy && payload.starts_with(LEGACY_CHAT) => {
+                // What was held for it: it is let in, its pong comes later, and this is to be counted.
+                self.at = before;
+                Ok(())
+            }
+            (CLOSE, payload) => Err(closed(payload)),
+            (_, payload) => {
+                let why = code(payload).unwrap_or_else(|| String::from_utf8_lossy(payload).into_owned());
+                // A close comes behind it, if any does.
+                match timeout(PATIENCE, self.next()).await {
+                    Ok(Ok((CLOSE, payload))) => Err(format!("{why}, {}", closed(&self.bytes[payload]))),
+                    _ => Err(why),
+                }
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The load tool tells what it saw, and whether that is as it should be.
 
-use std::{process::ExitStatus, sync::Arc};
+use std::{process::ExitStatus, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -581,6 +581,27 @@ async fn a_presenter_that_is_refused_is_told_with_the_code_and_the_status_or_the
     server.await.unwrap();
     assert_eq!(status.code(), Some(1), "{output}");
     let refused = "room 12: a presenter was refused: HTTP/1.1 503 Service Unavailable, overloaded";
+    assert!(output.contains(refused), "{output}");
+}
+
+#[actix_web::test]
+async fn a_close_that_is_late_behind_a_refusal_is_told_with_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = actix_web::rt::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request(&mut stream).await;
+        let mut refusal = b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec();
+        refusal.extend(text_frame(r#"{"type":"error","code":"unauthenticated"}"#));
+        stream.write_all(&refusal).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        stream.write_all(&[0x88, 2, 0x0f, 0xa1]).await.unwrap();
+        stream
+    });
+    let (status, _, output) = ended(&load(&ScratchDir::new("load-tool"), addr, &["--speaks", "v1"])).await;
+    drop(server.await);
+    assert_eq!(status.code(), Some(1), "{output}");
+    let refused = "room 12: a presenter was refused: unauthenticated, closed with 4001";
     assert!(output.contains(refused), "{output}");
 }
 
