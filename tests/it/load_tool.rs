@@ -289,7 +289,7 @@ async fn each_message_has_a_key_of_its_own_where_that_is_asked_for_and_none_othe
 async fn senders_that_wait_for_their_turn_longer_than_the_server_for_a_request_are_not_refused_for_it() {
     let app = spawn_app(|settings| {
         settings.server.client_request_seconds = 3;
-        settings.server.keep_alive_seconds = 3;
+        settings.server.keep_alive_seconds = 1;
     })
     .await;
     app.go_live(12);
