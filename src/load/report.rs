@@ -95,7 +95,7 @@ pub struct Report {
     pub tool_cpu_share: f64,
     /// An interrupt ended the sending.
     pub interrupted: bool,
-    /// Why senders ended before the time was over.
+    /// Why senders ended before the time was over, or that the rate was not kept.
     pub trouble: Option<String>,
 }
 
