@@ -80,7 +80,8 @@ pub(super) struct LoadArgs {
     #[arg(long, requires = "start_rooms")]
     stop_rooms: bool,
     /// Wait for a line on standard input when all presenters are connected, and for another with them still connected when the
-    /// report is printed; standard error says `connected` and `done`. For measuring a server from outside
+    /// report is printed; standard error says `connected` and `done`. For measuring a server from outside. Where messages
+    /// were refused or not answered, `done` comes after two seconds in which nothing came: what comes all the same counts
     #[arg(long)]
     in_steps: bool,
     /// Print the report as JSON; how far it is still goes to standard error
