@@ -80,7 +80,8 @@ fn not_rewritten(path: &str, error: &SpoolError) -> Failure {
     let cure = match error.fault {
         SpoolFault::Full => "make room for two more copies of it (one of them in SQLITE_TMPDIR, where that is set)",
         SpoolFault::NotBegun => {
-            "make it writable, and its directory (and SQLITE_TMPDIR, where that is set), or end what reads it"
+            "make it writable, and its directory (and SQLITE_TMPDIR, where that is set), or end what reads it (`spool \
+             verify`, a backup, sqlite3)"
         }
         SpoolFault::Unsure => "end what reads it (`spool verify`, a backup, sqlite3)",
     };

@@ -186,6 +186,9 @@ fn failed(error: &rusqlite::Error, begun: bool) -> SpoolError {
     let fault = match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => SpoolFault::Full,
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => SpoolFault::NotBegun,
+        // Somebody else writes, and for too long. Said at a transaction's begin, where it is waited for; at its end it would
+        // not be committed either.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => SpoolFault::NotBegun,
         _ if begun => SpoolFault::Unsure,
         _ => SpoolFault::NotBegun,
     };

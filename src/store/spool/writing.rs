@@ -30,3 +30,37 @@ impl Drop for Writing<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use chatting_actors::seams::{Spool, SpoolFault};
+    use rusqlite::Connection;
+
+    use crate::store::{Durability, SpoolSettings, SqliteSpool};
+
+    #[test]
+    fn rule_01_nothing_of_a_commit_is_there_while_somebody_else_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let (mut spool, _) = SqliteSpool::open(SpoolSettings {
+            path: path.clone(),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: false,
+        })
+        .unwrap();
+        let at_once = |connection: &mut Connection| connection.busy_timeout(Duration::ZERO);
+        spool.connection().run(at_once).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let faults = [
+            spool.commit(&[]).unwrap_err().fault,
+            spool.keep_broadcasts(&[]).unwrap_err().fault,
+        ];
+        assert_eq!(faults, [SpoolFault::NotBegun; 2]);
+        other.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(spool.commit(&[]).unwrap(), 1);
+    }
+}
