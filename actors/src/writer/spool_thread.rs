@@ -70,6 +70,7 @@ impl SpoolThread {
             tried: 0,
             unkept: HashMap::new(),
             kept_in_vain: None,
+            told_apart: None,
             unkeepable: HashMap::new(),
             unkeepable_tried: Instant::now(),
             perhaps_adopted: BTreeMap::new(),
@@ -153,7 +154,11 @@ struct Run {
     unkept: HashMap<Uuid, Broadcast>,
     /// How often they were tried in vain, and when they last were.
     kept_in_vain: Option<(u32, Instant)>,
-    /// Broadcasts that could not be kept alone either, the newest version of each: they are tried apart from the others.
+    /// When those that can be kept were last told from those that cannot.
+    told_apart: Option<Instant>,
+    /// Broadcasts that could not be kept alone either, the newest version of each: they are tried apart from the others. No
+    /// number bounds them, or `unkept`: messages name each of them. They are as many as began, changed or ended until the restart
+    /// that salvages the file.
     unkeepable: HashMap<Uuid, Broadcast>,
     /// When those were last tried.
     unkeepable_tried: Instant,

@@ -117,6 +117,85 @@ async fn a_broadcast_that_is_never_kept_costs_no_other_room_its_record_and_is_to
 }
 
 #[actix::test]
+async fn of_many_broadcasts_that_are_never_kept_one_is_named() {
+    keep_lines();
+    let (began, stage) = (Instant::now(), stage_of(0));
+    let rooms = 986_500..986_530;
+    stage.spool.script().records_in_vain.extend(rooms.clone());
+    let _readers: Vec<_> = rooms.clone().map(|presenter| stage.reader(presenter)).collect();
+    until("them to be tried alone", || stage.spool.script().record_tries > 60).await;
+    stage.spool_end();
+    let told = lines_with("cannot be kept, it is tried again");
+    let told = told.iter().filter(|line| line.contains("of room 9865")).count() as u64;
+    let at_most = 1 + began.elapsed().as_secs() / 10;
+    assert!((1..=at_most).contains(&told), "{told} lines");
+}
+
+#[actix::test]
+async fn broadcasts_that_are_never_kept_are_not_told_apart_behind_every_commit() {
+    let (began, stage) = (Instant::now(), stage_of(0));
+    let rooms = 1..=200;
+    stage.spool.script().records_in_vain.extend(rooms.clone());
+    let mut readers = Vec::new();
+    for presenter in rooms {
+        readers.push(stage.reader(presenter));
+        stage.accepted(presenter, "x").await;
+    }
+    let probes = stage.spool.script().probes as u64;
+    // Of those that wait, and of those that failed alone, once a second.
+    let at_most = 2 + 2 * began.elapsed().as_secs();
+    assert!(probes <= at_most, "{probes} probes");
+}
+
+#[actix::test]
+async fn a_file_that_takes_nothing_is_not_tried_with_every_half() {
+    let stage = stage_of(0);
+    stage.spool.script().records_in_vain.extend(1..=30);
+    let _readers: Vec<_> = (1..=30).map(|presenter| stage.reader(presenter)).collect();
+    until("them to be tried alone", || stage.spool.script().record_tries > 60).await;
+    let (spool, began) = (stage.spool.clone(), Instant::now());
+    let hold = stage.writer.hold_spool();
+    let before = {
+        let mut script = spool.script();
+        script.failing = usize::MAX;
+        script.record_tries
+    };
+    drop(hold);
+    let tries = || spool.script().record_tries - before;
+    until("them to be tried", || tries() > 0).await;
+    assert_eq!(stage.spool_end(), SpoolEnd::Unmarked);
+    // Once a second, and at the stop.
+    let at_most = 3 + began.elapsed().as_secs();
+    assert!(tries() as u64 <= at_most, "{} tries", tries());
+}
+
+#[actix::test]
+async fn a_stop_does_not_wait_for_all_broadcasts_to_be_told_apart() {
+    let stage = stage_of(0);
+    let readers: Vec<Arc<Reader>> = (1..=200).map(|presenter| stage.reader(presenter)).collect();
+    until("their records", || rooms_kept(&stage).len() == 200).await;
+    let spool = stage.spool.clone();
+    for reader in &readers {
+        reader.leave();
+    }
+    // They are tried once before the stop is come to.
+    let hold = stage.writer.hold_spool();
+    {
+        let mut script = spool.script();
+        script.records_in_vain.extend(1..=200);
+        script.record_tries_take = Duration::from_millis(25);
+    }
+    stage.registry.refuse_submits().await;
+    stage.registry.end_sessions(End::GoingAway).await;
+    stage.writer.stop();
+    drop(hold);
+    assert_eq!(stage.spool_end(), SpoolEnd::Unmarked);
+    // Two seconds for those that wait, and for those that failed alone.
+    let tries = spool.script().record_tries;
+    assert!(tries <= 200, "{tries} tries");
+}
+
+#[actix::test]
 async fn a_stop_keeps_the_records_of_all_rooms_but_the_one_that_cannot_be_kept() {
     let stage = stage_of(0);
     let readers: Vec<Arc<Reader>> = (1..=5).map(|presenter| stage.reader(presenter)).collect();

@@ -114,6 +114,10 @@ pub struct SpoolScript {
     pub records_in_vain: BTreeSet<i64>,
     /// How often that was tried.
     pub record_tries: usize,
+    /// How long each such try takes.
+    pub record_tries_take: Duration,
+    /// How often it was asked whether a write would succeed.
+    pub probes: usize,
     /// So many attempts to take broadcasts of the store up fail behind their commit.
     pub adopts_in_vain: usize,
     /// What was freed, for its keys.
@@ -355,6 +359,9 @@ impl Spool for ScriptedSpool {
         let in_vain = |broadcast: &Broadcast| script.records_in_vain.contains(&broadcast.presenter.get());
         if broadcasts.iter().any(in_vain) {
             script.record_tries += 1;
+            let takes = script.record_tries_take;
+            drop(script);
+            std::thread::sleep(takes);
             return Err(error(SpoolFault::Unsure));
         }
         let mut lacks_one = false;
@@ -436,6 +443,7 @@ impl Spool for ScriptedSpool {
 
     fn probe(&mut self) -> Result<(), SpoolError> {
         let mut script = self.script();
+        script.probes += 1;
         script.has_room()?;
         script.fails()
     }

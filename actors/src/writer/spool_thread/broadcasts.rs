@@ -5,7 +5,7 @@
 //! fail are alone. These are tried on by themselves, and what comes next is kept without them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -20,12 +20,15 @@ use crate::{
     writer::DrainMsg,
 };
 
-/// So many transactions at most to tell those that can be kept from those that cannot: commits wait for them. What is
-/// left has its turn the next time.
-const TRIES: usize = 64;
+/// So many transactions at most, and for so long, to tell those that can be kept from those that cannot: commits wait for
+/// them. What is left has its turn the next time.
+const TRIES: (usize, Duration) = (64, Duration::from_millis(500));
 
-/// The same at a stop, which is the last time.
-const LAST_TRIES: usize = 16 * TRIES;
+/// The same at a stop, which is the last time, and has a deadline.
+const LAST_TRIES: (usize, Duration) = (1024, Duration::from_secs(2));
+
+/// So many at most of those that could not be kept alone are tried at once, but at a stop.
+const UNKEEPABLE_AT_ONCE: usize = 1000;
 
 impl Run {
     /// Keeps broadcasts; those that cannot be kept now are tried again, by the clock and by whatever comes.
@@ -45,15 +48,21 @@ impl Run {
     }
 
     fn keep_unkept(&mut self) {
-        let all: Vec<Broadcast> = self.unkept.values().cloned().collect();
+        let all = some_of(&self.unkept, usize::MAX);
         if all.is_empty() {
             return;
         }
         // A panic on the way counts, too.
         let times = self.kept_in_vain.map_or(1, |(times, _)| times.saturating_add(1));
-        self.kept_in_vain = Some((times, Instant::now()));
-        // What failed once may have been for a moment. And a spool that takes nothing takes no part of them either.
-        let apart = (times > 1 || self.stopping) && self.spool.probe().is_ok();
+        let now = Instant::now();
+        self.kept_in_vain = Some((times, now));
+        // What failed once may have been for a moment. Nor is each batch of new ones told apart behind the next commit,
+        // where those before it all went to the unkeepable.
+        let lately = self.told_apart.is_some_and(|at| now - at < KEEP_AGAIN);
+        let apart = self.stopping || (times > 1 && !lately);
+        if apart {
+            self.told_apart = Some(now);
+        }
         self.keep_what_can_be(&all, apart);
         if self.unkept.is_empty() {
             self.kept_in_vain = None;
@@ -61,22 +70,23 @@ impl Run {
     }
 
     fn keep_unkeepable(&mut self) {
-        let mut all: Vec<Broadcast> = self.unkeepable.values().cloned().collect();
-        if all.is_empty() {
+        let at_once = if self.stopping { usize::MAX } else { UNKEEPABLE_AT_ONCE };
+        let some = some_of(&self.unkeepable, at_once);
+        if some.is_empty() {
             return;
         }
         self.unkeepable_tried = Instant::now();
-        // Which are tried first is left to chance: where there are many of them, the same ones would never be.
-        let first = rand::random_range(0..all.len());
-        all.rotate_left(first);
-        self.keep_what_can_be(&all, true);
+        self.keep_what_can_be(&some, true);
     }
 
     /// Keeps these in one transaction. Where that fails, and `apart` is set, those of them that can be kept.
     fn keep_what_can_be(&mut self, all: &[Broadcast], apart: bool) {
-        let most = if self.stopping { LAST_TRIES } else { TRIES };
-        let (mut parts, mut failed) = (vec![all], None);
+        let (most, within) = if self.stopping { LAST_TRIES } else { TRIES };
+        let (mut parts, mut failed, mut since) = (vec![all], None, None);
         for _ in 0..most {
+            if since.is_some_and(|since: Instant| since.elapsed() >= within) {
+                break;
+            }
             let Some(part) = parts.pop() else {
                 break;
             };
@@ -91,10 +101,18 @@ impl Run {
                 }
                 Err(error) => error,
             };
-            match part {
-                _ if !apart || error.fault != SpoolFault::Unsure => parts.clear(),
-                [one] => self.is_unkeepable(one, &error),
-                _ => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
+            let known = matches!(part, [one] if self.unkeepable.contains_key(&one.id));
+            // A spool that takes nothing takes no part of them either.
+            let goes_on =
+                apart && error.fault == SpoolFault::Unsure && (known || since.is_some() || self.spool.probe().is_ok());
+            if goes_on {
+                since.get_or_insert_with(Instant::now);
+                match part {
+                    [one] => self.is_unkeepable(one, &error),
+                    _ => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
+                }
+            } else {
+                parts.clear();
             }
             failed = Some(error);
         }
@@ -109,8 +127,10 @@ impl Run {
     fn are_kept(&mut self, broadcasts: &[Broadcast]) {
         for Broadcast { id, presenter, .. } in broadcasts {
             self.unkept.remove(id);
-            if self.unkeepable.remove(id).is_some() {
-                log::info!("spool: broadcast {id} of room {presenter} is kept after all");
+            if self.unkeepable.remove(id).is_some()
+                && let Some(more) = self.failing.kept_after_all.due(Instant::now())
+            {
+                log::info!("spool: broadcast {id} of room {presenter} is kept after all{more}");
             }
         }
     }
@@ -122,8 +142,10 @@ impl Run {
         if self.unkeepable.is_empty() {
             self.unkeepable_tried = Instant::now();
         }
-        if self.unkeepable.insert(*id, broadcast.clone()).is_none() {
-            log::error!("spool: broadcast {id} of room {presenter} cannot be kept, it is tried again: {error}");
+        if self.unkeepable.insert(*id, broadcast.clone()).is_none()
+            && let Some(more) = self.failing.unkeepable.due(Instant::now())
+        {
+            log::error!("spool: broadcast {id} of room {presenter} cannot be kept, it is tried again: {error}{more}");
         }
     }
 
@@ -225,4 +247,15 @@ impl Run {
         }
         self.registry.mailbox.push(RegistryMsg::Broadcasts { open });
     }
+}
+
+/// At most so many of those that wait. Which are tried first is left to chance: where there are more than are come to, the same
+/// ones would never be.
+fn some_of(waiting: &HashMap<Uuid, Broadcast>, most: usize) -> Vec<Broadcast> {
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    let first = rand::random_range(0..waiting.len());
+    let some = waiting.values().cycle().skip(first).take(waiting.len().min(most));
+    some.cloned().collect()
 }

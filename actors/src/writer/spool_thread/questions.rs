@@ -16,7 +16,7 @@ use crate::{
     writer::{DrainMsg, SpoolCommand, command::Rows},
 };
 
-/// When it was last told that one of these failed: all rooms ask, again and again for as long as it does.
+/// When it was last told that one of these failed, or is over: all rooms ask, again and again for as long as it does.
 #[derive(Default)]
 pub(super) struct Failing {
     last_seq: Seldom,
@@ -25,6 +25,8 @@ pub(super) struct Failing {
     places: Seldom,
     mark: Seldom,
     pub(super) broadcasts: Seldom,
+    pub(super) unkeepable: Seldom,
+    pub(super) kept_after_all: Seldom,
 }
 
 impl Run {
