@@ -87,6 +87,16 @@ async fn ask_everything(store: &dyn Archive) {
         one.chat.text = MessageText::maybe_empty(String::new(), 0).unwrap();
         store.append(Arc::new(shared([one]))).await.unwrap();
     }
+    // Late for an act on everything.
+    let late: Vec<Uuid> = (201..=300)
+        .map(|seq| message(START + seq * 100, 12, "a", seq.cast_unsigned(), 12, "").id)
+        .collect();
+    let mut all = message(START + 500_000, 12, "a", MESSAGES + 3, 90, "");
+    all.act = Some(Arc::new(Act::Span {
+        from_ms: 0,
+        to_ms: i64::MAX,
+    }));
+    assert_eq!(store.mark_covered(Arc::new(all), late).await.unwrap(), None);
     store.last_seq(presenter).await.unwrap();
     store.epochs(presenter).await.unwrap();
     for user in [None, Some(user)] {

@@ -281,7 +281,7 @@ impl Mongo {
         for some in messages.chunks(PIECE) {
             let ids: Vec<Bson> = some.iter().map(|id| bson_uuid(*id).into()).collect();
             let these = doc! { "_id": { "$in": ids }, "presenter_idx": at.presenter_idx.get() };
-            match self.mark(at, these, None).await {
+            match self.mark(at, these, Some("_id_")).await {
                 Ok(()) => {}
                 Err(Unapplied::Refused(why)) => return Ok(Some(why)),
                 Err(Unapplied::Failed(error)) => return Err(error),
