@@ -796,33 +796,41 @@ async fn a_deletion_covers_what_was_set_aside_and_what_later_gets_into_the_store
 #[actix_web::test]
 async fn what_comes_behind_acts_is_deleted_by_the_first_that_covers_it_and_stays_so() {
     for (name, store, _dir) in stores().await {
-        let mut clock = EventClock::after(0);
-        // One server said this and was away; another one had the log meanwhile.
-        let mut late: Vec<_> = (1..=4)
-            .map(|seq| by(7 + i64::from(seq > 2), event(&mut clock, 1, "late", seq, "x")))
-            .collect();
-        let elsewhere = by(7, event(&mut clock, 2, "late", 1, "x"));
-        let user_idx = UserIdx::new(7).unwrap();
-        let user = by(98, act(&mut clock, 1, "e", 1, Act::User { user_idx }));
-        let all = Act::Span {
-            from_ms: 0,
-            to_ms: i64::MAX,
-        };
-        let all = act(&mut clock, 1, "e", 2, all);
-        let behind = by(7, event(&mut clock, 1, "late", 5, "x"));
-        let acts = [user.clone(), all.clone()];
-        assert_eq!(store.append(batch(&acts)).await.unwrap(), [], "{name}");
-        late.extend([elsewhere, behind]);
-        let [of_user, of_all] = [&user, &all].map(|act| Deleted::by(act));
-        let wanted = [(1, of_user), (2, of_user), (3, of_all), (4, of_all)];
-        // The second time as after a failure; one act at a time, and all at once.
-        for limit in [1, 100] {
-            assert_eq!(store.append(batch(&late)).await.unwrap(), [], "{name}");
-            let mut messages = LateMessages::of(&late);
-            while messages.mark_some(&*store, limit).await.unwrap() {}
-            assert_eq!(deleted(&*store, 1, "late").await, wanted, "{name}");
-            assert_eq!(deleted(&*store, 2, "late").await, [], "{name}");
+        // One act at a time, and all at once.
+        for (limit, presenter) in [(1, 1), (100, 3)] {
+            marked_late(&name, &*store, limit, presenter).await;
         }
+    }
+}
+
+/// Brings what one server said in a room, and in the next one, behind acts that another brought, of which so many are looked at at once.
+async fn marked_late(name: &str, store: &dyn Archive, limit: usize, presenter: i64) {
+    let mut clock = EventClock::after(0);
+    // One server said this and was away; another one had the log meanwhile.
+    let mut late: Vec<_> = (1..=4)
+        .map(|seq| by(7 + i64::from(seq > 2), event(&mut clock, presenter, "late", seq, "x")))
+        .collect();
+    let elsewhere = by(7, event(&mut clock, presenter + 1, "late", 1, "x"));
+    let user_idx = UserIdx::new(7).unwrap();
+    let user = by(98, act(&mut clock, presenter, "e", 1, Act::User { user_idx }));
+    let all = Act::Span {
+        from_ms: 0,
+        to_ms: i64::MAX,
+    };
+    let all = act(&mut clock, presenter, "e", 2, all);
+    let behind = by(7, event(&mut clock, presenter, "late", 5, "x"));
+    let acts = [user.clone(), all.clone()];
+    assert_eq!(store.append(batch(&acts)).await.unwrap(), [], "{name}");
+    late.extend([elsewhere, behind]);
+    let [of_user, of_all] = [&user, &all].map(|act| Deleted::by(act));
+    let wanted = [(1, of_user), (2, of_user), (3, of_all), (4, of_all)];
+    // The second time as after a failure.
+    for _ in 0..2 {
+        assert_eq!(store.append(batch(&late)).await.unwrap(), [], "{name}");
+        let mut messages = LateMessages::of(&late);
+        while messages.mark_some(store, limit).await.unwrap() {}
+        assert_eq!(deleted(store, presenter, "late").await, wanted, "{name}");
+        assert_eq!(deleted(store, presenter + 1, "late").await, [], "{name}");
     }
 }
 
