@@ -332,6 +332,16 @@ async fn what_acts_have_marked_is_looked_at_again_after_a_failure_which_may_be_a
     let second = act(&mut clock, 1, "e", 13, user(7));
     append(store, std::slice::from_ref(&second)).await;
     assert!(marked(store, 1).await == covered(&[&second], said.iter()));
+    // Also where it fails for messages that came behind an act.
+    let unmark = doc! { "$unset": { "deleted_at": "", "deleted_by": "" } };
+    assert_eq!(log.update_many(doc! {}, unmark).await.unwrap().modified_count, 10);
+    cut.without_majority("update").await;
+    store.mark_covered(second, vec![said[0].id]).await.unwrap_err();
+    let third = act(&mut clock, 1, "e", 14, user(7));
+    append(store, std::slice::from_ref(&third)).await;
+    let marked = marked(store, 1).await;
+    assert_eq!(marked.len(), 10);
+    assert!(said[1..].iter().all(|one| marked[&one.id] == Deleted::by(&third)));
 }
 
 /// The primary of a replica set, which may be left alone.

@@ -284,7 +284,11 @@ impl Mongo {
             match self.mark(at, these, Some("_id_")).await {
                 Ok(()) => {}
                 Err(Unapplied::Refused(why)) => return Ok(Some(why)),
-                Err(Unapplied::Failed(error)) => return Err(error),
+                Err(Unapplied::Failed(error)) => {
+                    // It may have been restored from a backup since.
+                    self.progress().forget_marked();
+                    return Err(error);
+                }
             }
         }
         Ok(None)
