@@ -37,12 +37,20 @@ pub struct LateMessages {
 
 /// What came of acts that were applied again.
 struct Again {
-    /// Those that the store refuses to apply, and why.
-    refused: Vec<(Event, String)>,
+    /// Those that the store refuses to apply.
+    refused: Vec<Refused>,
     /// The last one that was looked at.
     last: Option<Uuid>,
     /// There may be more behind it.
     more: bool,
+}
+
+/// An act that the store refuses to apply.
+struct Refused {
+    act: Arc<Event>,
+    why: String,
+    /// The messages that it was to mark, where these were at hand: the others that it covers an earlier one has marked.
+    messages: Vec<Uuid>,
 }
 
 impl LateMessages {
@@ -75,7 +83,7 @@ impl LateMessages {
     /// The store cannot be asked now, or refuses to mark what one of them deletes; the same are applied again the next time.
     pub async fn mark_some(&mut self, store: &dyn Archive, limit: usize) -> Result<bool, StoreError> {
         let Again { refused, last, more } = self.apply_some(store, limit).await?;
-        if let Some((act, why)) = refused.first() {
+        if let Some(Refused { act, why, .. }) = refused.first() {
             return Err(StoreError(unapplied(act, why)));
         }
         self.through = last;
@@ -91,9 +99,9 @@ impl LateMessages {
         let (mut late, mut unmarked) = (Self::of(batch), Vec::<Poison>::new());
         loop {
             let Again { refused, last, more } = late.apply_some(store, limit).await?;
-            for (act, why) in refused {
-                let covers = |event: &Event| act.act.as_ref().is_some_and(|what| what.covers(&act, event));
-                for (index, _) in batch.iter().enumerate().filter(|(_, event)| covers(event)) {
+            for Refused { act, why, messages } in refused {
+                let unmarked_by_it = |event: &Event| messages.contains(&event.id);
+                for (index, _) in batch.iter().enumerate().filter(|(_, event)| unmarked_by_it(event)) {
                     if unmarked.iter().all(|one| one.index != index) {
                         let reason = unapplied(&act, &why);
                         unmarked.push(Poison { index, reason });
@@ -139,12 +147,12 @@ impl LateMessages {
 }
 
 /// Has each of these messages marked by the first of these acts that covers it. Returns the acts that the store refuses
-/// to apply, and why.
+/// to apply.
 async fn mark_covered(
     messages: &[Arc<Event>],
     acts: impl Iterator<Item = Arc<Event>>,
     store: &dyn Archive,
-) -> Result<Vec<(Event, String)>, StoreError> {
+) -> Result<Vec<Refused>, StoreError> {
     let mut left: Vec<_> = messages.iter().collect();
     let mut refused = Vec::new();
     for at in acts {
@@ -153,21 +161,25 @@ async fn mark_covered(
         if covered.is_empty() {
             continue;
         }
-        if let Some(why) = store.mark_covered(Arc::clone(&at), covered).await? {
-            refused.push((Event::clone(&at), why));
+        if let Some(why) = store.mark_covered(Arc::clone(&at), covered.clone()).await? {
+            let (act, messages) = (at, covered);
+            refused.push(Refused { act, why, messages });
         }
     }
     Ok(refused)
 }
 
-/// Gives these acts to the store again. Returns those that it refuses to apply, and why.
-async fn give(acts: Vec<Arc<Event>>, store: &dyn Archive) -> Result<Vec<(Event, String)>, StoreError> {
+/// Gives these acts to the store again. Returns those that it refuses to apply.
+async fn give(acts: Vec<Arc<Event>>, store: &dyn Archive) -> Result<Vec<Refused>, StoreError> {
     if acts.is_empty() {
         return Ok(Vec::new());
     }
     let acts = Arc::new(acts);
     let refused = store.append(Arc::clone(&acts)).await?.into_iter();
-    let refused = refused.filter_map(|Poison { index, reason }| Some((Event::clone(acts.get(index)?), reason)));
+    let refused = refused.filter_map(|Poison { index, reason: why }| {
+        let (act, messages) = (Arc::clone(acts.get(index)?), Vec::new());
+        Some(Refused { act, why, messages })
+    });
     Ok(refused.collect())
 }
 

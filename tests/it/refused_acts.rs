@@ -78,6 +78,32 @@ async fn rule_04_an_act_whose_marks_are_refused_is_told_and_what_is_beside_it_is
 }
 
 #[actix_web::test]
+async fn rule_04_of_what_comes_behind_acts_only_what_an_act_could_not_mark_is_told() {
+    let store = mongo().await;
+    LogStore::prepare(&store).await.unwrap();
+    let mut clock = EventClock::after(0);
+    let said: Vec<_> = (1..=2)
+        .map(|seq| by(7, event(&mut clock, 1, "late", seq, "x")))
+        .collect();
+    let first = by(98, act(&mut clock, 1, "e", 1, of(&said[0])));
+    let all = Act::Span {
+        from_ms: 0,
+        to_ms: i64::MAX,
+    };
+    let all = by(99, act(&mut clock, 1, "e", 2, all));
+    assert_eq!(store.append(batch(&[first.clone(), all])).await.unwrap(), []);
+    assert_eq!(store.append(batch(&said)).await.unwrap(), []);
+    let database = store.database().await.unwrap();
+    // User 99 may mark none.
+    allow(&database, doc! { "deleted_by": { "$ne": 99 } }).await;
+    let poison = store.mark_late(batch(&said)).await.unwrap();
+    let told: Vec<_> = poison.iter().map(|one| one.index).collect();
+    assert_eq!(told, [1], "{poison:?}");
+    assert!(poison[0].reason.contains(REFUSED), "{poison:?}");
+    assert_eq!(deleted(&store, &said[0]).await, Some(Deleted::by(&first)));
+}
+
+#[actix_web::test]
 async fn rule_04_a_deletion_that_is_refused_holds_up_nothing_hides_its_message_and_is_marked_when_it_is_tried_again() {
     let app = spawn_app(use_mongodb).await;
     let (uri, name) = (Mongod::shared().uri(), app.settings.mongodb.database.clone());
