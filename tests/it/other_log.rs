@@ -1,10 +1,10 @@
 //! A spool meets another log in MongoDB than its own: a misspelt `mongodb.database`, a URI of somebody else's.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use chatting_server::{
     app::App,
-    settings::{LogBackend, Settings},
+    settings::{LogBackend, Secret, Settings},
     startup::StartError,
 };
 use mongodb::{
@@ -15,6 +15,8 @@ use serde_json::json;
 
 use crate::{
     history::{drained, read, seqs},
+    recovery::{count_aside, damage_table},
+    salvage::to_be_checked,
     support::{
         app::{KEY, TestApp, settings, spawn_in, use_mongodb},
         command::run,
@@ -161,10 +163,16 @@ async fn a_server_that_meets_another_log_when_mongodb_comes_back_takes_nothing_t
     link.cut();
     let other = fresh_database_name();
     let mut wrong = of(&other, &settings);
-    wrong.mongodb.uri =
-        chatting_server::settings::Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
+    // As often as the driver may look whether a server is back.
+    let uri = format!(
+        "mongodb://{}/?directConnection=true&heartbeatFrequencyMS=500",
+        link.address()
+    );
+    wrong.mongodb.uri = Secret::new(uri);
     wrong.mongodb.connect_timeout_ms = 300;
     wrong.log.retry_max_ms = 100;
+    // What its sessions lack is not to be had there.
+    wrong.session.resume_wait_seconds = 1;
     let app = spawn_in(Arc::clone(&dir), wrong).await;
     say(&app, 2..=2).await;
     link.restore();
@@ -235,4 +243,15 @@ async fn a_spool_and_a_log_of_before_know_each_other_from_their_first_meeting_on
         assert!(why.contains("has no log of this server"), "{why}");
     }
     assert_eq!(settings.log.backend, LogBackend::Mongodb);
+}
+
+#[actix_web::test]
+async fn a_spool_that_was_salvaged_still_knows_its_log() {
+    let (dir, settings) = drained_into_its_log().await;
+    let path = Path::new(&settings.log.path);
+    to_be_checked(path);
+    damage_table(path, "rooms");
+    let why = refused(&of(&fresh_database_name(), &settings)).await;
+    assert!(why.contains("has no log of this server"), "{why}");
+    assert_eq!(count_aside(dir.path()), 1, "it was salvaged");
 }

@@ -47,7 +47,7 @@ fn files(dir: &Path) -> Vec<String> {
 }
 
 /// The next start checks all of the file.
-fn to_be_checked(path: &Path) {
+pub fn to_be_checked(path: &Path) {
     let marks = "UPDATE meta SET value = 0 WHERE key = 'clean'; UPDATE meta SET value = 1 WHERE key = 'damaged';
         PRAGMA wal_checkpoint(TRUNCATE)";
     Connection::open(path).unwrap().execute_batch(marks).unwrap();
