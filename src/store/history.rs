@@ -5,7 +5,7 @@
 //! in the store already. Reads have connections of their own and a bound on how many run at once (`log.readers`), also of those
 //! for which nobody waits any more; the registry and the sessions never wait for one. Who finds all at work is refused, or waits
 //! for a while where it may ([`History::patient`]), in the order of coming, and comes before those who may not. One user who may not has
-//! a quarter of the turns at most ([`History::shared`]).
+//! half of the turns at most ([`History::shared`]).
 
 mod pages;
 mod reading;
@@ -53,7 +53,7 @@ pub struct History {
 }
 
 /// A user who shares may have one in so many turns, or one.
-const SHARE: usize = 4;
+const SHARE: usize = 2;
 
 /// Why a read was not done.
 #[derive(Debug, thiserror::Error)]

@@ -798,7 +798,7 @@ async fn what_comes_behind_acts_is_deleted_by_the_first_that_covers_it_and_stays
     for (name, store, _dir) in stores().await {
         // One act at a time, and all at once.
         for (limit, presenter) in [(1, 1), (100, 3)] {
-            marked_late(&name, &*store, limit, presenter).await;
+            marked_late(name, &*store, limit, presenter).await;
         }
     }
 }

@@ -95,7 +95,7 @@ async fn rule_04_of_what_comes_behind_acts_only_what_an_act_could_not_mark_is_to
     assert_eq!(store.append(batch(&said)).await.unwrap(), []);
     let database = store.database().await.unwrap();
     // User 99 may mark none.
-    allow(&database, doc! { "deleted_by": { "$ne": 99 } }).await;
+    allow(database, doc! { "deleted_by": { "$ne": 99 } }).await;
     let poison = store.mark_late(batch(&said)).await.unwrap();
     let told: Vec<_> = poison.iter().map(|one| one.index).collect();
     assert_eq!(told, [1], "{poison:?}");

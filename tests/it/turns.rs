@@ -152,7 +152,7 @@ async fn a_correction_that_was_made_is_answered_whoever_reads_by_then() {
 }
 
 #[actix_web::test]
-async fn one_user_has_a_quarter_of_the_turns_at_most_and_keeps_nobody_else_from_reading() {
+async fn one_user_has_half_of_the_turns_at_most_and_keeps_nobody_else_from_reading() {
     let served = with_readers(2).await;
     let app = &served.app;
     let path = "/v1/rooms/12/messages";

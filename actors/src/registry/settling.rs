@@ -174,7 +174,7 @@ impl SessionRegistry {
                 self.clock.not_before(self.writer.last_ms());
                 let now_ms = system_ms();
                 if room.numbering_known(last, place, &self.epoch, &self.config, now, now_ms) {
-                    // As where numbers are taken back, and in front of what is held from now on.
+                    // As where numbers are taken back.
                     let place = room.place_at_once(presenter, &self.config, now, now_ms);
                     self.writer.keep_places(place.as_slice());
                 }

@@ -361,6 +361,7 @@ impl Spool for ScriptedSpool {
             script.record_tries += 1;
             let takes = script.record_tries_take;
             drop(script);
+            #[expect(clippy::disallowed_methods, reason = "the spool's own thread, which a disk holds up")]
             std::thread::sleep(takes);
             return Err(error(SpoolFault::Unsure));
         }

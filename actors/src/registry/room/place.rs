@@ -123,11 +123,11 @@ impl Room {
             return self.outcome_known(last);
         }
         self.saving.exact_on_disk = place.is_some_and(|place| place.legacy_from.is_some());
-        let mut at_once = place.is_some_and(|place| {
+        let further = place.is_some_and(|place| {
             let all = [Some(place.position), place.legacy_from, Some(place.over)];
             all.into_iter().flatten().any(|there| there > last)
         });
-        if at_once {
+        if further {
             // It was saved by who numbered events that never came to the disk.
             self.saving.moves();
         }
@@ -178,15 +178,15 @@ impl Room {
                     self.over = began;
                     self.session_ended = self.session_ended.or(session_ended);
                 }
-                if place.legacy_from.is_none() {
-                    // From now on it is known: the next start must not take what is held behind it for what may have been sent.
+                if place.legacy_from.is_none() && self.paused.is_none() {
+                    // From now on it is known: the next start must not take what is held behind it for what may have been sent. Where
+                    // it is still to be heard whether its broadcast goes on, it moves with that word.
                     self.saving.moves();
-                    at_once |= self.cursor.is_none() && self.held_for(now, config);
                 }
             }
         }
         self.settle(self.legacy_from.max(self.over));
-        at_once
+        further
     }
 
     /// What a commit of unknown outcome wrote is known now: `last` is the last of it, if it wrote anything. Returns whether what is on
