@@ -9,7 +9,8 @@
 //! least that the server's promise costs, without it the least that an embedded log does: the rows are all there is.
 //!
 //! It speaks as much of the server's protocols as the load tool needs: `POST /v1/rooms/{n}/messages`, the legacy WebSocket with
-//! `start` and `ping`, and `GET /metrics` with `chat_spool_events`, here what has not been written yet.
+//! `start` and `ping`, and `GET /metrics` with `chat_spool_events`, here what has not been written yet, and
+//! `chat_sessions`.
 //! `reference-server [--port-file FILE] [--mongo URI --database NAME [--durable]] [--spool FILE]`
 #![allow(clippy::unwrap_used, reason = "a server for benchmarks fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "no bound is what it is compared for")]
@@ -138,7 +139,9 @@ async fn post_message(room: web::Path<i64>, message: web::Json<NewMessage>, shar
 }
 
 async fn metrics(shared: web::Data<Shared>) -> String {
-    format!("chat_spool_events {}\n", shared.unwritten.load(Ordering::Relaxed))
+    let unwritten = shared.unwritten.load(Ordering::Relaxed);
+    let presenters = shared.rooms.read().unwrap().len();
+    format!("chat_spool_events {unwritten}\nchat_sessions {presenters}\n")
 }
 
 #[actix_web::main]

@@ -34,15 +34,20 @@ pub async fn presenter(
     let mut response = actix_web_actors::ws::handshake(&request)?;
     let (send, receive) = unbounded_channel::<Bytes>();
     actix_web::rt::spawn(async move {
-        let (mut codec, mut unread) = (Codec::new(), BytesMut::new());
+        let (mut codec, mut unread, mut room) = (Codec::new(), BytesMut::new(), None);
         while let Some(Ok(bytes)) = payload.next().await {
             unread.extend_from_slice(&bytes);
             while let Ok(Some(frame)) = codec.decode(&mut unread) {
-                match frame {
-                    Frame::Text(text) => said(&text, &send, &shared),
-                    Frame::Close(_) => return,
-                    _ => {}
+                if let Frame::Text(text) = frame {
+                    room = said(&text, &send, &shared).or(room);
                 }
+            }
+        }
+        if let Some(room) = room {
+            let mut rooms = shared.rooms.write().unwrap();
+            // Another may present there by now.
+            if rooms.get(&room).is_some_and(|present| present.same_channel(&send)) {
+                rooms.remove(&room);
             }
         }
     });
@@ -53,12 +58,15 @@ pub async fn presenter(
     Ok(response.keep_alive().streaming(frames))
 }
 
-fn said(frame: &[u8], send: &UnboundedSender<Bytes>, shared: &Shared) {
+/// The room that it presents from now on.
+fn said(frame: &[u8], send: &UnboundedSender<Bytes>, shared: &Shared) -> Option<i64> {
     if frame == b"ping" {
         let _ = send.send(text(b"pong"));
-    } else if let Some(room) = room_of(frame) {
-        shared.rooms.write().unwrap().insert(room, send.clone());
+        return None;
     }
+    let room = room_of(frame)?;
+    shared.rooms.write().unwrap().insert(room, send.clone());
+    Some(room)
 }
 
 /// The room of a `start`; its token's signature is looked at by nobody.
