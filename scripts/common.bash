@@ -17,15 +17,16 @@ die() { say "$(basename "$0"): $*"; exit 1; }
 
 # as_root COMMAND…: runs it as root, or fails saying what to run.
 as_root() {
-  if [[ $(id -u) == 0 ]]; then "$@"
-  elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo -n "$@"
-  else die "needs root for this; run it yourself: $*"
-  fi
+  may_be_root || die "needs root for this; run it yourself: $*"
+  if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi
 }
+
+may_be_root() { [[ $(id -u) == 0 ]] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 
 # apt_install PACKAGE…: Debian's packages, without questions.
 apt_install() {
   command -v apt-get >/dev/null || die "missing here: $* (no apt-get to install it with)"
+  may_be_root || die "needs root for this; run it yourself: apt-get update && apt-get install --no-install-recommends $*"
   say "installing $* with apt-get"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2 </dev/null \
     || say "apt-get update failed; trying with the lists that are here"
