@@ -68,6 +68,7 @@ impl Disk {
         let mut command = Command::new("nsenter");
         command
             .arg("--mount")
+            .arg("--root") // the holder's, which is another than the namespace's where all of this runs in a chroot
             .arg("--target")
             .arg(self.holder.pid().to_string());
         command.arg("--").arg(program);
