@@ -19,10 +19,17 @@ const PREFIX: &str = "CHAT__";
 /// How they begin where an underscore was left out.
 const SHORT_PREFIX: &str = "CHAT_";
 
-/// Whether a variable is a setting, or was meant to be one: a name like `CHAT_LOG__BACKEND`, which is nobody else's, must not be left
-/// alone without a word.
+/// Whether a variable is a setting, or was meant to be one: a name like `CHAT_LOG__BACKEND`, with a section of ours, must not be left
+/// alone without a word. `CHAT_DB__HOST` is another program's.
 fn is_ours(name: &str) -> bool {
-    name.starts_with(PREFIX) || name.strip_prefix(SHORT_PREFIX).is_some_and(|rest| rest.contains("__"))
+    let short = || name.strip_prefix(SHORT_PREFIX)?.split_once("__");
+    name.starts_with(PREFIX) || short().is_some_and(|(section, _)| is_section(section))
+}
+
+fn is_section(name: &str) -> bool {
+    let settings = Settings::default();
+    let mut tops = settings.sections().into_iter().map(|(path, _)| path.split('.').next());
+    tops.any(|top| top.is_some_and(|top| top.eq_ignore_ascii_case(name)))
 }
 
 /// Where a value comes from; later ones win.

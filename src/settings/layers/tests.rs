@@ -154,6 +154,10 @@ fn unknown_keys_are_named_with_their_place_and_the_nearest() {
         ("CHAT__CHAT__LOG__BACKEND", "x"),
         ("CHAT_LOG__BACKEND", "x"),
         ("CHAT_ACTORS__WRITER_MAILBOX", "x"),
+        // Other programs'.
+        ("CHAT_DB__HOST", "x"),
+        ("CHAT_LOGS__BACKEND", "x"),
+        ("CHAT_LOG_BACKEND", "x"),
     ];
     let flags = [("backend", "x"), ("log", "x"), ("", "x")];
     assert_eq!(
