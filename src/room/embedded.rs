@@ -96,6 +96,8 @@ pub struct EmbeddedRooms {
     rooms: Arc<Mutex<Rooms>>,
     waiting: Arc<Mutex<Waiting>>,
     path: Arc<PathBuf>,
+    /// Where earlier versions kept it, if it was read from there and is not set aside yet.
+    before: Arc<Mutex<Option<PathBuf>>>,
     /// Syncs a directory.
     sync: fn(&Path) -> std::io::Result<()>,
 }
@@ -105,11 +107,8 @@ impl EmbeddedRooms {
     /// be read is named in the error.
     pub fn open(path: &Path) -> Result<Self, String> {
         let before = before(path);
-        let found = if path.exists() || !before.exists() {
-            path
-        } else {
-            &before
-        };
+        let is_before = !path.exists() && before.exists();
+        let found = if is_before { &before } else { path };
         let named = |why: &dyn std::fmt::Display| format!("{}: {why}", found.display());
         let rooms: Rooms = match std::fs::read(found) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| named(&error))?,
@@ -124,10 +123,18 @@ impl EmbeddedRooms {
         if !(0..=MAX_ROOM_IDX).contains(&rooms.last_room_idx) {
             return Err(named(&format_args!("last_room_idx is not from 0 to {MAX_ROOM_IDX}")));
         }
+        if is_before {
+            log::warn!(
+                "rooms: what is live was read from {}, where earlier versions kept it; from the first change on it is in {}",
+                before.display(),
+                path.display()
+            );
+        }
         Ok(Self {
             rooms: Arc::new(Mutex::new(rooms)),
             waiting: Arc::default(),
             path: Arc::new(path.to_owned()),
+            before: Arc::new(Mutex::new(is_before.then_some(before))),
             sync: sync_directory,
         })
     }
@@ -255,10 +262,24 @@ impl EmbeddedRooms {
         // The name is in the directory. That this cannot be synced takes nothing back: who opens the file finds what is new, and only
         // a machine that goes down may leave what was before. Some filesystems never can.
         let directory = directory_of(&self.path);
-        if let Err(error) = (self.sync)(directory) {
-            log::warn!("rooms: {} cannot be synced: {error}", directory.display());
+        match (self.sync)(directory) {
+            Ok(()) => self.set_aside(),
+            Err(error) => log::warn!("rooms: {} cannot be synced: {error}", directory.display()),
         }
         Ok(())
+    }
+
+    /// The file of earlier versions goes out of the way of a new spool, which would take it for its own. It is kept, for the way back.
+    fn set_aside(&self) {
+        let Some(before) = self.before.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        let mut aside = before.clone().into_os_string();
+        aside.push(".old");
+        match std::fs::rename(&before, &aside) {
+            Ok(()) => log::info!("rooms: {} is now {}", before.display(), aside.display()),
+            Err(error) => log::warn!("rooms: {} cannot be renamed: {error}", before.display()),
+        }
     }
 }
 
@@ -340,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_spools_share_a_file_and_one_of_before_is_read_as_long_as_there_is_no_other() {
+    fn no_two_spools_share_a_file_and_one_of_before_is_read_until_there_is_another() {
         let dir = tempfile::tempdir().unwrap();
         let file = |spool: &str| file_of(&dir.path().join(spool));
         let spools = ["chat", "chat.db", "chat.1", "chat.2", "chat.1.db"];
@@ -356,10 +377,30 @@ mod tests {
         );
         let rooms = EmbeddedRooms::open(&file("chat.1")).unwrap();
         assert_eq!(rooms.blocking_stop(presenter).unwrap(), Some(room));
-        assert_eq!(
-            (live("chat.1"), live("chat.2"), live("chat.db")),
-            (None, Some(room), Some(room))
+        // A new spool does not take it for its own, and it is kept.
+        assert_eq!((live("chat.1"), live("chat.2"), live("chat.db")), (None, None, None));
+        let kept = EmbeddedRooms::open(&dir.path().join("chat.rooms.json.old")).unwrap();
+        assert_eq!(kept.get(presenter), Some(room));
+    }
+
+    #[test]
+    fn a_file_of_before_stays_where_what_is_new_may_be_lost_and_where_it_was_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (before, path) = (
+            dir.path().join("chat.rooms.json"),
+            dir.path().join("chat.db.rooms.json"),
         );
+        let presenter = PresenterIdx::new(12).unwrap();
+        std::fs::write(&before, "{\"last_room_idx\":7,\"live\":{}}").unwrap();
+        let rooms = EmbeddedRooms {
+            sync: |_| Err(std::io::ErrorKind::InvalidInput.into()),
+            ..EmbeddedRooms::open(&path).unwrap()
+        };
+        assert_eq!(rooms.blocking_start(presenter).unwrap().room_idx, 8);
+        assert!(before.exists());
+        let rooms = EmbeddedRooms::open(&path).unwrap();
+        rooms.blocking_stop(presenter).unwrap();
+        assert!(before.exists());
     }
 
     #[test]
