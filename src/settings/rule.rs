@@ -204,9 +204,9 @@ fn is_host_and_port(authority: &Authority) -> bool {
     match authority.as_str().strip_prefix(host).filter(|_| !host.is_empty()) {
         None => false,
         Some("") => true,
-        Some(rest) => rest
-            .strip_prefix(':')
-            .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+        Some(rest) => rest.strip_prefix(':').is_some_and(|port| {
+            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        }),
     }
 }
 
@@ -287,6 +287,7 @@ mod tests {
                 "http://a b",
                 "http://:80/x",
                 "http://rooms:80810/room/live",
+                "http://rooms:0/room/live",
                 "http://rooms:/room/live",
                 "http://rooms:+80/room/live",
                 "http://rooms:http/room/live",
