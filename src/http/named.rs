@@ -65,7 +65,9 @@ mod linux {
             }
         };
         let done = duplicate.map(|duplicate| work(&duplicate));
-        while spares.len() < SPARES_MAX
+        // Where none is ever to be had, as under a filter of system calls, spares are of no use.
+        while done.is_ok()
+            && spares.len() < SPARES_MAX
             && let Ok(spare) = own.try_clone()
         {
             spares.push(spare);
