@@ -121,8 +121,10 @@ impl Lines {
     /// Ends all connections, whatever is under way on them; gives how many there were. By a reset: what they have of an answer is not
     /// all of it.
     pub fn shut_all(&self) -> usize {
-        let lines = std::mem::take(&mut *self.list());
-        let open = lines.iter().filter_map(Weak::upgrade);
+        // They stay in the list, so that one which could not be shut is tried again by the next call.
+        let mut list = self.list();
+        list.retain(|line| line.strong_count() > 0);
+        let open = list.iter().filter_map(Weak::upgrade);
         open.map(|line| {
             line.socket.end_by_reset();
             line.socket.shut();
