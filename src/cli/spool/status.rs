@@ -145,7 +145,13 @@ fn run_of(status: &Status) -> String {
 fn log_of(status: &Status) -> String {
     let backend = status.backend.as_deref().unwrap_or("unknown");
     match status.log.map(|log| (log.oldest_ms, log.newest_ms)) {
-        None => backend.to_owned(),
+        None => match &status.log_id {
+            Some(id) => format!(
+                "{backend}, {id}, met in the database \"{}\"",
+                known(status.log_database.as_ref())
+            ),
+            None => backend.to_owned(),
+        },
         Some((Some(oldest), Some(newest))) => {
             format!(
                 "{backend}, in this file: events from {} to {}",

@@ -14,7 +14,7 @@ use super::{SpoolFile, epochs, has_table};
 use crate::store::{
     lock,
     salvage::beside,
-    spool::{BACKEND, meta},
+    spool::{BACKEND, LOG_ID, meta},
 };
 
 /// Rooms that a status names.
@@ -40,6 +40,10 @@ pub struct Status {
     pub epoch: Option<String>,
     /// `log.backend` of the runs that had it; earlier versions did not say.
     pub backend: Option<String>,
+    /// The id that the log in MongoDB has, where the spool has met it.
+    pub log_id: Option<String>,
+    /// The database that it was met in.
+    pub log_database: Option<String>,
     /// The embedded log, where it is in this file: that goes wherever the file goes.
     pub log: Option<Logged>,
     /// `log.durability` of the run that had it last.
@@ -160,6 +164,13 @@ impl Status {
         let used = (pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?;
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
         let epochs = epochs(&connection)?;
+        let met: Option<String> = meta(&connection, LOG_ID)?;
+        let (log_id, log_database) = met
+            .and_then(|met| {
+                met.split_once(' ')
+                    .map(|(id, database)| (id.to_owned(), database.to_owned()))
+            })
+            .unzip();
         let flag = |key| Ok::<_, rusqlite::Error>(meta::<i64>(&connection, key)?.unwrap_or(0) != 0);
         Ok(Self {
             path: file.path.clone(),
@@ -171,6 +182,8 @@ impl Status {
                 .and_then(|n| epochs.get(&n))
                 .map(ToString::to_string),
             backend: meta(&connection, BACKEND)?,
+            log_id,
+            log_database,
             log: logged(&connection)?,
             durability: meta(&connection, "durability")?,
             stopped_cleanly: flag("clean")?,
