@@ -14,7 +14,7 @@ use super::Guarded;
 use crate::{
     settings::{LogBackend, Settings},
     startup::{self, StartError},
-    store::{Archive, FoundStore, MongoStore, ServerBeat, SqliteSpool, SqliteStore},
+    store::{Archive, FoundStore, MongoStore, ServerBeat, SqliteSpool, SqliteStore, spool::OtherLog},
 };
 
 /// Where events are kept, opened and not yet written to.
@@ -124,13 +124,16 @@ async fn open_mongo(
 ) -> Result<Opened, StartError> {
     let asked = MongoStore::asked(&startup::mongo_settings(settings)).await;
     let (store, unknown) = asked.map_err(|error| startup::bad_uri(&error))?;
-    store.belongs_to(spool.of_log().map_err(|error| unwritable(settings, &error))?);
+    store.belongs_to(spool.of_log(true).map_err(|error| unwritable(settings, &error))?);
     let place = beat.insert(startup::place_in(settings, &store, spool));
     let taken = match unknown {
         Some(error) => Err(error),
-        None => match store.other_log().await {
+        // No longer than the heartbeat that comes next would take: the start is not to be long (rule 3).
+        None => match store.other_log(place.patience()).await {
             Ok(None) => place.take().await,
-            Ok(Some(other)) => return Err(StartError::Config(other)),
+            Ok(Some(OtherLog { why, has_one: true })) => return Err(StartError::Config(why)),
+            // Its id may be about to come back, as with a restore that is under way, and nobody starts a server again that ended so.
+            Ok(Some(OtherLog { why, .. })) => Err(StoreError(why)),
             Err(error) => Err(error),
         },
     };

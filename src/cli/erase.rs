@@ -212,7 +212,7 @@ async fn erase_all(
     spool: &mut SqliteSpool,
     stop: &mut Stop,
 ) -> Result<usize, Failure> {
-    let Log { store, place } = behind(settings, spool).await?;
+    let Log { store, place } = behind(settings, spool, false).await?;
     let work = erase_from(args, settings, user, spool, store, stop);
     in_place(place, not_asked, work).await
 }

@@ -72,7 +72,7 @@ async fn import(
     contents: &Contents,
     spool: &mut SqliteSpool,
 ) -> Result<ExitCode, Failure> {
-    let Log { store, place } = behind(settings, spool).await?;
+    let Log { store, place } = behind(settings, spool, true).await?;
     let written = write(settings, args, contents, spool, store);
     in_place(place, |error| unwritten(&error), written).await
 }

@@ -82,8 +82,8 @@ pub(super) struct Log {
     pub place: Option<ServerBeat>,
 }
 
-/// The log behind this spool.
-pub(super) async fn behind(settings: &Settings, spool: &SqliteSpool) -> Result<Log, Failure> {
+/// The log behind this spool; `begins`: the command puts events there, so a spool that knows no log is of this one from now on.
+pub(super) async fn behind(settings: &Settings, spool: &SqliteSpool, begins: bool) -> Result<Log, Failure> {
     Ok(match settings.log.backend {
         LogBackend::Sqlite => Log {
             store: Arc::new(SqliteStore::new(spool.connection())),
@@ -92,7 +92,7 @@ pub(super) async fn behind(settings: &Settings, spool: &SqliteSpool) -> Result<L
         LogBackend::Mongodb => {
             let store = startup::mongo_store(settings).await?;
             let place = startup::place_in(settings, &store, spool);
-            must_be_of(&store, spool.of_log().map_err(Failure::spool)?).await?;
+            must_be_of(&store, spool.of_log(begins).map_err(Failure::spool)?).await?;
             Log {
                 store: Arc::new(store),
                 place: Some(place),
@@ -120,8 +120,8 @@ pub(super) async fn to_read(settings: &Settings) -> Result<Arc<dyn Archive>, Fai
 /// Refuses a store that is another log than the spool's. One that cannot be asked now says so when it is asked for something.
 async fn must_be_of(store: &MongoStore, spool: OfLog) -> Result<(), Failure> {
     store.belongs_to(spool);
-    match store.other_log().await {
-        Ok(Some(other)) => Err(StartError::Config(other).into()),
+    match store.other_log(store.write_timeout()).await {
+        Ok(Some(other)) => Err(StartError::Config(other.why).into()),
         Ok(None) | Err(_) => Ok(()),
     }
 }

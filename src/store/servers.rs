@@ -67,7 +67,8 @@ impl ServerBeat {
         Ok(database.collection_with_options("servers", confirmed.build()))
     }
 
-    fn patience(&self) -> Duration {
+    /// How long it is waited for one answer.
+    pub fn patience(&self) -> Duration {
         self.store.write_timeout().min(self.interval)
     }
 

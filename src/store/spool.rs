@@ -40,7 +40,7 @@ pub(super) use self::{
     start::epochs,
 };
 pub use self::{
-    of_log::OfLog,
+    of_log::{OfLog, OtherLog},
     opening::OpenError,
     parked::{ParkedRow, Parking},
 };

@@ -83,6 +83,124 @@ async fn refused(settings: &Settings) -> String {
     }
 }
 
+/// Why this server, which starts, has nothing taken by its store.
+async fn waits(dir: &Arc<ScratchDir>, settings: Settings) -> String {
+    let app = spawn_in(Arc::clone(dir), settings).await;
+    let why = degraded(&app, "the store takes no events").await;
+    app.stop().await;
+    why
+}
+
+/// What `/readyz` says of it, once it says this.
+async fn degraded(app: &TestApp, told: &str) -> String {
+    eventually(format!("{told} in /readyz"), async || {
+        let ready = get(app.addr, "/readyz").await;
+        assert_eq!(ready.status, 200);
+        let reasons = ready.json()["reasons"].as_array()?.clone();
+        let reasons: Vec<_> = reasons.iter().filter_map(|reason| reason.as_str()).collect();
+        reasons
+            .iter()
+            .find(|reason| reason.contains(told))
+            .map(|why| (*why).to_owned())
+    })
+    .await
+}
+
+async fn ready(app: &TestApp) {
+    eventually("a server that is ready", async || {
+        (get(app.addr, "/readyz").await.json()["status"] == "ready").then_some(())
+    })
+    .await;
+}
+
+/// The one document of it.
+async fn id_of(settings: &Settings) -> (mongodb::Collection<Document>, Document) {
+    let ids = database(&settings.mongodb.database).await.collection::<Document>(IDS);
+    let id = ids.find_one(doc! {}).await.unwrap().unwrap();
+    (ids, id)
+}
+
+#[actix_web::test]
+async fn a_server_whose_log_has_no_id_any_more_starts_into_its_spool_until_the_id_is_back() {
+    let (dir, mut settings) = drained_into_its_log().await;
+    settings.log.retry_max_ms = 100;
+    let (ids, id) = id_of(&settings).await;
+    ids.drop().await.unwrap();
+    let app = spawn_in(Arc::clone(&dir), settings).await;
+    let why = degraded(&app, "the store takes no events").await;
+    assert!(why.contains("has no log of this server"), "{why}");
+    say(&app, 2..=2).await;
+    eventually("it to wait in the spool", async || {
+        (app.metric("chat_spool_events").await == Some(1.0)).then_some(())
+    })
+    .await;
+    assert_eq!(ids.count_documents(doc! {}).await.unwrap(), 0, "it has no other one");
+    ids.insert_one(id).await.unwrap();
+    drained(&app).await;
+    ready(&app).await;
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_mongodb_that_is_slower_than_heartbeats_gets_what_waits_all_the_same() {
+    let (dir, mut settings) = drained_into_its_log().await;
+    let mongod = Mongod::shared().uri();
+    let link = Proxy::start(mongod.trim_start_matches("mongodb://").parse().unwrap()).await;
+    link.delay(std::time::Duration::from_millis(600));
+    settings.mongodb.uri =
+        chatting_server::settings::Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
+    settings.mongodb.heartbeat_seconds = 1;
+    settings.log.retry_max_ms = 100;
+    let app = spawn_in(dir, settings).await;
+    say(&app, 2..=2).await;
+    drained(&app).await;
+    link.restore();
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn commands_over_a_spool_that_knows_no_log_neither_begin_one_nor_take_one_for_its_own() {
+    let (dir, settings) = drained_into_its_log().await;
+    let (_, id) = id_of(&settings).await;
+    let status = || {
+        let (code, told, error) = run(&dir, &["spool", "status", "--json", "--path", &settings.log.path], &[]);
+        assert_eq!(code, 0, "{error}");
+        serde_json::from_str::<serde_json::Value>(&told).unwrap()
+    };
+    assert_eq!(status()["log_id"], id.get_str("id").unwrap());
+    assert_eq!(status()["log_database"], settings.mongodb.database.as_str());
+    let (_, text, _) = run(&dir, &["spool", "status", "--path", &settings.log.path], &[]);
+    let met = format!(
+        "mongodb, {}, met in the database \"{}\"",
+        id.get_str("id").unwrap(),
+        settings.mongodb.database
+    );
+    assert!(text.contains(&met), "{text}");
+    let spool = rusqlite::Connection::open(&settings.log.path).unwrap();
+    spool.execute("DELETE FROM meta WHERE key = 'log_id'", []).unwrap();
+    drop(spool);
+    let empty = fresh_database_name();
+    for database in [&empty, &settings.mongodb.database] {
+        let [path, uri, database] = [
+            format!("log.path={}", settings.log.path),
+            format!("mongodb.uri={}", Mongod::shared().uri()),
+            format!("mongodb.database={database}"),
+        ];
+        let sets = ["log.backend=mongodb", &path, &uri, &database].map(|set| ["--set", set]);
+        for args in [
+            &["spool", "replay"][..],
+            &["erase", "--user", "7"],
+            &["export", "--room", "12"],
+        ] {
+            let args = [args, &sets.concat()].concat();
+            let (code, _, error) = run(&dir, &args, &[("CHAT__AUTH__HS256_SECRET", KEY)]);
+            assert_eq!(code, 0, "{args:?}: {error}");
+        }
+    }
+    assert!(!collections(&empty).await.contains(&IDS.to_owned()));
+    assert_eq!(status()["log_id"], serde_json::Value::Null);
+}
+
 #[actix_web::test]
 async fn a_spool_that_was_drained_into_one_log_is_refused_with_another_by_the_server_and_by_every_command() {
     let (dir, settings) = drained_into_its_log().await;
@@ -116,7 +234,10 @@ async fn a_spool_that_was_drained_into_one_log_is_refused_with_another_by_the_se
             format!("the database \"{database}\" {has}"),
             "another log needs another log.path".to_owned(),
         ];
-        let why = refused(&of(database, &settings)).await;
+        let why = match database == &empty {
+            true => waits(&dir, of(database, &settings)).await,
+            false => refused(&of(database, &settings)).await,
+        };
         assert!(told.iter().all(|told| why.contains(told)), "{why}");
         for args in [
             &["spool", "replay"][..],
@@ -239,7 +360,7 @@ async fn a_spool_and_a_log_of_before_know_each_other_from_their_first_meeting_on
         assert_eq!(app.metric("chat_spool_events").await, Some(0.0));
         app.stop().await;
         assert_eq!(ids.count_documents(doc! {}).await.unwrap(), 1);
-        let why = refused(&of(&fresh_database_name(), &settings)).await;
+        let why = waits(&dir, of(&fresh_database_name(), &settings)).await;
         assert!(why.contains("has no log of this server"), "{why}");
     }
     assert_eq!(settings.log.backend, LogBackend::Mongodb);

@@ -64,7 +64,7 @@ async fn replay(
 ) -> Result<ExitCode, Failure> {
     // No place is taken: a server with another spool may write to this log meanwhile. Nothing is numbered here, and what is taken
     // there has its numbers in the epochs of this spool, where nobody else gives any.
-    let Log { store, .. } = behind(settings, spool).await?;
+    let Log { store, .. } = behind(settings, spool, false).await?;
     let mut replay = Replay {
         settings,
         spool,

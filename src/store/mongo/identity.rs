@@ -18,7 +18,7 @@ use mongodb::{
 };
 
 use super::{Mongo, MongoStore, durable, failed, insert::DUPLICATE_KEY, unreadable};
-use crate::store::spool::OfLog;
+use crate::store::spool::{OfLog, OtherLog};
 
 /// Where the id is: its one document.
 const COLLECTION: &str = "chatting_log_id";
@@ -29,15 +29,12 @@ impl MongoStore {
         let _ = self.spool.set(spool);
     }
 
-    /// Whether the database has another log than that of the spool that it [belongs to](Self::belongs_to), in words for the operator.
-    /// A spool that knows none yet takes it for its own.
-    pub async fn other_log(&self) -> Result<Option<String>, StoreError> {
+    /// Whether the database has another log than that of the spool that it [belongs to](Self::belongs_to), asked for so long at most. A
+    /// spool that knows none yet may take it for its own.
+    pub async fn other_log(&self, patience: Duration) -> Result<Option<OtherLog>, StoreError> {
         let Some(spool) = self.spool.get() else {
             return Ok(None);
         };
-        // No longer than the heartbeat that comes next would take.
-        let patience = self.server.get().map_or(Duration::MAX, |(_, interval)| *interval);
-        let patience = self.settings.write_timeout.min(patience);
         let asked = async {
             let id = self.connected().await?.log_id(spool.begins()).await?;
             spool.is_of(id.as_deref(), &self.settings.database).await
@@ -50,14 +47,21 @@ impl MongoStore {
 
     /// An error where it has another log.
     pub(super) async fn is_the_log(&self) -> Result<(), StoreError> {
-        let Some(other) = self.other_log().await? else {
-            return Ok(());
-        };
+        match self.other_log(self.settings.write_timeout).await? {
+            Some(other) => Err(other.told()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl OtherLog {
+    /// The error of what was asked of it, which is told in the log.
+    pub(in crate::store) fn told(self) -> StoreError {
         static TOLD: Seldom = Seldom::new();
         if let Some(more) = TOLD.due(Instant::now()) {
-            log::error!("store: {other}{more}");
+            log::error!("store: {}{more}", self.why);
         }
-        Err(StoreError(other))
+        StoreError(self.why)
     }
 }
 

@@ -24,6 +24,13 @@ pub(in crate::store) fn set_meta(
     Ok(())
 }
 
+/// What is there, which is this where nothing was.
+pub(super) fn meta_or(connection: &Connection, key: &str, value: &str) -> rusqlite::Result<String> {
+    let mut statement = connection.prepare_cached("INSERT OR IGNORE INTO meta(key, value) VALUES (?1, ?2)")?;
+    statement.execute(params![key, value])?;
+    connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+}
+
 /// The newest time that is known; what the store told may be newer than any row (rule 5).
 pub(super) fn keep_last_ms(connection: &Connection, ms: i64) -> rusqlite::Result<()> {
     let known: Option<i64> = meta(connection, "last_ms")?;

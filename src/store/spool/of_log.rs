@@ -12,11 +12,24 @@ use std::{
 use chatting_actors::seams::{SpoolError, StoreError};
 use rusqlite::Connection;
 
-use super::{SqliteSpool, failed, freeing::beyond_limit, meta, set_meta};
+use super::{
+    SqliteSpool, failed,
+    freeing::beyond_limit,
+    meta::{meta, meta_or},
+};
 use crate::store::{SharedConnection, sqlite::blocking};
 
 /// In `meta`: the log's id, and the name of the database that it was met in.
 pub(in crate::store) const LOG_ID: &str = "log_id";
+
+/// A database that has not the log of a spool.
+#[derive(Debug)]
+pub struct OtherLog {
+    /// In words for the operator.
+    pub why: String,
+    /// It has one, of another id; without it may have lost it, or be about to get it back.
+    pub has_one: bool,
+}
 
 /// What a spool knows of its log. Clones share it.
 #[derive(Clone)]
@@ -27,13 +40,13 @@ pub struct OfLog {
 }
 
 impl SqliteSpool {
-    /// What it knows of its log, for who takes it there.
-    pub fn of_log(&self) -> Result<OfLog, SpoolError> {
+    /// What it knows of its log, for who takes it there; `begins`: where it knows none, it is from now on of the one that it meets.
+    pub fn of_log(&self, begins: bool) -> Result<OfLog, SpoolError> {
         let shared = self.connection.clone();
         let known = shared.run(|connection| OfLog::read(self.connection.path().into(), connection, None));
         let known = known.map_err(|error| failed(&error, true))?;
         Ok(OfLog {
-            keep: Some(shared),
+            keep: begins.then_some(shared),
             ..known
         })
     }
@@ -63,14 +76,17 @@ impl OfLog {
         self.keep.is_some() && self.known().is_none()
     }
 
-    /// Whether this spool is of the log with this id, which this database has; a spool that knows none yet is from now on. `Some`: of
-    /// another one, in words for the operator.
-    pub(in crate::store) async fn is_of(&self, id: Option<&str>, database: &str) -> Result<Option<String>, StoreError> {
-        let Some(known) = self.known() else {
-            if let Some(id) = id {
-                self.keep(format!("{id} {database}")).await?;
-            }
-            return Ok(None);
+    /// Whether this spool is of the log with this id, which this database has; a spool that knows none yet is from now on, where it keeps
+    /// it. `Some`: of another one.
+    pub(in crate::store) async fn is_of(
+        &self,
+        id: Option<&str>,
+        database: &str,
+    ) -> Result<Option<OtherLog>, StoreError> {
+        let known = match (self.known(), id) {
+            (Some(known), _) => known,
+            (None, Some(id)) if self.keep.is_some() => self.keep(format!("{id} {database}")).await?,
+            (None, _) => return Ok(None),
         };
         let (ours, met_in) = known.split_once(' ').unwrap_or((&known, "?"));
         if id == Some(ours) {
@@ -80,22 +96,72 @@ impl OfLog {
             Some(other) => format!("has the log {other}"),
             None => "has no log of this server".to_owned(),
         };
-        Ok(Some(format!(
+        let why = format!(
             "the spool {} is of the log {ours}, met in the database \"{met_in}\", and the database \"{database}\" {has}: mongodb.uri or \
              mongodb.database is another one's, and another log needs another log.path; docs/OPERATIONS.md, \"Another log in MongoDB\"",
             self.path.display()
-        )))
+        );
+        Ok(Some(OtherLog {
+            why,
+            has_one: id.is_some(),
+        }))
     }
 
-    async fn keep(&self, known: String) -> Result<(), StoreError> {
+    /// Has the spool keep it, and says what it has then. Where it takes nothing, as on a full disk, this process goes by it alone: what
+    /// waits in the spool must go to its log all the more.
+    async fn keep(&self, met: String) -> Result<String, StoreError> {
         let Some(shared) = self.keep.clone() else {
-            return Ok(());
+            return Ok(met);
         };
-        let value = known.clone();
+        let value = met.clone();
         let kept =
-            move || shared.run(|connection| beyond_limit(connection, |connection| set_meta(connection, LOG_ID, value)));
-        blocking(move || kept().map_err(|error| StoreError(format!("the spool: {error}")))).await?;
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
-        Ok(())
+            move || shared.run(|connection| beyond_limit(connection, |connection| meta_or(connection, LOG_ID, &value)));
+        let known = match blocking(move || kept().map_err(|error| StoreError(error.to_string()))).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                log::warn!(
+                    "spool {}: that it is of the log {met} could not be kept, so it is known until the server stops: {error}",
+                    self.path.display()
+                );
+                met
+            }
+        };
+        let mut ours = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(ours.get_or_insert(known).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Durability, SpoolSettings};
+
+    #[tokio::test]
+    async fn a_spool_that_cannot_keep_the_id_of_its_log_goes_by_it_until_it_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let (spool, _) = SqliteSpool::open(SpoolSettings {
+            path: path.clone(),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: false,
+        })
+        .unwrap();
+        let beside = Connection::open(&path).unwrap();
+        let full = "CREATE TRIGGER full BEFORE INSERT ON meta BEGIN SELECT RAISE(ABORT, 'full'); END";
+        beside.execute_batch(full).unwrap();
+        let of_log = spool.of_log(true).unwrap();
+        let is_of = async |of_log: &OfLog, id| of_log.is_of(id, "chatting").await.unwrap().map(|other| other.has_one);
+        assert_eq!(is_of(&of_log, Some("ours")).await, None);
+        assert_eq!(is_of(&of_log, Some("ours")).await, None);
+        assert_eq!(is_of(&of_log, Some("other")).await, Some(true));
+        assert_eq!(is_of(&of_log, None).await, Some(false));
+        assert_eq!(meta::<String>(&beside, LOG_ID).unwrap(), None);
+        beside.execute_batch("DROP TRIGGER full").unwrap();
+        // What is kept stays.
+        let [first, second] = [(); 2].map(|()| spool.of_log(true).unwrap());
+        assert_eq!(is_of(&first, Some("ours")).await, None);
+        assert_eq!(is_of(&second, Some("other")).await, Some(true));
+        assert_eq!(is_of(&second, Some("ours")).await, None);
     }
 }
