@@ -146,7 +146,10 @@ impl App {
         let (_, spool_thread) = ScopeGuard::into_inner(actors.spool_thread);
         let beating = beat.clone().map(|beat| {
             let others = metrics.other_servers.clone();
-            (beat.clone(), spawn(beat.keep_beating(others)))
+            (
+                beat.clone(),
+                spawn(beat.keep_beating(others, state.health.store.clone())),
+            )
         });
         Ok(Self {
             server,

@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use chatting_actors::{
     seams::{Spool, StoreError},
-    writer::SpoolInfo,
+    writer::{SpoolInfo, StoreState},
 };
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -138,7 +138,7 @@ pub(super) async fn in_place<T>(
     };
     let (done, beating) = match place.take().await {
         Ok(None) => {
-            let beating = actix_web::rt::spawn(place.clone().keep_beating(Gauge::default()));
+            let beating = actix_web::rt::spawn(place.clone().keep_beating(Gauge::default(), StoreState::default()));
             (work.await, Some(beating))
         }
         Ok(Some(other)) => (Err(StartError::Unavailable(other).into()), None),

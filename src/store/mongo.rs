@@ -336,7 +336,7 @@ impl LogStore for MongoStore {
     }
 
     fn append(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
-        async move { self.reach().await?.append(batch).await }.boxed()
+        async move { self.came(self.reach().await?.append(batch).await) }.boxed()
     }
 
     fn mark_late(&self, batch: StoreBatch) -> BoxFuture<'_, Result<Vec<Poison>, StoreError>> {
@@ -348,7 +348,7 @@ impl LogStore for MongoStore {
     }
 
     fn put_broadcasts<'a>(&'a self, broadcasts: &'a [Broadcast]) -> BoxFuture<'a, Result<Vec<NotPut>, StoreError>> {
-        async move { self.reach().await?.put_broadcasts(broadcasts).await }.boxed()
+        async move { self.came(self.reach().await?.put_broadcasts(broadcasts).await) }.boxed()
     }
 
     fn open_broadcasts(&self, but: HashMap<Uuid, u64>) -> BoxFuture<'_, Result<Vec<Broadcast>, StoreError>> {

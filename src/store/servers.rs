@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatting_actors::{seams::StoreError, seldom::Seldom};
+use chatting_actors::{seams::StoreError, seldom::Seldom, writer::StoreState};
 use mongodb::{
     Collection,
     bson::{Document, doc},
@@ -155,8 +155,9 @@ impl ServerBeat {
 
     /// Says so again and again, until it is dropped. Another server that turns up is told of in the log and by `others`, which is 1 while
     /// that one lives and stays as it is while nobody can tell; no more, for both hold accepted messages by then. That this server has
-    /// not been heard for so long that another may start is told, too.
-    pub async fn keep_beating(self, others: Gauge) {
+    /// not been heard for so long that another may start is told, too; and before each time it is looked whether it is still the same log,
+    /// which `log` is told: nothing else notices where nobody sends anything.
+    pub async fn keep_beating(self, others: Gauge, log: StoreState) {
         let mut ticks = tokio::time::interval(self.interval);
         // What was missed is not made up for.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -164,9 +165,21 @@ impl ServerBeat {
         let mut said = Instant::now();
         loop {
             ticks.tick().await;
-            match self.beat().await {
+            let heard = match self.store.other_log(self.patience()).await {
+                Ok(None) => {
+                    log.is_other(None);
+                    self.beat().await
+                }
+                Ok(Some(other)) => {
+                    log.is_other(Some(other.why.clone()));
+                    Err(other.told())
+                }
+                Err(error) => Err(error),
+            };
+            match heard {
                 Ok(()) => said = Instant::now(),
                 Err(error) => {
+                    self.store.may_be_other();
                     let silence = said.elapsed();
                     let due = (silence >= self.fresh()).then(|| silent.due(Instant::now()));
                     match due.flatten() {

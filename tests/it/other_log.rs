@@ -142,6 +142,47 @@ async fn a_server_whose_log_has_no_id_any_more_starts_into_its_spool_until_the_i
 }
 
 #[actix_web::test]
+async fn a_server_that_nobody_sends_anything_notices_another_log_and_puts_nothing_there() {
+    let dir = ScratchDir::new("swapped");
+    let mut settings = with_mongodb(&dir);
+    settings.mongodb.heartbeat_seconds = 1;
+    settings.log.retry_max_ms = 100;
+    let app = spawn_in(Arc::clone(&dir), settings.clone()).await;
+    say(&app, 1..=1).await;
+    drained(&app).await;
+    let (ids, id) = id_of(&settings).await;
+    let events = database(&settings.mongodb.database)
+        .await
+        .collection::<Document>("chatting_log");
+    let put = async |id: &str| {
+        ids.update_one(doc! {}, doc! { "$set": { "id": id } }).await.unwrap();
+    };
+    put("another").await;
+    let why = degraded(&app, "the store takes no events").await;
+    assert!(why.contains("has the log another"), "{why}");
+    let tries = app.metric("chat_store_retries_total").await.unwrap_or_default();
+    say(&app, 2..=2).await;
+    eventually("it to be tried", async || {
+        (app.metric("chat_store_retries_total").await? > tries).then_some(())
+    })
+    .await;
+    eventually("it to wait in the spool", async || {
+        (app.metric("chat_spool_events").await == Some(1.0)).then_some(())
+    })
+    .await;
+    assert_eq!(events.count_documents(doc! { "seq": 2 }).await.unwrap(), 0);
+    put(id.get_str("id").unwrap()).await;
+    drained(&app).await;
+    ready(&app).await;
+    // The same without anything to go: nothing but a heartbeat tells that it is right again.
+    put("another").await;
+    degraded(&app, "has the log another").await;
+    put(id.get_str("id").unwrap()).await;
+    ready(&app).await;
+    app.stop().await;
+}
+
+#[actix_web::test]
 async fn a_mongodb_that_is_slower_than_heartbeats_gets_what_waits_all_the_same() {
     let (dir, mut settings) = drained_into_its_log().await;
     let mongod = Mongod::shared().uri();

@@ -267,7 +267,7 @@ impl LogWriter {
     /// Whether the front of the backlog may have waited while another server had the log: it was here at the start, or
     /// the store was not to be had.
     fn is_late(&self) -> bool {
-        self.done < self.late || self.parts.state.error().is_some()
+        self.done < self.late || self.parts.state.failing().is_some()
     }
 
     /// The store has the first `count` of the backlog, where nothing is put in front of them meanwhile: the spool's rows go, and what the
@@ -368,7 +368,7 @@ impl LogWriter {
     }
 
     fn recovered(&mut self) {
-        if self.parts.state.error().is_some() {
+        if self.parts.state.failing().is_some() {
             log::info!("store: it takes events again; {} to go", self.head - self.done);
             self.late = self.head;
         }
@@ -378,7 +378,7 @@ impl LogWriter {
     /// The store took nothing, or was not to be had at the start: what was asked of it is asked again.
     fn failed(&self, error: &StoreError) {
         self.parts.metrics.store_retries.inc();
-        if self.parts.state.error().is_none() {
+        if self.parts.state.failing().is_none() {
             log::warn!("store: events cannot be written, they stay in the spool: {error}");
         }
         self.parts.state.set(Some(error.0.clone()));

@@ -104,11 +104,23 @@ impl Later {
 #[derive(Clone, Debug, Default)]
 pub struct StoreState {
     error: Arc<Mutex<Option<String>>>,
+    other: Arc<Mutex<Option<String>>>,
 }
 
 impl StoreState {
-    /// Why the store does not take events now; `None` when it does.
+    /// Why the store does not take events now, or would not; `None` when it does.
     pub fn error(&self) -> Option<String> {
+        let other = || self.other.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.failing().or_else(other)
+    }
+
+    /// In the place of the store there is another one, although nothing was asked of it; `None`: no more.
+    pub fn is_other(&self, why: Option<String>) {
+        *self.other.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why it took nothing when it was asked last.
+    pub(super) fn failing(&self) -> Option<String> {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -118,6 +130,9 @@ impl StoreState {
     }
 
     pub(super) fn set(&self, error: Option<String>) {
+        if error.is_none() {
+            self.is_other(None);
+        }
         *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 }

@@ -1,8 +1,8 @@
 //! Which log the database has: an id of its own, that a spool knows it by.
 //!
 //! It is in a collection of its own, made by the first who comes with a spool that knows none, and goes wherever a backup of the database
-//! goes. It is compared before a server or a command asks the log for anything, and again whenever the log is prepared; where it is
-//! another one's, all that is asked fails, and what is accepted stays in the spool.
+//! goes. It is compared before a server or a command asks the log for anything, again whenever the log is prepared or something failed,
+//! and before each heartbeat; where it is another one's, all that is asked fails, and what is accepted stays in the spool.
 
 use std::{
     sync::atomic::Ordering,
@@ -51,6 +51,19 @@ impl MongoStore {
             Some(other) => Err(other.told()),
             None => Ok(()),
         }
+    }
+
+    /// Something failed: there may be another one in its place when it answers again, so it is looked before anything else is asked.
+    pub(in crate::store) fn may_be_other(&self) {
+        self.same.store(false, Ordering::Release);
+    }
+
+    /// What came of asking it.
+    pub(super) fn came<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if done.is_err() {
+            self.may_be_other();
+        }
+        done
     }
 }
 
