@@ -63,14 +63,16 @@ pub(super) fn insert_all(shared: &SharedConnection, batch: &[Arc<Event>]) -> Res
 /// Events between two checkpoints. Each touches a few pages, and neighbours the same ones.
 pub(super) const CHECKPOINT_EVENTS: usize = 2000;
 
+/// Passes of a checkpoint beside the commits.
+const PASSES: usize = 4;
+
 /// Pages that are few enough for commits to wait for.
 const FEW_PAGES: i64 = 100;
 
 /// Takes what the WAL holds into the file beside the commits that go on, on a connection of its own: to write a
-/// thousand pages takes as long as a dozen commits. Only for the last few nobody may write, so that the WAL begins
-/// anew. Then the file is synced, too, with all those pages: SQLite leaves that to who reaches the newest commit. (A
-/// sync before that would need the file opened once more, and closing it again would take this process's locks from
-/// every connection that has it open.)
+/// thousand pages takes as long as a dozen commits, and to sync them, too. Only for the last few nobody may write, so that
+/// the WAL begins anew. (SQLite leaves the sync to who reaches the newest commit. One of its own would need the file opened
+/// once more, and closing it again would take this process's locks from every connection that has it open.)
 pub(super) fn checkpoint(shared: &SharedConnection) -> rusqlite::Result<()> {
     // Its syncs are of the same WAL.
     let few_left = take_most(shared.path()).inspect_err(|error| shared.heed(error, &mut shared.lock()))?;
@@ -85,13 +87,13 @@ pub(super) fn checkpoint(shared: &SharedConnection) -> rusqlite::Result<()> {
 fn take_most(path: &Path) -> rusqlite::Result<bool> {
     let own = open_at(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     keep_wal(&own)?;
-    // Each time there is less, for less came meanwhile.
-    for _ in 0..3 {
-        if pass(&own)? <= FEW_PAGES {
-            return Ok(true);
-        }
+    // Each time there is less, for less came meanwhile. One in whose half a millisecond no commit comes syncs the file, beside
+    // those that come then; what is synced while nobody may write is what came since.
+    let mut left = 0;
+    for _ in 0..PASSES {
+        left = pass(&own)?;
     }
-    Ok(false)
+    Ok(left <= FEW_PAGES)
 }
 
 /// Writes without waiting for the disk. What is written so stands in the WAL before the transaction that frees its rows of the
