@@ -188,8 +188,7 @@ async fn a_mongodb_that_is_slower_than_heartbeats_gets_what_waits_all_the_same()
     let mongod = Mongod::shared().uri();
     let link = Proxy::start(mongod.trim_start_matches("mongodb://").parse().unwrap()).await;
     link.delay(std::time::Duration::from_millis(600));
-    settings.mongodb.uri =
-        chatting_server::settings::Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
+    settings.mongodb.uri = Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
     settings.mongodb.heartbeat_seconds = 1;
     settings.log.retry_max_ms = 100;
     let app = spawn_in(dir, settings).await;
