@@ -73,7 +73,7 @@ impl Connection {
     }
 }
 
-/// See the module's text.
+/// How each message of a run was answered, and whether it came; connections and turns count from 0.
 #[derive(Debug)]
 pub(super) struct Ledger {
     connections: Vec<Connection>,
