@@ -130,23 +130,6 @@ impl FewEach {
     }
 }
 
-/// One at a time for each user: see [`FewEach`].
-#[derive(Clone)]
-pub struct OneEach(FewEach);
-
-impl Default for OneEach {
-    fn default() -> Self {
-        Self(FewEach::new(1))
-    }
-}
-
-impl OneEach {
-    /// This user begins, until what is returned is dropped; `None` when they are at it already.
-    pub fn begin(&self, user: UserIdx) -> Option<AtIt> {
-        self.0.begin(user)
-    }
-}
-
 /// See [`FewEach::begin`].
 pub struct AtIt {
     of: FewEach,
@@ -252,7 +235,7 @@ mod tests {
 
     #[test]
     fn who_is_at_it_begins_again_when_it_is_over_and_keeps_nobody_else() {
-        let (each, [one, other]) = (OneEach::default(), [7, 8].map(|n| UserIdx::new(n).unwrap()));
+        let (each, [one, other]) = (FewEach::new(1), [7, 8].map(|n| UserIdx::new(n).unwrap()));
         let first = each.begin(one).unwrap();
         let second = each.begin(other).unwrap();
         assert!(each.begin(one).is_none() && each.begin(other).is_none());
@@ -260,7 +243,7 @@ mod tests {
         let again = each.begin(one);
         assert!(again.is_some() && each.begin(other).is_none());
         drop((again, second));
-        assert!(each.0.users().is_empty());
+        assert!(each.users().is_empty());
     }
 
     #[test]

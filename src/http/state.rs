@@ -30,7 +30,7 @@ use super::{client::AddressGate, stats::FiguresLimits};
 use crate::{
     auth::{Claims, Gateway, Net, TokenVerifier},
     error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS},
-    limits::{AtIt, OneEach, Rates},
+    limits::{AtIt, FewEach, Rates},
     room::EmbeddedRooms,
     store::History,
 };
@@ -100,13 +100,13 @@ pub struct State {
     /// `figures.at_once`
     pub figures: Arc<Gate>,
     /// Who has figures counted.
-    pub counting: OneEach,
+    pub counting: FewEach,
     /// Who corrects broadcasts just now.
-    pub correcting: OneEach,
+    pub correcting: FewEach,
     /// `export.max`
     pub exports: Arc<Gate>,
     /// Who has a file made.
-    pub exporting: OneEach,
+    pub exporting: FewEach,
     /// `history.corrections`
     pub corrections: Arc<Gate>,
     /// `server.answers_max_bytes`
@@ -144,7 +144,7 @@ impl State {
 
     /// One at a time of what there are few places for, for whoever is neither moderator nor operator: everybody is the presenter of the
     /// room with their own number, and could keep all others out. `what`, in English, is what is refused otherwise.
-    pub fn one_at_a_time(&self, caller: &Claims, each: &OneEach, what: &str) -> Result<Option<AtIt>, ApiError> {
+    pub fn one_at_a_time(&self, caller: &Claims, each: &FewEach, what: &str) -> Result<Option<AtIt>, ApiError> {
         if matches!(caller.role, Role::Moderator | Role::Operator) {
             return Ok(None);
         }
