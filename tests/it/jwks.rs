@@ -415,6 +415,10 @@ async fn keys_that_cannot_be_fetched_again_hold_until_they_are_stale_and_readyz_
         settings.auth.jwks_stale_seconds = 2;
     })
     .await;
+    let hello = |presenter| json!({ "type": "hello", "token": known.token(&claims(presenter)) }).to_string();
+    let mut before = connect(app.addr).await;
+    before.send_text(&hello(13)).await;
+    assert_eq!(before.next_json().await["type"], "welcome");
     for answer in [
         Answer::Status(500),
         Answer::Body("no set".into()),
@@ -447,10 +451,12 @@ async fn keys_that_cannot_be_fetched_again_hold_until_they_are_stale_and_readyz_
         "the token is as good as it was"
     );
     let mut socket = connect(app.addr).await;
-    socket
-        .send_text(&json!({ "type": "hello", "token": known.token(&claims(12)) }).to_string())
-        .await;
+    socket.send_text(&hello(12)).await;
     assert_eq!(end_of(&mut socket).await, (NO_KEYS.1.into(), 1013));
+    // Who was let in before stays, also where the token is to be refreshed now.
+    before.send_text(&hello(13)).await;
+    before.send_text(r#"{"type":"ping"}"#).await;
+    assert_eq!(before.next_json().await, json!({ "type": "pong" }));
     let mut start = WsClient::connect(app.addr, "/chatting").await;
     start
         .send_text(&json!({ "id": "start", "token": known.token(&claims(12)) }).to_string())

@@ -77,11 +77,12 @@ impl Machine {
             Some(token) => match tokens.grant(token) {
                 Ok(grant) => grant,
                 Err(Denied::Expired) => return Action::Close(Close::TokenExpired, None),
-                Err(Denied::Unavailable) => return Action::Close(Close::KeysUnavailable, None),
                 // Nothing has changed yet, so the frame can be taken again.
                 Err(Denied::NotYet) => return Action::AwaitKey,
-                // Its key may be published in a moment. The token before has let the session in, and still ends it in time.
-                Err(Denied::UnknownKey) if self.open() => return Action::Refreshed,
+                // It may be good: its key may be published in a moment, or no key can be fetched just now. The token before has let
+                // the session in, and still ends it in time.
+                Err(Denied::UnknownKey | Denied::Unavailable) if self.open() => return Action::Refreshed,
+                Err(Denied::Unavailable) => return Action::Close(Close::KeysUnavailable, None),
                 Err(Denied::Bad | Denied::UnknownKey) => return Action::Close(Close::Unauthenticated, None),
             },
             None => match before {
@@ -211,20 +212,19 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_by_a_key_that_nobody_knows_changes_nothing_and_a_first_hello_by_one_is_refused() {
-        let hello = r#"{"type":"hello","token":"96"}"#;
-        assert_eq!(
-            close_of(Machine::default().on_text(hello, &Tokens)),
-            Close::Unauthenticated
-        );
-        let mut upgraded = Machine::new(Some(grant(12)));
-        assert_eq!(close_of(upgraded.on_text(hello, &Tokens)), Close::Unauthenticated);
-        let mut machine = Machine::default();
-        machine.on_text(r#"{"type":"hello","token":"12"}"#, &Tokens);
-        assert_eq!(machine.on_text(hello, &Tokens), Action::Refreshed);
-        assert_eq!(machine.expires_at_ms(), Some(5));
-        let other = machine.on_text(r#"{"type":"hello","token":"7"}"#, &Tokens);
-        assert_eq!(close_of(other), Close::Unauthenticated, "it is 12's still");
+    fn a_refresh_whose_key_is_not_to_be_had_changes_nothing_and_a_first_hello_by_one_is_refused() {
+        for (token, refused) in [("96", Close::Unauthenticated), ("97", Close::KeysUnavailable)] {
+            let hello = format!(r#"{{"type":"hello","token":"{token}"}}"#);
+            assert_eq!(close_of(Machine::default().on_text(&hello, &Tokens)), refused);
+            let mut upgraded = Machine::new(Some(grant(12)));
+            assert_eq!(close_of(upgraded.on_text(&hello, &Tokens)), refused);
+            let mut machine = Machine::default();
+            machine.on_text(r#"{"type":"hello","token":"12"}"#, &Tokens);
+            assert_eq!(machine.on_text(&hello, &Tokens), Action::Refreshed, "{token}");
+            assert_eq!(machine.expires_at_ms(), Some(5));
+            let other = machine.on_text(r#"{"type":"hello","token":"7"}"#, &Tokens);
+            assert_eq!(close_of(other), Close::Unauthenticated, "it is 12's still");
+        }
     }
 
     #[test]
