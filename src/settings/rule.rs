@@ -215,12 +215,28 @@ fn is_plain_http_url(text: &str) -> bool {
     text.starts_with("http://") && is_http_url(text)
 }
 
+/// Of any scheme: the pages of an app's WebView and of a browser's extension have schemes of their own. Those of WebSocket's
+/// addresses are no page's.
 fn is_origin(text: &str) -> bool {
+    if text == "*" {
+        return true;
+    }
+    let Some((scheme, authority)) = text.split_once("://") else {
+        return false;
+    };
+    let is = |name: &str| scheme.eq_ignore_ascii_case(name);
     // Browsers leave a default port out: with it no page would ever be let in.
-    let has_default_port = (text.starts_with("http://") && text.ends_with(":80"))
-        || (text.starts_with("https://") && text.ends_with(":443"));
-    let is_bare = text.matches('/').count() == 2 && !text.contains(['?', '#', '@']);
-    text == "*" || (is_http_url(text) && is_bare && !has_default_port)
+    let has_default_port = (is("http") && authority.ends_with(":80")) || (is("https") && authority.ends_with(":443"));
+    let is_bare = authority.parse().is_ok_and(|authority| is_host_and_port(&authority));
+    is_scheme(scheme) && !is("ws") && !is("wss") && is_bare && !has_default_port
+}
+
+/// RFC 3986, section 3.1.
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 fn is_ip_or_cidr(text: &str) -> bool {
@@ -338,17 +354,37 @@ mod tests {
                 "http://a:443",
                 "http://[::1]",
                 "https://Chat.Example",
+                "capacitor://localhost",
+                "ionic://localhost",
+                "tauri://localhost",
+                "app.kim+1://a:80",
+                "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",
             ],
             &[
                 "",
                 "a.b",
+                "null",
+                "https://",
                 "https://a.b/",
                 "https://a.b/c",
                 "https://a.b:443",
+                "HTTPS://a.b:443",
                 "http://a:80",
+                "http://a:",
                 "https://a.b?x",
                 "https://a.b#x",
                 "https://kim@a.b",
+                "https://a b",
+                "file://",
+                "file:///a",
+                "://a",
+                "1a://a",
+                "a b://a",
+                "capacitor:localhost",
+                "capacitor://",
+                "capacitor://localhost/",
+                "capacitor://kim@localhost",
+                "wss://a.b",
             ],
         );
         check(&MONGODB_URI, &["mongodb://a", "mongodb+srv://a"], &["", "http://a"]);

@@ -157,9 +157,10 @@ async fn the_answer_names_the_subprotocol_wherever_in_the_offer_it_is() {
 #[actix_web::test]
 async fn a_page_that_is_not_allowed_opens_no_session() {
     // As an operator may have written it; browsers send it in lower case.
-    let app = spawn_app(|settings| settings.cors.origins = vec!["https://Studio.Example".into()]).await;
+    let origins = ["https://Studio.Example", "capacitor://localhost"];
+    let app = spawn_app(|settings| settings.cors.origins = origins.map(Into::into).into()).await;
     let same = format!("http://{}", app.addr);
-    for origin in ["https://studio.example", &same] {
+    for origin in ["https://studio.example", "capacitor://localhost", &same] {
         let answer = upgrade(app.addr, &[("Origin", origin)]).await;
         assert!(answer.is_ok(), "{origin}");
     }
@@ -171,7 +172,13 @@ async fn a_page_that_is_not_allowed_opens_no_session() {
         Some("https://studio.example"),
         "what it may connect to it may read"
     );
-    for origin in ["https://evil.example", "null", "https://studio.example.evil"] {
+    for origin in [
+        "https://evil.example",
+        "null",
+        "https://studio.example.evil",
+        "ionic://localhost",
+        "http://localhost",
+    ] {
         let refused = upgrade(app.addr, &[("Origin", origin)]).await.err().unwrap();
         assert_eq!(
             (refused.status, &refused.json()["code"]),
