@@ -409,12 +409,18 @@ impl Broadcast {
     }
 
     /// How much of the broadcast had been live at a time, in milliseconds; the start is `started_at_ms`, or where it was
-    /// corrected to.
+    /// corrected to. Negative before a start that was corrected to later: that is not in the video. Without a correction never: it is
+    /// another clock that tells the start, and nothing may be missing because of it.
     pub fn offset_ms(&self, at_ms: i64, corrected_start_ms: Option<i64>) -> i64 {
-        (self.live_ms(at_ms) - self.shift_ms(corrected_start_ms)).max(0)
+        self.live_ms(at_ms) - self.shift_ms(corrected_start_ms)
     }
 
-    /// How long it had been live at a time.
+    /// How long it is, up to a time, in milliseconds: [`Broadcast::offset_ms`], and nothing before the start.
+    pub fn length_ms(&self, until_ms: i64, corrected_start_ms: Option<i64>) -> i64 {
+        self.offset_ms(until_ms, corrected_start_ms).max(0)
+    }
+
+    /// How long it had been live at a time; never negative.
     fn live_ms(&self, at_ms: i64) -> i64 {
         self.segments
             .iter()
@@ -431,11 +437,9 @@ impl Broadcast {
         })
     }
 
-    /// The earliest time whose [`Broadcast::offset_ms`] is at least this; `None` when there is none.
+    /// The earliest time whose [`Broadcast::offset_ms`] is at least this, `i64::MIN` where that of every time is; `None` when there
+    /// is none.
     pub fn time_at(&self, offset_ms: i64, corrected_start_ms: Option<i64>) -> Option<i64> {
-        if offset_ms <= 0 {
-            return Some(i64::MIN);
-        }
         let mut left = offset_ms.saturating_add(self.shift_ms(corrected_start_ms));
         if left <= 0 {
             return Some(i64::MIN);

@@ -5,8 +5,8 @@
 //! not between pages. A broadcast that goes on is exported up to the event that was its last when the export began. An error in
 //! the middle is an error: the file must not end as if it were whole.
 //!
-//! Exports are for staff. NDJSON and CSV mark what was deleted, or leave it out on request; the other two are shown to people,
-//! so they never have it.
+//! Exports are for staff. NDJSON and CSV mark what was deleted, or leave it out on request, and have what was said before a start
+//! that was corrected to later; the other two are shown to people beside the video, so they never have either.
 
 mod csv;
 pub mod import;
@@ -82,7 +82,8 @@ impl Format {
         format!("chat-{room}-{id}.{}", self.extension())
     }
 
-    /// Whether a file of this kind is shown to people: then it has neither what was deleted nor acts of moderation.
+    /// Whether a file of this kind is shown to people beside the video: then it has neither what was deleted, nor acts of moderation,
+    /// nor what was said before the video begins.
     pub fn is_shown(self) -> bool {
         matches!(self, Self::TwitchJson | Self::Webvtt)
     }
@@ -150,7 +151,7 @@ trait Encoder {
     /// What stands before the first event.
     fn head(&mut self, record: &StoredBroadcast, out: &mut Vec<u8>);
 
-    /// One event, at so many milliseconds of the broadcast.
+    /// One event, at so many milliseconds of the broadcast: of a file that is shown never a negative number.
     fn event(&mut self, logged: &Logged, offset_ms: i64, out: &mut Vec<u8>);
 
     /// What stands behind the last event.
@@ -254,6 +255,9 @@ impl Export {
             ..
         } = &self.record;
         let offset_ms = broadcast.offset_ms(logged.event.sent_at_ms, *corrected_start_ms);
+        if offset_ms < 0 && self.options.format.is_shown() {
+            return;
+        }
         self.encoder.event(logged, offset_ms, out);
     }
 }

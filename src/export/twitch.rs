@@ -96,7 +96,7 @@ impl Encoder for Twitch {
         self.channel = presenter.to_string();
         self.video = broadcast.id.to_string();
         let until = broadcast.ended_at_ms.unwrap_or(self.now_ms);
-        let length = seconds(broadcast.offset_ms(until, *corrected_start_ms));
+        let length = seconds(broadcast.length_ms(until, *corrected_start_ms));
         let started = corrected_start_ms.unwrap_or_else(|| broadcast.started_at_ms());
         let now = timestamp(self.now_ms);
         let info = json!({

@@ -84,7 +84,7 @@ impl BroadcastBody {
             room_idx: broadcast.room_idx,
             started_at: timestamp(corrected_start_ms.unwrap_or_else(|| broadcast.started_at_ms())),
             ended_at: broadcast.ended_at_ms.map(timestamp),
-            live_ms: broadcast.offset_ms(until, *corrected_start_ms),
+            live_ms: broadcast.length_ms(until, *corrected_start_ms),
             segments: broadcast
                 .segments
                 .iter()

@@ -96,10 +96,10 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
     // Before the log is read: what settles meanwhile may not be in what was read.
     let goes_on = broadcast.goes_on_before(before_ms, state.health.writer.settled_ms());
     let history = state.history_for(&caller);
-    let place = match (&asked.cursor, from) {
-        (Some(cursor), _) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
-        (None, 0) => ReplayPlace::default(),
-        (None, from) => match broadcast.time_at(from, corrected_start_ms) {
+    let place = match &asked.cursor {
+        Some(cursor) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
+        None => match broadcast.time_at(from, corrected_start_ms) {
+            Some(i64::MIN) => ReplayPlace::default(),
             Some(from_ms) => read(state, history.replay_from(&broadcast, from_ms).await)?,
             // Interrupted before that, and it may go on: behind all that there is.
             None if goes_on => read(state, history.replay_from(&broadcast, i64::MAX).await)?,
@@ -118,7 +118,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
         .events
         .iter()
         .filter(|logged| staff || (logged.deleted.is_none() && logged.event.act.is_none()))
-        // A cursor may be of when the window had yet to begin.
+        // A cursor may be of when the window had yet to begin, or the start to be corrected.
         .filter(|logged| offset_of(logged) >= from);
     let more = match page.behind {
         Behind::More => true,

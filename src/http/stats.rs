@@ -70,6 +70,7 @@ pub(super) struct Stats {
     epoch: Option<String>,
     /// How long it has been live, in milliseconds; interruptions do not count.
     live_ms: i64,
+    /// What was said since the start; where that was corrected to later, what was said before it counts nowhere here.
     messages: u64,
     /// Users who said something.
     senders: u64,
@@ -147,7 +148,7 @@ async fn stats(request: &HttpRequest, path: &str, state: &State) -> Result<Stats
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may see its figures"));
     }
     let until = stored.broadcast.until_ms();
-    let live_ms = stored.broadcast.offset_ms(until, stored.corrected_start_ms);
+    let live_ms = stored.broadcast.length_ms(until, stored.corrected_start_ms);
     let bucket_ms = bucket_ms(asked.bucket_ms.as_deref(), live_ms, limits.buckets_max)?;
     let top = top(asked.top.as_deref(), &limits)?;
     let only = state.one_at_a_time(&caller, &state.counting, "a count of figures")?;

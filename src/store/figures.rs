@@ -1,9 +1,9 @@
 //! Figures of a broadcast: how much was said, by whom, of what, how long the room waited for its presenter, and where it was
 //! loudest.
 //!
-//! The stores count ([`Figures`]); what is put together here is as long as there are buckets. Deleted messages and acts of
-//! moderation count nowhere. Figures are of what the store has: they say how far they reach, and what is still in the spool comes
-//! later.
+//! The stores count ([`Figures`]); what is put together here is as long as there are buckets. Deleted messages, acts of
+//! moderation, and what was said before a start that was corrected to later count nowhere. Figures are of what the store
+//! has: they say how far they reach, and what is still in the spool comes later.
 
 mod peaks;
 pub mod words;
@@ -39,6 +39,13 @@ pub struct FiguresQuery {
     pub top: usize,
     /// After this time it is given up.
     pub patience: Duration,
+}
+
+impl FiguresQuery {
+    /// What was sent earlier does not count: it was said before the start that was corrected to. Milliseconds since 1970.
+    pub fn from_ms(&self) -> i64 {
+        self.broadcast.time_at(0, self.corrected_start_ms).unwrap_or(i64::MAX)
+    }
 }
 
 /// Who said how much.

@@ -90,6 +90,88 @@ async fn a_broadcast_is_recorded_from_going_live_to_ending_and_has_its_messages(
 }
 
 #[actix_web::test]
+async fn what_was_said_before_the_video_began_is_nowhere_beside_it() {
+    for (app, _session) in servers(|_| {}).await {
+        let start = (system_ms() - 7_200_000) / 1000 * 1000;
+        let record = broadcast(&[(start, Some(start + 3_600_000))], &[("old", 0, Some(41))]);
+        let store = app.state.history.store();
+        store.put_broadcasts(std::slice::from_ref(&record)).await.unwrap();
+        // The first before the start by our clock; forty while all wait; one behind the first minute of the recording.
+        let recorded = start + 1_200_000;
+        let said = (1..=41_u64).map(|seq| match seq {
+            1 => (seq, start - 500),
+            41 => (seq, recorded + 60_000),
+            _ => (seq, start + i64::try_from(seq).unwrap() * 1000),
+        });
+        let events = said.map(|(seq, at_ms)| message(at_ms, 12, "old", seq, 7, "기다려요"));
+        store.append(batch(&shared(events))).await.unwrap();
+        let path = format!("/v1/broadcasts/{}", record.id);
+        let staff = token_with(90, "operator", json!([]));
+        let ask = async |method: &str, more: &str, body: &str| {
+            let answer = request(&app, method, &format!("{path}{more}"), &staff, body).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            answer
+        };
+        let correct = async |start: Value| ask("PATCH", "", &json!({ "started_at": start }).to_string()).await;
+        let get = async |more: &str| ask("GET", more, "").await;
+        let seqs_of = async |query: &str| seqs(&get(&format!("/replay?{query}")).await.json());
+
+        let first = get("/replay?limit=5").await.json();
+        assert_eq!(
+            (seqs(&first), &first["messages"][0]["offset_ms"]),
+            (vec![1, 2, 3, 4, 5], &json!(0))
+        );
+        let all = get("/stats").await.json();
+        assert_eq!((&all["messages"], &all["buckets"][0]), (&json!(41), &json!(40)));
+        assert_eq!(all["peaks"][0]["offset_ms"], 0);
+
+        correct(json!(timestamp(recorded))).await;
+        for query in ["", "from_ms=0&limit=1", "from_ms=60000", "to_ms=60001"] {
+            let page = get(&format!("/replay?{query}")).await.json();
+            assert_eq!(seqs(&page), [41], "{query}");
+            assert_eq!(page["messages"][0]["offset_ms"], 60_000);
+        }
+        for query in ["from_ms=0&to_ms=60000", "to_ms=0", "from_ms=60001"] {
+            assert_eq!(seqs_of(query).await, [0_u64; 0], "{query}");
+        }
+        // A player that was in the middle of it.
+        let cursor = first["next"].as_str().unwrap();
+        assert_eq!(seqs_of(&format!("limit=500&cursor={cursor}")).await, [41]);
+
+        let vtt = get("/export?format=webvtt").await;
+        assert_eq!(vtt.text().matches(" --> ").count(), 1, "{}", vtt.text());
+        assert!(vtt.text().contains("\n00:01:00.000 --> "), "{}", vtt.text());
+        let twitch = get("/export?format=twitch-json").await.json();
+        let comments = twitch["comments"].as_array().unwrap();
+        assert_eq!(comments.len(), 1);
+        assert_eq!(comments[0]["content_offset_seconds"], 60.0);
+        let figures = get("/stats").await.json();
+        assert_eq!(
+            (&figures["messages"], &figures["live_ms"], &figures["through_seq"]),
+            (&json!(1), &json!(2_400_000), &json!(41))
+        );
+        assert_eq!((&figures["buckets"][0], &figures["buckets"][1]), (&json!(0), &json!(1)));
+        assert_eq!(figures["peaks"], json!([]));
+        assert_eq!(figures["top_senders"][0]["messages"], 1);
+
+        // Whoever analyses has all of it.
+        let lines = get("/export?format=ndjson").await;
+        let offsets: Vec<i64> = lines
+            .text()
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["offset_ms"].as_i64())
+            .collect();
+        assert_eq!((offsets.len(), &offsets[..2]), (41, &[-1_200_000, -1_198_000][..]));
+        let csv = get("/export?format=csv").await;
+        assert_eq!(csv.text().lines().count(), 42);
+        assert!(csv.text().contains(",-1198000,"), "{}", csv.text());
+
+        correct(Value::Null).await;
+        assert_eq!(seqs_of("limit=3").await, [1, 2, 3]);
+    }
+}
+
+#[actix_web::test]
 async fn an_interruption_belongs_to_the_broadcast_and_does_not_shift_the_replay() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;

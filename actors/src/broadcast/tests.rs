@@ -397,12 +397,42 @@ fn an_interruption_does_not_shift_the_offset() {
     }
     // The video began two seconds later, or one earlier.
     assert_eq!(broadcast.offset_ms(3_500, Some(3_000)), 500);
-    assert_eq!(broadcast.offset_ms(2_000, Some(3_000)), 0);
     assert_eq!(broadcast.offset_ms(3_500, Some(0)), 3_500);
     // Or a second after the interruption, or within it: that does not count either way.
     assert_eq!(broadcast.offset_ms(22_000, Some(22_000)), 0);
     assert_eq!(broadcast.offset_ms(25_000, Some(22_000)), 3_000);
     assert_eq!(broadcast.offset_ms(25_000, Some(15_000)), 4_000);
+}
+
+#[test]
+fn only_what_was_said_before_a_start_that_was_corrected_to_later_is_before_the_video() {
+    let mut room = Room::new();
+    room.hear(live(), 1_000);
+    room.hear(away(), 11_000);
+    room.hear(live(), 21_000);
+    let broadcast = room.open.clone().unwrap();
+    let offsets = |corrected| [0, 1_000, 2_999, 3_000, 11_000, 22_000].map(|at| broadcast.offset_ms(at, corrected));
+    assert_eq!(offsets(None), [0, 0, 1_999, 2_000, 10_000, 11_000]);
+    assert_eq!(offsets(Some(500)), [500, 500, 2_499, 2_500, 10_500, 11_500]);
+    assert_eq!(offsets(Some(3_000)), [-2_000, -2_000, -1, 0, 8_000, 9_000]);
+    // Behind the interruption, which does not count.
+    assert_eq!(offsets(Some(21_500)), [-10_500, -10_500, -8_501, -8_500, -500, 500]);
+    for (corrected, from_ms) in [
+        (None, i64::MIN),
+        (Some(500), i64::MIN),
+        (Some(3_000), 3_000),
+        (Some(15_000), 11_000),
+        (Some(21_500), 21_500),
+    ] {
+        assert_eq!(broadcast.time_at(0, corrected), Some(from_ms), "{corrected:?}");
+    }
+    assert_eq!(
+        (
+            broadcast.length_ms(3_500, Some(3_000)),
+            broadcast.length_ms(2_000, Some(3_000))
+        ),
+        (500, 0)
+    );
 }
 
 #[test]
@@ -430,7 +460,7 @@ fn time_at_is_the_earliest_time_of_an_offset() {
     let closed = room.open.clone().unwrap();
     for correction in [None, Some(500), Some(4_000), Some(30_000)] {
         for broadcast in [&open, &closed] {
-            for offset in (0..25_000).step_by(250) {
+            for offset in (-25_000..25_000).step_by(250) {
                 let at = broadcast.time_at(offset, correction);
                 match at {
                     Some(i64::MIN) => assert!(broadcast.offset_ms(0, correction) >= offset),

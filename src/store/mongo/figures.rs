@@ -12,7 +12,7 @@ use futures_util::{
     future::{BoxFuture, FutureExt},
 };
 use mongodb::{
-    bson::{Bson, Document, doc},
+    bson::{Bson, DateTime, Document, doc},
     options::Hint,
 };
 use uuid::Uuid;
@@ -22,8 +22,14 @@ use crate::store::figures::{Counted, Figures, FiguresQuery, LONGEST_WAIT_SECONDS
 
 /// What counts. A span is as wide as numbers had been given; those of a commit that failed were given again, maybe to another
 /// broadcast's messages.
-fn said(broadcast: Uuid) -> Document {
-    doc! { "kind": "chat", "deleted_at": { "$exists": false }, "broadcast_id": of(broadcast) }
+fn said(query: &FiguresQuery) -> Document {
+    let from = DateTime::from_millis(query.from_ms());
+    doc! {
+        "kind": "chat",
+        "deleted_at": { "$exists": false },
+        "broadcast_id": of(query.broadcast.id),
+        "sent_at": { "$gte": from },
+    }
 }
 
 /// What says that it is of this broadcast, or says nothing of one.
@@ -66,7 +72,7 @@ impl Mongo {
         let spans = stretches
             .iter()
             .map(|stretch| doc! { "presenter_idx": room, "epoch": &*stretch.epoch.0, "seq": stretch.seqs() });
-        let mut which = said(query.broadcast.id);
+        let mut which = said(query);
         which.insert("$or", spans.collect::<Vec<_>>());
         let ask = async |stages: Vec<Document>| {
             let mut pipeline = vec![doc! { "$match": which.clone() }];
@@ -101,7 +107,7 @@ impl Mongo {
         }
         let mut waits = std::collections::BTreeMap::new();
         for stretch in &stretches {
-            let pipeline = by_wait(&query.broadcast, stretch, self.log_name());
+            let pipeline = by_wait(query, stretch, self.log_name());
             for found in self.aggregate(pipeline, USER_INDEX, query.patience).await? {
                 *waits.entry(whole(&found, "_id")?).or_default() += count_of(&found)?;
             }
@@ -175,7 +181,7 @@ fn documents<'a>(document: &'a Document, key: &str) -> Result<Vec<&'a Document>,
     Ok(list.iter().filter_map(Bson::as_document).collect())
 }
 
-/// [`Broadcast::offset_ms`] of `sent_at`, as an expression.
+/// [`Broadcast::offset_ms`] of `sent_at`, as an expression; what counts has none below 0.
 fn offset(query: &FiguresQuery) -> Bson {
     let at = doc! { "$toLong": "$sent_at" };
     let live = query.broadcast.segments.iter().map(|segment| {
@@ -187,7 +193,7 @@ fn offset(query: &FiguresQuery) -> Bson {
     });
     let live: Vec<Document> = live.collect();
     let shift = query.broadcast.shift_ms(query.corrected_start_ms);
-    doc! { "$max": [0_i64, { "$subtract": [{ "$add": live }, shift] }] }.into()
+    doc! { "$subtract": [{ "$add": live }, shift] }.into()
 }
 
 fn by_bucket(query: &FiguresQuery) -> Vec<Document> {
@@ -230,14 +236,14 @@ fn by_word(top: usize) -> Vec<Document> {
 }
 
 /// The presenter's messages by the index of users, and for each one step of the log's index to who waited.
-fn by_wait(broadcast: &Broadcast, stretch: &Stretch, log: &str) -> Vec<Document> {
-    let room = broadcast.presenter.get();
-    let mut replies = said(broadcast.id);
+fn by_wait(query: &FiguresQuery, stretch: &Stretch, log: &str) -> Vec<Document> {
+    let room = query.broadcast.presenter.get();
+    let mut replies = said(query);
     replies.insert("user_idx", room);
     replies.insert("presenter_idx", room);
     replies.insert("epoch", &*stretch.epoch.0);
     replies.insert("seq", stretch.seqs());
-    let mut first = said(broadcast.id);
+    let mut first = said(query);
     first.insert("presenter_idx", room);
     first.insert("epoch", &*stretch.epoch.0);
     first.insert("seq", stretch.seqs());

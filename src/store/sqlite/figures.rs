@@ -21,7 +21,8 @@ macro_rules! said {
         "json_each(:spans) AS span CROSS JOIN chatting_log AS log
          ON log.presenter_idx = :room AND log.epoch = span.value ->> 'epoch'
          AND log.seq > span.value ->> 'after' AND log.seq <= span.value ->> 'through'
-         WHERE log.kind = 'chat' AND log.deleted_at IS NULL AND IFNULL(log.broadcast_id, :broadcast) = :broadcast"
+         WHERE log.kind = 'chat' AND log.deleted_at IS NULL AND IFNULL(log.broadcast_id, :broadcast) = :broadcast
+         AND log.sent_at >= :from"
     };
 }
 
@@ -57,12 +58,14 @@ WITH reply AS (
   FROM json_each(:spans) AS span CROSS JOIN chatting_log AS log INDEXED BY chatting_log_by_user
     ON log.user_idx = :room AND log.presenter_idx = :room AND log.epoch = span.value ->> 'epoch'
     AND log.seq > span.value ->> 'after' AND log.seq <= span.value ->> 'through'
-  WHERE log.kind = 'chat' AND log.deleted_at IS NULL AND IFNULL(log.broadcast_id, :broadcast) = :broadcast)
+  WHERE log.kind = 'chat' AND log.deleted_at IS NULL AND IFNULL(log.broadcast_id, :broadcast) = :broadcast
+    AND log.sent_at >= :from)
 SELECT MIN((sent_at - since) / 1000, :longest) AS wait, COUNT(*) FROM (
   SELECT reply.sent_at, (
     SELECT first.sent_at FROM chatting_log AS first
     WHERE first.presenter_idx = :room AND first.epoch = reply.epoch AND first.seq > reply.before AND first.seq < reply.seq
       AND first.kind = 'chat' AND first.deleted_at IS NULL AND IFNULL(first.broadcast_id, :broadcast) = :broadcast
+      AND first.sent_at >= :from
     ORDER BY first.seq LIMIT 1) AS since
   FROM reply)
 WHERE since IS NOT NULL GROUP BY wait ORDER BY wait";
@@ -86,16 +89,16 @@ fn count(connection: &mut Connection, query: FiguresQuery) -> rusqlite::Result<C
     };
     let room = query.broadcast.presenter.get();
     let id = &query.broadcast.id.as_bytes()[..];
-    let spans = spans(&query.broadcast);
+    let (spans, from) = (spans(&query.broadcast), query.from_ms());
     let top = super::count(query.top);
     let pair = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
     let mut buckets = snapshot.prepare(BUCKETS)?;
     let asked = named_params! {
-        ":spans": spans, ":room": room, ":broadcast": id, ":bucket": query.bucket_ms, ":last": query.last_bucket
+        ":spans": spans, ":room": room, ":broadcast": id, ":from": from, ":bucket": query.bucket_ms, ":last": query.last_bucket
     };
     counted.buckets = buckets.query_map(asked, pair)?.collect::<rusqlite::Result<_>>()?;
     let mut senders = snapshot.prepare(SENDERS)?;
-    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":top": top };
+    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":from": from, ":top": top };
     let mut rows = senders.query(asked)?;
     while let Some(row) = rows.next()? {
         counted.senders = row.get::<_, i64>(4)?.cast_unsigned();
@@ -112,11 +115,13 @@ fn count(connection: &mut Connection, query: FiguresQuery) -> rusqlite::Result<C
         );
     }
     let mut words = snapshot.prepare(WORDS)?;
-    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":top": top };
+    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":from": from, ":top": top };
     let pair_of_text = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned()));
     counted.top_words = words.query_map(asked, pair_of_text)?.collect::<rusqlite::Result<_>>()?;
     let mut waits = snapshot.prepare(WAITS)?;
-    let asked = named_params! { ":spans": spans, ":room": room, ":broadcast": id, ":longest": LONGEST_WAIT_SECONDS };
+    let asked = named_params! {
+        ":spans": spans, ":room": room, ":broadcast": id, ":from": from, ":longest": LONGEST_WAIT_SECONDS
+    };
     counted.waits = waits.query_map(asked, pair)?.collect::<rusqlite::Result<_>>()?;
     Ok(counted)
 }
