@@ -32,6 +32,8 @@ const OPEN_MS = 10_000;
  * tells what is missing. Each connection is a new wait: who leaves earlier than that never gets a `welcome`.
  */
 const WELCOME_MS = 60_000;
+/** Until then `welcome.keepalive_seconds`: the server answers a `ping` as soon as the `hello` was good. */
+const KEEPALIVE_MS = 15_000;
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 30_000;
 /**
@@ -78,7 +80,7 @@ export class Presenter {
   #unheard = 0;
   #refusals = 0;
   #notBefore = 0;
-  /** Milliseconds; 0 outside of a session. */
+  /** Milliseconds; 0 before our `hello`. */
   #keepalive = 0;
   #over = false;
   #finish;
@@ -138,6 +140,8 @@ export class Presenter {
       this.#cancel("open");
       this.#after("welcome", WELCOME_MS, () => this.#again({ reason: "no welcome" }));
       this.#say({ type: "hello", token, epoch: this.#epoch, resume_after: this.#last });
+      this.#keepalive = KEEPALIVE_MS;
+      this.#listen();
       this.#refreshLater(token);
     };
     socket.onmessage = ({ data }) => {

@@ -38,6 +38,8 @@ WELCOME_SECONDS = 60
 """The same from then on until its `welcome`. A server that cannot read its log finds that out first, which takes some
 seconds, then tries for session.resume_wait_seconds (10) more, perhaps behind others that want to read, and only then tells
 what is missing. Each connection is a new wait: who leaves earlier than that never gets a `welcome`."""
+KEEPALIVE_SECONDS = 15
+"""Until then `welcome.keepalive_seconds`: the server answers a `ping` as soon as the `hello` was good."""
 FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 30
 LEAST_REFRESH_SECONDS = 30
@@ -184,11 +186,11 @@ class Presenter:
 
     async def _session(self, socket: ClientConnection) -> str:
         """Hears what the server says, until we have a reason to leave."""
-        keepalive = None
+        keepalive, welcome_by = KEEPALIVE_SECONDS, time.monotonic() + WELCOME_SECONDS
         while True:
-            frame = await self._next(socket, keepalive)
-            if frame is None:
-                return "silent" if keepalive else "no welcome"
+            frame = await self._next(socket, keepalive, welcome_by)
+            if isinstance(frame, str):
+                return frame
             match frame["type"]:
                 case "pong":
                     continue
@@ -197,12 +199,10 @@ class Presenter:
                     if frame["epoch"] != self._epoch or self._last is None or frame["resumed_from"] > self._last + 1:
                         self._epoch = frame["epoch"]
                         self._last = frame["resumed_from"] - 1
-                    keepalive = frame["keepalive_seconds"]
+                    keepalive, welcome_by = frame["keepalive_seconds"], math.inf
                     self._settled_at = time.monotonic() + keepalive
                 case "reconnect":
                     self._not_before = time.monotonic() + frame["after_ms"] / 1000
-                case "reconnect now":
-                    return "reconnect"
                 case _ if isinstance(frame.get("seq"), int):
                     # What has a seq has a place in the order, also when its type is news to us.
                     if not await self._take(socket, frame):
@@ -210,25 +210,23 @@ class Presenter:
                     continue
             self._on_event(frame)
 
-    async def _next(self, socket: ClientConnection, keepalive: float | None) -> dict | None:
-        """The next frame. None when there is none in time, although we asked."""
-        asked = keepalive is None
+    async def _next(self, socket: ClientConnection, keepalive: float, welcome_by: float) -> dict | str:
+        """The next frame, or why to leave: above all when there is none in time, although we asked."""
+        asked = False
         while True:
-            patience = keepalive or WELCOME_SECONDS
-            if self._not_before:
-                # The server reads and writes until it closes; should it not, we go when the time has come.
-                left = self._not_before - time.monotonic()
-                if left <= 0:
-                    return {"type": "reconnect now"}
-                patience = min(patience, left)
+            # The server reads and writes until it closes; should it not, we go when the time has come.
+            leave_at, why = min((welcome_by, "no welcome"), (self._not_before or math.inf, "reconnect"))
+            left = leave_at - time.monotonic()
+            if left <= 0:
+                return why
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(min(keepalive, left)):
                     return json.loads(await socket.recv())
             except TimeoutError:
-                if self._not_before:
+                if left <= keepalive:
                     continue
                 if asked:
-                    return None
+                    return "silent"
                 asked = True
                 await self._say(socket, type="ping")
 

@@ -36,6 +36,10 @@ const SHORT_LIFE_S = 10;
 const DEADLINE_MS = 600_000;
 /** Longer than a connection may take to open. */
 const LATE_WELCOME_MS = 11_000;
+/** Longer than a client hears nothing before it takes the line for gone. */
+const SLOW_WELCOME_MS = 35_000;
+/** After this time a server that got a `hello`, and nothing since, refuses the senders: the stall, and the grace. */
+const REFUSED_MS = 45_000;
 /** A timer of Node's or Chromium's may fire this much early. */
 const EARLY_MS = 5;
 /** Half of this is more than the least wait between two questions for a token. */
@@ -250,6 +254,19 @@ async function withAScriptedServer(client) {
   const d = await client.start("d", same.url, () => "the same");
   const e = await client.start("e", off.url, (asked) => `token ${asked}`);
 
+  // The line is dead behind the `hello`; another server is slow, and answers what it is asked.
+  const came = [];
+  const mute = await new Scripted(WebSocketServer, [
+    () => came.push(Date.now()), (socket) => (came.push(Date.now()), socket.close(4003, "replaced")),
+  ]).listen();
+  const h = await client.start("h", mute.url, () => "a token");
+  const asked = [];
+  const slow = await new Scripted(WebSocketServer, [(socket) => {
+    socket.on("message", (text) => (asked.push(JSON.parse(text)), say(socket, { type: "pong" })));
+    setTimeout(() => (welcome(socket), socket.close(4003, "replaced")), SLOW_WELCOME_MS);
+  }]).listen();
+  const i = await client.start("i", slow.url, () => "a token");
+
   // To this client's clock each token is over, or nearly.
   let line;
   const refreshing = await new Scripted(WebSocketServer, [(socket) => (welcome(socket), (line = socket))]).listen();
@@ -290,6 +307,17 @@ async function withAScriptedServer(client) {
   const early = TOKEN_REFUSED_MS.find((least, n) => !(d.closes[n].again_ms + EARLY_MS >= least));
   if (early) throw new Error(`${d.name} came back before ${early} ms: ${JSON.stringify(d.closes)}`);
   told(`comes back ${TOKEN_REFUSED_MS.map((ms) => ms / 1000).join(", ")} s after its token was refused, and then no more`);
+
+  await h.until("its end", () => h.over);
+  const silent = came[1] - came[0];
+  expect("why it leaves a server that says nothing", [h.closes[0].reason, h.closes.length], ["silent", 2]);
+  if (!(silent < REFUSED_MS)) throw new Error(`${h.name} came back after ${silent} ms`);
+  told(`leaves a line on which nothing comes behind its hello, and is back after ${(silent / 1000).toFixed(1)} s`);
+
+  await i.until("its end", () => i.over);
+  expect("its welcomes and ends", [i.welcomes.length, i.closes.map(({ code }) => code)], [1, [4003]]);
+  expect("what it asks meanwhile", asked, [{ type: "ping" }, { type: "ping" }]);
+  told(`waits ${SLOW_WELCOME_MS / 1000} s for its welcome as long as it is answered`);
 
   await e.until("its end", () => e.over);
   if (client.shown) {

@@ -535,6 +535,11 @@ async fn session_resume_reads_bounds_reads_for_sessions_that_are_behind_and_the_
     })
     .await;
     shows(&app, "resume_reads", 1, 1, ("waits", 1)).await;
+    // However long it waits for its `welcome`, a client can find out that its line carries something.
+    for socket in &mut resuming {
+        socket.send_text(r#"{"type":"ping"}"#).await;
+        assert_eq!(socket.next_json().await, json!({ "type": "pong" }));
+    }
     mongod.thaw();
     for mut socket in resuming {
         assert_eq!(socket.next_json().await["resumed_from"], 1);
