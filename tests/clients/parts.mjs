@@ -341,11 +341,14 @@ export class Client {
     news();
   }
 
-  /** Starts a Presenter. `tokens` is asked with how often it was asked before; null lets the Presenter wait. */
-  async start(name, url, tokens) {
+  /**
+   * Starts a Presenter, with the `state` of one that is over, or none. `tokens` is asked with how often it was asked before;
+   * null lets the Presenter wait.
+   */
+  async start(name, url, tokens, state) {
     const part = new Part(`${this.name} ${name}`, tokens, (order) => this.obey({ name, ...order }));
     this.#parts.set(name, part);
-    await part.obey({ do: "start", url });
+    await part.obey({ do: "start", url, state });
     return part;
   }
 }
@@ -363,6 +366,8 @@ export class Part {
   refreshed = 0;
   asked = 0;
   over = null;
+  /** What the next client is to go on from, once this one is over. */
+  state = null;
 
   constructor(name, tokens, obey) {
     this.name = name;
@@ -403,6 +408,7 @@ export class Part {
         break;
       case "over":
         this.over = event.why;
+        this.state = event.state;
         break;
       case "error":
         this.error = event;

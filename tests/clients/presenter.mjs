@@ -19,7 +19,9 @@
 // takes a line for gone on which nothing is heard. After a token was refused it waits some seconds, for the token's key may
 // be about to be published, and asks for a token again; what it kept it forgets when that is refused. It is over when that
 // does not help, when the server will not have this client at all, when another session has the room, and when the
-// broadcast is over. docs/PROTOCOL.md, "What a client does", has the same in words.
+// broadcast is over. When another session has the room, that one passes on what comes, so the last seq is not kept: who
+// takes the room back with this one's `state` goes on after what that one acknowledged. docs/PROTOCOL.md, "What a client
+// does", has the same in words.
 //
 // A browser does not tell a page with what status an upgrade was refused: there it comes back whatever that was.
 
@@ -252,6 +254,7 @@ export class Presenter {
   }
 
   #closed(code, reason) {
+    if (code === 4003) this.#last = undefined; // what comes now is the other session's to pass on
     if (OVER[code]) return this.#end({ code, reason }, OVER[code]);
     this.#refusedOrAgain(code, { code, reason });
   }

@@ -15,7 +15,9 @@ to `on_chat` once, in order, and acknowledged after that. When the server cannot
 line for gone on which nothing is heard. After a token was refused it waits some seconds, for the token's key may be
 about to be published, and asks for a token again; what it kept it forgets when that is refused. It is over when that does
 not help, when the server will not have this client at all, when another session has the room, and when the broadcast is
-over. docs/PROTOCOL.md, "What a client does", has the same in words.
+over. When another session has the room, that one passes on what comes, so the last seq is not kept: who takes the room back
+with this one's `state` goes on after what that one acknowledged. docs/PROTOCOL.md, "What a client does", has the same in
+words.
 """
 
 import asyncio
@@ -127,6 +129,8 @@ class Presenter:
 
     def _over(self, code: int | None) -> str | None:
         """Why it is over after a close with this code, or an answer with this status, if it is."""
+        if code == 4003:
+            self._last = None  # what comes now is the other session's to pass on
         if code not in REFUSED:
             return OVER.get(code)
         self._refusals += 1

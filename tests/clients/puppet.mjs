@@ -1,7 +1,7 @@
 // Does with a Presenter what the test asks, and tells it what the Presenter hears: in Node over standard input and
 // output, a JSON object a line; in a page through two functions (presenter.html).
 //
-//   {"do":"start","name":"a","url":"ws://…"}   {"do":"token","name":"a","token":"…"}   {"do":"stop","name":"a"}
+//   {"do":"start","name":"a","url":"ws://…","state":{}}   {"do":"token","name":"a","token":"…"}   {"do":"stop","name":"a"}
 
 import { Presenter } from "./presenter.mjs";
 
@@ -18,6 +18,7 @@ export function puppet(tell, WebSocket, show = () => {}) {
       case "start": {
         const presenter = new Presenter({
           url: order.url,
+          state: order.state,
           WebSocket,
           token: () => {
             say({ type: "token" });

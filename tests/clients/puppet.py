@@ -20,7 +20,7 @@ class Puppet:
         name = order["name"]
         match order["do"]:
             case "start":
-                self._runs[name] = asyncio.create_task(self._run(name, order["url"]))
+                self._runs[name] = asyncio.create_task(self._run(name, order["url"], order.get("state")))
             case "token":
                 waiting = self._waiting[name]
                 if not waiting.done():
@@ -28,7 +28,7 @@ class Puppet:
             case "stop":
                 self._runs[name].cancel()
 
-    async def _run(self, name: str, url: str) -> None:
+    async def _run(self, name: str, url: str, state: dict | None) -> None:
         def say(event: dict) -> None:
             print(json.dumps({"name": name, "at": round(time.time() * 1000), **event}), flush=True)
 
@@ -45,7 +45,7 @@ class Puppet:
             say(frame)
             return True  # is nobody's business
 
-        presenter = Presenter(url, token, chat, event, proxy=None)
+        presenter = Presenter(url, token, chat, event, state, proxy=None)
         try:
             why = await presenter.run()
         except asyncio.CancelledError:

@@ -292,6 +292,13 @@ async function withAScriptedServer(client) {
   expect("what it is told", [f.over, f.moderations.map(({ seq }) => seq), f.last], ["replaced", [8], 9]);
   told("acknowledges an act of moderation, and says how many viewers got what was said");
 
+  // What came since was the other session's to pass on, and is not to come twice.
+  const taken = await new Scripted(WebSocketServer, [(socket) => socket.close(4003, "replaced")]).listen();
+  const back = await client.start("f again", taken.url, () => "a token", f.state);
+  await back.until("its end", () => back.over);
+  expect("what it goes on from", taken.hellos.map(({ epoch, resume_after }) => [epoch, resume_after ?? null]), [["e", null]]);
+  told("takes the room back without saying what it had before another session did");
+
   await c.until("two closes", () => c.closes.length >= 2);
   told(`waits ${LATE_WELCOME_MS / 1000} s for its welcome`);
   await c.until("its end", () => c.over);
