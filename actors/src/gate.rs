@@ -75,6 +75,11 @@ impl Gate {
         (self.waiting() == 0).then(|| self.take(n, 0)).flatten()
     }
 
+    /// So many were refused something for want of a permit that was not there ([`Self::acquire_if_free`]).
+    pub fn count_refused(&self, n: usize) {
+        self.refused.fetch_add(n as u64, Relaxed);
+    }
+
     /// Takes `n` permits where `others` more are left then.
     fn take(self: &Arc<Self>, n: usize, others: usize) -> Option<Permit> {
         let most = self.capacity.checked_sub(others)?;
@@ -119,7 +124,7 @@ impl Gate {
         self.used.load(Relaxed)
     }
 
-    /// How often nothing was left to take.
+    /// How often nothing was left to take for somebody who needed it.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }

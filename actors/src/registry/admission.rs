@@ -166,6 +166,9 @@ impl SessionRegistry {
                 if !room.checking {
                     room.checking = self.checker.check(presenter, Why::Wanted);
                     if !room.checking {
+                        self.checker
+                            .gate()
+                            .count_refused(room.waiting.len() + room.looking.len());
                         self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
                         self.forget_if_idle(presenter, now);
                     }

@@ -153,6 +153,52 @@ async fn what_the_room_server_answers_at_once_waits_for_no_place_however_much_is
     drop(first);
 }
 
+#[actix::test]
+async fn that_a_full_checker_leaves_out_what_nobody_waits_for_is_no_refusal() {
+    // A verdict holds for a minute, and is due at once.
+    let stage = unswept(&ScriptedRooms::default(), 0);
+    let _presenter = stage.reader(1);
+    stage.accepted(1, "first").await;
+    all_answered(&stage).await;
+    let gate = stage.checker.gate();
+    let _all = gate.acquire_if_free(gate.capacity()).unwrap();
+    for n in 0..100 {
+        assert_eq!(stage.accepted(1, &n.to_string()).await.delivery, Delivery::Delivered);
+    }
+    let _waits_to_begin = stage.reader(2);
+    stage.has_session(2, true).await;
+    assert_eq!(gate.refused(), 0);
+    assert_eq!(stage.refused(3, "x").await, Refusal::Overloaded("checker"));
+    assert_eq!(gate.refused(), 1);
+}
+
+#[actix::test]
+async fn a_full_checker_counts_a_refusal_for_each_that_it_refuses() {
+    let rooms = ScriptedRooms::default();
+    let ttl = Duration::from_millis(50);
+    rooms.script().ttl = ttl;
+    let stage = unswept(&rooms, 100);
+    // They wait for the room's number, and meanwhile its verdict ends.
+    stage.spool.script().asks_store = true;
+    let writer = stage.hold_writer();
+    let sent: Vec<_> = (0..3).map(|_| stage.submit(1, "x")).collect();
+    stage
+        .keeps(1, "all that wait", |view| {
+            view.is_some_and(|view| view.waiting == sent.len())
+        })
+        .await;
+    all_answered(&stage).await;
+    let known = Instant::now();
+    until("the verdict to be over", || known.elapsed() > ttl).await;
+    let gate = stage.checker.gate();
+    let _all = gate.acquire_if_free(gate.capacity()).unwrap();
+    drop(writer);
+    for outcome in join_all(sent).await {
+        assert_eq!(outcome.unwrap(), Outcome::Refused(Refusal::Overloaded("checker")));
+    }
+    assert_eq!(gate.refused(), 3);
+}
+
 const ROOMS: RangeInclusive<i64> = 1..=20;
 
 /// A room server that is asked one question at a time, and has so long for it.
