@@ -5,16 +5,17 @@
 //! however many want to know of one presenter, has a limit on lookups at once and a time limit on each, and knows what to
 //! do without an answer (`room.on_error`, rule 9). The verdict goes to the registry as a message.
 //!
-//! A room server that failed `room.breaker_failures` times in a row is left alone for `room.breaker_open_ms` (a circuit breaker): what is
-//! asked meanwhile is answered as without an answer, at once. Then one lookup tries it; its answer closes the breaker, another
-//! failure opens it again. A question that it refuses (a 404 for a presenter that it does not know) is no failure of it: whoever sends
-//! to such rooms must not have it left alone for all the others. That is remembered as long as a verdict of not live. Where it refuses
-//! everything that somebody asks, `/readyz` says so (`checker/refusals.rs`).
+//! A room server that failed `room.breaker_failures` times in a row is left alone for `room.breaker_open_ms` (a circuit breaker,
+//! `checker/breaker.rs`): what is asked meanwhile is answered as without an answer, at once. A question that it refuses (a 404 for a
+//! presenter that it does not know) is no failure of it: whoever sends to such rooms must not have it left alone for all the others.
+//! That is remembered as long as a verdict of not live. Where it refuses everything that somebody asks, `/readyz` says so
+//! (`checker/refusals.rs`).
 //!
 //! When full: a question that finds `room.max_lookups` under way waits for a place. One that found none in the time that an answer
 //! may take is answered as without one, and the room server is not asked. Which of those that wait is next is left to chance. Behind
 //! `actors.checker.mailbox` questions waiting or under way the registry refuses with `overloaded`.
 
+mod breaker;
 mod cache;
 mod refusals;
 
@@ -31,6 +32,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
 
 use self::{
+    breaker::Breaker,
     cache::{Cache, Known, Silent},
     refusals::Refusals,
 };
@@ -69,17 +71,6 @@ pub struct CheckerConfig {
     pub breaker_failures: u32,
     /// `room.breaker_open_ms`
     pub breaker_open: Duration,
-}
-
-/// Whether the room server is asked at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Breaker {
-    /// It is; so many failures came in a row.
-    Closed { failures: u32 },
-    /// It is not, until then.
-    Open { until: Instant },
-    /// One lookup tries it.
-    HalfOpen,
 }
 
 /// The queue of requests to make a presenter reconnect, in the metrics.
@@ -205,11 +196,11 @@ impl RoomChecker {
         metrics: Metrics,
         present: Present,
     ) -> Self {
-        metrics.room_breaker_open.set(0);
         let lookups = metrics.queues.waiting("lookups", config.max_lookups);
         let asking = metrics.queues.refusing(RECONNECTS, config.max_reconnects);
         let refusals = Refusals::new(metrics.room_refusals.clone());
         let cache = Cache::new(config.cache_max, config.not_live_cache_max, &metrics);
+        let breaker = Breaker::new(config.breaker_failures, config.breaker_open, &metrics);
         Self {
             config,
             handle,
@@ -220,7 +211,7 @@ impl RoomChecker {
             under_way: HashSet::new(),
             queue: VecDeque::new(),
             lookups,
-            breaker: Breaker::Closed { failures: 0 },
+            breaker,
             refusals,
             refused: Seldom::new(),
             failures: Seldom::new(),
@@ -268,7 +259,7 @@ impl RoomChecker {
             return;
         }
         let now = Instant::now();
-        if self.is_left_alone(now) {
+        if self.breaker.is_open(now) {
             self.count("breaker_open");
             return self.no_answer(check.presenter);
         }
@@ -277,52 +268,8 @@ impl RoomChecker {
             self.queue.push_back((now, check));
             return;
         }
-        if let Breaker::Open { .. } = self.breaker {
-            // Its time is over: this one tries the room server.
-            self.breaker = Breaker::HalfOpen;
-        }
+        self.breaker.asks();
         self.look_up(check, ctx);
-    }
-
-    /// Whether the breaker lets no lookup through.
-    fn is_left_alone(&self, now: Instant) -> bool {
-        match self.breaker {
-            Breaker::Closed { .. } => false,
-            Breaker::Open { until } => now < until,
-            Breaker::HalfOpen => true,
-        }
-    }
-
-    /// The breaker hears of an answer, or that none came.
-    fn heard(&mut self, answered: bool, now: Instant) {
-        let opens = match (self.breaker, answered) {
-            (Breaker::Closed { .. }, true) => {
-                self.breaker = Breaker::Closed { failures: 0 };
-                return;
-            }
-            (_, true) => {
-                log::info!("room server: it answers again");
-                self.breaker = Breaker::Closed { failures: 0 };
-                self.metrics.room_breaker_open.set(0);
-                return;
-            }
-            (Breaker::Closed { failures }, false) => {
-                let failures = failures.saturating_add(1);
-                self.breaker = Breaker::Closed { failures };
-                self.config.breaker_failures > 0 && failures >= self.config.breaker_failures
-            }
-            (Breaker::HalfOpen, false) => true,
-            // Asked before it opened.
-            (Breaker::Open { .. }, false) => false,
-        };
-        if opens {
-            log::warn!("room server: left alone for {:?}", self.config.breaker_open);
-            self.breaker = Breaker::Open {
-                until: now + self.config.breaker_open,
-            };
-            self.metrics.room_breaker_open.set(1);
-            self.metrics.room_breaker_opened.inc();
-        }
     }
 
     fn look_up(&mut self, check: Check, ctx: &mut Context<Self>) {
@@ -352,7 +299,7 @@ impl RoomChecker {
 
     fn answered(&mut self, presenter: PresenterIdx, why: Why, answer: Result<Liveness, RoomApiError>) {
         let (refused, at) = (matches!(answer, Err(RoomApiError::Refused(_))), Instant::now());
-        self.heard(refused || answer.is_ok(), at);
+        self.breaker.heard(refused || answer.is_ok(), at);
         match answer {
             Ok(liveness) => {
                 self.count(if liveness.live { "live" } else { "not_live" });
@@ -467,7 +414,11 @@ impl Actor for RoomChecker {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(self.handle.mailbox.batches());
-        ctx.run_interval(Refusals::LOOK, |this, _| this.refusals.look(Instant::now()));
+        ctx.run_interval(Refusals::LOOK, |this, _| {
+            let now = Instant::now();
+            this.refusals.look(now);
+            this.breaker.look(now);
+        });
         // Whatever the one before was asked and did not answer will be asked again.
         self.registry.checker_started();
     }

@@ -16,8 +16,8 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// So long after the last one they are forgotten.
-    const FORGOTTEN: Duration = Duration::from_secs(120);
+    /// So long after the last one they are forgotten, and so is, after it, a failure that nobody has asked again behind.
+    pub const FORGOTTEN: Duration = Duration::from_secs(120);
 
     /// [`Self::look`] is to be called so often.
     pub const LOOK: Duration = Duration::from_secs(20);
