@@ -12,15 +12,17 @@
 //! (`checker/refusals.rs`).
 //!
 //! When full: a question that finds `room.max_lookups` under way waits for a place. One that found none in the time that an answer
-//! may take is answered as without one, and the room server is not asked. Which of those that wait is next is left to chance. Behind
-//! `actors.checker.mailbox` questions waiting or under way the registry refuses with `overloaded`.
+//! may take is answered as without one, and the room server is not asked. What a message or a reader waits for goes first
+//! (`checker/questions.rs`). Behind `actors.checker.mailbox` questions waiting or under way the registry refuses with `overloaded`. Not
+//! more than half of them are for sessions, sweeps and refreshes, for which nobody waits: what finds no permit is asked by a later sweep.
 
 mod breaker;
 mod cache;
+mod questions;
 mod refusals;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::HashSet,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -34,6 +36,7 @@ use tokio::time::timeout;
 use self::{
     breaker::Breaker,
     cache::{Cache, Known, Silent},
+    questions::Questions,
     refusals::Refusals,
 };
 use crate::{
@@ -78,6 +81,7 @@ const RECONNECTS: &str = "reconnects";
 
 enum Ask {
     Check(Check),
+    Hurry(PresenterIdx),
     Reconnect(PresenterIdx, Permit),
     Panic,
 }
@@ -85,7 +89,9 @@ enum Ask {
 /// Why the checker is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// Somebody is there, or waits for the verdict.
+    /// Somebody waits for the verdict.
+    Awaited,
+    /// A session is there.
     Wanted,
     /// The last verdict still holds, and the room server is to be asked all the same.
     Refresh,
@@ -103,7 +109,7 @@ impl Why {
 
     /// Whether there is somebody whom a refusal refuses something.
     fn is_for_somebody(self) -> bool {
-        matches!(self, Self::Wanted | Self::Refresh)
+        matches!(self, Self::Awaited | Self::Wanted | Self::Refresh)
     }
 }
 
@@ -111,6 +117,16 @@ struct Check {
     presenter: PresenterIdx,
     why: Why,
     permit: Permit,
+    /// Its part of the half that is for questions for which nobody waits.
+    half: Option<Permit>,
+}
+
+impl Check {
+    /// Somebody waits for the verdict from now on.
+    fn hurry(&mut self) {
+        self.why = Why::Awaited;
+        self.half = None;
+    }
 }
 
 /// The one way to the checker.
@@ -118,6 +134,8 @@ struct Check {
 pub struct CheckerHandle {
     mailbox: Mailbox<Ask>,
     gate: Arc<Gate>,
+    /// Of these permits, those of questions for which nobody waits.
+    half: Arc<Gate>,
 }
 
 impl CheckerHandle {
@@ -126,6 +144,7 @@ impl CheckerHandle {
         Self {
             mailbox: Mailbox::default(),
             gate: Gate::new("checker", mailbox),
+            half: Gate::new("checker", mailbox.div_ceil(2)),
         }
     }
 
@@ -134,14 +153,32 @@ impl CheckerHandle {
         &self.gate
     }
 
-    /// Asks; the registry gets the verdict as a message. `false`: there is no permit, and no verdict will come. That alone refuses nobody
-    /// anything: who refuses somebody for it says so ([`Gate::count_refused`]).
-    pub(crate) fn check(&self, presenter: PresenterIdx, why: Why) -> bool {
-        let Some(permit) = self.gate.acquire_if_free(1) else {
-            return false;
+    /// Asks; the registry gets the verdict as a message. Returns `why`, or `None` where there is no permit, and no verdict will come. That
+    /// alone refuses nobody anything: who refuses somebody for it says so ([`Gate::count_refused`]).
+    pub(crate) fn check(&self, presenter: PresenterIdx, why: Why) -> Option<Why> {
+        let check = self.question(presenter, why)?;
+        self.mailbox.push(Ask::Check(check));
+        Some(why)
+    }
+
+    /// A question with its permits.
+    fn question(&self, presenter: PresenterIdx, why: Why) -> Option<Check> {
+        let half = match why {
+            Why::Awaited => None,
+            _ => Some(self.half.acquire_if_free(1)?),
         };
-        self.mailbox.push(Ask::Check(Check { presenter, why, permit }));
-        true
+        Some(Check {
+            presenter,
+            why,
+            permit: self.gate.acquire_if_free(1)?,
+            half,
+        })
+    }
+
+    /// Somebody waits from now on for the verdict on this presenter, who is being asked about for another reason. To be called once a
+    /// question.
+    pub(crate) fn hurry(&self, presenter: PresenterIdx) {
+        self.mailbox.push(Ask::Hurry(presenter));
     }
 
     /// A planned failure point, for tests of supervision: the checker panics when it reads this.
@@ -168,8 +205,8 @@ pub struct RoomChecker {
     metrics: Metrics,
     cache: Cache,
     under_way: HashSet<PresenterIdx>,
-    /// What waits for a place, and since when; the first has waited for longest.
-    queue: VecDeque<(Instant, Check)>,
+    /// What waits for a place.
+    questions: Questions,
     /// `room.max_lookups`, and what had to wait for a place.
     lookups: (Queue, Counter),
     breaker: Breaker,
@@ -209,7 +246,7 @@ impl RoomChecker {
             metrics,
             cache,
             under_way: HashSet::new(),
-            queue: VecDeque::new(),
+            questions: Questions::default(),
             lookups,
             breaker,
             refusals,
@@ -265,15 +302,19 @@ impl RoomChecker {
         }
         if self.under_way.len() >= self.config.max_lookups {
             self.lookups.1.inc();
-            self.queue.push_back((now, check));
-            return;
+            return self.questions.put(check, now);
         }
         self.breaker.asks();
         self.look_up(check, ctx);
     }
 
     fn look_up(&mut self, check: Check, ctx: &mut Context<Self>) {
-        let Check { presenter, why, permit } = check;
+        let Check {
+            presenter,
+            why,
+            permit,
+            half,
+        } = check;
         let began = Instant::now();
         let mut asked = self.api.check(presenter);
         // What is answered at once, as by embedded rooms, takes no place, so that nothing waits for it.
@@ -281,7 +322,7 @@ impl RoomChecker {
             self.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
             self.answered(presenter, why, answer);
             // Last: who sees that nothing is asked finds the answer told.
-            drop(permit);
+            drop((permit, half));
             return;
         }
         self.under_way.insert(presenter);
@@ -292,7 +333,7 @@ impl RoomChecker {
             this.lookups.0.holds(this.under_way.len());
             this.metrics.room_check_seconds.observe(began.elapsed().as_secs_f64());
             this.answered(presenter, why, answer.unwrap_or(Err(RoomApiError::Timeout)));
-            drop(permit);
+            drop((permit, half));
             this.next(ctx);
         }));
     }
@@ -363,8 +404,7 @@ impl RoomChecker {
     /// `room.timeout_ms`, so whoever finds all places taken is answered within twice that, however many wait.
     fn next(&mut self, ctx: &mut Context<Self>) {
         let (now, patience) = (Instant::now(), self.config.timeout);
-        let late = |(since, _): &mut (Instant, Check)| now.saturating_duration_since(*since) >= patience;
-        while let Some((_, Check { presenter, .. })) = self.queue.pop_front_if(late) {
+        while let Some(Check { presenter, .. }) = self.questions.late(patience, now) {
             self.count("no_place");
             if let Some(more) = self.failures.due(now) {
                 log::warn!("room server: too slow to be asked about presenter {presenter} in time{more}");
@@ -372,12 +412,10 @@ impl RoomChecker {
             let last = self.last_known(presenter);
             self.registry.word(presenter, last.unwrap_or(Word::NotAsked));
         }
-        while self.under_way.len() < self.config.max_lookups && !self.queue.is_empty() {
-            // Rooms are swept in the same order again and again: where there is no place for all, the same ones would always be too late.
-            let any = rand::random_range(0..self.queue.len());
-            if let Some((_, check)) = self.queue.remove(any) {
-                self.check(check, ctx);
-            }
+        while self.under_way.len() < self.config.max_lookups
+            && let Some(check) = self.questions.take()
+        {
+            self.check(check, ctx);
         }
     }
 
@@ -429,6 +467,7 @@ impl StreamHandler<Vec<Ask>> for RoomChecker {
         for ask in Turn::new(&self.handle.mailbox, batch) {
             match ask {
                 Ask::Check(check) => self.check(check, ctx),
+                Ask::Hurry(presenter) => self.questions.hurry(presenter, Instant::now()),
                 Ask::Reconnect(presenter, permit) => self.reconnect(presenter, permit, ctx),
                 #[expect(clippy::panic, reason = "the planned failure point")]
                 Ask::Panic => panic!("planned"),
@@ -445,9 +484,22 @@ mod tests {
     fn a_request_to_reconnect_that_finds_no_permit_is_no_refusal() {
         let checker = CheckerHandle::new(1);
         let presenter = PresenterIdx::new(1).unwrap();
-        assert!(checker.check(presenter, Why::Wanted));
+        assert!(checker.check(presenter, Why::Wanted).is_some());
         checker.request_reconnect(presenter);
-        assert!(!checker.check(presenter, Why::Wanted), "and there was none");
+        assert!(checker.check(presenter, Why::Awaited).is_none(), "and there was none");
         assert_eq!(checker.gate().refused(), 0);
+    }
+
+    #[test]
+    fn half_of_the_permits_are_left_to_questions_that_somebody_waits_for() {
+        for (permits, half) in [(1, 1), (2, 1), (5, 3)] {
+            let checker = CheckerHandle::new(permits);
+            let ask = |why| checker.check(PresenterIdx::new(1).unwrap(), why).is_some();
+            let others = [Why::Wanted, Why::Refresh, Why::Idle, Why::IdleRefresh];
+            let asked = others.into_iter().cycle().take(20).filter(|why| ask(*why)).count();
+            assert_eq!(asked, half, "{permits}");
+            let awaited = (0..20).filter(|_| ask(Why::Awaited)).count();
+            assert_eq!(awaited, permits - half, "{permits}");
+        }
     }
 }

@@ -163,15 +163,23 @@ impl SessionRegistry {
         };
         match (room.verdict(now), room.numbering) {
             (None, _) => {
-                if !room.checking {
-                    room.checking = self.checker.check(presenter, Why::Wanted);
-                    if !room.checking {
-                        self.checker
-                            .gate()
-                            .count_refused(room.waiting.len() + room.looking.len());
-                        self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
-                        self.forget_if_idle(presenter, now);
+                let waiting = room.waiting.len() + room.looking.len();
+                match room.checking {
+                    None => {
+                        let why = if waiting > 0 { Why::Awaited } else { Why::Wanted };
+                        room.checking = self.checker.check(presenter, why);
+                        if room.checking.is_none() {
+                            self.checker.gate().count_refused(waiting);
+                            self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
+                            self.forget_if_idle(presenter, now);
+                        }
                     }
+                    Some(why) if why != Why::Awaited && waiting > 0 => {
+                        // It was asked about when nobody waited yet.
+                        self.checker.hurry(presenter);
+                        room.checking = Some(Why::Awaited);
+                    }
+                    Some(_) => {}
                 }
             }
             (Some(verdict), Numbering::Unknown) if verdict.live || room.broadcast.is_some() => {

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     broadcast::{Broadcast, Watched},
+    checker::Why,
     outcome::Refusal,
     ring::{Entry, Ring},
     seams::Liveness,
@@ -57,8 +58,8 @@ const ALL: Seq = Seq(u64::MAX);
 /// Everything the registry keeps for one presenter.
 pub(super) struct Room {
     pub lease: Option<Lease>,
-    /// A question about liveness is under way.
-    pub checking: bool,
+    /// Why the question about liveness is asked that is under way.
+    pub checking: Option<Why>,
     pub numbering: Numbering,
     /// Submits without a verdict, in the order they came.
     pub waiting: VecDeque<Pending>,
@@ -119,7 +120,7 @@ impl Room {
     pub fn new(config: &RegistryConfig) -> Self {
         Self {
             lease: None,
-            checking: false,
+            checking: None,
             numbering: Numbering::Unknown,
             waiting: VecDeque::new(),
             acting: VecDeque::new(),
@@ -359,7 +360,7 @@ impl Room {
             && self.broadcast.is_none()
             && self.looking.is_empty()
             && self.in_flight == 0
-            && !self.checking
+            && self.checking.is_none()
             && self.waiting_bytes() == 0
             && self.numbering != Numbering::Asked
             && !self.verdict(now).is_some_and(|verdict| verdict.live)

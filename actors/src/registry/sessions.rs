@@ -119,7 +119,7 @@ impl SessionRegistry {
             return self.end(session, End::BadFrame(why));
         }
         let old = room.attach(session, subscriber, flow, reading, now);
-        if room.verdict(now).is_none() && !room.checking {
+        if room.verdict(now).is_none() && room.checking.is_none() {
             room.checking = self.checker.check(presenter, Why::Wanted);
         }
         if let Some(old) = old.filter(|old| old.session != session)

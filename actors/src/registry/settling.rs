@@ -202,7 +202,7 @@ impl SessionRegistry {
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
-        room.checking = false;
+        room.checking = None;
         let too_late = matches!(word, Word::Verdict { until, .. } if until <= now);
         if !too_late {
             room.told |= room.committed().is_some();

@@ -260,6 +260,32 @@ fn found_no_place(stage: &Stage) -> usize {
 }
 
 #[actix::test]
+async fn what_a_sender_waits_for_is_asked_before_what_only_sessions_want() {
+    // A room of which nobody has asked yet, and one that is to be asked about for its session.
+    for sends_to in [99, 30] {
+        let rooms = asked_one_by_one(Duration::from_secs(3600));
+        let stage = unswept(&rooms, 80);
+        assert_eq!(stage.refused(98, "first").await, Refusal::PresenterDisconnected);
+        all_answered(&stage).await;
+        rooms.script().asked_in_turn.clear();
+        rooms.script().held.send_replace(true);
+        let waits = stage.metrics.queues.waiting("lookups", 1).1;
+        let mut readers: Vec<_> = (1..=50).map(|presenter| stage.reader(presenter)).collect();
+        let sent = stage.submit(sends_to, "x");
+        // Behind it, so that the checker has all of them.
+        readers.push(stage.reader(51));
+        let all = 50 + u64::from(sends_to == 99);
+        until("all that wait for a place", || waits.get() == all).await;
+        rooms.script().held.send_replace(false);
+        let outcome = sent.await.unwrap();
+        assert_eq!(matches!(outcome, Outcome::Accepted(_)), sends_to == 30, "{outcome:?}");
+        assert_eq!(rooms.script().asked_in_turn[..2], [1, sends_to]);
+        all_answered(&stage).await;
+        assert_eq!(rooms.script().asked_in_turn.len(), usize::try_from(all).unwrap() + 1);
+    }
+}
+
+#[actix::test]
 async fn no_question_waits_until_the_room_server_has_failed_to_answer_all_that_were_before_it() {
     let rooms = asked_one_by_one(Duration::from_millis(200));
     rooms.script().hangs.extend(ROOMS.step_by(2));

@@ -851,10 +851,14 @@ pub struct RoomScript {
     pub hangs: BTreeSet<i64>,
     /// How long a verdict takes it; zero is at once.
     pub takes: Duration,
+    /// Verdicts that are asked for while this is set come when it is not any more.
+    pub held: watch::Sender<bool>,
     /// How often it was asked.
     pub asked: usize,
     /// The same of each presenter.
     pub asked_of: BTreeMap<i64, usize>,
+    /// Of whom, one after the other.
+    pub asked_in_turn: Vec<i64>,
     /// When their broadcasts began, where that is told.
     pub started_at_ms: BTreeMap<i64, i64>,
     /// When they ended, likewise.
@@ -876,8 +880,10 @@ impl Default for RoomScript {
             unknown: BTreeSet::new(),
             hangs: BTreeSet::new(),
             takes: Duration::ZERO,
+            held: watch::Sender::new(false),
             asked: 0,
             asked_of: BTreeMap::new(),
+            asked_in_turn: Vec::new(),
             started_at_ms: BTreeMap::new(),
             ended_at_ms: BTreeMap::new(),
             room_idx: BTreeMap::new(),
@@ -913,6 +919,7 @@ impl RoomApi for ScriptedRooms {
         let mut script = self.script();
         script.asked += 1;
         *script.asked_of.entry(presenter.get()).or_default() += 1;
+        script.asked_in_turn.push(presenter.get());
         if script.hangs.contains(&presenter.get()) {
             return pending().boxed_local();
         }
@@ -935,7 +942,11 @@ impl RoomApi for ScriptedRooms {
                 ended_at_ms: script.ended_at_ms.get(&presenter.get()).copied(),
             },
         );
+        let held = script.held.borrow().then(|| script.held.subscribe());
         async move {
+            if let Some(mut held) = held {
+                let _ = held.wait_for(|held| !held).await;
+            }
             if !takes.is_zero() {
                 tokio::time::sleep(takes).await;
             }

@@ -32,12 +32,12 @@ impl Room {
 
     /// Whether the room server should be asked although the lease still holds.
     pub fn refresh_due(&self, now: Instant, percent: u32) -> bool {
-        !self.checking && self.lease.is_some_and(|lease| lease.refresh_due(now, percent))
+        self.checking.is_none() && self.lease.is_some_and(|lease| lease.refresh_due(now, percent))
     }
 
     /// Whether whoever asks causes no lookup: there is a verdict, one is under way, or its session needs one.
     pub fn is_asked_about_anyway(&self, now: Instant) -> bool {
-        self.verdict(now).is_some() || self.checking || self.cursor.is_some()
+        self.verdict(now).is_some() || self.checking.is_some() || self.cursor.is_some()
     }
 
     /// Hears a new verdict.
@@ -235,7 +235,7 @@ impl Room {
     pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<Why> {
         let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
         match self.verdict(now) {
-            None if self.checking || !(in_use || self.broadcast.is_some()) => None,
+            None if self.checking.is_some() || !(in_use || self.broadcast.is_some()) => None,
             None if self.cursor.is_some() => Some(Why::Wanted),
             None => self
                 .refused
@@ -258,6 +258,6 @@ impl Room {
     /// Hears that the checker is another one now, which was asked nothing. Returns whether the one before was.
     #[must_use]
     pub fn checker_started(&mut self) -> bool {
-        std::mem::take(&mut self.checking)
+        self.checking.take().is_some()
     }
 }
