@@ -124,8 +124,8 @@ section! {
         /// Seconds without progress after which a session that is behind is closed as too slow.
         /// 밀린 세션이 이만큼(초) 진전이 없으면 너무 느린 것으로 보고 닫는다.
         stall_seconds: u64 = 15, 1..=3600;
-        /// Seconds that a legacy session stays open after a newer one has replaced it, unless sessions are full.
-        /// 새 세션으로 대체된 legacy 세션을 열어 두는 초. 세션 자리가 모자라면 먼저 닫는다.
+        /// Seconds that a legacy session stays open at most while a newer one has its room, unless sessions are full.
+        /// 새 세션으로 대체된 legacy 세션을 새 세션이 있는 동안 열어 두는 최대 시간(초). 세션 자리가 모자라면 먼저 닫는다.
         detached_seconds: u64 = 60, 1..=86_400;
         /// Seconds after a session's end during which messages are held for the next one; 0 holds nothing.
         /// 연결이 끊긴 뒤 다음 연결을 위해 메시지를 보관하는 시간(초). 0이면 보관하지 않는다.

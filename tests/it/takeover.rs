@@ -57,6 +57,32 @@ async fn rule_15_dialects_take_over_from_each_other() {
 }
 
 #[actix_web::test]
+async fn rule_15_a_legacy_session_whose_successor_leaves_is_closed_so_that_its_client_begins_anew() {
+    let app = spawn_app(|settings| {
+        settings.session.detached_seconds = 600;
+        settings.session.grace_seconds = 600;
+        settings.room.sweep_ms = 20;
+    })
+    .await;
+    app.go_live(12);
+    let mut phone = app.presenter(12).await;
+    let mut studio = V1::of(&app, 12, json!({})).await;
+    send(&app, 1..=1).await;
+    assert_eq!(studio.chats(1).await, numbered(1..=1));
+    // As long as somebody has the room it is left open.
+    phone.send_text("ping").await;
+    assert_eq!(phone.next_text().await, "pong");
+    leave(&app, studio).await;
+    send(&app, 2..=2).await;
+    assert_eq!(phone.next_close().await, Some(1000));
+    let mut phone = app.presenter(12).await;
+    send(&app, 3..=3).await;
+    for text in ["2", "3"] {
+        assert_eq!(phone.next_json().await["message"], text);
+    }
+}
+
+#[actix_web::test]
 async fn rule_15_a_storm_of_reconnects_is_damped_before_the_upgrade() {
     let app = spawn_app(|settings| {
         settings.session.reconnect_burst = 5;

@@ -68,7 +68,8 @@ impl Batch {
 /// Why the server ends a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// A newer session of the same presenter is there; legacy, for `session.detached_seconds`, or another session needed the place.
+    /// A newer session of the same presenter is there; legacy, for `session.detached_seconds`, or another session needed the place, or
+    /// the newer one has left.
     Replaced,
     /// Its room has not been live for `session.not_live_seconds`, or is not live and another session needed the place.
     NotLive,

@@ -11,7 +11,7 @@ use std::{
 use actix::{AsyncContext, Context};
 
 use super::{
-    SessionRegistry,
+    Session, SessionRegistry,
     cursor::Phase,
     room::{Numbering, Room},
     subscriber::End,
@@ -226,11 +226,20 @@ impl SessionRegistry {
     /// Sessions that must go whether or not a room has them.
     fn sweep_sessions(&mut self, now: Instant) {
         let due = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
+        let rooms = &self.rooms;
+        // Its client takes it for the room's session, and nobody else is: it is to begin anew. It is not attached again unasked, for it
+        // may be the dead end of a connection that its client has left, and would take what is held for the next one.
+        let is_left_alone = |session: &Session| {
+            let room = session.presenter.and_then(|presenter| rooms.get(&presenter));
+            room.is_none_or(|room| room.cursor.is_none())
+        };
         for session in self.sessions.values_mut() {
             if session.ended.is_some_and(|(at, patience)| due(at, patience)) {
                 // It was asked to close and its actor does not run: its peer does not read.
                 session.subscriber.shut();
-            } else if session.detached_at.is_some_and(|at| due(at, self.config.detached)) {
+            } else if let Some(at) = session.detached_at
+                && (due(at, self.config.detached) || is_left_alone(session))
+            {
                 session.end(End::Replaced, &self.metrics);
             }
         }

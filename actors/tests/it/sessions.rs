@@ -844,7 +844,8 @@ impl Case {
                 // Above all nobody waits forever for a welcome.
                 came.peer.over() || !came.peer.is_v1() || (welcomed && !newer && !came.peer.said_wrong())
             }
-            Some(End::Replaced) => came.peer.is_v1() && replaced,
+            // A legacy one when its successor has left.
+            Some(End::Replaced) => replaced,
             Some(End::BadFrame(_)) => came.peer.said_wrong() || matches!(came.from, Resumes::Above),
             Some(End::TooSlow) => self.sizes.short_stall,
             Some(End::LogUnavailable) => came.peer.is_v1() && self.sizes.short_wait && !welcomed,
