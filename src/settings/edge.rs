@@ -12,7 +12,7 @@ section! {
         bind: String = "0.0.0.0:8080", SOCKET_ADDR;
         /// Worker threads for connections; 0 is one a CPU core.
         /// 연결을 처리하는 워커 스레드 수. 0이면 CPU 코어마다 하나.
-        workers: usize = 0, 0..=1024;
+        workers: usize = 0, 0..=512;
         /// Connections that may wait for the server to take them; the kernel refuses what is over.
         /// 수락을 기다릴 수 있는 연결 수. 넘치면 커널이 거절한다.
         backlog: u32 = 1024, 1..=65_535;

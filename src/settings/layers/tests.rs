@@ -190,7 +190,7 @@ fn bad_values_are_named_with_their_layer_and_what_is_allowed() {
         problems(text, &env, &flags),
         [
             r#"file FILE, line 2: log.backend = "mysql" is not allowed; allowed: "sqlite" or "mongodb""#,
-            r#"file FILE, line 4: server.workers = "4" is not allowed; allowed: a whole number from 0 to 1024"#,
+            r#"file FILE, line 4: server.workers = "4" is not allowed; allowed: a whole number from 0 to 512"#,
             "file FILE, line 6: room.refresh_percent = 101 is not allowed; allowed: a whole number from 1 to 100",
             r#"environment CHAT__LEGACY__ENABLED: legacy.enabled = "yes" is not allowed; allowed: true or false"#,
             "environment CHAT__SERVER__BIND: server.bind = \"8080\" is not allowed; \
