@@ -905,7 +905,16 @@ async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
         assert_eq!(lines.next(), None, "more than one {key}");
         line
     };
-    for key in ["User", "Group", "WorkingDirectory", "UMask", "EnvironmentFile"] {
+    // All that says who it is, where it works, and what it may leave there: the directory is made by whoever is first, server or command.
+    for key in [
+        "User",
+        "Group",
+        "StateDirectory",
+        "StateDirectoryMode",
+        "WorkingDirectory",
+        "UMask",
+        "EnvironmentFile",
+    ] {
         assert!(told.contains(&format!("-p {} ", line(key))), "{}", line(key));
     }
     let (binary, config) = line("ExecStart")["ExecStart=".len()..].split_once(" serve ").unwrap();
@@ -914,6 +923,11 @@ async fn commands_are_run_under_systemd_as_the_unit_runs_the_server() {
     // What either of them set would be over the settings file, and the runbook changes log.path there.
     assert!(!unit.contains("\nEnvironment=") && !told.contains("-p Environment="));
     let deployment = include_str!("../../docs/DEPLOY.md");
+    let places = ["sudo useradd ", "chatting-server check-config"].map(|word| deployment.find(word).unwrap());
+    assert!(
+        places[0] < places[1],
+        "the first command is run as a user that is not there"
+    );
     let toml = deployment
         .split("<<'TOML'\n")
         .nth(1)
