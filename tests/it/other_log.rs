@@ -7,6 +7,7 @@ use chatting_server::{
     settings::{LogBackend, Secret, Settings},
     startup::StartError,
 };
+use futures_util::TryStreamExt;
 use mongodb::{
     Database,
     bson::{Document, doc},
@@ -376,6 +377,60 @@ async fn a_server_that_meets_another_log_when_mongodb_comes_back_takes_nothing_t
     drained(&app).await;
     assert_eq!(seqs(&read(&app, path, &app.token(7)).await), [1, 2, 3]);
     assert_eq!(get(app.addr, "/readyz").await.json()["status"], "ready");
+    app.stop().await;
+}
+
+/// As mongodump and mongorestore do it: all that is in a database, and its indexes.
+async fn copy(from: &Database, to: &Database) {
+    for name in from.list_collection_names().await.unwrap() {
+        let (from, to) = (from.collection::<Document>(&name), to.collection::<Document>(&name));
+        let documents: Vec<_> = from.find(doc! {}).await.unwrap().try_collect().await.unwrap();
+        let indexes: Vec<_> = from.list_indexes().await.unwrap().try_collect().await.unwrap();
+        if !documents.is_empty() {
+            to.insert_many(documents).await.unwrap();
+        }
+        to.create_indexes(indexes).await.unwrap();
+    }
+}
+
+#[actix_web::test]
+async fn a_log_that_was_moved_whole_to_another_mongodb_goes_on_there_with_what_was_said_meanwhile() {
+    let dir = ScratchDir::new("moved");
+    let mut settings = with_mongodb(&dir);
+    let mongod = Mongod::shared().uri();
+    let link = Proxy::start(mongod.trim_start_matches("mongodb://").parse().unwrap()).await;
+    settings.mongodb.uri = Secret::new(format!("mongodb://{}/?directConnection=true", link.address()));
+    let app = spawn_in(Arc::clone(&dir), settings.clone()).await;
+    say(&app, 1..=2).await;
+    drained(&app).await;
+    let (path, broadcasts) = ("/v1/rooms/12/messages", "/v1/rooms/12/broadcasts");
+    let before = read(&app, path, &app.token(7)).await;
+    // The server loses the old one, which is copied while chat goes on.
+    link.cut();
+    say(&app, 3..=3).await;
+    let new = Mongod::start_own().await;
+    let client = mongodb::Client::with_uri_str(new.uri()).await.unwrap();
+    let moved = client.database(&settings.mongodb.database);
+    copy(&database(&settings.mongodb.database).await, &moved).await;
+    app.stop().await;
+
+    settings.mongodb.uri = Secret::new(new.uri());
+    let app = spawn_in(dir, settings).await;
+    say(&app, 4..=4).await;
+    drained(&app).await;
+    ready(&app).await;
+    let after = read(&app, path, &app.token(7)).await;
+    assert_eq!(seqs(&after), [1, 2, 3, 4]);
+    let epochs = [&before, &after].map(|page| page["messages"][0]["epoch"].clone());
+    assert!(epochs[0].is_string() && epochs[0] == epochs[1], "{epochs:?}");
+    let listed = read(&app, broadcasts, &app.token(7)).await;
+    assert_eq!(
+        listed["broadcasts"].as_array().unwrap().len(),
+        1,
+        "it is the same broadcast: {listed}"
+    );
+    let there = moved.collection::<Document>("chatting_log");
+    assert_eq!(there.count_documents(doc! {}).await.unwrap(), 4);
     app.stop().await;
 }
 
