@@ -10,13 +10,13 @@ use chatting_actors::{
 
 use crate::{
     auth::{
-        ClaimNames, GatewaySettings, Key, Net, SigningKey, TokenRules,
+        ClaimNames, GatewaySecrets, GatewaySettings, Key, Net, SigningKey, TokenRules,
         jwks::{RefreshSettings, Source, SourceSettings},
         keys_of_settings, secret_of_settings,
     },
     http::{lines::Patience, state::Limits, stats::FiguresLimits},
     room::{EmbeddedRooms, embedded, http::HttpRoomSettings},
-    settings::{Algorithm, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
+    settings::{Algorithm, Auth, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
     store::{
         Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, figures::PeakRule, mongo::MongoSettings,
         spool::OpenError,
@@ -71,15 +71,25 @@ pub fn keys(settings: &Settings) -> Result<Vec<Key>, StartError> {
     keys_of_settings(&settings.auth).map_err(StartError::Config)
 }
 
-/// The keys of settings that are read again, for a server that was started with this `auth.jwks_url`. As [`keys`], but refused
-/// where the settings name another place, or none: what fetches published keys is made at a start, so the server would go on by
-/// the place before, or have no key at all.
-pub fn keys_again(settings: &Settings, jwks_url: &str) -> Result<Vec<Key>, StartError> {
-    if settings.auth.jwks_url != jwks_url {
-        let why = "auth.jwks_url is not what the server was started with; a change of it needs a restart";
-        return Err(StartError::Config(why.into()));
-    }
-    keys(settings)
+/// The keys of settings that are read again, and the gateway's secrets, for a server that was started with this `[auth]`. As [`keys`],
+/// but refused where the settings name another `auth.jwks_url`, or none: what fetches published keys is made at a start, so the server
+/// would go on by the place before, or have no key at all. And where a gateway would need a secret from now on, or none any more, of
+/// which a start tells.
+pub fn keys_again(settings: &Settings, started_with: &Auth) -> Result<(Vec<Key>, GatewaySecrets), StartError> {
+    let auth = &settings.auth;
+    let why = if auth.jwks_url != started_with.jwks_url {
+        "auth.jwks_url is not what the server was started with; a change of it needs a restart"
+    } else if auth.gateway_secret.is_set() != started_with.gateway_secret.is_set() {
+        "auth.gateway_secret was set when the server started, or was not; to begin with one, or to do without, needs a restart"
+    } else {
+        return Ok((keys(settings)?, gateway_secrets(settings)));
+    };
+    Err(StartError::Config(why.into()))
+}
+
+fn gateway_secrets(settings: &Settings) -> GatewaySecrets {
+    let auth = &settings.auth;
+    GatewaySecrets::new(auth.gateway_secret.expose(), auth.previous_gateway_secret.expose())
 }
 
 /// The secret that HS256 tokens are signed with.
@@ -189,7 +199,7 @@ pub(crate) fn gateway_settings(settings: &Settings) -> Result<GatewaySettings, S
     let auth = &settings.auth;
     GatewaySettings::new(
         &auth.trusted_proxies,
-        auth.gateway_secret.expose(),
+        gateway_secrets(settings),
         &auth.gateway_role_header,
         &auth.gateway_rooms_header,
     )

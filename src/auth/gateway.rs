@@ -1,32 +1,59 @@
 //! The gateway's headers: believed only from TCP peers in `auth.trusted_proxies`, and with the secret when one is set.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    ops::BitOr,
+    sync::{PoisonError, RwLock, RwLockReadGuard},
+};
 
 use actix_web::http::header::{HeaderMap, HeaderValue};
 use chatting_actors::types::{PresenterIdx, Role, UserIdx};
-use subtle::ConstantTimeEq;
+use subtle::{Choice, ConstantTimeEq};
 
 use super::{Claims, Net, Rooms};
 
 /// How a gateway is known.
 pub struct GatewaySettings {
     trusted: Vec<Net>,
-    secret: Option<Vec<u8>>,
+    /// Those of now, which a reload replaces.
+    secrets: RwLock<GatewaySecrets>,
     role_header: Option<String>,
     rooms_header: Option<String>,
 }
 
 impl GatewaySettings {
-    /// Reads `auth.trusted_proxies`, `auth.gateway_secret`, `auth.gateway_role_header` and `auth.gateway_rooms_header`; the error
-    /// names the key.
-    pub fn new(trusted: &[String], secret: &str, role_header: &str, rooms_header: &str) -> Result<Self, String> {
+    /// Reads `auth.trusted_proxies`, `auth.gateway_role_header` and `auth.gateway_rooms_header`; the error names the key.
+    pub fn new(
+        trusted: &[String],
+        secrets: GatewaySecrets,
+        role_header: &str,
+        rooms_header: &str,
+    ) -> Result<Self, String> {
         let nets = trusted.iter().map(|net| net.parse()).collect::<Result<_, _>>();
         Ok(Self {
             trusted: nets.map_err(|error| format!("auth.trusted_proxies: {error}"))?,
-            secret: (!secret.is_empty()).then(|| secret.as_bytes().to_vec()),
+            secrets: RwLock::new(secrets),
             role_header: (!role_header.is_empty()).then(|| role_header.to_owned()),
             rooms_header: (!rooms_header.is_empty()).then(|| rooms_header.to_owned()),
         })
+    }
+}
+
+/// What a gateway must tell one of: `auth.gateway_secret`, and `auth.previous_gateway_secret` while it is rotated. None: nothing.
+#[derive(PartialEq, Eq)]
+pub struct GatewaySecrets(Vec<Vec<u8>>);
+
+impl GatewaySecrets {
+    /// Those of the two that are set.
+    pub fn new(secret: &str, previous: &str) -> Self {
+        let set = [secret, previous].into_iter().filter(|secret| !secret.is_empty());
+        Self(set.map(|secret| secret.as_bytes().to_vec()).collect())
+    }
+
+    /// Looks at all of them, so that the time it takes does not tell which one it is.
+    fn know(&self, told: &[u8]) -> bool {
+        let each = self.0.iter().map(|secret| told.ct_eq(secret));
+        each.fold(Choice::from(0), Choice::bitor).into()
     }
 }
 
@@ -110,22 +137,35 @@ impl Gateway {
         Self { settings }
     }
 
+    /// From now on it must tell one of these. Returns whether they are others than before.
+    pub fn set_secrets(&self, secrets: GatewaySecrets) -> bool {
+        let mut now = self.settings.secrets.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *now != secrets;
+        *now = secrets;
+        changed
+    }
+
+    fn secrets(&self) -> RwLockReadGuard<'_, GatewaySecrets> {
+        self.settings.secrets.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether this TCP peer may speak for others with these headers.
     pub fn check_peer(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Result<(), Untrusted> {
         if !peer.is_some_and(|peer| self.settings.trusted.iter().any(|net| net.contains(peer))) {
             return Err(Untrusted::Peer);
         }
-        let Some(expected) = &self.settings.secret else {
+        let secrets = self.secrets();
+        if secrets.0.is_empty() {
             return Ok(());
-        };
+        }
         let told = only(headers, SECRET).map_err(|_| Untrusted::SecretTwice)?;
-        let known = told.is_some_and(|told| bool::from(told.as_bytes().ct_eq(expected)));
+        let known = told.is_some_and(|told| secrets.know(told.as_bytes()));
         if known { Ok(()) } else { Err(Untrusted::Peer) }
     }
 
     /// Whether a peer must tell it (`auth.gateway_secret`).
     pub fn has_secret(&self) -> bool {
-        self.settings.secret.is_some()
+        !self.secrets().0.is_empty()
     }
 
     /// The headers that name a caller's role and a moderator's rooms, where there are any (`auth.gateway_role_header`,
@@ -229,7 +269,8 @@ mod tests {
 
     fn gateway_with(secret: &str, rooms_header: &str) -> Gateway {
         let trusted = ["10.0.0.0/8".to_owned()];
-        Gateway::new(GatewaySettings::new(&trusted, secret, "x-role", rooms_header).unwrap())
+        let secrets = GatewaySecrets::new(secret, "");
+        Gateway::new(GatewaySettings::new(&trusted, secrets, "x-role", rooms_header).unwrap())
     }
 
     fn headers(rows: &[(&str, &str)]) -> HeaderMap {
@@ -264,6 +305,25 @@ mod tests {
             assert_eq!(told(inside, &twice), Err(Untrusted::SecretTwice));
             assert_eq!(told(outside, &twice), no);
         }
+    }
+
+    #[test]
+    fn while_the_secret_is_rotated_either_of_the_two_is_believed_and_no_third() {
+        let gateway = gateway("before");
+        let peer = Some("10.1.1.1".parse().unwrap());
+        let believed =
+            |secrets: [&str; 3]| secrets.map(|secret| gateway.check_peer(peer, &headers(&[(SECRET, secret)])).is_ok());
+        let told = ["before", "after", "another"];
+        assert_eq!(believed(told), [true, false, false]);
+        assert!(gateway.set_secrets(GatewaySecrets::new("after", "before")));
+        assert_eq!(believed(told), [true, true, false]);
+        assert!(!gateway.set_secrets(GatewaySecrets::new("after", "before")));
+        assert!(gateway.set_secrets(GatewaySecrets::new("after", "")));
+        assert_eq!(believed(told), [false, true, false]);
+        assert_eq!(
+            gateway.check_peer(peer, &headers(&[(SECRET, "")])),
+            Err(Untrusted::Peer)
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod verifier;
 
 pub use self::{
     claims::{ClaimNames, Claims, Rooms},
-    gateway::{ForwardedError, Gateway, GatewaySettings, Needed, Untrusted},
+    gateway::{ForwardedError, Gateway, GatewaySecrets, GatewaySettings, Needed, Untrusted},
     key::{Key, keys_of_settings, secret_of_settings},
     mint::{Mint, SigningKey, mint},
     net::Net,

@@ -51,8 +51,8 @@ enum Command {
     ///
     /// Settings come from built-in defaults, then settings.toml, then environment variables (CHAT__LOG__BACKEND), then
     /// flags. A key to verify tokens with is needed: auth.hs256_secret, auth.key_file or auth.jwks_url, for example.
-    /// SIGTERM and SIGINT stop it in order, within shutdown.deadline_seconds. SIGHUP has the keys, and nothing else, read
-    /// again.
+    /// SIGTERM and SIGINT stop it in order, within shutdown.deadline_seconds. SIGHUP has the keys and the
+    /// gateway's secrets, and nothing else, read again.
     ///
     /// Exit codes: 0 stopped in order, 64 bad settings, 69 a port, file or store is not to be had, 75 stopped at the
     /// deadline, or over a spool that could not be closed or, with log.durability "memory", took not all.

@@ -18,7 +18,7 @@ use tokio::{
 use super::{Exit, Failure, SettingsArgs, report, until_it_ends};
 use crate::{
     app::{App, Extras, Stopped},
-    auth::Key,
+    auth::{GatewaySecrets, Key},
     descriptors,
     files::{off_thread, one_at_a_time},
     http::state::State,
@@ -66,7 +66,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// At each SIGHUP the keys are read again, from all layers of the settings and the files that they name. Nothing else is:
+/// At each SIGHUP the keys and the gateway's secrets are read again, from all layers of the settings and the files that they name. Nothing else is:
 /// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are; so they do when
 /// `auth.jwks_url` is not what the server, whose settings `auth` is of, was started with, and where a file is not read in time.
 /// Published keys are fetched in any case: one that leaked must not hold for longer because a setting is wrong.
@@ -78,9 +78,12 @@ async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, auth: &Auth, sta
         }
         state.tokens.refetch();
         let outcome = match read_again(from.clone(), auth, &reading).await {
-            Ok(keys) => {
-                let changed = state.tokens.set_keys(keys);
-                let what = if changed {
+            Ok((keys, secrets)) => {
+                let others = state
+                    .gateway
+                    .as_ref()
+                    .is_some_and(|gateway| gateway.set_secrets(secrets));
+                let what = if state.tokens.set_keys(keys) || others {
                     "they have changed"
                 } else {
                     "they are the same"
@@ -99,11 +102,15 @@ async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, auth: &Auth, sta
 
 /// The keys as the settings and their files have them now. Files may be slow, and this thread has more to do; one that hangs is not waited
 /// for, or no later SIGHUP would be heard.
-async fn read_again(from: SettingsArgs, auth: &Auth, reading: &Arc<AtomicBool>) -> Result<Vec<Key>, String> {
-    let jwks_url = auth.jwks_url.clone();
+async fn read_again(
+    from: SettingsArgs,
+    auth: &Auth,
+    reading: &Arc<AtomicBool>,
+) -> Result<(Vec<Key>, GatewaySecrets), String> {
+    let started_with = auth.clone();
     let read = one_at_a_time(reading, "a file with them", move || {
         let settings = from.load().map_err(|error| error.to_string())?.settings;
-        startup::keys_again(&settings, &jwks_url).map_err(|error| error.to_string())
+        startup::keys_again(&settings, &started_with).map_err(|error| error.to_string())
     })?;
     let patience = Duration::from_millis(auth.jwks_timeout_ms);
     let in_time = timeout(patience, off_thread(read)).await;

@@ -10,7 +10,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::{any_text, mutated, mutated_text};
 use crate::{
-    auth::{Gateway, GatewaySettings, Needed, Net},
+    auth::{Gateway, GatewaySecrets, GatewaySettings, Needed, Net},
     error::Lang,
     http::{client, v1::idempotency_key},
 };
@@ -36,7 +36,8 @@ fn form_encoded(text: &str) -> String {
 }
 
 fn gateway() -> Gateway {
-    Gateway::new(GatewaySettings::new(&["10.0.0.0/8".to_owned()], "", "x-role", "x-rooms").unwrap())
+    let secrets = GatewaySecrets::new("", "");
+    Gateway::new(GatewaySettings::new(&["10.0.0.0/8".to_owned()], secrets, "x-role", "x-rooms").unwrap())
 }
 
 fn any_ip() -> impl Strategy<Value = IpAddr> {

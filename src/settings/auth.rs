@@ -132,6 +132,9 @@ section! {
         /// What a gateway must send as `x-gateway-secret`; empty is not checked.
         /// 게이트웨이가 `x-gateway-secret`으로 보내야 하는 값. 비우면 검사하지 않는다.
         gateway_secret: Secret = "";
+        /// The secret of before, which is taken too while gateways change to auth.gateway_secret.
+        /// 게이트웨이가 auth.gateway_secret으로 바꾸는 동안 함께 받는 이전 값.
+        previous_gateway_secret: Secret = "";
         /// Header with the caller's role: moderator (see gateway_rooms_header) or operator; empty makes all viewers.
         /// 호출자의 역할 헤더: moderator(gateway_rooms_header 참고) 또는 operator. 비우면 모두 viewer.
         gateway_role_header: String = "", HEADER_NAME_OR_EMPTY;

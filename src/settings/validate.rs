@@ -168,6 +168,13 @@ impl Check<'_> {
             self.shown(mode)
         );
         self.rule(&[mode, proxies], holds, || message);
+        let (previous, key) = ("auth.previous_gateway_secret", "auth.gateway_secret");
+        let holds = !auth.previous_gateway_secret.is_set() || auth.gateway_secret.is_set();
+        let message = format!(
+            "{} is the one before {key}, and there is none; allowed: empty where that is",
+            self.shown(previous)
+        );
+        self.rule(&[previous, key], holds, || message);
     }
 
     /// Notes a problem, under the first of `keys`, unless the rule holds or is about a key to be skipped.
@@ -379,5 +386,23 @@ mod tests {
             settings.auth.trusted_proxies = vec!["10.0.0.0/8".to_owned()];
         });
         assert_eq!(with_proxy, [""; 0]);
+    }
+
+    #[test]
+    fn a_gateways_secret_of_before_is_beside_one_of_now() {
+        let with = |secret: &str| {
+            wrong(|settings| {
+                settings.auth.gateway_secret = Secret::new(secret);
+                settings.auth.previous_gateway_secret = Secret::new("before");
+            })
+        };
+        assert_eq!(
+            with(""),
+            [
+                "auth.previous_gateway_secret = \"***\" is the one before auth.gateway_secret, and there is none; allowed: empty where \
+              that is"
+            ]
+        );
+        assert_eq!(with("after"), [""; 0]);
     }
 }

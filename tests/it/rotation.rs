@@ -369,6 +369,54 @@ async fn a_published_key_is_rotated_under_load_though_it_is_used_the_moment_it_i
     presenter.has_read(taken_of_old + taken_of_new).await;
 }
 
+/// What a gateway that tells this secret is answered to a message of user 7.
+async fn through_a_gateway(server: &Server, secret: &str) -> u16 {
+    let headers = [
+        ("x-forward-userIdx", "7"),
+        ("x-forward-nickname", "kim"),
+        ("x-gateway-secret", secret),
+    ];
+    let path = "/v1/rooms/12/messages";
+    post_json(server.address, path, &headers, r#"{"text":"hi"}"#)
+        .await
+        .status
+}
+
+#[actix_web::test]
+async fn a_gateways_secret_is_rotated_by_sighup_with_nobody_refused() {
+    let key = crate::support::app::KEY;
+    let auth = |secrets: &str| {
+        format!("mode = \"gateway\"\ntrusted_proxies = [\"127.0.0.1\"]\nhs256_secret = \"{key}\"\n{secrets}")
+    };
+    let server = Server::start(&auth("gateway_secret = \"before\"")).await;
+    server.go_live(&signed(&operator())).await;
+    let presenter = Presenter::connect(server.address, &signed(&claims(12))).await;
+    let answers = async || {
+        let mut answers = Vec::new();
+        for secret in ["before", "after", "another"] {
+            answers.push(through_a_gateway(&server, secret).await);
+        }
+        answers
+    };
+    assert_eq!(answers().await, [201, 403, 403]);
+    server
+        .reload(
+            &auth("gateway_secret = \"after\"\nprevious_gateway_secret = \"before\""),
+            "ok",
+        )
+        .await;
+    assert_eq!(answers().await, [201, 201, 403]);
+    // What is wrong changes nothing: no secret of now, or none at all, with which everyone would be believed.
+    server
+        .reload(&auth("previous_gateway_secret = \"before\""), "error")
+        .await;
+    server.reload(&auth(""), "error").await;
+    assert_eq!(answers().await, [201, 201, 403]);
+    server.reload(&auth("gateway_secret = \"after\""), "ok").await;
+    assert_eq!(answers().await, [403, 201, 403]);
+    presenter.has_read(6).await;
+}
+
 #[actix_web::test]
 async fn what_a_reload_does_not_read_stays_as_it_was() {
     let old = crate::support::app::KEY;
