@@ -33,8 +33,11 @@ use self::{actors::Actors, shared::share, storage::open_storage, trust::open_tru
 use crate::{
     auth::TokenError,
     error::Code,
-    http::{lines::Lines, state::State},
-    listen::{Listening, listen, listen_ops},
+    http::{
+        lines::{Lines, Open},
+        state::State,
+    },
+    listen::{Listening, connections_max, listen, listen_ops},
     retention::{Clocks, Retention},
     settings::Settings,
     shutdown::{CUT, Drain, close_spool, end_http, end_ops, join_arbiters, left_until, stop_in_order},
@@ -139,7 +142,8 @@ impl App {
         let counted = (metrics.clone(), metric_names);
         let state = share(settings, extras, counted, trust, history, rooms, &actors)?;
         let state = web::Data::new(state);
-        let lines = Lines::new(startup::patience(settings), metrics.answers_cut.clone());
+        let open = Open::new(&metrics.queues, connections_max(settings));
+        let lines = Lines::new(startup::patience(settings), metrics.answers_cut.clone(), open);
         let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;
         // From here on nothing fails.

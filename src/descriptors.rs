@@ -2,17 +2,21 @@
 //!
 //! Systems give 1024 where nobody says otherwise (the soft limit), and let a process have more by itself (up to the hard one): a server
 //! takes all that it may have. Where that is less than its settings may need, the start says so: who comes beyond it waits in the kernel,
-//! and is refused there when `server.backlog` is full.
+//! and is refused there when `server.backlog` is full. So it does where its own limit of connections (`server.max_connections` a worker) is
+//! less.
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::{http::named, settings::Settings};
+use crate::{http::named, listen::connections_max, settings::Settings};
 
 /// Beside presenters: senders, who are many on few connections behind a gateway, the store, the room server, and files.
 const OTHERS: u64 = 1_000;
 
-/// Raises the soft limit to the hard one, and warns where that is too low for the settings.
+/// Raises the soft limit to the hard one, and warns where that is too low for the settings, or the connections that they allow.
 pub(crate) fn raise(settings: &Settings) {
+    if let Some(warning) = too_few_connections(connections_max(settings), settings.session.max) {
+        log::warn!("{warning}");
+    }
     // The system's own call for them may be forbidden, as by a filter, and is not made to fail (`getrlimit` of rustix).
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let Some((soft, hard)) = open_files(&limits) else {
@@ -50,6 +54,17 @@ fn too_few(now: u64, sessions: usize, by_name: bool) -> Option<String> {
     })
 }
 
+/// What is wrong with so many connections, of all workers together, where it is.
+fn too_few_connections(most: usize, sessions: usize) -> Option<String> {
+    let needed = (sessions as u64).saturating_add(OTHERS);
+    ((most as u64) < needed).then(|| {
+        format!(
+            "connections: all workers together take {most} (server.max_connections each), and session.max = {sessions} may need {needed}: \
+             one for each presenter, and {OTHERS} for senders; see docs/TUNING.md, \"Connections\""
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +79,25 @@ mod tests {
         let own = std::fs::read_to_string("/proc/self/limits").unwrap();
         let (soft, hard) = open_files(&own).unwrap();
         assert!(soft > 0 && soft <= hard, "{own}");
+    }
+
+    #[test]
+    fn fewer_connections_than_the_sessions_may_need_are_told_with_both_numbers() {
+        for (most, needed) in [(50_000, Some("61000")), (60_999, Some("61000")), (61_000, None)] {
+            let told = too_few_connections(most, 60_000);
+            assert_eq!(told.is_some(), needed.is_some(), "{most}: {told:?}");
+            let names = |text: &String| text.contains(&most.to_string()) && text.contains(needed.unwrap_or_default());
+            assert!(told.as_ref().is_none_or(names), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_take_as_many_connections_as_their_sessions_may_need_on_one_core() {
+        let settings = Settings::default();
+        assert_eq!(
+            too_few_connections(settings.server.max_connections, settings.session.max),
+            None
+        );
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    num::NonZeroUsize,
+    thread::available_parallelism,
     time::Duration,
 };
 
@@ -34,6 +36,9 @@ use crate::{
 /// How long a connection that ended may take to be shut.
 const DISCONNECT: Duration = Duration::from_secs(1);
 
+/// The most workers that actix takes.
+const WORKERS_MAX: usize = 512;
+
 /// A server that is to be run, and where it listens.
 pub(crate) type Listening = (Server, SocketAddr);
 
@@ -57,13 +62,11 @@ pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Line
         map_config(app.into_factory(), |()| AppConfig::default())
             .map_err(|error: actix_web::Error| error.error_response())
     };
-    let mut server = ServerBuilder::new()
+    let server = ServerBuilder::new()
         .disable_signals()
+        .workers(workers(settings))
         .max_concurrent_connections(settings.server.max_connections)
         .shutdown_timeout(settings.shutdown.deadline_seconds);
-    if settings.server.workers > 0 {
-        server = server.workers(settings.server.workers);
-    }
     let address = settings.server.bind.as_str();
     let fails = |error: io::Error| unbound("server.bind", address, error);
     let listener = bind(address, settings.server.backlog).map_err(fails)?;
@@ -89,6 +92,19 @@ pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Line
     };
     let server = server.listen("http", listener, service).map_err(fails)?;
     Ok((server.run(), addr))
+}
+
+/// How many workers take the connections of `server.bind`; where the settings do not say, as many as actix takes by itself.
+pub(crate) fn workers(settings: &Settings) -> usize {
+    match settings.server.workers {
+        0 => available_parallelism().map_or(2, NonZeroUsize::get).min(WORKERS_MAX),
+        workers => workers,
+    }
+}
+
+/// How many connections they have open at once, all of them together.
+pub(crate) fn connections_max(settings: &Settings) -> usize {
+    workers(settings).saturating_mul(settings.server.max_connections)
 }
 
 /// A listener on this `IP:port`.

@@ -16,7 +16,8 @@
 //! (`server.answers_max_bytes`, [`long`]): one more is refused. Not counted are streams, which are made as they are taken, and what all
 //! answers share ([`Shared`]).
 //!
-//! When full: it holds a pointer a connection, and `server.max_connections` bounds those.
+//! When full: it holds a pointer a connection, and `server.max_connections` bounds those. So many are counted here ([`Open`]): who comes
+//! beyond them waits in the kernel, where nobody is told.
 
 use std::{
     pin::Pin,
@@ -33,7 +34,11 @@ use actix_web::{
     body::{BodySize, MessageBody},
 };
 use bytes::Bytes;
-use chatting_actors::{gate::Permit, seams::Socket};
+use chatting_actors::{
+    gate::Permit,
+    queues::{Queue, Queues},
+    seams::Socket,
+};
 use pin_project_lite::pin_project;
 use prometheus_client::metrics::counter::Counter;
 
@@ -71,6 +76,30 @@ pub struct Line {
     cut: AtomicBool,
 }
 
+/// How many connections are open, as the metrics have it: the queue `connections`.
+#[derive(Clone)]
+pub struct Open {
+    queue: Queue,
+    /// Looks at them that found no place for another one.
+    full: Counter,
+    most: usize,
+}
+
+impl Open {
+    /// At most so many are.
+    pub fn new(queues: &Queues, most: usize) -> Self {
+        let (queue, full) = queues.waiting("connections", most);
+        Self { queue, full, most }
+    }
+
+    fn are(&self, open: usize) {
+        self.queue.holds(open);
+        if open >= self.most {
+            self.full.inc();
+        }
+    }
+}
+
 /// The open connections of a server ([`Lines::add`]); while [`Lines::keep`] runs, those that stay too long are shut.
 /// Clones share the list.
 #[derive(Clone)]
@@ -82,17 +111,19 @@ pub struct Lines {
     looked_ms: Arc<AtomicU64>,
     /// Connections that were shut over an answer.
     answers_cut: Counter,
+    open: Open,
 }
 
 impl Lines {
     /// A list of clients who may take so long; `answers_cut` counts those who took longer over an answer.
-    pub fn new(patience: Patience, answers_cut: Counter) -> Self {
+    pub fn new(patience: Patience, answers_cut: Counter, open: Open) -> Self {
         Self {
             patience,
             began: Instant::now(),
             list: Arc::default(),
             looked_ms: Arc::default(),
             answers_cut,
+            open,
         }
     }
 
@@ -135,7 +166,8 @@ impl Lines {
     fn sweep(&self, now_ms: u64) {
         self.looked_ms.store(now_ms, Ordering::Relaxed);
         let patience = ms(self.patience.idle);
-        self.list().retain(|line| {
+        let mut list = self.list();
+        list.retain(|line| {
             let Some(line) = line.upgrade() else {
                 return false;
             };
@@ -156,6 +188,7 @@ impl Lines {
             // left to shut it by.
             true
         });
+        self.open.are(list.len());
     }
 
     fn now_ms(&self) -> u64 {
@@ -329,6 +362,8 @@ mod tests {
     use std::{future::poll_fn, sync::atomic::AtomicBool};
 
     use actix_web::body::BodyStream;
+    use chatting_actors::metrics::Metrics;
+    use prometheus_client::registry::Registry;
 
     use super::*;
 
@@ -338,7 +373,8 @@ mod tests {
             answer: Duration::from_secs(4),
             answer_bytes_per_second: 10_000,
         };
-        Lines::new(patience, Counter::default())
+        let metrics = Metrics::new(&mut Registry::default());
+        Lines::new(patience, Counter::default(), Open::new(&metrics.queues, 2))
     }
 
     #[derive(Default)]

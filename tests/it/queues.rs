@@ -835,6 +835,49 @@ async fn idempotency_max_and_idempotency_sender_max_bound_the_keys_that_are_reme
 }
 
 #[actix_web::test]
+async fn server_max_connections_bounds_open_connections_sessions_included_and_the_next_one_waits() {
+    let app = spawn_app(|settings| {
+        settings.server.workers = 1;
+        settings.server.max_connections = 2;
+        // Nobody is in a hurry to ask for something.
+        settings.server.client_request_seconds = 300;
+        // The metrics are to be had all the same.
+        settings.ops.bind = "127.0.0.1:0".into();
+    })
+    .await;
+    let of = async |what: &str| {
+        app.metric(&format!("chat_queue_{what}{{queue=\"connections\"}}"))
+            .await
+            .unwrap()
+    };
+    let holds = async |depth: f64| {
+        eventually(format_args!("{depth} open connections"), async || {
+            (of("depth").await == depth).then_some(())
+        })
+        .await;
+    };
+    holds(0.0).await;
+    assert_eq!((of("capacity").await, of("waits_total").await), (2.0, 0.0));
+    app.go_live(12);
+    let session = V1::of(&app, 12, json!({})).await;
+    holds(1.0).await;
+    let one = app.client().await;
+    holds(2.0).await;
+    eventually("it to be counted as full", async || {
+        (of("waits_total").await > 0.0).then_some(())
+    })
+    .await;
+    let mut waits = app.client().await;
+    waits
+        .send_request("GET", "/v1/rooms/12", &[("token", &app.token(7))], "")
+        .await;
+    drop(one);
+    assert_eq!(waits.read_response(false).await.status, 200);
+    drop(session);
+    holds(1.0).await;
+}
+
+#[actix_web::test]
 async fn session_max_bounds_sockets_and_one_that_is_not_live_makes_room() {
     let rooms = RoomServer::start().await;
     let app = spawn_with_rooms(&rooms, |settings| settings.session.max = 2).await;

@@ -19,7 +19,8 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 22] = [
+const OTHERS: [&str; 23] = [
+    "server.max_connections",
     "server.answers_max_bytes",
     "session.max",
     "session.credit_events",
