@@ -2,6 +2,7 @@
 //! ask, taken from SQLite's trace and from MongoDB's profiler.
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, Once},
@@ -15,7 +16,7 @@ use chatting_actors::{
     types::{Epoch, MessageText, Seq, UserIdx},
 };
 use chatting_server::store::{
-    Archive, MongoStore, Scan, SqliteStore,
+    Archive, Durability, Left, MongoStore, Scan, SqliteStore,
     figures::FiguresQuery,
     history::{History, Query, Start},
     mongo::MongoSettings,
@@ -27,6 +28,7 @@ use uuid::Uuid;
 use crate::{
     figures::{broadcast, message, shared},
     log_store::{embedded, room},
+    recovery::open,
     support::{
         mongod::{Mongod, fresh_database_name},
         process::ScratchDir,
@@ -160,6 +162,11 @@ struct Statements(Mutex<BTreeSet<String>>);
 
 static STATEMENTS: Statements = Statements(Mutex::new(BTreeSet::new()));
 
+thread_local! {
+    /// Those that ran on this thread, so of no other test.
+    static HERE: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
 impl log::Log for Statements {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         metadata.target() == "chatting_server::sql"
@@ -167,7 +174,9 @@ impl log::Log for Statements {
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            self.0.lock().unwrap().insert(record.args().to_string());
+            let sql = record.args().to_string();
+            HERE.with_borrow_mut(|here| here.insert(sql.clone()));
+            self.0.lock().unwrap().insert(sql);
         }
     }
 
@@ -370,6 +379,44 @@ fn the_broadcasts_that_the_store_lacks_are_found_by_an_index_also_in_a_spool_tha
     }
     // What is to be stored, what is counted as refused, and what is tried again at a start; two more ask for one by its id.
     assert!(looked >= 5, "{looked} statements");
+}
+
+#[test]
+fn a_start_sorts_nothing_of_what_the_spool_holds() {
+    keep_statements();
+    let dir = ScratchDir::new("plans-start");
+    let path = dir.path().join("chat.db");
+    let (mut spool, _) = open(&path, Durability::Disk, None);
+    spool.close();
+    drop(spool);
+    // A start that asks for all that one may.
+    without(
+        &path,
+        "UPDATE meta SET value = 1 WHERE key = 'ask_store'; INSERT INTO meta VALUES ('salvaged', 1); UPDATE meta SET value = 0 WHERE key = 'clean'",
+    );
+    HERE.take();
+    let (spool, _) = open(&path, Durability::Disk, None);
+    assert_eq!(spool.found().left, Left::Uncleanly("disk".into()));
+    let connection = Connection::open(&path).unwrap();
+    let mut looked = BTreeSet::new();
+    for sql in HERE.take() {
+        if !sql.starts_with("SELECT") {
+            continue;
+        }
+        // It may be gigabytes, which would be sorted in memory.
+        let plan = plan_of(&connection, &sql).unwrap();
+        assert!(
+            !plan.iter().any(|step| step.contains("TEMP B-TREE")),
+            "{sql}\n{plan:#?}"
+        );
+        let tables = ["spool", "parked", "rooms"];
+        looked.extend(
+            tables
+                .into_iter()
+                .filter(|table| sql.contains(&format!("FROM {table}"))),
+        );
+    }
+    assert_eq!(looked.into_iter().collect::<Vec<_>>(), ["parked", "rooms", "spool"]);
 }
 
 #[actix_web::test]

@@ -18,23 +18,37 @@ ON CONFLICT(presenter_idx) DO UPDATE SET last_seq = MAX(last_seq, excluded.last_
 /// Where the row of a last seq is that has none here any more.
 const NO_ROW: Pos = Pos::MAX;
 
+/// The last seqs of rooms, each with the room's last row here.
+type Rooms = HashMap<PresenterIdx, (Seq, Pos)>;
+
 /// What the spool knows of them without reading its rows, and whether the store is asked for the others.
 pub(super) struct LastSeqs {
-    /// That of each room that has rows here, and the row that it is in; and of salvaged rooms that the store was not asked about.
-    rooms: HashMap<PresenterIdx, (Seq, Pos)>,
+    /// That of each room that has rows here, and the last row of it; and of salvaged rooms that the store was not asked about.
+    rooms: Rooms,
     ask_store: bool,
     /// The rows come from a damaged spool, so the last seqs that they tell may not be the last.
     salvaged: bool,
 }
 
+/// How far rows go that were gone through.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct HowFar {
+    /// The first and the last of them.
+    pub rows: Option<(Pos, Pos)>,
+    /// The newest time that one of them tells, in milliseconds since 1970.
+    pub newest_ms: Option<i64>,
+}
+
 impl LastSeqs {
-    /// As the rows have them.
-    pub fn read(connection: &Connection) -> rusqlite::Result<Self> {
-        Ok(Self {
-            rooms: last_of_rooms(connection, 0)?,
+    /// As the rows have them, and how far those go.
+    pub fn read(connection: &Connection) -> rusqlite::Result<(Self, HowFar)> {
+        let (rooms, how_far) = go_through(connection, Pos::MIN)?;
+        let this = Self {
+            rooms,
             ask_store: meta::<i64>(connection, "ask_store")?.unwrap_or(1) != 0,
             salvaged: meta::<i64>(connection, "salvaged")?.is_some(),
-        })
+        };
+        Ok((this, how_far))
     }
 
     /// What is parked is not in the store, and may be the last of a salvaged room.
@@ -50,12 +64,9 @@ impl LastSeqs {
 
     /// Rows from `from` on are here, too; returns what comes behind the last of them, or `from` where there are none.
     pub fn catch_up(&mut self, connection: &Connection, from: Pos) -> rusqlite::Result<Pos> {
-        let mut next = from;
-        for (presenter, (seq, pos)) in last_of_rooms(connection, from)? {
-            self.rooms.insert(presenter, (seq, pos));
-            next = next.max(pos + 1);
-        }
-        Ok(next)
+        let (rooms, how_far) = go_through(connection, from)?;
+        self.rooms.extend(rooms);
+        Ok(how_far.rows.map_or(from, |(_, last)| last + 1))
     }
 
     /// A row has come.
@@ -165,19 +176,29 @@ impl LastSeqs {
     }
 }
 
-/// The last seq of each room that has rows from `from` on, and the row that it is in.
-fn last_of_rooms(connection: &Connection, from: Pos) -> rusqlite::Result<HashMap<PresenterIdx, (Seq, Pos)>> {
-    let mut rooms = HashMap::new();
-    let sql = "SELECT presenter_idx, MAX(seq), MAX(pos) FROM spool
-               WHERE pos >= ?1 AND typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer' GROUP BY presenter_idx";
+/// The last seq and the last row of each room that has rows from `from` on, and how far those rows go. One pass, which keeps
+/// nothing but that: SQLite would sort all rows to group them, in memory, and a spool of gigabytes must start. A value that is no number
+/// where one should be must not stop the start, or none would ever come to the reading of that row, which sets it aside (rule 4).
+fn go_through(connection: &Connection, from: Pos) -> rusqlite::Result<(Rooms, HowFar)> {
+    let (mut rooms, mut how_far) = (Rooms::new(), HowFar::default());
+    let sql = "SELECT pos, presenter_idx, seq, sent_at FROM spool WHERE pos >= ?1 ORDER BY pos";
     let mut statement = connection.prepare(sql)?;
     let mut rows = statement.query([from])?;
     while let Some(row) = rows.next()? {
-        if let Some(presenter) = PresenterIdx::new(row.get(0)?) {
-            rooms.insert(presenter, (Seq(row.get::<_, i64>(1)?.cast_unsigned()), row.get(2)?));
-        }
+        let pos: Pos = row.get(0)?;
+        let number = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_i64().ok());
+        let (first, last) = how_far.rows.unwrap_or((pos, pos));
+        how_far.rows = Some((first.min(pos), last.max(pos)));
+        how_far.newest_ms = how_far.newest_ms.max(number(3)?);
+        let (Some(presenter), Some(seq)) = (number(1)?.and_then(PresenterIdx::new), number(2)?) else {
+            continue;
+        };
+        let (last, row) = rooms.entry(presenter).or_insert((Seq(seq.cast_unsigned()), pos));
+        // As it is in the file: a number below zero is no great one.
+        *last = Seq(last.0.cast_signed().max(seq).cast_unsigned());
+        *row = pos.max(*row);
     }
-    Ok(rooms)
+    Ok((rooms, how_far))
 }
 
 fn last_of_parked(connection: &Connection) -> rusqlite::Result<Vec<(PresenterIdx, Seq)>> {
@@ -190,4 +211,57 @@ fn last_of_parked(connection: &Connection) -> rusqlite::Result<Vec<(PresenterIdx
         Err(error) => Some(Err(error)),
     });
     rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{
+        Durability, SpoolSettings,
+        spool::schema::{INDEXES, open_connection},
+    };
+
+    #[test]
+    fn rule_03_a_start_knows_each_rooms_greatest_number_whatever_else_its_rows_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = SpoolSettings {
+            path: dir.path().join("chat.db"),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: false,
+        };
+        let connection = open_connection(&settings).unwrap();
+        connection.execute_batch(INDEXES).unwrap();
+        let (none, empty) = LastSeqs::read(&connection).unwrap();
+        assert_eq!((none.rooms_waiting(), empty), (0, HowFar::default()));
+        // What is no number, or none that there can be, is that of a damaged row.
+        let rows = [
+            "3, 1, 7, 1000",
+            "4, 2, 1, 1001",
+            "5, 1, 8, 'soon'",
+            "6, 1, -5, 999",
+            "7, 2, 'x', 1002",
+            "8, 'y', 900, 1003",
+            "9, -1, 901, 1004",
+            "10, 1, 6, 1005",
+            "11, 3, x'00', x'00'",
+        ];
+        for row in rows {
+            let sql = format!(
+                "INSERT INTO spool(pos, presenter_idx, seq, sent_at, epoch, id, user_idx, nickname, message, role)
+                 VALUES ({row}, 1, x'', 7, '', '', '')"
+            );
+            connection.execute(&sql, []).unwrap();
+        }
+        let room = |n| PresenterIdx::new(n).unwrap();
+        let (mut known, how_far) = LastSeqs::read(&connection).unwrap();
+        assert_eq!(known.rooms, [(room(1), (Seq(8), 10)), (room(2), (Seq(1), 4))].into());
+        let wanted = HowFar {
+            rows: Some((3, 11)),
+            newest_ms: Some(1005),
+        };
+        assert_eq!(how_far, wanted);
+        assert_eq!(known.catch_up(&connection, 12).unwrap(), 12);
+        assert_eq!(known.catch_up(&connection, 9).unwrap(), 12);
+    }
 }

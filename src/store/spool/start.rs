@@ -14,11 +14,6 @@ use super::{
 };
 use crate::store::{Durability, Left, SYNCHRONOUS};
 
-/// A value that is no number where one should be must not stop the start, or none would ever come to the reading of that row, which
-/// sets it aside (rule 4). The last seqs of rooms are asked for in the same way.
-const HOW_FAR: &str =
-    "SELECT MIN(pos), MAX(pos), MAX(CASE WHEN typeof(sent_at) = 'integer' THEN sent_at END) FROM spool";
-
 /// Where it stands.
 pub(super) struct Start {
     /// All numberings that its rows are of, by what they are called there.
@@ -74,20 +69,18 @@ pub(super) fn start(connection: &mut Connection, settings: &SpoolSettings, new: 
     let epochs = epochs(&transaction)?;
     let n: i64 = meta(&transaction, "epoch")?.unwrap_or(0);
     let epoch = epochs.get(&n).cloned().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    let (first, last, newest): (Option<Pos>, Option<Pos>, Option<i64>) =
-        transaction.query_row(HOW_FAR, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let mut last_seqs = LastSeqs::read(&transaction)?;
+    let (mut last_seqs, how_far) = LastSeqs::read(&transaction)?;
     let (rooms_known, furthest) = last_seqs.how_far(&transaction)?;
     last_seqs.add_parked(&transaction)?;
     let start = Start {
         epochs,
         epoch: (n, epoch),
-        first: first.unwrap_or(1),
-        next_pos: last.map_or(1, |last| last + 1),
+        first: how_far.rows.map_or(1, |(first, _)| first),
+        next_pos: how_far.rows.map_or(1, |(_, last)| last + 1),
         last_seqs,
         last_ms: meta::<i64>(&transaction, "last_ms")?
             .unwrap_or(0)
-            .max(newest.unwrap_or(0)),
+            .max(how_far.newest_ms.unwrap_or(0)),
         begun: new || lost,
         left: match clean {
             None => Left::New,
