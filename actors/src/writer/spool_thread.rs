@@ -11,6 +11,7 @@
 mod again;
 mod broadcasts;
 mod questions;
+mod together;
 
 use self::questions::Failing;
 use std::{

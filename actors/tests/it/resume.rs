@@ -1805,6 +1805,39 @@ async fn a_place_that_cannot_be_marked_costs_no_other_rooms_legacy_session() {
 }
 
 #[actix::test]
+async fn places_are_not_tried_one_by_one_while_another_process_writes_and_senders_are_told() {
+    let config = RegistryConfig {
+        sweep: NEVER,
+        checkpoint: NEVER,
+        ..registry_config()
+    };
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store, config, writer_config());
+    let peers: Vec<_> = (1..=64).map(|presenter| legacy_of(&stage, presenter)).collect();
+    for (presenter, peer) in (1..).zip(&peers) {
+        stage.accepted(presenter, "had").await;
+        peer.has(1).await;
+    }
+    {
+        let mut script = spool.script();
+        script.placed.clear();
+        script.busy = true;
+    }
+    // Keeps all of them, as a sweep or a stop does.
+    stage.registry.end_sessions(End::GoingAway).await;
+    until("the spool to count as one that takes nothing", || {
+        !stage.writer.writable()
+    })
+    .await;
+    assert_eq!(stage.refused(1, "x").await, Refusal::LogUnavailable);
+    let tried: Vec<_> = spool.script().placed.iter().map(Vec::len).collect();
+    assert_eq!(tried, [64], "each may take seconds");
+    spool.script().busy = false;
+    assert_eq!(stage.accepted_again(1, "y").await.seq, Seq(2));
+    fine(&peers.iter().map(Arc::as_ref).collect::<Vec<_>>());
+}
+
+#[actix::test]
 async fn a_place_that_cannot_be_kept_costs_no_other_room_its_own() {
     let config = RegistryConfig {
         sweep: NEVER,

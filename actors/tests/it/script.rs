@@ -92,6 +92,8 @@ pub struct SpoolScript {
     pub full: bool,
     /// What a commit says then, and whatever else is to be kept.
     pub full_why: &'static str,
+    /// Another process writes to the file, for as long as this is set: nothing is begun that would.
+    pub busy: bool,
     /// The page is damaged on which last seqs are to be kept.
     pub learns_in_vain: bool,
     /// From here on nothing happens any more, as after a kill -9 of the process.
@@ -161,6 +163,9 @@ impl SpoolScript {
     }
 
     fn has_room(&self) -> Result<(), SpoolError> {
+        if self.busy {
+            return Err(error(SpoolFault::NotBegun));
+        }
         if self.full {
             let why = self.full_why.into();
             let fault = SpoolFault::Full;
@@ -336,6 +341,9 @@ impl Spool for ScriptedSpool {
         let rooms: Vec<_> = places.iter().map(|place| place.presenter.get()).collect();
         let in_vain = rooms.iter().any(|room| script.places_in_vain.contains(room));
         script.placed.push(rooms);
+        if script.busy {
+            return Err(error(SpoolFault::NotBegun));
+        }
         if in_vain {
             return Err(error(SpoolFault::Unsure));
         }
@@ -352,6 +360,9 @@ impl Spool for ScriptedSpool {
     fn keep_broadcasts(&mut self, broadcasts: &[Broadcast]) -> Result<bool, SpoolError> {
         let mut script = self.script();
         script.is_there()?;
+        if script.busy {
+            return Err(error(SpoolFault::NotBegun));
+        }
         if script.keeps_in_vain > 0 {
             script.keeps_in_vain -= 1;
             return Err(error(SpoolFault::Unsure));

@@ -92,9 +92,9 @@ impl Run {
         }
     }
 
-    /// What somebody waits for could not be kept, though no commit failed: perhaps none comes, because the spool knows none of the rooms
-    /// that are sent to. It counts as one, and a probe tells whether the spool takes anything at all: a page that is damaged must not
-    /// cost the other rooms.
+    /// What is no event could not be kept, a last seq or a place, though no commit failed: perhaps none comes, because the spool knows
+    /// none of the rooms that are sent to, or what is appended would hang as long. It counts as one, and a probe tells whether the spool
+    /// takes anything at all: a page that is damaged must not cost the other rooms.
     pub(super) fn failed_to_keep(&mut self) {
         self.metrics.commit_failures.inc();
         if self.handle.writable() && self.probed_at.elapsed() >= self.config.retry_min {

@@ -75,48 +75,36 @@ impl Run {
         self.tell_last_seq(presenter, last);
     }
 
-    /// Has places kept that nobody waits for, and nobody tries again: a page that is damaged must not cost the other rooms.
+    /// Has places kept that nobody waits for, and nobody tries again.
     fn keep_places(&mut self, places: &[Place]) {
-        let Err(mut why) = self.spool.keep_places(places) else {
-            return;
-        };
-        let mut lost = places.len();
-        if lost > 1 {
-            lost = 0;
-            for place in places {
-                if let Err(error) = self.spool.keep_places(std::slice::from_ref(place)) {
-                    (lost, why) = (lost + 1, error);
-                }
+        let (kept, failed) = self.keep_together(places, Self::keep_all_places);
+        if let Some(why) = failed {
+            if let Some(more) = self.failing.places.due(Instant::now()) {
+                let lost = kept.iter().filter(|kept| kept.is_none()).count();
+                log::warn!("spool: how far {lost} rooms got is not kept: {why}{more}");
             }
-        }
-        if lost > 0
-            && let Some(more) = self.failing.places.due(Instant::now())
-        {
-            log::warn!("spool: how far {lost} rooms got is not kept: {why}{more}");
+            self.failed_to_keep();
         }
     }
 
+    /// The same of places that somebody waits for.
     fn mark_places(&mut self, places: &[Place]) {
-        // A page that is damaged must not cost the other rooms.
-        let together = places.len() > 1 && self.spool.keep_places(places).is_ok();
-        let marked: Vec<_> = places.iter().map(|place| together || self.mark(*place)).collect();
-        // Nobody is told twice where a panic comes in between.
-        for (place, kept) in places.iter().zip(marked) {
-            let presenter = place.presenter;
-            self.registry.mailbox.push(RegistryMsg::Marked { presenter, kept });
-        }
-    }
-
-    /// Has a place kept that somebody waits for; returns whether it is.
-    fn mark(&mut self, place: Place) -> bool {
-        let kept = self.spool.keep_places(&[place]);
-        let kept = kept.map_err(|error| {
+        let (kept, failed) = self.keep_together(places, Self::keep_all_places);
+        if let Some(error) = failed {
             if let Some(more) = self.failing.mark.due(Instant::now()) {
                 log::warn!("spool: how far a room got is not kept: {error}{more}");
             }
             self.failed_to_keep();
-        });
-        kept.is_ok()
+        }
+        // Nobody is told twice where a panic comes in between.
+        for (place, kept) in places.iter().zip(kept) {
+            let (presenter, kept) = (place.presenter, kept.is_some());
+            self.registry.mailbox.push(RegistryMsg::Marked { presenter, kept });
+        }
+    }
+
+    fn keep_all_places(&mut self, places: &[Place]) -> Result<Vec<()>, SpoolError> {
+        self.spool.keep_places(places).map(|()| vec![(); places.len()])
     }
 
     /// Rows that the drain does not have in memory.
