@@ -130,10 +130,10 @@ pub trait Spool: Send {
     /// The last seq of a room that is in the spool or was.
     fn last_seq(&mut self, presenter: PresenterIdx) -> Result<LastSeq, SpoolError>;
 
-    /// Remembers what the store told of a room that this spool had never seen; returns what counts, which is more where the
-    /// spool holds events that the store does not have yet.
+    /// Remembers what the store told of rooms that this spool had never seen. One transaction. Returns what counts of each, in their
+    /// order, which is more where the spool holds events that the store does not have yet.
     /// With it goes the newest time that is known, in milliseconds since 1970, for a start that does not ask the store any more (rule 5).
-    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, newest_ms: i64) -> Result<Seq, SpoolError>;
+    fn learn_last_seqs(&mut self, told: &[(PresenterIdx, Seq)], newest_ms: i64) -> Result<Vec<Seq>, SpoolError>;
 
     /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17). Takes none away: [`Self::free`] does.
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError>;

@@ -272,8 +272,8 @@ impl Spool for SqliteSpool {
         self.with(|this, connection| this.last_seqs.of(connection, presenter))
     }
 
-    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, newest_ms: i64) -> Result<Seq, SpoolError> {
-        self.with(|this, connection| this.last_seqs.learn(connection, presenter, last, newest_ms))
+    fn learn_last_seqs(&mut self, told: &[(PresenterIdx, Seq)], newest_ms: i64) -> Result<Vec<Seq>, SpoolError> {
+        self.with(|this, connection| this.last_seqs.learn(connection, told, newest_ms))
     }
 
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError> {

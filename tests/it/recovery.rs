@@ -429,8 +429,8 @@ fn a_damaged_spool_is_set_aside_whole_and_what_can_be_read_is_carried_over() {
         "rows of a damaged spool may not be the last"
     );
     assert_eq!(
-        spool.learn_last_seq(room(1), Seq(3), 0).unwrap(),
-        Seq(5000),
+        spool.learn_last_seqs(&[(room(1), Seq(3))], 0).unwrap(),
+        [Seq(5000)],
         "nor may the store's"
     );
     assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(5000)));
@@ -689,7 +689,8 @@ fn rule_03_numbers_of_a_salvaged_room_are_not_given_again_though_its_rows_went_b
         let case = format!("parks {parks}, restarts {restarts}");
         assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::AskStore, "{case}");
         // It was asked before it had them, or it never took the last one.
-        assert_eq!(spool.learn_last_seq(room(1), Seq(3), 0).unwrap(), Seq(50), "{case}");
+        let told = [(room(1), Seq(3)), (room(2), Seq(4))];
+        assert_eq!(spool.learn_last_seqs(&told, 0).unwrap(), [Seq(50), Seq(4)], "{case}");
         assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(50)), "{case}");
     }
 }
@@ -876,7 +877,7 @@ fn rule_05_the_stores_newest_time_is_kept_with_the_number_of_a_room_that_it_was_
     let (mut spool, info) = open(&path, Durability::Disk, None);
     let later = chatting_actors::clock::system_ms() + 3_600_000;
     for newest in [later, later - 1] {
-        spool.learn_last_seq(room(1), Seq(3), newest).unwrap();
+        spool.learn_last_seqs(&[(room(1), Seq(3))], newest).unwrap();
     }
     // What is older does not take it back, as rows of a salvaged spool are.
     let first = spool.commit(&events(&info, 2, 1..=2)).unwrap();

@@ -27,12 +27,7 @@ pub(crate) enum SpoolCommand {
     LastSeq {
         presenter: PresenterIdx,
     },
-    LearnLastSeq {
-        presenter: PresenterIdx,
-        last: Seq,
-        /// The room's broadcast that the store has open, where the drain has not asked for all of them yet.
-        open: Option<Broadcast>,
-    },
+    LearnLastSeq(ToLearn),
     Read {
         after: Pos,
         limit: usize,
@@ -82,6 +77,14 @@ pub(crate) enum SpoolCommand {
     /// The thread waits until the other end is dropped.
     Hold(Receiver<()>),
     Stop,
+}
+
+/// What the store told of a room that the spool does not know.
+pub(crate) struct ToLearn {
+    pub presenter: PresenterIdx,
+    pub last: Seq,
+    /// The room's broadcast that the store has open, where the drain has not asked for all of them yet.
+    pub open: Option<Broadcast>,
 }
 
 /// Numbered events in their order. Each has its permit until the registry, whichever is there then, has heard what became of it: one

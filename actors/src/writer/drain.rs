@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::{
     SpoolCommand,
     broadcasts::Records,
-    command::Rows,
+    command::{Rows, ToLearn},
     parts::{DrainMsg, Stored, WriterParts},
 };
 use crate::{
@@ -408,10 +408,8 @@ impl LogWriter {
                     this.newest_known |= told.is_ok();
                     match told {
                         Ok((last, open)) => {
-                            this.parts
-                                .handle
-                                .queue
-                                .push(SpoolCommand::LearnLastSeq { presenter, last, open });
+                            let told = ToLearn { presenter, last, open };
+                            this.parts.handle.queue.push(SpoolCommand::LearnLastSeq(told));
                         }
                         Err(error) => {
                             // Each room is asked for, again and again while the store is away.

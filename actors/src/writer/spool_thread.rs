@@ -24,7 +24,7 @@ use std::{
 
 use super::{
     Appended, DrainMsg, Later, SpoolCommand, SpoolFailure, Stored, WriterConfig, WriterHandle, WriterParts,
-    WriterPermit,
+    WriterPermit, command::ToLearn, queue::KEPT_AT_ONCE,
 };
 use crate::{
     broadcast::Broadcast,
@@ -78,6 +78,8 @@ impl SpoolThread {
             commands: VecDeque::new(),
             term: 0,
             pending: Appended::default(),
+            asked: 0,
+            to_learn: Vec::new(),
             committing: Appended::default(),
             result: None,
             telling: None,
@@ -101,6 +103,9 @@ impl SpoolThread {
         })
     }
 }
+
+/// So many questions at most are answered in front of a commit that could begin: together they take less than its sync.
+const ASKED_AT_ONCE: usize = 64;
 
 /// How soon broadcasts are tried again that could not be kept more than once.
 const KEEP_AGAIN: Duration = Duration::from_secs(1);
@@ -126,7 +131,7 @@ impl From<Lost> for Committed {
 /// Who waits for the question in hand; answered as failed when a panic takes it.
 enum Owed {
     Nothing,
-    LastSeq(PresenterIdx),
+    LastSeqs(Vec<PresenterIdx>),
     Keys,
     Broadcasts,
     Marked(Vec<PresenterIdx>),
@@ -171,6 +176,10 @@ struct Run {
     term: u64,
     /// Appended, and not come to yet.
     pending: Appended,
+    /// How many questions were answered since the last commit.
+    asked: usize,
+    /// Told by the store, and not come to yet: what is learned together is one transaction.
+    to_learn: Vec<ToLearn>,
     /// In the commit under way; answered when it is empty again.
     committing: Appended,
     /// What came of that commit, once it is known and until it is told.
@@ -220,7 +229,7 @@ impl Run {
     fn serve(&mut self) -> bool {
         self.pick_up();
         loop {
-            if self.commands.is_empty() && self.pending.is_empty() {
+            if self.commands.is_empty() && self.pending.is_empty() && self.to_learn.is_empty() {
                 // A spool that failed is tried again without waiting for a sender: refused senders may have gone elsewhere.
                 let probe = (!self.handle.writable()).then_some(self.config.retry_min);
                 // So are broadcasts that it did not keep: it may go on taking messages that name them.
@@ -234,14 +243,13 @@ impl Run {
                 self.keep_again(false);
             }
             while let Some(next) = self.commands.front() {
-                let joins = match next {
-                    SpoolCommand::Append { term, .. } => *term == self.term,
-                    SpoolCommand::Fail(_) => true,
-                    _ => false,
-                };
-                if !joins {
-                    // Everything else sees what was appended before it. It is still queued if this panics.
-                    self.commit();
+                // What sees all that was appended before it. It is still queued if this panics.
+                match next {
+                    SpoolCommand::Fail(_) | SpoolCommand::LearnLastSeq(_) => {}
+                    SpoolCommand::Append { term, .. } if *term == self.term => {}
+                    SpoolCommand::LastSeq { presenter } if self.may_ask(*presenter) => self.asked += 1,
+                    SpoolCommand::Append { .. } | SpoolCommand::LastSeq { .. } => self.commit(),
+                    _ => self.commit_and_learn(),
                 }
                 match self.commands.pop_front() {
                     Some(SpoolCommand::Append { term, appended }) => {
@@ -254,12 +262,30 @@ impl Run {
                     Some(SpoolCommand::Fail(SpoolFailure::BeforeTelling)) => self.fails_before_telling = true,
                     Some(SpoolCommand::Hold(held)) => while held.recv().is_ok() {},
                     Some(SpoolCommand::Stop) => return self.stop(),
+                    Some(SpoolCommand::LearnLastSeq(told)) => {
+                        self.to_learn.push(told);
+                        if self.to_learn.len() >= KEPT_AT_ONCE {
+                            self.commit_and_learn();
+                        }
+                    }
                     Some(other) => self.other(other),
                     None => {}
                 }
             }
-            self.commit();
+            self.commit_and_learn();
         }
+    }
+
+    /// Whether this room's last seq may be told before what was appended is committed: nothing of that is the room's. After a restart each
+    /// room asks, and the events of the others that come meanwhile are to share commits.
+    fn may_ask(&self, presenter: PresenterIdx) -> bool {
+        let is_of_room = |event: &Arc<Event>| event.presenter_idx == presenter;
+        self.asked < ASKED_AT_ONCE && !self.pending.events.iter().any(is_of_room)
+    }
+
+    fn commit_and_learn(&mut self) {
+        self.commit();
+        self.learn();
     }
 
     /// Gives what comes meanwhile its time, so that it shares a commit with what has come: most of a commit's cost is its sync.
@@ -302,11 +328,15 @@ impl Run {
     fn pick_up(&mut self) {
         match std::mem::replace(&mut self.owed, Owed::Nothing) {
             Owed::Nothing => {}
-            Owed::LastSeq(presenter) => self.registry.mailbox.push(RegistryMsg::LastSeq {
-                presenter,
-                last: Err(()),
-                place: None,
-            }),
+            Owed::LastSeqs(presenters) => {
+                for presenter in presenters {
+                    self.registry.mailbox.push(RegistryMsg::LastSeq {
+                        presenter,
+                        last: Err(()),
+                        place: None,
+                    });
+                }
+            }
             Owed::Keys => self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) }),
             Owed::Broadcasts => self.registry.mailbox.push(RegistryMsg::Broadcasts { open: Err(()) }),
             Owed::Marked(presenters) => {
@@ -353,6 +383,7 @@ impl Run {
     }
 
     fn commit(&mut self) {
+        self.asked = 0;
         while !self.pending.is_empty() {
             self.committing = self.pending.take(self.config.commit_max);
             let count = self.committing.events.len();

@@ -1,7 +1,8 @@
 //! Rules 1, 3, 4 and 11 among the actors: numbers are tentative until committed, and come back when they were not.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    ops::RangeInclusive,
+    sync::{Arc, atomic::Ordering, mpsc::SyncSender},
     time::Instant,
 };
 
@@ -14,7 +15,7 @@ use chatting_actors::{
 
 use crate::{
     script::{Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
-    stage::{Stage, eventually, keep_lines, lines_with, registry_config, room, until, writer_config},
+    stage::{Reader, Stage, eventually, keep_lines, lines_with, registry_config, room, until, writer_config},
 };
 
 fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -415,7 +416,8 @@ async fn a_room_whose_last_seq_cannot_be_kept_is_counted_and_costs_no_other_room
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
     {
         let mut script = spool.script();
-        (script.asks_store, script.learns_in_vain) = (true, true);
+        script.asks_store = true;
+        script.learns_in_vain.insert(1);
         script.rooms.insert(2, Seq(0));
     }
     let stage = Stage::with(spool.clone(), store, registry_config(), writer_config());
@@ -431,8 +433,90 @@ async fn a_room_whose_last_seq_cannot_be_kept_is_counted_and_costs_no_other_room
         seq += 1;
         assert_eq!(stage.accepted(2, "y").await.seq, Seq(seq));
     }
-    spool.script().learns_in_vain = false;
+    spool.script().learns_in_vain.clear();
     assert_eq!(stage.accepted_again(1, "first").await.seq, Seq(1));
+}
+
+/// Rooms with a session whose last seq, 7, the spool does not know and the store has told, all of them while the spool's thread is held.
+async fn told_together(rooms: RangeInclusive<i64>, spool: &ScriptedSpool) -> (Stage, Vec<Arc<Reader>>, SyncSender<()>) {
+    let (store, count) = (ScriptedStore::default(), rooms.clone().count());
+    spool.script().asks_store = true;
+    store
+        .script()
+        .last_seqs
+        .extend(rooms.clone().map(|presenter| (presenter, Seq(7))));
+    let mut config = registry_config();
+    // It would ask again, for their sessions.
+    config.sweep = std::time::Duration::from_secs(600);
+    let stage = Stage::with(spool.clone(), store, config, writer_config());
+    let go = stage.hold_writer();
+    let readers = rooms.clone().map(|presenter| stage.reader(presenter)).collect();
+    stage.has_session(*rooms.end(), true).await;
+    // Behind all their questions.
+    let hold = stage.writer.hold_spool();
+    drop(go);
+    let asked = || stage.store.script().asked_last_seq == count;
+    until("the store to be asked for all of them", asked).await;
+    (stage, readers, hold)
+}
+
+#[actix::test]
+async fn what_the_store_tells_of_many_rooms_is_kept_in_a_few_transactions() {
+    let spool = ScriptedSpool::default();
+    let (stage, _readers, hold) = told_together(1..=100, &spool).await;
+    drop(hold);
+    for presenter in 1..=100 {
+        assert_eq!(stage.accepted(presenter, "x").await.seq, Seq(8));
+    }
+    let script = spool.script();
+    let mut learned = script.learned.concat();
+    learned.sort_unstable();
+    assert_eq!(learned, (1..=100).collect::<Vec<_>>(), "each once");
+    // The drain may have asked something else in between, and the last one may come late.
+    assert!(script.learned.len() <= 4, "{:?}", script.learned);
+}
+
+#[actix::test]
+async fn a_last_seq_that_cannot_be_kept_costs_no_room_that_is_told_with_it() {
+    let spool = ScriptedSpool::default();
+    spool.script().learns_in_vain.insert(5);
+    let (stage, _readers, hold) = told_together(1..=10, &spool).await;
+    drop(hold);
+    for presenter in (1..=10).filter(|presenter| *presenter != 5) {
+        assert_eq!(stage.accepted(presenter, "x").await.seq, Seq(8));
+    }
+    assert_eq!(stage.refused(5, "x").await, Refusal::LogUnavailable);
+    spool.script().learns_in_vain.clear();
+    assert_eq!(stage.accepted_again(5, "x").await.seq, Seq(8));
+}
+
+#[actix::test]
+async fn messages_share_commits_though_other_rooms_ask_for_their_last_seqs_in_between() {
+    let mut config = registry_config();
+    // What is kept of rooms now and then parts commits.
+    config.sweep = std::time::Duration::from_secs(600);
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool.clone(), store, config, writer_config());
+    let mut readers = vec![stage.reader(1)];
+    stage.accepted(1, "first").await;
+    stage.stored(1).await;
+    let hold = stage.writer.hold_spool();
+    spool.script().sizes.clear();
+    let mut waiting = Vec::new();
+    for n in 1..=100 {
+        readers.push(stage.reader(100 + n));
+        stage.has_session(100 + n, true).await;
+        waiting.push(stage.submit(1, "x"));
+        stage.has_in_flight(1, waiting.len()).await;
+    }
+    drop(hold);
+    for one in waiting {
+        assert!(matches!(one.await.unwrap(), Outcome::Accepted(_)));
+    }
+    let script = spool.script();
+    assert_eq!(script.sizes.iter().sum::<usize>(), 100);
+    // Nor does what was appended wait for all the questions.
+    assert!((2..=4).contains(&script.sizes.len()), "{:?}", script.sizes);
 }
 
 #[actix::test]

@@ -94,8 +94,10 @@ pub struct SpoolScript {
     pub full_why: &'static str,
     /// Another process writes to the file, for as long as this is set: nothing is begun that would.
     pub busy: bool,
-    /// The page is damaged on which last seqs are to be kept.
-    pub learns_in_vain: bool,
+    /// The page is damaged on which the last seqs of these rooms are to be kept.
+    pub learns_in_vain: BTreeSet<i64>,
+    /// The rooms of each transaction that was to keep last seqs.
+    pub learned: Vec<Vec<i64>>,
     /// From here on nothing happens any more, as after a kill -9 of the process.
     pub killed: bool,
     /// How far rooms got.
@@ -301,18 +303,25 @@ impl Spool for ScriptedSpool {
         })
     }
 
-    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, _: i64) -> Result<Seq, SpoolError> {
+    fn learn_last_seqs(&mut self, told: &[(PresenterIdx, Seq)], _: i64) -> Result<Vec<Seq>, SpoolError> {
         let mut script = self.script();
         script.fails()?;
+        let rooms: Vec<_> = told.iter().map(|(presenter, _)| presenter.get()).collect();
+        let in_vain = rooms.iter().any(|room| script.learns_in_vain.contains(room));
+        script.learned.push(rooms);
         script.has_room()?;
-        if script.learns_in_vain {
+        if in_vain {
             return Err(error(SpoolFault::Unsure));
         }
-        let of_room = script.rows.values().filter(|event| event.presenter_idx == presenter);
-        let last = of_room.map(|event| event.seq).max().unwrap_or_default().max(last);
-        // What is known already stays.
-        script.rooms.entry(presenter.get()).or_insert(last);
-        Ok(last)
+        let mut last_seqs = Vec::new();
+        for (presenter, last) in told {
+            let of_room = script.rows.values().filter(|event| event.presenter_idx == *presenter);
+            let last = of_room.map(|event| event.seq).max().unwrap_or_default().max(*last);
+            // What is known already stays.
+            script.rooms.entry(presenter.get()).or_insert(last);
+            last_seqs.push(last);
+        }
+        Ok(last_seqs)
     }
 
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError> {
@@ -475,6 +484,8 @@ pub struct StoreScript {
     pub away: bool,
     pub poison: Vec<String>,
     pub last_seqs: BTreeMap<i64, Seq>,
+    /// How many times a room's last seq was asked for.
+    pub asked_last_seq: usize,
     pub batches: Vec<usize>,
     pub broadcasts: BTreeMap<Uuid, Broadcast>,
     /// The rooms whose broadcasts are not kept, and whether that is for good.
@@ -626,6 +637,7 @@ impl LogStore for ScriptedStore {
     fn last_seq(&self, presenter: PresenterIdx) -> BoxFuture<'_, Result<Seq, StoreError>> {
         self.answer(
             move |script| {
+                script.asked_last_seq += 1;
                 let presenter = presenter.get();
                 let told = script.last_seqs.get(&presenter).copied();
                 let mut events = script.events.range((presenter, 0)..=(presenter, u64::MAX));

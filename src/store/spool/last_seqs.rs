@@ -120,26 +120,31 @@ impl LastSeqs {
         })
     }
 
-    /// The store has told a room's, and the newest time that it knows; returns the one that counts.
+    /// The store has told those of rooms, and the newest time that it knows; returns those that count.
     pub fn learn(
         &mut self,
         connection: &Connection,
-        presenter: PresenterIdx,
-        last: Seq,
+        told: &[(PresenterIdx, Seq)],
         newest_ms: i64,
-    ) -> rusqlite::Result<Seq> {
+    ) -> rusqlite::Result<Vec<Seq>> {
         let transaction = Writing::begin(connection)?;
-        // What the spool itself holds of the room counts too: the store may not have it yet.
-        let last = last.max(self.rooms.get(&presenter).map_or(Seq(0), |(seq, _)| *seq));
+        let mut last_seqs = Vec::with_capacity(told.len());
         let mut statement =
             connection.prepare_cached("INSERT OR IGNORE INTO rooms(presenter_idx, last_seq) VALUES (?1, ?2)")?;
-        statement.execute(params![presenter.get(), last.0.cast_signed()])?;
+        for (presenter, last) in told {
+            // What the spool itself holds of the room counts too: the store may not have it yet.
+            let last = self.rooms.get(presenter).map_or(*last, |(seq, _)| *last.max(seq));
+            statement.execute(params![presenter.get(), last.0.cast_signed()])?;
+            last_seqs.push(last);
+        }
         keep_last_ms(connection, newest_ms)?;
         transaction.commit()?;
-        if self.rooms.get(&presenter).is_some_and(|(_, pos)| *pos == NO_ROW) {
-            self.rooms.remove(&presenter);
+        for (presenter, _) in told {
+            if self.rooms.get(presenter).is_some_and(|(_, pos)| *pos == NO_ROW) {
+                self.rooms.remove(presenter);
+            }
         }
-        Ok(last)
+        Ok(last_seqs)
     }
 
     /// How one is kept in `rooms`. Of a salvaged room only the store knows it, until it was asked.

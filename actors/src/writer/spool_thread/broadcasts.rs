@@ -16,8 +16,7 @@ use crate::{
     broadcast::{Broadcast, TAKEN_UP},
     registry::RegistryMsg,
     seams::{LastSeq, SpoolError, SpoolFault},
-    types::PresenterIdx,
-    writer::DrainMsg,
+    writer::{DrainMsg, command::ToLearn},
 };
 
 /// So many transactions at most, and for so long, to tell those that can be kept from those that cannot: commits wait for
@@ -220,13 +219,21 @@ impl Run {
         Ok(())
     }
 
-    /// The same of a room that asks the store for its last seq. What was asked for longer ago than another answer came is told of a
+    /// The same of rooms that ask the store for their last seqs. What was asked for longer ago than another answer came is told of a
     /// broadcast that may have ended since.
-    pub(super) fn adopt_of_room(&mut self, presenter: PresenterIdx, open: Option<Broadcast>) -> Result<(), SpoolError> {
-        match open {
-            Some(open) if self.spool.last_seq(presenter)? == LastSeq::AskStore => self.adopt_broadcasts(vec![open]),
-            _ => Ok(()),
+    pub(super) fn adopt_of_rooms(&mut self, told: &[ToLearn]) -> Result<(), SpoolError> {
+        let mut unknown = Vec::new();
+        for ToLearn { presenter, open, .. } in told {
+            if let Some(open) = open
+                && self.spool.last_seq(*presenter)? == LastSeq::AskStore
+            {
+                unknown.push(open.clone());
+            }
         }
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.adopt_broadcasts(unknown)
     }
 
     /// Tells the registry which are open.

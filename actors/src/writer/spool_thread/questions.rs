@@ -1,5 +1,5 @@
 //! What the spool's thread is asked beside appends: last seqs, keys, places, broadcasts, rows read back and freed. Each sees what was appended
-//! before it.
+//! before it; a room's last seq what of that is the room's.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -8,12 +8,14 @@ use std::{
 
 use super::{Owed, Run};
 use crate::{
-    broadcast::Broadcast,
     registry::RegistryMsg,
     seams::{LastSeq, Place, Pos, SpoolError},
     seldom::Seldom,
     types::{Event, PresenterIdx, Seq},
-    writer::{DrainMsg, SpoolCommand, command::Rows},
+    writer::{
+        DrainMsg, SpoolCommand,
+        command::{Rows, ToLearn},
+    },
 };
 
 /// When it was last told that one of these failed, or is over: all rooms ask, again and again for as long as it does.
@@ -32,15 +34,19 @@ pub(super) struct Failing {
 impl Run {
     /// What a room's numbering goes on from, and how far the room had got when that was last kept.
     fn tell_last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>) {
-        let place = self.spool.place(presenter).unwrap_or_else(|error| {
+        let place = self.place(presenter);
+        self.registry
+            .mailbox
+            .push(RegistryMsg::LastSeq { presenter, last, place });
+    }
+
+    fn place(&mut self, presenter: PresenterIdx) -> Option<Place> {
+        self.spool.place(presenter).unwrap_or_else(|error| {
             if let Some(more) = self.failing.place.due(Instant::now()) {
                 log::warn!("spool: how far a room got cannot be read: {error}{more}");
             }
             None
-        });
-        self.registry
-            .mailbox
-            .push(RegistryMsg::LastSeq { presenter, last, place });
+        })
     }
 
     /// Where the spool does not know it, the drain asks the store, and the answer comes back to be learned.
@@ -57,22 +63,43 @@ impl Run {
         }
     }
 
-    fn learn_last_seq(&mut self, presenter: PresenterIdx, last: Seq, open: Option<Broadcast>) {
-        // Before the registry can begin another one.
-        let adopted = self.adopt_of_room(presenter, open);
-        // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
-        let learned = adopted.and_then(|()| self.spool.learn_last_seq(presenter, last, self.handle.last_ms()));
-        let known = learned.and_then(|last| match self.spool.last_seq(presenter)? {
-            LastSeq::Known(known) => Ok(known.max(last)),
-            LastSeq::AskStore => Ok(last),
-        });
-        let last = known.map_err(|error| {
+    /// Learns what the store told of rooms, and tells the registry what their numbering goes on from.
+    pub(super) fn learn(&mut self) {
+        if self.to_learn.is_empty() {
+            return;
+        }
+        let told = std::mem::take(&mut self.to_learn);
+        self.owed = Owed::LastSeqs(told.iter().map(|one| one.presenter).collect());
+        let (learned, failed) = self.keep_together(&told, Self::learn_last_seqs);
+        if let Some(error) = failed {
             if let Some(more) = self.failing.learning.due(Instant::now()) {
                 log::error!("spool: the last seq of a room cannot be kept: {error}{more}");
             }
             self.failed_to_keep();
+        }
+        let last_seqs = told.iter().zip(learned).map(|(one, last)| RegistryMsg::LastSeq {
+            presenter: one.presenter,
+            last: last.ok_or(()),
+            place: self.place(one.presenter),
         });
-        self.tell_last_seq(presenter, last);
+        // Nobody is told twice where a panic comes in between.
+        for last_seq in last_seqs.collect::<Vec<_>>() {
+            self.registry.mailbox.push(last_seq);
+        }
+        self.owed = Owed::Nothing;
+    }
+
+    fn learn_last_seqs(&mut self, told: &[ToLearn]) -> Result<Vec<Seq>, SpoolError> {
+        // Before the registry can begin another one.
+        self.adopt_of_rooms(told)?;
+        let last_seqs: Vec<_> = told.iter().map(|one| (one.presenter, one.last)).collect();
+        let learned = self.spool.learn_last_seqs(&last_seqs, self.handle.last_ms())?;
+        // The answer may be an old one, overtaken by another and by what was numbered since: the spool knows.
+        let known = last_seqs.iter().zip(learned).map(|((presenter, _), last)| {
+            let known = self.spool.last_seq(*presenter)?;
+            Ok(known.known().map_or(last, |known| known.max(last)))
+        });
+        known.collect()
     }
 
     /// Has places kept that nobody waits for, and nobody tries again.
@@ -134,9 +161,7 @@ impl Run {
 
     pub(super) fn other(&mut self, command: SpoolCommand) {
         self.owed = match &command {
-            SpoolCommand::LastSeq { presenter } | SpoolCommand::LearnLastSeq { presenter, .. } => {
-                Owed::LastSeq(*presenter)
-            }
+            SpoolCommand::LastSeq { presenter } => Owed::LastSeqs(vec![*presenter]),
             SpoolCommand::ReadKeys { .. } => Owed::Keys,
             SpoolCommand::OpenBroadcasts => Owed::Broadcasts,
             SpoolCommand::MarkPlaces { places } => Owed::Marked(places.iter().map(|place| place.presenter).collect()),
@@ -159,7 +184,6 @@ impl Run {
                 self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) });
             }
             SpoolCommand::LastSeq { presenter } => self.last_seq(presenter),
-            SpoolCommand::LearnLastSeq { presenter, last, open } => self.learn_last_seq(presenter, last, open),
             SpoolCommand::KeepPlaces { places } => self.keep_places(&places),
             SpoolCommand::MarkPlaces { places } => self.mark_places(&places),
             SpoolCommand::KeepBroadcasts { broadcasts } => self.keep_broadcasts(broadcasts),
@@ -193,7 +217,11 @@ impl Run {
             } => {
                 let _ = reply.send(self.free(through, &parked, keys_before_ms));
             }
-            SpoolCommand::Append { .. } | SpoolCommand::Fail(_) | SpoolCommand::Hold(_) | SpoolCommand::Stop => {}
+            SpoolCommand::Append { .. }
+            | SpoolCommand::LearnLastSeq(_)
+            | SpoolCommand::Fail(_)
+            | SpoolCommand::Hold(_)
+            | SpoolCommand::Stop => {}
         }
     }
 }
