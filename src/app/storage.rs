@@ -6,6 +6,7 @@ use chatting_actors::{
     clock::system_ms,
     metrics::Metrics,
     seams::{LogStore, Spool, StoreError},
+    types::Event,
     wire::v1::timestamp,
     writer::SpoolInfo,
 };
@@ -14,7 +15,7 @@ use super::Guarded;
 use crate::{
     settings::{LogBackend, Settings},
     startup::{self, StartError},
-    store::{Archive, FoundStore, MongoStore, ServerBeat, SqliteSpool, SqliteStore, spool::OtherLog},
+    store::{Archive, FoundStore, MongoStore, Newest, ServerBeat, SqliteSpool, SqliteStore, spool::OtherLog},
 };
 
 /// Where events are kept, opened and not yet written to.
@@ -38,6 +39,7 @@ pub(super) async fn open_storage(
     let Opened { store, away, newest_ms } = open_store(settings, &mut spool, beat).await?;
     // A spool that is new, or was damaged, does not know the times that were told before it (rule 5).
     info.last_ms = info.last_ms.max(newest_ms);
+    info.epoch = spool.epoch().clone();
     warn_of_clock(info.last_ms);
     Ok(Storage {
         spool,
@@ -109,17 +111,17 @@ async fn open_sqlite(settings: &Settings, spool: &SqliteSpool) -> Result<Opened,
     let store = SqliteStore::new(spool.connection());
     let prepared = store.prepare().await;
     prepared.map_err(|error| unwritable(settings, &error))?;
-    let newest_ms = tell_store("the spool's own file", store.found().await);
+    let found = tell_store("the spool's own file", store.found().await);
     Ok(Opened {
         store: Arc::new(store),
         away: None,
-        newest_ms,
+        newest_ms: found.map_or(0, |found| found.newest_ms()),
     })
 }
 
 async fn open_mongo(
     settings: &Settings,
-    spool: &SqliteSpool,
+    spool: &mut SqliteSpool,
     beat: &mut Option<ServerBeat>,
 ) -> Result<Opened, StartError> {
     let asked = MongoStore::asked(&startup::mongo_settings(settings)).await;
@@ -140,7 +142,13 @@ async fn open_mongo(
     let (mut away, mut newest_ms) = (None, 0);
     match taken {
         Ok(None) => {
-            newest_ms = tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await);
+            let found = tell_store(&format!("MongoDB, {}", settings.mongodb.database), store.found().await);
+            if let Some(Newest { sent_at_ms, event }) = found.and_then(|found| found.newest) {
+                newest_ms = sent_at_ms;
+                if let Ok(event) = event {
+                    go_on_behind(settings, spool, &event)?;
+                }
+            }
         }
         Ok(Some(other)) => return Err(StartError::Unavailable(other)),
         Err(error) => {
@@ -160,19 +168,36 @@ fn unwritable(settings: &Settings, error: &dyn Display) -> StartError {
     StartError::Unavailable(format!("the spool {path} (log.path) cannot be made ready: {error}"))
 }
 
-/// Says what was found in the store, and returns when its newest event was sent, 0 without one. That it cannot be told stops no
-/// start: what is accepted waits in the spool.
-fn tell_store(store: &str, found: Result<FoundStore, StoreError>) -> i64 {
+/// Says what was found in the store, and returns it. That it cannot be told stops no start: what is accepted waits in the spool.
+fn tell_store(store: &str, found: Result<FoundStore, StoreError>) -> Option<FoundStore> {
     match found {
         Ok(found) => {
             log::info!("store ({store}): {found}");
-            found.newest_ms()
+            Some(found)
         }
         Err(error) => {
             log::warn!("store ({store}): what it holds cannot be told: {error}");
-            0
+            None
         }
     }
+}
+
+/// Gives no number again that the store has: a spool that is behind the store's newest event begins a new epoch (rule 4).
+fn go_on_behind(settings: &Settings, spool: &mut SqliteSpool, newest: &Event) -> Result<(), StartError> {
+    let behind = spool
+        .begin_epoch_if_behind(newest)
+        .map_err(|error| unwritable(settings, &error))?;
+    if behind {
+        log::error!(
+            "spool: it is an old copy, or its disk lost what was synced: MongoDB has seq {} of room {} in its epoch {}, and it has not. \
+             Epoch {} begins; docs/OPERATIONS.md, \"Numbering conflict\"",
+            newest.seq,
+            newest.presenter_idx,
+            newest.epoch.0,
+            spool.epoch().0
+        );
+    }
+    Ok(())
 }
 
 /// How far the newest message may be ahead of the clock: clocks of machines that took a spool over from each other differ by less.

@@ -957,6 +957,48 @@ fn what_is_salvaged_of_an_epoch_whose_name_is_lost_is_not_taken_for_the_one_that
     assert_eq!(spool.read(20, 100).unwrap()[0].1.epoch, again.epoch);
 }
 
+#[actix_web::test]
+async fn rule_04_an_old_copy_of_the_spool_that_is_put_back_begins_a_new_epoch_and_nothing_is_parked() {
+    let say = async |app: &TestApp, text: &str| {
+        app.go_live(12);
+        let _presenter = app.presenter(12).await;
+        let answer = app.post(12, 7, text).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        crate::history::drained(app).await;
+        assert_eq!(app.metric("chat_parked_events").await, Some(0.0), "{text}");
+        answer.json()
+    };
+    let dir = ScratchDir::new("old-copy");
+    let mut settings = settings(&dir);
+    use_mongodb(&mut settings);
+    let app = spawn_in(dir, settings).await;
+    let first = say(&app, "first").await;
+    let (_, dir, settings) = app.stop().await;
+    let [path, copy] = ["chat.db", "copy.db"].map(|name| dir.path().join(name));
+    std::fs::copy(&path, &copy).unwrap();
+    let app = spawn_in(dir, settings).await;
+    let second = say(&app, "second").await;
+    let (_, dir, settings) = app.stop().await;
+    // As by a snapshot of its volume.
+    std::fs::copy(&copy, &path).unwrap();
+    let app = spawn_in(dir, settings).await;
+    let third = say(&app, "third").await;
+    assert_eq!(first["epoch"], second["epoch"]);
+    assert_ne!(second["epoch"], third["epoch"]);
+    // It is the server's own from then on.
+    let (_, dir, settings) = app.stop().await;
+    let app = spawn_in(dir, settings).await;
+    let fourth = say(&app, "fourth").await;
+    assert_eq!(third["epoch"], fourth["epoch"]);
+    let history = app.state.history.store();
+    let mut stored = Vec::new();
+    for answer in [&first, &second, &third, &fourth] {
+        let id = answer["id"].as_str().unwrap().parse().unwrap();
+        stored.extend(history.find(id).await.unwrap());
+    }
+    assert_eq!(stored.len(), 4);
+}
+
 #[test]
 fn rule_07_a_spool_is_one_by_whatever_link_it_is_named() {
     let dir = ScratchDir::new("linked");

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use chatting_actors::{
-    seams::Pos,
-    types::{Epoch, Seq},
+    seams::{LastSeq, Pos, Spool, SpoolError},
+    types::{Epoch, Event, Seq},
 };
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
-    BACKEND, DAMAGED, FORMAT, SpoolSettings, last_seqs::LastSeqs, meta, ours::backend, places, schema::INDEXES,
-    set_meta,
+    BACKEND, DAMAGED, FORMAT, SpoolSettings, SqliteSpool, freeing::beyond_limit, last_seqs::LastSeqs, meta,
+    ours::backend, places, schema::INDEXES, set_meta,
 };
 use crate::store::{Durability, Left, SYNCHRONOUS};
 
@@ -56,9 +56,7 @@ pub(super) fn start(connection: &mut Connection, settings: &SpoolSettings, new: 
         set_meta(&transaction, "last_ms", 0)?;
     }
     if new || lost {
-        let epoch = format!("{:016x}", rand::random::<u64>());
-        transaction.execute("INSERT INTO epochs(epoch) VALUES (?1)", params![epoch])?;
-        set_meta(&transaction, "epoch", transaction.last_insert_rowid())?;
+        begin_epoch(&transaction)?;
     }
     // What the store refused it may take now.
     transaction.execute("UPDATE records SET stored = 0 WHERE stored = 2 AND stored <> 1", [])?;
@@ -93,6 +91,50 @@ pub(super) fn start(connection: &mut Connection, settings: &SpoolSettings, new: 
     transaction.commit()?;
     connection.pragma_update(None, SYNCHRONOUS, settings.durability.synchronous())?;
     Ok(start)
+}
+
+/// Begins a new numbering, within a transaction; returns what it is called in rows, and its name.
+fn begin_epoch(connection: &Connection) -> rusqlite::Result<(i64, Epoch)> {
+    let epoch = format!("{:016x}", rand::random::<u64>());
+    connection.execute("INSERT INTO epochs(epoch) VALUES (?1)", params![epoch])?;
+    let n = connection.last_insert_rowid();
+    set_meta(connection, "epoch", n)?;
+    Ok((n, Epoch(epoch.into())))
+}
+
+impl SqliteSpool {
+    /// The numbering that new events belong to.
+    pub fn epoch(&self) -> &Epoch {
+        &self.epoch.1
+    }
+
+    /// The store has this event. Where it is of this spool's numbering and further than the spool knows of its room, the file is an old
+    /// copy of itself that was put back, or its disk lost what it had synced: it would give numbers again that were given. So a new
+    /// numbering begins, in which the store takes them. Returns whether it does. To be asked before anything is numbered.
+    pub fn begin_epoch_if_behind(&mut self, stored: &Event) -> Result<bool, SpoolError> {
+        if stored.epoch != self.epoch.1 {
+            return Ok(false);
+        }
+        if let LastSeq::Known(last) = self.last_seq(stored.presenter_idx)?
+            && last >= stored.seq
+        {
+            return Ok(false);
+        }
+        let epoch = self.with(|_, connection| {
+            // As a full spool must start, too.
+            beyond_limit(connection, |connection| {
+                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let epoch = begin_epoch(&transaction)?;
+                transaction.commit()?;
+                Ok(epoch)
+            })
+        })?;
+        self.epochs.insert(epoch.0, epoch.1.clone());
+        self.found.epoch = epoch.1.0.to_string();
+        self.found.new_epoch = true;
+        self.epoch = epoch;
+        Ok(true)
+    }
 }
 
 /// The names of numberings, by what they are called in rows.
