@@ -62,7 +62,7 @@ pub(super) async fn delete_message(
     let (room, message) = path.into_inner();
     let result = async {
         let (caller, presenter) = staff(&request, &room, &state).await?;
-        let history = state.history_of_staff();
+        let history = state.history_for_deletion(&caller);
         let found = history.find(presenter, id(&message)?).await;
         let found = read(&state, found)?.filter(|logged| logged.event.act.is_none());
         let found = found.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such message"))?;

@@ -156,8 +156,14 @@ impl State {
         })
     }
 
-    /// What reads for an act that only staff of a room may do, whoever of them it is: were viewers to fill every place, nobody could
-    /// delete what they say.
+    /// What reads for a deletion, which waits for its turn whoever of the room's staff it is of: were viewers to fill every place, nobody
+    /// could delete what they say. Who is neither moderator nor operator has no more than a share of the turns here, too: else one user
+    /// could keep all others waiting behind what is asked for in the room with their own number.
+    pub fn history_for_deletion(&self, caller: &Claims) -> History {
+        self.history_for(caller).patient(self.limits.staff_patience)
+    }
+
+    /// What reads for moderators and operators, and for an export, of which anybody else has one at a time.
     pub fn history_of_staff(&self) -> History {
         self.history.patient(self.limits.staff_patience)
     }

@@ -1,5 +1,6 @@
 //! Turns to read the log (`log.readers`): who waits for one, who is refused, and who comes first.
 
+use actix_web::rt::task::JoinHandle;
 use chatting_actors::{
     gate::Gate,
     types::{PresenterIdx, Seq, UserIdx},
@@ -13,7 +14,7 @@ use crate::{
     support::{
         app::{TestApp, spawn_app},
         eventually,
-        http::HttpClient,
+        http::{HttpClient, Response},
         presenter::V1,
     },
 };
@@ -49,11 +50,20 @@ async fn with_readers(readers: usize) -> Served {
     }
 }
 
-async fn somebody_waits(gate: &Gate) {
+async fn so_many_wait(gate: &Gate, count: usize) {
     eventually("somebody to wait for a turn", async || {
-        (gate.waiting() == 1).then_some(())
+        (gate.waiting() == count).then_some(())
     })
     .await;
+}
+
+/// Asks for a deletion on a connection of its own.
+fn delete(app: &TestApp, path: &str, token: String) -> JoinHandle<Response> {
+    let (addr, path) = (app.addr, path.to_owned());
+    actix_web::rt::spawn(async move {
+        let mut client = HttpClient::connect(addr).await;
+        client.request("DELETE", &path, &[("token", &token)], "").await
+    })
 }
 
 #[actix_web::test]
@@ -62,12 +72,8 @@ async fn staff_that_finds_every_turn_taken_waits_until_it_can_delete_and_a_viewe
     let app = &served.app;
     let gate = app.state.history.gate();
     let taken = gate.try_acquire(1).unwrap();
-    let (addr, presenter, message) = (app.addr, app.token(12), served.message.clone());
-    let deleted = actix_web::rt::spawn(async move {
-        let mut client = HttpClient::connect(addr).await;
-        client.request("DELETE", &message, &[("token", &presenter)], "").await
-    });
-    somebody_waits(gate).await;
+    let deleted = delete(app, &served.message, app.token(12));
+    so_many_wait(gate, 1).await;
     let refused = request(app, "GET", "/v1/rooms/12/messages?q=zz", &app.token(8), "").await;
     assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("overloaded")));
     assert_eq!(app.metric("chat_queue_waits_total{queue=\"readers\"}").await, Some(1.0));
@@ -135,7 +141,7 @@ async fn a_correction_that_was_made_is_answered_whoever_reads_by_then() {
     let taken = gate.try_acquire(1).unwrap();
     let mut client = app.client().await;
     client.send_bytes(head.as_bytes()).await;
-    somebody_waits(gate).await;
+    so_many_wait(gate, 1).await;
     // Who waits behind the look-up of the broadcast has the turn when that is over, and keeps it.
     let waiting = gate.begin_wait();
     drop(taken);
@@ -190,4 +196,35 @@ async fn one_user_has_half_of_the_turns_at_most_and_keeps_nobody_else_from_readi
         })
         .await;
     }
+}
+
+#[actix_web::test]
+async fn who_deletes_in_a_room_of_their_own_has_a_share_of_the_turns_and_a_moderator_waits_behind_no_more() {
+    let served = with_readers(2).await;
+    let app = &served.app;
+    let gate = app.state.history.gate();
+    let held = [(); 2].map(|()| gate.try_acquire(1).unwrap());
+    let nothing = "/v1/rooms/7/messages/019b76da-a800-7000-8000-000000000001";
+    let first = delete(app, nothing, app.token(7));
+    so_many_wait(gate, 1).await;
+    for _ in 0..9 {
+        let further = request(app, "DELETE", nothing, &app.token(7), "").await;
+        assert_eq!(
+            (further.status, &further.json()["code"]),
+            (429, &json!("rate_limited")),
+            "{further:?}"
+        );
+        assert!(further.header("retry-after").is_some(), "{further:?}");
+    }
+    let moderator = token_with(23, "moderator", json!([12]));
+    let moderated = delete(app, &served.message, moderator);
+    so_many_wait(gate, 2).await;
+    let [turn, other] = held;
+    drop(turn);
+    assert_eq!(first.await.unwrap().status, 404);
+    assert_eq!(moderated.await.unwrap().status, 200);
+    drop(other);
+    // What was refused is not under way.
+    let again = request(app, "DELETE", nothing, &app.token(7), "").await;
+    assert_eq!(again.status, 404, "{again:?}");
 }
