@@ -16,7 +16,7 @@ mod text;
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -45,6 +45,8 @@ pub struct History {
     spool: Arc<PathBuf>,
     store: Arc<dyn Archive>,
     readers: Arc<Gate>,
+    /// Whether the store did not answer when it was last asked.
+    away: Arc<AtomicBool>,
     patience: Duration,
     /// What one user who shares has of the turns,
     shares: FewEach,
@@ -91,6 +93,7 @@ impl History {
             spool: Arc::new(spool),
             store,
             readers: Gate::new("readers", readers),
+            away: Arc::default(),
             patience: Duration::ZERO,
             shares: FewEach::new((readers / SHARE).max(1)),
             user: None,
@@ -141,7 +144,8 @@ impl History {
 
     /// Reads in this turn, or in none, where something else bounds how many read.
     fn reading(&self, turn: Option<Turn>) -> Reading {
-        Reading::new(Arc::clone(&self.spool), Arc::clone(&self.store), turn)
+        let (spool, store, away) = (&self.spool, &self.store, &self.away);
+        Reading::new(Arc::clone(spool), Arc::clone(store), Arc::clone(away), turn)
     }
 
     /// Only who waits in vain is refused, and that once: its tries before are none.

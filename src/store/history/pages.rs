@@ -205,7 +205,9 @@ impl Looking {
 impl History {
     /// One page. Errors: the log cannot be read now, or too much is read.
     pub async fn page(&self, query: &Query) -> Result<Page, HistoryError> {
-        self.turn().await?.page(query).await
+        let reading = self.turn().await?;
+        reading.unless_away(query.presenter).await?;
+        reading.page(query).await
     }
 
     /// One event of a room by its id; `None` when there is none.
@@ -444,5 +446,45 @@ mod tests {
             assert_eq!(FOLDED.get(), before);
             assert_eq!(history.gate().depth(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn while_the_store_is_away_no_spool_is_gone_through_for_a_page_that_needs_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name| dir.path().join(name);
+        let open = |name| {
+            let settings = SpoolSettings {
+                path: path(name),
+                durability: Durability::Os,
+                max_bytes: None,
+                embedded: true,
+            };
+            SqliteSpool::open(settings).unwrap().0
+        };
+        drop(open("spool/chat.db"));
+        let store = SqliteStore::to_read(path("log.db"));
+        let history = History::new(path("spool/chat.db"), Arc::new(store), 1);
+        let query = Query {
+            presenter: PresenterIdx::new(1).unwrap(),
+            start: Start::After(Seq(0)),
+            user: None,
+            text: None,
+            from_ms: None,
+            to_ms: None,
+            deleted_too: true,
+            limit: 10,
+            scan_limit: 10,
+        };
+        let page = async || history.page(&query).await.map_err(|error| error.to_string());
+        let unanswered = page().await.unwrap_err();
+        // Had it been looked into, it would be missed.
+        std::fs::rename(path("spool"), path("elsewhere")).unwrap();
+        assert_eq!(page().await.unwrap_err(), unanswered);
+        let log = open("log.db");
+        SqliteStore::new(log.connection()).prepare().await.unwrap();
+        let missed = page().await.unwrap_err();
+        assert!(missed.contains("the spool cannot be read"), "{missed}");
+        std::fs::rename(path("elsewhere"), path("spool")).unwrap();
+        assert!(page().await.unwrap().events.is_empty());
     }
 }

@@ -6,7 +6,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use chatting_actors::{
@@ -43,15 +46,22 @@ impl Turn {
 pub struct Reading {
     spool: Arc<PathBuf>,
     store: Arc<dyn Archive>,
+    /// Whether the store did not answer when it was last asked, by whoever reads.
+    away: Arc<AtomicBool>,
     /// `None` where something else bounds how many read.
     turn: Option<Arc<Turn>>,
 }
 
 impl Reading {
     /// Of this spool and this store, in this turn.
-    pub fn new(spool: Arc<PathBuf>, store: Arc<dyn Archive>, turn: Option<Turn>) -> Self {
+    pub fn new(spool: Arc<PathBuf>, store: Arc<dyn Archive>, away: Arc<AtomicBool>, turn: Option<Turn>) -> Self {
         let turn = turn.map(Arc::new);
-        Self { spool, store, turn }
+        Self {
+            spool,
+            store,
+            away,
+            turn,
+        }
     }
 
     /// Runs blocking work. It goes on to its end, and the turn with it.
@@ -85,15 +95,26 @@ impl Reading {
         &self,
         ask: impl for<'a> FnOnce(&'a dyn Archive) -> BoxFuture<'a, Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, HistoryError> {
-        let (store, turn) = (Arc::clone(&self.store), self.turn.clone());
+        let (store, away, turn) = (Arc::clone(&self.store), Arc::clone(&self.away), self.turn.clone());
         let asked = tokio::spawn(async move {
             let _turn = turn;
-            ask(&*store).await
+            let answer = ask(&*store).await;
+            away.store(answer.is_err(), Relaxed);
+            answer
         });
         let answer = asked
             .await
             .map_err(|error| HistoryError::Unavailable(error.to_string()))?;
         Ok(answer?)
+    }
+
+    /// For who needs the store whatever the spool has: where it did not answer when it was last asked, it is asked for little before a
+    /// whole spool is gone through in vain, which is long while the store is away.
+    pub async fn unless_away(&self, presenter: PresenterIdx) -> Result<(), HistoryError> {
+        if self.away.load(Relaxed) {
+            self.on_store(move |store| store.epochs(presenter)).await?;
+        }
+        Ok(())
     }
 
     /// [`Archive::first_from`], of the store.
