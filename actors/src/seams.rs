@@ -317,6 +317,8 @@ pub struct LogPage {
     pub events: Vec<Event>,
     /// Those of them that are no longer to be shown.
     pub deleted: Vec<Seq>,
+    /// Where in the spool what was asked for begins: whoever asks for the same again may begin to look there.
+    pub begins: Pos,
     /// Where in the spool the next page may begin to look.
     pub spool_from: Pos,
     /// Why not all of the log could be asked: what is missing before these events may be there.
@@ -340,7 +342,8 @@ pub struct LogRange {
 
 /// Reads events back, from wherever they are (rule 6). Runs apart from the registry and the sessions.
 pub trait LogReader: Send + Sync {
-    /// The events of a range. `spool_from` is [`LogPage::spool_from`] of the page before; 0 for the first.
+    /// The events of a range. `spool_from` is [`LogPage::spool_from`] of the page before, or [`LogPage::begins`] where that did not help;
+    /// 0 where no page came right before.
     fn read(&self, range: LogRange, spool_from: Pos) -> BoxFuture<'static, Result<LogPage, StoreError>>;
 }
 

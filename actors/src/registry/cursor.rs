@@ -39,7 +39,7 @@ pub(super) struct Paging {
     pub under_way: bool,
     /// The last one brought nothing; the next sweep tries again.
     pub resting: bool,
-    /// Where in the spool the next page begins to look.
+    /// Where in the spool the next page begins to look; 0 where that is not known.
     pub spool_from: Pos,
     /// What is under way is of no use when it comes.
     void: bool,
@@ -294,6 +294,8 @@ impl Cursor {
     /// Takes a page of the log that was asked for behind `sent`, up to `through`.
     pub fn take_page(&mut self, through: Seq, page: LogPage, now: Instant, config: &RegistryConfig) -> Paged {
         self.page.under_way = false;
+        // What is asked for again, as long as the store is away, is not sought through the whole spool each time.
+        self.page.spool_from = self.page.spool_from.max(page.begins);
         let first = page.events.first().map(|event| event.seq);
         let hole = first.map_or(through, |first| Seq(first.0 - 1));
         if page.failed.is_some() {

@@ -284,6 +284,27 @@ async fn rule_16_a_store_that_is_back_in_time_leaves_no_gap() {
 }
 
 #[actix::test]
+async fn while_the_store_is_away_where_the_spool_begins_is_sought_once_and_not_with_each_try() {
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::with(spool, store, small(), lazy());
+    with_events(&stage, 3).await;
+    let peer = come(&stage, Some(3));
+    send(&stage, 6).await;
+    peer.has(9).await;
+    peer.leave();
+    let begins = *stage.spool.script().rows.keys().next().unwrap();
+    stage.store.script().away = true;
+    let before = stage.log.script().from.len();
+    let peer = come(&stage, Some(1));
+    until("readings", || stage.log.script().from.len() > before + 3).await;
+    assert_eq!(stage.log.script().from[before..before + 3], [0, begins, begins]);
+    stage.store.script().away = false;
+    peer.has(9).await;
+    assert_eq!(peer.seqs(), (2..=9).collect::<Vec<_>>());
+    fine(&[&peer]);
+}
+
+#[actix::test]
 async fn rule_16_a_store_that_is_away_for_too_long_costs_what_only_it_has() {
     let stage = stage(RegistryConfig {
         resume_wait: Duration::from_millis(20),

@@ -723,8 +723,10 @@ pub struct ReadScript {
     pub under_way: usize,
     /// The most that ever were.
     pub most: usize,
-    /// All that began.
+    /// All that began,
     pub ranges: Vec<LogRange>,
+    /// and where in the spool each began to look.
+    pub from: Vec<Pos>,
 }
 
 impl Default for ReadScript {
@@ -737,6 +739,7 @@ impl Default for ReadScript {
             under_way: 0,
             most: 0,
             ranges: Vec::new(),
+            from: Vec::new(),
         }
     }
 }
@@ -787,9 +790,9 @@ impl ScriptedLog {
         events.iter().filter(covered).map(|event| event.seq).collect()
     }
 
-    /// What the spool has of a range and what was set aside from it, in the order of seqs, and where the next page may begin
-    /// to look.
-    fn spooled(&self, range: &LogRange, spool_from: Pos) -> (Vec<(Pos, Event)>, Pos) {
+    /// What the spool has of a range and what was set aside from it, in the order of seqs; where in the spool that begins, and where the
+    /// next page may begin to look.
+    fn spooled(&self, range: &LogRange, spool_from: Pos) -> (Vec<(Pos, Event)>, Pos, Pos) {
         let of_room = |event: &Event| event.presenter_idx == range.presenter && event.seq > range.after;
         let within = |event: &Event| event.seq <= range.through;
         let script = self.spool.script();
@@ -799,6 +802,7 @@ impl ScriptedLog {
             .take(range.limit + 1)
             .map(|(pos, event)| (*pos, Event::clone(event)))
             .collect();
+        let begins = found.first().map_or(script.next + 1, |(pos, _)| *pos);
         let end = found
             .iter()
             .take(range.limit)
@@ -814,7 +818,7 @@ impl ScriptedLog {
         found.extend(parked.map(|event| (0, Event::clone(event))));
         found.sort_by_key(|(_, event)| event.seq);
         found.dedup_by_key(|(_, event)| event.seq);
-        (found, scanned)
+        (found, begins, scanned)
     }
 }
 
@@ -824,6 +828,7 @@ impl LogReader for ScriptedLog {
         let (mut held, mut kept, panics) = {
             let mut script = self.script();
             script.ranges.push(range.clone());
+            script.from.push(spool_from);
             script.under_way += 1;
             script.most = script.most.max(script.under_way);
             let panics = script.panics > 0;
@@ -834,10 +839,13 @@ impl LogReader for ScriptedLog {
             let _ = held.wait_for(|held| !held).await;
             let page = async {
                 assert!(!panics, "planned");
-                let (mut rows, scanned) = this.spooled(&range, spool_from);
+                let (mut rows, begins, scanned) = this.spooled(&range, spool_from);
                 let (after, limit) = (range.after, range.limit);
                 let first = rows.first().map(|(_, event)| event.seq);
-                let mut page = LogPage::default();
+                let mut page = LogPage {
+                    begins,
+                    ..LogPage::default()
+                };
                 if first != Some(after.next()) {
                     let through = first.map_or(range.through, |first| Seq(first.0 - 1));
                     match this.store.read_range(&LogRange { through, ..range }).await {

@@ -1,13 +1,11 @@
 //! The log as sessions read it that go on from where memory no longer reaches (rule 16).
 
-use std::path::Path;
-
 use chatting_actors::{
     seams::{LogPage, LogRange, LogReader, Pos, StoreError},
     types::{Event, Seq},
 };
 use futures_util::future::{BoxFuture, FutureExt};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::{History, spooled};
 use crate::store::{Scan, open_to_read, row};
@@ -19,15 +17,19 @@ impl LogReader for History {
         async move {
             let asked = range.clone();
             let reading = this.reading(None);
-            let spooled = reading.on_spool(move |path| read_range(path, &asked, spool_from));
+            let spooled = reading.on_spool(move |path| read_range(&mut open_to_read(path)?, &asked, spool_from));
             let Spooled {
+                begins,
                 mut rows,
                 scanned,
                 acts,
             } = spooled.await.map_err(|error| StoreError(error.to_string()))?;
             let (after, limit) = (range.after, range.limit);
             let first = rows.first().map(|(_, event)| event.seq);
-            let mut page = LogPage::default();
+            let mut page = LogPage {
+                begins,
+                ..LogPage::default()
+            };
             if first != Some(after.next()) {
                 let through = first.map_or(range.through, |first| Seq(first.0 - 1));
                 let scan = Scan {
@@ -66,6 +68,8 @@ impl LogReader for History {
 }
 
 struct Spooled {
+    /// No row before this place is of any use to this page.
+    begins: Pos,
     /// In the order of seqs, each with its place in the spool; what was set aside has none.
     rows: Vec<(Option<Pos>, Event)>,
     /// No row before this place is of any use to the pages that follow.
@@ -75,11 +79,14 @@ struct Spooled {
 }
 
 /// What the spool has of a range, and of what was set aside from it.
-fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Result<Spooled> {
-    let mut connection = open_to_read(path)?;
+fn read_range(connection: &mut Connection, range: &LogRange, spool_from: Pos) -> rusqlite::Result<Spooled> {
     // One snapshot for all questions.
     let snapshot = connection.transaction()?;
     let newest: Pos = snapshot.query_row("SELECT IFNULL(MAX(pos), 0) FROM spool", [], |row| row.get(0))?;
+    let begins = match spool_from {
+        0 => from_the_end(&snapshot, range, newest)?,
+        known => known,
+    };
     // At most so many of a table, those that `wanted` chooses by its parameter, ?4, and in its order.
     let read = |table: &str, wanted: &str, bound: i64, limit: usize| {
         let sql = format!(
@@ -107,12 +114,8 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
         Ok::<_, rusqlite::Error>(read)
     };
     // One more than is asked for, and also beyond its end: that is where the next page begins to look.
-    let mut rows = read(
-        "spool",
-        "pos >= ?4 ORDER BY pos",
-        spool_from,
-        range.limit.saturating_add(1),
-    )?;
+    let one_more = range.limit.saturating_add(1);
+    let mut rows = read("spool", "pos >= ?4 ORDER BY pos", begins, one_more)?;
     let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
     let end = rows.iter().take(range.limit).take_while(|row| within(row)).count();
     let scanned = rows.get(end).map_or(newest + 1, |(pos, _)| *pos);
@@ -125,5 +128,182 @@ fn read_range(path: &Path, range: &LogRange, spool_from: Pos) -> rusqlite::Resul
     rows.sort_by_key(|(_, event)| event.seq);
     rows.dedup_by_key(|(_, event)| event.seq);
     let acts = spooled::acts(&snapshot, range.presenter)?;
-    Ok(Spooled { rows, scanned, acts })
+    Ok(Spooled {
+        begins,
+        rows,
+        scanned,
+        acts,
+    })
+}
+
+/// Where the spool begins to have a range: sought from its end, so that it costs what a session lacks, and not what the spool holds.
+/// All of it is gone through only where the range begins before all that the spool has of the room.
+///
+/// A room's numbers grow with the places in the spool: only commits add to it, at its end, and a salvage leaves every row its place.
+fn from_the_end(snapshot: &Connection, range: &LogRange, newest: Pos) -> rusqlite::Result<Pos> {
+    let mut statement = snapshot.prepare(
+        "SELECT pos, seq FROM spool WHERE presenter_idx = ?1 AND epoch = (SELECT n FROM epochs WHERE epoch = ?2)
+         AND typeof(seq) = 'integer' ORDER BY pos DESC",
+    )?;
+    let mut rows = statement.query(params![range.presenter.get(), &*range.epoch.0])?;
+    let mut begins = newest + 1;
+    while let Some(row) = rows.next()? {
+        let (pos, seq): (Pos, i64) = (row.get(0)?, row.get(1)?);
+        let seq = Seq(seq.cast_unsigned());
+        if seq > range.after {
+            begins = pos;
+        }
+        // Numbers have no holes.
+        if seq <= range.after.next() {
+            break;
+        }
+    }
+    Ok(begins)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    };
+
+    use chatting_actors::{
+        clock::EventClock,
+        seams::Spool,
+        types::{ChatMessage, Epoch, MessageText, Nickname, PresenterIdx, Role, UserIdx},
+    };
+
+    use super::*;
+    use crate::store::{Durability, SpoolSettings, SqliteSpool};
+
+    /// Messages of other rooms between two of ours.
+    const BETWEEN: u64 = 2000;
+    /// Steps of SQLite's machine that are few beside those that so many rows take.
+    const FEW: u64 = 1000;
+
+    struct Filled {
+        dir: tempfile::TempDir,
+        spool: SqliteSpool,
+        epoch: Epoch,
+    }
+
+    /// A spool with these numbers of room 12, behind each of which, and before the first one, another room says much.
+    fn filled(numbers: &[u64]) -> Filled {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spool, info) = SqliteSpool::open(SpoolSettings {
+            path: dir.path().join("chat.db"),
+            durability: Durability::Os,
+            max_bytes: None,
+            embedded: false,
+        })
+        .unwrap();
+        let mut clock = EventClock::after(0);
+        let mut said = |presenter, seq| {
+            let (sent_at_ms, id) = clock.stamp();
+            Arc::new(Event {
+                id,
+                presenter_idx: PresenterIdx::new(presenter).unwrap(),
+                epoch: info.epoch.clone(),
+                seq: Seq(seq),
+                sent_at_ms,
+                room_idx: None,
+                broadcast_id: None,
+                act: None,
+                chat: ChatMessage {
+                    user_idx: UserIdx::new(7).unwrap(),
+                    nickname: Nickname::new("kim", 64).unwrap(),
+                    text: MessageText::maybe_empty("x".to_owned(), 10).unwrap(),
+                    role: Role::Viewer,
+                },
+                keyed: None,
+            })
+        };
+        let mut events: Vec<_> = (1..=BETWEEN).map(|seq| said(13, seq)).collect();
+        for (n, seq) in (1..).zip(numbers) {
+            events.push(said(12, *seq));
+            events.extend((1..=BETWEEN).map(|seq| said(13, n * BETWEEN + seq)));
+        }
+        spool.commit(&events).unwrap();
+        Filled {
+            dir,
+            spool,
+            epoch: info.epoch,
+        }
+    }
+
+    impl Filled {
+        /// What is read, its numbers, and how many steps that took.
+        fn read(&self, after: u64, limit: usize, spool_from: Pos) -> (Spooled, Vec<u64>, u64) {
+            let mut connection = open_to_read(&self.dir.path().join("chat.db")).unwrap();
+            let steps = Arc::new(AtomicU64::new(0));
+            let count = Arc::clone(&steps);
+            let step = move || {
+                count.fetch_add(1, Relaxed);
+                false
+            };
+            connection.progress_handler(1, Some(step)).unwrap();
+            let range = LogRange {
+                presenter: PresenterIdx::new(12).unwrap(),
+                epoch: self.epoch.clone(),
+                after: Seq(after),
+                through: Seq(1000),
+                limit,
+            };
+            let read = read_range(&mut connection, &range, spool_from).unwrap();
+            let seqs = read.rows.iter().map(|(_, event)| event.seq.0).collect();
+            (read, seqs, steps.load(Relaxed))
+        }
+    }
+
+    #[test]
+    fn who_lacks_the_end_has_no_more_read_than_that_however_much_the_spool_holds() {
+        let mut filled = filled(&[1, 2, 3, 4, 5, 6]);
+        let between = filled.read(6, 10, 0).2;
+        for after in 0..6 {
+            let (read, seqs, steps) = filled.read(after, 10, 0);
+            assert_eq!(seqs, (after + 1..=6).collect::<Vec<_>>());
+            // It goes there and back again, and looks closer then.
+            let behind = 6 - after + 1;
+            assert!(steps < 3 * behind * between + FEW, "after {after}: {steps}, {between}");
+            // Page by page it is the same.
+            let (mut paged, mut from) = (Vec::new(), 0);
+            while paged.len() < seqs.len() {
+                let (page, seqs, _) = filled.read(after + paged.len() as u64, 2, from);
+                assert!(!seqs.is_empty() && page.begins <= page.scanned);
+                paged.extend(seqs);
+                from = page.scanned;
+            }
+            assert_eq!((paged, from), (seqs, read.scanned));
+        }
+        // What is said last is at hand.
+        let newest = filled.spool.read(0, usize::MAX).unwrap().last().unwrap().1.clone();
+        let mut last = Event::clone(&newest);
+        (last.presenter_idx, last.seq) = (PresenterIdx::new(12).unwrap(), Seq(7));
+        last.id = uuid::Uuid::now_v7();
+        filled.spool.commit(&[Arc::new(last)]).unwrap();
+        let (_, seqs, steps) = filled.read(6, 10, 0);
+        assert_eq!(seqs, [7]);
+        assert!(steps < FEW, "{steps}");
+    }
+
+    #[test]
+    fn where_the_spool_begins_to_have_a_room_is_sought_once() {
+        // The store has what is before, and for long the spool has had nothing of the room.
+        let filled = filled(&[41, 42]);
+        let (first, seqs, all) = filled.read(30, 10, 0);
+        assert_eq!(seqs, [41, 42]);
+        let (again, seqs, steps) = filled.read(30, 10, first.begins);
+        assert_eq!(
+            (seqs, again.begins, again.scanned),
+            (vec![41, 42], first.begins, first.scanned)
+        );
+        assert!(steps * 4 < all * 3, "{steps} of {all}");
+        // Nothing of it is there.
+        let (none, seqs, _) = filled.read(42, 10, 0);
+        assert!(seqs.is_empty());
+        assert_eq!((none.begins, none.scanned), (first.scanned, first.scanned));
+        let (_, seqs, steps) = filled.read(42, 10, none.begins);
+        assert!(seqs.is_empty() && steps < FEW, "{steps}");
+    }
 }
