@@ -9,7 +9,7 @@ use chatting_actors::{
     metrics::Metrics,
     moderation::Act,
     seams::{LogStore, Spool},
-    types::{Event, MessageText, Nickname, Seq, UserIdx},
+    types::{Event, MessageText, Nickname, Role, Seq, UserIdx},
     writer::SpoolInfo,
 };
 use chatting_server::{
@@ -252,7 +252,8 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
         for seq in 51..=60 {
             events.push(message(now - DAY_MS / 2, 12, "a", seq, 7, "new"));
         }
-        // In a room of which everything is old the last one is emptied; here it is an act, in the later of two numberings.
+        // In a room of which everything is old the last one is emptied; here it is an act of its presenter, in the later of two
+        // numberings.
         for seq in 1..=9 {
             events.push(message(
                 old + 1_000 + i64::try_from(seq).unwrap(),
@@ -263,7 +264,7 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
                 "old",
             ));
         }
-        let last = message(old + 2_000, 13, "b", 10, 8, "");
+        let last = message(old + 2_000, 13, "b", 10, 13, "");
         events.push(act(
             last,
             Act::User {
@@ -304,8 +305,8 @@ async fn what_is_too_old_goes_but_for_what_is_held_and_every_room_keeps_its_last
             "{name}: {event:?}"
         );
         assert_eq!(
-            (event.chat.text.as_str(), event.chat.nickname.as_str()),
-            ("", ""),
+            (event.chat.text.as_str(), event.chat.nickname.as_str(), event.chat.role),
+            ("", "", Role::Viewer),
             "{name}"
         );
         let kept = async || {
@@ -861,6 +862,50 @@ async fn erasing_a_user_leaves_no_trace_of_what_they_sent_but_its_places() {
             "{:?}",
             drained[61]
         );
+    }
+}
+
+#[actix_web::test]
+async fn erasing_a_presenter_leaves_nothing_that_says_what_in_their_own_room_was_theirs() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let (mut spool, store, epoch) = site.open();
+        let now = system_ms();
+        let over = broadcast(&[(now, Some(now + 60_000))], &[(&epoch, 72, Some(77))]);
+        store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+        // A message and an act in the store, the same in the spool, and a message that is parked.
+        let own = (73..).zip([false, true, false, true, false]).map(|(seq, acts)| {
+            let one = message(now + i64::try_from(seq).unwrap(), 12, &epoch, seq, 12, "mine");
+            let user_idx = UserIdx::new(99).unwrap();
+            if acts { act(one, Act::User { user_idx }) } else { one }
+        });
+        let own = shared(own);
+        store.append(batch(&own[..2])).await.unwrap();
+        spool.commit(&own[2..]).unwrap();
+        spool.close();
+        drop((spool, store));
+        let columns = "pos, epoch, presenter_idx, seq, id, sent_at, user_idx, nickname, message, role";
+        let park = format!(
+            "INSERT INTO parked({columns}, reason, parked_at) SELECT {columns}, 'a test', 0 FROM spool WHERE seq = 77;
+             DELETE FROM spool WHERE seq = 77"
+        );
+        rusqlite::Connection::open(site.path())
+            .unwrap()
+            .execute_batch(&park)
+            .unwrap();
+        let theirs = async || {
+            let all = site.everything().await;
+            let (code, file, error) = site.run(&["export", "--broadcast", &over.id.to_string()]);
+            assert_eq!((code, file.contains(r#""seq":77,"#)), (0, true), "{file}{error}");
+            (
+                all.iter().filter(|one| one.contains("role: Presenter")).count(),
+                file.matches(r#""role":"presenter""#).count(),
+            )
+        };
+        assert_eq!(theirs().await, (5, 5), "mongodb {mongodb}");
+        let (code, out, error) = site.run(&["erase", "--user", "12"]);
+        assert_eq!(code, 0, "{out}{error}");
+        assert_eq!(theirs().await, (0, 0), "mongodb {mongodb}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chatting_actors::{
     seams::StoreError,
-    types::{Epoch, PresenterIdx, Seq, UserIdx},
+    types::{Epoch, PresenterIdx, Role, Seq, UserIdx},
 };
 use futures_util::{
     TryStreamExt,
@@ -262,9 +262,9 @@ fn ids(before_ms: i64, after: Option<Uuid>) -> Document {
     doc! { "$gt": bson_uuid(after.unwrap_or(Uuid::nil())), "$lt": bson_uuid(first_id_of(before_ms)) }
 }
 
-/// Whose an emptied event is, and what it says.
+/// Whose an emptied event is, and what it says. That it was its presenter's would say whose it was.
 fn emptied() -> Document {
-    doc! { "user_idx": UserIdx::ERASED.get(), "nickname": "", "message": "" }
+    doc! { "user_idx": UserIdx::ERASED.get(), "nickname": "", "message": "", "role": Role::Viewer.as_str() }
 }
 
 fn trace_fields() -> Document {

@@ -66,7 +66,7 @@ struct Traces {
 
 const SENT: (&str, &str) = (
     "user_idx = ?2",
-    "user_idx = ?2, nickname = '', message = '', idempotency_key = NULL",
+    "user_idx = ?2, nickname = '', message = '', role = 'viewer', idempotency_key = NULL",
 );
 const ABOUT: (&str, &str) = (
     concat!(sqlite::about!(), " = ?2"),

@@ -24,14 +24,14 @@ const OF_USER: &str = "
 SELECT id, presenter_idx, epoch, seq, broadcast_id FROM chatting_log INDEXED BY chatting_log_by_user WHERE user_idx = ?1
 ORDER BY presenter_idx, epoch, seq LIMIT ?2 OFFSET ?3";
 
-/// A room's last event: only its place and its time stay.
+/// A room's last event: only its place and its time stay. That it was its presenter's would say whose it was.
 const EMPTY: &str = "
 UPDATE chatting_log SET kind = 'chat', act = NULL, room_idx = NULL, broadcast_id = NULL, user_idx = ?2, nickname = '',
-  message = '', idempotency_key = NULL, deleted_at = IFNULL(deleted_at, ?3), deleted_by = ?2
+  message = '', role = 'viewer', idempotency_key = NULL, deleted_at = IFNULL(deleted_at, ?3), deleted_by = ?2
 WHERE id = ?1 AND (user_idx <> ?2 OR broadcast_id IS NOT NULL)";
 
 const ERASE: &str = "
-UPDATE chatting_log SET user_idx = ?2, nickname = '', message = '', idempotency_key = NULL,
+UPDATE chatting_log SET user_idx = ?2, nickname = '', message = '', role = 'viewer', idempotency_key = NULL,
   deleted_at = IIF(kind = 'chat', IFNULL(deleted_at, ?3), NULL), deleted_by = IIF(kind = 'chat', IFNULL(deleted_by, ?2), NULL)
 WHERE id = ?1";
 
