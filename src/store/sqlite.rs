@@ -30,7 +30,10 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
 use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
-use super::{FoundStore, Newest, Shared, SharedConnection, StoredBroadcast, open_to_read, row, wal::empty_wal};
+use super::{
+    Durability, FoundStore, Newest, SYNCHRONOUS, Shared, SharedConnection, StoredBroadcast, open_to_read, row,
+    wal::empty_wal,
+};
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
 macro_rules! about {
@@ -141,7 +144,22 @@ impl SqliteStore {
         blocking(move || shared.run(work).map_err(|error| StoreError(error.to_string())))
     }
 
-    /// The same on a connection of its own, which commits do not wait for. Callers bound how many run.
+    /// The same, and what it commits is synced under any durability.
+    fn run_synced<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        self.run(move |connection| {
+            let level: i64 = connection.pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))?;
+            connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
+            let done = work(connection);
+            // What it did is done. A connection that cannot be set back syncs more than it must.
+            let _ = connection.pragma_update(None, SYNCHRONOUS, level);
+            done
+        })
+    }
+
+    /// The same as [`Self::run`] on a connection of its own, which commits do not wait for. Callers bound how many run.
     fn look<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -386,7 +404,7 @@ mod tests {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::atomic::AtomicBool};
 
     use super::*;
-    use crate::store::{Archive, Durability, open_file};
+    use crate::store::{Archive, connect, keeping::Keeping, open_file, set_up};
 
     /// Whether this process has a file open that had a name in this directory and has none any more.
     fn has_unnamed_file(dir: &Path) -> bool {
@@ -435,5 +453,46 @@ mod tests {
         assert!(seen.load(Ordering::Relaxed));
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert!(left.len() <= 3, "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_changed_of_a_broadcast_is_synced_under_any_durability() {
+        for durability in [Durability::Disk, Durability::Os, Durability::Memory] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("chat.db");
+            let of = path.clone();
+            let open = move || {
+                let connection = connect(&of)?;
+                set_up(&connection, durability)?;
+                Ok(connection)
+            };
+            let shared = Shared::new(path, open().unwrap(), durability, open).unwrap();
+            let store = SqliteStore::new(Arc::clone(&shared));
+            store.prepare().await.unwrap();
+            let id = Uuid::now_v7();
+            let insert = "INSERT INTO broadcasts(id, presenter_idx, version, record) VALUES (?1, 12, 1, '')";
+            let look = "CREATE TEMP TABLE seen(level);
+                CREATE TEMP TRIGGER changed AFTER UPDATE ON main.broadcasts
+                BEGIN INSERT INTO seen SELECT synchronous FROM pragma_synchronous; END";
+            shared
+                .run(|connection| {
+                    connection.execute(insert, [&id.as_bytes()[..]])?;
+                    connection.execute_batch(look)
+                })
+                .unwrap();
+            assert!(store.hold_broadcast(id, true).await.unwrap());
+            assert!(store.correct_broadcast(id, Some(1)).await.unwrap());
+            let level = |sql: &str| {
+                let asked = shared.run(|connection| connection.query_row(sql, [], |row| row.get::<_, i64>(0)));
+                asked.unwrap()
+            };
+            let seen = "SELECT MIN(level) + 10 * COUNT(*) FROM temp.seen";
+            let wanted = if durability == Durability::Disk { 2 } else { 1 };
+            assert_eq!(
+                (level(seen), level("PRAGMA synchronous")),
+                (22, wanted),
+                "{durability:?}"
+            );
+        }
     }
 }

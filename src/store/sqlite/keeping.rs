@@ -151,7 +151,7 @@ impl Keeping for SqliteStore {
     }
 
     fn change_broadcast(&self, id: Uuid, change: RecordChange) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.run(move |connection| {
+        self.run_synced(move |connection| {
             let sql = "UPDATE broadcasts SET corrected_start = IIF(?2, ?3, corrected_start), legal_hold = IFNULL(?4, legal_hold)
                        WHERE id = ?1";
             let start = change.corrected_start_ms;
