@@ -1,6 +1,7 @@
 //! The addresses that the server listens on, and what is behind each.
 
 use std::{
+    future::ready,
     io,
     net::{SocketAddr, TcpListener},
     num::NonZeroUsize,
@@ -8,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use actix_http::HttpService;
+use actix_http::{HttpService, Protocol as Http, error::DispatchError};
 use actix_server::{Server, ServerBuilder};
-use actix_service::{IntoServiceFactory, ServiceFactoryExt, map_config};
+use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
     App, HttpServer,
     dev::{AppConfig, Extensions},
@@ -25,6 +26,7 @@ use crate::{
         self,
         around::{around, around_ops},
         lines::Lines,
+        paced::Paced,
         socket,
         state::State,
         transport::upgrades,
@@ -44,8 +46,8 @@ pub(crate) type Listening = (Server, SocketAddr);
 
 /// `server.bind`: everything but what `ops.bind` has for itself.
 ///
-/// As `HttpServer` does it, with [`upgrades`] beside it, which `HttpServer` has no place for. Only the application's idea of its own
-/// host name, which nothing here asks for, is the default one.
+/// As `HttpServer` does it, with [`Paced`] around each socket and [`upgrades`] beside it, which `HttpServer` has no place for. Only the
+/// application's idea of its own host name, which nothing here asks for, is the default one.
 pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
     let ops_apart = !settings.ops.bind.is_empty();
     let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
@@ -74,7 +76,12 @@ pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Line
     let (lines, stopping) = (lines.clone(), server.graceful_shutdown_signal());
     let service = move || {
         let (lines, stopping) = (lines.clone(), stopping.clone());
-        HttpService::build()
+        let accepted = move |stream: TcpStream| {
+            let line = socket::on_connect(&stream, user_timeout, send_buffer, &lines);
+            let peer = stream.peer_addr().ok();
+            ready(Ok::<_, DispatchError>((Paced::new(stream, line), Http::Http1, peer)))
+        };
+        let http = HttpService::build()
             .graceful_shutdown_signal(move || {
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
@@ -83,12 +90,12 @@ pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Line
             .client_request_timeout(head)
             .client_disconnect_timeout(DISCONNECT)
             .local_addr(addr)
-            .on_connect_ext(move |stream: &TcpStream, extensions: &mut Extensions| {
-                socket::on_connect(stream, extensions, user_timeout, send_buffer, &lines);
+            .on_connect_ext(|paced: &Paced, extensions: &mut Extensions| {
+                socket::remember(paced.line(), extensions);
             })
             .upgrade(upgrades(app()))
-            .finish(app())
-            .tcp()
+            .finish(app());
+        fn_service(accepted).and_then(http)
     };
     let server = server.listen("http", listener, service).map_err(fails)?;
     Ok((server.run(), addr))

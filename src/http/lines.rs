@@ -12,6 +12,10 @@
 //! that were given; then the connection is shut, so that an answer, what it holds and its permits do not stay for ever. An answer
 //! that fails on the way ends with a reset, which no client takes for its end.
 //!
+//! Answers of one piece or none are not waited for one by one: many of them fit into what the connection has for its client. There the
+//! time counts in which the socket is full ([`Taking`]): `server.answer_seconds`, of which a client has a second back for each
+//! `server.answer_bytes_per_second` that it takes, until the socket took all.
+//!
 //! An answer is in memory until its last piece is given. What all of those hold that are longer than a piece is bounded
 //! (`server.answers_max_bytes`, [`long`]): one more is refused. Not counted are streams, which are made as they are taken, and what all
 //! answers share ([`Shared`]).
@@ -70,10 +74,49 @@ pub struct Line {
     under_way: AtomicUsize,
     /// When the last of them ended, in milliseconds since the list began.
     idle_since_ms: AtomicU64,
+    /// Somebody reads the body of the one that is under way.
+    reads_body: AtomicBool,
     /// When its client will have kept an answer waiting for too long, if it takes nothing until then.
     waits_until_ms: AtomicU64,
+    /// That answer has several pieces: its own time counts, not the socket's.
+    has_pieces: AtomicBool,
+    /// When the socket will have been full for too long, if its client takes nothing until then.
+    full_until_ms: AtomicU64,
     /// It was shut over an answer, and is counted.
     cut: AtomicBool,
+}
+
+impl Line {
+    /// Shuts it, and what else can be done to a connection from elsewhere.
+    pub fn socket(&self) -> &Arc<dyn Socket> {
+        &self.socket
+    }
+
+    /// A request is under way that nothing more is read of: whatever comes belongs to the next ones.
+    pub fn answers(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) > 0 && !self.reads_body.load(Ordering::Relaxed)
+    }
+
+    /// What comes belongs to the request that is under way, until this is dropped.
+    pub fn read_body(self: &Arc<Self>) -> ReadsBody {
+        self.reads_body.store(true, Ordering::Relaxed);
+        ReadsBody(Arc::clone(self))
+    }
+
+    /// Whether its client has let what it is given wait for longer than it may.
+    fn waited_too_long(&self, now_ms: u64) -> bool {
+        let is_over = |until_ms: &AtomicU64| now_ms > until_ms.load(Ordering::Relaxed);
+        is_over(&self.waits_until_ms) || (!self.has_pieces.load(Ordering::Relaxed) && is_over(&self.full_until_ms))
+    }
+}
+
+/// See [`Line::read_body`].
+pub struct ReadsBody(Arc<Line>);
+
+impl Drop for ReadsBody {
+    fn drop(&mut self) {
+        self.0.reads_body.store(false, Ordering::Relaxed);
+    }
 }
 
 /// How many connections are open, as the metrics have it: the queue `connections`.
@@ -134,7 +177,10 @@ impl Lines {
             all: self.clone(),
             under_way: AtomicUsize::new(0),
             idle_since_ms: AtomicU64::new(self.now_ms()),
+            reads_body: AtomicBool::new(false),
             waits_until_ms: AtomicU64::new(NEVER),
+            has_pieces: AtomicBool::new(false),
+            full_until_ms: AtomicU64::new(NEVER),
             cut: AtomicBool::new(false),
         });
         self.list().push(Arc::downgrade(&line));
@@ -171,7 +217,7 @@ impl Lines {
             let Some(line) = line.upgrade() else {
                 return false;
             };
-            if now_ms > line.waits_until_ms.load(Ordering::Relaxed) {
+            if line.waited_too_long(now_ms) {
                 line.socket.end_by_reset();
                 line.socket.shut();
                 // Who reads this may count on the end.
@@ -252,6 +298,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         if let Some(line) = &self.0 {
             line.waits_until_ms.store(NEVER, Ordering::Relaxed);
+            line.has_pieces.store(false, Ordering::Relaxed);
             // The time first: a sweep that sees no request sees when the last one ended, too.
             line.idle_since_ms.store(line.all.now_ms(), Ordering::Release);
             line.under_way.fetch_sub(1, Ordering::AcqRel);
@@ -282,12 +329,87 @@ impl Pace {
     /// The connection has so many bytes more for its client.
     fn given(&mut self, bytes: usize, line: &Line) {
         let patience = &line.all.patience;
+        if self.given > 0 {
+            line.has_pieces.store(true, Ordering::Relaxed);
+        }
         self.given += bytes as u64;
         let for_bytes = self.given.saturating_mul(1000) / patience.answer_bytes_per_second.max(1);
         let left = (ms(patience.answer) + for_bytes).saturating_sub(self.waited_ms);
         let now = line.all.looked_ms.load(Ordering::Relaxed);
         self.waits_since_ms = Some(now);
         line.waits_until_ms.store(now.saturating_add(left), Ordering::Relaxed);
+    }
+}
+
+/// How a client takes what its socket was given, whatever answers that is of.
+pub struct Taking {
+    line: Option<Arc<Line>>,
+    full: bool,
+}
+
+impl Taking {
+    /// Of the socket of this line, where it is watched.
+    pub fn new(line: Option<Arc<Line>>) -> Self {
+        Self { line, full: false }
+    }
+
+    /// What it is counted on.
+    pub fn line(&self) -> Option<&Arc<Line>> {
+        self.line.as_ref()
+    }
+
+    /// Whether the socket took less than it was given.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// The socket takes no more now.
+    pub fn fills(&mut self) {
+        if !self.full {
+            self.full = true;
+            if let Some(line) = &self.line {
+                line.full_until_ms.store(Self::longest(line), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The socket took so many bytes.
+    pub fn takes(&mut self, bytes: usize) {
+        if let Some(line) = self.line.as_ref().filter(|_| self.full) {
+            let back = (bytes as u64).saturating_mul(1000) / line.all.patience.answer_bytes_per_second.max(1);
+            let longest = Self::longest(line);
+            let until = if line.has_pieces.load(Ordering::Relaxed) {
+                longest
+            } else {
+                line.full_until_ms
+                    .load(Ordering::Relaxed)
+                    .saturating_add(back)
+                    .min(longest)
+            };
+            line.full_until_ms.store(until, Ordering::Relaxed);
+        }
+    }
+
+    /// The socket took all.
+    pub fn took_all(&mut self) {
+        if self.full {
+            self.full = false;
+            if let Some(line) = &self.line {
+                line.full_until_ms.store(NEVER, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// When a client will have waited for too long that has all its time left.
+    fn longest(line: &Line) -> u64 {
+        let now = line.all.looked_ms.load(Ordering::Relaxed);
+        now.saturating_add(ms(line.all.patience.answer))
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.took_all();
     }
 }
 
@@ -437,6 +559,78 @@ mod tests {
         assert!(shut(), "7 of 7.2 s were used, and 0.3 more");
         lines.sweep(8_800);
         assert_eq!(lines.answers_cut.get(), 1, "it is counted once");
+    }
+
+    #[test]
+    fn a_client_that_leaves_its_socket_full_is_cut_and_what_it_takes_gives_it_its_time_back_but_no_more() {
+        let lines = lines();
+        let socket = Arc::<Shut>::default();
+        let line = lines.add(Arc::clone(&socket) as _);
+        let shut = || socket.0.load(Ordering::Acquire);
+        let mut taking = Taking::new(Some(Arc::clone(&line)));
+        let _one_more = UnderWay::new(Some(&line));
+        lines.sweep(1_000);
+        taking.fills();
+        // Answers that come and go behind one that is not taken change nothing.
+        for _ in 0..3 {
+            drop(UnderWay::new(Some(&line)));
+        }
+        lines.sweep(4_000);
+        // A tenth of a second for a thousand bytes.
+        taking.takes(1_000);
+        taking.fills();
+        lines.sweep(5_100);
+        assert!(!shut());
+        // A hundred seconds' worth, and it has four.
+        taking.takes(1_000_000);
+        lines.sweep(9_100);
+        assert!(!shut());
+        taking.took_all();
+        lines.sweep(90_000);
+        taking.fills();
+        lines.sweep(94_000);
+        assert!(!shut() && taking.is_full());
+        lines.sweep(94_100);
+        assert_eq!((shut(), lines.answers_cut.get()), (true, 1));
+        // What is no longer written from here is not waited for.
+        drop(taking);
+        assert!(!line.waited_too_long(500_000));
+    }
+
+    #[actix_web::test]
+    async fn an_answer_of_several_pieces_has_its_own_time_however_long_the_socket_is_full() {
+        let lines = lines();
+        let line = lines.add(Arc::<Shut>::default());
+        let mut taking = Taking::new(Some(Arc::clone(&line)));
+        let mut answer = UnderWay::new(Some(&line)).until_end_of(vec![7; 20 * PIECE], false, None);
+        let mut next = async || poll_fn(|cx| Pin::new(&mut answer).poll_next(cx)).await.is_some();
+        lines.sweep(1_000);
+        taking.fills();
+        // Each gives it a second and a half more than the four.
+        for _ in 0..10 {
+            assert!(next().await);
+        }
+        lines.sweep(9_000);
+        assert!(!line.waited_too_long(20_000) && line.waited_too_long(30_000));
+        taking.takes(1);
+        drop(answer);
+        // All of it was given: from here on the socket's time counts, which begins with what it took last.
+        assert!(!line.waited_too_long(13_000) && line.waited_too_long(13_100));
+    }
+
+    #[test]
+    fn what_comes_while_an_answer_is_under_way_is_the_next_requests_unless_its_body_is_read() {
+        let lines = lines();
+        let line = lines.add(Arc::<Shut>::default());
+        assert!(!line.answers());
+        let under_way = UnderWay::new(Some(&line));
+        assert!(line.answers());
+        let reads = line.read_body();
+        assert!(!line.answers());
+        drop(reads);
+        assert!(line.answers());
+        drop(under_way);
+        assert!(!line.answers());
     }
 
     /// One that is not shut before it has been told so often, as where there is no descriptor to shut it by.

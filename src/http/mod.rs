@@ -17,6 +17,7 @@ mod moderation;
 pub(crate) mod named;
 mod openapi;
 pub mod ops;
+pub mod paced;
 mod pages;
 mod presenter;
 pub(crate) mod replay;

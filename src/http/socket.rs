@@ -28,7 +28,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::{
     guard::Guarded,
-    lines::Lines,
+    lines::{Line, Lines},
     named::{Named, shut},
     presenter::{Place, Titles, Tokens},
     state::State,
@@ -53,16 +53,10 @@ impl Socket for SecondHandle {
     }
 }
 
-/// For `HttpServiceBuilder::on_connect_ext`: sets how long a peer may acknowledge nothing and how much is kept for one that does not read
+/// For a connection that was just accepted: sets how long a peer may acknowledge nothing and how much is kept for one that does not read
 /// (0: as the kernel has it), and keeps a handle on the socket, because a stalled peer's actor does not run, and neither does
-/// a request that never comes.
-pub fn on_connect(
-    stream: &TcpStream,
-    extensions: &mut Extensions,
-    user_timeout: Duration,
-    send_buffer: usize,
-    lines: &Lines,
-) {
+/// a request that never comes. Its line; `None` where it is shut already.
+pub fn on_connect(stream: &TcpStream, user_timeout: Duration, send_buffer: usize, lines: &Lines) -> Option<Arc<Line>> {
     let _ = stream.set_nodelay(true);
     let socket = socket2::SockRef::from(stream);
     if let Err(error) = socket.set_tcp_user_timeout(Some(user_timeout)) {
@@ -80,13 +74,18 @@ pub fn on_connect(
             .ok()
             .map(|second| Arc::new(SecondHandle(second)) as _),
     };
-    match second {
-        Some(socket) => {
-            extensions.insert(lines.add(Arc::clone(&socket)));
-            extensions.insert(Connection(socket));
-        }
+    if second.is_none() {
         // There is no descriptor left. Nobody could end this one later, and it would keep its own for as long as its client likes.
-        None => shut(&*socket),
+        shut(&*socket);
+    }
+    second.map(|socket| lines.add(socket))
+}
+
+/// For `HttpServiceBuilder::on_connect_ext`: what a connection's requests are to find of it.
+pub fn remember(line: Option<&Arc<Line>>, extensions: &mut Extensions) {
+    if let Some(line) = line {
+        extensions.insert(Connection(Arc::clone(line.socket())));
+        extensions.insert(Arc::clone(line));
     }
 }
 

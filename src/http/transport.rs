@@ -45,6 +45,8 @@ use chatting_actors::session::Progress;
 use futures_util::{Stream, StreamExt, future::LocalBoxFuture};
 use socket2::SockRef;
 
+use super::paced::Paced;
+
 /// The most bytes of one read. Clients say little.
 const READ: usize = 4096;
 
@@ -61,7 +63,7 @@ pub fn is_open_to(request: &HttpRequest) -> bool {
 }
 
 /// A request to upgrade, and its connection.
-type Upgrading = (Request, Framed<TcpStream, Codec>);
+type Upgrading = (Request, Framed<Paced, Codec>);
 
 /// For `HttpServiceBuilder::upgrade`: answers requests to upgrade by `app`.
 pub fn upgrades<A, B>(
@@ -97,8 +99,9 @@ where
 
     fn call(&self, (request, framed): Upgrading) -> Self::Future {
         let parts = framed.into_parts();
+        let (stream, mut taking) = parts.io.into_parts();
         let socket = Rc::new(Socket {
-            stream: RefCell::new(parts.io),
+            stream: RefCell::new(stream),
             upgraded: Cell::new(false),
         });
         let body = body_bytes(&request);
@@ -116,6 +119,9 @@ where
         if request.head().expect() {
             before.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
+        if !before.is_empty() {
+            taking.fills();
+        }
         let payload: BoxedPayloadStream = Box::pin(incoming);
         let (request, _) = request.replace_payload(Payload::Stream { payload });
         let codec = parts.codec;
@@ -123,6 +129,7 @@ where
         let answered = async move {
             let mut sent = 0;
             poll_fn(|cx| socket.poll_write(&before, &mut sent, cx)).await?;
+            drop(taking);
             let response = match answer.await {
                 Ok(response) => response.into().map_into_boxed_body(),
                 Err(error) => error.into(),

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     history::get_messages,
     identify::{sender, who},
+    lines::Line,
     moderation::delete_messages,
     openapi::{Asking, Looking, Sending, WithBody},
     state::{Limits, State},
@@ -356,6 +357,7 @@ pub(super) async fn read_body(
     }
     // A body that came with its head, as nearly all do, needs no clock.
     let mut whole = pin!(payload.to_bytes_limited(limit));
+    let _comes = request.conn_data::<Arc<Line>>().map(Line::read_body);
     let read = match poll!(&mut whole) {
         Poll::Ready(read) => Ok(read),
         Poll::Pending => tokio::time::timeout(limits.body_time, whole).await,

@@ -414,6 +414,124 @@ async fn heads_without_end_are_refused_before_they_cost_memory() {
     assert_eq!(get(app.addr, "/livez").await.status, 200);
 }
 
+/// Asks `request` over and over until the server ends the connection, and takes `bytes` of what it says now and then; gives how many
+/// bytes of requests were taken.
+async fn ask_without_end(address: SocketAddr, request: &str, bytes: usize) -> usize {
+    let (stream, _) = HttpClient::connect_with(address, Some(4096)).await.into_parts();
+    let (mut reading, mut writing) = stream.into_split();
+    let many = request.repeat(100);
+    let mut taken = 0;
+    let ask = async {
+        // A hundred megabytes, if the server took them.
+        while taken < 100_000_000 && writing.write_all(many.as_bytes()).await.is_ok() {
+            taken += many.len();
+        }
+    };
+    let take = async {
+        let mut some = vec![0; bytes];
+        loop {
+            tokio::time::sleep(NOW_AND_THEN).await;
+            if !some.is_empty() && !matches!(reading.read(&mut some).await, Ok(1..)) {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = ask => {}
+        () = take => {}
+    }
+    taken
+}
+
+#[actix_web::test]
+async fn a_request_that_comes_while_another_is_under_way_changes_nothing_of_its_answer() {
+    let rooms = RoomServer::start().await;
+    rooms.mode_of(12, Mode::Hang).await;
+    let app = spawn_with_rooms(&rooms, |settings| settings.room.timeout_ms = 2000).await;
+    let mut client = app.client().await;
+    let token = app.token(7);
+    let headers = [("token", token.as_str()), ("Content-Type", "application/json")];
+    client
+        .send_request("POST", "/v1/rooms/12/messages", &headers, r#"{"text":"hi"}"#)
+        .await;
+    eventually("it to wait for its room", async || {
+        let depth = app.metric("chat_queue_depth{queue=\"registry\"}").await;
+        (depth == Some(1.0)).then_some(())
+    })
+    .await;
+    // Whose answer has no body.
+    client.send_request("HEAD", "/livez", &[], "").await;
+    let answer = client.read_response(false).await;
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (503, &"room_server_unavailable".into())
+    );
+    assert_eq!(client.read_response(true).await.status, 200);
+}
+
+/// The most memory that a process ever had, in bytes.
+fn peak(server: &Process) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    1024 * peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+}
+
+#[actix_web::test]
+async fn requests_whose_answers_nobody_takes_cost_little_memory_and_end_their_connection_in_its_time() {
+    let dir = ScratchDir::new("pipelines");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
+    command.args(["serve", "--port-file", "port"]).current_dir(dir.path());
+    command.env_remove("RUST_LOG").envs([
+        ("CHAT__AUTH__HS256_SECRET", KEY),
+        ("CHAT__ROOM__MODE", "embedded"),
+        ("CHAT__SERVER__BIND", "127.0.0.1:0"),
+        ("CHAT__SERVER__SEND_BUFFER_BYTES", "4096"),
+        ("CHAT__SERVER__ANSWER_SECONDS", "3"),
+        // So that what little is taken gives no time back.
+        ("CHAT__SERVER__ANSWER_BYTES_PER_SECOND", "1000000000"),
+    ]);
+    let server = Process::start(&dir, &mut command);
+    let addr = server.address(&dir.path().join("port")).await;
+    assert_eq!(get(addr, "/livez").await.status, 200);
+    let before = peak(&server);
+    // An answer without a body and one with; nothing is taken of them, or a little now and then.
+    let [options, greeting] = ["OPTIONS", "GET"].map(|method| format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n"));
+    let each = [(&options, 0), (&options, 20), (&greeting, 0), (&greeting, 20)];
+    let asked = join_all(each.map(|(request, bytes)| ask_without_end(addr, request, bytes)));
+    let asked = within("all of them to be cut", asked).await;
+    let after = peak(&server);
+    // What the kernel holds of it counts here, too: some megabytes on loopback.
+    assert!(asked.iter().all(|bytes| *bytes < 20_000_000), "{asked:?}");
+    assert!(after - before < 20_000_000, "from {before} to {after} bytes");
+    let metrics = get(addr, "/metrics").await;
+    assert!(metrics.text().contains("\nchat_answers_cut_total 4\n"));
+}
+
+#[actix_web::test]
+async fn a_client_that_asks_a_thousand_times_before_it_reads_gets_every_answer_in_its_order() {
+    let app = spawn_app(|settings| settings.server.send_buffer_bytes = 4096).await;
+    let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
+    let asks = |range: std::ops::Range<u32>| -> String {
+        range.map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect()
+    };
+    // One in their midst has a body of which most comes after the requests before it are answered.
+    let body = format!("{{\"text\":\"{}\"}}", "x".repeat(60_000));
+    let length = format!("Content-Length: {}", body.len());
+    let message = head_of_a_message(&app.token(7), &length) + &body;
+    let all = [asks(0..500), message, asks(500..1000)].concat();
+    client.send_bytes(all.as_bytes()).await;
+    for n in 0..1000 {
+        if n == 500 {
+            let refused = client.read_response(false).await;
+            assert_eq!(refused.status, 422, "{refused:?}");
+        }
+        let answer = client.read_response(false).await;
+        assert_eq!((answer.status, &answer.json()["path"]), (404, &format!("/{n}").into()));
+    }
+    // And it goes on.
+    assert_eq!(client.request("GET", "/livez", &[], "").await.status, 200);
+}
+
 #[actix_web::test]
 async fn whoever_waits_for_an_answer_or_holds_a_session_is_not_cut_for_being_quiet() {
     let rooms = RoomServer::start().await;

@@ -1,0 +1,126 @@
+//! A connection as its dispatcher sees it: it is read no faster than its client takes its answers.
+//!
+//! actix-http's dispatcher reads whenever it runs, decodes all that it has read, and looks neither at what the socket has not taken yet
+//! nor, within what it has read, at how many requests wait. A client that asks and asks, and takes no answer, would have it
+//! collect both without bound. So this stands between the two, and lets nothing be read
+//! - while the socket is full: what was read before is answered, and that is all;
+//! - while a request is under way whose body has come, or that nobody reads the body of: what comes then is of the next one.
+//!
+//! All else waits in the kernel's buffers. What a client may ask in advance is what is read in one turn of the dispatcher, some
+//! `TURN` bytes. How long the socket may be full is counted on the connection's line ([`Taking`]).
+//!
+//! Nobody is woken by the socket for what was not read. The dispatcher ends each of its turns by flushing, or with a socket that is full:
+//! [`Paced::poll_flush`] wakes it when there is something that it may read now.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use actix_codec::{AsyncRead, AsyncWrite, ReadBuf, poll_read_buf};
+use actix_web::rt::net::TcpStream;
+use bytes::BufMut;
+
+use super::lines::{Line, Taking};
+
+/// The bytes of one turn: more than nearly every request has. A turn may end with as many again.
+const TURN: usize = 4 * 1024;
+
+/// A socket that was just accepted; see above.
+pub struct Paced {
+    stream: TcpStream,
+    taking: Taking,
+    /// Bytes that were read in this turn.
+    read: usize,
+    /// There may be something to read that nobody is woken for.
+    left: bool,
+}
+
+impl Paced {
+    /// Over this socket, whose line this is.
+    pub fn new(stream: TcpStream, line: Option<Arc<Line>>) -> Self {
+        Self {
+            stream,
+            taking: Taking::new(line),
+            read: 0,
+            left: false,
+        }
+    }
+
+    /// Its line, where it is watched.
+    pub fn line(&self) -> Option<&Arc<Line>> {
+        self.taking.line()
+    }
+
+    /// The socket for who paces itself, and how its client took what it was given before.
+    pub fn into_parts(self) -> (TcpStream, Taking) {
+        (self.stream, self.taking)
+    }
+
+    /// Whether what comes is of requests behind the one that is under way.
+    fn answers(&self) -> bool {
+        self.line().is_some_and(|line| line.answers())
+    }
+
+    /// Tells of the end of the connection, and nothing else.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut next = [0];
+        let there = ready!(self.stream.poll_peek(cx, &mut ReadBuf::new(&mut next)))?;
+        if there == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.left = true;
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for Paced {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.taking.is_full() {
+            this.left = true;
+            return Poll::Pending;
+        }
+        if this.answers() {
+            return this.poll_end(cx);
+        }
+        if this.read >= TURN {
+            this.read = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut some = buf.limit(TURN);
+        this.read += ready!(poll_read_buf(Pin::new(&mut this.stream), cx, &mut some))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Paced {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        match &polled {
+            Poll::Ready(Ok(taken)) => this.taking.takes(*taken),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => this.taking.fills(),
+        }
+        polled
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.taking.took_all();
+        this.read = 0;
+        if this.left && !this.answers() {
+            this.left = false;
+            cx.waker().wake_by_ref();
+        }
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
