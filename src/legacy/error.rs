@@ -117,7 +117,7 @@ impl LegacyError {
             timestamp,
             status: self.body_status,
             message: &self.message,
-            path,
+            path: repeated(path),
         }))
     }
 }
@@ -163,9 +163,17 @@ impl FrameworkError {
             status: status.as_u16(),
             error: status.canonical_reason().unwrap_or_default(),
             message: "",
-            path,
+            path: repeated(path),
         }))
     }
+}
+
+/// The most bytes of a path that an error repeats. A client may ask for one of 128 KiB.
+const PATH_MAX: usize = 1024;
+
+/// As much of a path as an error repeats.
+fn repeated(path: &str) -> &str {
+    &path[..path.floor_char_boundary(PATH_MAX)]
 }
 
 /// Serializing texts and numbers cannot fail; an empty body would still have its status.
@@ -219,6 +227,22 @@ mod tests {
             body.ends_with(r#"+00:00","status":405,"error":"Method Not Allowed","message":"","path":"/send/message"}"#)
         );
         assert_eq!(utc(1_767_225_600_000), "2026-01-01T00:00:00.000+00:00");
+    }
+
+    #[test]
+    fn a_path_that_is_longer_than_any_of_ours_is_not_repeated_to_its_end() {
+        for path in ["/".repeat(1024), format!("{}한", "/".repeat(1023)), "/".repeat(100_000)] {
+            let own = text(LegacyError::bad_request(NOT_LIVE).response("t", &path)).1;
+            let framework = text(FrameworkError::NotFound.response(&path)).1;
+            for said in [own, framework] {
+                let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+                let shown = said["path"].as_str().unwrap();
+                assert!(
+                    path.starts_with(shown) && (1023..=1024).contains(&shown.len()),
+                    "{said}"
+                );
+            }
+        }
     }
 
     #[test]
