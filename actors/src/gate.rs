@@ -63,7 +63,12 @@ impl Gate {
 
     /// Takes `n` permits, or none at all, and none while anyone waits: `None` counts as one refusal.
     pub fn try_acquire(self: &Arc<Self>, n: usize) -> Option<Permit> {
-        let permit = self.acquire_if_free(n);
+        self.try_acquire_leaving(n, 0)
+    }
+
+    /// The same where `others` more are left then.
+    pub fn try_acquire_leaving(self: &Arc<Self>, n: usize, others: usize) -> Option<Permit> {
+        let permit = (self.waiting() == 0).then(|| self.take(n, others)).flatten();
         if permit.is_none() {
             self.refused.fetch_add(1, Relaxed);
         }
@@ -193,6 +198,16 @@ mod tests {
         assert!(gate.try_acquire(2).is_some());
         drop(one);
         assert_eq!(gate.depth(), 0);
+    }
+
+    #[test]
+    fn who_leaves_some_to_others_is_refused_before_they_are() {
+        let gate = Gate::new("test", 4);
+        let _two = gate.try_acquire_leaving(2, 2).unwrap();
+        assert!(gate.try_acquire_leaving(1, 2).is_none());
+        assert!(gate.try_acquire_leaving(1, usize::MAX).is_none());
+        assert!(gate.try_acquire(2).is_some());
+        assert_eq!((gate.depth(), gate.refused()), (2, 2));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{Extras, actors::Actors, trust::Trust};
 use crate::{
     auth::TokenVerifier,
     http::{
+        answers::Answers,
         client::AddressGate,
         state::{Failing, Health, RoomServer, State},
     },
@@ -33,7 +34,8 @@ pub(super) fn share(
     let figures = Gate::new("figures", settings.figures.at_once);
     let exports = Gate::new("exports", settings.export.max);
     let corrections = Gate::new("corrections", settings.history.corrections);
-    let answers = Gate::new("answers", settings.server.answers_max_bytes);
+    let server = &settings.server;
+    let answers = Answers::new(server.answers_max_bytes, server.answers_share_bytes);
     let [writer_events, writer_bytes] = actors.writer.gates();
     let gates = [
         actors.registry.gate(),
@@ -45,7 +47,7 @@ pub(super) fn share(
         &figures,
         &exports,
         &corrections,
-        &answers,
+        answers.gate(),
     ];
     Ok(State {
         gates: gates.map(Arc::clone).into(),

@@ -1,13 +1,13 @@
 //! What is around every handler: one middleware, so that a request is boxed once and not once a layer.
 //!
 //! From the outside in: a request is under way on its connection ([`UnderWay`]); CORS ([`Asked`]); a panic is answered
-//! ([`Panicked`]); a long answer has room in memory or is refused ([`long`]). Innermost is the router, but for the one path that nearly
+//! ([`Panicked`]); a long answer has room in memory or is refused ([`Answers`](super::answers::Answers)). Innermost is the router, but for the one path that nearly
 //! every request has: `POST /v1/rooms/{n}/messages` is known by its text, without trying the router's patterns in turn.
 
 use std::sync::Arc;
 
 use actix_web::{
-    Error, FromRequest, HttpRequest, HttpResponse,
+    Error, FromRequest, HttpMessage, HttpRequest, HttpResponse,
     body::{BodySize, EitherBody, MessageBody},
     dev::{RequestHead, ServiceRequest, ServiceResponse},
     error::ErrorInternalServerError,
@@ -20,6 +20,7 @@ use actix_web::{
 };
 
 use super::{
+    answers::{Asker, NoRoom},
     caught::Panicked,
     cors::Asked,
     lines::{Line, UnderWay, Watched, long},
@@ -27,7 +28,7 @@ use super::{
     surface::{Surface, surface},
     v1,
 };
-use crate::error::{ApiError, Code, Lang};
+use crate::error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS, Lang};
 
 /// The middleware. A connection keeps room for its future as long as it lives, and a WebSocket lives long: what is large is in
 /// boxes.
@@ -55,12 +56,14 @@ pub async fn around<B: MessageBody + 'static>(
     };
     let mut held = None;
     if let Some(bytes) = long(response.response()) {
-        // One that is longer than all may be is given when it is the only one.
-        held = state.answers.try_acquire(bytes.min(state.answers.capacity()));
-        if held.is_none() {
-            let request = response.request().clone();
-            let refusal = no_room(&request, surface, &state);
-            response = ServiceResponse::new(request, refusal).map_into_right_body();
+        let asker = asker(response.request(), surface);
+        match state.answers.hold(bytes, asker) {
+            Ok(room) => held = Some(room),
+            Err(why) => {
+                let request = response.request().clone();
+                let refusal = no_room(why, asker, &request, surface, &state);
+                response = ServiceResponse::new(request, refusal).map_into_right_body();
+            }
         }
     }
     if let Some(asked) = asked {
@@ -125,15 +128,27 @@ fn asks_to_keep(asked: &RequestHead) -> bool {
         && options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"keep-alive"))
 }
 
+/// Who takes up memory with an answer to this.
+fn asker(request: &HttpRequest, surface: Surface) -> Asker {
+    let known = request.extensions().get().copied();
+    known.unwrap_or(match surface {
+        Surface::Ops => Asker::Operations,
+        Surface::V1 | Surface::Legacy => Asker::Nobody,
+    })
+}
+
 /// In place of an answer that there is no memory for.
-fn no_room(request: &HttpRequest, surface: Surface, state: &State) -> HttpResponse {
-    let error = ApiError::new(Code::Overloaded).with_detail("the queue answers is full");
-    // The old server's errors repeat the path, which may be what is so long.
-    let surface = if request.path().len() < 1024 {
-        surface
-    } else {
-        Surface::V1
+fn no_room(why: NoRoom, asker: Asker, request: &HttpRequest, surface: Surface, state: &State) -> HttpResponse {
+    let error = match (why, asker) {
+        (NoRoom::Share, Asker::User(_)) => ApiError::new(Code::RateLimited)
+            .with_detail("this user has too many answers before this one that are not taken yet")
+            .with_rate_limit(1, DEFAULT_RETRY_AFTER_SECONDS),
+        _ => ApiError::new(Code::Overloaded).with_detail("the queue answers is full"),
     };
+    if why == NoRoom::Share {
+        // The queue itself has refused nothing.
+        state.metrics.refuse(error.code.as_str());
+    }
     surface.refuse(&error, Lang::from_headers(request.headers()), request.path(), state)
 }
 

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use actix_web::{
-    HttpRequest,
+    HttpMessage, HttpRequest,
     http::header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 use chatting_actors::types::{Nickname, PresenterIdx, Role, UserIdx};
 
-use super::state::State;
+use super::{answers::Asker, state::State};
 use crate::{
     auth::{Claims, ForwardedError, Needed, TokenError, Untrusted},
     error::{ApiError, Code},
@@ -145,9 +145,11 @@ pub async fn by_legacy_token(request: &HttpRequest, state: &State) -> Option<Res
     Some(admit(only(request.headers(), &TOKEN, "token")?, state).await)
 }
 
-/// Who a request's token says is asking.
+/// Who a request's token says is asking. A long answer is theirs from then on.
 pub async fn by_token(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
-    admit_needed(token(request), state).await
+    let claims = admit_needed(token(request), state).await?;
+    request.extensions_mut().insert(Asker::of(&claims));
+    Ok(claims)
 }
 
 async fn admit_needed(token: Told<'_>, state: &State) -> Result<Claims, Unknown> {
@@ -155,9 +157,11 @@ async fn admit_needed(token: Told<'_>, state: &State) -> Result<Claims, Unknown>
     admit(token, state).await.map_err(Unknown::Token)
 }
 
-/// Who is asking, by token or gateway, whether or not with a name.
+/// Who is asking, by token or gateway, whether or not with a name. A long answer is theirs from then on.
 pub async fn who(request: &HttpRequest, state: &State) -> Result<Claims, Unknown> {
-    by_mode(request, state, Needed::Number).await
+    let claims = by_mode(request, state, Needed::Number).await?;
+    request.extensions_mut().insert(Asker::of(&claims));
+    Ok(claims)
 }
 
 /// Who is asking, as `auth.mode` has it.

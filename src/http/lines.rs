@@ -17,8 +17,7 @@
 //! `server.answer_bytes_per_second` that it takes, until the socket took all.
 //!
 //! An answer is in memory until its last piece is given. What all of those hold that are longer than a piece is bounded
-//! (`server.answers_max_bytes`, [`long`]): one more is refused. Not counted are streams, which are made as they are taken, and what all
-//! answers share ([`Shared`]).
+//! ([`super::answers`], [`long`]). Not counted are streams, which are made as they are taken, and what all answers share ([`Shared`]).
 //!
 //! When full: it holds a pointer a connection, and `server.max_connections` bounds those. So many are counted here ([`Open`]): who comes
 //! beyond them waits in the kernel, where nobody is told.
@@ -39,12 +38,13 @@ use actix_web::{
 };
 use bytes::Bytes;
 use chatting_actors::{
-    gate::Permit,
     queues::{Queue, Queues},
     seams::Socket,
 };
 use pin_project_lite::pin_project;
 use prometheus_client::metrics::counter::Counter;
+
+use super::answers::Held;
 
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -283,7 +283,7 @@ impl UnderWay {
 impl UnderWay {
     /// It goes on until the body of its answer has been handed over; until then that keeps `held`. `session`: that is a WebSocket, whose
     /// times are not watched here.
-    pub fn until_end_of<B>(self, body: B, session: bool, held: Option<Permit>) -> Watched<B> {
+    pub fn until_end_of<B>(self, body: B, session: bool, held: Option<Held>) -> Watched<B> {
         Watched {
             body,
             rest: Bytes::new(),
@@ -421,7 +421,7 @@ pin_project! {
         rest: Bytes,
         pace: Option<Pace>,
         under_way: UnderWay,
-        held: Option<Permit>,
+        held: Option<Held>,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The routes. Which dialect a path speaks decides the shape of its errors (`surface.rs`): problem+json on v1, the old server's
 //! bodies elsewhere.
 
+pub mod answers;
 pub mod around;
 pub(crate) mod broadcasts;
 pub mod caught;

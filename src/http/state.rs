@@ -26,7 +26,7 @@ use prometheus_client::{
     registry::Registry as MetricNames,
 };
 
-use super::{client::AddressGate, stats::FiguresLimits};
+use super::{answers::Answers, client::AddressGate, stats::FiguresLimits};
 use crate::{
     auth::{Claims, Gateway, Net, TokenVerifier},
     error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS},
@@ -110,7 +110,7 @@ pub struct State {
     /// `history.corrections`
     pub corrections: Arc<Gate>,
     /// `server.answers_max_bytes`
-    pub answers: Arc<Gate>,
+    pub answers: Answers,
     /// What a client that asks is told of `server.keep_alive_seconds`; `None` where no connection is kept.
     pub keep_alive: Option<HeaderValue>,
     /// What the actors count.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -16,6 +17,7 @@ use tokio::{
 
 use crate::{
     export::event,
+    history::token_with,
     support::{
         app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms},
         eventually,
@@ -268,18 +270,19 @@ async fn connections_that_have_taken_the_last_descriptor_are_given_up_in_their_t
 /// A page of some 250 kB, and a client that asks for it and takes nothing of it.
 const LONG_PAGE: &str = "/v1/rooms/12/messages?limit=21";
 
-async fn leave_unread(app: &TestApp, headers: &[(&str, &str)]) -> HttpClient {
+async fn leave_unread(app: &TestApp, user: i64, headers: &[(&str, &str)]) -> HttpClient {
     let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
-    let token = app.token(7);
+    let token = app.token(user);
     let headers = [headers, &[("token", token.as_str())]].concat();
     client.send_request("GET", LONG_PAGE, &headers, "").await;
     client
 }
 
 /// A server that has that page, and its presenter.
-async fn with_a_long_page(answers_max_bytes: usize) -> (TestApp, WsClient) {
+async fn with_a_long_page(answers_max_bytes: usize, answers_share_bytes: usize) -> (TestApp, WsClient) {
     let app = spawn_app(|settings| {
         settings.server.answers_max_bytes = answers_max_bytes;
+        settings.server.answers_share_bytes = answers_share_bytes;
         settings.server.send_buffer_bytes = 4096;
     })
     .await;
@@ -294,12 +297,12 @@ async fn with_a_long_page(answers_max_bytes: usize) -> (TestApp, WsClient) {
 
 #[actix_web::test]
 async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() {
-    let (app, _presenter) = with_a_long_page(600_000).await;
-    let (gate, token) = (&app.state.answers, app.token(7));
+    let (app, _presenter) = with_a_long_page(800_000, 800_000).await;
+    let (gate, token) = (app.state.answers.gate(), app.token(7));
     let ask = async |path: &str| app.client().await.request("GET", path, &[("token", &token)], "").await;
 
     let page = ask(LONG_PAGE).await;
-    assert_eq!((page.status, gate.capacity()), (200, 600_000));
+    assert_eq!((page.status, gate.capacity()), (200, 800_000));
     let bytes = page.body.len();
     assert!((200_000..300_000).contains(&bytes), "{bytes}");
     eventually("what was taken to be given back", async || {
@@ -309,7 +312,7 @@ async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() 
 
     // One that asks for an upgrade as well is answered elsewhere, and counts the same.
     let upgrade = [("Connection", "upgrade"), ("Upgrade", "websocket")];
-    let left = [leave_unread(&app, &[]).await, leave_unread(&app, &upgrade).await];
+    let left = [leave_unread(&app, 7, &[]).await, leave_unread(&app, 8, &upgrade).await];
     eventually("two answers to be left", async || {
         (gate.depth() == 2 * bytes).then_some(())
     })
@@ -323,6 +326,15 @@ async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() 
     assert_eq!(refused.json()["code"], "overloaded");
     let count = app.metric("chat_queue_refused_total{queue=\"answers\"}").await;
     assert_eq!(count, Some(1.0));
+    // A part is left to those who look after the server.
+    let operator = token_with(1, "operator", Value::Null);
+    let mut operations = app.client().await;
+    let page = operations.request("GET", LONG_PAGE, &[("token", &operator)], "").await;
+    assert_eq!(page.status, 200);
+    eventually("what it took to be given back", async || {
+        (gate.depth() == 2 * bytes).then_some(())
+    })
+    .await;
 
     // What is short or the same for everyone goes on, also where there is nothing left.
     let rest = gate.try_acquire(gate.capacity() - gate.depth()).unwrap();
@@ -344,9 +356,35 @@ async fn what_clients_leave_of_their_answers_takes_so_much_memory_and_no_more() 
 }
 
 #[actix_web::test]
+async fn who_takes_none_of_its_answers_is_refused_more_of_them_and_nobody_else_is() {
+    let (app, _presenter) = with_a_long_page(4_000_000, 600_000).await;
+    let gate = app.state.answers.gate();
+    let ask = async |token: &str| {
+        let mut client = app.client().await;
+        client.request("GET", LONG_PAGE, &[("token", token)], "").await
+    };
+    let left = [leave_unread(&app, 7, &[]).await, leave_unread(&app, 7, &[]).await];
+    eventually("two answers to be left", async || {
+        (gate.depth() > 400_000).then_some(())
+    })
+    .await;
+    let refused = ask(&app.token(7)).await;
+    let told = (refused.status, refused.header("retry-after"), &refused.json()["code"]);
+    assert_eq!(told, (429, Some("1"), &"rate_limited".into()), "{refused:?}");
+    let count = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
+    assert_eq!((count, gate.refused()), (Some(1.0), 0));
+    for token in [app.token(8), token_with(7, "moderator", json!(["*"]))] {
+        assert_eq!(ask(&token).await.status, 200);
+    }
+    drop(left);
+    eventually("the memory of who has gone", async || (gate.depth() == 0).then_some(())).await;
+    assert_eq!(ask(&app.token(7)).await.status, 200);
+}
+
+#[actix_web::test]
 async fn an_answer_that_is_longer_than_all_may_be_is_given_when_it_is_the_only_one() {
-    let (app, _presenter) = with_a_long_page(100_000).await;
-    let (gate, token) = (&app.state.answers, app.token(7));
+    let (app, _presenter) = with_a_long_page(100_000, 100_000).await;
+    let (gate, token) = (app.state.answers.gate(), app.token(7));
     let ask = async || {
         let mut client = app.client().await;
         client.request("GET", LONG_PAGE, &[("token", &token)], "").await

@@ -19,9 +19,10 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 23] = [
+const OTHERS: [&str; 24] = [
     "server.max_connections",
     "server.answers_max_bytes",
+    "server.answers_share_bytes",
     "session.max",
     "session.credit_events",
     "session.credit_bytes",
