@@ -277,16 +277,17 @@ pub(crate) fn place_in(settings: &Settings, store: &MongoStore, spool: &SqliteSp
 
 pub(crate) fn writer_config(settings: &Settings) -> WriterConfig {
     let log = &settings.log;
+    let (batch_max, batch_enough) = match log.backend {
+        LogBackend::Mongodb => (log.batch_max, log.batch_enough),
+        // The more of a room and a user are written together, the fewer pages are written; commits are let pass anyway.
+        LogBackend::Sqlite => (log.sqlite_batch_max, log.sqlite_batch_max),
+    };
     WriterConfig {
         commit_max: log.commit_max,
         commit_interval: Duration::from_micros(log.commit_interval_us),
         commit_enough: log.commit_enough,
-        batch_max: log.batch_max,
-        batch_enough: match log.backend {
-            LogBackend::Mongodb => log.batch_enough,
-            // In one file with the spool each batch that is freed costs a sync, and a batch lets commits pass anyway.
-            LogBackend::Sqlite => log.batch_max,
-        },
+        batch_max,
+        batch_enough,
         linger: Duration::from_millis(log.linger_ms),
         retry_min: Duration::from_millis(log.retry_min_ms),
         retry_max: Duration::from_millis(log.retry_max_ms),

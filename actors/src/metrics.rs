@@ -346,7 +346,7 @@ impl Numbers {
                 "chat_commit_failures",
                 "Spool commits that failed, and tries of a spool that fails",
             ),
-            store_batch_events: histogram(r, "chat_store_batch_events", "Events a batch to the store", 1.0, 12),
+            store_batch_events: histogram(r, "chat_store_batch_events", "Events a batch to the store", 1.0, 13),
             store_batch_seconds: histogram(r, "chat_store_batch_seconds", "Store batch latency", 0.0005, 15),
             store_retries: counter(r, "chat_store_retries", "Tries of the store that failed"),
             parked: counter(r, "chat_parked", "Events the store will never take"),

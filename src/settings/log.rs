@@ -48,12 +48,15 @@ section! {
         /// Events that are enough for a commit, so that it does not wait for log.commit_interval_us.
         /// 이만큼 모이면 log.commit_interval_us를 기다리지 않고 커밋하는 이벤트 수.
         commit_enough: usize = 16, 1..=100_000;
-        /// Events in one batch to the store.
-        /// 저장소로 보내는 배치 하나의 최대 이벤트 수.
+        /// Events in one batch to the store; of a server with "sqlite" log.sqlite_batch_max counts.
+        /// 저장소로 보내는 배치 하나의 최대 이벤트 수. "sqlite" 서버에는 log.sqlite_batch_max가 적용된다.
         batch_max: usize = 1000, 1..=100_000;
         /// Events that are enough for a batch to MongoDB, so that it does not wait for log.linger_ms.
         /// 이만큼 모이면 log.linger_ms를 기다리지 않고 MongoDB로 보내는 이벤트 수.
         batch_enough: usize = 250, 1..=100_000;
+        /// With "sqlite": events in one batch to the indexed tables, and enough not to wait for log.linger_ms.
+        /// "sqlite"일 때 색인 테이블로 보내는 배치 하나의 최대 이벤트 수. 이만큼 모이면 log.linger_ms를 기다리지 않는다.
+        sqlite_batch_max: usize = 4000, 1..=100_000;
         /// Milliseconds to wait at most for enough for a batch to the store; 0 sends what is there.
         /// 저장소 배치가 차기를 기다리는 최대 밀리초. 0이면 있는 만큼 바로 보낸다.
         linger_ms: u64 = 100, 0..=10_000;

@@ -724,13 +724,13 @@ async fn log_readers_bounds_reads_of_history() {
 }
 
 #[actix_web::test]
-async fn log_commit_max_and_log_batch_max_bound_what_goes_at_once_and_log_backlog_max_what_is_kept_in_memory() {
+async fn log_commit_max_and_log_sqlite_batch_max_bound_what_goes_at_once_and_log_backlog_max_what_is_kept_in_memory() {
     let (app, _presenters) = two_rooms(|settings| {
         // Nothing that is kept of rooms now and then comes between them and parts them.
         settings.room.sweep_ms = 60_000;
         settings.room.live_ttl_ms = 600_000;
         settings.log.commit_max = 4;
-        settings.log.batch_max = 2;
+        settings.log.sqlite_batch_max = 2;
         settings.log.backlog_max = 3;
     })
     .await;

@@ -40,6 +40,7 @@ async fn rule_06_a_read_misses_nothing_that_moves_from_the_spool_to_the_store_an
             }
             // Small batches at once, so that events move all the time.
             settings.log.batch_max = 7;
+            settings.log.sqlite_batch_max = 7;
             settings.log.linger_ms = 0;
         })
         .await;

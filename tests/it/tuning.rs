@@ -19,7 +19,7 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 24] = [
+const OTHERS: [&str; 25] = [
     "server.max_connections",
     "server.answers_max_bytes",
     "server.answers_share_bytes",
@@ -40,6 +40,7 @@ const OTHERS: [&str; 24] = [
     "log.commit_enough",
     "log.batch_max",
     "log.batch_enough",
+    "log.sqlite_batch_max",
     "log.backlog_max",
     "log.spool_max_bytes",
     "actors.supervisor.restart_min_ms",
