@@ -528,6 +528,8 @@ async fn with_answers_from_memory_too_a_spool_that_stays_full_is_an_error_once()
     let stage = Stage::with(spool, store, registry_config(), config);
     let _reader = stage.reader(1);
     stage.accepted(1, "first").await;
+    // It was answered before.
+    until("the first one to be written", || !stage.spool.script().sizes.is_empty()).await;
     for why in ["full once", "full twice"] {
         {
             let mut script = stage.spool.script();
