@@ -67,6 +67,7 @@ impl SpoolThread {
             fenced: 0,
             unwritten: Vec::new(),
             probed_at: Instant::now(),
+            nothing_begun_at: None,
             unsure: false,
             tried: 0,
             unkept: HashMap::new(),
@@ -152,6 +153,8 @@ struct Run {
     unwritten: Vec<Arc<Event>>,
     /// When a spool that failed was last tried again.
     probed_at: Instant,
+    /// When what was to be kept, or a probe, last ended because nothing could be begun, if nothing has worked since.
+    nothing_begun_at: Option<Instant>,
     /// There may be rows that nobody was told of: the outcome of a commit is not known.
     unsure: bool,
     /// How many of `unwritten` were in that commit.
@@ -425,6 +428,7 @@ impl Run {
         match result {
             Ok(first) => {
                 self.handle.writable.store(true, Ordering::Release);
+                self.nothing_begun_at = None;
                 // The drain hears of it first, so that a flush after an answer covers what was answered.
                 self.committed(first, events);
                 assert!(!std::mem::take(&mut self.fails_before_telling), "planned");

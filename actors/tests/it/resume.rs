@@ -1884,6 +1884,58 @@ async fn a_place_that_cannot_be_kept_costs_no_other_room_its_own() {
     assert_eq!(places, [(1, 1), (3, 1)], "{:?}", script.placed);
 }
 
+/// A legacy session that has all of its room, in each of so many.
+async fn in_so_many(rooms: RangeInclusive<i64>, writer: WriterConfig) -> (Stage, Vec<Arc<Peer>>) {
+    let config = RegistryConfig {
+        sweep: NEVER,
+        checkpoint: NEVER,
+        ..registry_config()
+    };
+    let stage = Stage::with(ScriptedSpool::default(), ScriptedStore::default(), config, writer);
+    let peers: Vec<_> = rooms.clone().map(|presenter| legacy_of(&stage, presenter)).collect();
+    for (presenter, peer) in rooms.zip(&peers) {
+        stage.accepted(presenter, "had").await;
+        peer.has(1).await;
+    }
+    stage.spool.script().placed.clear();
+    (stage, peers)
+}
+
+#[actix::test]
+async fn what_is_queued_behind_places_that_another_process_held_up_is_not_held_up_as_long() {
+    let writer = WriterConfig {
+        retry_min: NEVER,
+        ..writer_config()
+    };
+    let (stage, peers) = in_so_many(1..=200, writer).await;
+    stage.spool.script().busy = true;
+    // In four transactions.
+    stage.registry.end_sessions(End::GoingAway).await;
+    // Behind them.
+    assert_eq!(stage.refused(1, "x").await, Refusal::LogUnavailable);
+    let tried: Vec<_> = stage.spool.script().placed.iter().map(Vec::len).collect();
+    assert_eq!(tried, [64], "each may take seconds");
+    fine(&peers.iter().map(Arc::as_ref).collect::<Vec<_>>());
+}
+
+#[actix::test]
+async fn each_place_that_can_be_kept_is_however_many_of_its_transaction_cannot() {
+    let (stage, peers) = in_so_many(1..=64, writer_config()).await;
+    let spool = stage.spool.clone();
+    spool.script().places_in_vain = (1..=40).collect();
+    spool.script().places.clear();
+    stage.stop_well().await;
+    let script = spool.script();
+    assert_eq!(
+        script.places.keys().copied().collect::<Vec<_>>(),
+        (41..=64).collect::<Vec<_>>()
+    );
+    let tried: Vec<_> = script.placed.iter().map(Vec::len).collect();
+    assert!(tried.is_sorted_by(|before, then| before >= then), "{tried:?}");
+    drop(script);
+    fine(&peers.iter().map(Arc::as_ref).collect::<Vec<_>>());
+}
+
 #[actix::test]
 async fn rule_13_a_legacy_session_gets_all_that_is_held_from_the_log_by_what_its_socket_takes() {
     let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());

@@ -86,6 +86,7 @@ impl Run {
                 self.keep_broadcasts(Vec::new());
             }
             Err(error) => {
+                self.failed_by(error.fault);
                 self.handle.writable.store(false, Ordering::Release);
                 self.still_failing(&error);
             }
@@ -102,7 +103,8 @@ impl Run {
         }
     }
 
-    fn takes_again(&self) {
+    fn takes_again(&mut self) {
+        self.nothing_begun_at = None;
         if !self.handle.writable.swap(true, Ordering::AcqRel) {
             log::info!("spool: it takes events again");
         }

@@ -21,7 +21,7 @@ use crate::{
 
 /// So many transactions at most, and for so long, to tell those that can be kept from those that cannot: commits wait for
 /// them. What is left has its turn the next time.
-pub(super) const TRIES: (usize, Duration) = (64, Duration::from_millis(500));
+const TRIES: (usize, Duration) = (64, Duration::from_millis(500));
 
 /// The same at a stop, which is the last time, and has a deadline.
 const LAST_TRIES: (usize, Duration) = (1024, Duration::from_secs(2));
