@@ -1874,6 +1874,7 @@ async fn a_place_that_cannot_be_kept_costs_no_other_room_its_own() {
     }
     // All three are kept together, by the stop.
     spool.script().places_in_vain.insert(2);
+    let failures = stage.metrics.commit_failures.clone();
     stage.stop_well().await;
     let script = spool.script();
     let places: Vec<_> = script
@@ -1882,6 +1883,7 @@ async fn a_place_that_cannot_be_kept_costs_no_other_room_its_own() {
         .map(|place| (place.presenter.get(), place.position.0))
         .collect();
     assert_eq!(places, [(1, 1), (3, 1)], "{:?}", script.placed);
+    assert_eq!(failures.get(), 0, "it refuses nobody");
 }
 
 /// A legacy session that has all of its room, in each of so many.

@@ -93,11 +93,16 @@ impl Run {
         }
     }
 
-    /// What is no event could not be kept, a last seq or a place, though no commit failed: perhaps none comes, because the spool knows
-    /// none of the rooms that are sent to, or what is appended would hang as long. It counts as one, and a probe tells whether the spool
-    /// takes anything at all: a page that is damaged must not cost the other rooms.
+    /// What a room waits for could not be kept, though no commit failed: perhaps none comes, because the spool knows none of the rooms that
+    /// are sent to. It counts as one.
     pub(super) fn failed_to_keep(&mut self) {
         self.metrics.commit_failures.inc();
+        self.is_doubtful();
+    }
+
+    /// What is no event could not be kept. A probe tells whether the spool takes anything at all, and counts where it does not: what is
+    /// appended would hang as long. A page that is damaged must not cost the other rooms.
+    pub(super) fn is_doubtful(&mut self) {
         if self.handle.writable() && self.probed_at.elapsed() >= self.config.retry_min {
             self.try_again();
         }

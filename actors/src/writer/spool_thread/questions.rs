@@ -110,7 +110,8 @@ impl Run {
                 let lost = kept.iter().filter(|kept| kept.is_none()).count();
                 log::warn!("spool: how far {lost} rooms got is not kept: {why}{more}");
             }
-            self.failed_to_keep();
+            // It refuses nobody anything.
+            self.is_doubtful();
         }
     }
 
