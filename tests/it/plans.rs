@@ -19,6 +19,7 @@ use chatting_server::store::{
     Archive, Durability, Left, MongoStore, Scan, SqliteStore,
     figures::FiguresQuery,
     history::{History, Query, Start},
+    inspect::SpoolFile,
     mongo::MongoSettings,
 };
 use mongodb::bson::{Document, doc};
@@ -417,6 +418,27 @@ fn a_start_sorts_nothing_of_what_the_spool_holds() {
         );
     }
     assert_eq!(looked.into_iter().collect::<Vec<_>>(), ["parked", "rooms", "spool"]);
+}
+
+#[test]
+fn the_status_of_a_spool_sorts_none_of_its_events() {
+    keep_statements();
+    let dir = ScratchDir::new("plans-status");
+    let path = dir.path().join("chat.db");
+    let (mut spool, _) = open(&path, Durability::Disk, None);
+    spool.close();
+    drop(spool);
+    HERE.take();
+    SpoolFile::open(&path).unwrap().status().unwrap();
+    let connection = Connection::open(&path).unwrap();
+    let asked = HERE.take();
+    let of_events: Vec<_> = asked.iter().filter(|sql| sql.contains("FROM spool")).collect();
+    assert!(!of_events.is_empty());
+    for sql in of_events {
+        // It may be gigabytes, which would be sorted in the temporary directory.
+        let plan = plan_of(&connection, sql).unwrap();
+        assert!(!plan.iter().any(|step| step.contains("B-TREE")), "{sql}\n{plan:#?}");
+    }
 }
 
 #[actix_web::test]

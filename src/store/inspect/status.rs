@@ -1,6 +1,7 @@
 //! `spool status`: what a spool holds.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     path::{Path, PathBuf},
 };
@@ -18,7 +19,7 @@ use crate::store::{
 };
 
 /// Rooms that a status names.
-const ROOMS_NAMED: i64 = 5;
+const ROOMS_NAMED: usize = 5;
 /// Parked events that a status names one by one.
 const PARKED_NAMED: i64 = 1000;
 
@@ -171,6 +172,7 @@ impl Status {
                     .map(|(id, database)| (id.to_owned(), database.to_owned()))
             })
             .unzip();
+        let (rooms_waiting, rooms) = most_rows(&connection)?;
         let flag = |key| Ok::<_, rusqlite::Error>(meta::<i64>(&connection, key)?.unwrap_or(0) != 0);
         Ok(Self {
             path: file.path.clone(),
@@ -191,8 +193,8 @@ impl Status {
             asks_store: flag("ask_store")?,
             salvaged: flag("salvaged")?,
             events: waiting(&connection)?,
-            rooms_waiting: count(&connection, "SELECT COUNT(DISTINCT presenter_idx) FROM spool")?,
-            rooms: most_rows(&connection)?,
+            rooms_waiting,
+            rooms,
             keys: count(&connection, "SELECT COUNT(*) FROM keys")?,
             parked: parked(&connection, &epochs)?,
             broadcasts: records(&connection)?,
@@ -226,21 +228,32 @@ fn waiting(connection: &Connection) -> rusqlite::Result<Waiting> {
     })
 }
 
-fn most_rows(connection: &Connection) -> rusqlite::Result<Vec<RoomRows>> {
-    let mut statement = connection.prepare(
-        "SELECT presenter_idx, COUNT(*), MIN(seq), MAX(seq) FROM spool
-         WHERE typeof(presenter_idx) = 'integer' AND typeof(seq) = 'integer'
-         GROUP BY presenter_idx ORDER BY COUNT(*) DESC, presenter_idx LIMIT ?1",
-    )?;
-    let rows = statement.query_map([ROOMS_NAMED], |row| {
-        Ok(RoomRows {
-            presenter_idx: row.get(0)?,
-            count: row.get::<_, i64>(1)?.cast_unsigned(),
-            first_seq: row.get(2)?,
-            last_seq: row.get(3)?,
-        })
-    })?;
-    rows.collect()
+/// How many rooms have rows, and those with the most. One pass, as at a start: SQLite would sort all rows to group them.
+fn most_rows(connection: &Connection) -> rusqlite::Result<(u64, Vec<RoomRows>)> {
+    let mut rooms: HashMap<i64, RoomRows> = HashMap::new();
+    let mut statement = connection.prepare("SELECT presenter_idx, seq FROM spool")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        // What is no number is that of a damaged row.
+        let number = |column: usize| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_i64().ok());
+        let (Some(presenter_idx), Some(seq)) = (number(0)?, number(1)?) else {
+            continue;
+        };
+        let room = rooms.entry(presenter_idx).or_insert(RoomRows {
+            presenter_idx,
+            count: 0,
+            first_seq: seq,
+            last_seq: seq,
+        });
+        room.count += 1;
+        room.first_seq = room.first_seq.min(seq);
+        room.last_seq = room.last_seq.max(seq);
+    }
+    let count = rooms.len() as u64;
+    let mut most: Vec<_> = rooms.into_values().collect();
+    most.sort_unstable_by_key(|room| (Reverse(room.count), room.presenter_idx));
+    most.truncate(ROOMS_NAMED);
+    Ok((count, most))
 }
 
 fn parked(connection: &Connection, epochs: &HashMap<i64, Epoch>) -> rusqlite::Result<Parked> {
