@@ -16,7 +16,8 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// So long after the last one they are forgotten, and so is, after it, a failure that nobody has asked again behind.
+    /// So long after the last one they are forgotten. So is an open breaker, so long after the room server might have been asked again and
+    /// was not.
     pub const FORGOTTEN: Duration = Duration::from_secs(120);
 
     /// [`Self::look`] is to be called so often.

@@ -105,7 +105,7 @@ impl SpoolThread {
     }
 }
 
-/// So many questions at most are answered in front of a commit that could begin: together they take less than its sync.
+/// So many questions at most are answered in front of a commit that could begin: together they take about a millisecond.
 const ASKED_AT_ONCE: usize = 64;
 
 /// How soon broadcasts are tried again that could not be kept more than once.
