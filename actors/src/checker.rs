@@ -12,9 +12,10 @@
 //! (`checker/refusals.rs`).
 //!
 //! When full: a question that finds `room.max_lookups` under way waits for a place. One that found none in the time that an answer
-//! may take is answered as without one, and the room server is not asked. What a message or a reader waits for goes first
-//! (`checker/questions.rs`). Behind `actors.checker.mailbox` questions waiting or under way the registry refuses with `overloaded`. Not
-//! more than half of them are for sessions, sweeps and refreshes, for which nobody waits: what finds no permit is asked by a later sweep.
+//! may take is answered as without one, and the room server is not asked. What a sender or a reader waits for goes first, and what a
+//! session waits for before it can begin is before the rest (`checker/questions.rs`). Behind `actors.checker.mailbox` questions waiting or
+//! under way the registry refuses with `overloaded`. Not more than half of them are for sessions and sweeps, for which no sender waits: what
+//! finds no permit in that half is left out, which it counts, and asked by a later sweep.
 
 mod breaker;
 mod cache;
@@ -81,7 +82,7 @@ const RECONNECTS: &str = "reconnects";
 
 enum Ask {
     Check(Check),
-    Hurry(PresenterIdx),
+    Hurry(PresenterIdx, Why),
     Reconnect(PresenterIdx, Permit),
     Panic,
 }
@@ -89,8 +90,12 @@ enum Ask {
 /// Why the checker is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// Somebody waits for the verdict.
+    /// A sender or a reader waits for the verdict.
     Awaited,
+    /// The last verdict still holds, and the room is sent to: senders would wait for the next one.
+    AwaitedRefresh,
+    /// A session waits for it before it can begin.
+    Opening,
     /// A session is there.
     Wanted,
     /// The last verdict still holds, and the room server is to be asked all the same.
@@ -104,12 +109,26 @@ pub(crate) enum Why {
 impl Why {
     /// Whether the room server is asked whatever it said before.
     fn is_refresh(self) -> bool {
-        matches!(self, Self::Refresh | Self::IdleRefresh)
+        matches!(self, Self::AwaitedRefresh | Self::Refresh | Self::IdleRefresh)
     }
 
     /// Whether there is somebody whom a refusal refuses something.
     fn is_for_somebody(self) -> bool {
-        matches!(self, Self::Awaited | Self::Wanted | Self::Refresh)
+        !matches!(self, Self::Idle | Self::IdleRefresh)
+    }
+
+    /// Whose turn it is: the least is the first.
+    pub(crate) fn rank(self) -> usize {
+        match self {
+            Self::Awaited | Self::AwaitedRefresh => 0,
+            Self::Opening => 1,
+            Self::Wanted | Self::Refresh | Self::Idle | Self::IdleRefresh => 2,
+        }
+    }
+
+    /// Whether a sender waits, or would.
+    fn is_for_sender(self) -> bool {
+        self.rank() == 0
     }
 }
 
@@ -117,15 +136,17 @@ struct Check {
     presenter: PresenterIdx,
     why: Why,
     permit: Permit,
-    /// Its part of the half that is for questions for which nobody waits.
+    /// Its part of the half that is for questions for which no sender waits.
     half: Option<Permit>,
 }
 
 impl Check {
-    /// Somebody waits for the verdict from now on.
-    fn hurry(&mut self) {
-        self.why = Why::Awaited;
-        self.half = None;
+    /// It is asked for another reason from now on.
+    fn hurry(&mut self, why: Why) {
+        self.why = why;
+        if why.is_for_sender() {
+            self.half = None;
+        }
     }
 }
 
@@ -134,7 +155,7 @@ impl Check {
 pub struct CheckerHandle {
     mailbox: Mailbox<Ask>,
     gate: Arc<Gate>,
-    /// Of these permits, those of questions for which nobody waits.
+    /// Of these permits, those of questions for which no sender waits.
     half: Arc<Gate>,
 }
 
@@ -144,13 +165,19 @@ impl CheckerHandle {
         Self {
             mailbox: Mailbox::default(),
             gate: Gate::new("checker", mailbox),
-            half: Gate::new("checker", mailbox.div_ceil(2)),
+            half: Gate::new("checker_others", mailbox.div_ceil(2)),
         }
     }
 
     /// The permits of `actors.checker.mailbox`.
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// The half of them that is for questions for which no sender waits. It refuses nobody anything: what it counts was left out, and is
+    /// asked by a later sweep.
+    pub fn half(&self) -> &Arc<Gate> {
+        &self.half
     }
 
     /// Asks; the registry gets the verdict as a message. Returns `why`, or `None` where there is no permit, and no verdict will come. That
@@ -163,9 +190,9 @@ impl CheckerHandle {
 
     /// A question with its permits.
     fn question(&self, presenter: PresenterIdx, why: Why) -> Option<Check> {
-        let half = match why {
-            Why::Awaited => None,
-            _ => Some(self.half.acquire_if_free(1)?),
+        let half = match why.is_for_sender() {
+            true => None,
+            false => Some(self.half.try_acquire(1)?),
         };
         Some(Check {
             presenter,
@@ -175,10 +202,10 @@ impl CheckerHandle {
         })
     }
 
-    /// Somebody waits from now on for the verdict on this presenter, who is being asked about for another reason. To be called once a
-    /// question.
-    pub(crate) fn hurry(&self, presenter: PresenterIdx) {
-        self.mailbox.push(Ask::Hurry(presenter));
+    /// This presenter, who is being asked about, is asked about from now on for a reason that is before that one ([`Why::rank`]). To be
+    /// called once a reason and question.
+    pub(crate) fn hurry(&self, presenter: PresenterIdx, why: Why) {
+        self.mailbox.push(Ask::Hurry(presenter, why));
     }
 
     /// A planned failure point, for tests of supervision: the checker panics when it reads this.
@@ -467,7 +494,7 @@ impl StreamHandler<Vec<Ask>> for RoomChecker {
         for ask in Turn::new(&self.handle.mailbox, batch) {
             match ask {
                 Ask::Check(check) => self.check(check, ctx),
-                Ask::Hurry(presenter) => self.questions.hurry(presenter, Instant::now()),
+                Ask::Hurry(presenter, why) => self.questions.hurry(presenter, why, Instant::now()),
                 Ask::Reconnect(presenter, permit) => self.reconnect(presenter, permit, ctx),
                 #[expect(clippy::panic, reason = "the planned failure point")]
                 Ask::Panic => panic!("planned"),
@@ -491,15 +518,19 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_permits_are_left_to_questions_that_somebody_waits_for() {
+    fn half_of_the_permits_are_left_to_questions_that_senders_wait_for_and_what_the_others_lack_is_counted() {
         for (permits, half) in [(1, 1), (2, 1), (5, 3)] {
             let checker = CheckerHandle::new(permits);
             let ask = |why| checker.check(PresenterIdx::new(1).unwrap(), why).is_some();
-            let others = [Why::Wanted, Why::Refresh, Why::Idle, Why::IdleRefresh];
+            let others = [Why::Opening, Why::Wanted, Why::Refresh, Why::Idle, Why::IdleRefresh];
             let asked = others.into_iter().cycle().take(20).filter(|why| ask(*why)).count();
             assert_eq!(asked, half, "{permits}");
-            let awaited = (0..20).filter(|_| ask(Why::Awaited)).count();
+            let for_senders = [Why::Awaited, Why::AwaitedRefresh].into_iter().cycle().take(20);
+            let awaited = for_senders.filter(|why| ask(*why)).count();
             assert_eq!(awaited, permits - half, "{permits}");
+            let (gate, others) = (checker.gate(), checker.half());
+            assert_eq!((gate.depth(), gate.refused()), (permits, 0));
+            assert_eq!((others.depth(), others.refused()), (half, 20 - half as u64));
         }
     }
 }

@@ -32,9 +32,10 @@ pub struct Gate {
 
 impl Gate {
     /// Every gate there is: their names are labels of the metrics.
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 11] = [
         "registry",
         "checker",
+        "checker_others",
         "writer",
         "writer_bytes",
         "sessions",

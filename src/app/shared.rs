@@ -40,6 +40,7 @@ pub(super) fn share(
     let gates = [
         actors.registry.gate(),
         actors.checker.gate(),
+        actors.checker.half(),
         writer_events,
         writer_bytes,
         &sessions,

@@ -1,8 +1,9 @@
 //! Questions that wait for a place among `room.max_lookups`.
 //!
-//! Those that somebody waits for come first. Of the others each waits for no more than [`AHEAD`] of them at a time: sessions whose room
-//! is not live, and broadcasts that are over, must end some day however many send. Which of its kind is next is left to chance: rooms
-//! are swept in the same order again and again, and where there is no place for all, the same ones would always be too late.
+//! Those that a sender or a reader waits for come first, and of the others those that a session waits for before it can begin. Each kind
+//! waits for no more than [`AHEAD`] at a time of those before it: sessions whose room is not live, and broadcasts that are over, must end
+//! some day however many send. Which of its kind is next is left to chance: rooms are swept in the same order again and again, and where
+//! there is no place for all, the same ones would always be too late.
 
 use std::{
     collections::VecDeque,
@@ -12,57 +13,62 @@ use std::{
 use super::{Check, Why};
 use crate::types::PresenterIdx;
 
-/// So many that somebody waits for are asked in a row where others wait for a place, too.
+/// So many of a kind are asked in a row where others wait for a place behind it.
 const AHEAD: u32 = 3;
 
-/// Each with the time since when it waits; the first of its kind has waited for longest.
+/// Questions of one kind.
 #[derive(Default)]
-pub(super) struct Questions {
-    awaited: VecDeque<(Instant, Check)>,
-    others: VecDeque<(Instant, Check)>,
-    /// How many of `awaited` were taken in a row while there were others.
+struct Kind {
+    /// Each with the time since when it waits; the first has waited for longest.
+    waiting: VecDeque<(Instant, Check)>,
+    /// How many were taken in a row while others waited behind.
     ahead: u32,
 }
+
+/// By their rank ([`Why::rank`]).
+#[derive(Default)]
+pub(super) struct Questions([Kind; 3]);
 
 impl Questions {
     /// One more, at that time.
     pub fn put(&mut self, check: Check, now: Instant) {
-        let kind = match check.why {
-            Why::Awaited => &mut self.awaited,
-            _ => &mut self.others,
-        };
-        kind.push_back((now, check));
+        self.0[check.why.rank()].waiting.push_back((now, check));
     }
 
-    /// Somebody waits from now on for the verdict on this presenter, as for one that is asked about now.
-    pub fn hurry(&mut self, presenter: PresenterIdx, now: Instant) {
-        let at = self.others.iter().position(|(_, check)| check.presenter == presenter);
-        if let Some((_, mut check)) = at.and_then(|at| self.others.remove(at)) {
-            check.hurry();
-            self.put(check, now);
+    /// This presenter is asked about for another reason from now on, as one that is asked about now. Nothing where that one is in its
+    /// place already, or is being asked about.
+    pub fn hurry(&mut self, presenter: PresenterIdx, why: Why, now: Instant) {
+        for kind in &mut self.0[why.rank() + 1..] {
+            let at = kind.waiting.iter().position(|(_, check)| check.presenter == presenter);
+            if let Some((_, mut check)) = at.and_then(|at| kind.waiting.remove(at)) {
+                check.hurry(why);
+                return self.put(check, now);
+            }
         }
     }
 
     /// Gives up one that has waited for so long.
     pub fn late(&mut self, patience: Duration, now: Instant) -> Option<Check> {
         let late = |(since, _): &mut (Instant, Check)| now.saturating_duration_since(*since) >= patience;
-        let given_up = self.awaited.pop_front_if(late);
-        let given_up = given_up.or_else(|| self.others.pop_front_if(late));
+        let given_up = self.0.iter_mut().find_map(|kind| kind.waiting.pop_front_if(late));
         given_up.map(|(_, check)| check)
     }
 
     /// The next one to be asked.
     pub fn take(&mut self) -> Option<Check> {
-        let others_wait = !self.others.is_empty();
-        let kind = if self.awaited.is_empty() || (others_wait && self.ahead >= AHEAD) {
-            self.ahead = 0;
-            &mut self.others
-        } else {
-            self.ahead = if others_wait { self.ahead + 1 } else { 0 };
-            &mut self.awaited
-        };
-        let any = (!kind.is_empty()).then(|| rand::random_range(0..kind.len()))?;
-        kind.remove(any).map(|(_, check)| check)
+        let mut kinds = self.0.as_mut_slice();
+        while let Some((kind, behind)) = kinds.split_first_mut() {
+            kinds = behind;
+            let others_wait = kinds.iter().any(|kind| !kind.waiting.is_empty());
+            if kind.waiting.is_empty() || (others_wait && kind.ahead >= AHEAD) {
+                kind.ahead = 0;
+                continue;
+            }
+            kind.ahead = if others_wait { kind.ahead + 1 } else { 0 };
+            let any = rand::random_range(0..kind.waiting.len());
+            return kind.waiting.remove(any).map(|(_, check)| check);
+        }
+        None
     }
 }
 
@@ -113,8 +119,8 @@ mod tests {
             put(&mut questions, n, Why::IdleRefresh, began);
         }
         let later = began + Duration::from_secs(1);
-        questions.hurry(presenter(7), later);
-        questions.hurry(presenter(99), later);
+        questions.hurry(presenter(7), Why::Awaited, later);
+        questions.hurry(presenter(99), Why::Awaited, later);
         let late = std::iter::from_fn(|| questions.late(patience, began + patience));
         assert!(
             late.map(|check| check.presenter)
@@ -129,5 +135,42 @@ mod tests {
             presenter(60)
         );
         assert!(questions.take().is_none());
+    }
+
+    #[test]
+    fn what_a_session_waits_for_is_before_what_nobody_does_and_leaves_that_each_fourth_place() {
+        let (mut questions, now) = (Questions::default(), Instant::now());
+        for n in 0..60 {
+            put(&mut questions, n, Why::Awaited, now);
+            put(&mut questions, 100 + n, Why::Idle, now);
+            put(&mut questions, 200 + n, Why::Idle, now);
+            questions.hurry(presenter(200 + n), Why::Opening, now);
+        }
+        let taken = |questions: &mut Questions, n| -> Vec<_> {
+            let taken = std::iter::from_fn(|| questions.take()).take(n);
+            taken.map(|check| check.why.rank()).collect()
+        };
+        let behind = |kind| [0, 0, 0, kind];
+        let in_turn = [behind(1), behind(1), behind(1), behind(2)].concat();
+        assert_eq!(taken(&mut questions, 32), in_turn.repeat(2));
+        let mut rest = taken(&mut questions, usize::MAX);
+        rest.sort_unstable();
+        let all: Vec<_> = [(0, 36), (1, 54), (2, 58)]
+            .into_iter()
+            .flat_map(|(kind, left)| vec![kind; left])
+            .collect();
+        assert_eq!(rest, all);
+    }
+
+    #[test]
+    fn the_refresh_of_a_room_that_is_sent_to_is_with_those_that_senders_wait_for_and_stays_a_refresh() {
+        let (mut questions, now) = (Questions::default(), Instant::now());
+        for n in 0..9 {
+            put(&mut questions, n, Why::Refresh, now);
+        }
+        questions.hurry(presenter(5), Why::AwaitedRefresh, now);
+        let next = questions.take().unwrap();
+        assert_eq!((next.presenter, next.why), (presenter(5), Why::AwaitedRefresh));
+        assert!(next.half.is_none() && next.why.is_refresh());
     }
 }

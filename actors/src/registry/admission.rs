@@ -111,7 +111,8 @@ impl SessionRegistry {
         match verdict {
             Some(verdict) if room.waiting.is_empty() && (known || !verdict.live) => {
                 if room.refresh_due(now, self.config.refresh_percent) {
-                    room.checking = self.checker.check(presenter, Why::Refresh);
+                    // Also where a sweep has asked for it, behind what senders wait for: theirs would wait when it is over.
+                    room.ask(&self.checker, presenter, Why::AwaitedRefresh);
                 }
                 let decided = decide(
                     room,
@@ -164,22 +165,15 @@ impl SessionRegistry {
         match (room.verdict(now), room.numbering) {
             (None, _) => {
                 let waiting = room.waiting.len() + room.looking.len();
-                match room.checking {
-                    None => {
-                        let why = if waiting > 0 { Why::Awaited } else { Why::Wanted };
-                        room.checking = self.checker.check(presenter, why);
-                        if room.checking.is_none() {
-                            self.checker.gate().count_refused(waiting);
-                            self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
-                            self.forget_if_idle(presenter, now);
-                        }
-                    }
-                    Some(why) if why != Why::Awaited && waiting > 0 => {
-                        // It was asked about when nobody waited yet.
-                        self.checker.hurry(presenter);
-                        room.checking = Some(Why::Awaited);
-                    }
-                    Some(_) => {}
+                let why = match waiting {
+                    0 => room.why_for_session(now),
+                    _ => Why::Awaited,
+                };
+                room.ask(&self.checker, presenter, why);
+                if room.checking.is_none() {
+                    self.checker.gate().count_refused(waiting);
+                    self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
+                    self.forget_if_idle(presenter, now);
                 }
             }
             (Some(verdict), Numbering::Unknown) if verdict.live || room.broadcast.is_some() => {

@@ -22,6 +22,7 @@ use super::{
     subscriber::{End, Welcome},
 };
 use crate::{
+    checker::Why,
     clock::system_ms,
     mailbox::Mailbox,
     metrics::Metrics,
@@ -165,6 +166,7 @@ impl SessionRegistry {
         }
         match room.open(&self.epoch, &self.config, now) {
             Opened::NotYet => {}
+            Opened::Unheard => room.ask(&self.checker, presenter, Why::Opening),
             Opened::Mark => {
                 let place = room.place_now(presenter, now, system_ms());
                 self.writer.mark_place(place);

@@ -13,7 +13,6 @@ use super::{
     subscriber::{End, Reading, Subscriber},
 };
 use crate::{
-    checker::Why,
     metrics::Metrics,
     session::Flow,
     types::{PresenterIdx, Seq},
@@ -119,8 +118,9 @@ impl SessionRegistry {
             return self.end(session, End::BadFrame(why));
         }
         let old = room.attach(session, subscriber, flow, reading, now);
-        if room.verdict(now).is_none() && room.checking.is_none() {
-            room.checking = self.checker.check(presenter, Why::Wanted);
+        if room.verdict(now).is_none() {
+            let why = room.why_for_session(now);
+            room.ask(&self.checker, presenter, why);
         }
         if let Some(old) = old.filter(|old| old.session != session)
             && let Some(other) = self.sessions.get_mut(&old.session)

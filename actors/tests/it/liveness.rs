@@ -286,6 +286,67 @@ async fn what_a_sender_waits_for_is_asked_before_what_only_sessions_want() {
 }
 
 #[actix::test]
+async fn the_refresh_of_a_room_that_is_sent_to_is_asked_before_what_only_sessions_want() {
+    let rooms = asked_one_by_one(Duration::from_secs(3600));
+    // A verdict holds for a minute, and is due at once.
+    let stage = unswept(&rooms, 0);
+    let _presenter = stage.reader(1);
+    stage.accepted(1, "first").await;
+    all_answered(&stage).await;
+    rooms.script().asked_in_turn.clear();
+    rooms.script().held.send_replace(true);
+    let waits = stage.metrics.queues.waiting("lookups", 1).1;
+    let before = waits.get();
+    let _others: Vec<_> = (101..=150).map(|presenter| stage.reader(presenter)).collect();
+    stage.accepted(1, "second").await;
+    // Behind it, so that the checker has all of them.
+    let _last = stage.reader(151);
+    until("all that wait for a place", || waits.get() == before + 51).await;
+    rooms.script().held.send_replace(false);
+    all_answered(&stage).await;
+    assert_eq!(rooms.script().asked_in_turn[..2], [101, 1]);
+}
+
+#[actix::test]
+async fn a_session_that_cannot_begin_without_a_verdict_is_asked_about_before_those_that_can() {
+    let rooms = asked_one_by_one(Duration::from_secs(3600));
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let config = RegistryConfig {
+        sweep: Duration::from_secs(3600),
+        ..registry_config()
+    };
+    let among = |config| Stage::among(rooms.clone(), spool.clone(), store.clone(), config, writer_config());
+    let stage = among(config.clone());
+    let before = stage.reader(1);
+    stage.accepted(1, "before").await;
+    before.leave();
+    stage.stop_well().await;
+    // Too long ago: whether its broadcast goes on is to be heard.
+    let stage = among(RegistryConfig {
+        broadcast_resume: Duration::ZERO,
+        ..config
+    });
+    assert_eq!(stage.refused(98, "first").await, Refusal::PresenterDisconnected);
+    all_answered(&stage).await;
+    rooms.script().asked_in_turn.clear();
+    rooms.script().held.send_replace(true);
+    let waits = stage.metrics.queues.waiting("lookups", 1).1;
+    let so_far = waits.get();
+    let mut readers: Vec<_> = (101..=150).map(|presenter| stage.reader(presenter)).collect();
+    readers.push(stage.reader(1));
+    stage.has_session(1, true).await;
+    // The spool has told its numbers, and the registry has heard them.
+    drop(stage.writer.hold_spool());
+    stage.has_session(1, true).await;
+    // Behind it, so that the checker has all of them.
+    readers.push(stage.reader(151));
+    until("all that wait for a place", || waits.get() == so_far + 51).await;
+    rooms.script().held.send_replace(false);
+    all_answered(&stage).await;
+    assert_eq!(rooms.script().asked_in_turn[..2], [101, 1]);
+}
+
+#[actix::test]
 async fn no_question_waits_until_the_room_server_has_failed_to_answer_all_that_were_before_it() {
     let rooms = asked_one_by_one(Duration::from_millis(200));
     rooms.script().hangs.extend(ROOMS.step_by(2));

@@ -6,10 +6,11 @@ use uuid::Uuid;
 
 use super::{ALL, Lease, Numbering, Paused, Room, refused::Refused};
 use crate::{
-    checker::Why,
+    checker::{CheckerHandle, Why},
     clock::millis,
     registry::{RegistryConfig, subscriber::Reading},
     seams::Liveness,
+    types::PresenterIdx,
 };
 
 impl Lease {
@@ -32,7 +33,32 @@ impl Room {
 
     /// Whether the room server should be asked although the lease still holds.
     pub fn refresh_due(&self, now: Instant, percent: u32) -> bool {
-        self.checking.is_none() && self.lease.is_some_and(|lease| lease.refresh_due(now, percent))
+        self.lease.is_some_and(|lease| lease.refresh_due(now, percent))
+    }
+
+    /// Has the room server asked for this reason, or what it is asked already go ahead where that is for one behind it.
+    pub fn ask(&mut self, checker: &CheckerHandle, presenter: PresenterIdx, why: Why) {
+        match self.checking {
+            None => self.checking = checker.check(presenter, why),
+            Some(before) if why.rank() < before.rank() => {
+                checker.hurry(presenter, why);
+                self.checking = Some(why);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Why it is asked for a session, while there is no verdict.
+    pub fn why_for_session(&self, now: Instant) -> Why {
+        match self.opening() && self.is_unheard(now) {
+            true => Why::Opening,
+            false => Why::Wanted,
+        }
+    }
+
+    /// After a restart: whether its broadcast goes on, with what is held, is about to be heard.
+    pub fn is_unheard(&self, now: Instant) -> bool {
+        self.paused.is_some() && !self.told && self.verdict(now).is_none()
     }
 
     /// Whether whoever asks causes no lookup: there is a verdict, one is under way, or its session needs one.
@@ -236,7 +262,7 @@ impl Room {
         let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
         match self.verdict(now) {
             None if self.checking.is_some() || !(in_use || self.broadcast.is_some()) => None,
-            None if self.cursor.is_some() => Some(Why::Wanted),
+            None if self.cursor.is_some() => Some(self.why_for_session(now)),
             None => self
                 .refused
                 .is_none_or(|refused| refused.asks_again(now))
@@ -247,8 +273,8 @@ impl Room {
                     Some(_) => Why::Refresh,
                     None => Why::IdleRefresh,
                 };
-                self.refresh_due(now + config.sweep, config.refresh_percent)
-                    .then_some(why)
+                let due = self.checking.is_none() && self.refresh_due(now + config.sweep, config.refresh_percent);
+                due.then_some(why)
             }
             // Whoever would be refused may as well wait.
             Some(_) => None,

@@ -21,6 +21,8 @@ use crate::{
 pub(in crate::registry) enum Opened {
     /// Something has to be known first: the numbering, a commit that is under way, that its mark is on disk.
     NotYet,
+    /// The verdict has to be, whether the broadcast of before a restart goes on.
+    Unheard,
     /// It asks for what cannot be; why, in English.
     Refused(&'static str),
     /// The place on disk is one that a legacy session may go on from. From now on it is not, and that must be on disk before
@@ -75,9 +77,8 @@ impl Room {
         if let Some(why) = self.refuses(&cursor.reading, epoch) {
             return Opened::Refused(why);
         }
-        if self.paused.is_some() && !self.told && self.verdict(now).is_none() {
-            // After a restart: whether its broadcast goes on, with what is held, is about to be heard.
-            return Opened::NotYet;
+        if self.is_unheard(now) {
+            return Opened::Unheard;
         }
         if cursor.reading == Reading::Legacy && self.saving.exact_on_disk {
             return if self.saving.mark() {
