@@ -16,7 +16,7 @@ use crate::{
     },
     http::{lines::Patience, state::Limits, stats::FiguresLimits},
     room::{EmbeddedRooms, embedded, http::HttpRoomSettings},
-    settings::{Algorithm, Auth, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
+    settings::{Algorithm, Auth, AuthMode, Durability as DurabilitySetting, LogBackend, OnError, RoomMode, Settings},
     store::{
         Durability, MongoStore, ServerBeat, SpoolSettings, SqliteSpool, figures::PeakRule, mongo::MongoSettings,
         spool::OpenError,
@@ -73,23 +73,26 @@ pub fn keys(settings: &Settings) -> Result<Vec<Key>, StartError> {
 
 /// The keys of settings that are read again, and the gateway's secrets, for a server that was started with this `[auth]`. As [`keys`],
 /// but refused where the settings name another `auth.jwks_url`, or none: what fetches published keys is made at a start, so the server
-/// would go on by the place before, or have no key at all. And where a gateway would need a secret from now on, or none any more, of
-/// which a start tells.
+/// would go on by the place before, or have no key at all. And where the gateway that it has would need a secret from now on, or none
+/// any more, of which a start tells.
 pub fn keys_again(settings: &Settings, started_with: &Auth) -> Result<(Vec<Key>, GatewaySecrets), StartError> {
     let auth = &settings.auth;
     let why = if auth.jwks_url != started_with.jwks_url {
         "auth.jwks_url is not what the server was started with; a change of it needs a restart"
-    } else if auth.gateway_secret.is_set() != started_with.gateway_secret.is_set() {
+    } else if started_with.mode == AuthMode::Gateway && auth.has_gateway_secret() != started_with.has_gateway_secret() {
         "auth.gateway_secret was set when the server started, or was not; to begin with one, or to do without, needs a restart"
     } else {
-        return Ok((keys(settings)?, gateway_secrets(settings)));
+        return Ok((keys(settings)?, gateway_secrets(auth, started_with.mode)?));
     };
     Err(StartError::Config(why.into()))
 }
 
-fn gateway_secrets(settings: &Settings) -> GatewaySecrets {
-    let auth = &settings.auth;
-    GatewaySecrets::new(auth.gateway_secret.expose(), auth.previous_gateway_secret.expose())
+/// What a gateway must tell; nothing is read where there is none.
+fn gateway_secrets(auth: &Auth, mode: AuthMode) -> Result<GatewaySecrets, StartError> {
+    match mode {
+        AuthMode::Token => Ok(GatewaySecrets::default()),
+        AuthMode::Gateway => GatewaySecrets::of_settings(auth).map_err(StartError::Config),
+    }
 }
 
 /// The secret that HS256 tokens are signed with.
@@ -199,7 +202,7 @@ pub(crate) fn gateway_settings(settings: &Settings) -> Result<GatewaySettings, S
     let auth = &settings.auth;
     GatewaySettings::new(
         &auth.trusted_proxies,
-        gateway_secrets(settings),
+        gateway_secrets(auth, auth.mode)?,
         &auth.gateway_role_header,
         &auth.gateway_rooms_header,
     )

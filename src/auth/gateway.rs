@@ -10,7 +10,14 @@ use actix_web::http::header::{HeaderMap, HeaderValue};
 use chatting_actors::types::{PresenterIdx, Role, UserIdx};
 use subtle::{Choice, ConstantTimeEq};
 
-use super::{Claims, Net, Rooms};
+use super::{
+    Claims, Net, Rooms,
+    key::{KEY_FILE_MAX_BYTES, without_line_break},
+};
+use crate::{
+    files::read_bounded,
+    settings::{Auth, Secret},
+};
 
 /// How a gateway is known.
 pub struct GatewaySettings {
@@ -40,14 +47,23 @@ impl GatewaySettings {
 }
 
 /// What a gateway must tell one of: `auth.gateway_secret`, and `auth.previous_gateway_secret` while it is rotated. None: nothing.
-#[derive(PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 pub struct GatewaySecrets(Vec<Vec<u8>>);
 
 impl GatewaySecrets {
-    /// Those of the two that are set.
-    pub fn new(secret: &str, previous: &str) -> Self {
-        let set = [secret, previous].into_iter().filter(|secret| !secret.is_empty());
-        Self(set.map(|secret| secret.as_bytes().to_vec()).collect())
+    /// Those that the settings have. Reads their files. The error names the setting, and never what it holds.
+    pub fn of_settings(auth: &Auth) -> Result<Self, String> {
+        let secrets = [
+            ("auth.gateway_secret", &auth.gateway_secret, &auth.gateway_secret_file),
+            (
+                "auth.previous_gateway_secret",
+                &auth.previous_gateway_secret,
+                &auth.previous_gateway_secret_file,
+            ),
+        ];
+        let read = secrets.map(|(name, text, file)| secret_of(text, file).map_err(|why| format!("{name}_file: {why}")));
+        let read: Vec<_> = read.into_iter().collect::<Result<_, _>>()?;
+        Ok(Self(read.into_iter().flatten().collect()))
     }
 
     /// Looks at all of them, so that the time it takes does not tell which one it is.
@@ -216,6 +232,23 @@ impl Gateway {
     }
 }
 
+/// The secret that is `text`, or in this file; none where neither is set.
+fn secret_of(text: &Secret, file: &str) -> Result<Option<Vec<u8>>, String> {
+    if file.is_empty() {
+        return Ok(text.is_set().then(|| text.expose().as_bytes().to_vec()));
+    }
+    if text.is_set() {
+        return Err("the secret is set beside it; allowed: one of them".into());
+    }
+    let bytes = read_bounded(file, KEY_FILE_MAX_BYTES)?;
+    let secret = without_line_break(&bytes);
+    // None at all would have every peer believed, and another one that no header can bring would have none.
+    if secret.is_empty() || secret.trim_ascii() != secret || HeaderValue::from_bytes(secret).is_err() {
+        return Err("it is not one line of text without white space around it".into());
+    }
+    Ok(Some(secret.to_vec()))
+}
+
 /// A header that is there once; `None` where it is not there.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, ForwardedError> {
     let mut values = headers.get_all(name);
@@ -263,14 +296,22 @@ mod tests {
 
     use super::*;
 
+    fn secrets(secret: &str, previous: &str) -> GatewaySecrets {
+        let auth = Auth {
+            gateway_secret: Secret::new(secret),
+            previous_gateway_secret: Secret::new(previous),
+            ..Auth::default()
+        };
+        GatewaySecrets::of_settings(&auth).unwrap()
+    }
+
     fn gateway(secret: &str) -> Gateway {
         gateway_with(secret, "")
     }
 
     fn gateway_with(secret: &str, rooms_header: &str) -> Gateway {
         let trusted = ["10.0.0.0/8".to_owned()];
-        let secrets = GatewaySecrets::new(secret, "");
-        Gateway::new(GatewaySettings::new(&trusted, secrets, "x-role", rooms_header).unwrap())
+        Gateway::new(GatewaySettings::new(&trusted, secrets(secret, ""), "x-role", rooms_header).unwrap())
     }
 
     fn headers(rows: &[(&str, &str)]) -> HeaderMap {
@@ -315,14 +356,52 @@ mod tests {
             |secrets: [&str; 3]| secrets.map(|secret| gateway.check_peer(peer, &headers(&[(SECRET, secret)])).is_ok());
         let told = ["before", "after", "another"];
         assert_eq!(believed(told), [true, false, false]);
-        assert!(gateway.set_secrets(GatewaySecrets::new("after", "before")));
+        assert!(gateway.set_secrets(secrets("after", "before")));
         assert_eq!(believed(told), [true, true, false]);
-        assert!(!gateway.set_secrets(GatewaySecrets::new("after", "before")));
-        assert!(gateway.set_secrets(GatewaySecrets::new("after", "")));
+        assert!(!gateway.set_secrets(secrets("after", "before")));
+        assert!(gateway.set_secrets(secrets("after", "")));
         assert_eq!(believed(told), [false, true, false]);
         assert_eq!(
             gateway.check_peer(peer, &headers(&[(SECRET, "")])),
             Err(Untrusted::Peer)
+        );
+    }
+
+    #[test]
+    fn a_secret_is_in_a_file_whose_line_may_be_ended_and_what_no_header_can_bring_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("secret");
+        let read = |content: &str, text: &str| {
+            std::fs::write(&file, content).unwrap();
+            let auth = Auth {
+                gateway_secret: Secret::new(text),
+                gateway_secret_file: file.display().to_string(),
+                ..Auth::default()
+            };
+            GatewaySecrets::of_settings(&auth)
+        };
+        for content in ["s3cret", "s3cret\n", "s3cret\r\n"] {
+            assert!(read(content, "").unwrap() == secrets("s3cret", ""), "{content:?}");
+        }
+        for content in ["", "\n", " s3cret", "s3cret ", "s3cret\n\n", "s3\ncret"] {
+            let why = read(content, "").err().unwrap();
+            assert_eq!(
+                why, "auth.gateway_secret_file: it is not one line of text without white space around it",
+                "{content:?}"
+            );
+        }
+        assert_eq!(
+            read("s3cret", "s3cret").err().unwrap(),
+            "auth.gateway_secret_file: the secret is set beside it; allowed: one of them"
+        );
+        let auth = Auth {
+            previous_gateway_secret_file: dir.path().join("none").display().to_string(),
+            ..Auth::default()
+        };
+        let why = GatewaySecrets::of_settings(&auth).err().unwrap();
+        assert!(
+            why.starts_with("auth.previous_gateway_secret_file: ") && why.contains("cannot be read"),
+            "{why}"
         );
     }
 

@@ -18,7 +18,7 @@ use crate::{
 const HS256_MIN_BYTES: usize = 32;
 
 /// Bytes of a key's file: no key is that long.
-const KEY_FILE_MAX_BYTES: usize = 64 * 1024;
+pub(super) const KEY_FILE_MAX_BYTES: usize = 64 * 1024;
 
 /// A key and the one algorithm that it is for. It may hold a secret, so it has no `Debug`.
 #[derive(Clone)]
@@ -255,7 +255,7 @@ impl Source<'_> {
 }
 
 /// Whatever wrote a file may have ended its line. Only that is left out: a secret may well end in white space.
-fn without_line_break(bytes: &[u8]) -> &[u8] {
+pub(super) fn without_line_break(bytes: &[u8]) -> &[u8] {
     let Some(line) = bytes.strip_suffix(b"\n") else {
         return bytes;
     };

@@ -66,9 +66,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// At each SIGHUP the keys and the gateway's secrets are read again, from all layers of the settings and the files that they name. Nothing else is:
-/// whatever else has changed there waits for a restart. When something is wrong, the keys stay as they are; so they do when
-/// `auth.jwks_url` is not what the server, whose settings `auth` is of, was started with, and where a file is not read in time.
+/// At each SIGHUP the keys and the gateway's secrets are read again, from all layers of the settings and the files that they name.
+/// Nothing else is: whatever else has changed there waits for a restart. When something is wrong, they all stay as they are; so they do
+/// when `auth.jwks_url` is not what the server, whose settings `auth` is of, was started with, and where a file is not read in time.
 /// Published keys are fetched in any case: one that leaked must not hold for longer because a setting is wrong.
 async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, auth: &Auth, state: web::Data<State>) -> T {
     let reading: Arc<AtomicBool> = Arc::default();
@@ -79,16 +79,16 @@ async fn reload_keys<T>(mut hangup: Signal, from: SettingsArgs, auth: &Auth, sta
         state.tokens.refetch();
         let outcome = match read_again(from.clone(), auth, &reading).await {
             Ok((keys, secrets)) => {
-                let others = state
-                    .gateway
-                    .as_ref()
-                    .is_some_and(|gateway| gateway.set_secrets(secrets));
-                let what = if state.tokens.set_keys(keys) || others {
-                    "they have changed"
-                } else {
-                    "they are the same"
+                let of_keys = match state.tokens.set_keys(keys) {
+                    true => "they have changed",
+                    false => "they are the same",
                 };
-                log::info!("SIGHUP: the keys were read again, {what}");
+                let of_gateway = match state.gateway.as_ref().map(|gateway| gateway.set_secrets(secrets)) {
+                    None => "",
+                    Some(true) => "; the gateway's secrets have changed",
+                    Some(false) => "; the gateway's secrets are the same",
+                };
+                log::info!("SIGHUP: the keys were read again, {of_keys}{of_gateway}");
                 "ok"
             }
             Err(error) => {

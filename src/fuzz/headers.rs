@@ -36,7 +36,7 @@ fn form_encoded(text: &str) -> String {
 }
 
 fn gateway() -> Gateway {
-    let secrets = GatewaySecrets::new("", "");
+    let secrets = GatewaySecrets::default();
     Gateway::new(GatewaySettings::new(&["10.0.0.0/8".to_owned()], secrets, "x-role", "x-rooms").unwrap())
 }
 

@@ -132,14 +132,27 @@ section! {
         /// What a gateway must send as `x-gateway-secret`; empty is not checked.
         /// 게이트웨이가 `x-gateway-secret`으로 보내야 하는 값. 비우면 검사하지 않는다.
         gateway_secret: Secret = "";
+        /// File with that secret, one line of text. Read again at SIGHUP.
+        /// 그 값이 한 줄로 담긴 파일. SIGHUP에 다시 읽는다.
+        gateway_secret_file: String = "";
         /// The secret of before, which is taken too while gateways change to auth.gateway_secret.
         /// 게이트웨이가 auth.gateway_secret으로 바꾸는 동안 함께 받는 이전 값.
         previous_gateway_secret: Secret = "";
+        /// The secret of before, as auth.gateway_secret_file.
+        /// 이전 값(auth.gateway_secret_file과 같은 형식).
+        previous_gateway_secret_file: String = "";
         /// Header with the caller's role: moderator (see gateway_rooms_header) or operator; empty makes all viewers.
         /// 호출자의 역할 헤더: moderator(gateway_rooms_header 참고) 또는 operator. 비우면 모두 viewer.
         gateway_role_header: String = "", HEADER_NAME_OR_EMPTY;
         /// Header that names a moderator's rooms (12,14 or *), none without it; unset here: every room.
         /// 모더레이터가 맡은 방(12,14 또는 *)을 알리는 헤더. 헤더가 없으면 맡은 방도 없다. 여기서 비우면 모든 방.
         gateway_rooms_header: String = "", HEADER_NAME_OR_EMPTY;
+    }
+}
+
+impl Auth {
+    /// Whether a gateway must tell a secret.
+    pub fn has_gateway_secret(&self) -> bool {
+        self.gateway_secret.is_set() || !self.gateway_secret_file.is_empty()
     }
 }

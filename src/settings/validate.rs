@@ -168,13 +168,22 @@ impl Check<'_> {
             self.shown(mode)
         );
         self.rule(&[mode, proxies], holds, || message);
-        let (previous, key) = ("auth.previous_gateway_secret", "auth.gateway_secret");
-        let holds = !auth.previous_gateway_secret.is_set() || auth.gateway_secret.is_set();
-        let message = format!(
-            "{} is the one before {key}, and there is none; allowed: empty where that is",
-            self.shown(previous)
-        );
-        self.rule(&[previous, key], holds, || message);
+        let [key, file] = ["auth.gateway_secret", "auth.gateway_secret_file"];
+        let previous = [
+            ("auth.previous_gateway_secret", auth.previous_gateway_secret.is_set()),
+            (
+                "auth.previous_gateway_secret_file",
+                !auth.previous_gateway_secret_file.is_empty(),
+            ),
+        ];
+        let now = auth.has_gateway_secret();
+        for (previous, set) in previous {
+            let message = format!(
+                "{} is the one before {key}, and there is none; allowed: empty where that is",
+                self.shown(previous)
+            );
+            self.rule(&[previous, key, file], !set || now, || message);
+        }
     }
 
     /// Notes a problem, under the first of `keys`, unless the rule holds or is about a key to be skipped.
@@ -390,19 +399,23 @@ mod tests {
 
     #[test]
     fn a_gateways_secret_of_before_is_beside_one_of_now() {
-        let with = |secret: &str| {
+        let with = |secret: &str, file: &str| {
             wrong(|settings| {
                 settings.auth.gateway_secret = Secret::new(secret);
+                settings.auth.gateway_secret_file = file.into();
                 settings.auth.previous_gateway_secret = Secret::new("before");
+                settings.auth.previous_gateway_secret_file = "before".into();
             })
         };
+        let why = "is the one before auth.gateway_secret, and there is none; allowed: empty where that is";
         assert_eq!(
-            with(""),
+            with("", ""),
             [
-                "auth.previous_gateway_secret = \"***\" is the one before auth.gateway_secret, and there is none; allowed: empty where \
-              that is"
+                format!("auth.previous_gateway_secret = \"***\" {why}"),
+                format!("auth.previous_gateway_secret_file = \"before\" {why}")
             ]
         );
-        assert_eq!(with("after"), [""; 0]);
+        assert_eq!(with("after", ""), [""; 0]);
+        assert_eq!(with("", "after"), [""; 0]);
     }
 }

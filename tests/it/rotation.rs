@@ -414,7 +414,67 @@ async fn a_gateways_secret_is_rotated_by_sighup_with_nobody_refused() {
     assert_eq!(answers().await, [201, 201, 403]);
     server.reload(&auth("gateway_secret = \"after\""), "ok").await;
     assert_eq!(answers().await, [403, 201, 403]);
+    server
+        .process
+        .line("SIGHUP: the keys were read again, they are the same; the gateway's secrets have changed")
+        .await;
     presenter.has_read(6).await;
+}
+
+/// As under systemd, where the environment stays what it was at the start.
+#[actix_web::test]
+async fn a_gateways_secret_in_a_file_is_rotated_by_sighup() {
+    let key = crate::support::app::KEY;
+    let auth = |file: &str| {
+        format!(
+            "mode = \"gateway\"\ntrusted_proxies = [\"127.0.0.1\"]\nhs256_secret = \"{key}\"\ngateway_secret_file = \"{file}\""
+        )
+    };
+    let (dir, files) = (ScratchDir::new("gateway-secret"), ["now", "then", "empty"]);
+    let [now, then, empty] = files.map(|name| dir.path().join(name).display().to_string());
+    for (file, secret) in [(&now, "before\n"), (&then, "before\n"), (&empty, "")] {
+        std::fs::write(file, secret).unwrap();
+    }
+    let server = Server::start(&auth(&now)).await;
+    server.go_live(&signed(&operator())).await;
+    let presenter = Presenter::connect(server.address, &signed(&claims(12))).await;
+    let answers = async || {
+        let secrets = ["before", "after"];
+        join_all(secrets.map(|secret| through_a_gateway(&server, secret))).await
+    };
+    assert_eq!(answers().await, [201, 403]);
+    std::fs::write(&now, "after\n").unwrap();
+    let both = format!("{}\nprevious_gateway_secret_file = \"{then}\"", auth(&now));
+    server.reload(&both, "ok").await;
+    assert_eq!(answers().await, [201, 201]);
+    // What is wrong changes nothing: by none at all everyone would be believed.
+    server.reload(&auth(&empty), "error").await;
+    assert_eq!(answers().await, [201, 201]);
+    server.reload(&auth(&now), "ok").await;
+    assert_eq!(answers().await, [403, 201]);
+    presenter.has_read(6).await;
+}
+
+#[actix_web::test]
+async fn a_gateways_secret_that_is_not_in_use_keeps_no_key_from_being_rotated() {
+    let (old, new) = (
+        "the secret before, of thirty-two bytes or more",
+        "the secret after, of thirty-two bytes or more",
+    );
+    let server = Server::start(&format!("hs256_secret = \"{old}\"")).await;
+    let unused = "gateway_secret = \"of another day\"";
+    server
+        .reload(&format!("hs256_secret = \"{new}\"\n{unused}"), "ok")
+        .await;
+    let unused = "gateway_secret_file = \"none\"";
+    server
+        .reload(&format!("hs256_secret = \"{new}\"\n{unused}"), "ok")
+        .await;
+    let mut client = HttpClient::connect(server.address).await;
+    let answer = client
+        .request("GET", "/token", &[("token", &by_secret(new, &claims(7)))], "")
+        .await;
+    assert_eq!((answer.status, answer.text()), (200, "7"));
 }
 
 #[actix_web::test]
