@@ -871,6 +871,13 @@ async fn server_max_connections_bounds_open_connections_sessions_included_and_th
     waits
         .send_request("GET", "/v1/rooms/12", &[("token", &app.token(7))], "")
         .await;
+    // Whoever counts them has looked twice since, and did not let it in.
+    let looked = of("waits_total").await;
+    eventually("it to be counted as full twice more", async || {
+        (of("waits_total").await >= looked + 2.0).then_some(())
+    })
+    .await;
+    assert_eq!(of("depth").await, 2.0);
     drop(one);
     assert_eq!(waits.read_response(false).await.status, 200);
     drop(session);
