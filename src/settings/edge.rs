@@ -117,8 +117,8 @@ section! {
     /// Which web pages may call the v1 routes; the legacy ones are open to all as they always were.
     /// v1 경로를 호출할 수 있는 웹 페이지. 기존 경로는 원래대로 모두에게 열려 있다.
     pub struct Cors {
-        /// Origins that may, or "*" for all; empty is none. Apps in a WebView have one too: "capacitor://localhost".
-        /// 허용하는 오리진. "*"는 모두, 비우면 없음. 앱의 웹뷰도 "capacitor://localhost" 같은 오리진을 보낸다.
+        /// Origins that may (a WebView has "capacitor://localhost"); "*" is all, null and file:// too; empty is none.
+        /// 허용하는 오리진(웹뷰의 "capacitor://localhost"도). "*"는 null과 file://까지 모두, 비우면 없음.
         origins: Vec<String> = &[], Items(ORIGIN);
     }
 }
