@@ -97,7 +97,7 @@ proptest! {
                     prop_assert!(!open && machine.open());
                     prop_assert!(upgrade.is_none_or(|grant| grant.presenter == presenter));
                 }
-                Action::Ack { .. } | Action::Refreshed | Action::Reply(_) => prop_assert!(open),
+                Action::Ack { .. } | Action::Refreshed | Action::Postponed | Action::Reply(_) => prop_assert!(open),
                 Action::Close(close, why) => {
                     prop_assert!(close.in_v1(), "{:?}", close);
                     prop_assert!(why.is_none_or(|why| why.chars().count() <= 200));

@@ -335,6 +335,40 @@ async fn a_refresh_by_a_key_that_is_published_only_later_leaves_the_session_as_i
     assert_eq!(end_of(&mut first).await, ("unauthenticated".into(), 4001));
 }
 
+/// The client takes its refresh for done, and would not send it again.
+#[actix_web::test]
+async fn a_refresh_by_a_key_that_is_published_only_later_counts_when_the_token_before_it_ends() {
+    let (old, new, nobodys) = (es256("old"), es256("new"), es256("nobody's"));
+    let server = JwksServer::start(jwk_set(&[&old])).await;
+    let app = app(&server, |_| {}).await;
+    app.go_live(21);
+    let expires_at = system_ms() / 1000 + 5;
+    let mut sessions = Vec::new();
+    for (presenter, refresh) in [(12, &new), (21, &nobodys)] {
+        let mut session = connect(app.addr).await;
+        let mut ending = claims(presenter);
+        ending["exp"] = json!(expires_at);
+        let hello = |token: String| json!({ "type": "hello", "token": token }).to_string();
+        session.send_text(&hello(old.token(&ending))).await;
+        assert_eq!(session.next_json().await["type"], "welcome");
+        session.send_text(&hello(refresh.token(&claims(presenter)))).await;
+        // It is taken behind the `hello`, which waits for a fetch where there may be one.
+        session.send_text(r#"{"type":"ping"}"#).await;
+        assert_eq!(session.next_json().await["type"], "pong");
+        sessions.push(session);
+    }
+    server.answer(Answer::Body(jwk_set(&[&old, &new])));
+    eventually("the time of the tokens to be over", async || {
+        (system_ms() > expires_at * 1000 + 100).then_some(())
+    })
+    .await;
+    assert_eq!(end_of(&mut sessions[1]).await, ("token_expired".into(), 4002));
+    let mut client = app.client().await;
+    let sent = post_v1(&mut client, 12, &old.token(&claims(7)), "still there").await;
+    assert_eq!(sent.status, 201);
+    assert_eq!(sessions[0].next_json().await["text"], "still there");
+}
+
 /// Returns when the pause after the last fetch is over and the next one has begun: a token of an unknown key has asked.
 async fn rested(app: &TestApp, known: &KeyPair) {
     assert_refusal!(app, known, GOOD);

@@ -22,8 +22,10 @@ pub enum Action {
         /// From where, in which dialect.
         reading: Reading,
     },
-    /// The token was refreshed, or the one before stays: its end is to be watched.
+    /// The token was refreshed: its end is to be watched.
     Refreshed,
+    /// The token before stays, and with it its end: take the same frame once more then.
+    Postponed,
     /// The client has everything up to here.
     Ack {
         /// The last seq that it has.

@@ -57,6 +57,8 @@ pub struct PresenterSession {
     unanswered: u32,
     /// Frames that wait for a token's key, the token's own first; `None` when none does.
     held: Option<HeldFrames>,
+    /// A `hello` by whose key the token could not be refreshed, to be tried once more when the one before it ends.
+    postponed: Option<String>,
     /// The last event that was written (v1).
     written: Seq,
     /// The last event that the client has acknowledged on this connection (v1).
@@ -81,6 +83,7 @@ impl PresenterSession {
             expiry: None,
             unanswered: 0,
             held: None,
+            postponed: None,
             written: Seq(0),
             acked: Seq(0),
             greeted: false,
@@ -107,7 +110,10 @@ impl PresenterSession {
                     self.attach(presenter, reading);
                 }
             }
-            Action::Refreshed => self.watch_expiry(ctx),
+            Action::Refreshed => {
+                self.postponed = None;
+                self.watch_expiry(ctx);
+            }
             Action::Ack { seq, fanned_out } => {
                 // What was read on this connection comes behind its `welcome`: an ack before that is of another one, or of none.
                 if let Some(session) = self.session.filter(|_| self.greeted) {
@@ -115,7 +121,8 @@ impl PresenterSession {
                     self.parts.registry.ack(session, seq, fanned_out);
                 }
             }
-            Action::AwaitKey => {}
+            // Of these `text` has the frame.
+            Action::AwaitKey | Action::Postponed => {}
             Action::Close(close, why) => self.close_because(close, why.as_deref(), ctx),
         }
     }
@@ -131,18 +138,36 @@ impl PresenterSession {
         self.parts.registry.attach(session, presenter, flow, reading);
     }
 
+    /// Milliseconds that the token has left; `None` where its end ends nothing.
+    fn left_ms(&self) -> Option<u64> {
+        let Dialect::V1(machine) = &self.parts.dialect else {
+            return None;
+        };
+        let expires_at_ms = machine.expires_at_ms().filter(|_| self.parts.config.close_on_expiry)?;
+        Some(u64::try_from(expires_at_ms.saturating_sub(system_ms())).unwrap_or(0))
+    }
+
+    /// At the token's end, and now and then before: what was postponed until then has its last chance.
+    fn look_at_expiry(&mut self, ctx: &mut WebsocketContext<Self>) {
+        if self.left_ms() == Some(0)
+            && self.held.is_none()
+            && let Some(hello) = self.postponed.take()
+        {
+            self.text(&hello, ctx);
+        }
+        if !self.closing {
+            self.watch_expiry(ctx);
+        }
+    }
+
     /// Closes at the token's end, unless a later `hello` moves it. One that waits for its token's key by then has come in time.
     fn watch_expiry(&mut self, ctx: &mut WebsocketContext<Self>) {
-        let Dialect::V1(machine) = &self.parts.dialect else {
-            return;
-        };
-        let Some(expires_at_ms) = machine.expires_at_ms().filter(|_| self.parts.config.close_on_expiry) else {
+        let Some(left) = self.left_ms() else {
             return;
         };
         if let Some(timer) = self.expiry.take() {
             ctx.cancel_future(timer);
         }
-        let left = u64::try_from(expires_at_ms.saturating_sub(system_ms())).unwrap_or(0);
         if left == 0 && self.held.is_some() {
             // What waits begins with a `hello`; whether its token is good is known in a moment, and this is looked at again then.
             return;
@@ -150,7 +175,7 @@ impl PresenterSession {
         if left == 0 {
             return self.close(Close::TokenExpired, ctx);
         }
-        self.expiry = Some(ctx.run_later(next_look(left, self.parts.config.keepalive), Self::watch_expiry));
+        self.expiry = Some(ctx.run_later(next_look(left, self.parts.config.keepalive), Self::look_at_expiry));
     }
 
     fn close(&mut self, close: Close, ctx: &mut WebsocketContext<Self>) {
@@ -249,6 +274,9 @@ impl PresenterSession {
         };
         if action == Action::AwaitKey {
             return self.await_key(text, ctx);
+        }
+        if action == Action::Postponed {
+            self.postponed = Some(text.to_owned());
         }
         self.act(action, ctx);
     }

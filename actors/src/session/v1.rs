@@ -81,7 +81,7 @@ impl Machine {
                 Err(Denied::NotYet) => return Action::AwaitKey,
                 // It may be good: its key may be published in a moment, or no key can be fetched just now. The token before has let
                 // the session in, and still ends it in time.
-                Err(Denied::UnknownKey | Denied::Unavailable) if self.open() => return Action::Refreshed,
+                Err(Denied::UnknownKey | Denied::Unavailable) if self.open() => return Action::Postponed,
                 Err(Denied::Unavailable) => return Action::Close(Close::KeysUnavailable, None),
                 Err(Denied::Bad | Denied::UnknownKey) => return Action::Close(Close::Unauthenticated, None),
             },
@@ -220,7 +220,7 @@ mod tests {
             assert_eq!(close_of(upgraded.on_text(&hello, &Tokens)), refused);
             let mut machine = Machine::default();
             machine.on_text(r#"{"type":"hello","token":"12"}"#, &Tokens);
-            assert_eq!(machine.on_text(&hello, &Tokens), Action::Refreshed, "{token}");
+            assert_eq!(machine.on_text(&hello, &Tokens), Action::Postponed, "{token}");
             assert_eq!(machine.expires_at_ms(), Some(5));
             let other = machine.on_text(r#"{"type":"hello","token":"7"}"#, &Tokens);
             assert_eq!(close_of(other), Close::Unauthenticated, "it is 12's still");
