@@ -83,12 +83,12 @@ fn read_range(connection: &mut Connection, range: &LogRange, spool_from: Pos) ->
     // One snapshot for all questions.
     let snapshot = connection.transaction()?;
     let newest: Pos = snapshot.query_row("SELECT IFNULL(MAX(pos), 0) FROM spool", [], |row| row.get(0))?;
-    let begins = match spool_from {
+    let (begins, last) = match spool_from {
         0 => from_the_end(&snapshot, range, newest)?,
-        known => known,
+        known => (known, newest),
     };
-    // At most so many of a table, those that `wanted` chooses by its parameter, ?4, and in its order.
-    let read = |table: &str, wanted: &str, bound: i64, limit: usize| {
+    // At most so many of a table, those that `wanted` chooses by its parameters, ?4 and ?5, and in its order.
+    let read = |table: &str, wanted: &str, (from, to): (i64, i64), limit: usize| {
         let sql = format!(
             "SELECT pos, {} FROM {table} WHERE presenter_idx = ?1 AND seq > ?2
              AND epoch = (SELECT n FROM epochs WHERE epoch = ?3) AND {wanted}",
@@ -99,7 +99,8 @@ fn read_range(connection: &mut Connection, range: &LogRange, spool_from: Pos) ->
             range.presenter.get(),
             range.after.0.cast_signed(),
             &*range.epoch.0,
-            bound
+            from,
+            to
         ];
         let mut rows = statement.query(asked)?;
         let mut read: Vec<(Pos, Event)> = Vec::new();
@@ -115,7 +116,7 @@ fn read_range(connection: &mut Connection, range: &LogRange, spool_from: Pos) ->
     };
     // One more than is asked for, and also beyond its end: that is where the next page begins to look.
     let one_more = range.limit.saturating_add(1);
-    let mut rows = read("spool", "pos >= ?4 ORDER BY pos", begins, one_more)?;
+    let mut rows = read("spool", "pos BETWEEN ?4 AND ?5 ORDER BY pos", (begins, last), one_more)?;
     let within = |(_, event): &(Pos, Event)| event.seq <= range.through;
     let end = rows.iter().take(range.limit).take_while(|row| within(row)).count();
     let scanned = rows.get(end).map_or(newest + 1, |(pos, _)| *pos);
@@ -123,7 +124,12 @@ fn read_range(connection: &mut Connection, range: &LogRange, spool_from: Pos) ->
     let mut rows: Vec<_> = rows.into_iter().map(|(pos, event)| (Some(pos), event)).collect();
     // A room's numbers grow with the places in the spool. Places begin anew, so of what is parked they tell nothing.
     let through = i64::try_from(range.through.0).unwrap_or(i64::MAX);
-    let parked = read("parked", "seq <= ?4 ORDER BY seq", through, range.limit)?;
+    let parked = read(
+        "parked",
+        "seq BETWEEN ?4 AND ?5 ORDER BY seq",
+        (i64::MIN, through),
+        range.limit,
+    )?;
     rows.extend(parked.into_iter().map(|(_, event)| (None, event)));
     rows.sort_by_key(|(_, event)| event.seq);
     rows.dedup_by_key(|(_, event)| event.seq);
@@ -136,20 +142,21 @@ fn read_range(connection: &mut Connection, range: &LogRange, spool_from: Pos) ->
     })
 }
 
-/// Where the spool begins to have a range: sought from its end, so that it costs what a session lacks, and not what the spool holds.
-/// All of it is gone through only where the range begins before all that the spool has of the room.
+/// Where the spool begins to have a range, and where its last row of the room is: sought from its end, so that it costs what a session
+/// lacks, and not what the spool holds. All of it is gone through only where the range begins before all that the spool has of the room.
 ///
 /// A room's numbers grow with the places in the spool: only commits add to it, at its end, and a salvage leaves every row its place.
-fn from_the_end(snapshot: &Connection, range: &LogRange, newest: Pos) -> rusqlite::Result<Pos> {
+fn from_the_end(snapshot: &Connection, range: &LogRange, newest: Pos) -> rusqlite::Result<(Pos, Pos)> {
     let mut statement = snapshot.prepare(
         "SELECT pos, seq FROM spool WHERE presenter_idx = ?1 AND epoch = (SELECT n FROM epochs WHERE epoch = ?2)
          AND typeof(seq) = 'integer' ORDER BY pos DESC",
     )?;
     let mut rows = statement.query(params![range.presenter.get(), &*range.epoch.0])?;
-    let mut begins = newest + 1;
+    let (mut begins, mut last) = (newest + 1, None);
     while let Some(row) = rows.next()? {
         let (pos, seq): (Pos, i64) = (row.get(0)?, row.get(1)?);
         let seq = Seq(seq.cast_unsigned());
+        last.get_or_insert(pos);
         if seq > range.after {
             begins = pos;
         }
@@ -158,7 +165,7 @@ fn from_the_end(snapshot: &Connection, range: &LogRange, newest: Pos) -> rusqlit
             break;
         }
     }
-    Ok(begins)
+    Ok((begins, last.unwrap_or(newest)))
 }
 
 #[cfg(test)]
@@ -285,6 +292,17 @@ mod tests {
         let (_, seqs, steps) = filled.read(6, 10, 0);
         assert_eq!(seqs, [7]);
         assert!(steps < FEW, "{steps}");
+    }
+
+    #[test]
+    fn behind_a_rooms_last_row_the_spool_is_gone_through_once() {
+        let filled = filled(&[1]);
+        // From the end to its row.
+        let (none, seqs, there) = filled.read(1, 10, 0);
+        assert!(seqs.is_empty());
+        let (read, seqs, steps) = filled.read(0, 10, 0);
+        assert_eq!((seqs, read.scanned), (vec![1], none.scanned));
+        assert!(steps < there + FEW, "{steps}, {there}");
     }
 
     #[test]
