@@ -26,7 +26,7 @@ use chatting_actors::seldom::Seldom;
 use rusqlite::{Connection, ErrorCode, ffi, hooks::Wal};
 
 use super::{
-    Durability,
+    Durability, SYNCHRONOUS,
     alone::write_into_file,
     salvage::is_damage,
     spool::{DAMAGED, set_meta},
@@ -50,8 +50,9 @@ pub struct Shared {
     path: PathBuf,
     connection: Turns<Option<Connection>>,
     open: Open,
-    durability: Durability,
-    /// Whether the WAL of a connection that is closed is to be trusted no more.
+    /// Whether a sync was promised to anybody. It stays so: how far the file itself has what was promised is not known.
+    promised: AtomicBool,
+    /// Whether the WAL is to be trusted no more. Where nobody was promised a sync it is gone on with.
     suspect: AtomicBool,
     /// When those who use that WAL were last waited for in vain.
     in_vain: Mutex<Option<Instant>>,
@@ -66,8 +67,9 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// An open connection to this file, and how it is opened again. Only with [`Durability::Disk`] a sync was promised
-    /// to anybody. At how many pages in its WAL a commit checkpoints is what `wal_autocheckpoint` is on the connection.
+    /// An open connection to this file, and how it is opened again. With another durability than [`Durability::Disk`] a sync
+    /// is promised only to who runs [`Self::run_synced`]. At how many pages in its WAL a commit checkpoints is what
+    /// `wal_autocheckpoint` is on the connection.
     pub(super) fn new(
         path: PathBuf,
         connection: Connection,
@@ -94,7 +96,7 @@ impl Shared {
             path,
             connection: Turns::new(None),
             open,
-            durability,
+            promised: AtomicBool::new(durability == Durability::Disk),
             suspect: AtomicBool::new(false),
             in_vain: Mutex::default(),
             reopened: AtomicU64::new(0),
@@ -138,10 +140,8 @@ impl Shared {
     }
 
     fn open_again(&self) -> rusqlite::Result<Connection> {
-        if self.suspect.load(Ordering::Acquire) {
-            if self.durability == Durability::Disk {
-                self.write_into_file()?;
-            }
+        if self.promised.load(Ordering::Acquire) && self.suspect.load(Ordering::Acquire) {
+            self.write_into_file()?;
             self.suspect.store(false, Ordering::Release);
         }
         let connection = self.taken_over((self.open)()?)?;
@@ -208,6 +208,26 @@ impl Shared {
             Err(error) => self.heed(error, &mut turn),
         }
         done
+    }
+
+    /// The same, and what it commits is synced under any durability.
+    pub(super) fn run_synced<T>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.promised.store(true, Ordering::Release);
+        if self.suspect.load(Ordering::Acquire) {
+            // It is opened again, by way of the file.
+            self.close(false);
+        }
+        self.run(|connection| {
+            let level: i64 = connection.pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))?;
+            connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
+            let done = work(connection);
+            // What it did is done. A connection that cannot be set back syncs more than it must.
+            let _ = connection.pragma_update(None, SYNCHRONOUS, level);
+            done
+        })
     }
 
     /// What was committed stands, whatever comes of this.

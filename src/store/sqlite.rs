@@ -30,10 +30,7 @@ use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
 use self::filling::{CHECKPOINT_EVENTS, checkpoint, insert_all};
-use super::{
-    Durability, FoundStore, Newest, SYNCHRONOUS, Shared, SharedConnection, StoredBroadcast, open_to_read, row,
-    wal::empty_wal,
-};
+use super::{FoundStore, Newest, Shared, SharedConnection, StoredBroadcast, open_to_read, row, wal::empty_wal};
 
 /// The user whom an act is about. A macro, so that the index and the statements that it serves say the same.
 macro_rules! about {
@@ -144,19 +141,13 @@ impl SqliteStore {
         blocking(move || shared.run(work).map_err(|error| StoreError(error.to_string())))
     }
 
-    /// The same, and what it commits is synced under any durability.
+    /// The same, by [`Shared::run_synced`].
     fn run_synced<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
-        self.run(move |connection| {
-            let level: i64 = connection.pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))?;
-            connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
-            let done = work(connection);
-            // What it did is done. A connection that cannot be set back syncs more than it must.
-            let _ = connection.pragma_update(None, SYNCHRONOUS, level);
-            done
-        })
+        let shared = self.connection.clone();
+        blocking(move || shared.run_synced(work).map_err(|error| StoreError(error.to_string())))
     }
 
     /// The same as [`Self::run`] on a connection of its own, which commits do not wait for. Callers bound how many run.
@@ -404,7 +395,7 @@ mod tests {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt, sync::atomic::AtomicBool};
 
     use super::*;
-    use crate::store::{Archive, connect, keeping::Keeping, open_file, set_up};
+    use crate::store::{Archive, Durability, connect, keeping::Keeping, open_file, set_up};
 
     /// Whether this process has a file open that had a name in this directory and has none any more.
     fn has_unnamed_file(dir: &Path) -> bool {

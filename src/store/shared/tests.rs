@@ -15,6 +15,10 @@ fn busy_timeout(connection: &Connection) -> rusqlite::Result<i64> {
 
 /// A file with an empty table, all of which is in the file itself. A commit checkpoints at so many pages.
 fn of(path: &Path, pages: u32) -> SharedConnection {
+    under(Durability::Disk, path, pages)
+}
+
+fn under(durability: Durability, path: &Path, pages: u32) -> SharedConnection {
     let of = path.to_owned();
     let open = move || {
         let connection = open_file(&of)?;
@@ -22,7 +26,7 @@ fn of(path: &Path, pages: u32) -> SharedConnection {
         connection.pragma_update(None, "wal_autocheckpoint", pages)?;
         Ok(connection)
     };
-    let shared = Shared::new(path.to_owned(), open().unwrap(), Durability::Disk, open).unwrap();
+    let shared = Shared::new(path.to_owned(), open().unwrap(), durability, open).unwrap();
     shared
         .run(|connection| connection.execute_batch("CREATE TABLE t(x); PRAGMA wal_checkpoint(TRUNCATE)"))
         .unwrap();
@@ -90,6 +94,44 @@ fn after_an_io_error_nothing_is_written_before_the_file_itself_has_all_that_was(
     assert_eq!(shared.reopened(), 2);
     shared.close(true);
     assert!(insert(&shared).is_err());
+}
+
+#[test]
+fn a_sync_that_was_promised_is_made_good_under_any_durability() {
+    for (durability, promised, in_file) in [
+        (Durability::Os, false, 0),
+        (Durability::Os, true, 1),
+        (Durability::Memory, true, 1),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.db");
+        let shared = under(durability, &path, 1000);
+        insert(&shared).unwrap();
+        if promised {
+            // As where the sync of a hold fails, which is tried again.
+            assert!(shared.run_synced(|_| io_error::<()>()).is_err());
+        } else {
+            assert!(shared.run(|_| io_error::<()>()).is_err());
+        }
+        insert(&shared).unwrap();
+        assert_eq!(in_the_file(&path), in_file, "{durability:?}");
+    }
+}
+
+#[test]
+fn behind_an_io_error_a_sync_is_promised_only_when_the_file_itself_has_all_that_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chat.db");
+    let shared = under(Durability::Os, &path, 1000);
+    insert(&shared).unwrap();
+    assert!(shared.run(|_| io_error::<()>()).is_err());
+    // Nobody was promised anything.
+    insert(&shared).unwrap();
+    assert_eq!(in_the_file(&path), 0);
+    for _ in 0..2 {
+        shared.run_synced(|_| Ok(())).unwrap();
+        assert_eq!((in_the_file(&path), shared.reopened()), (2, 2));
+    }
 }
 
 #[test]
