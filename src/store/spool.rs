@@ -10,8 +10,8 @@
 //! covers · `places(presenter_idx, epoch, …)`, how far rooms got · `records(id, …)`, broadcasts that have not ended
 //! or that the store does not have, with `stored` 1 for those that it has as they are and 2 for those that it refused as they are
 //! · `meta(key, value)`: `format`, `epoch` (its n), `clean`, `damaged` (as far as a run found), `salvaged` (where the file began with
-//! what could be read of a damaged one), `durability`, `backend`, `log_id` (with the name of the database that it was met in), `last_ms`, `ask_store`,
-//! `importing` (while an import has not ended).
+//! what could be read of a damaged one, or turned out to be an old copy), `durability`, `backend`, `log_id` (with the name of the
+//! database that it was met in), `last_ms`, `ask_store`, `importing` (while an import has not ended).
 //! A file of format 1, which had neither acts nor broadcasts, is brought to format 2 when it is opened.
 
 mod anew;

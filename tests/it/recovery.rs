@@ -968,6 +968,7 @@ async fn rule_04_an_old_copy_of_the_spool_that_is_put_back_begins_a_new_epoch_an
         assert_eq!(app.metric("chat_parked_events").await, Some(0.0), "{text}");
         answer.json()
     };
+    let seq_of = |answer: &serde_json::Value| answer["seq"].as_u64().unwrap();
     let dir = ScratchDir::new("old-copy");
     let mut settings = settings(&dir);
     use_mongodb(&mut settings);
@@ -985,11 +986,14 @@ async fn rule_04_an_old_copy_of_the_spool_that_is_put_back_begins_a_new_epoch_an
     let third = say(&app, "third").await;
     assert_eq!(first["epoch"], second["epoch"]);
     assert_ne!(second["epoch"], third["epoch"]);
+    // Who reads on behind what the log had finds it.
+    assert_eq!(seq_of(&third), seq_of(&second) + 1);
     // It is the server's own from then on.
     let (_, dir, settings) = app.stop().await;
     let app = spawn_in(dir, settings).await;
     let fourth = say(&app, "fourth").await;
     assert_eq!(third["epoch"], fourth["epoch"]);
+    assert_eq!(seq_of(&fourth), seq_of(&third) + 1);
     let history = app.state.history.store();
     let mut stored = Vec::new();
     for answer in [&first, &second, &third, &fourth] {

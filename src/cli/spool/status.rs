@@ -55,7 +55,9 @@ fn of_file(status: &Status) -> Vec<Line> {
     let new_rooms = match (status.asks_store, status.salvaged) {
         (false, _) => "begin at seq 1",
         (true, false) => "ask the store for their last seq: this spool is younger than the log",
-        (true, true) => "ask the store for their last seq: this spool was salvaged from a damaged one",
+        (true, true) => {
+            "ask the store for their last seq: this spool was salvaged from a damaged one, or is an old copy"
+        }
     };
     vec![
         ("spool", status.path.display().to_string()),

@@ -54,7 +54,7 @@ impl Check<'_> {
             self.problem(&format!("the epoch in use ({epoch}) is not among those known"));
         }
         let rooms = self.rooms(&connection)?;
-        // A salvaged spool learns the last seq of a room that still has rows of the epoch before.
+        // A salvaged spool, or an old copy, learns the last seq of a room that still has rows of the epoch before.
         let salvaged = meta::<i64>(&connection, "salvaged")?.is_some();
         self.events(&connection, &epochs, &rooms, salvaged.then_some(epoch));
         self.parked(&connection, &epochs);

@@ -55,7 +55,7 @@ pub struct Status {
     pub held_by: Option<String>,
     /// Whether a room that it does not know is asked for at the store.
     pub asks_store: bool,
-    /// Whether its rows were carried over from a damaged spool.
+    /// Whether its rows were carried over from a damaged spool, or it turned out to be an old copy of itself.
     pub salvaged: bool,
     /// Events that the store may not have yet.
     pub events: Waiting,

@@ -26,7 +26,7 @@ pub(super) struct LastSeqs {
     /// That of each room that has rows here, and the last row of it; and of salvaged rooms that the store was not asked about.
     rooms: Rooms,
     ask_store: bool,
-    /// The rows come from a damaged spool, so the last seqs that they tell may not be the last.
+    /// The rows come from a damaged spool, or the file is an old copy, so the last seqs that they tell may not be the last.
     salvaged: bool,
 }
 
@@ -104,6 +104,16 @@ impl LastSeqs {
         set_meta(connection, "ask_store", 0)?;
         self.ask_store = false;
         Ok(())
+    }
+
+    /// What is known here is not the last, so the store is asked for that of each room, as for those of a salvaged spool. Within a
+    /// transaction.
+    pub fn ask_for_all(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.execute("DELETE FROM rooms", [])?;
+        set_meta(connection, "salvaged", 1)?;
+        set_meta(connection, "ask_store", 1)?;
+        (self.salvaged, self.ask_store) = (true, true);
+        self.add_parked(connection)
     }
 
     /// That of a room.
@@ -268,5 +278,40 @@ mod tests {
         assert_eq!(how_far, wanted);
         assert_eq!(known.catch_up(&connection, 12).unwrap(), 12);
         assert_eq!(known.catch_up(&connection, 9).unwrap(), 12);
+    }
+
+    #[test]
+    fn rule_03_an_old_copy_asks_the_store_for_each_room_and_what_it_has_itself_counts_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = SpoolSettings {
+            path: dir.path().join("chat.db"),
+            durability: Durability::Disk,
+            max_bytes: None,
+            embedded: false,
+        };
+        let connection = open_connection(&settings).unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO meta(key, value) VALUES ('ask_store', 0);
+                 INSERT INTO rooms(presenter_idx, last_seq) VALUES (1, 50), (2, 7);
+                 INSERT INTO spool(pos, presenter_idx, seq, sent_at, epoch, id, user_idx, nickname, message, role)
+                 VALUES (1, 2, 9, 1000, 1, x'', 7, '', '', '')",
+            )
+            .unwrap();
+        let of = |known: &LastSeqs| {
+            let of = |n| known.of(&connection, PresenterIdx::new(n).unwrap()).unwrap();
+            [of(1), of(2), of(3)]
+        };
+        let (mut known, _) = LastSeqs::read(&connection).unwrap();
+        let seq = |n| LastSeq::Known(Seq(n));
+        assert_eq!(of(&known), [seq(50), seq(9), seq(0)]);
+        known.ask_for_all(&connection).unwrap();
+        assert_eq!(of(&known), [LastSeq::AskStore, LastSeq::AskStore, LastSeq::AskStore]);
+        let told = [(1, 80), (2, 8)].map(|(room, last)| (PresenterIdx::new(room).unwrap(), Seq(last)));
+        assert_eq!(known.learn(&connection, &told, 0).unwrap(), [Seq(80), Seq(9)]);
+        // And after a restart.
+        for known in [known, LastSeqs::read(&connection).unwrap().0] {
+            assert_eq!(of(&known), [seq(80), seq(9), LastSeq::AskStore]);
+        }
     }
 }

@@ -110,7 +110,8 @@ impl SqliteSpool {
 
     /// The store has this event. Where it is of this spool's numbering and further than the spool knows of its room, the file is an old
     /// copy of itself that was put back, or its disk lost what it had synced: it would give numbers again that were given. So a new
-    /// numbering begins, in which the store takes them. Returns whether it does. To be asked before anything is numbered.
+    /// numbering begins, in which the store takes them, and rooms go on behind what the store tells of them, as those of a salvaged
+    /// spool. Returns whether it does. To be asked before anything is numbered.
     pub fn begin_epoch_if_behind(&mut self, stored: &Event) -> Result<bool, SpoolError> {
         if stored.epoch != self.epoch.1 {
             return Ok(false);
@@ -120,18 +121,17 @@ impl SqliteSpool {
         {
             return Ok(false);
         }
-        let epoch = self.with(|_, connection| {
+        let epoch = self.with(|this, connection| {
             // As a full spool must start, too.
             beyond_limit(connection, |connection| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 let epoch = begin_epoch(&transaction)?;
+                this.last_seqs.ask_for_all(&transaction)?;
                 transaction.commit()?;
                 Ok(epoch)
             })
         })?;
         self.epochs.insert(epoch.0, epoch.1.clone());
-        self.found.epoch = epoch.1.0.to_string();
-        self.found.new_epoch = true;
         self.epoch = epoch;
         Ok(true)
     }
