@@ -198,6 +198,8 @@ pub struct Numbers {
     pub refused_broadcasts: Gauge,
     /// 1 while another server says that it writes to the same log (rule 7).
     pub other_servers: Gauge,
+    /// 1 where this start found that the store has more of the spool's own numbering than the spool (rule 4).
+    pub spool_was_behind: Gauge,
     /// Seconds that the system's clock is behind the newest message; 0 where it is not.
     pub clock_behind_seconds: Gauge,
     /// What retention removed, by `kind`.
@@ -357,6 +359,11 @@ impl Numbers {
                 "Broadcasts in the spool that the store refused as they are",
             ),
             other_servers: gauge(r, "chat_other_servers", "1 while another server writes to this log"),
+            spool_was_behind: gauge(
+                r,
+                "chat_spool_was_behind",
+                "1 where the spool was an old copy at the start, and a new epoch began",
+            ),
             clock_behind_seconds: gauge(
                 r,
                 "chat_clock_behind_seconds",

@@ -39,6 +39,8 @@ pub(super) async fn open_storage(
     let Opened { store, away, newest_ms } = open_store(settings, &mut spool, beat).await?;
     // A spool that is new, or was damaged, does not know the times that were told before it (rule 5).
     info.last_ms = info.last_ms.max(newest_ms);
+    let behind = info.epoch != *spool.epoch();
+    metrics.spool_was_behind.set(i64::from(behind));
     info.epoch = spool.epoch().clone();
     warn_of_clock(info.last_ms);
     Ok(Storage {

@@ -65,6 +65,7 @@ async fn livez_readyz_and_metrics_answer() {
         "chat_spool_bytes",
         "chat_parked_events",
         "chat_refused_broadcasts",
+        "chat_spool_was_behind",
     ] {
         assert!(
             metrics.text().contains(&format!("\n{name} ")),

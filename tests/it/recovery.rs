@@ -959,13 +959,14 @@ fn what_is_salvaged_of_an_epoch_whose_name_is_lost_is_not_taken_for_the_one_that
 
 #[actix_web::test]
 async fn rule_04_an_old_copy_of_the_spool_that_is_put_back_begins_a_new_epoch_and_nothing_is_parked() {
-    let say = async |app: &TestApp, text: &str| {
+    let say = async |app: &TestApp, text: &str, was_behind: f64| {
         app.go_live(12);
         let _presenter = app.presenter(12).await;
         let answer = app.post(12, 7, text).await;
         assert_eq!(answer.status, 201, "{answer:?}");
         crate::history::drained(app).await;
         assert_eq!(app.metric("chat_parked_events").await, Some(0.0), "{text}");
+        assert_eq!(app.metric("chat_spool_was_behind").await, Some(was_behind), "{text}");
         answer.json()
     };
     let seq_of = |answer: &serde_json::Value| answer["seq"].as_u64().unwrap();
@@ -973,17 +974,17 @@ async fn rule_04_an_old_copy_of_the_spool_that_is_put_back_begins_a_new_epoch_an
     let mut settings = settings(&dir);
     use_mongodb(&mut settings);
     let app = spawn_in(dir, settings).await;
-    let first = say(&app, "first").await;
+    let first = say(&app, "first", 0.0).await;
     let (_, dir, settings) = app.stop().await;
     let [path, copy] = ["chat.db", "copy.db"].map(|name| dir.path().join(name));
     std::fs::copy(&path, &copy).unwrap();
     let app = spawn_in(dir, settings).await;
-    let second = say(&app, "second").await;
+    let second = say(&app, "second", 0.0).await;
     let (_, dir, settings) = app.stop().await;
     // As by a snapshot of its volume.
     std::fs::copy(&copy, &path).unwrap();
     let app = spawn_in(dir, settings).await;
-    let third = say(&app, "third").await;
+    let third = say(&app, "third", 1.0).await;
     assert_eq!(first["epoch"], second["epoch"]);
     assert_ne!(second["epoch"], third["epoch"]);
     // Who reads on behind what the log had finds it.
@@ -991,7 +992,7 @@ async fn rule_04_an_old_copy_of_the_spool_that_is_put_back_begins_a_new_epoch_an
     // It is the server's own from then on.
     let (_, dir, settings) = app.stop().await;
     let app = spawn_in(dir, settings).await;
-    let fourth = say(&app, "fourth").await;
+    let fourth = say(&app, "fourth", 0.0).await;
     assert_eq!(third["epoch"], fourth["epoch"]);
     assert_eq!(seq_of(&fourth), seq_of(&third) + 1);
     let history = app.state.history.store();
