@@ -9,11 +9,14 @@
 //! All else waits in the kernel's buffers. What a client may ask in advance is what is read in one turn of the dispatcher, some
 //! `TURN` bytes. How long the socket may be full is counted on the connection's line ([`Taking`]).
 //!
+//! What waits in the kernel when a connection ends is discarded first ([`Accepted`]).
+//!
 //! Nobody is woken by the socket for what was not read. The dispatcher ends each of its turns by flushing, or with a socket that is full:
 //! [`Paced::poll_flush`] wakes it when there is something that it may read now.
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -22,15 +25,36 @@ use std::{
 use actix_codec::{AsyncRead, AsyncWrite, ReadBuf, poll_read_buf};
 use actix_web::rt::net::TcpStream;
 use bytes::BufMut;
+use socket2::SockRef;
 
 use super::lines::{Line, Taking};
 
 /// The bytes of one turn: more than nearly every request has. A turn may end with as many again.
 const TURN: usize = 4 * 1024;
 
+/// The most bytes that are discarded at a connection's end. Who has sent more behind its last answer may lose a part of that.
+const DISCARDED: usize = 64 * 1024;
+
+/// A client's socket. Who closes one that has something unread resets it (RFC 9112, section 9.6), and the kernel drops what the client
+/// has not got yet of its answer: so that is read first, and discarded. One whose end is to be a reset is reset all the same.
+pub struct Accepted(pub(super) TcpStream);
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        // Asks the kernel: what tokio knows of the socket may be older than what came last.
+        let socket = SockRef::from(&self.0);
+        let mut some = [MaybeUninit::uninit(); TURN];
+        for _ in 0..DISCARDED / TURN {
+            if !matches!(socket.recv(&mut some), Ok(1..)) {
+                break;
+            }
+        }
+    }
+}
+
 /// A socket that was just accepted; see above.
 pub struct Paced {
-    stream: TcpStream,
+    stream: Accepted,
     taking: Taking,
     /// Bytes that were read in this turn.
     read: usize,
@@ -42,7 +66,7 @@ impl Paced {
     /// Over this socket, whose line this is.
     pub fn new(stream: TcpStream, line: Option<Arc<Line>>) -> Self {
         Self {
-            stream,
+            stream: Accepted(stream),
             taking: Taking::new(line),
             read: 0,
             left: false,
@@ -55,7 +79,7 @@ impl Paced {
     }
 
     /// The socket for who paces itself, and how its client took what it was given before.
-    pub fn into_parts(self) -> (TcpStream, Taking) {
+    pub fn into_parts(self) -> (Accepted, Taking) {
         (self.stream, self.taking)
     }
 
@@ -67,7 +91,7 @@ impl Paced {
     /// Tells of the end of the connection, and nothing else.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut next = [0];
-        let there = ready!(self.stream.poll_peek(cx, &mut ReadBuf::new(&mut next)))?;
+        let there = ready!(self.stream.0.poll_peek(cx, &mut ReadBuf::new(&mut next)))?;
         if there == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -92,7 +116,7 @@ impl AsyncRead for Paced {
             return Poll::Pending;
         }
         let mut some = buf.limit(TURN);
-        this.read += ready!(poll_read_buf(Pin::new(&mut this.stream), cx, &mut some))?;
+        this.read += ready!(poll_read_buf(Pin::new(&mut this.stream.0), cx, &mut some))?;
         Poll::Ready(Ok(()))
     }
 }
@@ -100,7 +124,7 @@ impl AsyncRead for Paced {
 impl AsyncWrite for Paced {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        let polled = Pin::new(&mut this.stream.0).poll_write(cx, buf);
         match &polled {
             Poll::Ready(Ok(taken)) => this.taking.takes(*taken),
             Poll::Ready(Err(_)) => {}
@@ -117,10 +141,10 @@ impl AsyncWrite for Paced {
             this.left = false;
             cx.waker().wake_by_ref();
         }
-        Pin::new(&mut this.stream).poll_flush(cx)
+        Pin::new(&mut this.stream.0).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().stream.0).poll_shutdown(cx)
     }
 }

@@ -35,17 +35,13 @@ use actix_http::{
     header::CONTENT_LENGTH,
 };
 use actix_service::{Service, ServiceFactory, fn_factory};
-use actix_web::{
-    HttpMessage, HttpRequest,
-    http::Method,
-    rt::{net::TcpStream, time::timeout},
-};
+use actix_web::{HttpMessage, HttpRequest, http::Method, rt::time::timeout};
 use bytes::{Bytes, BytesMut};
 use chatting_actors::session::Progress;
 use futures_util::{Stream, StreamExt, future::LocalBoxFuture};
 use socket2::SockRef;
 
-use super::paced::Paced;
+use super::paced::{Accepted, Paced};
 
 /// The most bytes of one read. Clients say little.
 const READ: usize = 4096;
@@ -148,7 +144,7 @@ where
 
 /// The socket of one connection, whose reading and writing are both of one task.
 struct Socket {
-    stream: RefCell<TcpStream>,
+    stream: RefCell<Accepted>,
     /// The answer was 101.
     upgraded: Cell<bool>,
 }
@@ -157,7 +153,7 @@ impl Socket {
     /// Writes until nothing is left of these bytes, of which so many were sent.
     fn poll_write(&self, bytes: &[u8], sent: &mut usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(left @ [_, ..]) = bytes.get(*sent..) {
-            let written = Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, left);
+            let written = Pin::new(&mut self.stream.borrow_mut().0).poll_write(cx, left);
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 some => *sent += some,
@@ -215,7 +211,7 @@ impl Stream for Incoming {
         }
         let mut space = [MaybeUninit::uninit(); READ];
         let mut read = ReadBuf::uninit(&mut space);
-        let polled = Pin::new(&mut *self.socket.stream.borrow_mut()).poll_read(cx, &mut read);
+        let polled = Pin::new(&mut self.socket.stream.borrow_mut().0).poll_read(cx, &mut read);
         let came = ready!(polled).is_ok() && !read.filled().is_empty();
         Poll::Ready(if came {
             let came = Bytes::copy_from_slice(read.filled());
@@ -271,7 +267,7 @@ impl Outgoing {
         if written.is_err() {
             return;
         }
-        let _ = SockRef::from(&*self.socket.stream.borrow()).shutdown(Shutdown::Write);
+        let _ = SockRef::from(&self.socket.stream.borrow().0).shutdown(Shutdown::Write);
         if self.refusal.is_some() {
             let mut rest = Incoming {
                 socket: self.socket,

@@ -381,6 +381,45 @@ async fn who_takes_none_of_its_answers_is_refused_more_of_them_and_nobody_else_i
     assert_eq!(ask(&app.token(7)).await.status, 200);
 }
 
+/// All that comes until the peer ends the connection in order.
+async fn to_the_end(client: HttpClient) -> Vec<u8> {
+    let (mut stream, mut all) = client.into_parts();
+    let read = within("the end of the connection", stream.read_to_end(&mut all)).await;
+    read.unwrap_or_else(|error| panic!("{error} after {} bytes", all.len()));
+    all
+}
+
+#[actix_web::test]
+async fn the_last_answer_of_a_connection_comes_as_a_whole_where_something_was_sent_behind_its_request() {
+    let (app, _presenter) = with_a_long_page(4_000_000, 4_000_000).await;
+    let gate = app.state.answers.gate();
+    let length = {
+        let mut client = app.client().await;
+        let page = client.request("GET", LONG_PAGE, &[("token", &app.token(7))], "").await;
+        page.body.len()
+    };
+    for behind in ["\r\n", "GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        eventually("what was taken to be given back", async || {
+            (gate.depth() == 0).then_some(())
+        })
+        .await;
+        let mut client = leave_unread(&app, 7, &[("Connection", "close")]).await;
+        eventually("the answer to be under way", async || {
+            (gate.depth() == length).then_some(())
+        })
+        .await;
+        client.send_bytes(behind.as_bytes()).await;
+        let answer = to_the_end(client).await;
+        let head = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+        assert_eq!(answer.len(), head + 4 + length, "behind it was {behind:?}");
+    }
+    // What is no HTTP ends a connection as well, with an answer: twice as much of it as is read at once.
+    let mut client = app.client().await;
+    client.send_bytes(&[0; 16 * 1024]).await;
+    let answer = to_the_end(client).await;
+    assert!(answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
+}
+
 #[actix_web::test]
 async fn an_answer_that_is_longer_than_all_may_be_is_given_when_it_is_the_only_one() {
     let (app, _presenter) = with_a_long_page(100_000, 100_000).await;
