@@ -2,9 +2,10 @@
 //! ([`super::lines::long`]).
 //!
 //! When full, one more is refused. So that nobody is refused for what one client leaves, a user has a share of it
-//! (`server.answers_share_bytes`), and all who have not said who they are have one together. And a part is left to moderators,
-//! operators and `/metrics` (`RESERVE`), so that they see who fills the rest. Who has nothing under way is given one answer of whatever
-//! length, and one that is longer than all that its asker may have counts as all of it.
+//! (`server.answers_share_bytes`), and all who have not said who they are have one together. And a part is left to moderators of all
+//! rooms, operators and `/metrics` (`RESERVE`), so that they see who fills the rest; so much, and no more, scrapes may have. Who has
+//! nothing under way is given one answer of whatever length, and one that is longer than all that its asker may have counts as all
+//! of it.
 
 use std::{
     collections::HashMap,
@@ -16,7 +17,7 @@ use chatting_actors::{
     types::{Role, UserIdx},
 };
 
-use crate::auth::Claims;
+use crate::auth::{Claims, Rooms};
 
 /// One in so many bytes is left to those who look after the server.
 const RESERVE: usize = 4;
@@ -24,9 +25,9 @@ const RESERVE: usize = 4;
 /// Whose answer it is. `identify::who` puts it among the data of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Asker {
-    /// A viewer, or a presenter: everybody is the presenter of the room with their own number.
+    /// A viewer, a presenter, which everybody is of the room with their own number, or a moderator of some rooms.
     User(UserIdx),
-    /// A moderator or an operator: no share.
+    /// A moderator of all rooms, or an operator: no share.
     Staff,
     /// Whoever asks for `/metrics` and the like.
     Operations,
@@ -37,9 +38,9 @@ pub enum Asker {
 impl Asker {
     /// Who these claims are of.
     pub fn of(claims: &Claims) -> Self {
-        match claims.role {
-            Role::Viewer | Role::Presenter => Self::User(claims.user_idx),
-            Role::Moderator | Role::Operator => Self::Staff,
+        match (claims.role, &claims.rooms) {
+            (Role::Operator, _) | (Role::Moderator, Rooms::All) => Self::Staff,
+            _ => Self::User(claims.user_idx),
         }
     }
 }
@@ -79,13 +80,15 @@ impl Answers {
 
     /// Room for an answer of so many bytes, given back when that is dropped.
     pub fn hold(&self, bytes: usize, asker: Asker) -> Result<Held, NoRoom> {
-        let of_share = match asker {
-            Asker::Staff => None,
-            _ => Some(self.of_share(bytes, asker).ok_or(NoRoom::Share)?),
+        let reserved = self.gate.capacity() / RESERVE;
+        let (share, reserve) = match asker {
+            Asker::User(_) | Asker::Nobody => (Some(self.share), reserved),
+            Asker::Operations => (Some(reserved), 0),
+            Asker::Staff => (None, 0),
         };
-        let reserve = match asker {
-            Asker::User(_) | Asker::Nobody => self.gate.capacity() / RESERVE,
-            Asker::Staff | Asker::Operations => 0,
+        let of_share = match share {
+            Some(share) => Some(self.of_share(bytes, asker, share).ok_or(NoRoom::Share)?),
+            None => None,
         };
         let most = self.gate.capacity() - reserve;
         let permit = self.gate.try_acquire_leaving(bytes.min(most), reserve);
@@ -95,11 +98,11 @@ impl Answers {
         })
     }
 
-    fn of_share(&self, bytes: usize, asker: Asker) -> Option<OfShare> {
+    fn of_share(&self, bytes: usize, asker: Asker, share: usize) -> Option<OfShare> {
         let mut held = self.lock();
         let has = held.get(&asker).copied().unwrap_or(0);
         let sum = has.saturating_add(bytes);
-        if has > 0 && sum > self.share {
+        if has > 0 && sum > share {
             return None;
         }
         held.insert(asker, sum);
@@ -142,6 +145,8 @@ impl Drop for OfShare {
 
 #[cfg(test)]
 mod tests {
+    use chatting_actors::types::PresenterIdx;
+
     use super::*;
 
     fn user(n: i64) -> Asker {
@@ -154,9 +159,9 @@ mod tests {
         let [first, second] = [150, 50].map(|bytes| answers.hold(bytes, user(7)).ok().unwrap());
         assert_eq!(answers.hold(1, user(7)).err(), Some(NoRoom::Share));
         assert!(answers.hold(200, user(8)).is_ok());
-        // Those who are nobody, and those who scrape, are one each.
-        for asker in [Asker::Nobody, Asker::Operations] {
-            let _some = answers.hold(200, asker).ok().unwrap();
+        // Those who are nobody, and those who scrape, are one each; who scrape may have what is left to them.
+        for (asker, share) in [(Asker::Nobody, 200), (Asker::Operations, 250)] {
+            let _some = [share - 1, 1].map(|bytes| answers.hold(bytes, asker).ok().unwrap());
             assert_eq!(answers.hold(1, asker).err(), Some(NoRoom::Share));
         }
         drop(first);
@@ -164,6 +169,30 @@ mod tests {
         drop(second);
         assert_eq!((answers.gate().depth(), answers.lock().len()), (0, 0));
         assert_eq!(answers.gate().refused(), 0, "there was room");
+    }
+
+    #[test]
+    fn who_is_staff_of_some_rooms_has_a_share_and_no_reserve_as_others_have() {
+        let asker = |role, rooms| {
+            Asker::of(&Claims {
+                user_idx: UserIdx::new(7).unwrap(),
+                nickname: None,
+                role,
+                rooms,
+                expires_at_ms: i64::MAX,
+            })
+        };
+        let one = || Rooms::Some(vec![PresenterIdx::new(12).unwrap()]);
+        for (role, rooms) in [
+            (Role::Viewer, Rooms::All),
+            (Role::Moderator, Rooms::None),
+            (Role::Moderator, one()),
+        ] {
+            assert_eq!(asker(role, rooms), user(7));
+        }
+        for (role, rooms) in [(Role::Moderator, Rooms::All), (Role::Operator, one())] {
+            assert_eq!(asker(role, rooms), Asker::Staff);
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What is around every handler: one middleware, so that a request is boxed once and not once a layer.
 //!
 //! From the outside in: a request is under way on its connection ([`UnderWay`]); CORS ([`Asked`]); a panic is answered
-//! ([`Panicked`]); a long answer has room in memory or is refused ([`Answers`](super::answers::Answers)). Innermost is the router, but for the one path that nearly
-//! every request has: `POST /v1/rooms/{n}/messages` is known by its text, without trying the router's patterns in turn.
+//! ([`Panicked`]); a long answer has room in memory or is refused ([`super::answers`]). Innermost is the router, but for the one
+//! path that nearly every request has: `POST /v1/rooms/{n}/messages` is known by its text, without trying the router's patterns in
+//! turn.
 
 use std::sync::Arc;
 
@@ -143,7 +144,10 @@ fn no_room(why: NoRoom, asker: Asker, request: &HttpRequest, surface: Surface, s
         (NoRoom::Share, Asker::User(_)) => ApiError::new(Code::RateLimited)
             .with_detail("this user has too many answers before this one that are not taken yet")
             .with_rate_limit(1, DEFAULT_RETRY_AFTER_SECONDS),
-        _ => ApiError::new(Code::Overloaded).with_detail("the queue answers is full"),
+        (NoRoom::Share, _) => {
+            ApiError::new(Code::Overloaded).with_detail("too many answers to callers like this one are not taken yet")
+        }
+        (NoRoom::All, _) => ApiError::new(Code::Overloaded).with_detail("the queue answers is full"),
     };
     if why == NoRoom::Share {
         // The queue itself has refused nothing.

@@ -37,8 +37,8 @@ section! {
         /// Bytes of answers over 16 KiB that clients have not taken yet, of all; more are refused. Not exports.
         /// 클라이언트가 아직 받아 가지 않은 16 KiB 초과 응답의 총 바이트. 넘치면 거절한다. 내보내기는 제외.
         answers_max_bytes: usize = 67_108_864, 65_536..=2_147_483_648;
-        /// Of them, those of one user who is no moderator and no operator, or of all callers without a name together.
-        /// 그중 사용자 한 명(moderator, operator 제외) 또는 신원을 밝히지 않은 호출자 전체의 몫.
+        /// Of them, those of one user, no operator nor moderator of all rooms, or of all callers without a name.
+        /// 그중 사용자 한 명(operator와 모든 방의 moderator 제외) 또는 신원을 밝히지 않은 호출자 전체의 몫.
         answers_share_bytes: usize = 4_194_304, 65_536..=2_147_483_648;
         /// Seconds after which a peer that acknowledges nothing sent to it is cut (TCP_USER_TIMEOUT).
         /// 보낸 것에 아무 확인(ACK)이 없는 상대를 끊기까지의 초(TCP_USER_TIMEOUT).

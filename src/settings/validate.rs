@@ -29,6 +29,7 @@ pub fn problems(
     check.at_most("actors.registry.room_share", "actors.registry.mailbox");
     check.at_most("actors.writer.room_share", "actors.writer.mailbox");
     check.at_most("room.pending_max", "actors.registry.room_share");
+    check.at_most("server.answers_share_bytes", "server.answers_max_bytes");
     check.at_most("actors.supervisor.restart_min_ms", "actors.supervisor.restart_max_ms");
     check.at_most("log.retry_min_ms", "log.retry_max_ms");
     check.at_most("figures.top_default", "figures.top_max");
@@ -250,6 +251,10 @@ mod tests {
         assert_eq!(wrong(|settings| settings.actors.registry.mailbox = 2048), [""; 0]);
         assert_eq!(wrong(|settings| settings.actors.writer.room_share = 8193).len(), 1);
         assert_eq!(wrong(|settings| settings.room.pending_max = 2049).len(), 1);
+        assert_eq!(
+            wrong(|settings| settings.server.answers_max_bytes = 4_194_303),
+            ["server.answers_share_bytes = 4194304 must be at most server.answers_max_bytes = 4194303"]
+        );
         assert_eq!(wrong(|settings| settings.log.retry_min_ms = 10_001).len(), 1);
     }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chatting_server::http::answers::Asker;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::{
@@ -373,12 +374,31 @@ async fn who_takes_none_of_its_answers_is_refused_more_of_them_and_nobody_else_i
     assert_eq!(told, (429, Some("1"), &"rate_limited".into()), "{refused:?}");
     let count = app.metric("chat_refused_total{code=\"rate_limited\"}").await;
     assert_eq!((count, gate.refused()), (Some(1.0), 0));
+    let of_this_room = ask(&token_with(7, "moderator", json!([12]))).await;
+    assert_eq!(of_this_room.status, 429, "everyone may be a moderator of some room");
     for token in [app.token(8), token_with(7, "moderator", json!(["*"]))] {
         assert_eq!(ask(&token).await.status, 200);
     }
     drop(left);
     eventually("the memory of who has gone", async || (gate.depth() == 0).then_some(())).await;
     assert_eq!(ask(&app.token(7)).await.status, 200);
+}
+
+#[actix_web::test]
+async fn who_scrapes_and_takes_nothing_leaves_the_rest_to_others_and_the_next_scrape_is_told_why_it_is_refused() {
+    let app = spawn_app(|_| {}).await;
+    let answers = &app.state.answers;
+    // More than what each of the others may have.
+    let quarter = answers.gate().capacity() / 4;
+    let left = [quarter - 1, 1].map(|bytes| answers.hold(bytes, Asker::Operations).ok().unwrap());
+    let refused = get(app.addr, "/metrics").await;
+    let detail = "too many answers to callers like this one are not taken yet";
+    assert_eq!((refused.status, &refused.json()["detail"]), (503, &detail.into()));
+    assert_eq!(answers.gate().refused(), 0, "the queue has room");
+    assert!(answers.hold(1, Asker::Nobody).is_ok());
+    drop(left);
+    let refusals = app.metric("chat_refused_total{code=\"overloaded\"}").await;
+    assert_eq!(refusals, Some(1.0));
 }
 
 /// All that comes until the peer ends the connection in order.
