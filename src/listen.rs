@@ -11,10 +11,11 @@ use std::{
 
 use actix_http::{HttpService, Protocol as Http, error::DispatchError};
 use actix_server::{Server, ServerBuilder};
-use actix_service::{IntoServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, HttpServer,
-    dev::{AppConfig, Extensions},
+    App, Error,
+    body::MessageBody,
+    dev::{AppConfig, Extensions, ServiceRequest, ServiceResponse},
     middleware::from_fn,
     rt::net::TcpStream,
     web,
@@ -45,41 +46,81 @@ const WORKERS_MAX: usize = 512;
 pub(crate) type Listening = (Server, SocketAddr);
 
 /// `server.bind`: everything but what `ops.bind` has for itself.
+pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
+    let ops_apart = !settings.ops.bind.is_empty();
+    let shared = state.clone();
+    let app = move || {
+        let shared = shared.clone();
+        App::new()
+            .app_data(shared.clone())
+            .wrap(from_fn(around))
+            .configure(move |config| http::routes(config, &shared, ops_apart))
+    };
+    let server = ServerBuilder::new()
+        .workers(workers(settings))
+        .max_concurrent_connections(settings.server.max_connections)
+        .shutdown_timeout(settings.shutdown.deadline_seconds);
+    serve(
+        server,
+        ("server.bind", &settings.server.bind),
+        settings,
+        Some(lines),
+        app,
+    )
+}
+
+/// Operations on an address of their own: one worker is plenty, and nobody watches over the connections.
+pub(crate) fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Result<Option<Listening>, StartError> {
+    if settings.ops.bind.is_empty() {
+        return Ok(None);
+    }
+    let shared = state.clone();
+    let app = move || {
+        let shared = shared.clone();
+        App::new()
+            .app_data(shared.clone())
+            .wrap(from_fn(around_ops))
+            .configure(move |config| http::ops::routes(config, &shared))
+    };
+    let server = ServerBuilder::new().workers(1).shutdown_timeout(1);
+    serve(server, ("ops.bind", &settings.ops.bind), settings, None, app).map(Some)
+}
+
+/// Serves an application at the address that this key has.
 ///
 /// As `HttpServer` does it, with [`Paced`] around each socket and [`upgrades`] beside it, which `HttpServer` has no place for. Only the
 /// application's idea of its own host name, which nothing here asks for, is the default one.
-pub(crate) fn listen(settings: &Settings, state: &web::Data<State>, lines: &Lines) -> Result<Listening, StartError> {
-    let ops_apart = !settings.ops.bind.is_empty();
+fn serve<T, B>(
+    server: ServerBuilder,
+    (key, address): (&'static str, &str),
+    settings: &Settings,
+    lines: Option<&Lines>,
+    app: impl Fn() -> App<T> + Clone + Send + 'static,
+) -> Result<Listening, StartError>
+where
+    T: ServiceFactory<ServiceRequest, Config = (), Response = ServiceResponse<B>, Error = Error, InitError = ()>
+        + 'static,
+    B: MessageBody + 'static,
+{
     let user_timeout = Duration::from_secs(settings.server.tcp_user_timeout_seconds);
     let send_buffer = settings.server.send_buffer_bytes;
     let keep_alive = Duration::from_secs(settings.server.keep_alive_seconds);
     let head = Duration::from_secs(settings.server.client_request_seconds);
-    let shared = state.clone();
-    let app = move || {
-        let shared = shared.clone();
-        let app = App::new()
-            .app_data(shared.clone())
-            .wrap(from_fn(around))
-            .configure(move |config| http::routes(config, &shared, ops_apart));
-        map_config(app.into_factory(), |()| AppConfig::default())
-            .map_err(|error: actix_web::Error| error.error_response())
-    };
-    let server = ServerBuilder::new()
-        .disable_signals()
-        .workers(workers(settings))
-        .max_concurrent_connections(settings.server.max_connections)
-        .shutdown_timeout(settings.shutdown.deadline_seconds);
-    let address = settings.server.bind.as_str();
-    let fails = |error: io::Error| unbound("server.bind", address, error);
+    let fails = |error: io::Error| unbound(key, address, error);
     let listener = bind(address, settings.server.backlog).map_err(fails)?;
     let addr = listener.local_addr().map_err(fails)?;
-    let (lines, stopping) = (lines.clone(), server.graceful_shutdown_signal());
+    let server = server.disable_signals();
+    let (lines, stopping) = (lines.cloned(), server.graceful_shutdown_signal());
     let service = move || {
         let (lines, stopping) = (lines.clone(), stopping.clone());
         let accepted = move |stream: TcpStream| {
-            let line = socket::on_connect(&stream, user_timeout, send_buffer, &lines);
+            let lines = lines.as_ref();
+            let line = lines.and_then(|lines| socket::on_connect(&stream, user_timeout, send_buffer, lines));
             let peer = stream.peer_addr().ok();
             ready(Ok::<_, DispatchError>((Paced::new(stream, line), Http::Http1, peer)))
+        };
+        let app = || {
+            map_config(app().into_factory(), |()| AppConfig::default()).map_err(|error: Error| error.error_response())
         };
         let http = HttpService::build()
             .graceful_shutdown_signal(move || {
@@ -123,29 +164,6 @@ fn bind(address: &str, backlog: u32) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
-}
-
-/// Operations on an address of their own: one worker is plenty.
-pub(crate) fn listen_ops(settings: &Settings, state: &web::Data<State>) -> Result<Option<Listening>, StartError> {
-    let address = settings.ops.bind.as_str();
-    if address.is_empty() {
-        return Ok(None);
-    }
-    let shared = state.clone();
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(shared.clone())
-            .wrap(from_fn(around_ops))
-            .configure(|config| http::ops::routes(config, &shared))
-    })
-    .disable_signals()
-    .workers(1)
-    .shutdown_timeout(1)
-    .bind(address)
-    .map_err(|error| unbound("ops.bind", address, error))?;
-    let addr = server.addrs().first().copied();
-    let addr = addr.ok_or_else(|| StartError::Unavailable(format!("ops.bind {address}: nothing is bound")))?;
-    Ok(Some((server.run(), addr)))
 }
 
 fn unbound(key: &'static str, address: &str, error: io::Error) -> StartError {
