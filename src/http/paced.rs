@@ -9,6 +9,11 @@
 //! All else waits in the kernel's buffers. What a client may ask in advance is what is read in one turn of the dispatcher, some
 //! `TURN` bytes. How long the socket may be full is counted on the connection's line ([`Taking`]).
 //!
+//! What is read in one turn is the dispatcher's, with two faults of its own that nothing here can see. It frames an answer by the
+//! request that it decoded last: one whose answer has no body, as of `HEAD`, takes it from an answer that was still being made when
+//! both came in one segment. And where it waits for the rest of a body, it says `Connection: close` in the answers to the requests
+//! before that one, and goes on all the same: who asks in advance by `GET` alone never sees it.
+//!
 //! What waits in the kernel when a connection ends is discarded first ([`Accepted`]).
 //!
 //! Nobody is woken by the socket for what was not read. The dispatcher ends each of its turns by flushing, or with a socket that is full:
