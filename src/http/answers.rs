@@ -3,9 +3,9 @@
 //!
 //! When full, one more is refused. So that nobody is refused for what one client leaves, a user has a share of it
 //! (`server.answers_share_bytes`), and all who have not said who they are have one together. And a part is left to moderators of all
-//! rooms, operators and `/metrics` (`RESERVE`), so that they see who fills the rest; so much, and no more, scrapes may have. Who has
-//! nothing under way is given one answer of whatever length, and one that is longer than all that its asker may have counts as all
-//! of it.
+//! rooms, operators and `/metrics` (`RESERVE`), so that they see who fills the rest; half of it, and no more, scrapes may have, for which
+//! nobody has to say who they are. Who has nothing under way is given one answer of whatever length, and one that is longer than
+//! all that its asker may have counts as all of it.
 
 use std::{
     collections::HashMap,
@@ -83,7 +83,7 @@ impl Answers {
         let reserved = self.gate.capacity() / RESERVE;
         let (share, reserve) = match asker {
             Asker::User(_) | Asker::Nobody => (Some(self.share), reserved),
-            Asker::Operations => (Some(reserved), 0),
+            Asker::Operations => (Some(reserved / 2), 0),
             Asker::Staff => (None, 0),
         };
         let of_share = match share {
@@ -159,8 +159,8 @@ mod tests {
         let [first, second] = [150, 50].map(|bytes| answers.hold(bytes, user(7)).ok().unwrap());
         assert_eq!(answers.hold(1, user(7)).err(), Some(NoRoom::Share));
         assert!(answers.hold(200, user(8)).is_ok());
-        // Those who are nobody, and those who scrape, are one each; who scrape may have what is left to them.
-        for (asker, share) in [(Asker::Nobody, 200), (Asker::Operations, 250)] {
+        // Those who are nobody, and those who scrape, are one each; who scrape may have half of what is left to them and staff.
+        for (asker, share) in [(Asker::Nobody, 200), (Asker::Operations, 125)] {
             let _some = [share - 1, 1].map(|bytes| answers.hold(bytes, asker).ok().unwrap());
             assert_eq!(answers.hold(1, asker).err(), Some(NoRoom::Share));
         }
@@ -203,9 +203,10 @@ mod tests {
             assert_eq!(answers.hold(1, asker).err(), Some(NoRoom::All));
         }
         assert_eq!(answers.lock().len(), 3, "who is refused has nothing");
-        let _scraped = answers.hold(100, Asker::Operations).ok().unwrap();
+        let _scraped = answers.hold(125, Asker::Operations).ok().unwrap();
+        assert_eq!(answers.hold(1, Asker::Operations).err(), Some(NoRoom::Share));
         // Staff has no share.
-        let _staff = [100, 50].map(|bytes| answers.hold(bytes, Asker::Staff).ok().unwrap());
+        let _staff = [100, 25].map(|bytes| answers.hold(bytes, Asker::Staff).ok().unwrap());
         assert_eq!(answers.hold(1, Asker::Staff).err(), Some(NoRoom::All));
         assert_eq!((answers.gate().depth(), answers.gate().refused()), (1000, 3));
         drop(users);
