@@ -141,8 +141,7 @@ impl Shared {
 
     fn open_again(&self) -> rusqlite::Result<Connection> {
         if self.promised.load(Ordering::Acquire) && self.suspect.load(Ordering::Acquire) {
-            self.write_into_file()?;
-            self.suspect.store(false, Ordering::Release);
+            self.trust_again()?;
         }
         let connection = self.taken_over((self.open)()?)?;
         if self.damaged() {
@@ -150,6 +149,13 @@ impl Shared {
         }
         self.reopened.fetch_add(1, Ordering::AcqRel);
         Ok(connection)
+    }
+
+    /// Has the file itself take all that was committed. For who has the connection, which is closed.
+    fn trust_again(&self) -> rusqlite::Result<()> {
+        self.write_into_file()?;
+        self.suspect.store(false, Ordering::Release);
+        Ok(())
     }
 
     fn write_into_file(&self) -> rusqlite::Result<()> {
@@ -199,35 +205,45 @@ impl Shared {
 
     /// Runs work on it, and checkpoints where that committed something to a WAL that has grown long.
     pub(crate) fn run<T>(&self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-        let mut turn = self.connection.lock();
+        self.run_in(&mut self.connection.lock(), work)
+    }
+
+    fn run_in<T>(
+        &self,
+        turn: &mut Option<Connection>,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
         self.long.store(false, Ordering::Relaxed);
-        let done = work(self.opened(&mut turn)?);
+        let done = work(self.opened(turn)?);
         match &done {
-            Ok(_) if self.long.load(Ordering::Relaxed) => self.checkpoint(&mut turn),
+            Ok(_) if self.long.load(Ordering::Relaxed) => self.checkpoint(turn),
             Ok(_) => {}
-            Err(error) => self.heed(error, &mut turn),
+            Err(error) => self.heed(error, turn),
         }
         done
     }
 
-    /// The same, and what it commits is synced under any durability.
+    /// The same, and what it commits is synced under any durability. One that fails promises nothing: what others commit without a sync goes
+    /// on as before.
     pub(super) fn run_synced<T>(
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        self.promised.store(true, Ordering::Release);
+        let mut turn = self.connection.lock();
         if self.suspect.load(Ordering::Acquire) {
-            // It is opened again, by way of the file.
-            self.close(false);
+            let_go(&mut turn);
+            self.trust_again()?;
         }
-        self.run(|connection| {
+        let done = self.run_in(&mut turn, |connection| {
             let level: i64 = connection.pragma_query_value(None, SYNCHRONOUS, |row| row.get(0))?;
             connection.pragma_update(None, SYNCHRONOUS, Durability::Disk.synchronous())?;
             let done = work(connection);
             // What it did is done. A connection that cannot be set back syncs more than it must.
             let _ = connection.pragma_update(None, SYNCHRONOUS, level);
             done
-        })
+        })?;
+        self.promised.store(true, Ordering::Release);
+        Ok(done)
     }
 
     /// What was committed stands, whatever comes of this.
