@@ -1852,7 +1852,8 @@ async fn places_are_not_tried_one_by_one_while_another_process_writes_and_sender
     .await;
     assert_eq!(stage.refused(1, "x").await, Refusal::LogUnavailable);
     let tried: Vec<_> = spool.script().placed.iter().map(Vec::len).collect();
-    assert_eq!(tried, [64], "each may take seconds");
+    // None where their broadcasts were just tried, in front of them.
+    assert!(tried.is_empty() || tried == [64], "each may take seconds: {tried:?}");
     spool.script().busy = false;
     assert_eq!(stage.accepted_again(1, "y").await.seq, Seq(2));
     fine(&peers.iter().map(Arc::as_ref).collect::<Vec<_>>());
@@ -1904,19 +1905,18 @@ async fn in_so_many(rooms: RangeInclusive<i64>, writer: WriterConfig) -> (Stage,
 }
 
 #[actix::test]
-async fn what_is_queued_behind_places_that_another_process_held_up_is_not_held_up_as_long() {
+async fn what_is_queued_behind_what_another_process_held_up_is_not_held_up_as_long() {
     let writer = WriterConfig {
         retry_min: NEVER,
         ..writer_config()
     };
     let (stage, peers) = in_so_many(1..=200, writer).await;
     stage.spool.script().busy = true;
-    // In four transactions.
+    // Broadcasts and places, in four transactions each.
     stage.registry.end_sessions(End::GoingAway).await;
     // Behind them.
     assert_eq!(stage.refused(1, "x").await, Refusal::LogUnavailable);
-    let tried: Vec<_> = stage.spool.script().placed.iter().map(Vec::len).collect();
-    assert_eq!(tried, [64], "each may take seconds");
+    assert_eq!(stage.spool.script().held_up, 1, "each may take seconds");
     fine(&peers.iter().map(Arc::as_ref).collect::<Vec<_>>());
 }
 

@@ -94,6 +94,8 @@ pub struct SpoolScript {
     pub full_why: &'static str,
     /// Another process writes to the file, for as long as this is set: nothing is begun that would.
     pub busy: bool,
+    /// How often something was to be kept meanwhile.
+    pub held_up: usize,
     /// The page is damaged on which the last seqs of these rooms are to be kept.
     pub learns_in_vain: BTreeSet<i64>,
     /// The rooms of each transaction that was to keep last seqs.
@@ -351,6 +353,7 @@ impl Spool for ScriptedSpool {
         let in_vain = rooms.iter().any(|room| script.places_in_vain.contains(room));
         script.placed.push(rooms);
         if script.busy {
+            script.held_up += 1;
             return Err(error(SpoolFault::NotBegun));
         }
         if in_vain {
@@ -370,6 +373,7 @@ impl Spool for ScriptedSpool {
         let mut script = self.script();
         script.is_there()?;
         if script.busy {
+            script.held_up += 1;
             return Err(error(SpoolFault::NotBegun));
         }
         if script.keeps_in_vain > 0 {

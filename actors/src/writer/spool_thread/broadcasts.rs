@@ -41,7 +41,7 @@ impl Run {
             waiting.insert(broadcast.id, broadcast);
         }
         // All of them are tried at once, so not for each that is added while nothing can be kept.
-        if flush || self.keep_is_due(false) {
+        if flush || (self.keep_is_due(false) && !self.takes_nothing()) {
             self.keep_unkept();
         }
     }
@@ -63,9 +63,8 @@ impl Run {
             self.told_apart = Some(now);
         }
         self.keep_what_can_be(&all, apart);
-        if self.unkept.is_empty() {
-            self.kept_in_vain = None;
-        }
+        // It may have taken seconds to fail.
+        self.kept_in_vain = (!self.unkept.is_empty()).then(|| (times, Instant::now()));
     }
 
     fn keep_unkeepable(&mut self) {
@@ -100,6 +99,7 @@ impl Run {
                 }
                 Err(error) => error,
             };
+            self.failed_by(error.fault);
             let known = matches!(part, [one] if self.unkeepable.contains_key(&one.id));
             // A spool that takes nothing takes no part of them either.
             let goes_on =

@@ -85,7 +85,7 @@ impl Run {
 
     /// Whether nothing could be begun a moment ago, and nothing has worked since. Where there is no room that is no reason: what is written
     /// in the place of something else may go in.
-    fn takes_nothing(&self) -> bool {
+    pub(super) fn takes_nothing(&self) -> bool {
         let pause = self.config.retry_min;
         self.nothing_begun_at.is_some_and(|at| at.elapsed() < pause)
     }
