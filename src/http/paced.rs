@@ -12,7 +12,8 @@
 //! What is read in one turn is the dispatcher's, with two faults of its own that nothing here can see. It frames an answer by the
 //! request that it decoded last: one whose answer has no body, as of `HEAD`, takes it from an answer that was still being made when
 //! both came in one segment. And where it waits for the rest of a body, it says `Connection: close` in the answers to the requests
-//! before that one, and goes on all the same: who asks in advance by `GET` alone never sees it.
+//! before that one, and goes on all the same, unless one of them is empty: behind that one nothing is answered. Who asks in advance by
+//! `GET` alone never sees it.
 //!
 //! What waits in the kernel when a connection ends is discarded first ([`Accepted`]).
 //!
