@@ -389,9 +389,9 @@ async fn who_takes_none_of_its_answers_is_refused_more_of_them_and_nobody_else_i
 async fn who_scrapes_and_takes_nothing_leaves_the_rest_to_others_and_the_next_scrape_is_told_why_it_is_refused() {
     let app = spawn_app(|_| {}).await;
     let answers = &app.state.answers;
-    // More than what each of the others may have.
-    let quarter = answers.gate().capacity() / 4;
-    let left = [quarter - 1, 1].map(|bytes| answers.hold(bytes, Asker::Operations).ok().unwrap());
+    // More than what each of the others may have, and half of what is kept for staff.
+    let eighth = answers.gate().capacity() / 8;
+    let left = [eighth - 1, 1].map(|bytes| answers.hold(bytes, Asker::Operations).ok().unwrap());
     let refused = get(app.addr, "/metrics").await;
     let detail = "too many answers to callers like this one are not taken yet";
     assert_eq!((refused.status, &refused.json()["detail"]), (503, &detail.into()));
