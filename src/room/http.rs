@@ -5,8 +5,12 @@
 
 use std::time::Duration;
 
+use actix_http::error::ParseError;
 use actix_web::http::{StatusCode, header};
-use awc::{Client, Connector};
+use awc::{
+    Client, Connector,
+    error::{ConnectError, SendRequestError},
+};
 use chatting_actors::{
     seams::{Liveness, RoomApi, RoomApiError},
     types::PresenterIdx,
@@ -74,15 +78,20 @@ impl HttpRooms {
 
     fn post(&self, url: &str, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Vec<u8>, RoomApiError>> {
         let body = json!({ "presenterIdx": presenter.to_string() }).to_string();
-        let request = self
-            .client
-            .post(url)
-            .insert_header((header::CONTENT_TYPE, self.content_type.as_str()))
-            .send_body(body);
+        let request = || {
+            self.client
+                .post(url)
+                .insert_header((header::CONTENT_TYPE, self.content_type.as_str()))
+        };
+        let (first, second) = (request().send_body(body.clone()), request());
         let limit = self.max_answer_bytes;
         async move {
-            let mut answer = request.await.map_err(|error| match error {
-                awc::error::SendRequestError::Timeout => RoomApiError::Timeout,
+            let answer = match first.await {
+                Err(error) if ended_unanswered(&error) => second.send_body(body).await,
+                answer => answer,
+            };
+            let mut answer = answer.map_err(|error| match error {
+                SendRequestError::Timeout => RoomApiError::Timeout,
                 other => RoomApiError::Unusable(other.to_string()),
             })?;
             if answer.status() != StatusCode::OK {
@@ -94,6 +103,17 @@ impl HttpRooms {
         }
         .boxed_local()
     }
+}
+
+/// Whether the connection ended before a byte of an answer, as one does that was kept open and that the room server shuts just when it is
+/// asked. That says nothing about the room server, and what it is asked may be asked twice (RFC 9112, 9.3.1).
+fn ended_unanswered(error: &SendRequestError) -> bool {
+    matches!(
+        error,
+        SendRequestError::Connect(ConnectError::Disconnected)
+            | SendRequestError::Send(_)
+            | SendRequestError::Response(ParseError::Io(_))
+    )
 }
 
 /// A status other than 200: about the question, or about the room server itself.

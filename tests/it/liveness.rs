@@ -165,6 +165,27 @@ async fn the_room_server_is_asked_in_json_or_as_the_settings_say() {
 }
 
 #[actix_web::test]
+async fn a_connection_that_the_room_server_shuts_just_when_it_is_asked_refuses_nobody() {
+    let rooms = RoomServer::start().await;
+    rooms.mode(Mode::Once).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.live_ttl_ms = 600_000;
+        settings.room.reconnect_url = "off".into();
+    })
+    .await;
+    for (presenter, asked) in [(12, 1), (13, 2)] {
+        rooms.live(presenter).await;
+        let answer = app.post(presenter, 7, "hi").await;
+        assert_eq!(answer.json()["code"], "presenter_disconnected", "live: {answer:?}");
+        assert_eq!(rooms.stats().await.checks_of(presenter), asked);
+    }
+    for (outcome, count) in [("live", 2.0), ("error", 0.0)] {
+        let series = format!("chat_room_checks_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(app.metric(&series).await, Some(count), "{outcome}");
+    }
+}
+
+#[actix_web::test]
 async fn verdicts_are_cached_for_their_own_times() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;

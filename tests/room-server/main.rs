@@ -21,10 +21,11 @@
 //! Modes: `normal`; `hang` (never answers, lets go when the peer does); `slow-MS`; any status as `500` (its body still
 //! says alive, which must not be believed); `garbage` (200, not JSON); `no-data` (200, `{}`); `not-boolean` (200,
 //! `"alive":"true"`); `redirect` (302 to a place that says alive); `huge` (200, 64 MiB, then alive); `cut` (half an
-//! answer, then the end); `not-http`.
+//! answer, then the end); `not-http`; `once` (a connection that was used before ends without an answer).
 //!
 //! One thread a connection and no queue: it is for tests, of a few hundred connections.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -85,6 +86,7 @@ fn run(args: &Args) -> Result<(), String> {
             Connection {
                 rooms: &rooms,
                 stream: &stream,
+                used: Cell::new(false),
             }
             .serve();
         });
@@ -157,6 +159,8 @@ enum Answer {
 struct Connection<'a> {
     rooms: &'a Mutex<Rooms>,
     stream: &'a TcpStream,
+    /// Whether a check came on it before.
+    used: Cell<bool>,
 }
 
 impl Connection<'_> {
@@ -218,6 +222,7 @@ impl Connection<'_> {
     }
 
     fn check_in_mode(&self, mode: &str, truth: Value) -> Answer {
+        let used = self.used.replace(true);
         match mode {
             "hang" => self.hang(),
             "garbage" => Answer::Garbage,
@@ -227,7 +232,8 @@ impl Connection<'_> {
             "huge" => Answer::Huge,
             "cut" => Answer::Cut,
             "not-http" => Answer::NotHttp,
-            "normal" => Answer::Json(200, truth),
+            "once" if used => Answer::Nothing,
+            "normal" | "once" => Answer::Json(200, truth),
             other => match (other.strip_prefix("slow-").map(str::parse), other.parse()) {
                 (Some(Ok(milliseconds)), _) => {
                     pause(Duration::from_millis(milliseconds));

@@ -29,6 +29,7 @@ pub enum Mode {
     Huge,
     Cut,
     NotHttp,
+    Once,
 }
 
 impl Display for Mode {
@@ -45,6 +46,7 @@ impl Display for Mode {
             Self::Huge => write!(f, "huge"),
             Self::Cut => write!(f, "cut"),
             Self::NotHttp => write!(f, "not-http"),
+            Self::Once => write!(f, "once"),
         }
     }
 }
