@@ -16,7 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::Arbiter;
 use actix_web::{
     rt::{spawn, task::JoinHandle},
     web,
@@ -24,7 +23,7 @@ use actix_web::{
 use chatting_actors::{
     metrics::Metrics,
     supervise::log_panics,
-    writer::{SpoolEnd, SpoolThread, WriterParts},
+    writer::{SpoolEnd, SpoolThread, WriterHandle, WriterParts},
 };
 use prometheus_client::registry::Registry as MetricNames;
 use scopeguard::ScopeGuard;
@@ -40,7 +39,7 @@ use crate::{
     listen::{Listening, connections_max, listen, listen_ops},
     retention::{Clocks, Retention},
     settings::Settings,
-    shutdown::{CUT, Drain, close_spool, end_http, end_ops, join_arbiters, left_until, stop_in_order},
+    shutdown::{Arbiters, CUT, Drain, close_spool, end_http, end_ops, left_until, stop_in_order},
     startup::{self, StartError},
     store::{History, ServerBeat},
 };
@@ -62,8 +61,10 @@ pub struct App {
     writer: WriterParts,
     beating: Option<(ServerBeat, JoinHandle<()>)>,
     retention: Option<JoinHandle<()>>,
+    /// Has the spool's thread end when it goes.
+    spool: Guarded<WriterHandle>,
     spool_thread: SpoolThread,
-    arbiters: Vec<(&'static str, Arbiter)>,
+    arbiters: Arbiters,
     deadline: Duration,
     drain: Drain,
     watching: JoinHandle<()>,
@@ -147,7 +148,7 @@ impl App {
         let (server, addr) = listen(settings, &state, &lines)?;
         let ops = listen_ops(settings, &state)?;
         // From here on nothing fails.
-        let (_, spool_thread) = ScopeGuard::into_inner(actors.spool_thread);
+        let (spool, spool_thread) = ScopeGuard::into_inner(actors.spool_thread);
         let beating = beat.clone().map(|beat| {
             let others = metrics.other_servers.clone();
             (
@@ -164,6 +165,7 @@ impl App {
             writer: actors.writer_parts,
             beating,
             retention: retention.map(|retention| spawn(retention.keep_sweeping())),
+            spool: scopeguard::guard(spool, |spool| spool.stop()),
             spool_thread,
             arbiters: actors.arbiters,
             deadline: Duration::from_secs(settings.shutdown.deadline_seconds),
@@ -206,7 +208,7 @@ impl App {
         let in_order = stop_in_order(&self.state, http, &self.writer, &self.drain, until).await;
         let served = end_http(in_order, http, server, step(1)).await;
         self.watching.abort();
-        self.state.health.writer.stop();
+        drop(self.spool);
         let (closed, spool_end) = close_spool(self.spool_thread, step(2)).await;
         if let Some(task) = self.fetching {
             task.abort();
@@ -215,7 +217,7 @@ impl App {
             leave(beat, left_until(step(3))).await;
             task.abort();
         }
-        join_arbiters(self.arbiters, step(4)).await;
+        self.arbiters.join(step(4)).await;
         if let Some((handle, server)) = ops {
             // Last, so that operators can watch the stop.
             end_ops(handle, server, step(4)).await;

@@ -147,20 +147,38 @@ pub(crate) async fn close_spool(thread: SpoolThread, until: Instant) -> (bool, A
     (closed, end)
 }
 
-/// Ends the arbiters, with every actor on them: all at once, so that one that hangs takes no other's time.
-pub(crate) async fn join_arbiters(arbiters: Vec<(&'static str, Arbiter)>, until: Instant) {
-    join_all(arbiters.into_iter().map(async |(name, arbiter)| {
-        arbiter.stop();
-        let joined = join_until(until, move || {
-            if arbiter.join().is_err() {
-                log::error!("the arbiter of {name} panicked");
+/// The actors' arbiters. An arbiter outlives its handle and its system: these end with this.
+pub(crate) struct Arbiters(Vec<(&'static str, Arbiter)>);
+
+impl Arbiters {
+    /// Of these names, for the log.
+    pub fn new(arbiters: impl Into<Vec<(&'static str, Arbiter)>>) -> Self {
+        Self(arbiters.into())
+    }
+
+    /// Ends them, with every actor on them: all at once, so that one that hangs takes no other's time.
+    pub async fn join(mut self, until: Instant) {
+        join_all(std::mem::take(&mut self.0).into_iter().map(async |(name, arbiter)| {
+            arbiter.stop();
+            let joined = join_until(until, move || {
+                if arbiter.join().is_err() {
+                    log::error!("the arbiter of {name} panicked");
+                }
+            });
+            if !joined.await {
+                log::warn!("stopping: the deadline is over, and the arbiter of {name} has not ended");
             }
-        });
-        if !joined.await {
-            log::warn!("stopping: the deadline is over, and the arbiter of {name} has not ended");
+        }))
+        .await;
+    }
+}
+
+impl Drop for Arbiters {
+    fn drop(&mut self) {
+        for (_, arbiter) in &self.0 {
+            arbiter.stop();
         }
-    }))
-    .await;
+    }
 }
 
 /// Ends the server of `ops.bind`.
@@ -182,4 +200,24 @@ async fn join_until(deadline: Instant, work: impl FnOnce() + Send + 'static) -> 
         let _ = done.send(());
     });
     spawned.is_err() || timeout(left_until(deadline), wait).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[actix_web::test]
+    async fn arbiters_end_with_who_has_them_although_nobody_joins_them() {
+        let arbiter = Arbiter::new();
+        let (holds, held) = oneshot::channel::<()>();
+        arbiter.spawn(async move {
+            let _holds = holds;
+            std::future::pending::<()>().await;
+        });
+        drop(Arbiters::new([("one", arbiter)]));
+        // What runs there goes with it.
+        assert!(held.await.is_err());
+    }
 }

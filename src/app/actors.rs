@@ -17,6 +17,7 @@ use super::{Guarded, storage::Storage};
 use crate::{
     room::{EmbeddedRooms, HttpRooms},
     settings::Settings,
+    shutdown::Arbiters,
     startup::{self, StartError},
     store::{History, SqliteSpool},
 };
@@ -32,7 +33,7 @@ pub(super) struct Actors {
     pub spool_thread: Guarded<(WriterHandle, SpoolThread)>,
     /// Of all that is supervised, the spool's thread included.
     pub watches: Vec<Watch>,
-    pub arbiters: Vec<(&'static str, Arbiter)>,
+    pub arbiters: Arbiters,
 }
 
 impl Actors {
@@ -77,12 +78,12 @@ impl Actors {
                 parts.watch.clone(),
                 parts.spool_watch.clone(),
             ],
-            arbiters: vec![
+            arbiters: Arbiters::new([
                 ("registry", registry_arbiter),
                 ("reader", reader_arbiter),
                 ("checker", checker_arbiter),
                 ("writer", writer_arbiter),
-            ],
+            ]),
             writer_parts: parts,
         })
     }

@@ -1,9 +1,9 @@
 //! A stop: what it waits for, how long, and what it says where something is lost.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use chatting_server::{
-    app::Stopped,
+    app::{App, Stopped},
     settings::{LogBackend, Secret},
 };
 
@@ -11,7 +11,8 @@ use crate::{
     history::drained,
     starts::{one_message, serve},
     support::{
-        app::{spawn_app, use_mongodb},
+        app::{settings, spawn_app, spawn_in, use_mongodb},
+        eventually,
         mongod::Mongod,
         process::{Process, ScratchDir},
     },
@@ -109,4 +110,26 @@ async fn a_server_that_loses_what_it_answered_from_memory_ends_with_75_and_says_
     let output = server.output();
     assert!(output.contains("1 events answered from memory are lost"), "{output}");
     assert!(output.contains("stopped with events lost"), "{output}");
+}
+
+#[test]
+fn a_server_that_is_dropped_leaves_neither_an_actor_nor_a_spool_that_is_open() {
+    let dir = ScratchDir::new("dropped");
+    let settings = settings(&dir);
+    let whole = std::thread::spawn({
+        let (dir, settings) = (Arc::clone(&dir), settings.clone());
+        move || {
+            actix_web::rt::System::new().block_on(async {
+                let app = spawn_in(dir, settings).await;
+                app.go_live(12);
+                let _presenter = app.presenter(12).await;
+                assert_eq!(app.post(12, 7, "x").await.status, 201);
+            });
+        }
+    });
+    whole.join().unwrap();
+    actix_web::rt::System::new().block_on(async {
+        let next = eventually("the spool to be let go", async || App::build(&settings).await.ok()).await;
+        drop(next);
+    });
 }
