@@ -26,7 +26,7 @@ use crate::{
     log_store::mongo_in,
     retention::make_unreadable,
     support::{
-        app::{KEY, settings, spawn_in, use_mongodb},
+        app::{KEY, mongodb_section, settings, spawn_in, use_mongodb},
         eventually,
         mongod::{Mongod, fresh_database_name},
         presenter::V1,
@@ -51,9 +51,8 @@ impl Site {
         };
         let store = match mongodb {
             true => format!(
-                "backend = \"mongodb\"\n[mongodb]\nuri = \"{}\"\ndatabase = \"{}\"\n",
-                Mongod::shared().uri(),
-                site.database
+                "backend = \"mongodb\"\n{}",
+                mongodb_section(&Mongod::shared().uri(), &site.database)
             ),
             false => "backend = \"sqlite\"\n".to_owned(),
         };

@@ -16,7 +16,7 @@ use crate::{
     log_archive::{act, by},
     log_store::{batch, event, mongo, room},
     support::{
-        app::{KEY, spawn_app, use_mongodb},
+        app::{KEY, mongodb_section, spawn_app, use_mongodb},
         command::run,
         eventually,
         mongod::Mongod,
@@ -140,9 +140,8 @@ async fn rule_04_a_deletion_that_is_refused_holds_up_nothing_hides_its_message_a
     assert!(!page.to_string().contains("secret"), "{page}");
     let (_, dir, _) = app.stop().await;
 
-    let settings = format!(
-        "[log]\nbackend = \"mongodb\"\npath = \"chat.db\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{name}\"\n"
-    );
+    let mongodb = mongodb_section(&uri, &name);
+    let settings = format!("[log]\nbackend = \"mongodb\"\npath = \"chat.db\"\n{mongodb}");
     std::fs::write(dir.path().join("settings.toml"), settings).unwrap();
     let run = |args: &[&str]| run(&dir, args, &[("CHAT__AUTH__HS256_SECRET", KEY)]);
     let (code, out, error) = run(&["spool", "replay", "--parked"]);

@@ -31,7 +31,7 @@ use crate::{
     recovery::SmallDisk,
     refused_acts::allow,
     support::{
-        app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
+        app::{KEY, mongodb_section, settings, spawn_app, spawn_in, use_mongodb},
         command::{command, run},
         eventually,
         mongod::{Mongod, fresh_database_name},
@@ -643,7 +643,7 @@ impl Site {
         let dir = ScratchDir::new("erase");
         let (uri, database) = (Mongod::shared().uri(), fresh_database_name());
         let store = match mongodb {
-            true => format!("backend = \"mongodb\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\n"),
+            true => format!("backend = \"mongodb\"\n{}", mongodb_section(&uri, &database)),
             false => "backend = \"sqlite\"\n".to_owned(),
         };
         let text = format!(

@@ -37,7 +37,7 @@ use crate::{
     log_store::{batch, event, mongo_in, room},
     refused_acts::allow,
     support::{
-        app::{KEY, settings, spawn_app, spawn_in, use_mongodb},
+        app::{KEY, mongodb_section, settings, spawn_app, spawn_in, use_mongodb},
         eventually,
         http::get,
         mongod::{Mongod, fresh_database_name},
@@ -67,10 +67,7 @@ impl Site {
     fn new(rooms: &[(i64, u64)], mongodb: Option<(&str, &str)>) -> Self {
         let dir = ScratchDir::new("spool");
         let store = match mongodb {
-            Some((uri, database)) => format!(
-                "backend = \"mongodb\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\n\
-                 connect_timeout_ms = 60000\nwrite_timeout_ms = 60000\n"
-            ),
+            Some((uri, database)) => format!("backend = \"mongodb\"\n{}", mongodb_section(uri, database)),
             None => "backend = \"sqlite\"\n".to_owned(),
         };
         let settings = format!(
@@ -953,9 +950,8 @@ async fn what_was_parked_is_taken_by_replay_parked_once_the_conflict_is_gone_and
     })
     .await;
     let (_, dir, _) = app.stop().await;
-    let settings = format!(
-        "[log]\nbackend = \"mongodb\"\npath = \"chat.db\"\n[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\n"
-    );
+    let mongodb = mongodb_section(&uri, &database);
+    let settings = format!("[log]\nbackend = \"mongodb\"\npath = \"chat.db\"\n{mongodb}");
     std::fs::write(dir.path().join("settings.toml"), settings).unwrap();
     let site = Site {
         dir,

@@ -88,6 +88,13 @@ pub fn use_mongodb(settings: &mut Settings) {
     settings.mongodb.write_timeout_ms = 60_000;
 }
 
+/// The section of a settings file for a command whose log is in that MongoDB, which may be slow and is always there.
+pub fn mongodb_section(uri: &str, database: &str) -> String {
+    format!(
+        "[mongodb]\nuri = \"{uri}\"\ndatabase = \"{database}\"\nconnect_timeout_ms = 60000\nwrite_timeout_ms = 60000\n"
+    )
+}
+
 /// A server with exactly these settings, in this directory.
 pub async fn spawn_in(dir: Arc<ScratchDir>, settings: Settings) -> TestApp {
     let app = App::build(&settings)
