@@ -10,10 +10,11 @@
 
 mod again;
 mod broadcasts;
+mod health;
 mod questions;
 mod together;
 
-use self::questions::Failing;
+use self::{health::Health, questions::Failing};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -66,8 +67,7 @@ impl SpoolThread {
             metrics: parts.metrics.clone(),
             fenced: 0,
             unwritten: Vec::new(),
-            probed_at: Instant::now(),
-            nothing_begun_at: None,
+            health: Health::new(parts.config.retry_min),
             unsure: false,
             tried: 0,
             unkept: HashMap::new(),
@@ -140,7 +140,6 @@ enum Owed {
 
 struct Run {
     spool: Box<dyn Spool>,
-    /// A spool that failed is left alone for `retry_min` before it is tried again.
     config: WriterConfig,
     handle: WriterHandle,
     registry: RegistryHandle,
@@ -151,10 +150,7 @@ struct Run {
     fenced: u64,
     /// Answered from memory and not written yet.
     unwritten: Vec<Arc<Event>>,
-    /// When a spool that failed was last tried again.
-    probed_at: Instant,
-    /// When what was to be kept, or a probe, last ended because nothing could be begun, if nothing has worked since.
-    nothing_begun_at: Option<Instant>,
+    health: Health,
     /// There may be rows that nobody was told of: the outcome of a commit is not known.
     unsure: bool,
     /// How many of `unwritten` were in that commit.
@@ -239,8 +235,7 @@ impl Run {
                 let limit = probe.into_iter().chain(self.keeps_within()).min();
                 self.commands = self.handle.queue.take_all(limit).into();
                 self.gather();
-                if !self.handle.writable() && self.probed_at.elapsed() >= self.config.retry_min {
-                    // By the clock, not by silence: questions go on coming while appends are refused.
+                if !self.handle.writable() && self.health.probe_due() {
                     self.try_again();
                 }
                 self.keep_again(false);
@@ -428,7 +423,7 @@ impl Run {
         match result {
             Ok(first) => {
                 self.handle.writable.store(true, Ordering::Release);
-                self.nothing_begun_at = None;
+                self.health.works();
                 // The drain hears of it first, so that a flush after an answer covers what was answered.
                 self.committed(first, events);
                 assert!(!std::mem::take(&mut self.fails_before_telling), "planned");

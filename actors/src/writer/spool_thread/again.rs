@@ -1,9 +1,6 @@
 //! What could not be written, or is not known to have been: it is tried again, by the clock and by whatever comes.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use super::{Lost, Run, commit_one};
 use crate::{
@@ -71,7 +68,7 @@ impl Run {
     }
 
     pub(super) fn try_again(&mut self) {
-        self.probed_at = Instant::now();
+        self.health.is_probed();
         if self.unwritten.is_empty() {
             self.probe();
         } else {
@@ -86,7 +83,7 @@ impl Run {
                 self.keep_broadcasts(Vec::new());
             }
             Err(error) => {
-                self.failed_by(error.fault);
+                self.health.failed_by(error.fault);
                 self.handle.writable.store(false, Ordering::Release);
                 self.still_failing(&error);
             }
@@ -103,13 +100,13 @@ impl Run {
     /// What is no event could not be kept. A probe tells whether the spool takes anything at all, and counts where it does not: what is
     /// appended would hang as long. A page that is damaged must not cost the other rooms.
     pub(super) fn is_doubtful(&mut self) {
-        if self.handle.writable() && self.probed_at.elapsed() >= self.config.retry_min {
+        if self.handle.writable() && self.health.probe_due() {
             self.try_again();
         }
     }
 
     fn takes_again(&mut self) {
-        self.nothing_begun_at = None;
+        self.health.works();
         if !self.handle.writable.swap(true, Ordering::AcqRel) {
             log::info!("spool: it takes events again");
         }

@@ -41,7 +41,7 @@ impl Run {
             waiting.insert(broadcast.id, broadcast);
         }
         // All of them are tried at once, so not for each that is added while nothing can be kept.
-        if flush || (self.keep_is_due(false) && !self.takes_nothing()) {
+        if flush || (self.keep_is_due(false) && !self.health.takes_nothing()) {
             self.keep_unkept();
         }
     }
@@ -99,7 +99,7 @@ impl Run {
                 }
                 Err(error) => error,
             };
-            self.failed_by(error.fault);
+            self.health.failed_by(error.fault);
             let known = matches!(part, [one] if self.unkeepable.contains_key(&one.id));
             // A spool that takes nothing takes no part of them either.
             let goes_on =

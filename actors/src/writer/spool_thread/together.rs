@@ -25,7 +25,7 @@ impl Run {
         keep: impl Fn(&mut Self, &[T]) -> Result<Vec<K>, SpoolError>,
     ) -> (Vec<Option<K>>, Option<SpoolError>) {
         let mut kept: Vec<Option<K>> = all.iter().map(|_| None).collect();
-        if self.takes_nothing() {
+        if self.health.takes_nothing() {
             let why = "it was tried a moment ago, and took nothing".into();
             let fault = SpoolFault::NotBegun;
             return (kept, Some(SpoolError { why, fault }));
@@ -50,7 +50,7 @@ impl Run {
                 }
                 Err(error) => error,
             };
-            self.failed_by(error.fault);
+            self.health.failed_by(error.fault);
             if part.len() > 1 {
                 let middle = part.start + part.len() / 2;
                 parts.extend([part.start..middle, middle..part.end]);
@@ -71,22 +71,8 @@ impl Run {
     fn takes_other_things(&mut self) -> bool {
         let probed = self.spool.probe();
         if let Err(error) = &probed {
-            self.failed_by(error.fault);
+            self.health.failed_by(error.fault);
         }
         probed.is_ok()
-    }
-
-    /// It has ended now, and failed so.
-    pub(super) fn failed_by(&mut self, fault: SpoolFault) {
-        if fault == SpoolFault::NotBegun {
-            self.nothing_begun_at = Some(Instant::now());
-        }
-    }
-
-    /// Whether nothing could be begun a moment ago, and nothing has worked since. Where there is no room that is no reason: what is written
-    /// in the place of something else may go in.
-    pub(super) fn takes_nothing(&self) -> bool {
-        let pause = self.config.retry_min;
-        self.nothing_begun_at.is_some_and(|at| at.elapsed() < pause)
     }
 }
