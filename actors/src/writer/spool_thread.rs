@@ -8,6 +8,7 @@
 //! A panic takes no event with it: what is in hand is kept in [`Run`], which outlives it. The file is opened again and says
 //! whether the commit under way is in it; what was queued behind goes on.
 
+mod adopting;
 mod again;
 mod broadcasts;
 mod health;
