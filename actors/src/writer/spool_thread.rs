@@ -10,18 +10,18 @@
 
 mod adopting;
 mod again;
-mod broadcasts;
 mod health;
+mod keeper;
 mod questions;
 mod together;
 
-use self::{health::Health, questions::Failing};
+use self::{health::Health, keeper::BroadcastKeeper, questions::Failing};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
@@ -71,11 +71,7 @@ impl SpoolThread {
             health: Health::new(parts.config.retry_min),
             unsure: false,
             tried: 0,
-            unkept: HashMap::new(),
-            kept_in_vain: None,
-            told_apart: None,
-            unkeepable: HashMap::new(),
-            unkeepable_tried: Instant::now(),
+            keeper: BroadcastKeeper::new(parts.config.retry_min),
             perhaps_adopted: BTreeMap::new(),
             commands: VecDeque::new(),
             term: 0,
@@ -108,9 +104,6 @@ impl SpoolThread {
 
 /// So many questions at most are answered in front of a commit that could begin: together they take about a millisecond.
 const ASKED_AT_ONCE: usize = 64;
-
-/// How soon broadcasts are tried again that could not be kept more than once.
-const KEEP_AGAIN: Duration = Duration::from_secs(1);
 
 /// Events that have no place in the spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,18 +149,7 @@ struct Run {
     unsure: bool,
     /// How many of `unwritten` were in that commit.
     tried: usize,
-    /// Broadcasts that could not be kept yet, the newest version of each: those that began, changed or ended meanwhile.
-    unkept: HashMap<Uuid, Broadcast>,
-    /// How often they were tried in vain, and when they last were.
-    kept_in_vain: Option<(u32, Instant)>,
-    /// When those that can be kept were last told from those that cannot.
-    told_apart: Option<Instant>,
-    /// Broadcasts that could not be kept alone either, the newest version of each: they are tried apart from the others. No
-    /// number bounds them, or `unkept`: messages name each of them. They are as many as began, changed or ended until the restart
-    /// that salvages the file.
-    unkeepable: HashMap<Uuid, Broadcast>,
-    /// When those were last tried.
-    unkeepable_tried: Instant,
+    keeper: BroadcastKeeper,
     /// Broadcasts of the store that an attempt may have taken up though it failed.
     perhaps_adopted: BTreeMap<Uuid, Broadcast>,
     /// Taken from the queue, and not come to yet.
@@ -233,7 +215,7 @@ impl Run {
                 // A spool that failed is tried again without waiting for a sender: refused senders may have gone elsewhere.
                 let probe = (!self.handle.writable()).then_some(self.config.retry_min);
                 // So are broadcasts that it did not keep: it may go on taking messages that name them.
-                let limit = probe.into_iter().chain(self.keeps_within()).min();
+                let limit = probe.into_iter().chain(self.keeper.keeps_within()).min();
                 self.commands = self.handle.queue.take_all(limit).into();
                 self.gather();
                 if !self.handle.writable() && self.health.probe_due() {
@@ -311,7 +293,7 @@ impl Run {
             self.write_sooner_or_later(Vec::new());
         }
         self.keep_last();
-        let unkept = self.unkept.len() + self.unkeepable.len();
+        let unkept = self.keeper.len();
         if unkept > 0 {
             // Messages name them. Nor is a file to be trusted unchecked that takes a mark and not these.
             log::error!("spool: the records of {unkept} broadcasts are not kept");

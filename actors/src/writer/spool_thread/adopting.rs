@@ -1,10 +1,6 @@
 //! Broadcasts that others know: the store, whose open ones come into a spool that lacks them, and the registry, which is
 //! told of those that are open.
 
-use std::collections::HashSet;
-
-use uuid::Uuid;
-
 use super::Run;
 use crate::{
     broadcast::{Broadcast, TAKEN_UP},
@@ -68,12 +64,7 @@ impl Run {
             log::error!("spool: the open broadcasts cannot be read: {error}");
         });
         if let Ok(open) = &mut open {
-            // What the file says of these may be older than what was told.
-            let unkept = || self.unkept.values().chain(self.unkeepable.values());
-            let known: HashSet<Uuid> = unkept().map(|broadcast| broadcast.id).collect();
-            open.retain(|broadcast| !known.contains(&broadcast.id));
-            open.extend(unkept().filter(|broadcast| broadcast.ended_at_ms.is_none()).cloned());
-            open.sort_unstable_by_key(|broadcast| broadcast.id);
+            self.keeper.merge_open(open);
             // It tells of those that are here after all; when the next ones are taken up they may have ended.
             self.perhaps_adopted.clear();
         }

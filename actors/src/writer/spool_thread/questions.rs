@@ -26,9 +26,6 @@ pub(super) struct Failing {
     place: Seldom,
     places: Seldom,
     mark: Seldom,
-    pub(super) broadcasts: Seldom,
-    pub(super) unkeepable: Seldom,
-    pub(super) kept_after_all: Seldom,
 }
 
 impl Run {
