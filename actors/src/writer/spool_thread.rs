@@ -292,7 +292,8 @@ impl Run {
         if !self.unwritten.is_empty() {
             self.write_sooner_or_later(Vec::new());
         }
-        self.keep_last();
+        let (keeper, mut with) = self.keeping();
+        keeper.keep_last(&mut with);
         let unkept = self.keeper.len();
         if unkept > 0 {
             // Messages name them. Nor is a file to be trusted unchecked that takes a mark and not these.

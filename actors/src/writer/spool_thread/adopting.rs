@@ -59,7 +59,8 @@ impl Run {
 
     /// Tells the registry which are open.
     pub(super) fn tell_open_broadcasts(&mut self) {
-        self.keep_broadcasts(Vec::new());
+        let (keeper, mut with) = self.keeping();
+        keeper.flush(&mut with);
         let mut open = self.spool.open_broadcasts().map_err(|error| {
             log::error!("spool: the open broadcasts cannot be read: {error}");
         });

@@ -80,7 +80,8 @@ impl Run {
         match self.spool.probe().and_then(|()| self.tell_unknown()) {
             Ok(()) => {
                 self.takes_again();
-                self.keep_broadcasts(Vec::new());
+                let (keeper, mut with) = self.keeping();
+                keeper.flush(&mut with);
             }
             Err(error) => {
                 self.health.failed_by(error.fault);

@@ -11,10 +11,11 @@ use std::{
 
 use uuid::Uuid;
 
-use super::Run;
+use super::{Run, health::Health};
 use crate::{
     broadcast::Broadcast,
-    seams::{SpoolError, SpoolFault},
+    mailbox::Mailbox,
+    seams::{Spool, SpoolError, SpoolFault},
     seldom::Seldom,
     writer::DrainMsg,
 };
@@ -51,6 +52,15 @@ pub(super) struct BroadcastKeeper {
     said_unkept: Seldom,
     said_unkeepable: Seldom,
     said_kept_after_all: Seldom,
+}
+
+/// What of the thread it takes to keep them.
+pub(super) struct Keeping<'a> {
+    spool: &'a mut dyn Spool,
+    health: &'a mut Health,
+    drain: &'a Mailbox<DrainMsg>,
+    /// This is the last time.
+    stopping: bool,
 }
 
 impl BroadcastKeeper {
@@ -96,6 +106,115 @@ impl BroadcastKeeper {
         open.sort_unstable_by_key(|broadcast| broadcast.id);
     }
 
+    /// Keeps broadcasts; those that cannot be kept now are tried again, by the clock and by whatever comes.
+    pub fn add(&mut self, broadcasts: Vec<Broadcast>, with: &mut Keeping<'_>) {
+        for broadcast in broadcasts {
+            let waiting = match self.unkeepable.contains_key(&broadcast.id) {
+                true => &mut self.unkeepable,
+                false => &mut self.unkept,
+            };
+            waiting.insert(broadcast.id, broadcast);
+        }
+        // All of them are tried at once, so not for each that is added while nothing can be kept.
+        if self.keep_is_due(false) && !with.health.takes_nothing() {
+            self.flush(with);
+        }
+    }
+
+    /// Tries all of them, but those that could not be kept alone.
+    pub fn flush(&mut self, with: &mut Keeping<'_>) {
+        let all = some_of(&self.unkept, usize::MAX);
+        if all.is_empty() {
+            return;
+        }
+        // A panic on the way counts, too.
+        let times = self.kept_in_vain.map_or(1, |(times, _)| times.saturating_add(1));
+        let now = Instant::now();
+        self.kept_in_vain = Some((times, now));
+        // What failed once may have been for a moment. Nor is each batch of new ones told apart behind the next commit,
+        // where those before it all went to the unkeepable.
+        let lately = self.told_apart.is_some_and(|at| now - at < KEEP_AGAIN);
+        let apart = with.stopping || (times > 1 && !lately);
+        if apart {
+            self.told_apart = Some(now);
+        }
+        self.keep_what_can_be(&all, apart, with);
+        // It may have taken seconds to fail.
+        self.kept_in_vain = (!self.unkept.is_empty()).then(|| (times, Instant::now()));
+    }
+
+    /// Tries again what could not be kept, when that is due. `behind_commit`: the file has just taken one.
+    pub fn keep_again(&mut self, behind_commit: bool, with: &mut Keeping<'_>) {
+        if self.keep_is_due(behind_commit) {
+            self.flush(with);
+        }
+        if self.unkeepable_tried.elapsed() >= KEEP_AGAIN {
+            self.keep_unkeepable(with);
+        }
+    }
+
+    /// The last time, at a stop.
+    pub fn keep_last(&mut self, with: &mut Keeping<'_>) {
+        self.flush(with);
+        self.keep_unkeepable(with);
+    }
+
+    fn keep_unkeepable(&mut self, with: &mut Keeping<'_>) {
+        let at_once = if with.stopping { usize::MAX } else { UNKEEPABLE_AT_ONCE };
+        let some = some_of(&self.unkeepable, at_once);
+        if some.is_empty() {
+            return;
+        }
+        self.unkeepable_tried = Instant::now();
+        self.keep_what_can_be(&some, true, with);
+    }
+
+    /// Keeps these in one transaction. Where that fails, and `apart` is set, those of them that can be kept.
+    fn keep_what_can_be(&mut self, all: &[Broadcast], apart: bool, with: &mut Keeping<'_>) {
+        let (most, within) = if with.stopping { LAST_TRIES } else { TRIES_APART };
+        let (mut parts, mut failed, mut since) = (vec![all], None, None);
+        for _ in 0..most {
+            if since.is_some_and(|since: Instant| since.elapsed() >= within) {
+                break;
+            }
+            let Some(part) = parts.pop() else {
+                break;
+            };
+            let error = match with.spool.keep_broadcasts(part) {
+                Ok(store_lacks_one) => {
+                    self.are_kept(part);
+                    // Most often one was seen to be live again, and the drain's question would be in front of commits for nothing.
+                    if store_lacks_one {
+                        with.drain.push(DrainMsg::Broadcasts);
+                    }
+                    continue;
+                }
+                Err(error) => error,
+            };
+            with.health.failed_by(error.fault);
+            let known = matches!(part, [one] if self.unkeepable.contains_key(&one.id));
+            // A spool that takes nothing takes no part of them either.
+            let goes_on =
+                apart && error.fault == SpoolFault::Unsure && (known || since.is_some() || with.spool.probe().is_ok());
+            if goes_on {
+                since.get_or_insert_with(Instant::now);
+                match part {
+                    [one] => self.is_unkeepable(one, &error),
+                    _ => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
+                }
+            } else {
+                parts.clear();
+            }
+            failed = Some(error);
+        }
+        if let Some(error) = failed
+            && let Some(more) = self.said_unkept.due(Instant::now())
+        {
+            let unkept = self.len();
+            log::warn!("spool: {unkept} broadcasts are not kept yet: {error}{more}");
+        }
+    }
+
     fn are_kept(&mut self, broadcasts: &[Broadcast]) {
         for Broadcast { id, presenter, .. } in broadcasts {
             self.unkept.remove(id);
@@ -135,117 +254,25 @@ impl BroadcastKeeper {
 }
 
 impl Run {
-    /// Keeps broadcasts; those that cannot be kept now are tried again, by the clock and by whatever comes.
-    pub(super) fn keep_broadcasts(&mut self, broadcasts: Vec<Broadcast>) {
-        let flush = broadcasts.is_empty();
-        for broadcast in broadcasts {
-            let waiting = match self.keeper.unkeepable.contains_key(&broadcast.id) {
-                true => &mut self.keeper.unkeepable,
-                false => &mut self.keeper.unkept,
-            };
-            waiting.insert(broadcast.id, broadcast);
-        }
-        // All of them are tried at once, so not for each that is added while nothing can be kept.
-        if flush || (self.keeper.keep_is_due(false) && !self.health.takes_nothing()) {
-            self.keep_unkept();
-        }
+    /// What keeps broadcasts, and what that takes of the thread.
+    pub(super) fn keeping(&mut self) -> (&mut BroadcastKeeper, Keeping<'_>) {
+        let with = Keeping {
+            spool: &mut *self.spool,
+            health: &mut self.health,
+            drain: &self.drain,
+            stopping: self.stopping,
+        };
+        (&mut self.keeper, with)
     }
 
-    fn keep_unkept(&mut self) {
-        let all = some_of(&self.keeper.unkept, usize::MAX);
-        if all.is_empty() {
-            return;
-        }
-        // A panic on the way counts, too.
-        let times = self.keeper.kept_in_vain.map_or(1, |(times, _)| times.saturating_add(1));
-        let now = Instant::now();
-        self.keeper.kept_in_vain = Some((times, now));
-        // What failed once may have been for a moment. Nor is each batch of new ones told apart behind the next commit,
-        // where those before it all went to the unkeepable.
-        let lately = self.keeper.told_apart.is_some_and(|at| now - at < KEEP_AGAIN);
-        let apart = self.stopping || (times > 1 && !lately);
-        if apart {
-            self.keeper.told_apart = Some(now);
-        }
-        self.keep_what_can_be(&all, apart);
-        // It may have taken seconds to fail.
-        self.keeper.kept_in_vain = (!self.keeper.unkept.is_empty()).then(|| (times, Instant::now()));
-    }
-
-    fn keep_unkeepable(&mut self) {
-        let at_once = if self.stopping { usize::MAX } else { UNKEEPABLE_AT_ONCE };
-        let some = some_of(&self.keeper.unkeepable, at_once);
-        if some.is_empty() {
-            return;
-        }
-        self.keeper.unkeepable_tried = Instant::now();
-        self.keep_what_can_be(&some, true);
-    }
-
-    /// Keeps these in one transaction. Where that fails, and `apart` is set, those of them that can be kept.
-    fn keep_what_can_be(&mut self, all: &[Broadcast], apart: bool) {
-        let (most, within) = if self.stopping { LAST_TRIES } else { TRIES_APART };
-        let (mut parts, mut failed, mut since) = (vec![all], None, None);
-        for _ in 0..most {
-            if since.is_some_and(|since: Instant| since.elapsed() >= within) {
-                break;
-            }
-            let Some(part) = parts.pop() else {
-                break;
-            };
-            let error = match self.spool.keep_broadcasts(part) {
-                Ok(store_lacks_one) => {
-                    self.keeper.are_kept(part);
-                    // Most often one was seen to be live again, and the drain's question would be in front of commits for nothing.
-                    if store_lacks_one {
-                        self.drain.push(DrainMsg::Broadcasts);
-                    }
-                    continue;
-                }
-                Err(error) => error,
-            };
-            self.health.failed_by(error.fault);
-            let known = matches!(part, [one] if self.keeper.unkeepable.contains_key(&one.id));
-            // A spool that takes nothing takes no part of them either.
-            let goes_on =
-                apart && error.fault == SpoolFault::Unsure && (known || since.is_some() || self.spool.probe().is_ok());
-            if goes_on {
-                since.get_or_insert_with(Instant::now);
-                match part {
-                    [one] => self.keeper.is_unkeepable(one, &error),
-                    _ => parts.extend(<[_; 2]>::from(part.split_at(part.len() / 2))),
-                }
-            } else {
-                parts.clear();
-            }
-            failed = Some(error);
-        }
-        if let Some(error) = failed
-            && let Some(more) = self.keeper.said_unkept.due(Instant::now())
-        {
-            let unkept = self.keeper.len();
-            log::warn!("spool: {unkept} broadcasts are not kept yet: {error}{more}");
-        }
-    }
-
-    /// Tries again what could not be kept, when that is due. `behind_commit`: the file has just taken one.
+    /// Has it try again what is due.
     pub(super) fn keep_again(&mut self, behind_commit: bool) {
         // A file that takes nothing is probed, and they are kept behind that.
         if self.keeper.is_empty() || !self.handle.writable() {
             return;
         }
-        if self.keeper.keep_is_due(behind_commit) {
-            self.keep_unkept();
-        }
-        if self.keeper.unkeepable_tried.elapsed() >= KEEP_AGAIN {
-            self.keep_unkeepable();
-        }
-    }
-
-    /// The last time, at a stop.
-    pub(super) fn keep_last(&mut self) {
-        self.keep_unkept();
-        self.keep_unkeepable();
+        let (keeper, mut with) = self.keeping();
+        keeper.keep_again(behind_commit, &mut with);
     }
 }
 

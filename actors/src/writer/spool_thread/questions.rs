@@ -184,7 +184,10 @@ impl Run {
             SpoolCommand::LastSeq { presenter } => self.last_seq(presenter),
             SpoolCommand::KeepPlaces { places } => self.keep_places(&places),
             SpoolCommand::MarkPlaces { places } => self.mark_places(&places),
-            SpoolCommand::KeepBroadcasts { broadcasts } => self.keep_broadcasts(broadcasts),
+            SpoolCommand::KeepBroadcasts { broadcasts } => {
+                let (keeper, mut with) = self.keeping();
+                keeper.add(broadcasts, &mut with);
+            }
             SpoolCommand::OpenBroadcasts => self.tell_open_broadcasts(),
             SpoolCommand::UnstoredBroadcasts { limit, reply } => {
                 let _ = reply.send(self.spool.unstored_broadcasts(limit));
