@@ -15,7 +15,11 @@ mod keeper;
 mod questions;
 mod together;
 
-use self::{health::Health, keeper::BroadcastKeeper, questions::Failing};
+use self::{
+    health::Health,
+    keeper::BroadcastKeeper,
+    questions::{Failing, Question},
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -78,10 +82,7 @@ impl SpoolThread {
             pending: Appended::default(),
             asked: 0,
             to_learn: Vec::new(),
-            committing: Appended::default(),
-            result: None,
-            telling: None,
-            owed: Owed::Nothing,
+            in_hand: InHand::Nothing,
             failing: Failing::default(),
             fails_behind_commit: false,
             fails_before_telling: false,
@@ -123,13 +124,22 @@ impl From<Lost> for Committed {
     }
 }
 
-/// Who waits for the question in hand; answered as failed when a panic takes it.
-enum Owed {
+/// What somebody is to hear of. It is dealt with all the same when a panic comes in between.
+#[derive(Default)]
+enum InHand {
+    #[default]
     Nothing,
-    LastSeqs(Vec<PresenterIdx>),
-    Keys,
-    Broadcasts,
-    Marked(Vec<PresenterIdx>),
+    Commit {
+        batch: Appended,
+        /// What came of it, once that is known.
+        outcome: Option<Result<Pos, Lost>>,
+    },
+    /// What the registry is still to be told, and of which events: their permits.
+    Telling {
+        permits: Vec<WriterPermit>,
+        committed: Committed,
+    },
+    Question(Question),
 }
 
 struct Run {
@@ -154,7 +164,7 @@ struct Run {
     perhaps_adopted: BTreeMap<Uuid, Broadcast>,
     /// Taken from the queue, and not come to yet.
     commands: VecDeque<SpoolCommand>,
-    /// The term of `pending` and `committing`.
+    /// The term of `pending`, and of the commit in hand.
     term: u64,
     /// Appended, and not come to yet.
     pending: Appended,
@@ -162,13 +172,7 @@ struct Run {
     asked: usize,
     /// Told by the store, and not come to yet: what is learned together is one transaction.
     to_learn: Vec<ToLearn>,
-    /// In the commit under way; answered when it is empty again.
-    committing: Appended,
-    /// What came of that commit, once it is known and until it is told.
-    result: Option<Result<Pos, Lost>>,
-    /// What the registry is still to be told, and of which events: their permits.
-    telling: Option<(Vec<WriterPermit>, Committed)>,
-    owed: Owed,
+    in_hand: InHand,
     failing: Failing,
     fails_behind_commit: bool,
     fails_before_telling: bool,
@@ -308,37 +312,17 @@ impl Run {
 
     /// What a panic left in hand: a question is answered as failed, a commit by what the file holds. Nothing to do at a start.
     fn pick_up(&mut self) {
-        match std::mem::replace(&mut self.owed, Owed::Nothing) {
-            Owed::Nothing => {}
-            Owed::LastSeqs(presenters) => {
-                for presenter in presenters {
-                    self.registry.mailbox.push(RegistryMsg::LastSeq {
-                        presenter,
-                        last: Err(()),
-                        place: None,
-                    });
-                }
-            }
-            Owed::Keys => self.registry.mailbox.push(RegistryMsg::Keys { rows: Err(()) }),
-            Owed::Broadcasts => self.registry.mailbox.push(RegistryMsg::Broadcasts { open: Err(()) }),
-            Owed::Marked(presenters) => {
-                for presenter in presenters {
-                    self.registry
-                        .mailbox
-                        .push(RegistryMsg::Marked { presenter, kept: false });
-                }
-            }
+        match std::mem::take(&mut self.in_hand) {
+            InHand::Question(question) => self.failed_to_answer(question),
+            other => self.in_hand = other,
         }
         if self.watch.restarts() > 0 {
             self.spool.reopen();
         }
-        self.tell();
-        if let Some(last) = self.committing.events.last().cloned() {
-            let result = match self.result.take() {
-                Some(result) => result,
-                None => self.find(&last),
-            };
-            self.conclude(result);
+        match self.in_hand {
+            InHand::Commit { .. } => self.conclude(),
+            InHand::Telling { .. } => self.tell(),
+            InHand::Nothing | InHand::Question(_) => {}
         }
         if !self.unwritten.is_empty() {
             self.write_sooner_or_later(Vec::new());
@@ -351,11 +335,13 @@ impl Run {
         }
     }
 
-    /// Rule 1: what the reopened file holds of the commit whose last event this is.
-    fn find(&mut self, last: &Event) -> Result<Pos, Lost> {
-        let count = self.committing.events.len() as Pos;
+    /// Rule 1: what the reopened file holds of a commit of these events. It must not panic: nobody else has them.
+    fn find(&mut self, events: &[Arc<Event>]) -> Result<Pos, Lost> {
+        let Some(last) = events.last() else {
+            return Err(Lost::Surely);
+        };
         match catch_unwind(AssertUnwindSafe(|| self.spool.reopen_and_find(last))) {
-            Ok(Ok(Some(pos))) => Ok(pos - count + 1),
+            Ok(Ok(Some(last))) => Ok(last - events.len() as Pos + 1),
             Ok(Ok(None)) => Err(Lost::Surely),
             Ok(Err(_)) | Err(_) => {
                 self.unsure = true;
@@ -367,43 +353,46 @@ impl Run {
     fn commit(&mut self) {
         self.asked = 0;
         while !self.pending.is_empty() {
-            self.committing = self.pending.take(self.config.commit_max);
-            let count = self.committing.events.len();
+            let batch = self.pending.take(self.config.commit_max);
             if self.term <= self.fenced {
-                let Appended { permits, .. } = std::mem::take(&mut self.committing);
-                self.settle(permits, Committed::No);
-                continue;
+                self.settle(batch.permits, Committed::No);
+            } else if self.config.answer_first {
+                self.settle(batch.permits, Committed::Yes);
+                self.write_sooner_or_later(batch.events);
+            } else {
+                self.in_hand = InHand::Commit { batch, outcome: None };
+                self.commit_in_hand();
+                self.conclude();
             }
-            if self.config.answer_first {
-                let Appended { events, permits } = std::mem::take(&mut self.committing);
-                self.settle(permits, Committed::Yes);
-                self.write_sooner_or_later(events);
-                continue;
-            }
-            let began = Instant::now();
-            self.committed_at = Some(began);
-            let result = commit_one(
-                &mut *self.spool,
-                &mut self.unsure,
-                &self.committing.events,
-                self.handle.writable(),
-            );
-            self.result = Some(result);
-            assert!(!std::mem::take(&mut self.fails_behind_commit), "planned");
-            self.result = None;
-            if result.is_ok() {
-                self.metrics.commit_events.observe(count as f64);
-                self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
-            }
-            self.conclude(result);
         }
     }
 
-    /// Tells what came of the commit under way.
-    fn conclude(&mut self, result: Result<Pos, Lost>) {
-        let Appended { events, permits } = std::mem::take(&mut self.committing);
+    fn commit_in_hand(&mut self) {
+        let InHand::Commit { batch, outcome } = &mut self.in_hand else {
+            return;
+        };
+        let began = Instant::now();
+        self.committed_at = Some(began);
+        let worked = self.handle.writable();
+        let result = commit_one(&mut *self.spool, &mut self.unsure, &batch.events, worked);
+        *outcome = Some(result);
+        assert!(!std::mem::take(&mut self.fails_behind_commit), "planned");
+        if result.is_ok() {
+            self.metrics.commit_events.observe(batch.events.len() as f64);
+            self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Tells what came of the commit in hand; where that is not known, the file is asked.
+    fn conclude(&mut self) {
+        let InHand::Commit { batch, outcome } = std::mem::take(&mut self.in_hand) else {
+            return;
+        };
+        let Appended { events, permits } = batch;
+        let result = outcome.unwrap_or_else(|| self.find(&events));
         // Whatever happens on the way, their senders are answered.
-        self.telling = Some((permits, result.err().map_or(Committed::Yes, Committed::from)));
+        let committed = result.err().map_or(Committed::Yes, Committed::from);
+        self.in_hand = InHand::Telling { permits, committed };
         match result {
             Ok(first) => {
                 self.handle.writable.store(true, Ordering::Release);
@@ -426,7 +415,7 @@ impl Run {
 
     /// Tells the registry what it is still to be told.
     fn tell(&mut self) {
-        if let Some((permits, committed)) = self.telling.take() {
+        if let InHand::Telling { permits, committed } = std::mem::take(&mut self.in_hand) {
             self.settle(permits, committed);
         }
     }

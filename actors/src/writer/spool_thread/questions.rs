@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Owed, Run};
+use super::{InHand, Run};
 use crate::{
     registry::RegistryMsg,
     seams::{LastSeq, Place, Pos, SpoolError},
@@ -28,7 +28,51 @@ pub(super) struct Failing {
     mark: Seldom,
 }
 
+/// Who waits for the answer; it is a failure when a panic took the question.
+pub(super) enum Question {
+    LastSeqs(Vec<PresenterIdx>),
+    Keys,
+    Broadcasts,
+    Marked(Vec<PresenterIdx>),
+}
+
+impl Question {
+    /// `None`: nobody waits, or whoever does hears of it by the other end of the reply.
+    fn of(command: &SpoolCommand) -> Option<Self> {
+        Some(match command {
+            SpoolCommand::LastSeq { presenter } => Self::LastSeqs(vec![*presenter]),
+            SpoolCommand::ReadKeys { .. } => Self::Keys,
+            SpoolCommand::OpenBroadcasts => Self::Broadcasts,
+            SpoolCommand::MarkPlaces { places } => Self::Marked(places.iter().map(|place| place.presenter).collect()),
+            _ => return None,
+        })
+    }
+}
+
 impl Run {
+    /// A panic took this question.
+    pub(super) fn failed_to_answer(&self, question: Question) {
+        let mailbox = &self.registry.mailbox;
+        match question {
+            Question::LastSeqs(presenters) => {
+                for presenter in presenters {
+                    mailbox.push(RegistryMsg::LastSeq {
+                        presenter,
+                        last: Err(()),
+                        place: None,
+                    });
+                }
+            }
+            Question::Keys => mailbox.push(RegistryMsg::Keys { rows: Err(()) }),
+            Question::Broadcasts => mailbox.push(RegistryMsg::Broadcasts { open: Err(()) }),
+            Question::Marked(presenters) => {
+                for presenter in presenters {
+                    mailbox.push(RegistryMsg::Marked { presenter, kept: false });
+                }
+            }
+        }
+    }
+
     /// What a room's numbering goes on from, and how far the room had got when that was last kept.
     fn tell_last_seq(&mut self, presenter: PresenterIdx, last: Result<Seq, ()>) {
         let place = self.place(presenter);
@@ -66,7 +110,8 @@ impl Run {
             return;
         }
         let told = std::mem::take(&mut self.to_learn);
-        self.owed = Owed::LastSeqs(told.iter().map(|one| one.presenter).collect());
+        let presenters = told.iter().map(|one| one.presenter).collect();
+        self.in_hand = InHand::Question(Question::LastSeqs(presenters));
         let (learned, failed) = self.keep_together(&told, Self::learn_last_seqs);
         if let Some(error) = failed {
             if let Some(more) = self.failing.learning.due(Instant::now()) {
@@ -83,7 +128,7 @@ impl Run {
         for last_seq in last_seqs.collect::<Vec<_>>() {
             self.registry.mailbox.push(last_seq);
         }
-        self.owed = Owed::Nothing;
+        self.in_hand = InHand::Nothing;
     }
 
     fn learn_last_seqs(&mut self, told: &[ToLearn]) -> Result<Vec<Seq>, SpoolError> {
@@ -158,15 +203,9 @@ impl Run {
     }
 
     pub(super) fn other(&mut self, command: SpoolCommand) {
-        self.owed = match &command {
-            SpoolCommand::LastSeq { presenter } => Owed::LastSeqs(vec![*presenter]),
-            SpoolCommand::ReadKeys { .. } => Owed::Keys,
-            SpoolCommand::OpenBroadcasts => Owed::Broadcasts,
-            SpoolCommand::MarkPlaces { places } => Owed::Marked(places.iter().map(|place| place.presenter).collect()),
-            _ => Owed::Nothing,
-        };
+        self.in_hand = Question::of(&command).map_or(InHand::Nothing, InHand::Question);
         self.do_other(command);
-        self.owed = Owed::Nothing;
+        self.in_hand = InHand::Nothing;
     }
 
     fn do_other(&mut self, command: SpoolCommand) {
