@@ -16,6 +16,7 @@ mod questions;
 mod together;
 
 use self::{
+    again::Unwritten,
     health::Health,
     keeper::BroadcastKeeper,
     questions::{Failing, Question},
@@ -71,10 +72,9 @@ impl SpoolThread {
             later: parts.later.clone(),
             metrics: parts.metrics.clone(),
             fenced: 0,
-            unwritten: Vec::new(),
+            unwritten: Unwritten::default(),
             health: Health::new(parts.config.retry_min),
             unsure: false,
-            tried: 0,
             keeper: BroadcastKeeper::new(parts.config.retry_min),
             perhaps_adopted: BTreeMap::new(),
             commands: VecDeque::new(),
@@ -84,8 +84,7 @@ impl SpoolThread {
             to_learn: Vec::new(),
             in_hand: InHand::Nothing,
             failing: Failing::default(),
-            fails_behind_commit: false,
-            fails_before_telling: false,
+            planned: Planned::default(),
             stopping: false,
             committed_at: None,
             watch: parts.spool_watch.clone(),
@@ -142,6 +141,13 @@ enum InHand {
     Question(Question),
 }
 
+/// Failure points that were planned and not come to yet: [`SpoolFailure`].
+#[derive(Default)]
+struct Planned {
+    behind_commit: bool,
+    before_telling: bool,
+}
+
 struct Run {
     spool: Box<dyn Spool>,
     config: WriterConfig,
@@ -152,13 +158,10 @@ struct Run {
     metrics: Metrics,
     /// Appends of this term and of earlier ones are fenced.
     fenced: u64,
-    /// Answered from memory and not written yet.
-    unwritten: Vec<Arc<Event>>,
+    unwritten: Unwritten,
     health: Health,
     /// There may be rows that nobody was told of: the outcome of a commit is not known.
     unsure: bool,
-    /// How many of `unwritten` were in that commit.
-    tried: usize,
     keeper: BroadcastKeeper,
     /// Broadcasts of the store that an attempt may have taken up though it failed.
     perhaps_adopted: BTreeMap<Uuid, Broadcast>,
@@ -174,8 +177,7 @@ struct Run {
     to_learn: Vec<ToLearn>,
     in_hand: InHand,
     failing: Failing,
-    fails_behind_commit: bool,
-    fails_before_telling: bool,
+    planned: Planned,
     stopping: bool,
     /// When the last commit began.
     committed_at: Option<Instant>,
@@ -243,8 +245,8 @@ impl Run {
                     }
                     #[expect(clippy::panic, reason = "the planned failure point")]
                     Some(SpoolCommand::Fail(SpoolFailure::Now)) => panic!("planned"),
-                    Some(SpoolCommand::Fail(SpoolFailure::BehindCommit)) => self.fails_behind_commit = true,
-                    Some(SpoolCommand::Fail(SpoolFailure::BeforeTelling)) => self.fails_before_telling = true,
+                    Some(SpoolCommand::Fail(SpoolFailure::BehindCommit)) => self.planned.behind_commit = true,
+                    Some(SpoolCommand::Fail(SpoolFailure::BeforeTelling)) => self.planned.before_telling = true,
                     Some(SpoolCommand::Hold(held)) => while held.recv().is_ok() {},
                     Some(SpoolCommand::Stop) => return self.stop(),
                     Some(SpoolCommand::LearnLastSeq(told)) => {
@@ -376,7 +378,7 @@ impl Run {
         let worked = self.handle.writable();
         let result = commit_one(&mut *self.spool, &mut self.unsure, &batch.events, worked);
         *outcome = Some(result);
-        assert!(!std::mem::take(&mut self.fails_behind_commit), "planned");
+        assert!(!std::mem::take(&mut self.planned.behind_commit), "planned");
         if result.is_ok() {
             self.metrics.commit_events.observe(batch.events.len() as f64);
             self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
@@ -399,7 +401,7 @@ impl Run {
                 self.health.works();
                 // The drain hears of it first, so that a flush after an answer covers what was answered.
                 self.committed(first, events);
-                assert!(!std::mem::take(&mut self.fails_before_telling), "planned");
+                assert!(!std::mem::take(&mut self.planned.before_telling), "planned");
                 // Before anybody is told: what was committed may name one.
                 self.keep_again(true);
             }

@@ -8,28 +8,60 @@ use crate::{
     types::Event,
 };
 
+/// Answered from memory and not written yet.
+#[derive(Default)]
+pub(super) struct Unwritten {
+    events: Vec<Arc<Event>>,
+    /// How many of them, the first ones, were in a commit whose outcome is not known.
+    tried: usize,
+}
+
+impl Unwritten {
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The last event of that commit.
+    fn tried_last(&self) -> Option<&Arc<Event>> {
+        self.events.get(self.tried.checked_sub(1)?)
+    }
+
+    /// The outcome is known: whether the file has them. Returns those that it has, which are no longer here.
+    fn settle(&mut self, found: bool) -> Vec<Arc<Event>> {
+        let tried = std::mem::take(&mut self.tried);
+        if !found {
+            return Vec::new();
+        }
+        let rest = self.events.split_off(tried);
+        std::mem::replace(&mut self.events, rest)
+    }
+}
+
 impl Run {
     /// `log.durability = "memory"`: the senders are answered already, so what does not go in now is kept and tried again.
     /// Meanwhile nothing more is accepted, which bounds it by the writer's permits.
     pub(super) fn write_sooner_or_later(&mut self, events: Vec<Arc<Event>>) {
-        self.unwritten.extend(events);
+        self.unwritten.events.extend(events);
         if !self.tried_is_settled() || self.unwritten.is_empty() {
             return;
         }
         // A panic on the way leaves it unknown, too.
-        self.tried = self.unwritten.len();
+        self.unwritten.tried = self.unwritten.len();
         let worked = self.handle.writable();
-        match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten, worked) {
+        match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten.events, worked) {
             Ok(first) => {
-                self.tried = 0;
-                let events = std::mem::take(&mut self.unwritten);
+                let events = self.unwritten.settle(true);
                 self.takes_again();
                 self.committed(first, events);
                 self.show_size();
             }
             Err(lost) => {
                 if lost == Lost::Surely {
-                    self.tried = 0;
+                    self.unwritten.settle(false);
                 }
                 self.metrics.commit_failures.inc();
                 self.handle.writable.store(false, Ordering::Release);
@@ -39,23 +71,20 @@ impl Run {
 
     /// What an attempt of unknown outcome did write is not written again. `false`: it is still not known.
     fn tried_is_settled(&mut self) -> bool {
-        let tried = self.tried;
-        let Some(last) = tried.checked_sub(1).and_then(|last| self.unwritten.get(last)) else {
-            self.tried = 0;
+        let Some(last) = self.unwritten.tried_last() else {
             return true;
         };
         match self.spool.reopen_and_find(last) {
             Ok(found) => {
-                self.tried = 0;
                 self.unsure = false;
+                let events = self.unwritten.settle(found.is_some());
                 if let Some(last) = found {
-                    let events: Vec<_> = self.unwritten.drain(..tried).collect();
                     if self.unwritten.is_empty() {
                         self.takes_again();
                     } else {
                         self.handle.writable.store(false, Ordering::Release);
                     }
-                    self.committed(last - tried as Pos + 1, events);
+                    self.committed(last - events.len() as Pos + 1, events);
                     self.show_size();
                 }
                 true
