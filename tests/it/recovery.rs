@@ -30,7 +30,7 @@ use crate::{
     figures::{message, shared},
     log_store::{batch, embedded, mongo},
     support::{
-        app::{TestApp, settings, spawn_in, use_mongodb},
+        app::{TestApp, settings, spawn_app, spawn_in, use_mongodb},
         eventually,
         http::get,
         mongod::Mongod,
@@ -116,6 +116,26 @@ fn rule_03_a_spool_opened_again_goes_on_where_it_stood_also_after_a_crash() {
     assert!(empty.first > empty.last);
     assert_eq!(empty.last_ms, written[4].sent_at_ms);
     assert_eq!(spool.last_seq(room(1)).unwrap(), LastSeq::Known(Seq(5)), "from `rooms`");
+}
+
+#[actix_web::test]
+async fn commits_are_measured_also_where_senders_are_answered_from_memory() {
+    let app = spawn_app(|settings| settings.log.durability = chatting_server::settings::Durability::Memory).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    for text in ["1", "2", "3"] {
+        assert_eq!(app.post(12, 7, text).await.status, 201);
+    }
+    eventually("three events in commits that took time", async || {
+        let events = app.metric("chat_commit_events_sum").await == Some(3.0);
+        let took = app.metric("chat_commit_seconds_sum").await > Some(0.0);
+        (events && took).then_some(())
+    })
+    .await;
+    assert_eq!(
+        app.metric("chat_commit_seconds_count").await,
+        app.metric("chat_commit_events_count").await
+    );
 }
 
 #[actix_web::test]

@@ -380,9 +380,14 @@ impl Run {
         *outcome = Some(result);
         assert!(!std::mem::take(&mut self.planned.behind_commit), "planned");
         if result.is_ok() {
-            self.metrics.commit_events.observe(batch.events.len() as f64);
-            self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+            let events = batch.events.len();
+            self.count_commit(events, began);
         }
+    }
+
+    fn count_commit(&self, events: usize, began: Instant) {
+        self.metrics.commit_events.observe(events as f64);
+        self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
     }
 
     /// Tells what came of the commit in hand; where that is not known, the file is asked.

@@ -1,6 +1,9 @@
 //! What could not be written, or is not known to have been: it is tried again, by the clock and by whatever comes.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{Lost, Run, commit_one};
 use crate::{
@@ -52,9 +55,11 @@ impl Run {
         // A panic on the way leaves it unknown, too.
         self.unwritten.tried = self.unwritten.len();
         let worked = self.handle.writable();
+        let began = Instant::now();
         match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten.events, worked) {
             Ok(first) => {
                 let events = self.unwritten.settle(true);
+                self.count_commit(events.len(), began);
                 self.takes_again();
                 self.committed(first, events);
                 self.show_size();
