@@ -20,7 +20,7 @@ use actix_web_actors::ws::{self, HandshakeError, WebsocketContext};
 use bytes::{Bytes, BytesMut};
 use chatting_actors::{
     seams::Socket,
-    session::{Close, Dialect, Inbound, PresenterSession, Progress, SessionParts},
+    session::{Close, Dialect, Inbound, Outbound, PresenterSession, Progress, SessionParts},
     supervise::catch,
 };
 use futures_util::Stream;
@@ -32,7 +32,7 @@ use super::{
     named::{Named, shut},
     presenter::{Place, Titles, Tokens},
     state::State,
-    transport,
+    transport::{self, Backlog},
 };
 use crate::error::Lang;
 
@@ -118,10 +118,15 @@ pub(super) fn upgrade(
         Some(Connection(socket)) => Arc::downgrade(socket),
         None => Weak::<SecondHandle>::new(),
     };
-    let (progress, inbound) = (Rc::<Progress>::default(), Rc::<Inbound>::default());
-    if let Dialect::Legacy(_) = dialect {
-        response.extensions_mut().insert(Rc::clone(&progress));
-    }
+    let (progress, inbound, outbound) = (
+        Rc::<Progress>::default(),
+        Rc::<Inbound>::default(),
+        Rc::<Outbound>::default(),
+    );
+    match dialect {
+        Dialect::Legacy(_) => response.extensions_mut().insert(Backlog::Legacy(Rc::clone(&progress))),
+        Dialect::V1(_) => response.extensions_mut().insert(Backlog::V1(Rc::clone(&outbound))),
+    };
     let session = PresenterSession::new(SessionParts {
         config: state.session.clone(),
         dialect,
@@ -131,6 +136,7 @@ pub(super) fn upgrade(
         socket,
         progress: Rc::clone(&progress),
         inbound: Rc::clone(&inbound),
+        outbound,
         place: Box::new(place),
     });
     let max = state.session.max_frame_bytes;
@@ -145,7 +151,7 @@ pub(super) fn upgrade(
     })
 }
 
-/// The session's frames on their way to the connection. It is polled only when the socket took what was given before.
+/// The session's frames on their way to the connection. A legacy session is polled only when the socket took what was given before.
 ///
 /// The session's actor runs in here, so this is where its panic is caught: it ends this session, with 1001, and no other on the
 /// worker.

@@ -8,9 +8,14 @@
 //!
 //! Only what is answered here may become a session ([`is_open_to`]): the dispatcher would go on reading HTTP behind a 101.
 //!
-//! Backpressure: the session is polled for more only when the socket took all that it gave before, so being polled means that. Its
-//! timers wait as well: a peer that takes nothing is ended by the registry when its credit is used up, and by `TCP_USER_TIMEOUT`.
-//! Where the socket takes a part, the session's [`Progress`], which stands among the data of the answer, is told how much.
+//! Backpressure: a legacy session is polled for more only when the socket took all that it gave before, so being polled means that.
+//! Its timers wait as well: a peer that takes nothing is ended by the registry when its credit is used up, and by
+//! `TCP_USER_TIMEOUT`. Where the socket takes a part, the session's [`Progress`] is told how much.
+//!
+//! A v1 session is polled meanwhile, too, for what its client acknowledges bit by bit must be heard although all that was
+//! written is not taken. It is told so ([`Outbound`]) and takes nothing from its room, so what it gives then are answers to its
+//! client; when [`BEHIND`] of them wait, its client is not read either. Which of the two stands among the data of the answer
+//! ([`Backlog`]).
 
 use std::{
     cell::{Cell, RefCell},
@@ -37,7 +42,7 @@ use actix_http::{
 use actix_service::{Service, ServiceFactory, fn_factory};
 use actix_web::{HttpMessage, HttpRequest, http::Method, rt::time::timeout};
 use bytes::{Bytes, BytesMut};
-use chatting_actors::session::Progress;
+use chatting_actors::session::{Outbound, Progress};
 use futures_util::{Stream, StreamExt, future::LocalBoxFuture};
 use socket2::SockRef;
 
@@ -46,9 +51,22 @@ use super::paced::{Accepted, Paced};
 /// The most bytes of one read. Clients say little.
 const READ: usize = 4096;
 
+/// Bytes of answers of a v1 session that wait behind what its socket has yet to take, before its client is read no more. One turn
+/// of the session's may go beyond.
+const BEHIND: usize = 16_384;
+
 /// How long a client that was refused may go on sending before the connection is dropped: what was not read by then can take
-/// the answer with it.
+/// the answer with it. And how long one whose session has ended may take to read what is left.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Who is told of what the socket has not taken yet.
+#[derive(Clone)]
+pub enum Backlog {
+    /// How much it took of that.
+    Legacy(Rc<Progress>),
+    /// That there is some.
+    V1(Rc<Outbound>),
+}
 
 /// Stands among the data of a request whose answer may be 101: it is answered here, and has no body.
 struct Open;
@@ -229,8 +247,10 @@ struct Outgoing {
     pending: Bytes,
     /// How much of it went.
     sent: usize,
-    /// Is told what the socket takes only a part of (legacy sessions).
-    progress: Option<Rc<Progress>>,
+    /// What the body gave meanwhile.
+    behind: BytesMut,
+    /// Is told of that (sessions).
+    backlog: Option<Backlog>,
     body: BoxBody,
     ended: bool,
     /// Frames the body of an answer that is no upgrade.
@@ -246,7 +266,7 @@ impl Outgoing {
             // The codec, which has seen a request to upgrade, would say that it writes chunks and write none.
             response.head_mut().no_chunking(true);
         }
-        let progress = response.extensions().get().cloned();
+        let backlog = response.extensions().get().cloned();
         let (head, body) = response.into_parts();
         let mut pending = BytesMut::new();
         codec.encode(Message::Item((head, body.size())), &mut pending)?;
@@ -254,7 +274,8 @@ impl Outgoing {
             socket,
             pending: pending.freeze(),
             sent: 0,
-            progress,
+            behind: BytesMut::new(),
+            backlog,
             body,
             ended: false,
             refusal: (!upgraded).then(|| Box::new(codec)),
@@ -266,6 +287,12 @@ impl Outgoing {
         let written = poll_fn(|cx| self.poll(cx)).await;
         if written.is_err() {
             return;
+        }
+        if !self.pending.is_empty() {
+            // The session has ended, and is gone from here on.
+            self.body = BoxBody::new(());
+            let left = poll_fn(|cx| self.poll_pending(cx));
+            let _ = Box::pin(timeout(LINGER, left)).await;
         }
         let _ = SockRef::from(&self.socket.stream.borrow().0).shutdown(Shutdown::Write);
         if self.refusal.is_some() {
@@ -279,32 +306,49 @@ impl Outgoing {
         }
     }
 
-    /// Until the socket has all that is pending.
+    /// Until the socket has all that is pending, and what is behind it.
     fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(progress) = &self.progress
-            && let Some(rest) = progress.resumes(&self.pending, self.sent)
-        {
-            (self.pending, self.sent) = (rest, 0);
+        loop {
+            if let Some(Backlog::Legacy(progress)) = &self.backlog
+                && let Some(rest) = progress.resumes(&self.pending, self.sent)
+            {
+                (self.pending, self.sent) = (rest, 0);
+            }
+            let polled = self.socket.poll_write(&self.pending, &mut self.sent, cx);
+            if let Poll::Ready(Ok(())) = polled {
+                (self.pending, self.sent) = (Bytes::new(), 0);
+                if !self.behind.is_empty() {
+                    self.pending = std::mem::take(&mut self.behind).freeze();
+                    continue;
+                }
+            } else if let Some(Backlog::Legacy(progress)) = &self.backlog {
+                progress.blocked(&self.pending, self.sent);
+            }
+            return polled;
         }
-        let polled = self.socket.poll_write(&self.pending, &mut self.sent, cx);
-        if let Poll::Ready(Ok(())) = polled {
-            (self.pending, self.sent) = (Bytes::new(), 0);
-        } else if let Some(progress) = &self.progress {
-            progress.blocked(&self.pending, self.sent);
-        }
-        polled
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.poll_pending(cx))?;
+            let blocked = match self.poll_pending(cx) {
+                Poll::Ready(written) => written.map(|()| false)?,
+                Poll::Pending => true,
+            };
+            match &self.backlog {
+                Some(Backlog::V1(outbound)) => outbound.set_blocked(blocked),
+                _ if blocked => return Poll::Pending,
+                _ => {}
+            }
             if self.ended {
                 return Poll::Ready(Ok(()));
+            }
+            if self.behind.len() >= BEHIND {
+                return Poll::Pending;
             }
             let chunk = ready!(Pin::new(&mut self.body).poll_next(cx)).transpose();
             let chunk = chunk.map_err(|error| io::Error::other(error.to_string()))?;
             self.ended = chunk.is_none();
-            self.pending = match &mut self.refusal {
+            let chunk = match &mut self.refusal {
                 None => chunk.unwrap_or_default(),
                 Some(codec) => {
                     let mut framed = BytesMut::new();
@@ -312,6 +356,11 @@ impl Outgoing {
                     framed.freeze()
                 }
             };
+            if blocked {
+                self.behind.extend_from_slice(&chunk);
+            } else {
+                self.pending = chunk;
+            }
         }
     }
 }

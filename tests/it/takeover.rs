@@ -2,18 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use chatting_server::settings::Settings;
+use serde_json::json;
+use tokio::time::timeout;
 
 use crate::{
     limits::paced,
     support::{
-        app::{spawn_app, spawn_with_rooms},
+        app::{TestApp, spawn_app, spawn_with_rooms},
         eventually,
         presenter::{V1, app, connect, end_of, hello, leave, numbered, send, token, upgrade},
         proxy::Proxy,
         room_server::RoomServer,
         within,
-        ws::{Frame, Incoming, TEXT, WsClient},
+        ws::{Frame, Incoming, PING, TEXT, WsClient},
     },
 };
 
@@ -233,54 +235,144 @@ async fn rule_10_when_sessions_are_full_one_without_a_live_room_gives_way() {
 
 // ---- stalls --------------------------------------------------------------------------------------------------------
 
-#[actix_web::test]
-async fn a_presenter_that_stops_reading_is_closed_in_time_and_resumes() {
+/// A server on which a presenter that reads nothing soon has more waiting than its socket takes, of `events` long messages.
+async fn spawn_to_stall(events: usize, change: impl FnOnce(&mut Settings)) -> TestApp {
     let app = spawn_app(|settings| {
-        settings.session.stall_seconds = 1;
+        settings.session.stall_seconds = 2;
         settings.session.grace_seconds = 600;
         settings.room.sweep_ms = 20;
-        settings.session.credit_events = 64;
+        settings.session.credit_events = events;
         // What it has credit for fills its socket, and the kernel does not cut it.
         settings.server.send_buffer_bytes = 4096;
         settings.server.tcp_user_timeout_seconds = 600;
+        change(settings);
     })
     .await;
     app.go_live(12);
+    app
+}
+
+/// A presenter of room 12 whose socket takes little before it is read.
+async fn little_at_once(app: &TestApp) -> V1 {
     let headers = [("Sec-WebSocket-Protocol", "chat.v1")];
-    let mut stalled = WsClient::connect_with(app.addr, "/v1/presenter", &headers, Some(4096))
+    let mut socket = WsClient::connect_with(app.addr, "/v1/presenter", &headers, Some(4096))
         .await
         .ok()
         .unwrap();
-    stalled.send_text(&hello(12, json!({}))).await;
-    let welcome = stalled.next_json().await;
+    socket.send_text(&hello(12, json!({}))).await;
+    let welcome = socket.next_json().await;
     assert_eq!(welcome["type"], "welcome", "{welcome}");
+    V1 { socket, welcome }
+}
+
+/// Sends so many long messages to room 12.
+async fn send_long(app: &TestApp, count: usize) {
     let long = "x".repeat(2000);
-    for _ in 0..100 {
+    for _ in 0..count {
         assert_eq!(app.post(12, 7, &long).await.status, 201);
     }
+}
+
+/// Has so many long messages held for the presenter of room 12.
+async fn hold_long(app: &TestApp, count: usize) {
+    let session = V1::of(app, 12, json!({})).await;
+    leave(app, session).await;
+    send_long(app, count).await;
+}
+
+#[actix_web::test]
+async fn a_presenter_that_stops_reading_is_closed_in_time_and_resumes() {
+    let app = spawn_to_stall(64, |_| {}).await;
+    let _stalled = little_at_once(&app).await;
+    send_long(&app, 100).await;
     eventually("the stalled session to be ended", async || {
         let ended = app.metric("chat_sessions_ended_total{reason=\"too_slow\"}").await;
         (ended == Some(1.0)).then_some(())
     })
     .await;
     app.without_sockets().await;
-    // It acknowledged nothing. On a slow machine it is too slow again, and goes on from there.
-    let (mut seen, mut fields) = (0, json!({}));
-    while seen < 100 {
-        let mut session = V1::of(&app, 12, fields).await;
-        assert_eq!(session.welcome["resumed_from"], seen + 1);
-        while seen < 100
-            && let Incoming::Text(text) = session.socket.next().await
-            && let chat = serde_json::from_str::<Value>(&text).unwrap()
-            && chat["type"] == "chat"
-        {
-            seen += 1;
-            assert_eq!(chat["seq"], seen);
-            let ack = Frame::new(TEXT, json!({ "type": "ack", "seq": seen }).to_string());
-            session.socket.send_bytes_regardless(&ack.encode()).await;
-        }
-        fields = json!({ "epoch": welcome["epoch"], "resume_after": seen });
+    // It acknowledged nothing.
+    let mut session = V1::of(&app, 12, json!({})).await;
+    assert_eq!(session.welcome["resumed_from"], 1);
+    for seq in 1..=100 {
+        assert_eq!(session.chat().await["seq"], seq);
+        session.ack(seq).await;
     }
+}
+
+#[actix_web::test]
+async fn rule_14_a_presenter_that_reads_slowly_and_acknowledges_all_the_time_is_not_too_slow() {
+    let app = spawn_to_stall(256, |_| {}).await;
+    hold_long(&app, 100).await;
+    // All of it is given to its socket in one piece, which it takes twice the time of a stall to read.
+    let mut session = little_at_once(&app).await;
+    for seq in 1..=100 {
+        assert_eq!(session.chat().await["seq"], seq);
+        session.ack(seq).await;
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    session.settle().await;
+    let ended = app.metric("chat_sessions_ended_total{reason=\"too_slow\"}").await;
+    assert_eq!(ended, Some(0.0));
+}
+
+#[actix_web::test]
+async fn what_a_presenter_says_is_heard_while_its_socket_takes_nothing() {
+    let app = spawn_to_stall(256, |settings| settings.session.stall_seconds = 300).await;
+    hold_long(&app, 100).await;
+    let mut session = little_at_once(&app).await;
+    for seq in 1..=5 {
+        assert_eq!(session.chat().await["seq"], seq);
+    }
+    let ack = json!({ "type": "ack", "seq": 5, "fanned_out": 312 });
+    session.socket.send_text(&ack.to_string()).await;
+    let reached = async || {
+        let mut client = app.client().await;
+        let room = client
+            .request("GET", "/v1/rooms/12", &[("token", &app.token(7))], "")
+            .await;
+        (room.json()["fanned_out"] == 312).then_some(())
+    };
+    eventually("the ack to be heard", reached).await;
+    // An answer comes behind what waits already, and what is new behind that.
+    session.socket.send_text(r#"{"type":"ping"}"#).await;
+    send_long(&app, 1).await;
+    for seq in 6..=100 {
+        assert_eq!(session.chat().await["seq"], seq);
+    }
+    assert_eq!(session.socket.next_json().await["type"], "pong");
+    assert_eq!(session.chat().await["seq"], 101);
+    // What it acknowledges after all of that counts as well: it has credit for more than it had at once.
+    session.ack(101).await;
+    send_long(&app, 250).await;
+    assert_eq!(session.chat().await["seq"], 102);
+    // It goes, and need not read anything for that.
+    session.socket.send_close(1000, "").await;
+    app.without_sockets().await;
+}
+
+#[actix_web::test]
+async fn pings_without_end_from_a_presenter_that_reads_nothing_are_soon_not_read_any_more() {
+    let app = spawn_to_stall(256, |settings| {
+        settings.session.stall_seconds = 300;
+        settings.session.client_frames_per_second = 100_000;
+    })
+    .await;
+    hold_long(&app, 100).await;
+    let mut session = little_at_once(&app).await;
+    let pings = Frame::new(PING, vec![0; 125]).encode().repeat(100);
+    let mut taken = 0;
+    // It is given time for each part. What the kernel holds of it counts here, too: some megabytes on loopback.
+    while taken < 20_000_000
+        && timeout(Duration::from_secs(1), session.socket.send_bytes(&pings))
+            .await
+            .is_ok()
+    {
+        taken += pings.len();
+    }
+    assert!(taken < 20_000_000, "{taken} bytes were taken");
+    // Not because it was cut.
+    assert_eq!(app.metric("chat_sessions").await, Some(1.0));
 }
 
 #[actix_web::test]
@@ -297,7 +389,7 @@ async fn a_hello_that_dribbles_in_and_a_handshake_that_never_ends_are_cut_in_tim
     let mut sent = 0;
     // A byte now and then keeps no session waiting longer than its time.
     let end = loop {
-        match tokio::time::timeout(Duration::from_millis(20), socket.next()).await {
+        match timeout(Duration::from_millis(20), socket.next()).await {
             Ok(incoming) => break incoming,
             Err(_) => {
                 socket.send_bytes_regardless(&hello[sent..=sent]).await;

@@ -1,15 +1,17 @@
 //! `PresenterSession`: one WebSocket, on the worker that accepted it.
 //!
-//! It moves frames in and out, beats, and never waits on anything remote. It runs only while its socket takes
-//! what is written (actix polls it from the response body), so whatever must work on a stalled peer is the registry's to
-//! do: see [`Flow`] and [`Subscriber::shut`](crate::registry::Subscriber::shut). What frames mean is its dialect's to
-//! say ([`legacy`](super::legacy), [`v1`](super::v1)), which knows no socket.
+//! It moves frames in and out, beats, and never waits on anything remote. It takes from its room only while its socket takes
+//! what is written, and a legacy one runs only then (actix polls it from the response body), so whatever must work on a stalled peer
+//! is the registry's to do: see [`Flow`] and [`Subscriber::shut`](crate::registry::Subscriber::shut). A v1 session hears its client
+//! all the time, for that may acknowledge what it reads of a long piece bit by bit ([`Outbound`](super::Outbound)). What frames mean
+//! is its dialect's to say ([`legacy`](super::legacy), [`v1`](super::v1)), which knows no socket.
 //!
 //! When full: the registry sends no more than the session's credit, so the actor's mailbox never binds. A client that sends
 //! more frames than `session.client_frames_per_second` is closed with 1008; acks that say something new of what was sent do not
 //! count, for there are no more of them than events.
 
 use std::{
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,7 +31,7 @@ use super::{
     handle::{SessionHandle, Told},
     held_frames::HeldFrames,
     legacy,
-    parts::{Dialect, SessionParts, Violation},
+    parts::{Dialect, SessionParts, Violation, WhileTaken},
 };
 use crate::{
     clock::system_ms,
@@ -225,6 +227,11 @@ impl PresenterSession {
         if self.closing {
             return;
         }
+        if self.parts.outbound.is_blocked() {
+            // The ping would wait behind what the peer has not read, and so would be answered late.
+            ctx.run_later(self.parts.config.keepalive, Self::beat);
+            return;
+        }
         if self.unanswered >= self.parts.config.keepalive_missed {
             return match self.parts.dialect {
                 // The peer is gone: there is nobody to say goodbye to.
@@ -351,7 +358,10 @@ impl Actor for PresenterSession {
             ctx.run_later(config.hello, Self::hello_due);
         }
         let mailbox = Mailbox::default();
-        ctx.add_stream(mailbox.batches());
+        ctx.add_stream(WhileTaken {
+            told: mailbox.batches(),
+            outbound: Rc::clone(&self.parts.outbound),
+        });
         let handle = SessionHandle {
             mailbox,
             most: self.parts.config.mailbox,

@@ -17,6 +17,6 @@ pub use self::{
     actor::PresenterSession,
     close::Close,
     flow::Flow,
-    parts::{Dialect, Inbound, SessionConfig, SessionParts, Violation},
+    parts::{Dialect, Inbound, Outbound, SessionConfig, SessionParts, Violation},
     progress::Progress,
 };

@@ -3,10 +3,14 @@
 use std::{
     any::Any,
     cell::Cell,
+    pin::Pin,
     rc::Rc,
     sync::{Arc, Weak},
+    task::{Context, Poll},
     time::Duration,
 };
+
+use futures_util::Stream;
 
 use super::{progress::Progress, v1::Machine};
 use crate::{
@@ -79,6 +83,42 @@ impl Inbound {
     }
 }
 
+/// What a v1 session writes on its way out, as the transport and the session both see it.
+#[derive(Default)]
+pub struct Outbound {
+    blocked: Cell<bool>,
+}
+
+impl Outbound {
+    /// Whether the socket has yet to take some of what was written.
+    pub fn set_blocked(&self, blocked: bool) {
+        self.blocked.set(blocked);
+    }
+
+    /// Whether what is written now waits behind something else.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.get()
+    }
+}
+
+/// What a session is told, while its socket takes what it writes; all else waits in its mailbox, which credit bounds.
+pub(super) struct WhileTaken<S> {
+    pub(super) told: S,
+    pub(super) outbound: Rc<Outbound>,
+}
+
+impl<S: Stream + Unpin> Stream for WhileTaken<S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        if self.outbound.is_blocked() {
+            // The transport polls the session when it is not any more.
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.told).poll_next(cx)
+    }
+}
+
 /// What a session speaks.
 pub enum Dialect {
     /// docs/LEGACY.md, to the byte; times are of this clock.
@@ -105,6 +145,8 @@ pub struct SessionParts {
     pub progress: Rc<Progress>,
     /// Shared with the transport.
     pub inbound: Rc<Inbound>,
+    /// Shared with the transport (v1).
+    pub outbound: Rc<Outbound>,
     /// Its place among those that may be open; given back when it is dropped.
     pub place: Box<dyn Any>,
 }
