@@ -415,6 +415,7 @@ pub(crate) fn registry_config(settings: &Settings) -> RegistryConfig {
         resume_wait: Duration::from_secs(session.resume_wait_seconds),
         checkpoint: Duration::from_millis(session.checkpoint_ms),
         broadcast_resume: Duration::from_secs(settings.broadcast.resume_seconds),
+        broadcast_unknown: Duration::from_secs(settings.broadcast.unknown_seconds),
     }
 }
 

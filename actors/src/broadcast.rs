@@ -123,7 +123,7 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
     changed
 }
 
-/// Nobody knows a room any more, and nothing waits there: its broadcast has ended when it was last seen to be live. `last` is the last
+/// Nobody knows a room any more, and nothing waits there, or has for too long: its broadcast has ended when it was last seen to be live. `last` is the last
 /// number that was given in this numbering. Returns the record, to be kept.
 pub(crate) fn give_up(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option<Broadcast> {
     let mut broadcast = open.take()?;
@@ -250,7 +250,7 @@ impl Broadcast {
     }
 
     /// When it was last known to be live, as far as it is known.
-    fn last_live_ms(&self) -> i64 {
+    pub(crate) fn last_live_ms(&self) -> i64 {
         self.segments
             .last()
             .and_then(|last| last.to_ms)

@@ -176,6 +176,9 @@ section! {
         /// Seconds within which a room that is live again goes on with the same broadcast, across a restart too.
         /// 이 시간(초) 안에 다시 시작하면 같은 방송으로 본다. 서버 재시작을 사이에 두어도 같다.
         resume_seconds: u64 = 300, 1..=86_400;
+        /// Seconds until a broadcast unknown to the room server ends though messages are held; else resume_seconds.
+        /// 룸 서버가 모르는 방송을 보관한 메시지가 있어도 끝내는 시간(초). 보관한 것이 없으면 resume_seconds로 끝난다.
+        unknown_seconds: u64 = 86_400, 1..=31_536_000;
     }
 }
 

@@ -34,6 +34,7 @@ pub fn problems(
     check.at_most("log.retry_min_ms", "log.retry_max_ms");
     check.at_most("figures.top_default", "figures.top_max");
     check.at_most("history.page_default", "history.page_max");
+    check.at_most("broadcast.resume_seconds", "broadcast.unknown_seconds");
     check.less_than(
         &["shutdown.drain_seconds", "shutdown.requests_seconds"],
         "shutdown.deadline_seconds",
@@ -354,6 +355,15 @@ mod tests {
             ["history.page_default = 50 must be at most history.page_max = 49"]
         );
         assert_eq!(wrong(|settings| settings.history.page_max = 50), [""; 0]);
+    }
+
+    #[test]
+    fn a_broadcast_for_which_messages_are_held_is_not_given_up_sooner_than_another() {
+        assert_eq!(
+            wrong(|settings| settings.broadcast.unknown_seconds = 299),
+            ["broadcast.resume_seconds = 300 must be at most broadcast.unknown_seconds = 299"]
+        );
+        assert_eq!(wrong(|settings| settings.broadcast.unknown_seconds = 300), [""; 0]);
     }
 
     #[test]

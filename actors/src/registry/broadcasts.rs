@@ -108,13 +108,16 @@ impl SessionRegistry {
     /// they are asked for.
     pub(super) fn give_up(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
         let room = self.rooms.get_mut(&presenter)?;
-        if room.broadcast.is_none() || !room.is_unknown(now, &self.config) || !self.broadcasts.is_told() {
+        let broadcast = room.broadcast.as_ref()?;
+        if !room.is_unknown(now, &self.config) || !self.broadcasts.is_told() {
             return None;
         }
-        // Its last word was that the room is not live, and had it gone on to say so this broadcast had ended, whatever is held.
-        let away = room.broadcast.as_ref().is_some_and(Broadcast::is_away);
+        // Its last word was that the room is not live, and had it gone on to say so this broadcast had ended, whatever is held. So it ends
+        // where nobody has come for long, by what its record tells: over restarts, too.
+        let unseen_ms = self.clock.now_ms() - broadcast.last_live_ms();
+        let whatever_is_held = broadcast.is_away() || unseen_ms >= millis(self.config.broadcast_unknown);
         match room.numbering {
-            Numbering::Known { .. } if !away && !room.holds_nothing() => None,
+            Numbering::Known { .. } if !whatever_is_held && !room.holds_nothing() => None,
             Numbering::Known { .. } => {
                 let last = room.last_numbered();
                 let ended = give_up(&mut room.broadcast, &self.epoch, last);

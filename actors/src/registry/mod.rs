@@ -105,6 +105,8 @@ pub struct RegistryConfig {
     pub checkpoint: Duration,
     /// `broadcast.resume_seconds`
     pub broadcast_resume: Duration,
+    /// `broadcast.unknown_seconds`
+    pub broadcast_unknown: Duration,
 }
 
 /// A numbered event on its way through the writer, with what it owes its sender.

@@ -209,6 +209,7 @@ pub fn registry_config() -> RegistryConfig {
         resume_wait: Duration::from_secs(3600),
         checkpoint: Duration::from_millis(20),
         broadcast_resume: Duration::from_secs(60),
+        broadcast_unknown: Duration::from_secs(3600),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use chatting_actors::{
+    clock::system_ms,
     outcome::Refusal,
     registry::{End, Reading, RegistryConfig},
 };
@@ -69,6 +70,23 @@ impl World {
             .filter(|(record, _)| record.presenter == room(1));
         let (open, ended): (Vec<_>, Vec<_>) = of_room.partition(|(record, _)| record.ended_at_ms.is_none());
         (open.len(), ended.len())
+    }
+
+    /// The next broadcast of room 1 is not given what was held in the one before, not by a server that finds what this one left, either.
+    async fn next_has_only_what_is_new(&mut self, stage: Stage) {
+        stage.spool.script().killed = true;
+        drop(stage);
+        self.spool.script().killed = false;
+        self.knows(true);
+        self.rooms.script().not_live.clear();
+        self.config.broadcast_resume = NEVER;
+        let stage = self.stage();
+        let next = legacy(&stage);
+        stage.has_session(1, true).await;
+        let new = stage.accepted(1, "new").await.seq.0;
+        next.has(new).await;
+        assert_eq!((next.seqs(), self.broadcasts()), (vec![5], (1, 1)));
+        fine(&[&next]);
     }
 
     /// Returns when the broadcast of room 1 has ended and nothing is kept of the room; meanwhile the room server says something of
@@ -158,20 +176,40 @@ async fn rule_13_a_broadcast_that_was_not_live_and_then_not_known_ends_in_its_ti
         is_live(&stage, false).await;
         world.knows(false);
         world.is_given_up(&stage).await;
-        // The next one is not given what was held in it, not by a server that finds what this one left, either.
-        stage.spool.script().killed = true;
-        drop(stage);
-        world.spool.script().killed = false;
-        world.knows(true);
-        world.rooms.script().not_live.clear();
-        world.config.broadcast_resume = NEVER;
-        let stage = world.stage();
-        let next = legacy(&stage);
-        stage.has_session(1, true).await;
-        let new = stage.accepted(1, "new").await.seq.0;
-        next.has(new).await;
-        assert_eq!((next.seqs(), world.broadcasts()), (vec![5], (1, 1)), "{named}");
-        fine(&[&next]);
+        world.next_has_only_what_is_new(stage).await;
+    }
+}
+
+#[actix::test]
+async fn rule_13_a_broadcast_that_was_live_and_then_not_known_ends_long_after_that_whatever_is_held() {
+    let unknown = Duration::from_secs(3);
+    for restarts in [false, true] {
+        let mut world = World::of(RegistryConfig {
+            broadcast_unknown: unknown,
+            ..brief()
+        });
+        let (rooms, spool, store) = (world.rooms.clone(), world.spool.clone(), world.store.clone());
+        let config = RegistryConfig {
+            // Time enough to send what is to be held.
+            grace: if restarts { NEVER } else { unknown },
+            ..world.config.clone()
+        };
+        let mut stage = held_in(rooms, spool, store, config).await;
+        world.knows(false);
+        if restarts {
+            stage.stop_well().await;
+            stage = world.stage();
+        }
+        world.is_given_up(&stage).await;
+        // It ended when it was last seen live, and not as soon as one for which nothing is held.
+        let ended_at_ms = {
+            let script = world.spool.script();
+            let mut records = script.broadcasts.values().map(|(record, _)| record);
+            records.find_map(|record| record.ended_at_ms).unwrap()
+        };
+        let since = Duration::from_millis((system_ms() - ended_at_ms).try_into().unwrap());
+        assert!(since >= unknown, "{since:?}");
+        world.next_has_only_what_is_new(stage).await;
     }
 }
 
