@@ -81,12 +81,12 @@ section! {
         /// Messages of one room that may wait for its verdict; more are refused.
         /// 판정을 기다릴 수 있는 방 하나의 메시지 수. 넘치면 거절한다.
         pending_max: usize = 64, 1..=100_000;
-        /// Events a room keeps in memory for its session; older ones are read from the log.
-        /// 세션을 위해 방마다 메모리에 두는 이벤트 수. 더 오래된 것은 로그에서 읽는다.
+        /// Events of a room in memory, those on their way to the log too; while all of them wait, more are refused.
+        /// 방마다 메모리에 두는 이벤트 수(로그로 가는 중인 것 포함). 모두 대기 중이면 거절한다. 오래된 것은 로그에서 읽는다.
         ring_events: usize = 1024, 1..=1_000_000;
         // At least one longest event fits; see session.credit_bytes.
-        /// Bytes a room keeps in memory for its session.
-        /// 세션을 위해 방마다 메모리에 두는 바이트.
+        /// The same in bytes.
+        /// 위와 같은 한도를 바이트로.
         ring_bytes: usize = 1_048_576, 65_536..=1_073_741_824;
         /// Milliseconds between two looks after expired verdicts, stalled sessions and idle rooms.
         /// 만료된 판정, 멈춘 세션, 쉬는 방을 살피는 간격(밀리초).
@@ -189,8 +189,8 @@ section! {
         /// Messages on their way through it at once; more are refused with 503.
         /// 동시에 처리 중일 수 있는 메시지 수. 넘치면 503으로 거절한다.
         mailbox: usize = 8192, 1..=1_000_000;
-        /// Of them, at most so many of one room.
-        /// 그중 방 하나가 차지할 수 있는 최대 수.
+        /// Of them, at most so many of one room; where room.ring_events is less, that refuses first.
+        /// 그중 방 하나가 차지할 수 있는 최대 수. room.ring_events가 더 작으면 그쪽이 먼저 거절한다.
         room_share: usize = 2048, 1..=1_000_000;
     }
 }

@@ -8,11 +8,13 @@ use chatting_server::{
     load::{Interrupts, Plan, Speaks, Stalled, run as run_load},
     settings::OnError,
 };
+use serde_json::json;
 
 use crate::support::{
     app::{TestApp, post_v1, spawn_app, spawn_with_rooms},
     eventually,
     http::{HttpClient, Response},
+    presenter::V1,
     room_server::{Mode, RoomServer},
     within,
     ws::WsClient,
@@ -101,6 +103,49 @@ async fn a_room_that_gets_ten_times_its_share_is_refused_what_is_over_and_99_qui
     }
     let all = app.metric("chat_refused_total{code=\"overloaded\"}").await;
     assert_eq!(all, Some(9.0 * SHARE as f64), "nobody else was refused");
+}
+
+const OPERATIONS: &str = include_str!("../../docs/OPERATIONS.md");
+
+#[actix_web::test]
+async fn by_default_a_crowd_during_a_slow_commit_is_refused_for_its_rooms_ring_and_the_runbook_names_the_commit_first()
+{
+    const OVER: usize = 50;
+    let app = spawn_app(|_| {}).await;
+    app.go_live(FLOODED);
+    let mut presenter = V1::of(&app, FLOODED, json!({})).await;
+    assert_eq!(app.post(FLOODED, 7, "first").await.status, 201);
+    presenter.chats(1).await;
+    presenter.settle().await;
+    // The presenter has taken everything. Nothing is committed meanwhile.
+    let hold = app.state.health.writer.hold_spool();
+    let ring = app.settings.room.ring_events;
+    let crowd: Vec<_> = (0..ring + OVER)
+        .map(|n| post(&app, FLOODED, 1000 + n as i64, "hi".into()))
+        .collect();
+    let refused = async |queue| {
+        let name = format!("chat_queue_refused_total{{queue=\"{queue}\"}}");
+        app.metric(&name).await
+    };
+    eventually("the room to be full", async || {
+        let room = app.room(FLOODED).await?;
+        (room.in_flight == ring && refused("ring").await == Some(OVER as f64)).then_some(())
+    })
+    .await;
+    for queue in ["room_share", "writer_room_share"] {
+        assert_eq!(refused(queue).await, Some(0.0), "{queue}");
+    }
+    drop(hold);
+    for answer in crowd {
+        let answer = answer.await.unwrap();
+        assert!(
+            answer.status == 201 || answer.json()["detail"] == "the queue ring is full",
+            "{answer:?}"
+        );
+    }
+    let row = OPERATIONS.lines().find(|line| line.starts_with("| `ring` |")).unwrap();
+    let commit = row.find("`chat_commit_seconds`").unwrap();
+    assert!(commit < row.find("presenter").unwrap(), "{row}");
 }
 
 #[actix_web::test]
