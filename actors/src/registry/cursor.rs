@@ -81,6 +81,8 @@ pub(super) struct Cursor {
     gave: bool,
     /// v1: the last event that the session has acknowledged.
     pub acked: Seq,
+    /// v1: how many viewers the session's client said it passes events on to.
+    pub fanned_out: Option<u64>,
     /// What was sent and not yet flushed (legacy) or acknowledged (v1), oldest first, with sizes.
     outstanding: VecDeque<(Seq, usize)>,
     outstanding_bytes: usize,
@@ -112,6 +114,7 @@ impl Cursor {
             sent: Seq(0),
             gave: false,
             acked: Seq(0),
+            fanned_out: None,
             outstanding: VecDeque::new(),
             outstanding_bytes: 0,
             progress_at: now,

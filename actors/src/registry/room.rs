@@ -110,8 +110,6 @@ pub(super) struct Room {
     restored: bool,
     /// What of its place is on disk.
     saving: Saving,
-    /// How many viewers the presenter's client said it passes events on to.
-    pub fanned_out: Option<u64>,
     /// The last session was legacy: whoever comes next is owed no act that came since.
     passes_acts: bool,
 }
@@ -147,7 +145,6 @@ impl Room {
             watched: None,
             restored: false,
             saving: Saving::default(),
-            fanned_out: None,
             passes_acts: false,
         }
     }
@@ -337,8 +334,7 @@ impl Room {
             live,
             session: self.cursor.is_some(),
             last_seq: self.committed(),
-            // Of a session that is gone it tells nothing.
-            fanned_out: self.fanned_out.filter(|_| self.cursor.is_some()),
+            fanned_out: self.cursor.as_ref().and_then(|cursor| cursor.fanned_out),
         }
     }
 

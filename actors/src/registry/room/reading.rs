@@ -57,7 +57,6 @@ impl Room {
         now: Instant,
     ) -> Option<Cursor> {
         let old = self.detach(now);
-        self.fanned_out = None;
         let mut cursor = Cursor::new(session, subscriber, flow, reading, now);
         if let Some(same) = old.as_ref().filter(|old| old.session == session) {
             cursor.came = same.came;
@@ -296,12 +295,11 @@ impl Room {
 
     /// The session has everything up to `seq`. `false`: it was never sent so much (rule 14).
     pub fn acknowledge(&mut self, seq: Seq, fanned_out: Option<u64>, now: Instant) -> bool {
-        let Some(moves) = self.cursor.as_mut().map(|cursor| cursor.acknowledge(seq, now)) else {
+        let Some(cursor) = &mut self.cursor else {
             return true;
         };
-        if fanned_out.is_some() {
-            self.fanned_out = fanned_out;
-        }
+        let moves = cursor.acknowledge(seq, now);
+        cursor.fanned_out = fanned_out.or(cursor.fanned_out);
         if moves == Some(true) {
             self.saving.moves();
         }
