@@ -4,6 +4,7 @@ mod liveness;
 mod place;
 mod reading;
 mod refused;
+mod saving;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -22,7 +23,7 @@ use crate::{
 };
 
 pub(super) use self::reading::Opened;
-use self::{place::Saving, refused::Refused};
+use self::{refused::Refused, saving::Saving};
 
 /// The room's liveness verdict, with its expiry.
 #[derive(Clone, Copy, Debug)]
