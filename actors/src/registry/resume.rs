@@ -176,7 +176,7 @@ impl SessionRegistry {
                 self.pump(presenter, now);
             }
             Opened::Refused(why) => {
-                if let Some(refused) = room.turn_away(now) {
+                if let Some(refused) = room.turn_away() {
                     self.end(refused.session, End::BadFrame(why));
                 }
             }

@@ -2,6 +2,7 @@
 
 mod liveness;
 mod place;
+mod reached;
 mod reading;
 mod refused;
 mod saving;
@@ -23,7 +24,7 @@ use crate::{
 };
 
 pub(super) use self::reading::Opened;
-use self::{refused::Refused, saving::Saving};
+use self::{reached::Reached, refused::Refused};
 
 /// The room's liveness verdict, with its expiry.
 #[derive(Clone, Copy, Debug)]
@@ -45,17 +46,6 @@ pub(super) enum Numbering {
     Known { committed: Seq, next: Seq },
 }
 
-/// What a broadcast finds again when it goes on after the room was not live for a moment. Meanwhile it is taken for ended: who comes
-/// then may come for the next one.
-#[derive(Clone, Copy, Debug)]
-struct Paused {
-    over: Seq,
-    session_ended: Option<Instant>,
-}
-
-/// Whatever turns out to be there: how far a broadcast got that ended while the numbering was not known.
-const ALL: Seq = Seq(u64::MAX);
-
 /// Everything the registry keeps for one presenter.
 pub(super) struct Room {
     pub lease: Option<Lease>,
@@ -74,21 +64,12 @@ pub(super) struct Room {
     pub cursor: Option<Cursor>,
     /// Who asked what the room looks like, and waits for the verdict.
     pub looking: Vec<Looking>,
-    /// Everything up to here was acknowledged (v1) or taken by the socket (legacy).
-    position: Seq,
-    /// Where a legacy session goes on: `position`, unless more may have been sent beyond it than is known.
-    legacy_from: Seq,
-    /// Everything up to here belongs to a broadcast that is over: a later session gets it only if it asks (rule 13). [`ALL`] until the
-    /// numbering is known.
-    over: Seq,
-    /// The room is not live, and its broadcast may yet go on.
-    paused: Option<Paused>,
+    /// How far it got, and what of that is saved.
+    reached: Reached,
     /// Everything up to here waits for nobody: it was sent, or the log has it for whoever comes.
     settled: Seq,
     /// Bytes of committed events that wait.
     held_bytes: usize,
-    /// When the last session of this broadcast ended, while none has begun since (rule 12).
-    session_ended: Option<Instant>,
     /// When the room server was last asked to make the presenter reconnect.
     reconnect_asked: Option<Instant>,
     /// Since when the room has not been live; the time in which nobody could tell does not count.
@@ -99,20 +80,12 @@ pub(super) struct Room {
     unanswered_since: Option<Instant>,
     /// The checker's word, whatever it was, has come in time since the numbering is known.
     pub told: bool,
-    /// The room server's own number of the broadcast's room, as far as it was ever named.
-    room_idx: Option<i64>,
     /// The broadcast that goes on, or may go on.
     pub broadcast: Option<Broadcast>,
     /// When that was last kept, in milliseconds since 1970.
     pub recorded_ms: i64,
     /// Until when it was looked after and nobody said that it is not live; `None` where this process has not seen it live.
     pub watched: Option<Watched>,
-    /// Whether where the room stood before was asked for.
-    restored: bool,
-    /// What of its place is on disk.
-    saving: Saving,
-    /// The last session was legacy: whoever comes next is owed no act that came since.
-    passes_acts: bool,
 }
 
 impl Room {
@@ -128,25 +101,17 @@ impl Room {
             ring: Ring::new(config.ring_events, config.ring_bytes),
             cursor: None,
             looking: Vec::new(),
-            position: Seq(0),
-            legacy_from: Seq(0),
-            over: Seq(0),
-            paused: None,
+            reached: Reached::default(),
             settled: Seq(0),
             held_bytes: 0,
-            session_ended: None,
             reconnect_asked: None,
             not_live_since: None,
             refused: None,
             unanswered_since: None,
             told: false,
-            room_idx: None,
             broadcast: None,
             recorded_ms: 0,
             watched: None,
-            restored: false,
-            saving: Saving::default(),
-            passes_acts: false,
         }
     }
 
@@ -190,8 +155,7 @@ impl Room {
 
     /// Rule 12: the session of this broadcast ended a moment ago, so messages wait in the ring for the next.
     pub fn held_for(&self, now: Instant, config: &RegistryConfig) -> bool {
-        self.session_ended
-            .is_some_and(|ended| now.saturating_duration_since(ended) < config.grace)
+        self.reached.held_for(now, config.grace)
     }
 
     /// Whether the room server should be asked to make the presenter reconnect; asking counts.
@@ -243,9 +207,7 @@ impl Room {
             }
         }
         if entry.event.act.is_some() && self.is_over(entry.event.seq) {
-            // An act behind the end of a broadcast is not for the next one.
-            self.over = self.over.max(entry.event.seq);
-            self.saving.moves();
+            self.reached.act_behind_end(entry.event.seq);
         }
         if entry.event.act.is_some() {
             // Before the ring may have to let go of what it covers.
@@ -261,7 +223,7 @@ impl Room {
     fn is_over(&self, seq: Seq) -> bool {
         match self.lease {
             Some(lease) => !lease.liveness.live,
-            None => self.broadcast.is_none() && self.over.next() == seq,
+            None => self.broadcast.is_none() && self.reached.over().next() == seq,
         }
     }
 
@@ -286,31 +248,11 @@ impl Room {
         *next = committed.next();
         let committed = *committed;
         self.settled = self.settled.min(committed);
-        let mut moved = false;
-        let mut take_back = |place: &mut Seq, stays: bool| {
-            if *place > committed {
-                moved = true;
-                if !stays {
-                    *place = committed;
-                }
-            }
-        };
-        // What was numbered before a broadcast ended and is in the log after all is not for the next one; as far as it is there.
-        take_back(&mut self.over, unsure);
-        if let Some(paused) = &mut self.paused {
-            take_back(&mut paused.over, unsure);
-        }
-        // A session may have begun behind it, and left.
-        take_back(&mut self.position, false);
-        take_back(&mut self.legacy_from, false);
         if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > committed) {
             // It began behind what was on its way and is now taken back; nothing was sent to it yet.
             cursor.phase = Phase::Opening;
         }
-        if moved {
-            self.saving.moves();
-        }
-        moved
+        self.reached.rewind(committed, unsure)
     }
 
     /// The last number that was committed, where that is known.
@@ -325,7 +267,7 @@ impl Room {
     pub fn last_numbered(&self) -> Seq {
         match self.numbering {
             Numbering::Known { next, .. } => Seq(next.0 - 1),
-            Numbering::Unknown | Numbering::Asked => self.ring.last().unwrap_or_default().max(self.over),
+            Numbering::Unknown | Numbering::Asked => self.ring.last().unwrap_or_default().max(self.reached.over()),
         }
     }
 
@@ -342,9 +284,10 @@ impl Room {
     /// Lets go of what no session took of a broadcast that is over; the log has it (rule 13). What is still on its way
     /// through the writer is let go when it has come back.
     fn let_go(&mut self) {
-        if self.cursor.is_none() && self.in_flight == 0 && self.settled < self.over {
-            self.ring.forget_through(self.over);
-            self.settle(self.over);
+        let over = self.reached.over();
+        if self.cursor.is_none() && self.in_flight == 0 && self.settled < over {
+            self.ring.forget_through(over);
+            self.settle(over);
         }
     }
 

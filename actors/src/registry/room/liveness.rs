@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{ALL, Lease, Numbering, Paused, Room, refused::Refused};
+use super::{Lease, Numbering, Room, reached::Paused, refused::Refused};
 use crate::{
     checker::{CheckerHandle, Why},
     clock::millis,
@@ -58,7 +58,7 @@ impl Room {
 
     /// After a restart: whether its broadcast goes on, with what is held, is about to be heard.
     pub fn is_unheard(&self, now: Instant) -> bool {
-        self.paused.is_some() && !self.told && self.verdict(now).is_none()
+        self.reached.is_paused() && !self.told && self.verdict(now).is_none()
     }
 
     /// Whether whoever asks causes no lookup: there is a verdict, one is under way, or its session needs one.
@@ -68,29 +68,14 @@ impl Room {
 
     /// Hears a new verdict.
     pub fn renew(&mut self, liveness: Liveness, now: Instant, expires_at: Instant) {
-        let another = self
-            .room_idx
-            .zip(liveness.room_idx)
-            .is_some_and(|(before, after)| before != after);
+        let another = self.reached.names(liveness.room_idx);
         let begins = self.lease.is_some_and(|lease| !lease.liveness.live);
-        if liveness.room_idx.is_some() && liveness.room_idx != self.room_idx {
-            self.room_idx = liveness.room_idx;
-            self.saving.moves();
-        }
-        if another {
-            self.paused = None;
-        } else if let Some(paused) = &mut self.paused {
-            // A session that ended meanwhile is one of it, if it goes on.
-            paused.session_ended = self.session_ended.or(paused.session_ended);
-        } else if !liveness.live && self.restored {
-            self.paused = Some(Paused {
-                over: self.over,
-                session_ended: self.session_ended,
-            });
+        if !another {
+            self.reached.hears(liveness.live);
         }
         if !liveness.live || begins || another {
             // Only a session of this very broadcast is held for.
-            self.session_ended = None;
+            self.reached.holds_for_nobody();
         }
         if !liveness.live || another {
             // What was held belongs to the broadcast before: the log has it, the next one does not get it (rule 13).
@@ -139,7 +124,7 @@ impl Room {
 
     /// Has the room follow its record, which has ended without a word of the room server's.
     pub fn give_up(&mut self) {
-        self.session_ended = None;
+        self.reached.holds_for_nobody();
         self.give_up_paused();
         self.end_broadcast();
     }
@@ -162,13 +147,10 @@ impl Room {
     /// What was accepted so far is of a broadcast that is over.
     fn end_broadcast(&mut self) {
         let last = match self.numbering {
-            Numbering::Known { .. } => self.last_numbered(),
-            Numbering::Unknown | Numbering::Asked => ALL,
+            Numbering::Known { .. } => Some(self.last_numbered()),
+            Numbering::Unknown | Numbering::Asked => None,
         };
-        if last != self.over {
-            self.over = last;
-            self.saving.moves();
-        }
+        self.reached.ends_at(last);
         self.let_go();
     }
 
@@ -184,10 +166,10 @@ impl Room {
     #[must_use]
     pub fn go_live(&mut self, before: Option<Uuid>) -> bool {
         let now = self.broadcast.as_ref().map(|broadcast| broadcast.id);
-        let paused = self.take_paused();
+        let paused = self.reached.take_paused();
         if before.is_some() && before != now {
             // What names a broadcast may be its start, and what tells two apart may be time alone.
-            self.session_ended = None;
+            self.reached.holds_for_nobody();
             self.end_broadcast();
             return false;
         }
@@ -197,27 +179,14 @@ impl Room {
 
     /// Lets go of the broadcast that might have gone on: it has ended.
     pub fn give_up_paused(&mut self) {
-        let _ = self.take_paused();
-    }
-
-    fn take_paused(&mut self) -> Option<Paused> {
-        let paused = self.paused.take();
-        if paused.is_some() {
-            // Its place was saved as that of the broadcast that might go on.
-            self.saving.moves();
-        }
-        paused
+        let _ = self.reached.take_paused();
     }
 
     /// Goes on with the broadcast that was away. Returns whether there is something for its session again.
     fn go_on(&mut self, paused: Paused) -> bool {
-        self.over = paused.over;
-        let from = self.legacy_from.max(self.over);
+        self.reached.goes_on(paused, self.cursor.is_some());
+        let from = self.reached.legacy_begins();
         match &mut self.cursor {
-            None => {
-                self.session_ended = paused.session_ended;
-                false
-            }
             // One that came meanwhile and has had nothing yet has what is held before it.
             Some(cursor) if cursor.reading == Reading::Legacy && cursor.is_new() && from < cursor.start => {
                 // What it has passed over was looked for behind that.
@@ -225,7 +194,7 @@ impl Room {
                 cursor.begin(from);
                 true
             }
-            Some(_) => false,
+            _ => false,
         }
     }
 

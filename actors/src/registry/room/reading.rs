@@ -79,23 +79,22 @@ impl Room {
         if self.is_unheard(now) {
             return Opened::Unheard;
         }
-        if cursor.reading == Reading::Legacy && self.saving.exact_on_disk {
-            return if self.saving.mark() {
+        if cursor.reading == Reading::Legacy && self.reached.is_exact_on_disk() {
+            return if self.reached.mark() {
                 Opened::Mark
             } else {
                 Opened::NotYet
             };
         }
-        // Where the broadcast began that may yet go on, while the room is not live.
-        let began = self.paused.map_or(self.over, |paused| paused.over);
+        let (over, began) = (self.reached.over(), self.reached.began());
         let (wanted, over) = match &cursor.reading {
-            Reading::Legacy => (self.legacy_from.max(self.over), self.over),
+            Reading::Legacy => (self.reached.legacy_begins(), over),
             Reading::V1(resume) => {
                 let ours = resume.epoch.as_deref().is_none_or(|asked| asked == &*epoch.0);
                 match resume.after.filter(|_| ours) {
-                    Some(Seq(0)) => (began, self.over),
+                    Some(Seq(0)) => (began, over),
                     Some(after) => (after, Seq(0)),
-                    None => (self.position.max(began), self.over),
+                    None => (self.reached.position().max(began), over),
                 }
             }
         };
@@ -118,45 +117,40 @@ impl Room {
                 _ => Phase::Live,
             };
         }
-        self.session_ended = None;
+        self.reached.session_begins();
         // What was committed before it came is in the log, however long it takes to read it.
         self.settle(self.settled.max(committed).max(start));
-        self.saving.moves();
         Opened::Begun
     }
 
     /// Ends the reading of the attached session, and remembers how far it got.
     pub fn detach(&mut self, now: Instant) -> Option<Cursor> {
-        let cursor = self.cursor.take()?;
-        self.session_ended = Some(now);
-        self.refused = None;
-        let taken = cursor.flow.end();
-        if cursor.phase == Phase::Live {
-            let got = match &cursor.reading {
-                // It began behind what a broadcast that goes on still has for the next one.
-                Reading::Legacy if self.paused.is_some() => taken.unwrap_or_default(),
-                Reading::Legacy => taken.unwrap_or(cursor.start),
-                Reading::V1(_) => cursor.position(),
-            };
-            self.position = self.position.max(got);
-            // Not back to `position`: a legacy session may have had more than is known to have come.
-            self.legacy_from = self.legacy_from.max(self.position);
-            self.passes_acts = !cursor.reading.is_v1();
-        }
-        self.pass_over();
-        // What was sent and not taken waits again.
-        self.settle(self.legacy_from.max(self.position));
-        self.saving.moves();
-        self.let_go();
-        Some(cursor)
+        self.leave(Some(now))
     }
 
     /// Lets go of a session that was [refused](Opened::Refused): it never was one of this broadcast, and nothing is held for it (rule 12).
-    pub fn turn_away(&mut self, now: Instant) -> Option<Cursor> {
-        let before = self.session_ended;
-        let refused = self.detach(now);
-        self.session_ended = before;
-        refused
+    pub fn turn_away(&mut self) -> Option<Cursor> {
+        self.leave(self.reached.session_ended())
+    }
+
+    /// `ended` is when the last session of this broadcast ended, without the attached one.
+    fn leave(&mut self, ended: Option<Instant>) -> Option<Cursor> {
+        let cursor = self.cursor.take()?;
+        self.refused = None;
+        let taken = cursor.flow.end();
+        let got = (cursor.phase == Phase::Live).then(|| match &cursor.reading {
+            // It began behind what a broadcast that goes on still has for the next one.
+            Reading::Legacy if self.reached.is_paused() => taken.unwrap_or_default(),
+            Reading::Legacy => taken.unwrap_or(cursor.start),
+            Reading::V1(_) => cursor.position(),
+        });
+        self.reached
+            .session_ends(ended, got.map(|got| (got, cursor.reading.is_v1())));
+        self.pass_over();
+        // What was sent and not taken waits again.
+        self.settle(self.reached.taken());
+        self.let_go();
+        Some(cursor)
     }
 
     /// Sends what the ring, and the page of the log that is here, have and credit allows. Returns how many events were sent.
@@ -301,7 +295,7 @@ impl Room {
         let moves = cursor.acknowledge(seq, now);
         cursor.fanned_out = fanned_out.or(cursor.fanned_out);
         if moves == Some(true) {
-            self.saving.moves();
+            self.reached.acked();
         }
         moves.is_some()
     }
