@@ -110,7 +110,7 @@ impl SessionRegistry {
         let known = matches!(room.numbering, Numbering::Known { .. });
         match verdict {
             Some(verdict) if room.waiting.is_empty() && (known || !verdict.live) => {
-                if room.refresh_due(now, self.config.refresh_percent) {
+                if room.standing.refresh_due(now, self.config.refresh_percent) {
                     // Also where a sweep has asked for it, behind what senders wait for: theirs would wait when it is over.
                     room.ask(&self.checker, presenter, Why::AwaitedRefresh);
                 }
@@ -170,7 +170,7 @@ impl SessionRegistry {
                     _ => Why::Awaited,
                 };
                 room.ask(&self.checker, presenter, why);
-                if room.checking.is_none() {
+                if !room.standing.is_asked() {
                     self.checker.gate().count_refused(waiting);
                     self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
                     self.forget_if_idle(presenter, now);

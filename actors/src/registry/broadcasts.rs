@@ -162,7 +162,7 @@ impl SessionRegistry {
             presenter,
             liveness,
             now_ms,
-            away_ms: room.away_for(now).map_or(0, millis),
+            away_ms: room.standing.away_for(now).map_or(0, millis),
             watched_ms: room.watched.map(|watched| watched.until_ms),
             unseen_ms: room.watched.map(|watched| watched.unseen_ms(boot_ms)),
             epoch: &self.epoch,

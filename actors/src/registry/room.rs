@@ -6,6 +6,7 @@ mod reached;
 mod reading;
 mod refused;
 mod saving;
+mod standing;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -16,24 +17,13 @@ use super::{
 };
 use crate::{
     broadcast::{Broadcast, Watched},
-    checker::Why,
     outcome::Refusal,
     ring::{Entry, Ring},
-    seams::Liveness,
     types::Seq,
 };
 
 pub(super) use self::reading::Opened;
-use self::{reached::Reached, refused::Refused};
-
-/// The room's liveness verdict, with its expiry.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lease {
-    pub liveness: Liveness,
-    /// When it was given, or the question for the next one was answered without one.
-    pub asked_at: Instant,
-    pub expires_at: Instant,
-}
+use self::{reached::Reached, standing::Standing};
 
 /// What is known of the room's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +38,8 @@ pub(super) enum Numbering {
 
 /// Everything the registry keeps for one presenter.
 pub(super) struct Room {
-    pub lease: Option<Lease>,
-    /// Why the question about liveness is asked that is under way.
-    pub checking: Option<Why>,
+    /// What the room server says of it.
+    pub standing: Standing,
     pub numbering: Numbering,
     /// Submits without a verdict, in the order they came.
     pub waiting: VecDeque<Pending>,
@@ -72,14 +61,6 @@ pub(super) struct Room {
     held_bytes: usize,
     /// When the room server was last asked to make the presenter reconnect.
     reconnect_asked: Option<Instant>,
-    /// Since when the room has not been live; the time in which nobody could tell does not count.
-    not_live_since: Option<Instant>,
-    /// The room server has answered only that it does not say.
-    refused: Option<Refused>,
-    /// Since when the room server has not answered.
-    unanswered_since: Option<Instant>,
-    /// The checker's word, whatever it was, has come in time since the numbering is known.
-    pub told: bool,
     /// The broadcast that goes on, or may go on.
     pub broadcast: Option<Broadcast>,
     /// When that was last kept, in milliseconds since 1970.
@@ -91,8 +72,7 @@ pub(super) struct Room {
 impl Room {
     pub fn new(config: &RegistryConfig) -> Self {
         Self {
-            lease: None,
-            checking: None,
+            standing: Standing::default(),
             numbering: Numbering::Unknown,
             waiting: VecDeque::new(),
             acting: VecDeque::new(),
@@ -105,10 +85,6 @@ impl Room {
             settled: Seq(0),
             held_bytes: 0,
             reconnect_asked: None,
-            not_live_since: None,
-            refused: None,
-            unanswered_since: None,
-            told: false,
             broadcast: None,
             recorded_ms: 0,
             watched: None,
@@ -221,8 +197,8 @@ impl Room {
     /// Whether an act with this number is behind the end of a broadcast and before the next one. Where the room was forgotten since, and
     /// the room server has not said it again, what is known is that nothing has begun.
     fn is_over(&self, seq: Seq) -> bool {
-        match self.lease {
-            Some(lease) => !lease.liveness.live,
+        match self.standing.last_said_live() {
+            Some(live) => !live,
             None => self.broadcast.is_none() && self.reached.over().next() == seq,
         }
     }
@@ -300,7 +276,7 @@ impl Room {
             && self.broadcast.is_none()
             && self.looking.is_empty()
             && self.in_flight == 0
-            && self.checking.is_none()
+            && !self.standing.is_asked()
             && self.waiting_bytes() == 0
             && self.numbering != Numbering::Asked
             && !self.verdict(now).is_some_and(|verdict| verdict.live)

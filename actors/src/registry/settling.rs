@@ -202,11 +202,8 @@ impl SessionRegistry {
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
-        room.checking = None;
         let too_late = matches!(word, Word::Verdict { until, .. } if until <= now);
-        if !too_late {
-            room.told |= room.committed().is_some();
-        }
+        room.standing.answered(!too_late && room.committed().is_some());
         match word {
             Word::Verdict { liveness, until, .. } => {
                 room.renew(liveness, now, until);
@@ -219,19 +216,20 @@ impl SessionRegistry {
             }
             // The last verdict still holds.
             Word::Refused { .. } | Word::Nothing | Word::NotAsked if room.verdict(now).is_some() => {
-                room.hear_in_vain(now);
+                room.standing.hear_in_vain(now);
                 self.pursue(presenter, now);
             }
             Word::Refused { at } => {
-                room.hear_refusal(at, self.named_at, self.config.broadcast_resume, now);
+                room.standing
+                    .hear_refusal(at, self.named_at, self.config.broadcast_resume, now);
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
             }
             Word::Nothing => {
-                room.hear_nothing(now);
+                room.standing.hear_nothing(now);
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
             }
             Word::NotAsked => {
-                room.hear_not_asked(now);
+                room.standing.hear_not_asked(now);
                 self.refuse_waiting(presenter, Refusal::RoomServerUnavailable);
             }
         }
@@ -247,7 +245,7 @@ impl SessionRegistry {
         let open: Vec<PresenterIdx> = self
             .rooms
             .iter_mut()
-            .filter_map(|(presenter, room)| room.checker_started().then_some(*presenter))
+            .filter_map(|(presenter, room)| room.standing.checker_started().then_some(*presenter))
             .collect();
         for presenter in open {
             self.pursue(presenter, now);

@@ -157,7 +157,7 @@ impl SessionRegistry {
             return;
         };
         if let Some(why) = room.wants_verdict(now, &self.config) {
-            room.checking = self.checker.check(presenter, why);
+            room.ask(&self.checker, presenter, why);
         }
         room.watch(self.clock.now_ms(), boot_ms(), &self.config);
         let mut stalled = None;

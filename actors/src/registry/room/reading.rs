@@ -136,7 +136,7 @@ impl Room {
     /// `ended` is when the last session of this broadcast ended, without the attached one.
     fn leave(&mut self, ended: Option<Instant>) -> Option<Cursor> {
         let cursor = self.cursor.take()?;
-        self.refused = None;
+        self.standing.forget_refusals();
         let taken = cursor.flow.end();
         let got = (cursor.phase == Phase::Live).then(|| match &cursor.reading {
             // It began behind what a broadcast that goes on still has for the next one.
