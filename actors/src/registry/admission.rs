@@ -39,7 +39,7 @@ fn number(
     now: Instant,
 ) -> Result<Numbered, Refusal> {
     let bytes = pending.submit.chat.cost();
-    if room.in_flight >= config.writer_room_share {
+    if room.in_flight() >= config.writer_room_share {
         return Err(Refusal::Overloaded("writer_room_share"));
     }
     if !writer.writable() {
@@ -100,7 +100,7 @@ impl SessionRegistry {
             .rooms
             .entry(presenter)
             .or_insert_with(|| Box::new(Room::new(&self.config)));
-        if room.in_flight + room.waiting.len() + room.acting.len() >= self.config.room_share {
+        if room.in_flight() + room.waiting.len() + room.acting.len() >= self.config.room_share {
             return self.refuse(pending, Refusal::Overloaded("room_share"));
         }
         if pending.submit.act.is_some() {

@@ -296,7 +296,7 @@ impl SessionRegistry {
             live: room.verdict(now).map(|verdict| verdict.live),
             session: room.cursor.is_some(),
             last_seq: room.committed(),
-            in_flight: room.in_flight,
+            in_flight: room.in_flight(),
             waiting: room.waiting.len() + room.looking.len(),
         })
     }

@@ -1,6 +1,7 @@
 //! One room: its lease, its numbering, its ring and the cursor that reads it. No actor, no clock of its own.
 
 mod liveness;
+mod load;
 mod place;
 mod reached;
 mod reading;
@@ -23,7 +24,7 @@ use crate::{
 };
 
 pub(super) use self::reading::Opened;
-use self::{reached::Reached, standing::Standing};
+use self::{load::Load, reached::Reached, standing::Standing};
 
 /// What is known of the room's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,20 +46,14 @@ pub(super) struct Room {
     pub waiting: VecDeque<Pending>,
     /// Acts of moderation that wait for the numbering, in the order they came.
     pub acting: VecDeque<Pending>,
-    /// Numbered and not yet answered by the writer.
-    pub in_flight: usize,
-    /// The same in bytes.
-    in_flight_bytes: usize,
     pub ring: Ring,
     pub cursor: Option<Cursor>,
     /// Who asked what the room looks like, and waits for the verdict.
     pub looking: Vec<Looking>,
     /// How far it got, and what of that is saved.
     reached: Reached,
-    /// Everything up to here waits for nobody: it was sent, or the log has it for whoever comes.
-    settled: Seq,
-    /// Bytes of committed events that wait.
-    held_bytes: usize,
+    /// What of it waits, and how much that is.
+    load: Load,
     /// When the room server was last asked to make the presenter reconnect.
     reconnect_asked: Option<Instant>,
     /// The broadcast that goes on, or may go on.
@@ -76,14 +71,11 @@ impl Room {
             numbering: Numbering::Unknown,
             waiting: VecDeque::new(),
             acting: VecDeque::new(),
-            in_flight: 0,
-            in_flight_bytes: 0,
             ring: Ring::new(config.ring_events, config.ring_bytes),
             cursor: None,
             looking: Vec::new(),
             reached: Reached::default(),
-            settled: Seq(0),
-            held_bytes: 0,
+            load: Load::default(),
             reconnect_asked: None,
             broadcast: None,
             recorded_ms: 0,
@@ -102,7 +94,7 @@ impl Room {
             return Err(full);
         }
         // The ring's room is the limit on what waits: what waits is read from memory, as long as it is not resumed from before.
-        if self.events_waiting() >= config.ring_events || self.waiting_bytes() + bytes > config.ring_bytes {
+        if self.events_waiting() >= config.ring_events || self.load.waiting_bytes() + bytes > config.ring_bytes {
             return Err(full);
         }
         Ok(())
@@ -112,21 +104,20 @@ impl Room {
     pub fn events_waiting(&self) -> usize {
         match self.numbering {
             Numbering::Known { next, .. } => {
-                usize::try_from(next.0.saturating_sub(self.settled.0 + 1)).unwrap_or(usize::MAX)
+                usize::try_from(next.0.saturating_sub(self.load.settled().0 + 1)).unwrap_or(usize::MAX)
             }
             Numbering::Unknown | Numbering::Asked => 0,
         }
     }
 
-    /// Bytes of numbered events that wait for a session.
-    fn waiting_bytes(&self) -> usize {
-        self.in_flight_bytes + self.held_bytes
+    /// Numbered and not yet answered by the writer.
+    pub fn in_flight(&self) -> usize {
+        self.load.in_flight()
     }
 
     /// What waits is counted anew from here on.
     fn settle(&mut self, through: Seq) {
-        self.settled = through;
-        self.held_bytes = self.ring.after(through).map(|entry| entry.held_bytes()).sum();
+        self.load.settle(through, &self.ring);
     }
 
     /// Rule 12: the session of this broadcast ended a moment ago, so messages wait in the ring for the next.
@@ -156,28 +147,21 @@ impl Room {
         };
         let seq = *next;
         *next = seq.next();
-        self.in_flight += 1;
-        self.in_flight_bytes += bytes;
+        self.load.number(bytes);
         Some(seq)
     }
 
     /// One numbered event was committed: it takes its place in the ring.
     pub fn publish(&mut self, entry: Arc<Entry>) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(entry.bytes());
+        self.load.publish(&entry);
         if let Numbering::Known { committed, .. } = &mut self.numbering {
             *committed = entry.event.seq;
-        }
-        if entry.event.seq > self.settled {
-            self.held_bytes += entry.held_bytes();
         }
         if let Some(act) = &entry.event.act {
             let buffered = self.cursor.iter().flat_map(Cursor::buffer);
             for covered in self.ring.after(Seq(0)).chain(buffered) {
                 if act.covers(&entry.event, &covered.event) {
-                    if covered.event.seq > self.settled {
-                        self.held_bytes = self.held_bytes.saturating_sub(covered.held_bytes());
-                    }
+                    self.load.delete(covered);
                     covered.delete();
                 }
             }
@@ -205,8 +189,7 @@ impl Room {
 
     /// One numbered event was not committed: its number is taken back (rule 1).
     pub fn take_back(&mut self, bytes: usize, unknown: bool) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+        self.load.take_back(bytes);
         if unknown {
             self.numbering = Numbering::Unknown;
         }
@@ -223,7 +206,7 @@ impl Room {
         };
         *next = committed.next();
         let committed = *committed;
-        self.settled = self.settled.min(committed);
+        self.load.rewind(committed);
         if let Some(cursor) = self.cursor.as_mut().filter(|cursor| cursor.sent > committed) {
             // It began behind what was on its way and is now taken back; nothing was sent to it yet.
             cursor.phase = Phase::Opening;
@@ -261,7 +244,7 @@ impl Room {
     /// through the writer is let go when it has come back.
     fn let_go(&mut self) {
         let over = self.reached.over();
-        if self.cursor.is_none() && self.in_flight == 0 && self.settled < over {
+        if self.cursor.is_none() && self.in_flight() == 0 && self.load.settled() < over {
             self.ring.forget_through(over);
             self.settle(over);
         }
@@ -275,9 +258,9 @@ impl Room {
             && self.acting.is_empty()
             && self.broadcast.is_none()
             && self.looking.is_empty()
-            && self.in_flight == 0
+            && self.in_flight() == 0
             && !self.standing.is_asked()
-            && self.waiting_bytes() == 0
+            && self.load.waiting_bytes() == 0
             && self.numbering != Numbering::Asked
             && !self.verdict(now).is_some_and(|verdict| verdict.live)
     }

@@ -84,9 +84,9 @@ pub(super) struct Seen {
 
 impl Seen {
     fn add(&mut self, room: &Room) {
-        self.share = self.share.max(room.in_flight + room.waiting.len());
+        self.share = self.share.max(room.in_flight() + room.waiting.len());
         self.pending = self.pending.max(room.waiting.len() + room.looking.len());
-        self.writer_share = self.writer_share.max(room.in_flight);
+        self.writer_share = self.writer_share.max(room.in_flight());
         self.ring = self.ring.max(room.events_waiting());
         if let Some(cursor) = &room.cursor {
             self.sessions += 1;

@@ -152,7 +152,7 @@ impl Room {
     /// does not say, ever more seldom: when another tenth of the time since it said something has passed. Whoever comes has it
     /// asked at once.
     pub fn wants_verdict(&self, now: Instant, config: &RegistryConfig) -> Option<Why> {
-        let in_use = self.cursor.is_some() || self.waiting_bytes() > 0;
+        let in_use = self.cursor.is_some() || self.load.waiting_bytes() > 0;
         match self.verdict(now) {
             None if self.standing.is_asked() || !(in_use || self.broadcast.is_some()) => None,
             None if self.cursor.is_some() => Some(self.why_for_session(now)),

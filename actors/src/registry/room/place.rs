@@ -58,7 +58,7 @@ impl Room {
                 cursor.read_anew();
             }
         }
-        self.settle(self.settled.min(last));
+        self.settle(self.load.settled().min(last));
         further
     }
 
@@ -137,7 +137,7 @@ impl Room {
     /// Whether nothing that was accepted waits for a session of this broadcast, be it in memory or, behind a restart, in the log.
     pub fn holds_nothing(&self) -> bool {
         self.reached.is_restored()
-            && self.waiting_bytes() == 0
+            && self.load.waiting_bytes() == 0
             && self.held_for_nobody(self.reached.got()) >= self.last_numbered()
     }
 
@@ -160,7 +160,7 @@ impl Room {
         let through = self.held_for_nobody(got);
         if got < through {
             self.reached.pass(through);
-            if self.settled < through {
+            if self.load.settled() < through {
                 // It takes no place of what is held (rule 12).
                 self.settle(through);
             }

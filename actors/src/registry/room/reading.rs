@@ -119,7 +119,7 @@ impl Room {
         }
         self.reached.session_begins();
         // What was committed before it came is in the log, however long it takes to read it.
-        self.settle(self.settled.max(committed).max(start));
+        self.settle(self.load.settled().max(committed).max(start));
         Opened::Begun
     }
 
@@ -175,20 +175,13 @@ impl Room {
         let Some(cursor) = &mut self.cursor else {
             return false;
         };
-        let (settled, held_bytes) = (&mut self.settled, &mut self.held_bytes);
-        let mut settle = |entry: &Entry| {
-            if entry.event.seq > *settled {
-                *settled = entry.event.seq;
-                *held_bytes = held_bytes.saturating_sub(entry.held_bytes());
-            }
-        };
         while let Some(entry) = cursor.buffered() {
             let passed = cursor.pass(&entry);
             if !passed && !cursor.spend(&entry, config) {
                 return true;
             }
             cursor.unbuffer();
-            settle(&entry);
+            self.load.take(&entry);
             if !passed {
                 entries.push(entry);
             }
@@ -202,7 +195,7 @@ impl Room {
             if !passed && !cursor.spend(entry, config) {
                 return true;
             }
-            settle(entry);
+            self.load.take(entry);
             if !passed {
                 entries.push(Arc::clone(entry));
             }
