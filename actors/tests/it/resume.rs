@@ -533,7 +533,7 @@ async fn a_page_that_comes_while_the_numbering_is_not_known_welcomes_nobody_yet(
         let mut script = stage.spool.script();
         script.commits.push_back(Commit::FailsUnknownWith);
         // Nor can it be asked for.
-        script.failing = usize::MAX;
+        script.fails_behind = true;
     }
     assert_eq!(stage.refused(1, "unknown").await, Refusal::OutcomeUnknown);
     stage.log.hold(false);
@@ -1357,7 +1357,7 @@ async fn rule_13_what_a_commit_of_unknown_outcome_wrote_of_a_broadcast_that_ende
         // It is written, and the spool tells nothing more.
         let mut script = spool.script();
         script.commits.push_back(Commit::FailsUnknownWith);
-        script.failing = usize::MAX;
+        script.fails_behind = true;
     }
     assert_eq!(stage.refused(1, "unknown").await, Refusal::OutcomeUnknown);
     {

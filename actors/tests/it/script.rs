@@ -84,6 +84,8 @@ pub struct SpoolScript {
     pub asks_store: bool,
     /// So many of the next calls that are not commits fail and do nothing.
     pub failing: usize,
+    /// All of them do behind the next commit of which an error is told.
+    pub fails_behind: bool,
     /// So many of them panic.
     pub panicking: usize,
     /// How often the file was let go of.
@@ -166,6 +168,13 @@ impl SpoolScript {
         Ok(())
     }
 
+    fn fails_unsure(&mut self) -> SpoolError {
+        if std::mem::take(&mut self.fails_behind) {
+            self.failing = usize::MAX;
+        }
+        error(SpoolFault::Unsure)
+    }
+
     fn has_room(&self) -> Result<(), SpoolError> {
         if self.busy {
             return Err(error(SpoolFault::NotBegun));
@@ -227,10 +236,10 @@ impl Spool for ScriptedSpool {
                 script.commits.pop_front();
                 Err(error(SpoolFault::NotBegun))
             }
-            Commit::FailsWithout | Commit::FailsUnknown => Err(error(SpoolFault::Unsure)),
+            Commit::FailsWithout | Commit::FailsUnknown => Err(script.fails_unsure()),
             Commit::FailsWith | Commit::FailsUnknownWith => {
                 script.write(events);
-                Err(error(SpoolFault::Unsure))
+                Err(script.fails_unsure())
             }
         }
     }

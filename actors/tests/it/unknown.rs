@@ -247,7 +247,8 @@ async fn a_room_that_nobody_knows_and_nobody_is_in_is_asked_about_ever_more_seld
     let (rooms, spool, store) = (world.rooms.clone(), world.spool.clone(), world.store.clone());
     let stage = held_in(rooms, spool, store, world.config.clone()).await;
     let asked = || world.rooms.script().asked_of[&1];
-    // Nothing that a sender caused is under way any more.
+    // Nothing that the session or a sender caused is under way any more.
+    stage.has_session(1, false).await;
     let before = asked();
     until("questions of the sweep's own", || asked() > before + 1).await;
     world.knows(false);
