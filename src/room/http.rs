@@ -3,7 +3,10 @@
 //! Only a 200 with a boolean `data.alive` is an answer (rule 9). No redirect is followed and no more than
 //! `room.max_answer_bytes` are read, so that a room server gone wrong costs no more than its own answer.
 
-use std::time::Duration;
+use std::{
+    io::{self, ErrorKind},
+    time::Duration,
+};
 
 use actix_http::error::ParseError;
 use actix_web::http::{StatusCode, header};
@@ -76,19 +79,25 @@ impl HttpRooms {
         }
     }
 
-    fn post(&self, url: &str, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Vec<u8>, RoomApiError>> {
+    /// Asks, once more where the connection ends with the question if it may be asked `twice`.
+    fn post(
+        &self,
+        url: &str,
+        presenter: PresenterIdx,
+        twice: bool,
+    ) -> LocalBoxFuture<'static, Result<Vec<u8>, RoomApiError>> {
         let body = json!({ "presenterIdx": presenter.to_string() }).to_string();
         let request = || {
             self.client
                 .post(url)
                 .insert_header((header::CONTENT_TYPE, self.content_type.as_str()))
         };
-        let (first, second) = (request().send_body(body.clone()), request());
+        let (first, second) = (request().send_body(body.clone()), twice.then(request));
         let limit = self.max_answer_bytes;
         async move {
-            let answer = match first.await {
-                Err(error) if ended_unanswered(&error) => second.send_body(body).await,
-                answer => answer,
+            let answer = match (first.await, second) {
+                (Err(error), Some(second)) if ended_unanswered(&error) => second.send_body(body).await,
+                (answer, _) => answer,
             };
             let mut answer = answer.map_err(|error| match error {
                 SendRequestError::Timeout => RoomApiError::Timeout,
@@ -105,15 +114,15 @@ impl HttpRooms {
     }
 }
 
-/// Whether the connection ended before a byte of an answer, as one does that was kept open and that the room server shuts just when it is
-/// asked. That says nothing about the room server, and what it is asked may be asked twice (RFC 9112, 9.3.1).
+/// Whether the connection ended instead of an answer, as one does that was kept open and that the room server shuts just when it is
+/// asked. That says nothing about the room server.
 fn ended_unanswered(error: &SendRequestError) -> bool {
-    matches!(
-        error,
-        SendRequestError::Connect(ConnectError::Disconnected)
-            | SendRequestError::Send(_)
-            | SendRequestError::Response(ParseError::Io(_))
-    )
+    let was_cut = |error: &io::Error| matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+    match error {
+        SendRequestError::Connect(ConnectError::Disconnected) => true,
+        SendRequestError::Send(error) | SendRequestError::Response(ParseError::Io(error)) => was_cut(error),
+        _ => false,
+    }
 }
 
 /// A status other than 200: about the question, or about the room server itself.
@@ -129,12 +138,13 @@ fn refusal(status: StatusCode) -> RoomApiError {
 
 impl RoomApi for HttpRooms {
     fn check(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<Liveness, RoomApiError>> {
-        let answer = self.post(&self.check_url, presenter);
+        // Whether somebody is live may be asked twice (RFC 9110, 9.2.2).
+        let answer = self.post(&self.check_url, presenter, true);
         async move { parse(&answer.await?) }.boxed_local()
     }
 
     fn request_reconnect(&self, presenter: PresenterIdx) -> LocalBoxFuture<'static, Result<(), RoomApiError>> {
-        let answer = self.post(&self.reconnect_url, presenter);
+        let answer = self.post(&self.reconnect_url, presenter, false);
         async move { answer.await.map(|_| ()) }.boxed_local()
     }
 }

@@ -186,6 +186,26 @@ async fn a_connection_that_the_room_server_shuts_just_when_it_is_asked_refuses_n
 }
 
 #[actix_web::test]
+async fn rule_12_a_request_to_connect_whose_connection_ends_is_not_made_once_more() {
+    let rooms = RoomServer::start().await;
+    rooms.mode(Mode::Once).await;
+    rooms.live(12).await;
+    let app = spawn_with_rooms(&rooms, |settings| {
+        settings.room.live_ttl_ms = 600_000;
+        settings.session.reconnect_request_seconds = 600;
+    })
+    .await;
+    // The check was on the connection that this is made on.
+    assert_eq!(app.post(12, 7, "hi").await.json()["code"], "presenter_disconnected");
+    eventually("it to fail", async || {
+        let failed = app.metric("chat_reconnect_requests_total{outcome=\"error\"}").await;
+        (failed == Some(1.0)).then_some(())
+    })
+    .await;
+    assert_eq!(rooms.stats().await.reconnects.get("12"), Some(&1));
+}
+
+#[actix_web::test]
 async fn verdicts_are_cached_for_their_own_times() {
     let rooms = RoomServer::start().await;
     rooms.live(12).await;

@@ -159,7 +159,7 @@ enum Answer {
 struct Connection<'a> {
     rooms: &'a Mutex<Rooms>,
     stream: &'a TcpStream,
-    /// Whether a check came on it before.
+    /// Whether a question came on it before.
     used: Cell<bool>,
 }
 
@@ -254,15 +254,17 @@ impl Connection<'_> {
     fn reconnect(&self, request: &Request) -> Answer {
         match self.presenter_of(request) {
             Ok(presenter) => {
-                let hangs = {
+                let mode = {
                     let mut rooms = self.rooms();
                     *rooms.stats.reconnects.entry(presenter).or_default() += 1;
-                    rooms.mode.as_deref() == Some("hang")
+                    rooms.mode.clone()
                 };
-                if hangs {
-                    return self.hang();
+                let used = self.used.replace(true);
+                match mode.as_deref() {
+                    Some("hang") => self.hang(),
+                    Some("once") if used => Answer::Nothing,
+                    _ => Answer::Json(200, envelope(&json!({}))),
                 }
-                Answer::Json(200, envelope(&json!({})))
             }
             Err(answer) => answer,
         }
