@@ -23,6 +23,7 @@ use actix_web::{
 use super::{
     answers::{Asker, NoRoom},
     caught::Panicked,
+    chunked::Chunked,
     cors::Asked,
     lines::{Line, UnderWay, Watched, long},
     state::State,
@@ -34,12 +35,13 @@ use crate::error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS, Lang};
 /// The middleware. A connection keeps room for its future as long as it lives, and a WebSocket lives long: what is large is in
 /// boxes.
 pub async fn around<B: MessageBody + 'static>(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<Watched<EitherBody<B>>>, Error> {
     let under_way = UnderWay::new(request.conn_data::<Arc<Line>>());
     let state = request.app_data::<web::Data<State>>().cloned();
     let state = state.ok_or_else(|| ErrorInternalServerError("no state"))?;
+    let chunked = Chunked::of(&mut request);
     let surface = surface(request.match_info().as_str(), &state);
     let asked = Asked::by(&request, surface, &state);
     let preflight = asked.as_ref().and_then(|asked| asked.preflight(&request, &state));
@@ -72,14 +74,17 @@ pub async fn around<B: MessageBody + 'static>(
     }
     end_of_connection(&mut response, state.health.is_draining(), state.keep_alive.as_ref());
     let session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    Ok(response.map_body(|_, body| under_way.until_end_of(body, session, held)))
+    let unread = chunked.filter(|chunked| chunked.is_unread());
+    Ok(response.map_body(|_, body| under_way.until_end_of(body, session, held, unread)))
 }
 
 /// The same, of what the connection makes of an answer, where nothing else is around the handlers.
 pub async fn around_ops<B: MessageBody + 'static>(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<B>,
-) -> Result<ServiceResponse<B>, Error> {
+) -> Result<ServiceResponse<Watched<B>>, Error> {
+    let under_way = UnderWay::new(None);
+    let chunked = Chunked::of(&mut request);
     let state = request.app_data::<web::Data<State>>().cloned();
     let mut response = next.call(request).await?;
     end_of_connection(
@@ -87,7 +92,8 @@ pub async fn around_ops<B: MessageBody + 'static>(
         state.is_some_and(|state| state.health.is_draining()),
         None,
     );
-    Ok(response)
+    let unread = chunked.filter(|chunked| chunked.is_unread());
+    Ok(response.map_body(|_, body| under_way.until_end_of(body, false, None, unread)))
 }
 
 /// Says that an answer is its connection's last, where it is. The dispatcher takes every `Connection: upgrade` for one that is taken up:
@@ -95,7 +101,7 @@ pub async fn around_ops<B: MessageBody + 'static>(
 /// has no chunks (RFC 9112, section 6.1), so that only the connection's end tells where a stream's is. While the server stops each answer
 /// is the last: pools of connections look elsewhere before one is cut that they have just used. For the same reason who
 /// asks for it in so many words is told for how long one that is not the last is `kept`. (Of one whose body is left unread
-/// the dispatcher says `close` behind this, which counts for every client.)
+/// the dispatcher says `close` behind this, which counts for every client: see [`super::chunked`].)
 fn end_of_connection<B: MessageBody>(response: &mut ServiceResponse<B>, stopping: bool, kept: Option<&HeaderValue>) {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return;

@@ -3,7 +3,7 @@
 //!
 //! actix-web gives the head of a connection's first request its time (`server.client_request_seconds`), and waits so long for a
 //! next one to begin (`server.keep_alive_seconds`). A next one that has begun has all the time in the world: a byte now and
-//! then keeps such a connection for ever, and so does a chunked body that nobody reads any more. So each connection says here
+//! then keeps such a connection for ever. So each connection says here
 //! when a request is under way, answer included, and one that has had none for both times together is shut. WebSockets are
 //! requests under way: their own times are the session's.
 //!
@@ -24,6 +24,7 @@
 
 use std::{
     pin::Pin,
+    rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -44,7 +45,7 @@ use chatting_actors::{
 use pin_project_lite::pin_project;
 use prometheus_client::metrics::counter::Counter;
 
-use super::answers::Held;
+use super::{answers::Held, chunked::Chunked};
 
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -282,14 +283,21 @@ impl UnderWay {
 
 impl UnderWay {
     /// It goes on until the body of its answer has been handed over; until then that keeps `held`. `session`: that is a WebSocket, whose
-    /// times are not watched here.
-    pub fn until_end_of<B>(self, body: B, session: bool, held: Option<Held>) -> Watched<B> {
+    /// times are not watched here. `unread`: the body of the request, where the dispatcher is to see that nobody reads it on.
+    pub fn until_end_of<B>(
+        self,
+        body: B,
+        session: bool,
+        held: Option<Held>,
+        unread: Option<Rc<Chunked>>,
+    ) -> Watched<B> {
         Watched {
             body,
             rest: Bytes::new(),
             pace: self.0.as_ref().filter(|_| !session).map(|_| Pace::default()),
             under_way: self,
             held,
+            unread,
         }
     }
 }
@@ -422,6 +430,7 @@ pin_project! {
         pace: Option<Pace>,
         under_way: UnderWay,
         held: Option<Held>,
+        unread: Option<Rc<Chunked>>,
     }
 }
 
@@ -458,8 +467,8 @@ impl<B: MessageBody> MessageBody for Watched<B> {
 
     fn try_into_bytes(self) -> Result<Bytes, Self> {
         // What is no longer than a piece is handed over with this. The rest stays what it is, whatever it is put into: it is given in
-        // pieces, and counts until then.
-        if length(&self.body).is_some_and(|bytes| bytes > PIECE) {
+        // pieces, and counts until then. So does one that keeps its request's body.
+        if self.unread.is_some() || length(&self.body).is_some_and(|bytes| bytes > PIECE) {
             return Err(self);
         }
         let Self {
@@ -468,6 +477,7 @@ impl<B: MessageBody> MessageBody for Watched<B> {
             pace,
             under_way,
             held,
+            unread,
         } = self;
         body.try_into_bytes().map_err(|body| Self {
             body,
@@ -475,6 +485,7 @@ impl<B: MessageBody> MessageBody for Watched<B> {
             pace,
             under_way,
             held,
+            unread,
         })
     }
 }
@@ -537,7 +548,7 @@ mod tests {
         let line = lines.add(Arc::clone(&socket) as _);
         let shut = || socket.0.load(Ordering::Acquire);
         let said = vec![7; 2 * PIECE + 5];
-        let mut answer = UnderWay::new(Some(&line)).until_end_of(said.clone(), false, None);
+        let mut answer = UnderWay::new(Some(&line)).until_end_of(said.clone(), false, None, None);
         let mut next = async || {
             let piece = poll_fn(|cx| Pin::new(&mut answer).poll_next(cx)).await;
             piece.map(|piece| piece.unwrap_or_default())
@@ -602,7 +613,7 @@ mod tests {
         let lines = lines();
         let line = lines.add(Arc::<Shut>::default());
         let mut taking = Taking::new(Some(Arc::clone(&line)));
-        let mut answer = UnderWay::new(Some(&line)).until_end_of(vec![7; 20 * PIECE], false, None);
+        let mut answer = UnderWay::new(Some(&line)).until_end_of(vec![7; 20 * PIECE], false, None, None);
         let mut next = async || poll_fn(|cx| Pin::new(&mut answer).poll_next(cx)).await.is_some();
         lines.sweep(1_000);
         taking.fills();
@@ -674,7 +685,7 @@ mod tests {
         let body = BodyStream::new(futures_util::stream::unfold(told, async |mut told| {
             Some((Ok::<_, std::io::Error>(told.recv().await?), told))
         }));
-        let mut answer = Box::pin(UnderWay::new(Some(&line)).until_end_of(body, false, None));
+        let mut answer = Box::pin(UnderWay::new(Some(&line)).until_end_of(body, false, None, None));
         let pending = poll_fn(|cx| Poll::Ready(answer.as_mut().poll_next(cx).is_pending())).await;
         assert!(pending);
         lines.sweep(100_000);
@@ -683,7 +694,7 @@ mod tests {
         lines.sweep(104_000);
         assert!(!socket.0.load(Ordering::Acquire));
         drop((answer, &mut tell));
-        let mut session = Box::pin(UnderWay::new(Some(&line)).until_end_of(vec![0; 3 * PIECE], true, None));
+        let mut session = Box::pin(UnderWay::new(Some(&line)).until_end_of(vec![0; 3 * PIECE], true, None, None));
         let all = poll_fn(|cx| session.as_mut().poll_next(cx)).await;
         assert_eq!(all.unwrap().unwrap().len(), 3 * PIECE, "frames go as they are");
         lines.sweep(900_000);

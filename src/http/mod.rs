@@ -5,6 +5,7 @@ pub mod answers;
 pub mod around;
 pub(crate) mod broadcasts;
 pub mod caught;
+pub mod chunked;
 pub mod client;
 pub mod cors;
 pub mod demo;

@@ -235,6 +235,73 @@ async fn a_body_that_nobody_reads_any_more_keeps_no_connection() {
     tokio::join!(join_all(unread), too_long);
 }
 
+/// Sends a head, and chunks behind it as fast as they are taken, until the connection ends; gives all that was said, in lower case.
+async fn send_chunks_without_end(address: SocketAddr, head: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let chunk = format!("4000\r\n{}\r\n", " ".repeat(0x4000));
+    let flood = async { while writing.write_all(chunk.as_bytes()).await.is_ok() {} };
+    let mut answer = Vec::new();
+    // What the kernel still had of the chunks may make it a reset.
+    let read = async { while matches!(reading.read_buf(&mut answer).await, Ok(1..)) {} };
+    within("the end of a connection that sends chunks", async {
+        tokio::join!(flood, read);
+    })
+    .await;
+    String::from_utf8(answer).unwrap().to_ascii_lowercase()
+}
+
+/// With the default settings: a connection may be idle for longer than is waited for here.
+#[actix_web::test]
+async fn a_chunked_body_that_is_not_read_to_its_end_ends_its_connection_though_more_of_it_comes() {
+    let app = spawn_app(|settings| settings.ops.bind = "127.0.0.1:0".into()).await;
+    let chunked = |token: &str| head_of_a_message(token, "Transfer-Encoding: chunked");
+    let elsewhere = |token: &str, method_and_path: &str| {
+        let head = chunked(token);
+        let (_, rest) = head.split_once(" HTTP").unwrap();
+        format!("{method_and_path} HTTP{rest}")
+    };
+    let (none, good) = ("no.token.atall", app.token(7));
+    let rows = [
+        (app.addr, chunked(none), 401),
+        (app.addr, chunked(&good), 413),
+        (app.addr, elsewhere(none, "POST /send/message"), 400),
+        (app.addr, elsewhere(&good, "POST /send/message"), 413),
+        (app.addr, elsewhere(none, "POST /nowhere"), 404),
+        (app.addr, elsewhere(none, "OPTIONS /send/message"), 200),
+        (app.addr, elsewhere(none, "GET /"), 200),
+        (app.ops.unwrap(), elsewhere(none, "GET /livez"), 200),
+    ];
+    join_all(rows.map(async |(address, head, status)| {
+        let answer = send_chunks_without_end(address, &head).await;
+        assert!(answer.starts_with(&format!("http/1.1 {status} ")), "{head}{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{head}{answer}");
+    }))
+    .await;
+}
+
+#[actix_web::test]
+async fn a_chunked_body_that_is_read_to_its_end_keeps_its_connection() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let mut client = app.client().await;
+    let token = app.token(7);
+    let whole = "d\r\n{\"text\":\"hi\"}\r\n0\r\n\r\n";
+    let split = whole.split_at(9);
+    for parts in [&[whole][..], &[split.0, split.1]] {
+        client
+            .send_bytes(head_of_a_message(&token, "Transfer-Encoding: chunked").as_bytes())
+            .await;
+        for part in parts {
+            client.send_bytes(part.as_bytes()).await;
+        }
+        let answer = client.read_response(false).await;
+        assert_eq!((answer.status, answer.header("connection")), (201, None), "{answer:?}");
+    }
+}
+
 /// To shut one by its name takes a descriptor itself.
 #[actix_web::test]
 async fn connections_that_have_taken_the_last_descriptor_are_given_up_in_their_time_and_others_get_in() {
