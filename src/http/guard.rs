@@ -2,8 +2,10 @@
 //!
 //! actix's codec refuses an oversized frame only when all of it has arrived, so a header that announces a gigabyte would
 //! be believed for a gigabyte. The guard reads the headers as they pass, reports a violation once, and swallows what
-//! follows, so that the close frame can still be read by a peer that is busy sending. It gives on only a few frames more than the
-//! session has dealt with.
+//! follows, so that the close frame can still be read by a peer that is busy sending.
+//!
+//! It gives on no more than the frame that the session is to deal with next, and what came with its end; all else waits in the socket.
+//! And what the session answers goes to the socket before more is read: a peer that takes none of it is not read any more.
 
 use std::{
     pin::Pin,
@@ -16,9 +18,12 @@ use bytes::Bytes;
 use chatting_actors::session::{Inbound, Violation};
 use futures_util::{Stream, StreamExt};
 
-/// Frames that are given on before the session has dealt with them: what a client sends faster waits in its socket, and not in
-/// the codec's buffer, which has no bound of its own.
-const AHEAD: usize = 32;
+/// Frames that may have begun before the session has dealt with the first of them: what a client sends faster waits in its socket, and
+/// not in the codec's buffer, which has no bound of its own.
+const AHEAD: usize = 1;
+
+/// Bytes that are given on in one turn of the session once it has dealt with a frame: more than nearly all clients say at once.
+const TURN: usize = 4096;
 
 /// Where in the byte stream the next byte belongs (RFC 6455, 5.2).
 #[derive(Debug)]
@@ -141,9 +146,16 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for Guarded<S
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.inbound.ahead() > AHEAD && self.inbound.violation().is_none() {
-            // The codec has whole frames to give; it asks here again before each of them.
-            return Poll::Pending;
+        if self.inbound.violation().is_none() {
+            if self.inbound.ahead() > AHEAD {
+                // The codec has a whole frame to give; it asks here again before each of them.
+                return Poll::Pending;
+            }
+            if self.inbound.dealt_of() >= TURN {
+                // Where nothing is said, the next turn is at once.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
         // Swallowing is bounded a turn, so that a flood cannot keep this worker from its other work.
         for _ in 0..32 {
@@ -160,7 +172,7 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for Guarded<S
                 return Poll::Ready(Some(Err(PayloadError::Overflow)));
             }
             let frames = self.headers.passed - passed;
-            self.inbound.came(frames);
+            self.inbound.came(frames, chunk.len());
             return Poll::Ready(Some(Ok(chunk)));
         }
         cx.waker().wake_by_ref();
@@ -234,6 +246,29 @@ mod tests {
         assert_eq!(polls.get(), AHEAD + 1, "the socket keeps the rest");
         inbound.handled();
         assert!(passes() && !passes());
+    }
+
+    /// What it answers waits for the end of its turn.
+    #[test]
+    fn in_one_turn_the_session_is_given_little_more_than_one_frame_however_quick_it_is() {
+        for (length, most) in [(1, TURN + 7), (1000, TURN + 1008), (32_768, 32_776 + TURN)] {
+            let bytes = frame(0x81, length);
+            let chunks: Vec<_> = bytes.chunks(4096).map(Bytes::copy_from_slice).collect();
+            let inbound = Rc::<Inbound>::default();
+            let payload = stream::iter(chunks.into_iter().cycle().map(Ok));
+            let mut guarded = Guarded::new(payload, 32_768, Rc::clone(&inbound));
+            for turn in 0..3 {
+                inbound.begin_turn();
+                let mut given = 0;
+                while let Some(chunk) = guarded.next().now_or_never() {
+                    given += chunk.unwrap().unwrap().len();
+                    while given % bytes.len() == 0 && inbound.ahead() > 0 {
+                        inbound.handled();
+                    }
+                }
+                assert!((length..=most).contains(&given), "{length}, {turn}: {given}");
+            }
+        }
     }
 
     #[test]

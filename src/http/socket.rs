@@ -140,11 +140,12 @@ pub(super) fn upgrade(
         place: Box::new(place),
     });
     let max = state.session.max_frame_bytes;
-    let guarded = Guarded::new(payload, max, inbound);
+    let guarded = Guarded::new(payload, max, Rc::clone(&inbound));
     let frames = WebsocketContext::with_codec(session, guarded, Codec::new().max_size(max));
     response.streaming(Flowing {
         frames: Frames::Live(Box::pin(frames)),
         progress,
+        inbound,
         failures: state.metrics.restarts("session"),
         linger: state.session.close_linger,
         _connection: connection,
@@ -158,6 +159,7 @@ pub(super) fn upgrade(
 struct Flowing<S> {
     frames: Frames<S>,
     progress: Rc<Progress>,
+    inbound: Rc<Inbound>,
     failures: Counter,
     linger: Duration,
     _connection: Option<Connection>,
@@ -180,6 +182,7 @@ impl<S: Stream<Item = Result<Bytes, actix_web::Error>>> Stream for Flowing<S> {
         };
         let polled = catch("session", &this.failures, || {
             this.progress.flushed();
+            this.inbound.begin_turn();
             frames.as_mut().poll_next(cx)
         });
         if let Some(polled) = polled {

@@ -27,7 +27,7 @@ use crate::{
         process::{Process, ScratchDir},
         room_server::{Mode, RoomServer},
         within,
-        ws::WsClient,
+        ws::{Frame, HANDSHAKE, TEXT, WsClient},
     },
 };
 
@@ -670,6 +670,49 @@ async fn requests_whose_answers_nobody_takes_cost_little_memory_and_end_their_co
         metrics.text().contains("\nchat_answers_cut_total 4\n").then_some(())
     })
     .await;
+}
+
+/// A frame as long as may be whose answer is twice as long.
+fn frame_with_a_longer_answer() -> Vec<u8> {
+    let around = r#"{"id":""}"#.len();
+    let id = "\u{2028}".repeat((32_768 - around) / 3);
+    Frame::new(TEXT, format!(r#"{{"id":"{id}"}}"#)).encode()
+}
+
+#[actix_web::test]
+async fn sockets_that_say_as_much_as_they_can_and_take_none_of_the_answers_cost_little_memory_each() {
+    const SOCKETS: usize = 60;
+    let dir = ScratchDir::new("sockets");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatting-server"));
+    command.args(["serve", "--port-file", "port"]).current_dir(dir.path());
+    command.env_remove("RUST_LOG").envs([
+        ("CHAT__AUTH__HS256_SECRET", KEY),
+        ("CHAT__ROOM__MODE", "embedded"),
+        ("CHAT__SERVER__BIND", "127.0.0.1:0"),
+        ("CHAT__SERVER__SEND_BUFFER_BYTES", "4096"),
+        ("CHAT__SESSION__CLIENT_FRAMES_PER_SECOND", "1000"),
+    ]);
+    let server = Process::start(&dir, &mut command);
+    let addr = server.address(&dir.path().join("port")).await;
+    assert_eq!(get(addr, "/livez").await.status, 200);
+    let before = peak(&server);
+    let frame = frame_with_a_longer_answer();
+    let sockets = join_all((0..SOCKETS).map(async |_| {
+        let mut http = HttpClient::connect_with(addr, Some(4096)).await;
+        let upgrade = http.request("GET", "/chatting", &HANDSHAKE, "").await;
+        assert_eq!(upgrade.status, 101, "{upgrade:?}");
+        let (mut stream, _) = http.into_parts();
+        // Until nothing is taken any more. What the kernel holds of it counts here, too: some megabytes on loopback.
+        for _ in 0..600 {
+            let written = tokio::time::timeout(Duration::from_secs(1), stream.write_all(&frame)).await;
+            let Ok(written) = written else { return stream };
+            written.unwrap();
+        }
+        panic!("all of it was taken");
+    }));
+    let sockets = within("the sockets to be read no more", sockets).await;
+    let each = (peak(&server) - before) / sockets.len();
+    assert!(each < 200_000, "{each} bytes each");
 }
 
 #[actix_web::test]

@@ -54,6 +54,10 @@ pub enum Violation {
 pub struct Inbound {
     violation: Cell<Option<Violation>>,
     ahead: Cell<usize>,
+    /// Bytes that the transport gave on in this turn.
+    given: Cell<usize>,
+    /// The session has dealt with a frame in this turn.
+    dealt: Cell<bool>,
 }
 
 impl Inbound {
@@ -67,14 +71,27 @@ impl Inbound {
         self.violation.get()
     }
 
-    /// So many more frames began in what the transport gave on.
-    pub fn came(&self, frames: usize) {
+    /// The session's turn begins, which ends when there is nothing left for it to do. What it says meanwhile goes to its socket then.
+    pub fn begin_turn(&self) {
+        self.given.set(0);
+        self.dealt.set(false);
+    }
+
+    /// So many more frames began in so many bytes that the transport gave on.
+    pub fn came(&self, frames: usize, bytes: usize) {
         self.ahead.set(self.ahead.get() + frames);
+        self.given.set(self.given.get() + bytes);
     }
 
     /// The session has dealt with one.
     pub fn handled(&self) {
         self.ahead.set(self.ahead.get().saturating_sub(1));
+        self.dealt.set(true);
+    }
+
+    /// How many bytes the transport gave on in this turn, where the session has dealt with a frame in it; else 0.
+    pub fn dealt_of(&self) -> usize {
+        if self.dealt.get() { self.given.get() } else { 0 }
     }
 
     /// How many frames the transport is ahead of the session.
