@@ -61,7 +61,7 @@ impl GatewaySecrets {
                 &auth.previous_gateway_secret_file,
             ),
         ];
-        let read = secrets.map(|(name, text, file)| secret_of(text, file).map_err(|why| format!("{name}_file: {why}")));
+        let read = secrets.map(|(name, text, file)| secret_of(name, text, file));
         let read: Vec<_> = read.into_iter().collect::<Result<_, _>>()?;
         Ok(Self(read.into_iter().flatten().collect()))
     }
@@ -232,21 +232,29 @@ impl Gateway {
     }
 }
 
-/// The secret that is `text`, or in this file; none where neither is set.
-fn secret_of(text: &Secret, file: &str) -> Result<Option<Vec<u8>>, String> {
+/// The secret that is `text`, or in this file; none where neither is set. `name` is the text's key.
+fn secret_of(name: &str, text: &Secret, file: &str) -> Result<Option<Vec<u8>>, String> {
+    let of_file = |why: String| format!("{name}_file: {why}");
     if file.is_empty() {
-        return Ok(text.is_set().then(|| text.expose().as_bytes().to_vec()));
+        // What made the text may have ended its line, as what writes a file does: an environment's value is often a file's content.
+        let secret = text.is_set().then(|| one_line(text.expose().as_bytes()));
+        return secret.transpose().map_err(|why| format!("{name}: {why}"));
     }
     if text.is_set() {
-        return Err("the secret is set beside it; allowed: one of them".into());
+        return Err(of_file("the secret is set beside it; allowed: one of them".into()));
     }
-    let bytes = read_bounded(file, KEY_FILE_MAX_BYTES)?;
-    let secret = without_line_break(&bytes);
+    let bytes = read_bounded(file, KEY_FILE_MAX_BYTES).map_err(of_file)?;
+    one_line(&bytes).map(Some).map_err(of_file)
+}
+
+/// A secret without the end of its line.
+fn one_line(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let secret = without_line_break(bytes);
     // None at all would have every peer believed, and another one that no header can bring would have none.
     if secret.is_empty() || secret.trim_ascii() != secret || HeaderValue::from_bytes(secret).is_err() {
         return Err("it is not one line of text without white space around it".into());
     }
-    Ok(Some(secret.to_vec()))
+    Ok(secret.to_vec())
 }
 
 /// A header that is there once; `None` where it is not there.
@@ -368,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_in_a_file_whose_line_may_be_ended_and_what_no_header_can_bring_is_refused() {
+    fn a_secret_is_a_text_or_in_a_file_whose_line_may_be_ended_and_what_no_header_can_bring_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("secret");
         let read = |content: &str, text: &str| {
@@ -382,6 +390,30 @@ mod tests {
         };
         for content in ["s3cret", "s3cret\n", "s3cret\r\n"] {
             assert!(read(content, "").unwrap() == secrets("s3cret", ""), "{content:?}");
+            assert!(secrets("s3cret", content) == secrets("s3cret", "s3cret"), "{content:?}");
+        }
+        let texts = |now: &str, before: &str| {
+            let auth = Auth {
+                gateway_secret: Secret::new(now),
+                previous_gateway_secret: Secret::new(before),
+                ..Auth::default()
+            };
+            GatewaySecrets::of_settings(&auth)
+        };
+        for text in [
+            "\n",
+            " s3cret",
+            "s3cret ",
+            "\ts3cret",
+            "s3cret\n\n",
+            "s3\ncret",
+            "s3\0cret",
+        ] {
+            let why = "it is not one line of text without white space around it";
+            let told = texts(text, "").err().unwrap();
+            assert_eq!(told, format!("auth.gateway_secret: {why}"), "{text:?}");
+            let told = texts("s3cret", text).err().unwrap();
+            assert_eq!(told, format!("auth.previous_gateway_secret: {why}"), "{text:?}");
         }
         for content in ["", "\n", " s3cret", "s3cret ", "s3cret\n\n", "s3\ncret"] {
             let why = read(content, "").err().unwrap();

@@ -411,6 +411,7 @@ async fn a_gateways_secret_is_rotated_by_sighup_with_nobody_refused() {
         .reload(&auth("previous_gateway_secret = \"before\""), "error")
         .await;
     server.reload(&auth(""), "error").await;
+    server.reload(&auth("gateway_secret = \" another\""), "error").await;
     assert_eq!(answers().await, [201, 201, 403]);
     server.reload(&auth("gateway_secret = \"after\""), "ok").await;
     assert_eq!(answers().await, [403, 201, 403]);

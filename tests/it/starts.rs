@@ -378,6 +378,8 @@ async fn what_a_file_sets_to_its_default_is_not_changed_secrets_too() {
     );
 }
 
+const GATEWAY: [&str; 2] = ["auth.mode=gateway", "auth.trusted_proxies=127.0.0.1"];
+
 #[actix_web::test]
 async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
     let dir = ScratchDir::new("check-more");
@@ -396,6 +398,23 @@ async fn check_config_refuses_what_serve_would_refuse_and_opens_nothing() {
         (&["auth.hs256_secret="], 64, "no key to verify tokens with"),
         (&["log.backend=mongodb", "mongodb.uri=mongodb://"], 64, "mongodb.uri"),
         (&["auth.trusted_proxies=10.0.0.0/40"], 64, "auth.trusted_proxies"),
+        (
+            &[GATEWAY[0], GATEWAY[1], "auth.gateway_secret=s3cret "],
+            64,
+            "auth.gateway_secret: it is not one line of text without white space around it",
+        ),
+        (
+            &[
+                GATEWAY[0],
+                GATEWAY[1],
+                "auth.gateway_secret=s3cret",
+                "auth.previous_gateway_secret=s3\ncret",
+            ],
+            64,
+            "auth.previous_gateway_secret: it is not one line of text without white space around it",
+        ),
+        // As a file's line, it may be ended.
+        (&[GATEWAY[0], GATEWAY[1], "auth.gateway_secret=s3cret\n"], 0, ""),
         (
             &["auth.jwks_url=file:///nope"],
             64,
