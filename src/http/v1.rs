@@ -60,9 +60,12 @@ pub(super) fn only(request: &HttpRequest, method: &'static str) -> HttpResponse 
     response
 }
 
-/// The room that a path names.
+/// The room that a path names: in digits, of which the first is 0 only where it is the last. Whoever decides by the path before us
+/// knows one name of each room.
 pub(crate) fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
-    path.parse().ok().and_then(PresenterIdx::new).ok_or_else(|| {
+    let is_plain = path.bytes().all(|byte| byte.is_ascii_digit()) && (path == "0" || !path.starts_with('0'));
+    let number = is_plain.then(|| path.parse().ok()).flatten();
+    number.and_then(PresenterIdx::new).ok_or_else(|| {
         ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
     })
 }

@@ -6,12 +6,15 @@ use chatting_server::settings::AuthMode;
 use flate2::{Compression, write::GzEncoder};
 use serde_json::json;
 
-use crate::support::{
-    app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms, token_of},
-    eventually,
-    http::Response,
-    presenter::upgrade,
-    room_server::RoomServer,
+use crate::{
+    history::{request, token_with},
+    support::{
+        app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms, token_of},
+        eventually,
+        http::Response,
+        presenter::upgrade,
+        room_server::RoomServer,
+    },
 };
 
 async fn app() -> TestApp {
@@ -504,4 +507,50 @@ async fn two_idempotency_keys_that_differ_are_refused_in_either_dialect() {
         }
     }
     assert_eq!(app.metric("chat_accepted_total").await, Some(1.0));
+}
+
+/// A gateway that decides by the path knows one name of each room.
+#[actix_web::test]
+async fn a_room_has_one_name_in_a_path_and_what_else_a_number_may_be_written_as_is_not_found() {
+    let app = spawn_app(|_| {}).await;
+    let presenters = [app.presenter(12).await, app.presenter(0).await];
+    let operator = token_with(90, "operator", json!([]));
+    let ask = async |method: &str, path: &str| request(&app, method, path, &operator, r#"{"text":"hi"}"#).await;
+    for name in [
+        "012",
+        "+12",
+        "%2b12",
+        "%2B12",
+        "00",
+        "-0",
+        "+0",
+        "12%20",
+        "%2012",
+        "0x0c",
+        "1_2",
+        "12.0",
+        "%EF%BC%91",
+    ] {
+        for (method, rest) in [
+            ("POST", "/messages"),
+            ("GET", "/messages"),
+            ("DELETE", "/messages?user_idx=7"),
+            ("DELETE", "/messages/019b76da-a800-7000-8000-000000000001"),
+            ("GET", ""),
+            ("GET", "/broadcasts"),
+        ] {
+            let path = format!("/v1/rooms/{name}{rest}");
+            let answer = ask(method, &path).await;
+            assert_eq!(answer.status, 404, "{method} {path}: {answer:?}");
+            let detail = answer.json()["detail"].clone();
+            assert_eq!(
+                detail, "a room is named by its presenter's number, 0 to 9223372036854775807",
+                "{method} {path}"
+            );
+        }
+    }
+    for name in ["12", "0", "9223372036854775807"] {
+        assert_eq!(ask("GET", &format!("/v1/rooms/{name}")).await.status, 200, "{name}");
+    }
+    drop(presenters);
 }
