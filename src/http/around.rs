@@ -60,7 +60,13 @@ pub async fn around<B: MessageBody + 'static>(
     let mut held = None;
     if let Some(bytes) = long(response.response()) {
         let asker = asker(response.request(), surface);
-        match state.answers.hold(bytes, asker) {
+        let holds = if response.request().method().is_safe() {
+            state.answers.hold(bytes, asker)
+        } else {
+            // What was asked for is done, and must not be told as refused.
+            Ok(state.answers.hold_what_is_left(bytes, asker))
+        };
+        match holds {
             Ok(room) => held = Some(room),
             Err(why) => {
                 let request = response.request().clone();

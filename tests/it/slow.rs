@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chatting_actors::{clock::system_ms, wire::v1::timestamp};
 use chatting_server::http::answers::Asker;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -19,7 +20,8 @@ use tokio::{
 
 use crate::{
     export::event,
-    history::token_with,
+    figures::broadcast,
+    history::{request, token_with},
     support::{
         app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms},
         eventually,
@@ -450,6 +452,55 @@ async fn who_takes_none_of_its_answers_is_refused_more_of_them_and_nobody_else_i
     drop(left);
     eventually("the memory of who has gone", async || (gate.depth() == 0).then_some(())).await;
     assert_eq!(ask(&app.token(7)).await.status, 200);
+}
+
+/// It would be asked for again, and by somebody who was told that nothing has happened.
+#[actix_web::test]
+async fn a_correction_that_was_written_is_answered_so_whatever_its_asker_and_others_have_left_of_their_answers() {
+    let (app, _presenter) = with_a_long_page(4_000_000, 100_000).await;
+    let (answers, store) = (&app.state.answers, app.state.history.store());
+    let from = system_ms() - 3_600_000;
+    let segments: Vec<_> = (0..300)
+        .map(|n| (from + 2000 * n, Some(from + 2000 * n + 1000)))
+        .collect();
+    let over = broadcast(&segments, &[("a", 0, Some(0))]);
+    store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+    let path = format!("/v1/broadcasts/{}", over.id);
+    let correct = async |token: &str, start_ms: i64| {
+        let body = json!({ "started_at": timestamp(start_ms) }).to_string();
+        let answer = request(&app, "PATCH", &path, token, &body).await;
+        assert_eq!(
+            (answer.status, &answer.json()["started_at"]),
+            (200, &timestamp(start_ms).into()),
+            "{answer:?}"
+        );
+        assert!(answer.body.len() > 16 * 1024, "{}", answer.body.len());
+    };
+    let (mut client, own) = (leave_unread(&app, 12, &[]).await, app.token(12));
+    eventually("an answer to be left", async || {
+        (answers.gate().depth() > 100_000).then_some(())
+    })
+    .await;
+    correct(&own, from + 1).await;
+    assert_eq!(
+        request(&app, "GET", &path, &own, "").await.status,
+        429,
+        "what is only read is refused"
+    );
+    // Where there is nothing left for anybody.
+    let rest = answers.gate().capacity() - answers.gate().depth();
+    let rest = answers.gate().try_acquire(rest).unwrap();
+    let operator = token_with(90, "operator", json!([]));
+    assert_eq!(request(&app, "GET", &path, &operator, "").await.status, 503);
+    correct(&operator, from + 2).await;
+    drop(rest);
+    let page = client.read_response(false).await;
+    assert_eq!(page.status, 200);
+    eventually("what was taken to be given back", async || {
+        (answers.gate().depth() == 0).then_some(())
+    })
+    .await;
+    assert_eq!(request(&app, "GET", &path, &own, "").await.status, 200);
 }
 
 #[actix_web::test]
