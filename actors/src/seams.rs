@@ -108,6 +108,10 @@ pub trait Spool: Send {
     /// Returns the place of the first.
     fn commit(&mut self, events: &[Arc<Event>]) -> Result<Pos, SpoolError>;
 
+    /// Keys of messages that were sent before `before_ms` may go with what is committed from now on, a few at a time: [`Self::free`]
+    /// is not asked for anything while the store is away. Does nothing by itself.
+    fn forget_keys(&mut self, before_ms: i64);
+
     /// Lets go of the file: the next call opens it again and learns what it holds. For when a panic left who knows what.
     fn reopen(&mut self);
 
@@ -116,7 +120,7 @@ pub trait Spool: Send {
 
     /// Forgets the rows up to and including `through`: the store has them. Their rooms' last seqs are kept (rule 3), and
     /// those in `parked` are set aside with the reason why the store will never take them (rule 4); one transaction. Keys of
-    /// messages that were sent before `keys_before_ms` go too.
+    /// messages that were sent before `keys_before_ms` go too, some thousand at a time.
     fn free(
         &mut self,
         through: Pos,
@@ -135,7 +139,8 @@ pub trait Spool: Send {
     /// With it goes the newest time that is known, in milliseconds since 1970, for a start that does not ask the store any more (rule 5).
     fn learn_last_seqs(&mut self, told: &[(PresenterIdx, Seq)], newest_ms: i64) -> Result<Vec<Seq>, SpoolError>;
 
-    /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17). Takes none away: [`Self::free`] does.
+    /// The acceptances with an `Idempotency-Key` since `since_ms`, oldest first (rule 17). Takes none away: [`Self::free`] and
+    /// [`Self::commit`] do.
     fn read_keys(&mut self, since_ms: i64) -> Result<Vec<KeyRow>, SpoolError>;
 
     /// Remembers how far these rooms got. One transaction; loses nothing but a place when it fails.

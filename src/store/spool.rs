@@ -101,6 +101,8 @@ pub struct SqliteSpool {
     /// Rows from here on are of commits whose outcome nobody was told yet; `next_pos` when there are none.
     untold: Pos,
     last_seqs: LastSeqs,
+    /// What commits take away of the keys.
+    expired: keys::Expired,
     found: FoundSpool,
     bytes: u64,
     measured_at: Instant,
@@ -204,10 +206,14 @@ impl Spool for SqliteSpool {
         let first = self.with(|this, connection| {
             let first = this.next_pos;
             let transaction = Writing::begin(connection)?;
+            // What frees pages comes before what needs them.
+            this.expired.trim(connection)?;
             rows::insert(connection, epoch, first, events)?;
             transaction.commit()?;
             Ok(first)
         })?;
+        self.expired
+            .came(events.iter().filter(|event| event.keyed.is_some()).count());
         self.next_pos = first + events.len() as Pos;
         self.untold = self.next_pos;
         for (n, event) in events.iter().enumerate() {
@@ -217,6 +223,10 @@ impl Spool for SqliteSpool {
             self.measure();
         }
         Ok(first)
+    }
+
+    fn forget_keys(&mut self, before_ms: i64) {
+        self.expired.are_before(before_ms);
     }
 
     fn reopen(&mut self) {

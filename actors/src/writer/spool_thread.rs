@@ -375,6 +375,7 @@ impl Run {
         };
         let began = Instant::now();
         self.committed_at = Some(began);
+        self.spool.forget_keys(self.handle.keys_since_ms());
         let worked = self.handle.writable();
         let result = commit_one(&mut *self.spool, &mut self.unsure, &batch.events, worked);
         *outcome = Some(result);

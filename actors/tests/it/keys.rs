@@ -268,11 +268,13 @@ async fn rule_17_the_spool_keeps_the_keys_that_are_remembered_and_no_others_what
             let _reader = stage.reader(1);
             eventually("the keys to be trimmed", async || {
                 stage.accepted_again(1, "next").await;
-                let before_ms = spool.script().keys_before_ms.last().copied();
-                match window_ms {
-                    0 => before_ms > Some(sent_at_ms),
-                    _ => before_ms == Some(sent_at_ms),
-                }
+                let script = spool.script();
+                // With what is freed, and with what is committed.
+                let both = [script.keys_before_ms.last().copied(), script.forgotten_before_ms];
+                both.iter().all(|before_ms| match window_ms {
+                    0 => *before_ms > Some(sent_at_ms),
+                    _ => *before_ms == Some(sent_at_ms),
+                })
             })
             .await;
         }

@@ -132,6 +132,8 @@ pub struct SpoolScript {
     pub keys: Vec<Arc<Event>>,
     /// Up to when keys were to go, each time that rows were freed.
     pub keys_before_ms: Vec<i64>,
+    /// Up to when they may go with what is committed.
+    pub forgotten_before_ms: Option<i64>,
     pub next: Pos,
     /// While it is taken, commits wait: so that a test can let more queue up behind one.
     pub gate: Arc<Mutex<()>>,
@@ -242,6 +244,10 @@ impl Spool for ScriptedSpool {
                 Err(script.fails_unsure())
             }
         }
+    }
+
+    fn forget_keys(&mut self, before_ms: i64) {
+        self.script().forgotten_before_ms = Some(before_ms);
     }
 
     fn reopen(&mut self) {

@@ -9,7 +9,7 @@ use chatting_actors::{
 };
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use super::{keep_last_ms, last_seqs::LastSeqs, parked::Kept};
+use super::{keep_last_ms, keys, last_seqs::LastSeqs, parked::Kept};
 use crate::store::row::columns;
 
 pub(super) const PARK: &str = concat!(
@@ -29,7 +29,7 @@ pub(super) struct Freeing<'a> {
     pub through: Pos,
     /// Those of them that the store will never take, with why.
     pub parked: &'a [(Pos, Arc<Event>, String)],
-    /// Idempotency keys that are older.
+    /// Idempotency keys that are older, some of them at a time.
     pub keys_before_ms: i64,
 }
 
@@ -60,7 +60,7 @@ impl Freeing<'_> {
                 .query_row([self.through], |row| row.get(0))
                 .optional()?;
             // What frees pages comes before what may need them: a spool at its limit must be able to free rows.
-            trim_keys(&transaction, self.keys_before_ms)?;
+            keys::trim(&transaction, self.keys_before_ms, keys::FREED_AT_ONCE)?;
             let acts = match parks {
                 true => covering(&transaction, self.through, self.parked)?,
                 false => Vec::new(),
@@ -82,15 +82,6 @@ impl Freeing<'_> {
         counted.add_parked(more_parked);
         Ok((kept, unasked))
     }
-}
-
-/// Rows are in the order of time, so what is old is found from the front, without an index.
-fn trim_keys(connection: &Connection, before_ms: i64) -> rusqlite::Result<()> {
-    let mut newest = connection.prepare_cached("SELECT pos FROM keys WHERE sent_at >= ?1 ORDER BY pos LIMIT 1")?;
-    let kept: Option<Pos> = newest.query_row([before_ms], |row| row.get(0)).optional()?;
-    let mut delete = connection.prepare_cached("DELETE FROM keys WHERE pos < ?1")?;
-    delete.execute([kept.unwrap_or(Pos::MAX)])?;
-    Ok(())
 }
 
 /// What is said of an act that the store has and that stays here for what is parked. A part of the format: statements go by it, so

@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, config::DbConfig};
 use super::{
     DAMAGED, FORMAT, Kept, SpoolSettings, SqliteSpool,
     anew::begin_anew,
-    is_of, meta,
+    is_of, keys, meta,
     ours::may_be_ours,
     schema::{is_known, limit, open_connection, set_up, upgrade},
     start::{Start, start},
@@ -152,6 +152,7 @@ impl SqliteSpool {
             next_pos: state.next_pos,
             untold: state.next_pos,
             last_seqs: state.last_seqs,
+            expired: keys::Expired::new(),
             found,
             bytes: 0,
             measured_at: Instant::now(),

@@ -55,6 +55,7 @@ impl Run {
         // A panic on the way leaves it unknown, too.
         self.unwritten.tried = self.unwritten.len();
         let worked = self.handle.writable();
+        self.spool.forget_keys(self.handle.keys_since_ms());
         let began = Instant::now();
         match commit_one(&mut *self.spool, &mut self.unsure, &self.unwritten.events, worked) {
             Ok(first) => {
