@@ -212,6 +212,8 @@ pub struct Numbers {
     pub spool_bytes: Gauge,
     /// `log.spool_max_bytes`; 0 where the file is the log itself.
     pub spool_max_bytes: Gauge,
+    /// What is kept of the disk for when it is full.
+    pub spool_reserve_bytes: Gauge,
     /// x-forward headers from peers that are not trusted to set them.
     pub forward_refused: Counter,
     /// Connections that were cut because their client did not take an answer.
@@ -389,6 +391,11 @@ impl Numbers {
                 r,
                 "chat_spool_max_bytes",
                 "Size of the spool at which messages are refused; 0: none",
+            ),
+            spool_reserve_bytes: gauge(
+                r,
+                "chat_spool_reserve_bytes",
+                "Bytes of the disk kept for when it is full; 0: none, or given up",
             ),
             forward_refused: counter(r, "chat_forward_refused", "x-forward headers from untrusted peers"),
             answers_cut: counter(

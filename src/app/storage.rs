@@ -60,6 +60,10 @@ fn open_spool(settings: &Settings, metrics: &Metrics) -> Result<(Guarded<SqliteS
     let (spool, info) = SqliteSpool::open(kept_in)?;
     let mut spool: Guarded<SqliteSpool> = scopeguard::guard(spool, close);
     spool.count_in(metrics);
+    spool.keep_reserve(match settings.log.backend {
+        LogBackend::Mongodb => settings.log.reserve_bytes,
+        LogBackend::Sqlite => 0,
+    });
     log::info!("spool {}: {}", settings.log.path, spool.found());
     if let Ok(Some(_)) = spool.importing() {
         log::warn!("spool: an import has begun and not ended, so the log lacks some of it; stop, and run it again");

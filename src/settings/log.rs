@@ -69,6 +69,9 @@ section! {
         /// Bytes of the local file at which messages are refused with log_unavailable; not used with "sqlite".
         /// 로컬 파일이 이 바이트에 이르면 메시지를 log_unavailable로 거절한다. "sqlite"에서는 쓰지 않는다.
         spool_max_bytes: u64 = 8_589_934_592, 1_048_576..;
+        /// Bytes kept beside the local file to free it on a full disk; 0: none; not used with "sqlite".
+        /// 디스크가 가득 찼을 때 로컬 파일을 비우려고 그 옆에 남겨 두는 바이트. 0이면 두지 않는다. "sqlite"에서는 쓰지 않는다.
+        reserve_bytes: u64 = 16_777_216, 0..=1_099_511_627_776;
         /// Events kept in memory for the store; what is over is read back from the local file.
         /// 저장소로 보낼 이벤트를 메모리에 두는 최대 수. 넘치면 로컬 파일에서 다시 읽는다.
         backlog_max: usize = 100_000, 1..=10_000_000;

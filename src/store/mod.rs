@@ -10,6 +10,7 @@ pub mod keeping;
 mod late;
 mod lock;
 pub mod mongo;
+mod reserve;
 mod row;
 mod salvage;
 pub mod servers;

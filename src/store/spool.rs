@@ -60,14 +60,25 @@ use chatting_actors::{
     seldom::Seldom,
     types::{Epoch, Event, PresenterIdx, Seq},
 };
+use prometheus_client::metrics::gauge::Gauge;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use uuid::Uuid;
 
-use self::{freeing::Freeing, last_seqs::LastSeqs, meta::keep_last_ms, parked::Kept, records::Which, writing::Writing};
-use super::{Durability, FoundSpool, SharedConnection, SpoolLock};
+use self::{
+    freeing::Freeing, last_seqs::LastSeqs, meta::keep_last_ms, parked::Kept, records::Which, schema::limit,
+    writing::Writing,
+};
+use super::{Durability, FoundSpool, SharedConnection, SpoolLock, reserve::Reserve, wal::pass};
 
 /// How old the size may be that the metrics show.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// How soon a reserve that is missing is tried to be made anew.
+const RESERVE_AGAIN: Duration = Duration::from_secs(10);
+
+/// That a full disk has cost the reserve, for the log.
+const GIVEN_UP: &str = "spool: the disk is full, so its reserve (log.reserve_bytes) is given up to free rows; the file grows no more until \
+                        there is room for a new one";
 
 /// What a probe writes.
 const PROBE_BYTES: usize = 64 * 1024;
@@ -106,6 +117,12 @@ pub struct SqliteSpool {
     found: FoundSpool,
     bytes: u64,
     measured_at: Instant,
+    /// `log.spool_max_bytes`
+    max_bytes: Option<u64>,
+    /// What is kept of the disk for when it is full, how much that is for the metrics, and when it was last tried to make it anew.
+    reserve: Arc<Reserve>,
+    reserve_bytes: Gauge,
+    reserve_tried_at: Instant,
     /// What the store will not take, for the metrics.
     kept: Kept,
     /// That rows cannot be read, for the log.
@@ -132,8 +149,75 @@ impl SqliteSpool {
     /// Tells from now on how much is kept here because the store will not take it: what is parked already at once.
     pub fn count_in(&mut self, metrics: &Metrics) {
         self.kept = Kept::of(metrics);
+        self.reserve_bytes = metrics.spool_reserve_bytes.clone();
+        self.show_reserve();
         // Where it cannot be asked now, it is counted when the file has been opened again.
         let _ = self.with(|this, connection| this.kept.count_parked(connection));
+    }
+
+    /// Keeps so many bytes of the disk for when that is full; 0 keeps none. Where there is no room for them it goes on without, and until
+    /// there is the file grows to as many bytes only, or not at all where it has them.
+    pub fn keep_reserve(&mut self, bytes: u64) {
+        if let Err(error) = self.reserve.keep(bytes) {
+            let limit = self
+                .reserve
+                .missing()
+                .map(|bytes| format!("; until it is the file grows to {bytes} bytes, or not at all"));
+            let limit = limit.unwrap_or_default();
+            log::warn!("spool: its reserve of {bytes} bytes (log.reserve_bytes) is not kept: {error}{limit}");
+        }
+        self.limit_again();
+    }
+
+    /// Does what frees rows. Where the disk is full the reserve is given up for it.
+    fn freeing<T>(
+        &mut self,
+        work: impl Fn(&mut Self, &mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, SpoolError> {
+        match self.with(&work) {
+            Err(error) if error.fault == SpoolFault::Full && self.reserve.give_up() => {
+                log::warn!("{GIVEN_UP}: {error}");
+                self.limit_again();
+                // So that the WAL begins anew, and need not become longer.
+                if let Err(error) = self.with(|_, connection| pass(connection)) {
+                    log::warn!("spool: its WAL is not written into it: {error}");
+                }
+                self.with(&work)
+            }
+            done => done,
+        }
+    }
+
+    fn make_reserve_again(&mut self) {
+        if self.reserve.missing().is_none() || self.reserve_tried_at.elapsed() < RESERVE_AGAIN {
+            return;
+        }
+        self.reserve_tried_at = Instant::now();
+        match self.reserve.make() {
+            Ok(()) => {
+                log::info!("spool: it has its reserve again");
+                self.limit_again();
+            }
+            Err(error) => log::debug!("spool: its reserve is still missing: {error}"),
+        }
+    }
+
+    /// How far the file may grow depends on whether the reserve is there.
+    fn limit_again(&mut self) {
+        self.show_reserve();
+        if let Err(error) = self.with(|this, connection| limit(connection, this.max_bytes, &this.reserve)) {
+            log::warn!("spool: how far it may grow cannot be set: {error}");
+        }
+    }
+
+    fn is_empty(&mut self) -> Result<bool, SpoolError> {
+        let sql = "SELECT NOT EXISTS (SELECT 1 FROM spool)";
+        self.with(|_, connection| connection.query_row(sql, [], |row| row.get(0)))
+    }
+
+    fn show_reserve(&self) {
+        let bytes = i64::try_from(self.reserve.bytes()).unwrap_or(i64::MAX);
+        self.reserve_bytes.set(bytes);
     }
 
     /// The store holds nothing, so a room that this spool has never seen begins at 1 and needs no question.
@@ -181,6 +265,7 @@ impl SqliteSpool {
         if let Ok(bytes) = measured {
             self.bytes = u64::try_from(bytes).unwrap_or(0);
         }
+        self.make_reserve_again();
     }
 }
 
@@ -257,7 +342,7 @@ impl Spool for SqliteSpool {
             parked,
             keys_before_ms,
         };
-        let (kept, unasked) = self.with(|this, connection| freeing.run(connection, &this.last_seqs, &this.kept))?;
+        let (kept, unasked) = self.freeing(|this, connection| freeing.run(connection, &this.last_seqs, &this.kept))?;
         self.last_seqs.kept(kept);
         self.last_seqs.unasked(unasked);
         self.measure();
@@ -325,7 +410,7 @@ impl Spool for SqliteSpool {
     }
 
     fn broadcasts_stored(&mut self, stored: &[Broadcast], refused: &[Broadcast]) -> Result<(), SpoolError> {
-        self.with(|this, connection| {
+        self.freeing(|this, connection| {
             records::stored(connection, stored, refused)?;
             this.kept.count_refused(connection, !refused.is_empty());
             Ok(())
@@ -333,12 +418,18 @@ impl Spool for SqliteSpool {
     }
 
     fn probe(&mut self) -> Result<(), SpoolError> {
-        self.with(|_, connection| {
+        self.make_reserve_again();
+        let probe = |_: &mut Self, connection: &mut Connection| {
             // As much as a small commit needs, so that a disk with a few bytes left is not taken for one with room.
             set_meta(connection, "probe", vec![0_u8; PROBE_BYTES])?;
             connection.execute("DELETE FROM meta WHERE key = 'probe'", [])?;
             Ok(())
-        })
+        };
+        match self.with(probe) {
+            // Nothing will be freed that could give the reserve up, and what has filled the disk need not be the spool.
+            Err(error) if error.fault == SpoolFault::Full && self.is_empty()? => self.freeing(probe),
+            probed => probed,
+        }
     }
 
     fn bytes(&self) -> u64 {

@@ -19,6 +19,7 @@ use chatting_actors::{
 };
 use chatting_server::{
     app::Stopped,
+    settings::Secret,
     store::{
         Archive, Durability, Left, MongoStore, SpoolSettings, SqliteSpool, SqliteStore, inspect::SpoolFile,
         mongo::MongoSettings, spool::OpenError,
@@ -30,7 +31,7 @@ use crate::{
     figures::{message, shared},
     log_store::{batch, embedded, mongo},
     support::{
-        app::{TestApp, settings, spawn_app, spawn_in, use_mongodb},
+        app::{TestApp, post_v1, settings, spawn_app, spawn_in, use_mongodb},
         eventually,
         http::get,
         mongod::Mongod,
@@ -913,7 +914,7 @@ async fn rule_05_a_spool_that_knows_no_time_learns_it_from_a_store_that_was_away
     let dir = ScratchDir::new("newest");
     let mut settings = settings(&dir);
     use_mongodb(&mut settings);
-    settings.mongodb.uri = chatting_server::settings::Secret::new(mongod.uri());
+    settings.mongodb.uri = Secret::new(mongod.uri());
     settings.mongodb.connect_timeout_ms = 300;
     settings.mongodb.write_timeout_ms = 1000;
     let before = MongoSettings {
@@ -1081,12 +1082,17 @@ pub struct SmallDisk {
 impl SmallDisk {
     /// `None` where we may not mount one.
     pub fn mount() -> Option<Self> {
+        Self::mount_of(8)
+    }
+
+    /// The same, of so many megabytes.
+    fn mount_of(megabytes: usize) -> Option<Self> {
         let dir = ScratchDir::new("disk");
-        let script =
-            r#"mount -t tmpfs -o size=8m tmpfs "$1" && echo mounted && { read -r over; umount -l "$1"; rmdir "$1"; }"#;
+        let script = r#"mount -t tmpfs -o size="$2"m tmpfs "$1" && echo mounted && { read -r over; umount -l "$1"; rmdir "$1"; }"#;
         let mut holder = Command::new("/bin/sh")
             .args(["-c", script, "sh"])
             .arg(dir.path())
+            .arg(megabytes.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -1174,6 +1180,160 @@ async fn a_full_disk_is_log_unavailable_without_a_crash_and_goes_on_when_there_i
         log.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(),
         (1..=accepted).collect::<Vec<_>>()
     );
+}
+
+const RESERVE: u64 = 6 << 20;
+
+/// Commits until the disk is full; returns the last that went in.
+fn fill(spool: &mut SqliteSpool, info: &SpoolInfo, seq: &mut u64) -> i64 {
+    let mut last = 0;
+    loop {
+        let batch = events(info, 1, *seq + 1..=*seq + 500);
+        match spool.commit(&batch) {
+            Ok(first) => {
+                last = first + 499;
+                *seq += 500;
+            }
+            Err(error) => {
+                assert_eq!(error.fault, SpoolFault::Full, "{error}");
+                assert_eq!(
+                    spool.probe().unwrap_err().fault,
+                    SpoolFault::Full,
+                    "it is not given up while there is something to free"
+                );
+                return last;
+            }
+        }
+    }
+}
+
+/// As the drain does it when the store is there again.
+fn free_all(spool: &mut SqliteSpool) {
+    let mut after = 0;
+    while let Some((through, _)) = spool.read(after, 1000).unwrap().pop() {
+        spool.free(through, &[], 0).unwrap();
+        after = through;
+    }
+    spool.probe().unwrap();
+}
+
+#[test]
+fn a_spool_that_has_filled_its_disk_itself_can_be_freed_again_and_again_without_more_room() {
+    let Some(disk) = SmallDisk::mount_of(24) else {
+        eprintln!("skipped: no right to mount a small file system here");
+        return;
+    };
+    let path = disk.dir.path().join("chat.db");
+    let reserve = disk.dir.path().join("chat.db.reserve");
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.store_is_empty().unwrap();
+    spool.keep_reserve(RESERVE);
+    let mut seq = 0;
+    fill(&mut spool, &info, &mut seq);
+    assert!(seq > 10_000 && reserve.exists(), "{seq}");
+    free_all(&mut spool);
+    assert!(!reserve.exists());
+    // The store goes away again, and the reserve is not there yet.
+    for _ in 0..2 {
+        let before = seq;
+        fill(&mut spool, &info, &mut seq);
+        assert!(seq > before + 5000, "{before} {seq}");
+        free_all(&mut spool);
+    }
+    // Nor is it after a restart.
+    assert!(spool.close());
+    drop(spool);
+    let (mut spool, info) = open(&path, Durability::Disk, None);
+    spool.keep_reserve(RESERVE);
+    assert!(!reserve.exists());
+    fill(&mut spool, &info, &mut seq);
+    free_all(&mut spool);
+}
+
+#[test]
+fn a_spool_that_is_opened_on_the_disk_that_it_has_filled_can_be_freed() {
+    for stopped in [true, false] {
+        let Some(disk) = SmallDisk::mount_of(24) else {
+            eprintln!("skipped: no right to mount a small file system here");
+            return;
+        };
+        let path = disk.dir.path().join("chat.db");
+        let (mut spool, info) = open(&path, Durability::Disk, None);
+        spool.store_is_empty().unwrap();
+        spool.keep_reserve(RESERVE);
+        let mut seq = 0;
+        fill(&mut spool, &info, &mut seq);
+        if stopped {
+            spool.close();
+        }
+        drop(spool);
+        // What is left on the disk, to the last byte.
+        let mut filling = std::fs::File::create(disk.dir.path().join("ballast")).unwrap();
+        while std::io::Write::write_all(&mut filling, &[0]).is_ok() {}
+        let (mut spool, again) = open(&path, Durability::Disk, None);
+        assert_eq!(again.last, seq.cast_signed(), "stopped: {stopped}");
+        // A server that starts does so, `spool replay` does not.
+        if stopped {
+            spool.keep_reserve(RESERVE);
+        }
+        free_all(&mut spool);
+    }
+}
+
+#[actix_web::test]
+async fn a_disk_that_the_spool_filled_while_mongodb_was_away_is_freed_without_more_room_when_it_is_back() {
+    let Some(disk) = SmallDisk::mount_of(16) else {
+        eprintln!("skipped: no right to mount a small file system here");
+        return;
+    };
+    let mut mongod = Mongod::start_own().await;
+    let dir = ScratchDir::new("filled");
+    let mut settings = settings(&dir);
+    use_mongodb(&mut settings);
+    settings.mongodb.uri = Secret::new(mongod.uri());
+    settings.mongodb.connect_timeout_ms = 1000;
+    settings.log.path = disk.dir.path().join("chat.db").display().to_string();
+    settings.log.reserve_bytes = 5 << 20;
+    settings.log.retry_max_ms = 500;
+    settings.log.commit_interval_us = 0;
+    let app = spawn_in(dir, settings).await;
+    app.go_live(12);
+    let mut presenter = app.presenter(12).await;
+    // It takes what comes, for as long as any does.
+    let reader = actix_web::rt::spawn(async move {
+        loop {
+            presenter.next_json().await;
+        }
+    });
+    assert_eq!(app.post(12, 7, "first").await.status, 201);
+    assert_eq!(app.metric("chat_spool_reserve_bytes").await, Some(f64::from(5 << 20)));
+    mongod.kill().await;
+    let mut client = app.client().await;
+    let (token, text) = (app.token(7), "가".repeat(2000));
+    let mut accepted = 1;
+    let refused = loop {
+        let answer = post_v1(&mut client, 12, &token, &text).await;
+        if answer.status != 201 {
+            break answer;
+        }
+        accepted += 1;
+    };
+    assert_eq!(refused.json()["code"], "log_unavailable", "{refused:?}");
+    reader.abort();
+    assert!(accepted > 500, "{accepted}");
+    mongod.restart().await;
+    eventually("the spool to be drained", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+    eventually("a message to be accepted", async || {
+        (app.post(12, 7, "last").await.status == 201).then_some(())
+    })
+    .await;
+    assert_eq!(app.metric("chat_spool_reserve_bytes").await, Some(0.0), "it was needed");
+    assert_eq!(app.metric("chat_parked_events").await, Some(0.0));
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
 }
 
 #[test]

@@ -19,7 +19,7 @@ const SECTIONS: [&str; 6] = [
 ];
 
 /// Knobs of other sections.
-const OTHERS: [&str; 25] = [
+const OTHERS: [&str; 26] = [
     "server.max_connections",
     "server.answers_max_bytes",
     "server.answers_share_bytes",
@@ -43,6 +43,7 @@ const OTHERS: [&str; 25] = [
     "log.sqlite_batch_max",
     "log.backlog_max",
     "log.spool_max_bytes",
+    "log.reserve_bytes",
     "actors.supervisor.restart_min_ms",
     "actors.supervisor.restart_max_ms",
 ];

@@ -9,7 +9,12 @@ use chatting_actors::{
 };
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use super::{keep_last_ms, keys, last_seqs::LastSeqs, parked::Kept};
+use super::{
+    keep_last_ms, keys,
+    last_seqs::LastSeqs,
+    parked::Kept,
+    schema::{MAX_PAGES, UNLIMITED},
+};
 use crate::store::row::columns;
 
 pub(super) const PARK: &str = concat!(
@@ -123,11 +128,10 @@ pub(super) fn beyond_limit<T>(
     connection: &mut Connection,
     work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
-    const PAGES: &str = "max_page_count";
-    let limit: i64 = connection.pragma_query_value(None, PAGES, |row| row.get(0))?;
-    connection.pragma_update_and_check(None, PAGES, i64::from(u32::MAX - 1), |_| Ok(()))?;
+    let limit: i64 = connection.pragma_query_value(None, MAX_PAGES, |row| row.get(0))?;
+    connection.pragma_update_and_check(None, MAX_PAGES, UNLIMITED, |_| Ok(()))?;
     let done = work(connection);
-    connection.pragma_update_and_check(None, PAGES, limit, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, MAX_PAGES, limit, |_| Ok(()))?;
     done
 }
 

@@ -2,14 +2,16 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
 use chatting_actors::{seldom::Seldom, writer::SpoolInfo};
-use rusqlite::{Connection, ErrorCode, config::DbConfig};
+use prometheus_client::metrics::gauge::Gauge;
+use rusqlite::{Connection, ErrorCode, config::DbConfig, ffi};
 
 use super::{
-    DAMAGED, FORMAT, Kept, SpoolSettings, SqliteSpool,
+    DAMAGED, FORMAT, GIVEN_UP, Kept, SpoolSettings, SqliteSpool,
     anew::begin_anew,
     is_of, keys, meta,
     ours::may_be_ours,
@@ -19,6 +21,7 @@ use super::{
 use crate::store::{
     Durability, FoundSpool, Left, Shared, SpoolLock, connect,
     lock::file_of,
+    reserve::Reserve,
     salvage,
     wal::{PATIENCE, empty_wal, sync_wal},
 };
@@ -107,12 +110,21 @@ impl SqliteSpool {
             salvage::clear(&settings.path);
         }
         let (mut damaged, mut ours) = (false, lock.known());
-        let (connection, state) = match begin(&settings, &mut ours) {
+        let reserve = Arc::new(Reserve::of(&settings.path));
+        let mut begun = begin(&settings, &reserve, &mut ours);
+        if let Err(OpenError::Sqlite { error, .. }) = &begun
+            && is_full(error)
+            && reserve.give_up()
+        {
+            log::warn!("{GIVEN_UP}: {error}");
+            begun = begin(&settings, &reserve, &mut ours);
+        }
+        let (connection, state) = match begun {
             // A file that never was a spool of ours is somebody else's: it is not touched.
             Err(OpenError::Sqlite { error, .. }) if salvage::is_damage(&error) && ours => {
                 damaged = true;
                 begin_anew(&settings, &error)?;
-                begin(&settings, &mut ours)?
+                begin(&settings, &reserve, &mut ours)?
             }
             begun => begun?,
         };
@@ -136,10 +148,11 @@ impl SqliteSpool {
             furthest: state.furthest,
             asks_store: state.last_seqs.asks_store(),
         };
-        let (path, durability) = (settings.path.clone(), settings.durability);
+        let (path, durability, max_bytes) = (settings.path.clone(), settings.durability, settings.max_bytes);
+        let kept = Arc::clone(&reserve);
         let open = move || {
             let connection = open_connection(&settings)?;
-            limit(&connection, &settings)?;
+            limit(&connection, max_bytes, &kept)?;
             Ok(connection)
         };
         let connection = Shared::new(path.clone(), connection, durability, open)
@@ -156,6 +169,10 @@ impl SqliteSpool {
             found,
             bytes: 0,
             measured_at: Instant::now(),
+            max_bytes,
+            reserve,
+            reserve_bytes: Gauge::default(),
+            reserve_tried_at: Instant::now(),
             kept: Kept::default(),
             unreadable: Seldom::new(),
             lock,
@@ -167,7 +184,7 @@ impl SqliteSpool {
 
 /// Opens a file that is a spool or becomes one, and begins its use. Damage may show at each step of it; what cannot be begun is left as
 /// it is, with its WAL, which closing it would write into it and take away. `ours` is set where its tables show that it is a spool of ours.
-fn begin(settings: &SpoolSettings, ours: &mut bool) -> Result<(Connection, Start), OpenError> {
+fn begin(settings: &SpoolSettings, reserve: &Reserve, ours: &mut bool) -> Result<(Connection, Start), OpenError> {
     let sqlite = |error| OpenError::Sqlite {
         path: settings.path.clone(),
         error,
@@ -185,12 +202,12 @@ fn begin(settings: &SpoolSettings, ours: &mut bool) -> Result<(Connection, Start
         is_known(found, &settings.path)?;
     }
     set_up(&connection, settings).map_err(sqlite)?;
-    let state = take_over(&mut connection, settings)?;
+    let state = take_over(&mut connection, settings, reserve)?;
     keep_wal(&connection, false)?;
     Ok((connection, state))
 }
 
-fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<Start, OpenError> {
+fn take_over(connection: &mut Connection, settings: &SpoolSettings, reserve: &Reserve) -> Result<Start, OpenError> {
     let path = &settings.path;
     let sqlite = |error| OpenError::Sqlite {
         path: path.clone(),
@@ -207,8 +224,14 @@ fn take_over(connection: &mut Connection, settings: &SpoolSettings) -> Result<St
         upgrade(connection).map_err(sqlite)?;
     }
     let state = start(connection, settings, found.is_none()).map_err(sqlite)?;
-    limit(connection, settings).map_err(sqlite)?;
+    limit(connection, settings.max_bytes, reserve).map_err(sqlite)?;
     Ok(state)
+}
+
+/// Whether the disk has no room. That is said by another code where what all who have the file share cannot be made.
+fn is_full(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error();
+    code.is_some_and(|code| code.code == ErrorCode::DiskFull || code.extended_code == ffi::SQLITE_IOERR_SHMSIZE)
 }
 
 /// Reads the file's format. After an unclean stop, as which one counts that found damage, its tables are checked first, and what the WAL

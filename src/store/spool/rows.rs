@@ -102,7 +102,7 @@ impl SqliteSpool {
             this.kept.add_parked(more_parked);
             Ok(())
         };
-        self.with(|this, connection| beyond_limit(connection, |connection| set_aside(this, connection)))?;
+        self.freeing(|this, connection| beyond_limit(connection, |connection| set_aside(this, connection)))?;
         self.kept.unreadable.inc_by(rows.len() as u64);
         Ok(())
     }

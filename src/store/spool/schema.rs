@@ -5,13 +5,17 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::{OpenError, SpoolSettings, set_meta};
-use crate::store::{connect, row, sqlite};
+use crate::store::{connect, reserve::Reserve, row, sqlite};
 
 /// The format that this version writes.
 pub(in crate::store) const FORMAT: i64 = 2;
 
 /// Pages in the WAL at which a commit checkpoints, where the log is in the same file: the log does so before, beside the commits.
 const LOG_CHECKPOINT_PAGES: i64 = 16_384;
+
+/// The pragma that says to how many pages a file may grow, and the most that there can be.
+pub(super) const MAX_PAGES: &str = "max_page_count";
+pub(super) const UNLIMITED: i64 = u32::MAX as i64 - 1;
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -80,14 +84,17 @@ pub(super) fn set_up(connection: &Connection, settings: &SpoolSettings) -> rusql
     Ok(())
 }
 
-/// From now on the file grows no further than it may. Not before it has what this version needs: a full spool must start.
-pub(super) fn limit(connection: &Connection, settings: &SpoolSettings) -> rusqlite::Result<()> {
-    if let Some(max) = settings.max_bytes {
-        let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let pages = i64::try_from(max).unwrap_or(i64::MAX) / page.max(1);
-        connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+/// From now on the file grows no further than it may: while its reserve is missing, no further than it is, but to as many bytes. Not before
+/// it has what this version needs: a full spool must start.
+pub(super) fn limit(connection: &Connection, max_bytes: Option<u64>, reserve: &Reserve) -> rusqlite::Result<()> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let page = pragma("page_size")?.max(1);
+    let pages = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX) / page;
+    let mut most = max_bytes.map_or(UNLIMITED, pages);
+    if let Some(missing) = reserve.missing() {
+        most = most.min(pragma("page_count")?.max(pages(missing)));
     }
-    Ok(())
+    connection.pragma_update_and_check(None, MAX_PAGES, most, |_| Ok(()))
 }
 
 /// Brings a file of format 1 to format 2, in one transaction.

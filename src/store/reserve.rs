@@ -1,0 +1,217 @@
+//! A file beside the spool that keeps room on its disk, for when that is full (`log.reserve_bytes`).
+//!
+//! New pages come into a SQLite file when its WAL is checkpointed. Where the spool itself has filled the disk, the WAL holds pages for which
+//! the file has no room, so it cannot begin anew, and each transaction must lengthen it: one that frees rows, too. The reserve is given
+//! up for that. What frees rows makes no room on the disk, because the file keeps its size. So while the reserve is missing the file does
+//! not grow, and senders get what was freed; the disk is asked seldom whether there is room for a new one.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use rustix::{
+    fs::{FallocateFlags, fallocate, statvfs},
+    io::Errno,
+};
+
+use super::salvage::beside;
+
+const SUFFIX: &str = ".reserve";
+
+/// What the system counts what a file holds in (`st_blocks`, stat(2)).
+const BLOCK: u64 = 512;
+
+/// What is written at once where the file system cannot allocate.
+const WRITTEN: usize = 64 * 1024;
+
+/// The reserve of one spool.
+pub(super) struct Reserve {
+    path: PathBuf,
+    /// How many are to be kept.
+    bytes: AtomicU64,
+    missing: AtomicBool,
+}
+
+impl Reserve {
+    /// That of the spool in this file, as it was left. Where none was left, none is kept.
+    pub fn of(spool: &Path) -> Self {
+        let path = beside(spool, SUFFIX);
+        let bytes = held_by(&path);
+        Self {
+            path,
+            bytes: AtomicU64::new(bytes),
+            missing: AtomicBool::new(false),
+        }
+    }
+
+    /// How many bytes are kept now.
+    pub fn bytes(&self) -> u64 {
+        match self.missing() {
+            Some(_) => 0,
+            None => self.bytes.load(Ordering::Acquire),
+        }
+    }
+
+    /// How many bytes it lacks, where it is missing.
+    pub fn missing(&self) -> Option<u64> {
+        let missing = self.missing.load(Ordering::Acquire);
+        missing.then(|| self.bytes.load(Ordering::Acquire))
+    }
+
+    /// Keeps so many bytes from now on. Where there is no room for them it is missing; on another error there is none.
+    pub fn keep(&self, bytes: u64) -> io::Result<()> {
+        let there = held_by(&self.path);
+        self.missing.store(false, Ordering::Release);
+        let kept = match bytes {
+            0 => self.remove(),
+            _ if there > bytes => OpenOptions::new()
+                .write(true)
+                .open(&self.path)
+                .and_then(|file| file.set_len(bytes)),
+            _ if there == bytes => Ok(()),
+            _ => {
+                self.bytes.store(bytes, Ordering::Release);
+                self.remove().and_then(|()| self.make())
+            }
+        };
+        let lacks_room = kept.as_ref().is_err_and(is_full);
+        self.missing.store(lacks_room, Ordering::Release);
+        let bytes = if kept.is_ok() || lacks_room { bytes } else { 0 };
+        self.bytes.store(bytes, Ordering::Release);
+        kept
+    }
+
+    /// Makes a missing one anew. Only where twice as much is free: one that takes all that there is would be given up at once.
+    pub fn make(&self) -> io::Result<()> {
+        let bytes = self.bytes.load(Ordering::Acquire);
+        let free = self.free()?;
+        if free < 2 * bytes {
+            let why = format!("{free} bytes are free, and it takes {bytes} where twice as many are");
+            return Err(io::Error::new(ErrorKind::StorageFull, why));
+        }
+        let made = allocated(&self.path, bytes);
+        match &made {
+            Ok(()) => self.missing.store(false, Ordering::Release),
+            Err(_) => self.remove()?,
+        }
+        made
+    }
+
+    /// Gives it up, where it is there and the disk is full: a file at its own limit (`log.spool_max_bytes`) is no reason. Returns whether
+    /// there is more room now.
+    pub fn give_up(&self) -> bool {
+        let bytes = self.bytes();
+        if bytes == 0 || self.free().is_ok_and(|free| free >= bytes) {
+            return false;
+        }
+        self.missing.store(true, Ordering::Release);
+        std::fs::remove_file(&self.path).is_ok()
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        let dir = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let disk = statvfs(dir.unwrap_or(Path::new(".")))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How many bytes of the disk a file holds. A copy of one may have its length and hold none.
+fn held_by(path: &Path) -> u64 {
+    let file = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);
+    file.map_or(0, |file| file.len().min(file.blocks() * BLOCK))
+}
+
+/// Whether this says that there is no room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+/// Makes a file of so many bytes that the disk has room for.
+fn allocated(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => return Err(error.into()),
+        // Not every file system can.
+        Err(_) => write(&mut file, bytes)?,
+        Ok(()) => {}
+    }
+    file.sync_all()
+}
+
+fn write(file: &mut File, bytes: u64) -> io::Result<()> {
+    let mut left = bytes;
+    while left > 0 {
+        let some = usize::try_from(left).unwrap_or(WRITTEN).min(WRITTEN);
+        file.write_all(&[0; WRITTEN][..some])?;
+        left -= some as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_a_private_file_that_takes_its_place_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join("chat.db");
+        let reserve = Reserve::of(&spool);
+        assert_eq!((reserve.bytes(), reserve.missing()), (0, None), "none was left");
+        reserve.keep(1 << 20).unwrap();
+        let file = || std::fs::metadata(dir.path().join("chat.db.reserve"));
+        let made = file().unwrap();
+        assert_eq!((made.len(), made.mode() & 0o777), (1 << 20, 0o600));
+        assert!(made.blocks() * BLOCK >= 1 << 20, "{} blocks", made.blocks());
+        assert_eq!(Reserve::of(&spool).bytes(), 1 << 20, "the next start has it");
+        for bytes in [1 << 19, 1 << 21] {
+            reserve.keep(bytes).unwrap();
+            assert_eq!((held_by(&reserve.path), reserve.bytes()), (bytes, bytes));
+        }
+        // As a copy of it may be.
+        File::create(&reserve.path).unwrap().set_len(1 << 21).unwrap();
+        reserve.keep(1 << 21).unwrap();
+        assert_eq!(held_by(&reserve.path), 1 << 21);
+        assert!(!reserve.give_up(), "the disk is not full");
+        reserve.keep(0).unwrap();
+        assert!(file().is_err());
+    }
+
+    #[test]
+    fn a_disk_without_room_for_twice_the_reserve_gets_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::of(&dir.path().join("chat.db"));
+        let error = reserve.keep(1 << 60).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert_eq!((reserve.bytes(), reserve.missing()), (0, Some(1 << 60)));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_reserve_that_cannot_be_made_though_there_is_room_limits_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("chat.db.reserve")).unwrap();
+        let reserve = Reserve::of(&dir.path().join("chat.db"));
+        reserve.keep(1 << 20).unwrap_err();
+        assert_eq!((reserve.bytes(), reserve.missing()), (0, None));
+        assert!(!reserve.give_up());
+    }
+
+    #[test]
+    fn where_the_file_system_cannot_allocate_it_is_written() {
+        let mut file = tempfile::tempfile().unwrap();
+        write(&mut file, 100_001).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 100_001);
+    }
+}
