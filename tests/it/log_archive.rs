@@ -1,6 +1,9 @@
 //! The conformance suite of what a log can be asked: MongoDB and SQLite give the same answers.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
@@ -20,7 +23,10 @@ use uuid::Uuid;
 
 use crate::{
     log_store::{batch, event, mongo, room, stores},
-    support::process::ScratchDir,
+    support::{
+        moving::{Moves, MovingStore},
+        process::ScratchDir,
+    },
 };
 
 pub fn by(user: i64, event: Arc<Event>) -> Arc<Event> {
@@ -371,6 +377,68 @@ async fn pages_have_every_event_once_wherever_it_is_and_numberings_that_overlap_
         }
         let some = walk(&history, pages(1, Start::After(Seq(11)), 2)).await;
         assert_eq!(some.concat(), [12, 13, 14, 15], "{name}");
+    }
+}
+
+#[actix_web::test]
+async fn a_page_is_read_from_the_numberings_that_it_is_in_however_many_the_room_has() {
+    const NUMBERINGS: u64 = 20;
+    const LIMIT: usize = 10;
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (spool, dir) = spool(&mut epoch);
+        // In room 1 each begins behind the last number of the one before; in room 2 five have a number at once; in room 3 all have
+        // the same ones. Their names are in no order.
+        let rooms = [(1, 15), (2, 3), (3, 0)];
+        for n in 0..NUMBERINGS {
+            for (presenter, step) in rooms {
+                let numbering = format!("{}", n * 7 % NUMBERINGS);
+                let events: Vec<_> = (n * step + 1..=n * step + 15)
+                    .map(|seq| {
+                        by(
+                            7 + i64::from(seq % 2 == 0),
+                            event(&mut clock, presenter, &numbering, seq, "x"),
+                        )
+                    })
+                    .collect();
+                assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
+            }
+        }
+        let scanned = Arc::new(AtomicUsize::new(0));
+        let counting = MovingStore {
+            store,
+            spool: Mutex::new(spool),
+            moves: Moves::Never,
+            scanned: Arc::clone(&scanned),
+        };
+        let history = History::new(dir.path().join("chat.db"), Arc::new(counting), 4);
+        for (presenter, step) in rooms {
+            let numbers = (0..NUMBERINGS).flat_map(|n| n * step + 1..=n * step + 15);
+            let mut wanted: Vec<u64> = numbers.collect();
+            wanted.sort_unstable();
+            for start in [Start::After(Seq(0)), Start::Before(Seq(u64::MAX))] {
+                for user in [None, UserIdx::new(7)] {
+                    let of = format!("{name}, room {presenter}: {start:?}, {user:?}");
+                    let query = Query {
+                        user,
+                        deleted_too: true,
+                        ..pages(presenter, start, LIMIT)
+                    };
+                    scanned.store(0, Relaxed);
+                    let mut found = walk(&history, query).await;
+                    // One event of each tells where it begins.
+                    let most = usize::try_from(NUMBERINGS).unwrap() + 4 * (LIMIT + 1);
+                    let read = scanned.load(Relaxed) / found.len();
+                    assert!(read <= most, "{of}: {read} a page");
+                    if matches!(start, Start::Before(_)) {
+                        found.reverse();
+                    }
+                    let wanted = wanted.iter().filter(|seq| user.is_none() || **seq % 2 == 1);
+                    assert_eq!(found.concat(), wanted.copied().collect::<Vec<_>>(), "{of}");
+                }
+            }
+        }
     }
 }
 

@@ -469,6 +469,7 @@ async fn moving(dir: &ScratchDir, moves: Moves) -> (History, Vec<Arc<Event>>) {
         store: Arc::new(store),
         spool: spool.into(),
         moves,
+        scanned: Arc::default(),
     };
     (History::new(path, Arc::new(store), 4), events)
 }

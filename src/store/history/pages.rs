@@ -1,8 +1,12 @@
 //! Pages of a room's events, from any place on, in either direction.
 //!
 //! A page is put together numbering by numbering, so that one index serves it and its cost does not grow with its depth or with
-//! the length of the log. The order is that of seqs; where two numberings have the same seq, as after a crash with
-//! `log.durability = "os"`, the older event comes first and both are on the same page.
+//! the length of the log. Of each numbering the first event in question is read, and then the numberings in the order of those, each
+//! no further than the page can reach by what was read before: where one goes on behind the other, as they most often do, a page is
+//! read from one or two of them, however many a room has.
+//!
+//! The order is that of seqs; where two numberings have the same seq, as after a crash with `log.durability = "os"`, the older event
+//! comes first and both are on the same page.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -63,6 +67,66 @@ struct Bounds {
     epoch: Epoch,
     after: Seq,
     through: Seq,
+}
+
+/// What a page is put together of.
+struct Gathered<'a> {
+    query: &'a Query,
+    /// More than so many cannot be on the page, but for those with the same number.
+    rows: usize,
+    all: BTreeMap<(Seq, Uuid), Logged>,
+    /// How far every part of what was read reaches for certain, in the asked direction. Nothing beyond that is kept.
+    reaches: Option<Seq>,
+}
+
+impl<'a> Gathered<'a> {
+    fn new(query: &'a Query, rows: usize) -> Self {
+        Self {
+            query,
+            rows,
+            all: BTreeMap::new(),
+            reaches: None,
+        }
+    }
+
+    /// Nothing is known of what is beyond this.
+    fn reach(&mut self, seq: Seq) {
+        let query = self.query;
+        if self.reaches.is_none_or(|nearest| query.is_beyond(nearest, seq)) {
+            self.reaches = Some(seq);
+            self.all.retain(|(at, _), _| !query.is_beyond(*at, seq));
+        }
+    }
+
+    fn add(&mut self, found: Vec<Logged>) {
+        let (query, reaches) = (self.query, self.reaches);
+        let within = |logged: &Logged| reaches.is_none_or(|reaches| !query.is_beyond(logged.event.seq, reaches));
+        let found = found.into_iter().filter(within);
+        self.all
+            .extend(found.map(|logged| ((logged.event.seq, logged.event.id), logged)));
+        if self.all.len() > self.rows {
+            let last = self.rows.saturating_sub(1);
+            let mut places = self.all.keys();
+            let place = match query.start {
+                Start::Before(_) => places.nth_back(last),
+                Start::After(_) => places.nth(last),
+            };
+            if let Some((seq, _)) = place.copied() {
+                self.reach(seq);
+            }
+        }
+    }
+
+    /// What is still in question of this; `None`: nothing is.
+    fn narrowed(&self, mut bounds: Bounds) -> Option<Bounds> {
+        if let Some(reaches) = self.reaches {
+            match self.query.start {
+                Start::Before(_) => bounds.after = bounds.after.max(Seq(reaches.0.saturating_sub(1))),
+                Start::After(_) => bounds.through = bounds.through.min(reaches),
+            }
+        }
+        (bounds.after < bounds.through).then_some(bounds)
+    }
 }
 
 /// Rows that are read from the store at once where a text is searched.
@@ -243,6 +307,49 @@ impl Reading {
         Ok(bounds)
     }
 
+    /// What is in question of each of these numberings that has some of it, those first that begin first in the asked direction: what
+    /// is read of one tells how little of the next ones can be on the page.
+    async fn in_order(&self, query: &Query, epochs: Vec<Epoch>) -> Result<Vec<Bounds>, HistoryError> {
+        let one = epochs.len() == 1;
+        let mut found = Vec::with_capacity(epochs.len());
+        for epoch in epochs {
+            let mut bounds = self.within_times(query, epoch).await?;
+            if bounds.after >= bounds.through {
+                continue;
+            }
+            if !one {
+                let Some(first) = self.scan(query, &bounds, 1).await?.pop() else {
+                    continue;
+                };
+                let seq = first.event.seq;
+                match query.start {
+                    Start::Before(_) => bounds.through = seq,
+                    Start::After(_) => bounds.after = Seq(seq.0.saturating_sub(1)),
+                }
+            }
+            found.push(bounds);
+        }
+        match query.start {
+            Start::Before(_) => found.sort_by_key(|bounds| Reverse(bounds.through)),
+            Start::After(_) => found.sort_by_key(|bounds| bounds.after),
+        }
+        Ok(found)
+    }
+
+    /// What the store has within these bounds, in the asked direction.
+    async fn scan(&self, query: &Query, bounds: &Bounds, limit: usize) -> Result<Vec<Logged>, HistoryError> {
+        let scan = Scan {
+            presenter: query.presenter,
+            epoch: bounds.epoch.clone(),
+            after: bounds.after,
+            through: bounds.through,
+            user: query.user,
+            newest_first: query.newest_first(),
+            limit,
+        };
+        self.on_store(move |store| store.scan(scan)).await
+    }
+
     /// Up to `limit` events that the query wants, but for its text. One more is read, which tells whether there is a next page.
     async fn read_page(&self, query: &Query, limit: usize) -> Result<Page, HistoryError> {
         let rows = limit.saturating_add(1);
@@ -260,47 +367,27 @@ impl Reading {
             limit: rows,
         };
         let spooled = self.on_spool(move |path| spooled::of_room(path, &window)).await?;
-        let mut all: BTreeMap<(Seq, Uuid), Logged> = BTreeMap::new();
-        // How far every part of what was read reaches for certain, in the asked direction.
-        let mut reaches: Option<Seq> = None;
-        let mut reach = |seq: Seq| {
-            if reaches.is_none_or(|nearest| query.is_beyond(nearest, seq)) {
-                reaches = Some(seq);
-            }
-        };
-        let presenter = query.presenter;
-        for epoch in self.on_store(move |store| store.epochs(presenter)).await? {
-            let bounds = self.within_times(query, epoch).await?;
-            if bounds.after >= bounds.through {
-                continue;
-            }
-            let scan = Scan {
-                presenter: query.presenter,
-                epoch: bounds.epoch,
-                after: bounds.after,
-                through: bounds.through,
-                user: query.user,
-                newest_first,
-                limit: rows,
-            };
-            let found = self.on_store(move |store| store.scan(scan)).await?;
-            if let Some(last) = found.last().filter(|_| found.len() >= rows) {
-                reach(last.event.seq);
-            }
-            for logged in found {
-                all.insert((logged.event.seq, logged.event.id), logged);
-            }
-        }
+        let mut gathered = Gathered::new(query, rows);
         if let Some(seq) = spooled.reach {
-            reach(seq);
+            gathered.reach(seq);
         }
-        for event in spooled.events {
-            let place = (event.seq, event.id);
-            all.entry(place).or_insert_with(|| Logged::unmarked(event));
+        gathered.add(spooled.events.into_iter().map(Logged::unmarked).collect());
+        let presenter = query.presenter;
+        let epochs = self.on_store(move |store| store.epochs(presenter)).await?;
+        for bounds in self.in_order(query, epochs).await? {
+            let Some(bounds) = gathered.narrowed(bounds) else {
+                continue;
+            };
+            let found = self.scan(query, &bounds, rows).await?;
+            if let Some(last) = found.last().filter(|_| found.len() >= rows) {
+                gathered.reach(last.event.seq);
+            }
+            // What is in both is told as the store has it, which knows what was deleted.
+            gathered.add(found);
         }
+        let Gathered { all, reaches, .. } = gathered;
         let mut wanted: Vec<Logged> = all
             .into_values()
-            .filter(|logged| reaches.is_none_or(|reaches| !query.is_beyond(logged.event.seq, reaches)))
             .map(|logged| logged.covered_by(&spooled.acts))
             .filter(|logged| query.wants(logged))
             .collect();

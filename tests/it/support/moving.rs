@@ -1,9 +1,12 @@
 //! A log whose events and broadcasts move from the spool to the store in the middle of a read, as they do at any time: before the
-//! store is looked into, or right after.
+//! store is looked into, or right after. It counts what it gives.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use chatting_actors::{
@@ -24,6 +27,7 @@ use uuid::Uuid;
 pub enum Moves {
     BeforeScan,
     AfterScan,
+    Never,
 }
 
 /// A store into which the spool is drained by who reads it.
@@ -31,6 +35,8 @@ pub struct MovingStore {
     pub store: Arc<dyn Archive>,
     pub spool: Mutex<SqliteSpool>,
     pub moves: Moves,
+    /// Events that scans have given.
+    pub scanned: Arc<AtomicUsize>,
 }
 
 impl MovingStore {
@@ -56,7 +62,9 @@ impl MovingStore {
             self.drain().await?;
         }
         let found = asked.await;
-        self.drain().await?;
+        if self.moves != Moves::Never {
+            self.drain().await?;
+        }
         found
     }
 }
@@ -123,7 +131,12 @@ impl Archive for MovingStore {
     }
 
     fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<Vec<Logged>, StoreError>> {
-        self.moving(self.store.scan(scan)).boxed()
+        async move {
+            let found = self.moving(self.store.scan(scan)).await?;
+            self.scanned.fetch_add(found.len(), Relaxed);
+            Ok(found)
+        }
+        .boxed()
     }
 
     fn find(&self, id: Uuid) -> BoxFuture<'_, Result<Option<Logged>, StoreError>> {
