@@ -861,6 +861,70 @@ async fn a_deletion_covers_what_was_set_aside_and_what_later_gets_into_the_store
     }
 }
 
+#[test]
+fn of_the_acts_that_the_store_has_those_stay_that_cover_what_was_set_aside() {
+    let mut epoch = String::new();
+    let (mut spool, _dir) = spool(&mut epoch);
+    let base = 1_800_000_000_000;
+    // Acts come after what they name.
+    let mut clock = EventClock::after(base + 1_000);
+    let said: Vec<_> = (1_u64..=6)
+        .map(|seq| {
+            let said = by(10 + seq.cast_signed(), event(&mut clock, 1, &epoch, seq, "x"));
+            let mut said = Arc::unwrap_or_clone(said);
+            said.sent_at_ms = base + seq.cast_signed() * 10;
+            Arc::new(said)
+        })
+        .collect();
+    let message = |n: usize| Act::Message {
+        id: said[n].id,
+        seq: said[n].seq,
+    };
+    let user = |user| Act::User {
+        user_idx: UserIdx::new(user).unwrap(),
+    };
+    let span = |from: i64, to: i64| Act::Span {
+        from_ms: base + from,
+        to_ms: base + to,
+    };
+    let kept = |spool: &mut SqliteSpool| -> Vec<u64> {
+        let mut rows = spool.read_parked(&[], 100).unwrap();
+        rows.retain(|row| row.reason.starts_with("stored"));
+        rows.into_iter().map(|row| row.event.unwrap().seq.0).collect()
+    };
+    park(&mut spool, &said[..1]);
+    // On it, on its user, on its time; on others.
+    let covering = [message(0), user(11), span(0, 10), span(10, 10), span(-5, 100)];
+    let others = [message(1), message(4), user(12), user(99), span(11, 100), span(0, 9)];
+    let mut numbered = (11..).zip(covering.into_iter().chain(others));
+    let mut acts: Vec<_> = numbered
+        .by_ref()
+        .map(|(seq, of)| act(&mut clock, 1, &epoch, seq, of))
+        .collect();
+    // In another room.
+    acts.extend([user(11), span(0, 10)].map(|of| act(&mut clock, 2, &epoch, 1, of)));
+    let first = spool.commit(&acts).unwrap();
+    spool.free(first + acts.len() as i64 - 1, &[], 0).unwrap();
+    assert_eq!(kept(&mut spool), [11, 12, 13, 14, 15]);
+    // In one step with what is set aside, and with an act on its user that came before it.
+    let before = act(&mut clock, 1, &epoch, 30, user(16));
+    let late = by(16, event(&mut clock, 1, &epoch, 31, "x"));
+    let of_late = Act::Message {
+        id: late.id,
+        seq: late.seq,
+    };
+    let mut rows = vec![before, late];
+    rows.extend(
+        (32..)
+            .zip([of_late, user(16), message(3), user(14)])
+            .map(|(seq, of)| act(&mut clock, 1, &epoch, seq, of)),
+    );
+    let first = spool.commit(&rows).unwrap();
+    let refused = [(first + 1, Arc::clone(&rows[1]), "no".to_owned())];
+    spool.free(first + rows.len() as i64 - 1, &refused, 0).unwrap();
+    assert_eq!(kept(&mut spool), [11, 12, 13, 14, 15, 32, 33]);
+}
+
 #[actix_web::test]
 async fn what_comes_behind_acts_is_deleted_by_the_first_that_covers_it_and_stays_so() {
     for (name, store, _dir) in stores().await {
@@ -1430,7 +1494,7 @@ fn a_full_spool_of_the_format_before_is_opened_and_goes_on_with_what_it_had() {
     drop(spool);
     let connection = rusqlite::Connection::open(&settings.path).unwrap();
     let before = "
-        DROP INDEX spool_acts; DROP INDEX parked_acts; DROP INDEX parked_by_room; DROP INDEX parked_said; DROP TABLE records; UPDATE meta SET value = 1 WHERE key = 'format';
+        DROP INDEX spool_acts; DROP INDEX parked_acts; DROP INDEX parked_of_user; DROP INDEX parked_at; DROP INDEX parked_by_room; DROP INDEX parked_said; DROP TABLE records; UPDATE meta SET value = 1 WHERE key = 'format';
         ALTER TABLE spool DROP COLUMN act; ALTER TABLE spool DROP COLUMN broadcast_id;
         ALTER TABLE parked DROP COLUMN act; ALTER TABLE parked DROP COLUMN broadcast_id;
         ALTER TABLE places DROP COLUMN legacy_from;

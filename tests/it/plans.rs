@@ -273,17 +273,29 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
     // As an earlier build left it.
     without(
         &path,
-        "DROP INDEX parked_by_room; DROP INDEX parked_said; DROP INDEX parked_acts",
+        "DROP INDEX parked_by_room; DROP INDEX parked_said; DROP INDEX parked_of_user; DROP INDEX parked_at; DROP INDEX parked_acts",
     );
     let (mut spool, info) = embedded(&path);
     let epoch = &*info.epoch.0;
     let said = shared((1..=4).map(|seq| message(START + seq, 12, epoch, seq.cast_unsigned(), 33, "x")));
-    let mut act = message(START + 5, 12, epoch, 5, 90, "");
-    act.act = Some(Arc::new(Act::Message {
-        id: said[0].id,
-        seq: Seq(1),
+    let acts = [
+        Act::Message {
+            id: said[0].id,
+            seq: Seq(1),
+        },
+        Act::User {
+            user_idx: said[0].chat.user_idx,
+        },
+        Act::Span {
+            from_ms: START + 1,
+            to_ms: START + 1,
+        },
+    ];
+    let acts = shared((5_u64..).zip(acts).map(|(seq, of)| {
+        let mut act = message(START + seq.cast_signed(), 12, epoch, seq, 90, "");
+        act.act = Some(Arc::new(of));
+        act
     }));
-    let act = Arc::new(act);
     let parked: Vec<_> = (1..)
         .zip(said)
         .map(|(pos, event)| (pos, event, "no".to_owned()))
@@ -291,9 +303,9 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
     let events: Vec<_> = parked.iter().map(|(_, event, _)| Arc::clone(event)).collect();
     spool.commit(&events).unwrap();
     spool.free(4, &parked, 0).unwrap();
-    let pos = spool.commit(&[Arc::clone(&act)]).unwrap();
-    spool.free(pos, &[], 0).unwrap();
-    assert_eq!(spool.count_parked().unwrap(), 5, "the act stays with what it covers");
+    let pos = spool.commit(&acts).unwrap();
+    spool.free(pos + 2, &[], 0).unwrap();
+    assert_eq!(spool.count_parked().unwrap(), 7, "the acts stay with what they cover");
     let store = SqliteStore::new(spool.connection());
     chatting_actors::seams::LogStore::prepare(&store).await.unwrap();
     let history = History::new(path.clone(), Arc::new(store), 4);
@@ -309,18 +321,21 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
             limit: 10,
             scan_limit: 10,
         };
-        assert_eq!(history.page(&query).await.unwrap().events.len(), 5);
+        assert_eq!(history.page(&query).await.unwrap().events.len(), 7);
     }
     let range = LogRange {
         presenter: room(12),
         epoch: info.epoch.clone(),
         after: Seq(0),
-        through: Seq(5),
+        through: Seq(7),
         limit: 10,
     };
     let page = LogReader::read(&history, range, 0).await.unwrap();
-    assert_eq!((page.events.len(), page.deleted), (5, vec![Seq(1)]));
-    assert_eq!(spool.unpark(&[act.id], &[]).unwrap(), 0);
+    assert_eq!(
+        (page.events.len(), page.deleted),
+        (7, vec![Seq(1), Seq(2), Seq(3), Seq(4)])
+    );
+    assert_eq!(spool.unpark(&[acts[0].id], &[]).unwrap(), 0);
     let connection = Connection::open(&path).unwrap();
     let statements = STATEMENTS.0.lock().unwrap().clone();
     let mut looked = 0;
@@ -341,11 +356,18 @@ async fn what_is_parked_of_a_room_is_found_by_an_index_also_in_a_spool_that_had_
             let of_a_room = step.starts_with("SEARCH older") && !step.contains("id<?");
             assert!(!of_a_room, "{sql}\n{plan:#?}");
         }
+        let by = [
+            ("AND user_idx = ?3)", "parked_of_user"),
+            ("sent_at BETWEEN ?3", "parked_at"),
+        ];
+        for (_, index) in by.iter().filter(|(which, _)| sql.contains(which)) {
+            assert!(plan.iter().any(|step| step.contains(index)), "{sql}\n{plan:#?}");
+        }
         let sorts = plan.iter().any(|step| step.contains("TEMP B-TREE"));
         assert!(!sorts, "{sql}\n{plan:#?}");
     }
-    // Pages either way, the reading of a session that goes on, its acts, what a freed act covers, and what an act stays for.
-    assert!(looked >= 6, "{looked} statements");
+    // Pages either way, the reading of a session that goes on, its acts, what freed acts of each kind cover, and what an act stays for.
+    assert!(looked >= 8, "{looked} statements");
 }
 
 #[test]

@@ -386,11 +386,8 @@ impl Reading {
             gathered.add(found);
         }
         let Gathered { all, reaches, .. } = gathered;
-        let mut wanted: Vec<Logged> = all
-            .into_values()
-            .map(|logged| logged.covered_by(&spooled.acts))
-            .filter(|logged| query.wants(logged))
-            .collect();
+        let mut wanted = self.covered(all.into_values().collect(), spooled.acts).await?;
+        wanted.retain(|logged| query.wants(logged));
         if newest_first {
             wanted.sort_by_key(|logged| Reverse((logged.event.seq, logged.event.id)));
         }

@@ -15,14 +15,14 @@ use std::{
 use chatting_actors::{
     gate::Permit,
     seams::StoreError,
-    types::{Epoch, PresenterIdx},
+    types::{Epoch, Event, PresenterIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
 
 use super::HistoryError;
 use crate::{
     limits::AtIt,
-    store::{Archive, First},
+    store::{Archive, First, Logged},
 };
 
 /// A turn of `log.readers`, and what it counts of its user's share.
@@ -88,6 +88,16 @@ impl Reading {
     ) -> Result<T, HistoryError> {
         let path = Arc::clone(&self.spool);
         Ok(self.blocking(move || work(&path)).await??)
+    }
+
+    /// Marks what these acts cover. Each is compared with each, which may take the CPU for long: whoever is served on this thread would
+    /// wait.
+    pub async fn covered(&self, events: Vec<Logged>, acts: Vec<Event>) -> Result<Vec<Logged>, HistoryError> {
+        if acts.is_empty() {
+            return Ok(events);
+        }
+        let cover = move || events.into_iter().map(|logged| logged.covered_by(&acts)).collect();
+        self.blocking(cover).await
     }
 
     /// Asks the store. What it was asked goes on to its end, and the turn with it.

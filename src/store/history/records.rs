@@ -183,10 +183,10 @@ impl Reading {
         let spooled_events = spooled.events.into_iter().map(Logged::unmarked);
         let all = spooled_events.chain(stored).map(|logged| (logged.event.seq, logged));
         let all: BTreeMap<Seq, Logged> = all.collect();
-        let events = all.into_values().take(limit);
-        let events = events.map(|logged| logged.covered_by(&spooled.acts));
+        let events = all.into_values().take(limit).collect();
+        let events = self.covered(events, spooled.acts).await?;
         let mut over = false;
-        let events = events.take_while(|logged| {
+        let events = events.into_iter().take_while(|logged| {
             over = logged.event.sent_at_ms >= before_ms;
             !over
         });

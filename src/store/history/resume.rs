@@ -55,13 +55,20 @@ impl LogReader for History {
             // The next page begins to look at the first row of the spool that this one has no room for.
             page.spool_from = rows[room..].iter().find_map(|(pos, _)| *pos).unwrap_or(scanned);
             page.events.extend(rows.drain(..room).map(|(_, event)| event));
-            let covered = |event: &&Event| {
-                let covers = |at: &Event| at.act.as_ref().is_some_and(|act| act.covers(at, event));
-                acts.iter().any(covers)
-            };
-            page.deleted
-                .extend(page.events.iter().filter(covered).map(|event| event.seq));
-            Ok(page)
+            if acts.is_empty() {
+                return Ok(page);
+            }
+            // Each is compared with each, which may take the CPU for long.
+            let marked = reading.blocking(move || {
+                let covered = |event: &&Event| {
+                    let covers = |at: &Event| at.act.as_ref().is_some_and(|act| act.covers(at, event));
+                    acts.iter().any(covers)
+                };
+                page.deleted
+                    .extend(page.events.iter().filter(covered).map(|event| event.seq));
+                page
+            });
+            marked.await.map_err(|error| StoreError(error.to_string()))
         }
         .boxed()
     }

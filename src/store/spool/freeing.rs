@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use chatting_actors::{
     clock::system_ms,
+    moderation::Act,
     seams::Pos,
-    types::{Event, PresenterIdx},
+    types::{Epoch, Event, PresenterIdx},
 };
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, TransactionBehavior, params};
 
 use super::{
     keep_last_ms, keys,
@@ -15,7 +16,7 @@ use super::{
     parked::Kept,
     schema::{MAX_PAGES, UNLIMITED},
 };
-use crate::store::row::columns;
+use crate::store::row::{self, columns};
 
 pub(super) const PARK: &str = concat!(
     "INSERT OR IGNORE INTO parked(pos, epoch, ",
@@ -100,26 +101,56 @@ fn any_parked(connection: &Connection) -> rusqlite::Result<bool> {
         .query_row([], |row| row.get(0))
 }
 
-/// Acts among the rows up to `through` that the store has and that may cover what is parked, of which it knows nothing: they
-/// stay with it.
+/// Acts among the rows up to `through` that the store has and that cover what is parked, of which it knows nothing: they stay with it.
+/// What an act covers came before it, so it is parked already, or now. All others go: each that stays is read with every page of its
+/// room.
 fn covering(connection: &Connection, through: Pos, parked: &[(Pos, Arc<Event>, String)]) -> rusqlite::Result<Vec<Pos>> {
-    let mut acts = connection.prepare_cached(
-        "SELECT pos, presenter_idx, EXISTS (
-           SELECT 1 FROM parked WHERE parked.presenter_idx = spool.presenter_idx AND parked.act IS NULL)
-         FROM spool WHERE pos <= ?1 AND act IS NOT NULL",
-    )?;
+    let mut acts = connection.prepare_cached(concat!(
+        "SELECT pos, ",
+        columns!(),
+        " FROM spool WHERE pos <= ?1 AND act IS NOT NULL"
+    ))?;
     let mut found = Vec::new();
     let mut rows = acts.query([through])?;
     while let Some(row) = rows.next()? {
-        let (pos, presenter, before): (Pos, i64, bool) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let now = parked
-            .iter()
-            .any(|(_, event, _)| event.act.is_none() && event.presenter_idx.get() == presenter);
-        if (before || now) && parked.iter().all(|(parked, ..)| *parked != pos) {
+        let pos: Pos = row.get(0)?;
+        if parked.iter().any(|(parked, ..)| *parked == pos) {
+            continue;
+        }
+        // One that cannot be read covers nothing for whoever reads. Its numbering does not matter: an act covers what is of any.
+        let Ok(at) = row::read(row, 1, Epoch("".into())) else {
+            continue;
+        };
+        if let Some(act) = &at.act
+            && (parked.iter().any(|(_, event, _)| act.covers(&at, event)) || covers_parked(connection, &at, act)?)
+        {
             found.push(pos);
         }
     }
     Ok(found)
+}
+
+/// Whether anything that is parked already is covered by this act, numbered as `at`.
+fn covers_parked(connection: &Connection, at: &Event, act: &Act) -> rusqlite::Result<bool> {
+    macro_rules! parked {
+        ($which:literal) => {
+            concat!(
+                "SELECT EXISTS (SELECT 1 FROM parked WHERE presenter_idx = ?1 AND id < ?2 AND act IS NULL AND ",
+                $which,
+                ")"
+            )
+        };
+    }
+    let (room, before) = (at.presenter_idx.get(), &at.id.as_bytes()[..]);
+    let exists = |sql, asked: &[&dyn ToSql]| connection.prepare_cached(sql)?.query_row(asked, |row| row.get(0));
+    match act {
+        Act::Message { id, .. } => exists(parked!("id = ?3"), params![room, before, &id.as_bytes()[..]]),
+        Act::User { user_idx } => exists(parked!("user_idx = ?3"), params![room, before, user_idx.get()]),
+        Act::Span { from_ms, to_ms } => exists(
+            parked!("sent_at BETWEEN ?3 AND ?4"),
+            params![room, before, from_ms, to_ms],
+        ),
+    }
 }
 
 /// Runs what parks rows. A parked row takes more than it did in the spool, and its copy is there before it goes: a full spool of which

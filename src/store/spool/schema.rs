@@ -47,11 +47,14 @@ CREATE INDEX IF NOT EXISTS records_by_room ON records(presenter_idx);
 /// Made when the columns are there, and in a file of before there were these. That of the spool has nothing but acts, so chat costs
 /// nothing more, and no reader has to look through the whole spool for what was deleted. Those of what is parked cost chat nothing
 /// either: it may be much, and commits must not wait until all of it was looked through for one room. Nor until all open broadcasts
-/// were for the few that the store does not have, by the last one; a question must name its condition.
+/// were for the few that the store does not have, by the last one; a question must name its condition. `parked_of_user` and
+/// `parked_at` tell whether an act covers any of what is parked.
 pub(super) const INDEXES: &str = "
 CREATE INDEX IF NOT EXISTS spool_acts ON spool(presenter_idx) WHERE act IS NOT NULL;
 CREATE INDEX IF NOT EXISTS parked_by_room ON parked(presenter_idx, seq);
 CREATE INDEX IF NOT EXISTS parked_said ON parked(presenter_idx, id) WHERE act IS NULL;
+CREATE INDEX IF NOT EXISTS parked_of_user ON parked(presenter_idx, user_idx) WHERE act IS NULL;
+CREATE INDEX IF NOT EXISTS parked_at ON parked(presenter_idx, sent_at) WHERE act IS NULL;
 CREATE INDEX IF NOT EXISTS parked_acts ON parked(presenter_idx) WHERE act IS NOT NULL;
 CREATE INDEX IF NOT EXISTS records_unstored ON records(stored, id) WHERE stored <> 1;
 ";
