@@ -46,15 +46,20 @@ impl Holds {
         Self(held)
     }
 
-    /// Which of them an event belongs to, by what it says or by its place.
+    /// Which of them an event belongs to, by what it says or, where it names no broadcast, by its place: nobody may know how far a span
+    /// went, and numbers that were taken back were given again.
     pub fn hold(&self, trace: &Trace) -> Option<Uuid> {
-        let holding = self.0.iter().find(|held| {
-            let in_span = held.spans.iter().any(|span| {
+        let is_in = |held: &Broadcast| {
+            let mut spans = held.spans.iter();
+            spans.any(|span| {
                 span.epoch == trace.epoch
                     && trace.seq > span.after
                     && span.through.is_none_or(|through| trace.seq <= through)
-            });
-            trace.broadcast_id == Some(held.id) || (trace.presenter == held.presenter && in_span)
+            })
+        };
+        let holding = self.0.iter().find(|held| match trace.broadcast_id {
+            Some(of) => of == held.id,
+            None => trace.presenter == held.presenter && is_in(held),
         });
         holding.map(|held| held.id)
     }

@@ -585,9 +585,20 @@ fn of_all(epoch: &str) -> Broadcast {
 
 /// Replays a broadcast from a place to its end.
 async fn replayed(history: &History, broadcast: &Broadcast, place: ReplayPlace, limit: usize) -> Vec<u64> {
+    replayed_before(i64::MAX, history, broadcast, place, limit).await
+}
+
+/// The same up to a time.
+async fn replayed_before(
+    before_ms: i64,
+    history: &History,
+    broadcast: &Broadcast,
+    place: ReplayPlace,
+    limit: usize,
+) -> Vec<u64> {
     let (mut all, mut place) = (Vec::new(), place);
     loop {
-        let page = history.replay(broadcast, place, i64::MAX, limit).await.unwrap();
+        let page = history.replay(broadcast, place, before_ms, limit).await.unwrap();
         all.extend(page.events.iter().map(|logged| logged.event.seq.0));
         if page.behind != Behind::More {
             return all;
@@ -1146,6 +1157,119 @@ async fn a_replay_begins_where_it_is_asked_to_in_a_broadcast_that_went_on_in_ano
             }
             let place = history.replay_from(&all, base + 1000).await.unwrap();
             assert_eq!(replayed(&history, &all, place, 2).await, [0_u64; 0], "{of}");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_replay_has_all_of_a_broadcast_that_went_on_elsewhere_while_its_first_numbering_went_on_with_another() {
+    for (name, store, _dir) in stores().await {
+        for (named, room_of) in [(true, 1), (false, 2)] {
+            let base = 1_800_000_000_000;
+            let mut clock = EventClock::after(base);
+            let mut epoch = String::new();
+            let (mut spool, dir) = spool(&mut epoch);
+            // Nobody knows how far it went in the first numbering, where a server came back, deleted something, and had the next
+            // broadcast.
+            let own = Broadcast {
+                presenter: room(room_of),
+                spans: vec![
+                    Span {
+                        epoch: Epoch(epoch.as_str().into()),
+                        after: Seq(0),
+                        through: None,
+                    },
+                    Span {
+                        epoch: Epoch("b".into()),
+                        after: Seq(5),
+                        through: Some(Seq(8)),
+                    },
+                ],
+                ..broadcast(1, room_of, 1, Some(90))
+            };
+            let mut said = |epoch: &str, seq: u64, at_ms: i64, of: Option<Uuid>| {
+                let said = event(&mut clock, room_of, epoch, seq, "x");
+                Arc::new(Event {
+                    sent_at_ms: base + at_ms,
+                    broadcast_id: of,
+                    ..Arc::unwrap_or_clone(said)
+                })
+            };
+            let of = named.then_some(own.id);
+            let mut first: Vec<_> = (1..=5)
+                .map(|seq| said(&epoch, seq, seq.cast_signed() * 10, of))
+                .collect();
+            let elsewhere: Vec<_> = (6..=8).map(|seq| said("b", seq, seq.cast_signed() * 10, of)).collect();
+            first.push(said(&epoch, 6, 150, None));
+            let next = Some(Uuid::from_u128(2));
+            first.extend((7..=12).map(|seq| said(&epoch, seq, seq.cast_signed() * 30, next)));
+            assert_eq!(store.append(batch(&elsewhere)).await.unwrap(), [], "{name}");
+            assert_eq!(store.append(batch(&first[..8])).await.unwrap(), [], "{name}");
+            spool.commit(&first[8..]).unwrap();
+            let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+            let start = ReplayPlace::default();
+            for limit in 1..=10 {
+                let of = format!("{name}, named {named}, {limit} a page");
+                let all = replayed(&history, &own, start, limit).await;
+                assert_eq!(all, [1, 2, 3, 4, 5, 6, 6, 7, 8], "{of}");
+                for (before, wanted) in [(100, 8), (75, 7), (60, 5), (45, 4)] {
+                    let all = replayed_before(base + before, &history, &own, start, limit).await;
+                    assert_eq!(all, (1..=wanted).collect::<Vec<_>>(), "{of}, before {before}");
+                }
+                let place = history.replay_from(&own, base + 160).await.unwrap();
+                assert_eq!(place.span, 1, "{of}: behind all of it");
+                assert_eq!(replayed(&history, &own, place, limit).await, [0_u64; 0], "{of}");
+            }
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_replay_from_a_time_on_finds_what_is_of_the_broadcast_though_another_has_that_time_in_its_first_numbering() {
+    for (name, store, _dir) in stores().await {
+        let base = 1_800_000_000_000;
+        let mut clock = EventClock::after(base);
+        let mut epoch = String::new();
+        let (_spool, dir) = spool(&mut epoch);
+        // How far it went in the first numbering is not known; or it is, and the last numbers were given again.
+        for (presenter, through) in [(1, None), (2, Some(Seq(9)))] {
+            let span = |epoch: &str, after, through| Span {
+                epoch: Epoch(epoch.into()),
+                after: Seq(after),
+                through,
+            };
+            let own = Broadcast {
+                spans: vec![span("a", 0, through), span("b", 5, Some(Seq(8)))],
+                ..broadcast(1, presenter, 1, Some(90))
+            };
+            let mut events = Vec::new();
+            for (epoch, seqs, of) in [
+                ("a", 1..=5, own.id),
+                ("b", 6..=8, own.id),
+                ("a", 6..=9, Uuid::from_u128(2)),
+            ] {
+                for seq in seqs {
+                    let made = event(&mut clock, presenter, epoch, seq, "x");
+                    let late = if of == own.id { 0 } else { 1_000 };
+                    events.push(Arc::new(Event {
+                        sent_at_ms: base + seq.cast_signed() * 10 + late,
+                        broadcast_id: Some(of),
+                        ..Arc::unwrap_or_clone(made)
+                    }));
+                }
+            }
+            assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
+            let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+            for first in 1..=8_u64 {
+                let from_ms = base + first.cast_signed() * 10 - 5;
+                let place = history.replay_from(&own, from_ms).await.unwrap();
+                let all = replayed_before(base + 500, &history, &own, place, 2).await;
+                assert_eq!(
+                    all,
+                    (first..=8).collect::<Vec<_>>(),
+                    "{name}, {through:?}: from {first}"
+                );
+            }
         }
     }
 }

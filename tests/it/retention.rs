@@ -1116,6 +1116,67 @@ async fn what_names_a_held_broadcast_is_held_wherever_it_is_and_so_is_what_is_sa
 }
 
 #[actix_web::test]
+async fn a_hold_does_not_cover_what_is_of_another_broadcast_in_a_numbering_that_went_on() {
+    for mongodb in [false, true] {
+        let site = Site::new(mongodb).await;
+        let (mut spool, store, epoch) = site.open();
+        let (now, old) = (system_ms(), system_ms() - 10 * DAY_MS);
+        // It went on in another numbering, and its record does not tell how far it went in this one.
+        let spans = [(&*epoch, 0, None), ("b", 3, Some(4))];
+        let mut held = broadcast(&[(old, Some(old + 60_000))], &spans);
+        held.presenter = room(15);
+        store.put_broadcasts(std::slice::from_ref(&held)).await.unwrap();
+        assert!(store.hold_broadcast(held.id, true).await.unwrap());
+        let next = broadcast(&[(old + 70_000, Some(old + 90_000))], &[(&*epoch, 4, Some(9))]);
+        let said = |at_ms, epoch: &str, seq, of: Option<&Broadcast>| Event {
+            broadcast_id: of.map(|of| of.id),
+            ..message(at_ms, 15, epoch, seq, 17, "x")
+        };
+        let theirs = |at_ms: i64, seqs: std::ops::RangeInclusive<u64>| -> Vec<Event> {
+            seqs.map(|seq| said(at_ms + seq.cast_signed(), &epoch, seq, Some(&next)))
+                .collect()
+        };
+        let mut stored = vec![
+            said(old + 1, &epoch, 1, Some(&held)),
+            said(old + 2, &epoch, 2, None),
+            said(old + 3, "b", 4, Some(&held)),
+        ];
+        stored.extend(theirs(old + 70_000, 5..=7));
+        stored.extend(theirs(now - DAY_MS / 2, 8..=9));
+        assert_eq!(store.append(batch(&shared(stored))).await.unwrap(), []);
+        spool.commit(&shared(theirs(now - DAY_MS / 2, 10..=11))).unwrap();
+        let swept = retention(&store).sweep(now - DAY_MS).await.unwrap();
+        let wanted = Swept {
+            events: 3,
+            broadcasts: 0,
+        };
+        assert_eq!(swept, wanted, "mongodb {mongodb}");
+        assert_eq!(seqs(&all(&*store, 15, &epoch).await), [1, 2, 8, 9], "mongodb {mongodb}");
+        spool.close();
+        drop((spool, store));
+
+        let (code, out, error) = site.run(&["erase", "--user", "17"]);
+        assert_eq!(code, 1, "{out}{error}");
+        assert!(out.contains("left: 3 under legal hold"), "mongodb {mongodb}: {out}");
+        let (mut spool, store, _) = site.open();
+        let erased = |events: Vec<Event>| -> Vec<u64> {
+            let erased = events.iter().filter(|event| event.is_erased());
+            erased.map(|event| event.seq.0).collect()
+        };
+        let stored = all(&*store, 15, &epoch).await;
+        let stored = stored.into_iter().map(|logged| logged.event).collect();
+        let spooled = spool.read(0, 100).unwrap();
+        let spooled = spooled
+            .into_iter()
+            .filter(|(_, event)| event.presenter_idx == room(15))
+            .map(|(_, event)| Arc::unwrap_or_clone(event))
+            .collect();
+        let wanted = (vec![8, 9], vec![10, 11]);
+        assert_eq!((erased(stored), erased(spooled)), wanted, "mongodb {mongodb}");
+    }
+}
+
+#[actix_web::test]
 async fn what_is_held_and_was_deleted_stays_deleted_when_its_user_is_erased() {
     for mongodb in [false, true] {
         let site = Site::new(mongodb).await;

@@ -35,7 +35,7 @@ struct Stretch {
     events: Vec<Logged>,
     /// The spool had more rows than were looked at.
     cut: bool,
-    /// What comes next was sent at the end of what is asked for, or later.
+    /// What comes next, in the stretches behind it too, was sent at the end of what is asked for, or later.
     over: bool,
 }
 
@@ -145,17 +145,17 @@ impl History {
 }
 
 impl Reading {
-    /// Events of one stretch of a broadcast, in order: those after `after`, sent before `before_ms`; at most `limit`, acts of
-    /// moderation among them, and what is not of this broadcast.
+    /// Events of one stretch of a broadcast, the one of `place`, in order: those behind the place, sent before `before_ms`; at most
+    /// `limit`, acts of moderation among them, and what is not of this broadcast.
     async fn read_span(
         &self,
         broadcast: &Broadcast,
         span: &Span,
-        after: Seq,
+        place: ReplayPlace,
         before_ms: i64,
         limit: usize,
     ) -> Result<Stretch, HistoryError> {
-        let presenter = broadcast.presenter;
+        let (presenter, after) = (broadcast.presenter, place.after.max(span.after));
         let through = span.through.unwrap_or(Seq(u64::MAX));
         let window = Window {
             presenter,
@@ -185,10 +185,19 @@ impl Reading {
         let all: BTreeMap<Seq, Logged> = all.collect();
         let events = all.into_values().take(limit).collect();
         let events = self.covered(events, spooled.acts).await?;
-        let mut over = false;
+        let is_last = place.span + 1 >= broadcast.spans.len();
+        let (is_open, mut over) = (span.through.is_none(), false);
         let events = events.into_iter().take_while(|logged| {
-            over = logged.event.sent_at_ms >= before_ms;
-            !over
+            let of = logged.event.broadcast_id;
+            // It went on in another numbering, and nobody knows how far it went in this one, which may go on, too: it had ended
+            // here when a later broadcast began.
+            if is_open && !is_last && of.is_some_and(|of| of > broadcast.id) {
+                return false;
+            }
+            let within = logged.event.sent_at_ms < before_ms;
+            // Times do not go back in one numbering, nor in one broadcast. But what is not of it here may be of long after it.
+            over = !within && (is_last || of == Some(broadcast.id) || (of.is_none() && !is_open));
+            within
         });
         Ok(Stretch {
             events: events.collect(),
@@ -206,10 +215,9 @@ impl Reading {
     ) -> Result<Replayed, HistoryError> {
         let (from, mut place, mut behind) = (place, place, Behind::Nothing);
         while let Some(span) = broadcast.spans.get(place.span) {
-            let after = place.after.max(span.after);
             // One more tells whether there is a next page.
             let rows = limit.saturating_add(1);
-            let read = self.read_span(broadcast, span, after, before_ms, rows).await?;
+            let read = self.read_span(broadcast, span, place, before_ms, rows).await?;
             let Stretch { mut events, cut, over } = read;
             // Rows of the spool that cannot be read are left out, and there may be more behind them.
             let more = cut || events.len() > limit;
@@ -263,6 +271,16 @@ impl Reading {
         })
     }
 
+    /// Whether the first event behind a place in this span is of the broadcast, or of none. There is nowhere else behind the last span.
+    async fn is_there(&self, broadcast: &Broadcast, span: &Span, place: ReplayPlace) -> Result<bool, HistoryError> {
+        if place.span + 1 >= broadcast.spans.len() {
+            return Ok(true);
+        }
+        let first = self.read_span(broadcast, span, place, i64::MAX, 1).await?.events;
+        let first = first.first().map(|logged| logged.event.broadcast_id);
+        Ok(first.is_some_and(|of| of.is_none_or(|of| of == broadcast.id)))
+    }
+
     async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
         let mut found = ReplayPlace::default();
         for (n, span) in broadcast.spans.iter().enumerate() {
@@ -272,8 +290,9 @@ impl Reading {
                 span: n,
                 after: Seq(first.seq.0.saturating_sub(1)).max(span.after),
             };
-            // Not by numbers alone: nobody may know how far a span went, and numbers that were given may have no event.
-            if first.there && found.after < through {
+            // Not by numbers alone: nobody may know how far a span went, and numbers that were given may have no event, or one of
+            // another broadcast.
+            if first.there && found.after < through && self.is_there(broadcast, span, found).await? {
                 break;
             }
         }
