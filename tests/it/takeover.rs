@@ -352,6 +352,32 @@ async fn what_a_presenter_says_is_heard_while_its_socket_takes_nothing() {
 }
 
 #[actix_web::test]
+async fn rule_14_acks_of_what_waits_behind_a_full_socket_are_above_what_was_sent_and_end_the_session() {
+    let app = spawn_to_stall(64, |settings| settings.session.stall_seconds = 300).await;
+    hold_long(&app, 300).await;
+    let given = async || app.metric("chat_frames_total").await.unwrap();
+    let before = given().await;
+    let mut session = little_at_once(&app).await;
+    // All that it has credit for was given to its socket, which has yet to take most of that.
+    assert_eq!(session.chat().await["seq"], 1);
+    for seq in (64..=256).step_by(64) {
+        session.ack(seq).await;
+    }
+    eventually("the session to be told", async || {
+        let ended = app.metric("chat_sessions_ended_total{reason=\"bad_frame\"}").await;
+        (ended == Some(1.0)).then_some(())
+    })
+    .await;
+    // The first ack was of what was sent, and so gave credit, once.
+    let given = given().await - before;
+    assert!(given <= 128.0, "{given} events");
+    for seq in 2..=64 {
+        assert_eq!(session.chat().await["seq"], seq);
+    }
+    assert_eq!(session.end().await, ("bad_frame".into(), 4004));
+}
+
+#[actix_web::test]
 async fn pings_without_end_from_a_presenter_that_reads_nothing_are_soon_not_read_any_more() {
     let app = spawn_to_stall(256, |settings| {
         settings.session.stall_seconds = 300;

@@ -61,9 +61,9 @@ pub struct PresenterSession {
     held: Option<HeldFrames>,
     /// A `hello` by whose key the token could not be refreshed, to be tried once more when the one before it ends.
     postponed: Option<String>,
-    /// The last event that was written (v1).
+    /// The last event that was written, or the one before the first that will be (v1). No ack may be above it.
     written: Seq,
-    /// The last event that the client has acknowledged on this connection (v1).
+    /// The last event that the client has acknowledged on this connection, or the one before its first (v1).
     acked: Seq,
     /// `welcome` was written (v1).
     greeted: bool,
@@ -119,6 +119,14 @@ impl PresenterSession {
             Action::Ack { seq, fanned_out } => {
                 // What was read on this connection comes behind its `welcome`: an ack before that is of another one, or of none.
                 if let Some(session) = self.session.filter(|_| self.greeted) {
+                    if seq > self.written {
+                        // The room counts what waits in the mailbox as sent, and would give credit for it, without end.
+                        return self.close_because(
+                            Close::BadFrame,
+                            Some("ack is above the last seq that was sent"),
+                            ctx,
+                        );
+                    }
                     self.acked = self.acked.max(seq);
                     self.parts.registry.ack(session, seq, fanned_out);
                 }
@@ -480,6 +488,8 @@ impl PresenterSession {
         };
         ctx.text(frame.encode());
         self.greeted = true;
+        self.written = Seq(welcome.resumed_from.0.saturating_sub(1));
+        self.acked = self.written;
         if let Some(after) = self.reconnect.take() {
             self.reconnect(after, ctx);
         }
