@@ -430,6 +430,7 @@ pub(crate) fn session_config(settings: &Settings) -> SessionConfig {
         hello: Duration::from_secs(session.hello_seconds),
         close_on_expiry: session.close_on_expiry,
         client_frames_per_second: session.client_frames_per_second,
+        stall: Duration::from_secs(session.stall_seconds),
         close_linger: CLOSE_LINGER,
     }
 }

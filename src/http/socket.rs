@@ -125,7 +125,9 @@ pub(super) fn upgrade(
     );
     match dialect {
         Dialect::Legacy(_) => response.extensions_mut().insert(Backlog::Legacy(Rc::clone(&progress))),
-        Dialect::V1(_) => response.extensions_mut().insert(Backlog::V1(Rc::clone(&outbound))),
+        Dialect::V1(_) => response
+            .extensions_mut()
+            .insert(Backlog::V1(Rc::clone(&outbound), state.session.stall)),
     };
     let session = PresenterSession::new(SessionParts {
         config: state.session.clone(),

@@ -16,6 +16,10 @@
 //! written is not taken. It is told so ([`Outbound`]) and takes nothing from its room, so what it gives then are answers to its
 //! client; when [`BEHIND`] of them wait, its client is not read either. Which of the two stands among the data of the answer
 //! ([`Backlog`]).
+//!
+//! When a session has ended, what is left is still written, and its client read, so that one that reads on gets all of it and the
+//! close behind it: a v1 client for `session.stall_seconds` at most, while it takes or says something. The session is gone meanwhile,
+//! for its room and for `session.max`; the connection counts for `server.max_connections`.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,7 +29,7 @@ use std::{
     marker::PhantomData,
     mem::MaybeUninit,
     net::Shutdown,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -40,10 +44,17 @@ use actix_http::{
     header::CONTENT_LENGTH,
 };
 use actix_service::{Service, ServiceFactory, fn_factory};
-use actix_web::{HttpMessage, HttpRequest, http::Method, rt::time::timeout};
+use actix_web::{
+    HttpMessage, HttpRequest,
+    http::Method,
+    rt::time::{sleep, timeout},
+};
 use bytes::{Bytes, BytesMut};
 use chatting_actors::session::{Outbound, Progress};
-use futures_util::{Stream, StreamExt, future::LocalBoxFuture};
+use futures_util::{
+    Stream, StreamExt,
+    future::{LocalBoxFuture, select, try_join},
+};
 use socket2::SockRef;
 
 use super::paced::{Accepted, Paced};
@@ -55,8 +66,8 @@ const READ: usize = 4096;
 /// of the session's may go beyond.
 const BEHIND: usize = 16_384;
 
-/// How long a client that was refused may go on sending before the connection is dropped: what was not read by then can take
-/// the answer with it. And how long one whose session has ended may take to read what is left.
+/// How long a client that was answered for the last time may go on sending before the connection is dropped: what was not read by
+/// then can take the answer with it. A v1 client whose session has ended has so long again whenever it has taken or said something.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Who is told of what the socket has not taken yet.
@@ -64,8 +75,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub enum Backlog {
     /// How much it took of that.
     Legacy(Rc<Progress>),
-    /// That there is some.
-    V1(Rc<Outbound>),
+    /// That there is some. Its client has so long to take what is left of it when its session has ended.
+    V1(Rc<Outbound>, Duration),
 }
 
 /// Stands among the data of a request whose answer may be 101: it is answered here, and has no body.
@@ -113,6 +124,7 @@ where
 
     fn call(&self, (request, framed): Upgrading) -> Self::Future {
         let parts = framed.into_parts();
+        let line = parts.io.line().cloned();
         let (stream, mut taking) = parts.io.into_parts();
         let socket = Rc::new(Socket {
             stream: RefCell::new(stream),
@@ -151,6 +163,8 @@ where
             Outgoing::new(response, codec, socket)
         };
         Box::pin(async move {
+            // As long as there is a connection it is counted, and a stop can end it.
+            let _line = line;
             // In a box of its own: what it takes to answer is not kept for as long as the session lives.
             if let Ok(outgoing) = Box::pin(answered).await {
                 outgoing.go().await;
@@ -282,28 +296,57 @@ impl Outgoing {
         })
     }
 
-    /// Until all is written or the peer is gone.
+    /// Until all is written and the peer has ended the connection too, or is gone.
     async fn go(mut self) {
         let written = poll_fn(|cx| self.poll(cx)).await;
         if written.is_err() {
             return;
         }
-        if !self.pending.is_empty() {
-            // The session has ended, and is gone from here on.
-            self.body = BoxBody::new(());
-            let left = poll_fn(|cx| self.poll_pending(cx));
-            let _ = Box::pin(timeout(LINGER, left)).await;
-        }
-        let _ = SockRef::from(&self.socket.stream.borrow().0).shutdown(Shutdown::Write);
-        if self.refusal.is_some() {
-            let mut rest = Incoming {
-                socket: self.socket,
-                first: Bytes::new(),
-                left: None,
-            };
-            let lingers = async move { while let Some(Ok(_)) = rest.next().await {} };
-            let _ = Box::pin(timeout(LINGER, lingers)).await;
-        }
+        // The session has ended, and is gone from here on.
+        self.body = BoxBody::new(());
+        let patience = match &self.backlog {
+            Some(Backlog::V1(_, patience)) => *patience,
+            _ => LINGER,
+        };
+        let _ = Box::pin(timeout(patience, self.linger())).await;
+    }
+
+    /// Writes what is left, and the end. What the peer sends meanwhile is read and discarded, until its end: unread, it would have the
+    /// connection reset, and the kernel drops then what the peer has not got yet. A peer that neither takes nor says anything
+    /// for [`LINGER`] is not waited for.
+    async fn linger(mut self) {
+        let socket = Rc::clone(&self.socket);
+        let mut rest = Incoming {
+            socket: Rc::clone(&socket),
+            first: Bytes::new(),
+            left: None,
+        };
+        let moved = Cell::new(false);
+        let writes = async {
+            poll_fn(|cx| {
+                let sent = self.sent;
+                let polled = self.poll_pending(cx);
+                moved.set(moved.get() || self.sent != sent);
+                polled
+            })
+            .await?;
+            SockRef::from(&socket.stream.borrow().0).shutdown(Shutdown::Write)
+        };
+        let reads = async {
+            while let Some(Ok(_)) = rest.next().await {
+                moved.set(true);
+            }
+            Ok(())
+        };
+        let stands_still = async {
+            loop {
+                sleep(LINGER).await;
+                if !moved.take() {
+                    return;
+                }
+            }
+        };
+        select(pin!(try_join(writes, reads)), pin!(stands_still)).await;
     }
 
     /// Until the socket has all that is pending, and what is behind it.
@@ -335,7 +378,7 @@ impl Outgoing {
                 Poll::Pending => true,
             };
             match &self.backlog {
-                Some(Backlog::V1(outbound)) => outbound.set_blocked(blocked),
+                Some(Backlog::V1(outbound, _)) => outbound.set_blocked(blocked),
                 _ if blocked => return Poll::Pending,
                 _ => {}
             }

@@ -15,7 +15,7 @@ use crate::{
         proxy::Proxy,
         room_server::RoomServer,
         within,
-        ws::{Frame, Incoming, PING, TEXT, WsClient},
+        ws::{BINARY, Frame, Incoming, PING, TEXT, WsClient},
     },
 };
 
@@ -375,6 +375,47 @@ async fn rule_14_acks_of_what_waits_behind_a_full_socket_are_above_what_was_sent
         assert_eq!(session.chat().await["seq"], seq);
     }
     assert_eq!(session.end().await, ("bad_frame".into(), 4004));
+}
+
+#[actix_web::test]
+async fn a_presenter_that_reads_slowly_gets_all_that_was_sent_and_why_it_was_closed() {
+    let app = spawn_to_stall(256, |settings| settings.session.stall_seconds = 300).await;
+    hold_long(&app, 100).await;
+    let mut session = little_at_once(&app).await;
+    assert_eq!(session.chat().await["seq"], 1);
+    // It is closed for this while its socket has yet to take most of the others, which takes it some seconds.
+    session.socket.send_frame(&Frame::new(BINARY, vec![0])).await;
+    for seq in 2..=100 {
+        assert_eq!(session.chat().await["seq"], seq);
+        session.ack(seq).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(session.end().await, ("bad_frame".into(), 4004));
+}
+
+#[actix_web::test]
+async fn a_presenter_that_was_closed_and_reads_nothing_is_gone_in_time_whatever_it_says() {
+    // The metrics are no connection of the server's then.
+    let app = spawn_to_stall(256, |settings| settings.ops.bind = "127.0.0.1:0".into()).await;
+    hold_long(&app, 100).await;
+    let connections = async || app.metric("chat_queue_depth{queue=\"connections\"}").await.unwrap();
+    let ping = Frame::new(PING, "").encode();
+    for says_something in [false, true] {
+        let mut session = little_at_once(&app).await;
+        assert_eq!(session.chat().await["seq"], 1);
+        eventually("it to be counted, and no other", async || {
+            (connections().await == 1.0).then_some(())
+        })
+        .await;
+        session.socket.send_frame(&Frame::new(BINARY, vec![0])).await;
+        eventually("its connection to end", async || {
+            if says_something {
+                session.socket.send_bytes_regardless(&ping).await;
+            }
+            (connections().await == 0.0).then_some(())
+        })
+        .await;
+    }
 }
 
 #[actix_web::test]

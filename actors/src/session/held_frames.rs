@@ -63,6 +63,7 @@ mod tests {
             hello: Duration::ZERO,
             close_on_expiry: true,
             client_frames_per_second: 4,
+            stall: Duration::ZERO,
             close_linger: Duration::ZERO,
         };
         let mut held = HeldFrames::behind("hello");

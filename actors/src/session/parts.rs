@@ -36,6 +36,8 @@ pub struct SessionConfig {
     pub close_on_expiry: bool,
     /// `session.client_frames_per_second`
     pub client_frames_per_second: u32,
+    /// `session.stall_seconds`
+    pub stall: Duration,
     /// How long a closing socket may take to say goodbye.
     pub close_linger: Duration,
 }
