@@ -316,14 +316,15 @@ impl Run {
     fn pick_up(&mut self) {
         match std::mem::take(&mut self.in_hand) {
             InHand::Question(question) => self.failed_to_answer(question),
+            // A commit's outcome is in the file, which may panic once more while it is opened.
             other => self.in_hand = other,
         }
         if self.watch.restarts() > 0 {
             self.spool.reopen();
         }
-        match self.in_hand {
-            InHand::Commit { .. } => self.conclude(),
-            InHand::Telling { .. } => self.tell(),
+        match std::mem::take(&mut self.in_hand) {
+            InHand::Commit { batch, outcome } => self.conclude(batch, outcome),
+            InHand::Telling { permits, committed } => self.settle(permits, committed),
             InHand::Nothing | InHand::Question(_) => {}
         }
         if !self.unwritten.is_empty() {
@@ -364,7 +365,9 @@ impl Run {
             } else {
                 self.in_hand = InHand::Commit { batch, outcome: None };
                 self.commit_in_hand();
-                self.conclude();
+                if let InHand::Commit { batch, outcome } = std::mem::take(&mut self.in_hand) {
+                    self.conclude(batch, outcome);
+                }
             }
         }
     }
@@ -391,11 +394,8 @@ impl Run {
         self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
     }
 
-    /// Tells what came of the commit in hand; where that is not known, the file is asked.
-    fn conclude(&mut self) {
-        let InHand::Commit { batch, outcome } = std::mem::take(&mut self.in_hand) else {
-            return;
-        };
+    /// Tells what came of a commit; where that is not known, the file is asked.
+    fn conclude(&mut self, batch: Appended, outcome: Option<Result<Pos, Lost>>) {
         let Appended { events, permits } = batch;
         let result = outcome.unwrap_or_else(|| self.find(&events));
         // Whatever happens on the way, their senders are answered.
@@ -417,15 +417,10 @@ impl Run {
                 self.handle.writable.store(false, Ordering::Release);
             }
         }
-        self.tell();
-        self.show_size();
-    }
-
-    /// Tells the registry what it is still to be told.
-    fn tell(&mut self) {
         if let InHand::Telling { permits, committed } = std::mem::take(&mut self.in_hand) {
             self.settle(permits, committed);
         }
+        self.show_size();
     }
 
     fn show_size(&self) {

@@ -1,4 +1,4 @@
-//! How far a room got, as it is saved and as a restart goes on from it.
+//! The place of a room: how far it got ([`super::reached`]), with what the ring and the session know of that.
 
 use std::time::Instant;
 

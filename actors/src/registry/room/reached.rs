@@ -1,4 +1,10 @@
-//! How far a room got, and of which broadcast. What changes that tells in the same step that its place is to be saved anew.
+//! How far a room got, and of which broadcast.
+//!
+//! Its numbers, each of which says "everything up to here", in their order: `over` is of broadcasts that are over; `began` is `over`, or
+//! where a broadcast that may go on had begun; `position` was taken for certain; `taken` was, or may have been (`legacy_from`, where a
+//! legacy session goes on); `got` is all of that, so what is beyond it is to be delivered yet.
+//!
+//! What changes what is saved tells in the same step that the place is to be saved anew, but for [`Reached::holds_for_nobody`].
 
 use std::time::{Duration, Instant};
 
@@ -314,7 +320,8 @@ impl Reached {
         another
     }
 
-    /// Hears whether the broadcast's room is live. Where it is not, it may be so again in a moment, and the broadcast go on.
+    /// Hears whether the broadcast's room is live. Where it is not, it may be so again in a moment, and the broadcast go on. What is saved
+    /// stays the same.
     pub fn hears(&mut self, live: bool) {
         if let Some(paused) = &mut self.paused {
             // A session that ended meanwhile is one of it, if it goes on.
