@@ -86,7 +86,7 @@ pub(crate) async fn stop_in_order(
         let mut http_ends = pin!(handle.stop(true));
         if timeout(drain.requests, &mut http_ends).await.is_err() {
             let cut = lines.shut_all();
-            log::warn!("stopping: {cut} connections with requests under way are cut");
+            log::warn!("stopping: {cut} connections that have not ended are cut");
             // A handler that waits for the log does not notice. Nobody waits for it any more, and the process ends.
             let _ = timeout(CUT, http_ends).await;
         }

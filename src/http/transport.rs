@@ -57,7 +57,10 @@ use futures_util::{
 };
 use socket2::SockRef;
 
-use super::paced::{Accepted, Paced};
+use super::{
+    lines::UnderWay,
+    paced::{Accepted, Paced},
+};
 
 /// The most bytes of one read. Clients say little.
 const READ: usize = 4096;
@@ -67,8 +70,15 @@ const READ: usize = 4096;
 const BEHIND: usize = 16_384;
 
 /// How long a client that was answered for the last time may go on sending before the connection is dropped: what was not read by
-/// then can take the answer with it. A v1 client whose session has ended has so long again whenever it has taken or said something.
+/// then can take the answer with it.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long a v1 client whose session was closed before it had acknowledged all may neither take nor say anything. What the kernel still
+/// holds for it does not show here, but clients acknowledge what they read within seconds.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// How long such a client may take at most, however long `session.stall_seconds` is: it counts for no `session.max` any more.
+const LINGER_MAX: Duration = Duration::from_secs(60);
 
 /// Who is told of what the socket has not taken yet.
 #[derive(Clone)]
@@ -163,8 +173,8 @@ where
             Outgoing::new(response, codec, socket)
         };
         Box::pin(async move {
-            // As long as there is a connection it is counted, and a stop can end it.
-            let _line = line;
+            // As long as there is a connection it is counted, and a stop can end it. It has times of its own, also when its session is over.
+            let _under_way = UnderWay::new(line.as_ref());
             // In a box of its own: what it takes to answer is not kept for as long as the session lives.
             if let Ok(outgoing) = Box::pin(answered).await {
                 outgoing.go().await;
@@ -304,17 +314,17 @@ impl Outgoing {
         }
         // The session has ended, and is gone from here on.
         self.body = BoxBody::new(());
-        let patience = match &self.backlog {
-            Some(Backlog::V1(_, patience)) => *patience,
-            _ => LINGER,
+        let (patience, quiet) = match &self.backlog {
+            Some(Backlog::V1(outbound, patience)) if outbound.is_unread() => ((*patience).min(LINGER_MAX), QUIET),
+            _ => (LINGER, LINGER),
         };
-        let _ = Box::pin(timeout(patience, self.linger())).await;
+        let _ = Box::pin(timeout(patience, self.linger(quiet))).await;
     }
 
     /// Writes what is left, and the end. What the peer sends meanwhile is read and discarded, until its end: unread, it would have the
     /// connection reset, and the kernel drops then what the peer has not got yet. A peer that neither takes nor says anything
-    /// for [`LINGER`] is not waited for.
-    async fn linger(mut self) {
+    /// for so long is not waited for.
+    async fn linger(mut self, quiet: Duration) {
         let socket = Rc::clone(&self.socket);
         let mut rest = Incoming {
             socket: Rc::clone(&socket),
@@ -340,7 +350,7 @@ impl Outgoing {
         };
         let stands_still = async {
             loop {
-                sleep(LINGER).await;
+                sleep(quiet).await;
                 if !moved.take() {
                     return;
                 }

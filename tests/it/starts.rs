@@ -944,7 +944,7 @@ async fn a_request_that_does_not_end_is_cut_and_the_stop_is_in_order() {
     }
     server.signal("TERM");
     assert_eq!(server.exited().await.code(), Some(0), "{}", server.output());
-    server.line("1 connections with requests under way are cut").await;
+    server.line("1 connections that have not ended are cut").await;
 }
 
 #[actix_web::test]

@@ -207,6 +207,7 @@ impl PresenterSession {
         }
         self.closing = true;
         self.end_flow();
+        self.parts.outbound.set_unread(self.written > self.acked);
         log::debug!("session {}: closing, {close:?} {}", self.name, why.unwrap_or_default());
         let mut reason = CloseReason::from(CloseCode::from(close.code()));
         if matches!(self.parts.dialect, Dialect::V1(_))

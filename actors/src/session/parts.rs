@@ -106,6 +106,7 @@ impl Inbound {
 #[derive(Default)]
 pub struct Outbound {
     blocked: Cell<bool>,
+    unread: Cell<bool>,
 }
 
 impl Outbound {
@@ -117,6 +118,16 @@ impl Outbound {
     /// Whether what is written now waits behind something else.
     pub fn is_blocked(&self) -> bool {
         self.blocked.get()
+    }
+
+    /// Whether the session closes before its client has acknowledged all that was written.
+    pub(super) fn set_unread(&self, unread: bool) {
+        self.unread.set(unread);
+    }
+
+    /// Whether the client may have yet to read what was sent before the close.
+    pub fn is_unread(&self) -> bool {
+        self.unread.get()
     }
 }
 
