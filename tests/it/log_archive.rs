@@ -1275,6 +1275,58 @@ async fn a_replay_from_a_time_on_finds_what_is_of_the_broadcast_though_another_h
 }
 
 #[actix_web::test]
+async fn a_replay_from_a_time_on_passes_over_what_the_broadcast_before_had_in_flight_and_over_no_numbering() {
+    for (name, store, _dir) in stores().await {
+        let base = 1_800_000_000_000;
+        let mut clock = EventClock::after(base);
+        let mut epoch = String::new();
+        let (_spool, dir) = spool(&mut epoch);
+        for (presenter, through) in [(1, None), (2, Some(Seq(8)))] {
+            let span = |epoch: &str, after, through| Span {
+                epoch: Epoch(epoch.into()),
+                after: Seq(after),
+                through,
+            };
+            // 4 and 5 were numbered when it began, and not committed.
+            let own = Broadcast {
+                spans: vec![span("a", 3, through), span("b", 8, Some(Seq(11)))],
+                ..broadcast(2, presenter, 1, Some(200))
+            };
+            let mut events = Vec::new();
+            for (epoch, seqs, of) in [
+                ("a", 1..=5, Uuid::from_u128(1)),
+                ("a", 6..=8, own.id),
+                ("b", 9..=11, own.id),
+            ] {
+                for seq in seqs {
+                    let made = event(&mut clock, presenter, epoch, seq, "x");
+                    events.push(Arc::new(Event {
+                        sent_at_ms: base + seq.cast_signed() * 10,
+                        broadcast_id: Some(of),
+                        ..Arc::unwrap_or_clone(made)
+                    }));
+                }
+            }
+            assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
+            let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+            for from in 1..=11_u64 {
+                let from_ms = base + from.cast_signed() * 10 - 5;
+                let place = history.replay_from(&own, from_ms).await.unwrap();
+                for before in [65, 85, 105, 1_000] {
+                    let all = replayed_before(base + before, &history, &own, place, 2).await;
+                    let within = (from.max(6)..=11).filter(|seq| seq.cast_signed() * 10 < before);
+                    assert_eq!(
+                        all,
+                        within.collect::<Vec<_>>(),
+                        "{name}, {through:?}: from {from}, before {before}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[actix_web::test]
 async fn a_replay_has_nothing_of_another_broadcast_whatever_numbers_were_taken_back() {
     for (name, store, _dir) in stores().await {
         let mut clock = EventClock::after(0);

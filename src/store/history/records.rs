@@ -271,14 +271,15 @@ impl Reading {
         })
     }
 
-    /// Whether the first event behind a place in this span is of the broadcast, or of none. There is nowhere else behind the last span.
+    /// Whether the broadcast may have something behind a place in this span: not where a later one comes first there. What comes first
+    /// of one before it was in flight when it began, and its own is behind that. There is nowhere else behind the last span.
     async fn is_there(&self, broadcast: &Broadcast, span: &Span, place: ReplayPlace) -> Result<bool, HistoryError> {
         if place.span + 1 >= broadcast.spans.len() {
             return Ok(true);
         }
         let first = self.read_span(broadcast, span, place, i64::MAX, 1).await?.events;
         let first = first.first().map(|logged| logged.event.broadcast_id);
-        Ok(first.is_some_and(|of| of.is_none_or(|of| of == broadcast.id)))
+        Ok(first.is_some_and(|of| of.is_none_or(|of| of <= broadcast.id)))
     }
 
     async fn replay_from(&self, broadcast: &Broadcast, from_ms: i64) -> Result<ReplayPlace, HistoryError> {
