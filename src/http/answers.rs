@@ -5,8 +5,8 @@
 //! (`server.answers_share_bytes`), and all who have not said who they are have one together. And a part is left to moderators of all
 //! rooms, operators and `/metrics` (`RESERVE`), so that they see who fills the rest; half of it, and no more, scrapes may have, for which
 //! nobody has to say who they are. Who has nothing under way is given one answer of whatever length, and one that is longer than
-//! all that its asker may have counts as all of it. The answer to what has changed something is given whatever there is
-//! ([`Answers::hold_what_is_left`]).
+//! all that its asker may have counts as all of it. What changes something and is answered at length takes the room before it does so,
+//! and leaves what it was given ([`Held`]) among the data of its answer: what has happened must not be told as refused.
 
 use std::{
     collections::HashMap,
@@ -94,22 +94,9 @@ impl Answers {
         let most = self.gate.capacity() - reserve;
         let permit = self.gate.try_acquire_leaving(bytes.min(most), reserve);
         permit.ok_or(NoRoom::All).map(|permit| Held {
-            _permit: Some(permit),
+            _permit: permit,
             _of_share: of_share,
         })
-    }
-
-    /// The same, or as much of it as there is left, for an answer that is given in any case: the next ones are refused in its place.
-    pub fn hold_what_is_left(&self, bytes: usize, asker: Asker) -> Held {
-        let of_share = match asker {
-            Asker::User(_) | Asker::Nobody => self.of_share(bytes, asker, usize::MAX),
-            Asker::Operations | Asker::Staff => None,
-        };
-        let left = self.gate.capacity().saturating_sub(self.gate.depth());
-        Held {
-            _permit: self.gate.acquire_if_free(bytes.min(left)),
-            _of_share: of_share,
-        }
     }
 
     fn of_share(&self, bytes: usize, asker: Asker, share: usize) -> Option<OfShare> {
@@ -135,7 +122,7 @@ impl Answers {
 
 /// See [`Answers::hold`].
 pub struct Held {
-    _permit: Option<Permit>,
+    _permit: Permit,
     _of_share: Option<OfShare>,
 }
 

@@ -21,7 +21,7 @@ use actix_web::{
 };
 
 use super::{
-    answers::{Asker, NoRoom},
+    answers::{Asker, Held, NoRoom},
     caught::Panicked,
     chunked::Chunked,
     cors::Asked,
@@ -57,20 +57,17 @@ pub async fn around<B: MessageBody + 'static>(
             }
         }
     };
-    let mut held = None;
-    if let Some(bytes) = long(response.response()) {
+    let mut held = response.response_mut().extensions_mut().remove::<Held>();
+    if held.is_none()
+        && let Some(bytes) = long(response.response())
+    {
         let asker = asker(response.request(), surface);
-        let holds = if response.request().method().is_safe() {
-            state.answers.hold(bytes, asker)
-        } else {
-            // What was asked for is done, and must not be told as refused.
-            Ok(state.answers.hold_what_is_left(bytes, asker))
-        };
-        match holds {
+        match state.answers.hold(bytes, asker) {
             Ok(room) => held = Some(room),
             Err(why) => {
                 let request = response.request().clone();
-                let refusal = no_room(why, asker, &request, surface, &state);
+                let lang = Lang::from_headers(request.headers());
+                let refusal = surface.refuse(&no_room(why, asker, &state), lang, request.path(), &state);
                 response = ServiceResponse::new(request, refusal).map_into_right_body();
             }
         }
@@ -151,7 +148,7 @@ fn asker(request: &HttpRequest, surface: Surface) -> Asker {
 }
 
 /// In place of an answer that there is no memory for.
-fn no_room(why: NoRoom, asker: Asker, request: &HttpRequest, surface: Surface, state: &State) -> HttpResponse {
+pub fn no_room(why: NoRoom, asker: Asker, state: &State) -> ApiError {
     let error = match (why, asker) {
         (NoRoom::Share, Asker::User(_)) => ApiError::new(Code::RateLimited)
             .with_detail("this user has too many answers before this one that are not taken yet")
@@ -165,7 +162,7 @@ fn no_room(why: NoRoom, asker: Asker, request: &HttpRequest, surface: Surface, s
         // The queue itself has refused nothing.
         state.metrics.refuse(error.code.as_str());
     }
-    surface.refuse(&error, Lang::from_headers(request.headers()), request.path(), state)
+    error
 }
 
 async fn message(request: ServiceRequest, state: web::Data<State>) -> Result<ServiceResponse, Error> {

@@ -20,8 +20,11 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::{
+    answers::Asker,
+    around::no_room,
     history::answer,
     identify::who,
+    lines::long,
     openapi::{Asking, Often, Querying, WithBody},
     pages::{bad, id, limit, parameter, query, read, unread},
     state::State,
@@ -29,7 +32,7 @@ use super::{
 };
 use crate::{
     auth::Claims,
-    error::{ApiError, Code},
+    error::{ApiError, Code, Lang},
     store::{StoredBroadcast, keeping::RecordChange},
 };
 
@@ -248,7 +251,10 @@ pub(super) async fn patch_broadcast(
     payload: web::Payload,
     state: web::Data<State>,
 ) -> HttpResponse {
-    answer(&request, change(&request, &path, payload, &state).await)
+    match change(&request, &path, payload, &state).await {
+        Ok(changed) => changed,
+        Err(error) => error.response(Lang::from_headers(request.headers())),
+    }
 }
 
 async fn change(
@@ -256,7 +262,7 @@ async fn change(
     path: &str,
     payload: web::Payload,
     state: &State,
-) -> Result<BroadcastBody, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let caller = who(request, state).await?;
     let within = state.rates.senders.take(caller.user_idx, Instant::now());
     within.map_err(|often| {
@@ -277,16 +283,23 @@ async fn change(
     if let Some(start) = start.flatten() {
         is_not_behind(&found.broadcast, start)?;
     }
-    // Also what is so already is written: that it can be read does not mean that no failover takes it back.
     let hold = change.legal_hold;
+    found.corrected_start_ms = start.unwrap_or(found.corrected_start_ms);
+    found.legal_hold = hold.unwrap_or(found.legal_hold);
+    // Not read again, and with its room in memory before anything is written: what has happened is not to be refused for want of either.
+    let mut changed = answer(request, Ok(BroadcastBody::new(&found, &caller)));
+    if let Some(bytes) = long(&changed) {
+        let asker = Asker::of(&caller);
+        let held = state.answers.hold(bytes, asker);
+        let held = held.map_err(|why| no_room(why, asker, state))?;
+        changed.extensions_mut().insert(held);
+    }
+    // Also what is so already is written: that it can be read does not mean that no failover takes it back.
     if !write(found.broadcast.id, start, hold, &caller, state).await? {
         // It is on its way there.
         return Err(ApiError::new(Code::LogUnavailable).with_detail("the store does not have this broadcast yet"));
     }
-    found.corrected_start_ms = start.unwrap_or(found.corrected_start_ms);
-    found.legal_hold = hold.unwrap_or(found.legal_hold);
-    // Not read again: what has happened is not to be refused for want of a reader.
-    Ok(BroadcastBody::new(&found, &caller))
+    Ok(changed)
 }
 
 /// Writes what is to change of a broadcast; false where the store does not have it. It is done to the end also when whoever asked has

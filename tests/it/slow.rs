@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chatting_actors::{clock::system_ms, wire::v1::timestamp};
+use chatting_actors::{broadcast::Broadcast, clock::system_ms, types::UserIdx, wire::v1::timestamp};
 use chatting_server::http::answers::Asker;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -454,45 +454,48 @@ async fn who_takes_none_of_its_answers_is_refused_more_of_them_and_nobody_else_i
     assert_eq!(ask(&app.token(7)).await.status, 200);
 }
 
-/// It would be asked for again, and by somebody who was told that nothing has happened.
-#[actix_web::test]
-async fn a_correction_that_was_written_is_answered_so_whatever_its_asker_and_others_have_left_of_their_answers() {
-    let (app, _presenter) = with_a_long_page(4_000_000, 100_000).await;
-    let (answers, store) = (&app.state.answers, app.state.history.store());
+/// A server with a broadcast of so many segments that its answer is long, and that broadcast.
+async fn with_a_long_broadcast(answers_max_bytes: usize, answers_share_bytes: usize) -> (TestApp, WsClient, Broadcast) {
+    let (app, presenter) = with_a_long_page(answers_max_bytes, answers_share_bytes).await;
     let from = system_ms() - 3_600_000;
-    let segments: Vec<_> = (0..300)
+    let segments: Vec<_> = (0..1000)
         .map(|n| (from + 2000 * n, Some(from + 2000 * n + 1000)))
         .collect();
     let over = broadcast(&segments, &[("a", 0, Some(0))]);
+    let store = app.state.history.store();
     store.put_broadcasts(std::slice::from_ref(&over)).await.unwrap();
+    (app, presenter, over)
+}
+
+/// It would be asked for again, and by somebody who was told that nothing has happened.
+#[actix_web::test]
+async fn a_correction_whose_answer_there_is_no_room_for_is_refused_before_it_is_written() {
+    let (app, _presenter, over) = with_a_long_broadcast(4_000_000, 100_000).await;
+    let (answers, store) = (&app.state.answers, app.state.history.store());
     let path = format!("/v1/broadcasts/{}", over.id);
     let correct = async |token: &str, start_ms: i64| {
         let body = json!({ "started_at": timestamp(start_ms) }).to_string();
-        let answer = request(&app, "PATCH", &path, token, &body).await;
-        assert_eq!(
-            (answer.status, &answer.json()["started_at"]),
-            (200, &timestamp(start_ms).into()),
-            "{answer:?}"
-        );
-        assert!(answer.body.len() > 16 * 1024, "{}", answer.body.len());
+        request(&app, "PATCH", &path, token, &body).await
     };
+    let written = async || store.broadcast(over.id).await.unwrap().unwrap().corrected_start_ms;
+    let start = over.segments[0].from_ms;
     let (mut client, own) = (leave_unread(&app, 12, &[]).await, app.token(12));
     eventually("an answer to be left", async || {
         (answers.gate().depth() > 100_000).then_some(())
     })
     .await;
-    correct(&own, from + 1).await;
-    assert_eq!(
-        request(&app, "GET", &path, &own, "").await.status,
-        429,
-        "what is only read is refused"
-    );
+    let refused = correct(&own, start + 1).await;
+    let told = (refused.status, refused.header("retry-after"), &refused.json()["code"]);
+    assert_eq!(told, (429, Some("1"), &"rate_limited".into()), "{refused:?}");
+    assert_eq!(written().await, None, "who is over their share");
     // Where there is nothing left for anybody.
     let rest = answers.gate().capacity() - answers.gate().depth();
     let rest = answers.gate().try_acquire(rest).unwrap();
     let operator = token_with(90, "operator", json!([]));
-    assert_eq!(request(&app, "GET", &path, &operator, "").await.status, 503);
-    correct(&operator, from + 2).await;
+    let refused = correct(&operator, start + 2).await;
+    let told = (refused.status, &refused.json()["code"]);
+    assert_eq!(told, (503, &"overloaded".into()), "{refused:?}");
+    assert_eq!(written().await, None, "where there is none");
     drop(rest);
     let page = client.read_response(false).await;
     assert_eq!(page.status, 200);
@@ -500,7 +503,63 @@ async fn a_correction_that_was_written_is_answered_so_whatever_its_asker_and_oth
         (answers.gate().depth() == 0).then_some(())
     })
     .await;
-    assert_eq!(request(&app, "GET", &path, &own, "").await.status, 200);
+    for (token, start) in [(own, start + 3), (operator, start + 4)] {
+        let corrected = correct(&token, start).await;
+        assert_eq!(
+            (corrected.status, &corrected.json()["started_at"]),
+            (200, &timestamp(start).into()),
+            "{}",
+            corrected.status_line
+        );
+        assert!(corrected.body.len() > 16 * 1024, "{}", corrected.body.len());
+        assert_eq!(written().await, Some(start));
+        eventually("what it took to be given back", async || {
+            (answers.gate().depth() == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+#[actix_web::test]
+async fn who_takes_none_of_the_answers_to_their_corrections_has_a_share_and_leaves_the_reserve_to_others() {
+    let (app, _presenter, over) = with_a_long_broadcast(400_000, 150_000).await;
+    let (gate, store) = (app.state.answers.gate(), app.state.history.store());
+    let path = format!("/v1/broadcasts/{}", over.id);
+    let body = |start_ms: i64| json!({ "started_at": timestamp(start_ms) }).to_string();
+    let leave = async |token: &str, start_ms: i64| {
+        let mut client = HttpClient::connect_with(app.addr, Some(4096)).await;
+        let headers = [("token", token), ("Content-Type", "application/json")];
+        let before = gate.depth();
+        client.send_request("PATCH", &path, &headers, body(start_ms)).await;
+        eventually("a correction to be done", async || {
+            let now = store.broadcast(over.id).await.unwrap().unwrap();
+            // The next one of its user would be refused before.
+            let is_over = || app.state.correcting.begin(UserIdx::new(12).unwrap()).is_some();
+            (now.corrected_start_ms == Some(start_ms) && is_over()).then_some(())
+        })
+        .await;
+        assert!(gate.depth() > before, "its answer is left");
+        client
+    };
+    let start = over.segments[0].from_ms;
+    let (own, moderator) = (app.token(12), token_with(90, "moderator", json!([12])));
+    let _left = [
+        leave(&own, start + 1).await,
+        leave(&own, start + 2).await,
+        leave(&moderator, start + 3).await,
+        leave(&moderator, start + 4).await,
+    ];
+    assert!(gate.depth() <= 300_000, "{}", gate.depth());
+    for (token, status) in [
+        (own, 429),
+        (moderator, 429),
+        (token_with(91, "moderator", json!([12])), 503),
+        (token_with(92, "operator", json!([])), 200),
+    ] {
+        let answer = request(&app, "PATCH", &path, &token, &body(start)).await;
+        assert_eq!(answer.status, status, "{token}");
+    }
+    assert_eq!(get(app.addr, "/metrics").await.status, 200);
 }
 
 #[actix_web::test]
