@@ -41,7 +41,7 @@ pub async fn around<B: MessageBody + 'static>(
     let under_way = UnderWay::new(request.conn_data::<Arc<Line>>());
     let state = request.app_data::<web::Data<State>>().cloned();
     let state = state.ok_or_else(|| ErrorInternalServerError("no state"))?;
-    let chunked = Chunked::of(&mut request);
+    let chunked = Chunked::of(&mut request).await;
     let surface = surface(request.match_info().as_str(), &state);
     let asked = Asked::by(&request, surface, &state);
     let preflight = asked.as_ref().and_then(|asked| asked.preflight(&request, &state));
@@ -77,7 +77,8 @@ pub async fn around<B: MessageBody + 'static>(
     }
     end_of_connection(&mut response, state.health.is_draining(), state.keep_alive.as_ref());
     let session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let unread = chunked.filter(|chunked| chunked.is_unread());
+    // A session reads on.
+    let unread = chunked.filter(|chunked| session || chunked.is_unread());
     Ok(response.map_body(|_, body| under_way.until_end_of(body, session, held, unread)))
 }
 
@@ -87,7 +88,7 @@ pub async fn around_ops<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<Watched<B>>, Error> {
     let under_way = UnderWay::new(None);
-    let chunked = Chunked::of(&mut request);
+    let chunked = Chunked::of(&mut request).await;
     let state = request.app_data::<web::Data<State>>().cloned();
     let mut response = next.call(request).await?;
     end_of_connection(

@@ -3,6 +3,9 @@
 //! actix-http's dispatcher ends a connection behind the answer to a request whose body is not read, and says so in the answer, but
 //! for a chunked body whose reader is gone: that one it reads on and discards, for as long as its client sends. So the reader is
 //! kept until all of the answer is given ([`super::lines::Watched`]).
+//!
+//! Of a body that came whole nothing is left to read on, whoever read it: its connection goes on, as it does where there is a
+//! length. What came together with its head is told from what is still to come once the dispatcher has had a turn.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,7 +21,7 @@ use actix_web::{
     http::header::TRANSFER_ENCODING,
 };
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 
 /// The chunked body of one request.
 pub struct Chunked {
@@ -28,8 +31,8 @@ pub struct Chunked {
 }
 
 impl Chunked {
-    /// That of this request, where it has one; its handler reads it through this.
-    pub fn of(request: &mut ServiceRequest) -> Option<Rc<Self>> {
+    /// That of this request, where it has one; its handler reads it through this, and has all of it that came with the head.
+    pub async fn of(request: &mut ServiceRequest) -> Option<Rc<Self>> {
         if !request.headers().contains_key(TRANSFER_ENCODING) {
             return None;
         }
@@ -45,12 +48,22 @@ impl Chunked {
         });
         let reader = Box::pin(Reader(Rc::clone(&chunked)));
         request.set_payload(Payload::Stream { payload: reader });
+        // The dispatcher asks for an answer before it decodes what is behind the head.
+        tokio::task::yield_now().await;
         Some(chunked)
     }
 
-    /// Whether some of it was not read, as far as is known.
+    /// Whether some of it has not come yet. What has come is dropped: nobody reads it any more.
     pub fn is_unread(&self) -> bool {
-        !self.ended.get()
+        let mut body = self.body.borrow_mut();
+        while !self.ended.get() {
+            match body.next().now_or_never() {
+                Some(Some(Ok(_))) => {}
+                Some(Some(Err(_)) | None) => self.ended.set(true),
+                None => return true,
+            }
+        }
+        false
     }
 }
 

@@ -304,6 +304,74 @@ async fn a_chunked_body_that_is_read_to_its_end_keeps_its_connection() {
     }
 }
 
+/// As a proxy makes it of HTTP/2 where the end of a request comes behind its head.
+#[actix_web::test]
+async fn a_chunked_body_that_came_whole_with_its_head_keeps_its_connection_though_nobody_reads_it() {
+    let app = spawn_app(|settings| settings.ops.bind = "127.0.0.1:0".into()).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let (none, good) = ("no.token.atall".to_owned(), app.token(7));
+    let operator = token_with(90, "operator", json!([]));
+    let (empty, said) = ("0\r\n\r\n", "d\r\n{\"text\":\"hi\"}\r\n0\r\n\r\n");
+    let ops = app.ops.unwrap();
+    for (address, token, method, path, body, status) in [
+        (app.addr, &good, "GET", "/v1/rooms/12", empty, 200),
+        (app.addr, &good, "GET", "/v1/rooms/12/messages", empty, 200),
+        (app.addr, &good, "GET", "/v1/rooms/12/broadcasts", empty, 200),
+        (app.addr, &good, "GET", "/nowhere", empty, 404),
+        (app.addr, &good, "HEAD", "/", empty, 200),
+        (
+            app.addr,
+            &operator,
+            "DELETE",
+            "/v1/rooms/12/messages?user_idx=99",
+            empty,
+            200,
+        ),
+        (app.addr, &none, "OPTIONS", "/send/message", empty, 200),
+        (app.addr, &none, "POST", "/v1/rooms/12/messages", said, 401),
+        (app.addr, &none, "POST", "/send/message", said, 400),
+        (app.addr, &none, "POST", "/nowhere", said, 404),
+        (ops, &good, "GET", "/livez", empty, 200),
+    ] {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: chat\r\nContent-Type: application/json\r\n\
+             Authorization: Bearer {token}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
+        let mut client = HttpClient::connect(address).await;
+        for _ in 0..2 {
+            client.send_bytes([head.as_str(), body].concat().as_bytes()).await;
+            let answer = client.read_response(method == "HEAD").await;
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (status, None),
+                "{method} {path}: {answer:?}"
+            );
+        }
+    }
+}
+
+/// Whoever heeds the `close` sends the one behind it again.
+#[actix_web::test]
+async fn no_close_is_said_to_a_refused_chunked_body_behind_which_the_next_request_is_served() {
+    let app = spawn_app(|_| {}).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    let whole = "d\r\n{\"text\":\"hi\"}\r\n0\r\n\r\n";
+    let message = |token: &str| head_of_a_message(token, "Transfer-Encoding: chunked") + whole;
+    let mut client = app.client().await;
+    let both = [message("no.token.atall"), message(&app.token(7))].concat();
+    client.send_bytes(both.as_bytes()).await;
+    for status in [401, 201] {
+        let answer = client.read_response(false).await;
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (status, None),
+            "{answer:?}"
+        );
+    }
+}
+
 /// To shut one by its name takes a descriptor itself.
 #[actix_web::test]
 async fn connections_that_have_taken_the_last_descriptor_are_given_up_in_their_time_and_others_get_in() {
