@@ -428,7 +428,7 @@ async fn a_page_is_read_from_the_numberings_that_it_is_in_however_many_the_room_
                     scanned.store(0, Relaxed);
                     let mut found = walk(&history, query).await;
                     // One event of each tells where it begins.
-                    let most = usize::try_from(NUMBERINGS).unwrap() + 4 * (LIMIT + 1);
+                    let most = usize::try_from(NUMBERINGS).unwrap() + 5 * (LIMIT + 1);
                     let read = scanned.load(Relaxed) / found.len();
                     assert!(read <= most, "{of}: {read} a page");
                     if matches!(start, Start::Before(_)) {
@@ -437,6 +437,33 @@ async fn a_page_is_read_from_the_numberings_that_it_is_in_however_many_the_room_
                     let wanted = wanted.iter().filter(|seq| user.is_none() || **seq % 2 == 1);
                     assert_eq!(found.concat(), wanted.copied().collect::<Vec<_>>(), "{of}");
                 }
+            }
+        }
+    }
+}
+
+#[actix_web::test]
+async fn no_page_is_told_of_behind_the_last_though_all_of_a_rooms_numberings_have_its_number() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (_spool, dir) = spool(&mut epoch);
+        for numbering in ["a", "b", "c", "d"] {
+            let events: Vec<_> = (1..=3).map(|seq| event(&mut clock, 1, numbering, seq, "x")).collect();
+            assert_eq!(store.append(batch(&events)).await.unwrap(), [], "{name}");
+        }
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for limit in 1..=4 {
+            for (start, wanted) in [
+                (Start::After(Seq(0)), [1, 2, 3]),
+                (Start::Before(Seq(u64::MAX)), [3, 2, 1]),
+            ] {
+                let found = walk(&history, pages(1, start, limit)).await;
+                assert_eq!(
+                    found,
+                    wanted.map(|seq| vec![seq; 4]),
+                    "{name}: {start:?}, {limit} a page"
+                );
             }
         }
     }

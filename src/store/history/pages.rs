@@ -106,13 +106,16 @@ impl<'a> Gathered<'a> {
             .extend(found.map(|logged| ((logged.event.seq, logged.event.id), logged)));
         if self.all.len() > self.rows {
             let last = self.rows.saturating_sub(1);
-            let mut places = self.all.keys();
-            let place = match query.start {
-                Start::Before(_) => places.nth_back(last),
-                Start::After(_) => places.nth(last),
+            let mut places = self.all.keys().map(|(seq, _)| *seq);
+            let (place, furthest) = match query.start {
+                Start::Before(_) => (places.nth_back(last), places.next()),
+                Start::After(_) => (places.nth(last), places.next_back()),
             };
-            if let Some((seq, _)) = place.copied() {
-                self.reach(seq);
+            // Where all the rest has the same number, nothing is left out.
+            if let (Some(place), Some(furthest)) = (place, furthest)
+                && query.is_beyond(furthest, place)
+            {
+                self.reach(place);
             }
         }
     }
