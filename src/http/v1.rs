@@ -65,9 +65,20 @@ pub(super) fn only(request: &HttpRequest, method: &'static str) -> HttpResponse 
 pub(crate) fn room_of(path: &str) -> Result<PresenterIdx, ApiError> {
     let is_plain = path.bytes().all(|byte| byte.is_ascii_digit()) && (path == "0" || !path.starts_with('0'));
     let number = is_plain.then(|| path.parse().ok()).flatten();
-    number.and_then(PresenterIdx::new).ok_or_else(|| {
-        ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
-    })
+    number.and_then(PresenterIdx::new).ok_or_else(no_such_room)
+}
+
+/// The same, of the path of a request, in which `room` stands for it. The router has decoded what is encoded there: so written, a
+/// path is no room's.
+pub(super) fn room_in(request: &HttpRequest, room: &str) -> Result<PresenterIdx, ApiError> {
+    if request.path().contains('%') {
+        return Err(no_such_room());
+    }
+    room_of(room)
+}
+
+fn no_such_room() -> ApiError {
+    ApiError::new(Code::NotFound).with_detail("a room is named by its presenter's number, 0 to 9223372036854775807")
 }
 
 /// What a room looks like now.
@@ -110,7 +121,7 @@ pub(super) async fn get_room(request: HttpRequest, path: web::Path<String>, stat
 
 async fn look(request: &HttpRequest, path: &str, state: &State) -> Result<Room, ApiError> {
     let user = who(request, state).await?.user_idx;
-    let presenter = room_of(path)?;
+    let presenter = room_in(request, path)?;
     let look = state.registry.look(presenter, user).await.map_err(refused)?;
     Ok(Room {
         presenter_idx: presenter.get(),
@@ -225,7 +236,7 @@ async fn read_submit(
     state: &State,
 ) -> Result<Submit, ApiError> {
     let caller = sender(request, state, Needed::Name).await?;
-    let presenter_idx = room_of(path)?;
+    let presenter_idx = room_in(request, path)?;
     wants_json(request)?;
     let body = read_body(request, payload, &state.limits).await?;
     let text = parse(&body, state.limits.text_chars)?;

@@ -530,6 +530,9 @@ async fn a_room_has_one_name_in_a_path_and_what_else_a_number_may_be_written_as_
         "1_2",
         "12.0",
         "%EF%BC%91",
+        "%31%32",
+        "1%32",
+        "%30",
     ] {
         for (method, rest) in [
             ("POST", "/messages"),
@@ -549,8 +552,18 @@ async fn a_room_has_one_name_in_a_path_and_what_else_a_number_may_be_written_as_
             );
         }
     }
+    // Nor has the rest of such a path.
+    for (method, path) in [
+        ("POST", "/v1/rooms/12/%6dessages"),
+        ("GET", "/v1/r%6Foms/12"),
+        ("DELETE", "/v1/rooms/12/messages/%3019b76da-a800-7000-8000-000000000001"),
+    ] {
+        assert_eq!(ask(method, path).await.status, 404, "{method} {path}");
+    }
     for name in ["12", "0", "9223372036854775807"] {
         assert_eq!(ask("GET", &format!("/v1/rooms/{name}")).await.status, 200, "{name}");
     }
+    let asked = "/v1/rooms/12/messages?q=%68i";
+    assert_eq!(ask("GET", asked).await.status, 200, "{asked}");
     drop(presenters);
 }
