@@ -3,7 +3,8 @@
 //! New pages come into a SQLite file when its WAL is checkpointed. Where the spool itself has filled the disk, the WAL holds pages for which
 //! the file has no room, so it cannot begin anew, and each transaction must lengthen it: one that frees rows, too. The reserve is given
 //! up for that. What frees rows makes no room on the disk, because the file keeps its size. So while the reserve is missing the file does
-//! not grow, and senders get what was freed; the disk is asked seldom whether there is room for a new one.
+//! not grow, and senders get what was freed; the disk is asked seldom whether there is room for a new one. A file that is small meanwhile,
+//! because it is others that fill the disk, grows to half of the reserve at most, and only while what the WAL needs stays free.
 
 use std::{
     fs::{File, OpenOptions},
@@ -25,11 +26,16 @@ const SUFFIX: &str = ".reserve";
 /// What the system counts what a file holds in (`st_blocks`, stat(2)).
 const BLOCK: u64 = 512;
 
+/// How long SQLite lets a WAL become before a checkpoint (`wal_autocheckpoint`): 1,000 pages with their headers. The transaction that goes
+/// beyond it comes on top.
+const WAL_BYTES: u64 = 1000 * (4096 + 24);
+
 /// What is written at once where the file system cannot allocate.
 const WRITTEN: usize = 64 * 1024;
 
 /// The reserve of one spool.
 pub(super) struct Reserve {
+    spool: PathBuf,
     path: PathBuf,
     /// How many are to be kept.
     bytes: AtomicU64,
@@ -42,6 +48,7 @@ impl Reserve {
         let path = beside(spool, SUFFIX);
         let bytes = held_by(&path);
         Self {
+            spool: spool.to_owned(),
             path,
             bytes: AtomicU64::new(bytes),
             missing: AtomicBool::new(false),
@@ -60,6 +67,15 @@ impl Reserve {
     pub fn missing(&self) -> Option<u64> {
         let missing = self.missing.load(Ordering::Acquire);
         missing.then(|| self.bytes.load(Ordering::Acquire))
+    }
+
+    /// While it is missing: to how many bytes the spool's file may grow. Half of what is missing, and beside it stays on the disk what the
+    /// WAL still grows by, and a quarter of what is missing for one transaction.
+    pub fn file_may_have(&self) -> Option<u64> {
+        let missing = self.missing()?;
+        let wal = WAL_BYTES.saturating_sub(len(&beside(&self.spool, "-wal")));
+        let room = self.free().unwrap_or(0).saturating_sub(wal + missing / 4);
+        Some((len(&self.spool) + room).min(missing / 2))
     }
 
     /// Keeps so many bytes from now on. Where there is no room for them it is missing; on another error there is none.
@@ -124,6 +140,10 @@ impl Reserve {
             _ => Ok(()),
         }
     }
+}
+
+fn len(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
 /// How many bytes of the disk a file holds. A copy of one may have its length and hold none.

@@ -156,12 +156,12 @@ impl SqliteSpool {
     }
 
     /// Keeps so many bytes of the disk for when that is full; 0 keeps none. Where there is no room for them it goes on without, and until
-    /// there is the file grows to as many bytes only, or not at all where it has them.
+    /// there is the file grows to half as many bytes at most, or not at all where it has them.
     pub fn keep_reserve(&mut self, bytes: u64) {
         if let Err(error) = self.reserve.keep(bytes) {
             let limit = self
                 .reserve
-                .missing()
+                .file_may_have()
                 .map(|bytes| format!("; until it is the file grows to {bytes} bytes, or not at all"));
             let limit = limit.unwrap_or_default();
             log::warn!("spool: its reserve of {bytes} bytes (log.reserve_bytes) is not kept: {error}{limit}");
@@ -198,7 +198,11 @@ impl SqliteSpool {
                 log::info!("spool: it has its reserve again");
                 self.limit_again();
             }
-            Err(error) => log::debug!("spool: its reserve is still missing: {error}"),
+            Err(error) => {
+                log::debug!("spool: its reserve is still missing: {error}");
+                // What is free may have become more, or less.
+                self.limit_again();
+            }
         }
     }
 

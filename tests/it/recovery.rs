@@ -1280,6 +1280,43 @@ fn a_spool_that_is_opened_on_the_disk_that_it_has_filled_can_be_freed() {
     }
 }
 
+#[test]
+fn a_small_spool_that_has_given_up_its_reserve_or_never_had_it_leaves_enough_of_the_disk_to_be_freed() {
+    const RESERVE: u64 = 16 << 20;
+    for (disk, others) in [(48, true), (18, false), (12, false)] {
+        let Some(disk) = SmallDisk::mount_of(disk) else {
+            eprintln!("skipped: no right to mount a small file system here");
+            return;
+        };
+        let (mut spool, info) = open(&disk.dir.path().join("chat.db"), Durability::Disk, None);
+        spool.store_is_empty().unwrap();
+        spool.keep_reserve(RESERVE);
+        let reserve = disk.dir.path().join("chat.db.reserve");
+        assert_eq!(reserve.exists(), others);
+        if others {
+            let mut filling = std::fs::File::create(disk.dir.path().join("ballast")).unwrap();
+            while std::io::Write::write_all(&mut filling, &[0; 4096]).is_ok() {}
+            spool.probe().unwrap();
+            assert!(!reserve.exists());
+        }
+        let mut seq = 0;
+        for _ in 0..3 {
+            let before = seq;
+            for batch in [500, 20, 1] {
+                let full = loop {
+                    match spool.commit(&events(&info, 1, seq + 1..=seq + batch)) {
+                        Ok(_) => seq += batch,
+                        Err(error) => break error,
+                    }
+                };
+                assert_eq!(full.fault, SpoolFault::Full, "{full}");
+            }
+            assert!(seq > before + 2000, "{before} {seq}");
+            free_all(&mut spool);
+        }
+    }
+}
+
 #[actix_web::test]
 async fn a_disk_that_the_spool_filled_while_mongodb_was_away_is_freed_without_more_room_when_it_is_back() {
     let Some(disk) = SmallDisk::mount_of(16) else {

@@ -87,15 +87,15 @@ pub(super) fn set_up(connection: &Connection, settings: &SpoolSettings) -> rusql
     Ok(())
 }
 
-/// From now on the file grows no further than it may: while its reserve is missing, no further than it is, but to as many bytes. Not before
-/// it has what this version needs: a full spool must start.
+/// From now on the file grows no further than it may: while its reserve is missing, no further than it is, but to what that leaves it
+/// ([`Reserve::file_may_have`]). Not before it has what this version needs: a full spool must start.
 pub(super) fn limit(connection: &Connection, max_bytes: Option<u64>, reserve: &Reserve) -> rusqlite::Result<()> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let page = pragma("page_size")?.max(1);
     let pages = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX) / page;
     let mut most = max_bytes.map_or(UNLIMITED, pages);
-    if let Some(missing) = reserve.missing() {
-        most = most.min(pragma("page_count")?.max(pages(missing)));
+    if let Some(bytes) = reserve.file_may_have() {
+        most = most.min(pragma("page_count")?.max(pages(bytes)));
     }
     connection.pragma_update_and_check(None, MAX_PAGES, most, |_| Ok(()))
 }
