@@ -188,6 +188,21 @@ impl SqliteSpool {
         }
     }
 
+    /// Does what an empty spool must not fail at for want of room: nothing will be freed that could give the reserve up, and what has filled
+    /// the disk need not be the spool.
+    fn taking<T>(&mut self, work: impl Fn(&mut Self, &mut Connection) -> rusqlite::Result<T>) -> Result<T, SpoolError> {
+        match self.with(&work) {
+            Err(error)
+                if error.fault == SpoolFault::Full
+                    && self.reserve.bytes() > 0
+                    && self.is_empty().is_ok_and(|empty| empty) =>
+            {
+                self.freeing(work)
+            }
+            done => done,
+        }
+    }
+
     fn make_reserve_again(&mut self) {
         if self.reserve.missing().is_none() || self.reserve_tried_at.elapsed() < RESERVE_AGAIN {
             return;
@@ -292,7 +307,7 @@ fn failed(error: &rusqlite::Error, begun: bool) -> SpoolError {
 impl Spool for SqliteSpool {
     fn commit(&mut self, events: &[Arc<Event>]) -> Result<Pos, SpoolError> {
         let epoch = self.epoch.0;
-        let first = self.with(|this, connection| {
+        let first = self.taking(|this, connection| {
             let first = this.next_pos;
             let transaction = Writing::begin(connection)?;
             // What frees pages comes before what needs them.
@@ -423,17 +438,12 @@ impl Spool for SqliteSpool {
 
     fn probe(&mut self) -> Result<(), SpoolError> {
         self.make_reserve_again();
-        let probe = |_: &mut Self, connection: &mut Connection| {
+        self.taking(|_, connection| {
             // As much as a small commit needs, so that a disk with a few bytes left is not taken for one with room.
             set_meta(connection, "probe", vec![0_u8; PROBE_BYTES])?;
             connection.execute("DELETE FROM meta WHERE key = 'probe'", [])?;
             Ok(())
-        };
-        match self.with(probe) {
-            // Nothing will be freed that could give the reserve up, and what has filled the disk need not be the spool.
-            Err(error) if error.fault == SpoolFault::Full && self.is_empty()? => self.freeing(probe),
-            probed => probed,
-        }
+        })
     }
 
     fn bytes(&self) -> u64 {

@@ -1373,6 +1373,41 @@ async fn a_disk_that_the_spool_filled_while_mongodb_was_away_is_freed_without_mo
     assert_eq!(stopped, Stopped::InOrder);
 }
 
+#[actix_web::test]
+async fn a_message_that_was_answered_from_memory_is_not_lost_where_others_have_filled_the_disk_of_an_empty_spool() {
+    let Some(disk) = SmallDisk::mount_of(24) else {
+        eprintln!("skipped: no right to mount a small file system here");
+        return;
+    };
+    let dir = ScratchDir::new("answered");
+    let mut settings = settings(&dir);
+    use_mongodb(&mut settings);
+    settings.log.path = disk.dir.path().join("chat.db").display().to_string();
+    settings.log.reserve_bytes = 8 << 20;
+    settings.log.durability = chatting_server::settings::Durability::Memory;
+    let app = spawn_in(dir, settings).await;
+    app.go_live(12);
+    let _presenter = app.presenter(12).await;
+    assert_eq!(app.post(12, 7, "first").await.status, 201);
+    eventually("the spool to be empty", async || {
+        (app.metric("chat_spool_events").await == Some(0.0)).then_some(())
+    })
+    .await;
+    let mut filling = std::fs::File::create(disk.dir.path().join("ballast")).unwrap();
+    while std::io::Write::write_all(&mut filling, &[0; 4096]).is_ok() {}
+    assert_eq!(app.post(12, 7, &"x".repeat(2000)).await.status, 201);
+    eventually("the reserve to be given up for it", async || {
+        (app.metric("chat_spool_reserve_bytes").await == Some(0.0)).then_some(())
+    })
+    .await;
+    eventually("another one to be accepted", async || {
+        (app.post(12, 7, "last").await.status == 201).then_some(())
+    })
+    .await;
+    let (stopped, ..) = app.stop().await;
+    assert_eq!(stopped, Stopped::InOrder);
+}
+
 #[test]
 fn a_salvage_that_fails_leaves_everything_as_it_was_for_the_next_start() {
     let dir = ScratchDir::new("again");
