@@ -78,9 +78,10 @@ impl Reserve {
         Some((len(&self.spool) + room).min(missing / 2))
     }
 
-    /// Keeps so many bytes from now on. Where there is no room for them it is missing; on another error there is none.
+    /// Keeps so many bytes from now on. On an error what is there stays. Where nothing is, and there is no room for one, it is missing.
     pub fn keep(&self, bytes: u64) -> io::Result<()> {
         let there = held_by(&self.path);
+        self.bytes.store(bytes, Ordering::Release);
         self.missing.store(false, Ordering::Release);
         let kept = match bytes {
             0 => self.remove(),
@@ -89,26 +90,30 @@ impl Reserve {
                 .open(&self.path)
                 .and_then(|file| file.set_len(bytes)),
             _ if there == bytes => Ok(()),
-            _ => {
-                self.bytes.store(bytes, Ordering::Release);
-                self.remove().and_then(|()| self.make())
-            }
+            _ if there > 0 => self.lengthen(there, bytes),
+            _ => self.remove().and_then(|()| self.make()),
         };
-        let lacks_room = kept.as_ref().is_err_and(is_full);
+        let lacks_room = there == 0 && kept.as_ref().is_err_and(is_full);
         self.missing.store(lacks_room, Ordering::Release);
-        let bytes = if kept.is_ok() || lacks_room { bytes } else { 0 };
-        self.bytes.store(bytes, Ordering::Release);
+        if kept.is_err() && !lacks_room {
+            self.bytes.store(there, Ordering::Release);
+        }
         kept
+    }
+
+    /// One that is there is not taken away to make a longer one: there may be no room even for what it was.
+    fn lengthen(&self, there: u64, bytes: u64) -> io::Result<()> {
+        self.has_room_for(bytes, there)?;
+        let mut file = OpenOptions::new().write(true).open(&self.path)?;
+        allocate(&mut file, bytes).inspect_err(|_| {
+            let _ = file.set_len(there);
+        })
     }
 
     /// Makes a missing one anew. Only where twice as much is free: one that takes all that there is would be given up at once.
     pub fn make(&self) -> io::Result<()> {
         let bytes = self.bytes.load(Ordering::Acquire);
-        let free = self.free()?;
-        if free < 2 * bytes {
-            let why = format!("{free} bytes are free, and it takes {bytes} where twice as many are");
-            return Err(io::Error::new(ErrorKind::StorageFull, why));
-        }
+        self.has_room_for(bytes, 0)?;
         let made = allocated(&self.path, bytes);
         match &made {
             Ok(()) => self.missing.store(false, Ordering::Release),
@@ -126,6 +131,16 @@ impl Reserve {
         }
         self.missing.store(true, Ordering::Release);
         std::fs::remove_file(&self.path).is_ok()
+    }
+
+    /// Whether there is room for so many bytes, with those that it has.
+    fn has_room_for(&self, bytes: u64, there: u64) -> io::Result<()> {
+        let free = self.free()?.saturating_add(there);
+        if free >= 2 * bytes {
+            return Ok(());
+        }
+        let why = format!("{free} bytes are free, and it takes {bytes} where twice as many are");
+        Err(io::Error::new(ErrorKind::StorageFull, why))
     }
 
     fn free(&self) -> io::Result<u64> {
@@ -160,10 +175,14 @@ fn is_full(error: &io::Error) -> bool {
 /// Makes a file of so many bytes that the disk has room for.
 fn allocated(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+    allocate(&mut file, bytes)
+}
+
+fn allocate(file: &mut File, bytes: u64) -> io::Result<()> {
+    match fallocate(&*file, FallocateFlags::empty(), 0, bytes) {
         Err(error @ (Errno::NOSPC | Errno::DQUOT)) => return Err(error.into()),
         // Not every file system can.
-        Err(_) => write(&mut file, bytes)?,
+        Err(_) => write(file, bytes)?,
         Ok(()) => {}
     }
     file.sync_all()
@@ -216,6 +235,19 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::StorageFull);
         assert_eq!((reserve.bytes(), reserve.missing()), (0, Some(1 << 60)));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_reserve_for_which_there_is_no_room_to_become_longer_stays_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join("chat.db");
+        let reserve = Reserve::of(&spool);
+        reserve.keep(1 << 20).unwrap();
+        let error = reserve.keep(1 << 60).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert_eq!((reserve.bytes(), reserve.missing()), (1 << 20, None));
+        assert_eq!(held_by(&reserve.path), 1 << 20);
+        assert_eq!(Reserve::of(&spool).bytes(), 1 << 20, "the next start has it");
     }
 
     #[test]

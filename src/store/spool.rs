@@ -155,16 +155,16 @@ impl SqliteSpool {
         let _ = self.with(|this, connection| this.kept.count_parked(connection));
     }
 
-    /// Keeps so many bytes of the disk for when that is full; 0 keeps none. Where there is no room for them it goes on without, and until
-    /// there is the file grows to half as many bytes at most, or not at all where it has them.
+    /// Keeps so many bytes of the disk for when that is full; 0 keeps none. Where there is no room for them it goes on with what it has,
+    /// or without, and until there is the file grows to half as many bytes at most, or not at all where it has them.
     pub fn keep_reserve(&mut self, bytes: u64) {
         if let Err(error) = self.reserve.keep(bytes) {
-            let limit = self
-                .reserve
-                .file_may_have()
-                .map(|bytes| format!("; until it is the file grows to {bytes} bytes, or not at all"));
-            let limit = limit.unwrap_or_default();
-            log::warn!("spool: its reserve of {bytes} bytes (log.reserve_bytes) is not kept: {error}{limit}");
+            let instead = match (self.reserve.bytes(), self.reserve.file_may_have()) {
+                (there @ 1.., _) => format!("; that of {there} bytes stays"),
+                (0, Some(bytes)) => format!("; until it is the file grows to {bytes} bytes, or not at all"),
+                (0, None) => String::new(),
+            };
+            log::warn!("spool: its reserve of {bytes} bytes (log.reserve_bytes) is not kept: {error}{instead}");
         }
         self.limit_again();
     }
