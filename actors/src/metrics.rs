@@ -210,10 +210,13 @@ pub struct Numbers {
     pub spool_events: Gauge,
     /// Size of the spool in bytes.
     pub spool_bytes: Gauge,
-    /// `log.spool_max_bytes`; 0 where the file is the log itself.
+    /// To how many bytes the file may grow now: `log.spool_max_bytes`, or less while its reserve is missing; 0 where the file is the log
+    /// itself.
     pub spool_max_bytes: Gauge,
     /// What is kept of the disk for when it is full.
     pub spool_reserve_bytes: Gauge,
+    /// What `log.reserve_bytes` has beyond that.
+    pub spool_reserve_missing_bytes: Gauge,
     /// x-forward headers from peers that are not trusted to set them.
     pub forward_refused: Counter,
     /// Connections that were cut because their client did not take an answer.
@@ -390,12 +393,17 @@ impl Numbers {
             spool_max_bytes: gauge(
                 r,
                 "chat_spool_max_bytes",
-                "Size of the spool at which messages are refused; 0: none",
+                "Size of the spool at which messages are refused now; 0: none",
             ),
             spool_reserve_bytes: gauge(
                 r,
                 "chat_spool_reserve_bytes",
                 "Bytes of the disk kept for when it is full; 0: none, or given up",
+            ),
+            spool_reserve_missing_bytes: gauge(
+                r,
+                "chat_spool_reserve_missing_bytes",
+                "Bytes of log.reserve_bytes that are not kept; without any the spool hardly grows",
             ),
             forward_refused: counter(r, "chat_forward_refused", "x-forward headers from untrusted peers"),
             answers_cut: counter(

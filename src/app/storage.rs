@@ -53,10 +53,6 @@ pub(super) async fn open_storage(
 
 fn open_spool(settings: &Settings, metrics: &Metrics) -> Result<(Guarded<SqliteSpool>, SpoolInfo), StartError> {
     let kept_in = startup::spool_settings(settings);
-    let max_bytes = kept_in.max_bytes.unwrap_or_default();
-    metrics
-        .spool_max_bytes
-        .set(i64::try_from(max_bytes).unwrap_or(i64::MAX));
     let (spool, info) = SqliteSpool::open(kept_in)?;
     let mut spool: Guarded<SqliteSpool> = scopeguard::guard(spool, close);
     spool.count_in(metrics);

@@ -100,6 +100,18 @@ pub struct SpoolSettings {
     pub embedded: bool,
 }
 
+/// How far it may grow and what it keeps of the disk, for the metrics.
+#[derive(Default)]
+struct Shown {
+    max_bytes: Gauge,
+    reserve_bytes: Gauge,
+    reserve_missing_bytes: Gauge,
+}
+
+fn set(gauge: &Gauge, bytes: u64) {
+    gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+}
+
 /// An open spool, and what of it is known without reading. Its calls block; an error tells whether anything of what was
 /// asked may have been done ([`SpoolFault`]).
 pub struct SqliteSpool {
@@ -119,9 +131,10 @@ pub struct SqliteSpool {
     measured_at: Instant,
     /// `log.spool_max_bytes`
     max_bytes: Option<u64>,
-    /// What is kept of the disk for when it is full, how much that is for the metrics, and when it was last tried to make it anew.
+    /// What is kept of the disk for when it is full, how much that is to be, and when it was last tried to make it anew.
     reserve: Arc<Reserve>,
-    reserve_bytes: Gauge,
+    reserve_wanted: u64,
+    shown: Shown,
     reserve_tried_at: Instant,
     /// What the store will not take, for the metrics.
     kept: Kept,
@@ -149,8 +162,12 @@ impl SqliteSpool {
     /// Tells from now on how much is kept here because the store will not take it: what is parked already at once.
     pub fn count_in(&mut self, metrics: &Metrics) {
         self.kept = Kept::of(metrics);
-        self.reserve_bytes = metrics.spool_reserve_bytes.clone();
-        self.show_reserve();
+        self.shown = Shown {
+            max_bytes: metrics.spool_max_bytes.clone(),
+            reserve_bytes: metrics.spool_reserve_bytes.clone(),
+            reserve_missing_bytes: metrics.spool_reserve_missing_bytes.clone(),
+        };
+        self.limit_again();
         // Where it cannot be asked now, it is counted when the file has been opened again.
         let _ = self.with(|this, connection| this.kept.count_parked(connection));
     }
@@ -158,6 +175,7 @@ impl SqliteSpool {
     /// Keeps so many bytes of the disk for when that is full; 0 keeps none. Where there is no room for them it goes on with what it has,
     /// or without, and until there is the file grows to half as many bytes at most, or not at all where it has them.
     pub fn keep_reserve(&mut self, bytes: u64) {
+        self.reserve_wanted = bytes;
         if let Err(error) = self.reserve.keep(bytes) {
             let instead = match (self.reserve.bytes(), self.reserve.file_may_have()) {
                 (there @ 1.., _) => format!("; that of {there} bytes stays"),
@@ -223,20 +241,23 @@ impl SqliteSpool {
 
     /// How far the file may grow depends on whether the reserve is there.
     fn limit_again(&mut self) {
-        self.show_reserve();
-        if let Err(error) = self.with(|this, connection| limit(connection, this.max_bytes, &this.reserve)) {
-            log::warn!("spool: how far it may grow cannot be set: {error}");
+        let there = self.reserve.bytes();
+        set(&self.shown.reserve_bytes, there);
+        set(
+            &self.shown.reserve_missing_bytes,
+            self.reserve_wanted.saturating_sub(there),
+        );
+        match self.with(|this, connection| limit(connection, this.max_bytes, &this.reserve)) {
+            Ok(most) => {
+                self.shown.max_bytes.set(most.unwrap_or(0));
+            }
+            Err(error) => log::warn!("spool: how far it may grow cannot be set: {error}"),
         }
     }
 
     fn is_empty(&mut self) -> Result<bool, SpoolError> {
         let sql = "SELECT NOT EXISTS (SELECT 1 FROM spool)";
         self.with(|_, connection| connection.query_row(sql, [], |row| row.get(0)))
-    }
-
-    fn show_reserve(&self) {
-        let bytes = i64::try_from(self.reserve.bytes()).unwrap_or(i64::MAX);
-        self.reserve_bytes.set(bytes);
     }
 
     /// The store holds nothing, so a room that this spool has never seen begins at 1 and needs no question.

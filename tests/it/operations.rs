@@ -201,6 +201,7 @@ async fn a_store_that_is_away_is_degraded_and_messages_go_on() {
     assert_eq!(app.metric("chat_spool_max_bytes").await, Some(limit));
     let reserve = app.settings.log.reserve_bytes as f64;
     assert_eq!(app.metric("chat_spool_reserve_bytes").await, Some(reserve));
+    assert_eq!(app.metric("chat_spool_reserve_missing_bytes").await, Some(0.0));
     app.go_live(12);
     let mut presenter = app.presenter(12).await;
     // It must have told first where the room goes on.

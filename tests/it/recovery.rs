@@ -1368,6 +1368,10 @@ async fn a_disk_that_the_spool_filled_while_mongodb_was_away_is_freed_without_mo
     })
     .await;
     assert_eq!(app.metric("chat_spool_reserve_bytes").await, Some(0.0), "it was needed");
+    let missing = app.metric("chat_spool_reserve_missing_bytes").await;
+    assert_eq!(missing, Some(f64::from(5 << 20)));
+    let limit = app.metric("chat_spool_max_bytes").await.unwrap();
+    assert!(limit > 0.0 && limit < f64::from(16 << 20), "it grows no more: {limit}");
     assert_eq!(app.metric("chat_parked_events").await, Some(0.0));
     let (stopped, ..) = app.stop().await;
     assert_eq!(stopped, Stopped::InOrder);

@@ -7,11 +7,10 @@ use std::{
 };
 
 use chatting_actors::{seldom::Seldom, writer::SpoolInfo};
-use prometheus_client::metrics::gauge::Gauge;
 use rusqlite::{Connection, ErrorCode, config::DbConfig, ffi};
 
 use super::{
-    DAMAGED, FORMAT, GIVEN_UP, Kept, SpoolSettings, SqliteSpool,
+    DAMAGED, FORMAT, GIVEN_UP, Kept, Shown, SpoolSettings, SqliteSpool,
     anew::begin_anew,
     is_of, keys, meta,
     ours::may_be_ours,
@@ -171,7 +170,8 @@ impl SqliteSpool {
             measured_at: Instant::now(),
             max_bytes,
             reserve,
-            reserve_bytes: Gauge::default(),
+            reserve_wanted: 0,
+            shown: Shown::default(),
             reserve_tried_at: Instant::now(),
             kept: Kept::default(),
             unreadable: Seldom::new(),

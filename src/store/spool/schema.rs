@@ -88,8 +88,13 @@ pub(super) fn set_up(connection: &Connection, settings: &SpoolSettings) -> rusql
 }
 
 /// From now on the file grows no further than it may: while its reserve is missing, no further than it is, but to what that leaves it
-/// ([`Reserve::file_may_have`]). Not before it has what this version needs: a full spool must start.
-pub(super) fn limit(connection: &Connection, max_bytes: Option<u64>, reserve: &Reserve) -> rusqlite::Result<()> {
+/// ([`Reserve::file_may_have`]). Not before it has what this version needs: a full spool must start. Returns how many bytes that are, where
+/// there is a limit.
+pub(super) fn limit(
+    connection: &Connection,
+    max_bytes: Option<u64>,
+    reserve: &Reserve,
+) -> rusqlite::Result<Option<i64>> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let page = pragma("page_size")?.max(1);
     let pages = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX) / page;
@@ -97,7 +102,9 @@ pub(super) fn limit(connection: &Connection, max_bytes: Option<u64>, reserve: &R
     if let Some(bytes) = reserve.file_may_have() {
         most = most.min(pragma("page_count")?.max(pages(bytes)));
     }
-    connection.pragma_update_and_check(None, MAX_PAGES, most, |_| Ok(()))
+    // A file that has more pages already keeps those.
+    let most: i64 = connection.pragma_update_and_check(None, MAX_PAGES, most, |row| row.get(0))?;
+    Ok((most < UNLIMITED).then_some(most.saturating_mul(page)))
 }
 
 /// Brings a file of format 1 to format 2, in one transaction.
