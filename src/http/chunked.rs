@@ -5,7 +5,9 @@
 //! kept until all of the answer is given ([`super::lines::Watched`]).
 //!
 //! Of a body that came whole nothing is left to read on, whoever read it: its connection goes on, as it does where there is a
-//! length. What came together with its head is told from what is still to come once the dispatcher has had a turn.
+//! length. What came together with its head is told from what is still to come once the dispatcher has had a turn. It decodes the next
+//! request then, too, if that came with it, and frames the answer by that: before a HEAD request it comes without its body, as each answer
+//! does that takes a turn (`super::paced`).
 
 use std::{
     cell::{Cell, RefCell},

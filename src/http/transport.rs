@@ -14,7 +14,7 @@
 //!
 //! A v1 session is polled meanwhile, too, for what its client acknowledges bit by bit must be heard although all that was
 //! written is not taken. It is told so ([`Outbound`]) and takes nothing from its room, so what it gives then are answers to its
-//! client; when [`BEHIND`] of them wait, its client is not read either. Which of the two stands among the data of the answer
+//! client; when `BEHIND` of them wait, its client is not read either. Which of the two stands among the data of the answer
 //! ([`Backlog`]).
 //!
 //! When a session has ended, what is left is still written, and its client read, so that one that reads on gets all of it and the
@@ -173,12 +173,15 @@ where
             Outgoing::new(response, codec, socket)
         };
         Box::pin(async move {
-            // As long as there is a connection it is counted, and a stop can end it. It has times of its own, also when its session is over.
-            let _under_way = UnderWay::new(line.as_ref());
             // In a box of its own: what it takes to answer is not kept for as long as the session lives.
             if let Ok(outgoing) = Box::pin(answered).await {
+                // A session's connection has times of its own, also when the session is over.
+                let upgraded = outgoing.socket.upgraded.get();
+                let _under_way = upgraded.then(|| UnderWay::new(line.as_ref()));
                 outgoing.go().await;
             }
+            // As long as there was a connection it was counted, and a stop could end it.
+            drop(line);
             Ok(())
         })
     }

@@ -404,6 +404,19 @@ async fn a_presenter_that_reads_slowly_gets_all_that_was_sent_and_why_it_was_clo
 }
 
 #[actix_web::test]
+async fn a_presenter_that_leaves_and_reads_slowly_gets_all_that_was_sent_and_its_close_back() {
+    let app = spawn_to_stall(256, |settings| settings.session.stall_seconds = 300).await;
+    hold_long(&app, 50).await;
+    let mut session = little_at_once(&app).await;
+    session.socket.send_close(1000, "").await;
+    for seq in 1..=50 {
+        assert_eq!(session.chat().await["seq"], seq);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(session.socket.next_close().await, Some(1000));
+}
+
+#[actix_web::test]
 async fn a_presenter_that_was_closed_and_reads_nothing_is_gone_in_time_whatever_it_says() {
     // The metrics are no connection of the server's then.
     let app = spawn_to_stall(256, |settings| settings.ops.bind = "127.0.0.1:0".into()).await;

@@ -406,6 +406,7 @@ impl StreamHandler<Result<Frame, ProtocolError>> for PresenterSession {
         let frame = match frame {
             Ok(Frame::Close(reason)) => {
                 if !self.closing {
+                    self.parts.outbound.set_unread(self.written > self.acked);
                     ctx.close(reason);
                 } else if let Some(socket) = self.parts.socket.upgrade() {
                     // The answer to our close: both sides are done, so the connection ends now (RFC 6455, 5.5.1).
