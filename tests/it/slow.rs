@@ -406,6 +406,40 @@ async fn connections_that_have_taken_the_last_descriptor_are_given_up_in_their_t
     within("all of them to be given up", many).await.unwrap();
 }
 
+#[actix_web::test]
+async fn a_short_answer_that_nobody_takes_keeps_no_connection_though_its_request_might_have_begun_a_session() {
+    let app = spawn_app(|settings| {
+        settings.server.client_request_seconds = SECONDS;
+        settings.server.keep_alive_seconds = SECONDS;
+        settings.server.tcp_user_timeout_seconds = 600;
+        settings.server.send_buffer_bytes = 4096;
+        // The metrics are no connection of the server's then.
+        settings.ops.bind = "127.0.0.1:0".into();
+    })
+    .await;
+    let text = "\u{1}".repeat(2000);
+    let page = Arc::new(vec![Arc::new(event("a", 1, 1, 7, "kim", &text))]);
+    assert_eq!(app.state.history.store().append(page).await.unwrap(), []);
+    let connections = async || app.metric("chat_queue_depth{queue=\"connections\"}").await;
+    let token = app.token(7);
+    let upgrade = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("token", &token)];
+    for headers in [&upgrade[..], &upgrade[2..]] {
+        let mut client = HttpClient::connect_with(app.addr, Some(2304)).await;
+        client
+            .send_request("GET", "/v1/rooms/12/messages?limit=1", headers, "")
+            .await;
+        eventually("it to be counted", async || {
+            (connections().await == Some(1.0)).then_some(())
+        })
+        .await;
+        eventually("it to be ended", async || {
+            (connections().await == Some(0.0)).then_some(())
+        })
+        .await;
+        drop(client);
+    }
+}
+
 /// A page of some 250 kB, and a client that asks for it and takes nothing of it.
 const LONG_PAGE: &str = "/v1/rooms/12/messages?limit=21";
 
