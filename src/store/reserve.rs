@@ -110,8 +110,8 @@ impl Reserve {
         })
     }
 
-    /// Makes a missing one anew. Only where twice as much is free: one that takes all that there is would be given up at once.
-    pub fn make(&self) -> io::Result<()> {
+    /// Makes one. Only where twice as much is free: one that takes all that there is would be given up at once.
+    fn make(&self) -> io::Result<()> {
         let bytes = self.bytes.load(Ordering::Acquire);
         self.has_room_for(bytes, 0)?;
         let made = allocated(&self.path, bytes);

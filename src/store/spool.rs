@@ -206,37 +206,38 @@ impl SqliteSpool {
         }
     }
 
-    /// Does what an empty spool must not fail at for want of room: nothing will be freed that could give the reserve up, and what has filled
-    /// the disk need not be the spool.
+    /// Does what takes something in. An empty spool must not fail at it for want of room: nothing will be freed that could give the reserve
+    /// up, and what has filled the disk need not be the spool. Nor must one whose limit is of when there was less room: under
+    /// [`Durability::Memory`] nothing else may come behind it.
     fn taking<T>(&mut self, work: impl Fn(&mut Self, &mut Connection) -> rusqlite::Result<T>) -> Result<T, SpoolError> {
         match self.with(&work) {
-            Err(error)
-                if error.fault == SpoolFault::Full
-                    && self.reserve.bytes() > 0
-                    && self.is_empty().is_ok_and(|empty| empty) =>
-            {
-                self.freeing(work)
+            Err(error) if error.fault == SpoolFault::Full => {
+                if self.reserve.bytes() > 0 && self.is_empty().is_ok_and(|empty| empty) {
+                    self.freeing(work)
+                } else if self.make_reserve_again() {
+                    self.with(work)
+                } else {
+                    Err(error)
+                }
             }
             done => done,
         }
     }
 
-    fn make_reserve_again(&mut self) {
-        if self.reserve.missing().is_none() || self.reserve_tried_at.elapsed() < RESERVE_AGAIN {
-            return;
+    /// Makes anew what is missing of the reserve, or sees how far the file may grow without it. Returns whether it looked.
+    fn make_reserve_again(&mut self) -> bool {
+        let lacks = self.reserve.bytes() < self.reserve_wanted;
+        if !lacks || self.reserve_tried_at.elapsed() < RESERVE_AGAIN {
+            return false;
         }
         self.reserve_tried_at = Instant::now();
-        match self.reserve.make() {
-            Ok(()) => {
-                log::info!("spool: it has its reserve again");
-                self.limit_again();
-            }
-            Err(error) => {
-                log::debug!("spool: its reserve is still missing: {error}");
-                // What is free may have become more, or less.
-                self.limit_again();
-            }
+        match self.reserve.keep(self.reserve_wanted) {
+            Ok(()) => log::info!("spool: it has its reserve again"),
+            Err(error) => log::debug!("spool: its reserve is still missing: {error}"),
         }
+        // What is free may have become more, or less.
+        self.limit_again();
+        true
     }
 
     /// How far the file may grow depends on whether the reserve is there.

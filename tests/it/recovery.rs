@@ -1318,6 +1318,31 @@ fn a_small_spool_that_has_given_up_its_reserve_or_never_had_it_leaves_enough_of_
 }
 
 #[actix_web::test]
+async fn a_spool_without_its_reserve_takes_events_again_when_there_is_room_though_nothing_is_freed_or_tried_but_that() {
+    const RESERVE: u64 = 16 << 20;
+    let Some(disk) = SmallDisk::mount_of(64) else {
+        eprintln!("skipped: no right to mount a small file system here");
+        return;
+    };
+    let ballast = disk.dir.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 44 << 20]).unwrap();
+    let (mut spool, info) = open(&disk.dir.path().join("chat.db"), Durability::Memory, None);
+    spool.store_is_empty().unwrap();
+    spool.keep_reserve(RESERVE);
+    let mut seq = 0;
+    let mut take = async || {
+        let taken = spool.commit(&events(&info, 1, seq + 1..=seq + 500));
+        seq += 500;
+        taken.is_ok().then_some(())
+    };
+    while take().await.is_some() {}
+    std::fs::remove_file(&ballast).unwrap();
+    eventually("it to take events again", take).await;
+    let reserve = std::fs::metadata(disk.dir.path().join("chat.db.reserve")).unwrap();
+    assert_eq!(reserve.len(), RESERVE);
+}
+
+#[actix_web::test]
 async fn a_disk_that_the_spool_filled_while_mongodb_was_away_is_freed_without_more_room_when_it_is_back() {
     let Some(disk) = SmallDisk::mount_of(16) else {
         eprintln!("skipped: no right to mount a small file system here");
