@@ -149,7 +149,7 @@ fn asker(request: &HttpRequest, surface: Surface) -> Asker {
 }
 
 /// In place of an answer that there is no memory for.
-pub fn no_room(why: NoRoom, asker: Asker, state: &State) -> ApiError {
+pub(super) fn no_room(why: NoRoom, asker: Asker, state: &State) -> ApiError {
     let error = match (why, asker) {
         (NoRoom::Share, Asker::User(_)) => ApiError::new(Code::RateLimited)
             .with_detail("this user has too many answers before this one that are not taken yet")

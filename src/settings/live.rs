@@ -121,8 +121,8 @@ section! {
         /// Pings in a row without an answer after which a session is ended.
         /// 연속으로 이만큼 핑에 답이 없으면 세션을 끝낸다.
         keepalive_missed: u32 = 2, 1..=100;
-        /// Seconds without progress after which a session is closed as too slow; a closed one may read on as long.
-        /// 밀린 세션이 이만큼(초) 진전이 없으면 너무 느린 것으로 보고 닫는다. 닫힌 뒤 남은 것을 읽는 시간도 이만큼이다.
+        /// Seconds that a session may be behind without progress; a closed one may read on as long, 60 at most.
+        /// 밀린 세션이 이만큼(초) 진전이 없으면 너무 느린 것으로 보고 닫는다. 닫힌 뒤 읽는 시간도 이만큼(최대 60)이다.
         stall_seconds: u64 = 15, 1..=3600;
         /// Seconds that a legacy session stays open at most while a newer one has its room, unless sessions are full.
         /// 새 세션으로 대체된 legacy 세션을 새 세션이 있는 동안 열어 두는 최대 시간(초). 세션 자리가 모자라면 먼저 닫는다.
