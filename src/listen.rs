@@ -142,12 +142,18 @@ where
     Ok((server.run(), addr))
 }
 
-/// How many workers take the connections of `server.bind`; where the settings do not say, as many as actix takes by itself.
+/// How many workers take the connections of `server.bind`.
 pub(crate) fn workers(settings: &Settings) -> usize {
     match settings.server.workers {
-        0 => available_parallelism().map_or(2, NonZeroUsize::get).min(WORKERS_MAX),
+        0 => workers_for(available_parallelism().map_or(1, NonZeroUsize::get)),
         workers => workers,
     }
+}
+
+/// One worker for two processors: the registry, the spool, the drain and MongoDB want the others. A worker a processor takes turns with
+/// them, and switching from one thread to the next costs more than what is done in between (docs/PERFORMANCE.md, "How many workers").
+fn workers_for(processors: usize) -> usize {
+    (processors / 2).clamp(1, WORKERS_MAX)
 }
 
 /// How many connections they have open at once, all of them together.
@@ -171,5 +177,16 @@ fn unbound(key: &'static str, address: &str, error: io::Error) -> StartError {
         key,
         address: address.to_owned(),
         error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_worker_for_two_processors_and_always_one() {
+        let counts = [1, 2, 3, 4, 8, 64, 4096].map(workers_for);
+        assert_eq!(counts, [1, 1, 1, 2, 4, 32, 512]);
     }
 }

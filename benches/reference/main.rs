@@ -53,6 +53,9 @@ struct Args {
     /// Writes wait for majority and journal, and the log has the server's indexes.
     #[arg(long)]
     durable: bool,
+    /// Threads for connections; without it as many as actix-web takes by itself, one a core.
+    #[arg(long)]
+    workers: Option<usize>,
     /// Senders and the presenter wait until it is here.
     #[arg(long)]
     spool: Option<String>,
@@ -164,7 +167,7 @@ async fn main() -> std::io::Result<()> {
         let writer = log::Writer::new(uri, &args.database, args.durable, args.spool.is_some()).await;
         actix_web::rt::spawn(writer.write_all(lines, shared.clone()));
     }
-    let server = HttpServer::new(move || {
+    let mut server = HttpServer::new(move || {
         App::new()
             .app_data(shared.clone())
             .route("/v1/rooms/{room}/messages", web::post().to(post_message))
@@ -173,6 +176,9 @@ async fn main() -> std::io::Result<()> {
     })
     .tcp_nodelay(true)
     .bind("127.0.0.1:0")?;
+    if let Some(workers) = args.workers {
+        server = server.workers(workers);
+    }
     if let Some(file) = &args.port_file {
         let whole = format!("{file}.part");
         std::fs::write(&whole, server.addrs()[0].to_string())?;

@@ -10,8 +10,8 @@ section! {
         /// Address and port for HTTP and WebSocket. Port 0 takes a free one.
         /// HTTP와 WebSocket을 받을 주소와 포트. 포트 0은 빈 포트를 고른다.
         bind: String = "0.0.0.0:8080", SOCKET_ADDR;
-        /// Worker threads for connections; 0 is one a CPU core.
-        /// 연결을 처리하는 워커 스레드 수. 0이면 CPU 코어마다 하나.
+        /// Worker threads for connections; 0 is one for two CPU cores: other threads want the rest.
+        /// 연결을 처리하는 워커 스레드 수. 0이면 CPU 코어 둘마다 하나이며, 나머지는 다른 스레드가 쓴다.
         workers: usize = 0, 0..=512;
         /// Connections that may wait for the server to take them; the kernel refuses what is over.
         /// 수락을 기다릴 수 있는 연결 수. 넘치면 커널이 거절한다.
