@@ -236,8 +236,9 @@ impl Broadcast {
         self.ended_at_ms.is_none() && at_ms > settled_ms.min(self.until_ms() - LATE_MS)
     }
 
-    /// The last number before its events, also of those that it had before this numbering: that goes on behind the one before it, or, where
-    /// something was lost, before that one's end.
+    /// The last number before the broadcast's events, in whichever numbering they are. A new numbering of a room goes on behind the last
+    /// number of the numbering before it. Where numbers were lost with a spool, it begins again at a lower one, so the lower of the
+    /// two beginnings counts: that of the broadcast, and that of its stretch in this numbering.
     pub(crate) fn begins_after(&self, epoch: &Epoch) -> Seq {
         let here = self.spans.iter().find(|span| span.epoch == *epoch);
         let afters = self.spans.first().into_iter().chain(here).map(|span| span.after);

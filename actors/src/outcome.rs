@@ -85,7 +85,8 @@ pub enum Refusal {
     LogUnavailable,
     /// It was numbered, and whether it was committed cannot be known.
     OutcomeUnknown,
-    /// What only asks was in the registry's hand when that panicked; no queue was full.
+    /// The registry panicked before it answered a question (what a room looks like), which nothing was numbered for: it may be asked
+    /// again at once. No queue was full.
     Interrupted,
     /// The server is about to stop.
     Draining,

@@ -297,7 +297,9 @@ pub enum Denied {
 
 /// Says whose a token is, and whether its presenter may come in. Must be quick: it runs on the worker that serves the socket.
 pub trait Authenticate {
-    /// What this token grants; an error refuses it (legacy: `tokenException`).
+    /// What this token grants. Not every error refuses it: after [`Denied::NotYet`] the same frame is judged again when the key has come,
+    /// and [`Denied::Unavailable`] says nothing of the token. A legacy session is then closed with 1001; any other error it is told as
+    /// `tokenException`. What a v1 session is told is in `session/v1.rs`.
     fn grant(&self, token: &str) -> Result<Grant, Denied>;
 
     /// After a [`Denied::NotYet`]: done when the same token may be asked about again. `None` when nothing is under way.

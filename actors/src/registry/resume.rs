@@ -129,10 +129,10 @@ impl Drop for Bring {
     }
 }
 
-/// What is being read.
+/// How the log is read, and who waits for a turn to have it read.
 pub(super) struct Reads {
     log: ReadLog,
-    /// Readings of rooms that wait for a page.
+    /// Readings of rooms that wait for their turn, in the order they asked.
     waiting: VecDeque<(PresenterIdx, Arc<Flow>)>,
 }
 

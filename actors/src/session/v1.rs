@@ -1,8 +1,8 @@
 //! The v1 dialect as a state machine without a socket: a client's frame in, what to do out.
 //!
 //! `hello` is always the first frame. It names the presenter, by its own token or by the upgrade's, and where to go on from; a
-//! later one only refreshes the token (rule 16). Acks are cumulative; what they may name is the registry's to judge, which
-//! knows what was sent (rule 14).
+//! later one only refreshes the token (rule 16). Acks are cumulative (rule 14). What they may name is not judged here: the session's
+//! actor refuses an ack above what it has written, and the registry one above what it has sent.
 
 use super::{action::Action, close::Close};
 use crate::{

@@ -139,7 +139,8 @@ const SEARCH_ROWS: usize = 1000;
 /// for each so many that it begins.
 const LOOKED_CHARS: usize = 200;
 
-/// How many times `history.scan_limit`, or [`SEARCH_ROWS`] where that is more, a search reads because its caller may not see it.
+/// What its caller may not see does not count towards `history.scan_limit`, so a search may read more rows than that: at most so many
+/// times `history.scan_limit`, or so many times [`SEARCH_ROWS`] where that is more.
 const MOST_HIDDEN: usize = 50;
 
 impl Query {

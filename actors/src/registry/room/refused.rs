@@ -17,7 +17,8 @@ pub(super) struct Refused {
     last: Instant,
     /// When the last question was over, be it that it found no place at the room server.
     over: Instant,
-    /// When it gave the first and the last of those behind verdicts on other rooms, while it does give some.
+    /// When the room server gave the first and the last of those refusals that came shortly after a verdict on another room. `None`
+    /// where the last refusal did not: then the room server may know nobody at the moment, and the count begins anew.
     among: Option<(Instant, Instant)>,
 }
 
