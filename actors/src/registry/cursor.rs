@@ -32,17 +32,26 @@ pub(super) enum Phase {
     Live,
 }
 
-/// A reading of the log on a cursor's behalf.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Paging {
-    /// It is under way, or waits for its turn.
-    pub under_way: bool,
+/// How far the reading of a page is: at most one at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Fetch {
+    /// No page is asked for.
+    #[default]
+    Idle,
+    /// One waits for its turn. What it reads is settled when that comes.
+    Queued,
+    /// One is being read. Where it is `void`, what it brings may lack something that was written since, and is of no use.
+    Reading { void: bool },
     /// The last one brought nothing; the next sweep tries again.
-    pub resting: bool,
+    Resting,
+}
+
+/// Readings of the log on a cursor's behalf.
+#[derive(Clone, Copy, Debug, Default)]
+struct Paging {
+    fetch: Fetch,
     /// Where in the spool the next page begins to look; 0 where that is not known.
-    pub spool_from: Pos,
-    /// What is under way is of no use when it comes.
-    void: bool,
+    spool_from: Pos,
     /// Pages in a row in which the next event was missing.
     misses: u32,
     /// Since when the log cannot be read.
@@ -90,7 +99,7 @@ pub(super) struct Cursor {
     progress_at: Instant,
     /// Events of the log that come before those of the ring; bounded by credit, which is what is asked for.
     buffer: VecDeque<Arc<Entry>>,
-    pub page: Paging,
+    page: Paging,
 }
 
 impl Cursor {
@@ -278,25 +287,61 @@ impl Cursor {
         }
     }
 
-    /// What it has of the log, and what is under way to it, may lack what deletes some of it: it is read anew.
+    /// Whether a page of the log may be asked for.
+    pub fn may_ask(&self) -> bool {
+        self.page.fetch == Fetch::Idle
+    }
+
+    /// A page was asked for, and waits for its turn.
+    pub fn queue(&mut self) {
+        self.page.fetch = Fetch::Queued;
+    }
+
+    /// The turn of what was queued has come: it is read, or nothing is, where nothing is lacked any more. Returns where in the spool to
+    /// begin to look.
+    pub fn take_turn(&mut self, lacks: bool) -> Pos {
+        self.page.fetch = match lacks {
+            true => Fetch::Reading { void: false },
+            false => Fetch::Idle,
+        };
+        self.page.spool_from
+    }
+
+    /// Ends the rest after a page that brought nothing. Returns whether there was one.
+    pub fn wake(&mut self) -> bool {
+        let rested = self.page.fetch == Fetch::Resting;
+        if rested {
+            self.page.fetch = Fetch::Idle;
+        }
+        rested
+    }
+
+    /// What it has of the log, and what is being read for it, may lack what deletes some of it: it is read anew.
     pub fn read_anew(&mut self) {
         self.buffer.clear();
         self.page.spool_from = 0;
-        self.page.void = self.page.under_way;
+        if let Fetch::Reading { void } = &mut self.page.fetch {
+            *void = true;
+        }
     }
 
-    /// Whether the page that has come is of no use: what it was asked for is not what is lacked any more. It is asked for again.
-    pub fn is_page_void(&mut self, after: Seq) -> bool {
-        let void = std::mem::take(&mut self.page.void) || self.sent != after;
-        if void {
-            self.page.under_way = false;
+    /// Lets go of the page that has come. It, or another one, may be asked for again.
+    pub fn discard_page(&mut self) {
+        self.page.fetch = Fetch::Idle;
+    }
+
+    /// Lets go of the page that has come, if what it was asked for is not what is lacked any more. Returns whether it did.
+    pub fn discard_page_if_stale(&mut self, after: Seq) -> bool {
+        let stale = self.page.fetch == Fetch::Reading { void: true } || self.sent != after;
+        if stale {
+            self.discard_page();
         }
-        void
+        stale
     }
 
     /// Takes a page of the log that was asked for behind `sent`, up to `through`.
     pub fn take_page(&mut self, through: Seq, page: LogPage, now: Instant, config: &RegistryConfig) -> Paged {
-        self.page.under_way = false;
+        self.page.fetch = Fetch::Idle;
         // What is asked for again, as long as the store is away, is not sought through the whole spool each time.
         self.page.spool_from = self.page.spool_from.max(page.begins);
         let first = page.events.first().map(|event| event.seq);
@@ -307,7 +352,7 @@ impl Cursor {
                 self.page.failing_since = None;
                 return Paged::Hole(hole);
             }
-            self.page.resting = true;
+            self.page.fetch = Fetch::Resting;
             return Paged::Later;
         }
         self.page.failing_since = None;
@@ -315,7 +360,7 @@ impl Cursor {
             self.page.misses += 1;
             if self.page.misses < 2 {
                 // Once may be chance: what is answered before it is written, a store that lags.
-                self.page.resting = true;
+                self.page.fetch = Fetch::Resting;
                 return Paged::Later;
             }
             self.page.misses = 0;

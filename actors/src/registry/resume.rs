@@ -224,10 +224,10 @@ impl SessionRegistry {
         });
     }
 
-    /// Has the log read for a session that [lacks](Room::wants_page) what only the log has.
+    /// Has the log read for a session that wants a page of it (`Room::wants_page`).
     pub(super) fn read_on(&mut self, presenter: PresenterIdx) {
         if let Some(cursor) = self.rooms.get_mut(&presenter).and_then(|room| room.cursor.as_mut()) {
-            cursor.page.under_way = true;
+            cursor.queue();
             self.reads.waiting.push_back((presenter, Arc::clone(&cursor.flow)));
             if self.reads.waiting.len() > self.sessions.len() {
                 // One place a session: those of readings that have ended are given back.
@@ -252,17 +252,15 @@ impl SessionRegistry {
             let Some(room) = room.filter(|room| room.is_read_through(&flow)) else {
                 continue;
             };
+            let lacks = room.lacks(&self.config);
             let Some(cursor) = &mut room.cursor else {
                 continue;
             };
-            cursor.page.under_way = false;
-            let (limit, spool_from) = (cursor.credit(&self.config), cursor.page.spool_from);
-            let Some((after, through)) = room.wants_page(&self.config) else {
+            let spool_from = cursor.take_turn(lacks.is_some());
+            let limit = cursor.credit(&self.config);
+            let Some((after, through)) = lacks else {
                 continue;
             };
-            if let Some(cursor) = &mut room.cursor {
-                cursor.page.under_way = true;
-            }
             let range = LogRange {
                 presenter,
                 epoch: self.epoch.clone(),
@@ -314,7 +312,7 @@ impl SessionRegistry {
         drop(turn);
         let room = self.rooms.get_mut(&presenter);
         if let Some(room) = room.filter(|room| room.is_read_through(&flow))
-            && !room.page_is_void()
+            && !room.discard_page_if_unnumbered()
             && let Some(cursor) = &room.cursor
         {
             let (session, v1) = (cursor.session, cursor.reading.is_v1());

@@ -164,7 +164,7 @@ impl SessionRegistry {
     pub(super) fn pump(&mut self, presenter: PresenterIdx, now: Instant) {
         if let Some(room) = self.rooms.get_mut(&presenter) {
             let sent = room.pump(&self.config, now);
-            let behind = room.wants_page(&self.config).is_some();
+            let behind = room.wants_page(&self.config);
             self.metrics.frames.inc_by(sent as u64);
             if behind {
                 self.read_on(presenter);

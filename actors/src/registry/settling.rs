@@ -79,7 +79,7 @@ impl SessionRegistry {
                 self.queues.session_waits.inc();
             }
         }
-        if room.wants_page(&self.config).is_some() {
+        if room.wants_page(&self.config) {
             self.read_on(presenter);
         }
     }

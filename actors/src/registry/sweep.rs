@@ -218,7 +218,7 @@ impl SessionRegistry {
         } else if numbering == Numbering::Unknown {
             // A commit of unknown outcome: what it wrote is for this session too, though nobody sends anything more.
             self.open(presenter, now);
-        } else if std::mem::take(&mut cursor.page.resting) {
+        } else if cursor.wake() {
             self.pump(presenter, now);
         }
     }

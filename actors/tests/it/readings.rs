@@ -1,11 +1,19 @@
 //! One socket that begins to read its room more than once.
 
-use chatting_actors::{outcome::Outcome, registry::RegistryConfig};
+use std::time::Duration;
+
+use chatting_actors::{
+    outcome::{Outcome, Refusal},
+    registry::{RegistryConfig, RoomView},
+    seams::LogRange,
+    types::Seq,
+};
 
 use crate::{
     acts,
+    peer::{Peer, Shared, v1},
     resume::{fine, legacy, reading, send},
-    script::{ScriptedSpool, ScriptedStore},
+    script::{Commit, ScriptedSpool, ScriptedStore},
     stage::{Stage, registry_config, room, until, writer_config},
 };
 
@@ -57,5 +65,48 @@ async fn rule_11_a_second_start_while_a_page_is_under_way_doubles_nothing() {
     peer.go_on();
     peer.has(13).await;
     assert_eq!(peer.seqs(), [2, 3, 4, 5, 10, 11, 12, 13]);
+    fine(&[&first, &peer]);
+}
+
+#[actix::test]
+async fn a_session_that_waits_for_its_turn_is_read_for_once_though_a_commit_of_unknown_outcome_comes_meanwhile() {
+    let config = RegistryConfig {
+        ring_events: 2,
+        resume_reads: 1,
+        sweep: Duration::from_millis(3),
+        ..registry_config()
+    };
+    let stage = Stage::with(
+        ScriptedSpool::default(),
+        ScriptedStore::default(),
+        config,
+        writer_config(),
+    );
+    let come = |presenter, after| Peer::come(&stage.registry, presenter, v1(after), 64, Shared::default(), None);
+    for presenter in [1, 2] {
+        let peer = come(presenter, None);
+        for n in 0..4 {
+            stage.accepted(presenter, &n.to_string()).await;
+        }
+        peer.has(4).await;
+        peer.leave();
+    }
+    stage.log.hold(true);
+    let first = come(2, Some(1));
+    reading(&stage, 1).await;
+    let peer = come(1, Some(1));
+    stage.has_session(1, true).await;
+    stage.spool.script().commits.push_back(Commit::FailsUnknownWith);
+    assert_eq!(stage.refused(1, "unknown").await, Refusal::OutcomeUnknown);
+    let known = |view: Option<RoomView>| view.is_some_and(|view| view.last_seq == Some(Seq(5)));
+    stage.keeps(1, "its numbers again", known).await;
+    stage.log.hold(false);
+    peer.has(5).await;
+    first.has(4).await;
+    assert_eq!(peer.seqs(), [2, 3, 4, 5]);
+    let of_peer = |range: &&LogRange| range.presenter == room(1);
+    let ranges: Vec<_> = stage.log.script().ranges.iter().filter(of_peer).cloned().collect();
+    let ranges: Vec<_> = ranges.iter().map(|range| (range.after.0, range.through.0)).collect();
+    assert_eq!(ranges, [(1, 5)]);
     fine(&[&first, &peer]);
 }

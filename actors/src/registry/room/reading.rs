@@ -203,27 +203,31 @@ impl Room {
         cursor.sent < committed && cursor.credit(config) == 0
     }
 
-    /// Which events of the log the attached session waits for: those after the first of these, up to the second.
-    pub fn wants_page(&self, config: &RegistryConfig) -> Option<(Seq, Seq)> {
+    /// Whether a page of the log is to be asked for now.
+    pub fn wants_page(&self, config: &RegistryConfig) -> bool {
+        self.cursor.as_ref().is_some_and(Cursor::may_ask) && self.lacks(config).is_some()
+    }
+
+    /// Which events the attached session waits for that only the log has: those after the first of these, up to the second.
+    pub fn lacks(&self, config: &RegistryConfig) -> Option<(Seq, Seq)> {
         let (cursor, committed) = (self.cursor.as_ref()?, self.committed()?);
         let sent = cursor.sent;
-        let idle = !cursor.page.under_way && !cursor.page.resting && cursor.buffered().is_none();
         let behind = sent < committed && cursor.credit(config) > 0 && !self.ring.has(sent.next());
-        if !idle || !behind || cursor.phase == Phase::Opening {
+        if !behind || cursor.buffered().is_some() || cursor.phase == Phase::Opening {
             return None;
         }
         let here = self.ring.after(sent).next().map(|entry| entry.event.seq);
         Some((sent, here.map_or(committed, |here| Seq(here.0 - 1))))
     }
 
-    /// Whether a page that has come is of no use, because what is committed is not known at the moment: it is asked for
-    /// again when it is.
-    pub fn page_is_void(&mut self) -> bool {
-        let void = self.committed().is_none();
-        if let Some(cursor) = self.cursor.as_mut().filter(|_| void) {
-            cursor.page.under_way = false;
+    /// Lets go of a page that has come while what is committed is not known: it is asked for again when that is. Returns whether it
+    /// did.
+    pub fn discard_page_if_unnumbered(&mut self) -> bool {
+        let unnumbered = self.committed().is_none();
+        if let Some(cursor) = self.cursor.as_mut().filter(|_| unnumbered) {
+            cursor.discard_page();
         }
-        void
+        unnumbered
     }
 
     /// Takes a page of the log for the attached session. `Some` tells how far its log has a hole.
@@ -236,7 +240,7 @@ impl Room {
         now: Instant,
     ) -> Option<Seq> {
         let cursor = self.cursor.as_mut()?;
-        if cursor.is_page_void(after) {
+        if cursor.discard_page_if_stale(after) {
             return None;
         }
         match cursor.take_page(through, page, now, config) {
