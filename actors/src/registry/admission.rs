@@ -100,7 +100,7 @@ impl SessionRegistry {
             .rooms
             .entry(presenter)
             .or_insert_with(|| Box::new(Room::new(&self.config)));
-        if room.in_flight() + room.waiting.len() + room.acting.len() >= self.config.room_share {
+        if room.in_flight() + room.waiters.submits.len() + room.waiters.acts.len() >= self.config.room_share {
             return self.refuse(pending, Refusal::Overloaded("room_share"));
         }
         if pending.submit.act.is_some() {
@@ -109,7 +109,7 @@ impl SessionRegistry {
         let verdict = room.verdict(now);
         let known = matches!(room.numbering, Numbering::Known { .. });
         match verdict {
-            Some(verdict) if room.waiting.is_empty() && (known || !verdict.live) => {
+            Some(verdict) if room.waiters.submits.is_empty() && (known || !verdict.live) => {
                 if room.standing.refresh_due(now, self.config.refresh_percent) {
                     // Also where a sweep has asked for it, behind what senders wait for: theirs would wait when it is over.
                     room.ask(&self.checker, presenter, Why::AwaitedRefresh);
@@ -126,7 +126,7 @@ impl SessionRegistry {
                 self.append_or_refuse(pending, decided);
             }
             _ => {
-                if room.waiting.len() + room.looking.len() >= self.config.pending_max {
+                if room.waiters.for_verdict() >= self.config.pending_max {
                     return self.refuse(pending, Refusal::Overloaded("room_pending"));
                 }
                 // A room that somebody presents in is asked about anyway; others are asked about for this sender alone.
@@ -139,7 +139,7 @@ impl SessionRegistry {
                 let Some(room) = self.rooms.get_mut(&presenter) else {
                     return;
                 };
-                room.waiting.push_back(pending);
+                room.waiters.submits.push_back(pending);
                 self.pursue(presenter, now);
             }
         }
@@ -164,7 +164,7 @@ impl SessionRegistry {
         };
         match (room.verdict(now), room.numbering) {
             (None, _) => {
-                let waiting = room.waiting.len() + room.looking.len();
+                let waiting = room.waiters.for_verdict();
                 let why = match waiting {
                     0 => room.why_for_session(now),
                     _ => Why::Awaited,
@@ -179,17 +179,16 @@ impl SessionRegistry {
             (Some(verdict), Numbering::Unknown) if verdict.live || room.broadcast.is_some() => {
                 // Only a live room, or one whose broadcast may be over, is worth asking for: a flood of unknown rooms never
                 // reaches the spool.
-                room.numbering = Numbering::Asked;
-                self.writer.ask_last_seq(presenter);
+                room.ask_numbering(&self.writer, presenter);
             }
             (Some(verdict), Numbering::Asked) if verdict.live => {}
             (Some(verdict), _) => {
-                let waiting = std::mem::take(&mut room.waiting);
+                let (submits, looks) = room.waiters.take_for_verdict();
                 let look = room.look(verdict.live);
-                for looking in std::mem::take(&mut room.looking) {
+                for looking in looks {
                     let _ = looking.reply.send(Ok(look));
                 }
-                let decided: Vec<_> = waiting
+                let decided: Vec<_> = submits
                     .into_iter()
                     .map(|one| {
                         let decided = decide(
@@ -223,11 +222,9 @@ impl SessionRegistry {
                 let numbered = number(room, &pending, &self.config, &self.writer, now);
                 self.append_or_refuse(pending, numbered);
             }
-            Numbering::Asked => room.acting.push_back(pending),
-            Numbering::Unknown => {
-                room.acting.push_back(pending);
-                room.numbering = Numbering::Asked;
-                self.writer.ask_last_seq(presenter);
+            Numbering::Unknown | Numbering::Asked => {
+                room.waiters.acts.push_back(pending);
+                room.ask_numbering(&self.writer, presenter);
             }
         }
     }
@@ -248,7 +245,7 @@ impl SessionRegistry {
 
     fn take_acts(&mut self, presenter: PresenterIdx) -> VecDeque<Pending> {
         let room = self.rooms.get_mut(&presenter);
-        room.map_or_else(VecDeque::new, |room| std::mem::take(&mut room.acting))
+        room.map_or_else(VecDeque::new, |room| std::mem::take(&mut room.waiters.acts))
     }
 
     fn append_or_refuse(&mut self, pending: Pending, numbered: Result<Numbered, Refusal>) {
@@ -330,7 +327,7 @@ impl SessionRegistry {
                 keys.insert(slot.event.chat.user_idx, keyed);
             }
         }
-        for pending in self.rooms.values().flat_map(|room| &room.waiting) {
+        for pending in self.rooms.values().flat_map(|room| &room.waiters.submits) {
             if let Some(keyed) = &pending.submit.keyed {
                 keys.insert(pending.submit.chat.user_idx, keyed);
             }
@@ -362,12 +359,12 @@ impl SessionRegistry {
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
-        let waiting = std::mem::take(&mut room.waiting);
-        for looking in std::mem::take(&mut room.looking) {
+        let (submits, looks) = room.waiters.take_for_verdict();
+        for looking in looks {
             self.count_refusal(refusal);
             let _ = looking.reply.send(Err(refusal));
         }
-        for one in waiting {
+        for one in submits {
             self.refuse(one, refusal);
         }
     }
@@ -378,7 +375,7 @@ impl SessionRegistry {
             .rooms
             .entry(presenter)
             .or_insert_with(|| Box::new(Room::new(&self.config)));
-        let refused = if room.waiting.len() + room.looking.len() >= self.config.pending_max {
+        let refused = if room.waiters.for_verdict() >= self.config.pending_max {
             Err(Refusal::Overloaded("room_pending"))
         } else if room.is_asked_about_anyway(now) {
             Ok(())
@@ -391,7 +388,7 @@ impl SessionRegistry {
             return self.forget_if_idle(presenter, now);
         }
         if let Some(room) = self.rooms.get_mut(&presenter) {
-            room.looking.push(looking);
+            room.waiters.looks.push(looking);
         }
         self.pursue(presenter, now);
     }

@@ -127,10 +127,8 @@ impl SessionRegistry {
                 self.writer.keep_places(place.as_slice());
                 ended
             }
-            Numbering::Asked => None,
-            Numbering::Unknown => {
-                room.numbering = Numbering::Asked;
-                self.writer.ask_last_seq(presenter);
+            Numbering::Unknown | Numbering::Asked => {
+                room.ask_numbering(&self.writer, presenter);
                 None
             }
         }

@@ -297,7 +297,7 @@ impl SessionRegistry {
             session: room.cursor.is_some(),
             last_seq: room.committed(),
             in_flight: room.in_flight(),
-            waiting: room.waiting.len() + room.looking.len(),
+            waiting: room.waiters.for_verdict(),
         })
     }
 

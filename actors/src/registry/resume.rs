@@ -160,9 +160,7 @@ impl SessionRegistry {
             return;
         };
         if room.numbering == Numbering::Unknown {
-            room.numbering = Numbering::Asked;
-            self.writer.ask_last_seq(presenter);
-            return;
+            return room.ask_numbering(&self.writer, presenter);
         }
         match room.open(&self.epoch, &self.config, now) {
             Opened::NotYet => {}

@@ -8,23 +8,25 @@ mod reading;
 mod refused;
 mod saving;
 mod standing;
+mod waiters;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use super::{
     RegistryConfig,
     cursor::{Cursor, Phase},
-    messages::{Looking, Pending, RoomLook},
+    messages::RoomLook,
 };
 use crate::{
     broadcast::{Broadcast, Watched},
     outcome::Refusal,
     ring::{Entry, Ring},
-    types::Seq,
+    types::{PresenterIdx, Seq},
+    writer::WriterHandle,
 };
 
 pub(super) use self::reading::Opened;
-use self::{load::Load, reached::Reached, standing::Standing};
+use self::{load::Load, reached::Reached, standing::Standing, waiters::Waiters};
 
 /// What is known of the room's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,14 +44,10 @@ pub(super) struct Room {
     /// What the room server says of it.
     pub standing: Standing,
     pub numbering: Numbering,
-    /// Submits without a verdict, in the order they came.
-    pub waiting: VecDeque<Pending>,
-    /// Acts of moderation that wait for the numbering, in the order they came.
-    pub acting: VecDeque<Pending>,
+    /// Who waits for the verdict or the numbering.
+    pub waiters: Waiters,
     pub ring: Ring,
     pub cursor: Option<Cursor>,
-    /// Who asked what the room looks like, and waits for the verdict.
-    pub looking: Vec<Looking>,
     /// How far it got, and what of that is saved.
     reached: Reached,
     /// What of it waits, and how much that is.
@@ -69,11 +67,9 @@ impl Room {
         Self {
             standing: Standing::default(),
             numbering: Numbering::Unknown,
-            waiting: VecDeque::new(),
-            acting: VecDeque::new(),
+            waiters: Waiters::default(),
             ring: Ring::new(config.ring_events, config.ring_bytes),
             cursor: None,
-            looking: Vec::new(),
             reached: Reached::default(),
             load: Load::default(),
             reconnect_asked: None,
@@ -138,6 +134,14 @@ impl Room {
             self.reconnect_asked = Some(now);
         }
         due
+    }
+
+    /// Asks the spool for the room's last number, if that is not known and was not asked for yet.
+    pub fn ask_numbering(&mut self, writer: &WriterHandle, presenter: PresenterIdx) {
+        if self.numbering == Numbering::Unknown {
+            self.numbering = Numbering::Asked;
+            writer.ask_last_seq(presenter);
+        }
     }
 
     /// Gives the next number. Only called when the numbering is known.
@@ -254,10 +258,8 @@ impl Room {
     pub fn idle(&self, now: Instant, config: &RegistryConfig) -> bool {
         self.cursor.is_none()
             && !self.held_for(now, config)
-            && self.waiting.is_empty()
-            && self.acting.is_empty()
+            && self.waiters.is_empty()
             && self.broadcast.is_none()
-            && self.looking.is_empty()
             && self.in_flight() == 0
             && !self.standing.is_asked()
             && self.load.waiting_bytes() == 0
