@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    RegistryConfig, SessionRegistry, Slot,
+    RegistryConfig, Rooms, SessionRegistry, Slot,
     from_spool::FromSpool,
     messages::{Looking, Pending},
     room::{Numbering, Room},
@@ -30,58 +30,65 @@ struct Numbered {
     broadcast_id: Option<Uuid>,
 }
 
-/// Gives an event its number, where the writer has room for it.
-fn number(
-    room: &mut Room,
-    pending: &Pending,
-    config: &RegistryConfig,
-    writer: &WriterHandle,
-    now: Instant,
-) -> Result<Numbered, Refusal> {
-    let bytes = pending.submit.chat.cost();
-    if room.in_flight() >= config.writer_room_share {
-        return Err(Refusal::Overloaded("writer_room_share"));
-    }
-    if !writer.writable() {
-        return Err(Refusal::LogUnavailable);
-    }
-    let permit = writer.reserve(bytes)?;
-    Ok(Numbered {
-        seq: room.number(bytes).ok_or(Refusal::LogUnavailable)?,
-        permit,
-        room_idx: room.verdict(now).and_then(|verdict| verdict.room_idx),
-        broadcast_id: room.broadcast.as_ref().map(|broadcast| broadcast.id),
-    })
+/// What the step that decides goes by, and whom it asks.
+struct Means<'a> {
+    config: &'a RegistryConfig,
+    checker: &'a CheckerHandle,
+    writer: &'a WriterHandle,
+    metrics: &'a Metrics,
 }
 
-/// The verdict is there and the numbering known where it is needed: refuse, or number.
-fn decide(
-    room: &mut Room,
-    pending: &Pending,
-    config: &RegistryConfig,
-    checker: &CheckerHandle,
-    writer: &WriterHandle,
-    metrics: &Metrics,
-    now: Instant,
-) -> Result<Numbered, Refusal> {
-    let verdict = room.verdict(now).ok_or(Refusal::RoomServerUnavailable)?;
-    if !verdict.live {
-        return Err(Refusal::NotLive);
-    }
-    if room.reconnect_due(now, config) {
-        checker.request_reconnect(pending.submit.presenter_idx);
-    }
-    if let Err(refusal) = room.admit(pending.submit.chat.cost(), config, now) {
-        if refusal == Refusal::PresenterDisconnected && room.held_for(now, config) {
-            // Held for and refused: the ring is full, though the answer tells of the presenter who is away.
-            metrics.queues.refused("ring");
+impl Means<'_> {
+    /// Gives an event its number, where the writer has room for it.
+    fn number(&self, room: &mut Room, pending: &Pending, now: Instant) -> Result<Numbered, Refusal> {
+        let bytes = pending.submit.chat.cost();
+        if room.in_flight() >= self.config.writer_room_share {
+            return Err(Refusal::Overloaded("writer_room_share"));
         }
-        return Err(refusal);
+        if !self.writer.writable() {
+            return Err(Refusal::LogUnavailable);
+        }
+        let permit = self.writer.reserve(bytes)?;
+        Ok(Numbered {
+            seq: room.number(bytes).ok_or(Refusal::LogUnavailable)?,
+            permit,
+            room_idx: room.verdict(now).and_then(|verdict| verdict.room_idx),
+            broadcast_id: room.broadcast.as_ref().map(|broadcast| broadcast.id),
+        })
     }
-    number(room, pending, config, writer, now)
+
+    /// The verdict is there and the numbering known where it is needed: refuse, or number.
+    fn decide(&self, room: &mut Room, pending: &Pending, now: Instant) -> Result<Numbered, Refusal> {
+        let verdict = room.verdict(now).ok_or(Refusal::RoomServerUnavailable)?;
+        if !verdict.live {
+            return Err(Refusal::NotLive);
+        }
+        if room.reconnect_due(now, self.config) {
+            self.checker.request_reconnect(pending.submit.presenter_idx);
+        }
+        if let Err(refusal) = room.admit(pending.submit.chat.cost(), self.config, now) {
+            if refusal == Refusal::PresenterDisconnected && room.held_for(now, self.config) {
+                // Held for and refused: the ring is full, though the answer tells of the presenter who is away.
+                self.metrics.queues.refused("ring");
+            }
+            return Err(refusal);
+        }
+        self.number(room, pending, now)
+    }
 }
 
 impl SessionRegistry {
+    /// The rooms, and beside them what is needed to decide in one of them.
+    fn rooms_and_means(&mut self) -> (&mut Rooms, Means<'_>) {
+        let means = Means {
+            config: &self.config,
+            checker: &self.checker,
+            writer: &self.writer,
+            metrics: &self.metrics,
+        };
+        (&mut self.rooms, means)
+    }
+
     pub(super) fn submit(&mut self, pending: Pending, now: Instant) {
         // Before anything else: who was accepted once is answered so again, whatever has changed since.
         match self.answer_by_key(&pending.submit) {
@@ -96,11 +103,11 @@ impl SessionRegistry {
             return self.refuse(pending, Refusal::Draining);
         }
         let presenter = pending.submit.presenter_idx;
-        let room = self
-            .rooms
+        let (rooms, means) = self.rooms_and_means();
+        let room = rooms
             .entry(presenter)
-            .or_insert_with(|| Box::new(Room::new(&self.config)));
-        if room.in_flight() + room.waiters.submits.len() + room.waiters.acts.len() >= self.config.room_share {
+            .or_insert_with(|| Box::new(Room::new(means.config)));
+        if room.in_flight() + room.waiters.submits.len() + room.waiters.acts.len() >= means.config.room_share {
             return self.refuse(pending, Refusal::Overloaded("room_share"));
         }
         if pending.submit.act.is_some() {
@@ -110,23 +117,15 @@ impl SessionRegistry {
         let known = matches!(room.numbering, Numbering::Known { .. });
         match verdict {
             Some(verdict) if room.waiters.submits.is_empty() && (known || !verdict.live) => {
-                if room.standing.refresh_due(now, self.config.refresh_percent) {
+                if room.standing.refresh_due(now, means.config.refresh_percent) {
                     // Also where a sweep has asked for it, behind what senders wait for: theirs would wait when it is over.
-                    room.ask(&self.checker, presenter, Why::AwaitedRefresh);
+                    room.ask(means.checker, presenter, Why::AwaitedRefresh);
                 }
-                let decided = decide(
-                    room,
-                    &pending,
-                    &self.config,
-                    &self.checker,
-                    &self.writer,
-                    &self.metrics,
-                    now,
-                );
+                let decided = means.decide(room, &pending, now);
                 self.append_or_refuse(pending, decided);
             }
             _ => {
-                if room.waiters.for_verdict() >= self.config.pending_max {
+                if room.waiters.for_verdict() >= means.config.pending_max {
                     return self.refuse(pending, Refusal::Overloaded("room_pending"));
                 }
                 // A room that somebody presents in is asked about anyway; others are asked about for this sender alone.
@@ -159,7 +158,8 @@ impl SessionRegistry {
 
     /// Asks for whatever the room's waiting submits lack, and settles them when they lack nothing.
     pub(super) fn pursue(&mut self, presenter: PresenterIdx, now: Instant) {
-        let Some(room) = self.rooms.get_mut(&presenter) else {
+        let (rooms, means) = self.rooms_and_means();
+        let Some(room) = rooms.get_mut(&presenter) else {
             return;
         };
         match (room.verdict(now), room.numbering) {
@@ -169,9 +169,9 @@ impl SessionRegistry {
                     0 => room.why_for_session(now),
                     _ => Why::Awaited,
                 };
-                room.ask(&self.checker, presenter, why);
+                room.ask(means.checker, presenter, why);
                 if !room.standing.is_asked() {
-                    self.checker.gate().count_refused(waiting);
+                    means.checker.gate().count_refused(waiting);
                     self.refuse_waiting(presenter, Refusal::Overloaded("checker"));
                     self.forget_if_idle(presenter, now);
                 }
@@ -179,7 +179,7 @@ impl SessionRegistry {
             (Some(verdict), Numbering::Unknown) if verdict.live || room.broadcast.is_some() => {
                 // Only a live room, or one whose broadcast may be over, is worth asking for: a flood of unknown rooms never
                 // reaches the spool.
-                room.ask_numbering(&self.writer, presenter);
+                room.ask_numbering(means.writer, presenter);
             }
             (Some(verdict), Numbering::Asked) if verdict.live => {}
             (Some(verdict), _) => {
@@ -191,15 +191,7 @@ impl SessionRegistry {
                 let decided: Vec<_> = submits
                     .into_iter()
                     .map(|one| {
-                        let decided = decide(
-                            room,
-                            &one,
-                            &self.config,
-                            &self.checker,
-                            &self.writer,
-                            &self.metrics,
-                            now,
-                        );
+                        let decided = means.decide(room, &one, now);
                         (one, decided)
                     })
                     .collect();
@@ -214,17 +206,18 @@ impl SessionRegistry {
     /// An act of moderation: it is for the log first, so it needs the numbering and no live room.
     fn act(&mut self, pending: Pending, now: Instant) {
         let presenter = pending.submit.presenter_idx;
-        let Some(room) = self.rooms.get_mut(&presenter) else {
+        let (rooms, means) = self.rooms_and_means();
+        let Some(room) = rooms.get_mut(&presenter) else {
             return self.refuse(pending, Refusal::LogUnavailable);
         };
         match room.numbering {
             Numbering::Known { .. } => {
-                let numbered = number(room, &pending, &self.config, &self.writer, now);
+                let numbered = means.number(room, &pending, now);
                 self.append_or_refuse(pending, numbered);
             }
             Numbering::Unknown | Numbering::Asked => {
                 room.waiters.acts.push_back(pending);
-                room.ask_numbering(&self.writer, presenter);
+                room.ask_numbering(means.writer, presenter);
             }
         }
     }

@@ -140,6 +140,9 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(3);
 /// The same where a peer will hardly read why, or others wait for its end.
 const STALLED_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is kept of each presenter.
+type Rooms = HashMap<PresenterIdx, Box<Room>, RandomState>;
+
 /// What a registry is made of; see the module's text.
 pub struct SessionRegistry {
     config: RegistryConfig,
@@ -150,7 +153,7 @@ pub struct SessionRegistry {
     queues: RegistryQueues,
     clock: EventClock,
     epoch: Epoch,
-    rooms: HashMap<PresenterIdx, Box<Room>, RandomState>,
+    rooms: Rooms,
     sessions: HashMap<SessionId, Session, RandomState>,
     in_flight: VecDeque<Slot>,
     /// Appends of this turn, handed to the writer at its end.
