@@ -11,7 +11,7 @@ use super::{
     room::{Numbering, Room},
 };
 use crate::{
-    broadcast::{Broadcast, Heard, Watched, follow, give_up, take_up},
+    broadcast::{Broadcast, Heard, Watched, end_unheard, follow, take_up},
     clock::{boot_ms, millis, system_ms},
     types::PresenterIdx,
 };
@@ -106,7 +106,7 @@ impl SessionRegistry {
 
     /// Ends the broadcast of a room that the room server does not know any more; returns what is to be kept. Its numbers must be known:
     /// they are asked for.
-    pub(super) fn give_up(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
+    pub(super) fn end_if_unknown(&mut self, presenter: PresenterIdx, now: Instant) -> Option<Broadcast> {
         let room = self.rooms.get_mut(&presenter)?;
         let broadcast = room.broadcast.as_ref()?;
         if !room.is_unknown(now, &self.config) || !self.broadcasts.is_told() {
@@ -120,8 +120,8 @@ impl SessionRegistry {
             Numbering::Known { .. } if !whatever_is_held && !room.holds_nothing() => None,
             Numbering::Known { .. } => {
                 let last = room.last_numbered();
-                let ended = give_up(&mut room.broadcast, &self.epoch, last);
-                room.give_up();
+                let ended = end_unheard(&mut room.broadcast, &self.epoch, last);
+                room.follow_end();
                 // Before its record is, as at any other end.
                 let place = room.place_at_once(presenter, &self.config, now, system_ms());
                 self.writer.keep_places(place.as_slice());

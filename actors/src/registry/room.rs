@@ -193,7 +193,7 @@ impl Room {
 
     /// One numbered event was not committed: its number is taken back (rule 1).
     pub fn take_back(&mut self, bytes: usize, unknown: bool) {
-        self.load.take_back(bytes);
+        self.load.leave_flight(bytes);
         if unknown {
             self.numbering = Numbering::Unknown;
         }

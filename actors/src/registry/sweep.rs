@@ -173,7 +173,7 @@ impl SessionRegistry {
         if has_broadcast {
             // Its verdict may have expired or been taken back by time.
             kept.broadcasts.extend(self.follow(presenter, now));
-            kept.broadcasts.extend(self.give_up(presenter, now));
+            kept.broadcasts.extend(self.end_if_unknown(presenter, now));
         }
         self.sweep_reader(presenter, now);
         let Some(room) = self.rooms.get_mut(&presenter) else {

@@ -49,7 +49,7 @@ impl LogWriter {
             return;
         }
         if self.adopts {
-            return self.adopt_broadcasts(ctx);
+            return self.compare_with_store(ctx);
         }
         self.records = Records::Busy { due: false };
         let (reply, unstored) = oneshot::channel();
@@ -80,8 +80,9 @@ impl LogWriter {
         );
     }
 
+    /// Asks the store which broadcasts it has open: the spool takes in those that it lacks, and the registry is told of newer versions.
     /// Until it is done nothing goes to the store: what the spool had there has not ended there and gone from the spool meanwhile.
-    fn adopt_broadcasts(&mut self, ctx: &mut Context<Self>) {
+    fn compare_with_store(&mut self, ctx: &mut Context<Self>) {
         self.records = Records::Busy { due: true };
         self.adopts = false;
         let (store, writer) = (Arc::clone(&self.parts.store), self.parts.handle.clone());

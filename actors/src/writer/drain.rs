@@ -333,7 +333,7 @@ impl LogWriter {
         ctx.spawn(rows.into_actor(self).map(move |result, this, ctx| {
             this.step = Step::Idle;
             match result {
-                Ok(Ok(rows)) => this.take_back(rows, asked, ctx),
+                Ok(Ok(rows)) => this.took_rows(rows, asked, ctx),
                 Ok(Err(error)) => {
                     log::error!("spool: rows cannot be read back: {error}");
                     this.back_off(ctx);
@@ -343,7 +343,8 @@ impl LogWriter {
         }));
     }
 
-    fn take_back(&mut self, rows: Rows, asked: Pos, ctx: &mut Context<Self>) {
+    /// Rows have come back from the spool: they go in front of what is in memory.
+    fn took_rows(&mut self, rows: Rows, asked: Pos, ctx: &mut Context<Self>) {
         let in_memory = self.backlog.front().map(|(pos, _)| *pos);
         let Some((first, _)) = rows.first() else {
             // Nothing was there when it was asked: what memory has comes next, or what came since.

@@ -67,7 +67,7 @@ impl Room {
     }
 
     /// Has the room follow its record, which has ended without a word of the room server's.
-    pub fn give_up(&mut self) {
+    pub fn follow_end(&mut self) {
         self.reached.holds_for_nobody();
         self.give_up_paused();
         self.end_broadcast();

@@ -42,14 +42,14 @@ impl Load {
 
     /// One numbered event was committed.
     pub fn publish(&mut self, entry: &Entry) {
-        self.take_back(entry.bytes());
+        self.leave_flight(entry.bytes());
         if entry.event.seq > self.settled {
             self.held_bytes += entry.held_bytes();
         }
     }
 
     /// One numbered event is on its way no more.
-    pub fn take_back(&mut self, bytes: usize) {
+    pub fn leave_flight(&mut self, bytes: usize) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
     }

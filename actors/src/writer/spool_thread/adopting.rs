@@ -12,7 +12,7 @@ use crate::{
 impl Run {
     /// Keeps broadcasts that the store has open and that are not here: this spool is younger than they are, or was damaged. The registry
     /// goes on with them, or ends them.
-    pub(super) fn adopt_broadcasts(&mut self, mut open: Vec<Broadcast>) -> Result<(), SpoolError> {
+    pub(super) fn take_in_broadcasts(&mut self, mut open: Vec<Broadcast>) -> Result<(), SpoolError> {
         for broadcast in &mut open {
             // Whatever a spool that was lost has of it is older, and must not take its place if it turns up.
             broadcast.version += TAKEN_UP;
@@ -54,7 +54,7 @@ impl Run {
         if unknown.is_empty() {
             return Ok(());
         }
-        self.adopt_broadcasts(unknown)
+        self.take_in_broadcasts(unknown)
     }
 
     /// Tells the registry which are open.

@@ -238,7 +238,7 @@ impl Run {
                 let _ = reply.send(self.spool.broadcast_versions());
             }
             SpoolCommand::AdoptBroadcasts { open, reply } => {
-                let _ = reply.send(self.adopt_broadcasts(open));
+                let _ = reply.send(self.take_in_broadcasts(open));
             }
             SpoolCommand::ReadKeys { since_ms } => {
                 let rows = self.spool.read_keys(since_ms).map_err(|error| {
