@@ -629,6 +629,93 @@ async fn rule_13_what_is_held_waits_for_the_session_when_its_broadcast_was_away_
     }
 }
 
+/// A presenter whose service numbers rooms, and tells 0 of one that is not live.
+fn rooms_that_number_none_as_0() -> ScriptedRooms {
+    let rooms = quick_rooms();
+    rooms.script().started_at_ms.clear();
+    rooms.script().room_idx.insert(1, 7);
+    rooms.script().room_idx_not_live = Some(0);
+    rooms
+}
+
+#[actix::test]
+async fn rule_13_what_is_held_waits_for_the_session_whatever_number_the_room_has_while_its_broadcast_is_away() {
+    for reading in [Reading::Legacy, v1(None)] {
+        for restarts in [false, true] {
+            let (spool, store, rooms) = (
+                ScriptedSpool::default(),
+                ScriptedStore::default(),
+                rooms_that_number_none_as_0(),
+            );
+            let mut stage = held_in(rooms.clone(), spool.clone(), store.clone(), registry_config()).await;
+            is_live(&stage, false).await;
+            if restarts {
+                stage.stop_well().await;
+                assert_eq!(spool.script().places[&1].room_idx, Some(7));
+                stage = Stage::among(rooms, spool.clone(), store, registry_config(), writer_config());
+                is_live(&stage, false).await;
+            }
+            is_live(&stage, true).await;
+            let after = stage.accepted(1, "after").await;
+            assert_eq!(after.delivery, Delivery::Held, "{reading:?} {restarts}");
+            let next = come_as(&stage, reading.clone(), None);
+            next.has(5).await;
+            assert_eq!(next.seqs(), [2, 3, 4, 5], "{reading:?} {restarts}");
+            assert_eq!(spool.script().broadcasts.len(), 1);
+            fine(&[&next]);
+        }
+    }
+}
+
+#[actix::test]
+async fn rule_13_what_is_held_waits_for_the_session_when_its_broadcast_gets_a_number_and_the_one_before_had_another() {
+    for reading in [Reading::Legacy, v1(None)] {
+        for restarts in [false, true] {
+            let (spool, store, rooms) = (ScriptedSpool::default(), ScriptedStore::default(), quick_rooms());
+            rooms.script().room_idx.insert(1, 7);
+            let mut stage = Stage::among(
+                rooms.clone(),
+                spool.clone(),
+                store.clone(),
+                registry_config(),
+                writer_config(),
+            );
+            let first = come_as(&stage, reading.clone(), None);
+            send(&stage, 1).await;
+            first.has(1).await;
+            // Its start alone tells the next one from it.
+            {
+                let mut script = rooms.script();
+                script.room_idx.clear();
+                script.started_at_ms.insert(1, 2_000);
+            }
+            until("another broadcast", || spool.script().broadcasts.len() == 2).await;
+            send(&stage, 1).await;
+            first.has(2).await;
+            first.leave();
+            send(&stage, 3).await;
+            if restarts {
+                stage.stop_well().await;
+                stage = Stage::among(rooms.clone(), spool.clone(), store, registry_config(), writer_config());
+                is_live(&stage, true).await;
+            }
+            rooms.script().room_idx.insert(1, 8);
+            until("its number", || {
+                let script = spool.script();
+                script.broadcasts.values().any(|(record, _)| record.room_idx == Some(8))
+            })
+            .await;
+            let after = stage.accepted(1, "after").await;
+            assert_eq!(after.delivery, Delivery::Held, "{reading:?} {restarts}");
+            let next = come_as(&stage, reading.clone(), None);
+            next.has(6).await;
+            assert_eq!(next.seqs(), [3, 4, 5, 6], "{reading:?} {restarts}");
+            assert_eq!(spool.script().broadcasts.len(), 2);
+            fine(&[&first, &next]);
+        }
+    }
+}
+
 /// How a server goes while a broadcast is away, and what the next one hears first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gone {

@@ -915,6 +915,8 @@ pub struct RoomScript {
     pub ended_at_ms: BTreeMap<i64, i64>,
     /// Its own numbers of their rooms, where they are told.
     pub room_idx: BTreeMap<i64, i64>,
+    /// The number that it tells of every room that is not live, where it does, in place of its own.
+    pub room_idx_not_live: Option<i64>,
     /// How long a verdict holds.
     pub ttl: Duration,
     /// How a checker that begins asks it, but for that.
@@ -937,6 +939,7 @@ impl Default for RoomScript {
             started_at_ms: BTreeMap::new(),
             ended_at_ms: BTreeMap::new(),
             room_idx: BTreeMap::new(),
+            room_idx_not_live: None,
             ttl: Duration::from_secs(60),
             config: CheckerConfig {
                 timeout: Duration::from_secs(5),
@@ -983,11 +986,13 @@ impl RoomApi for ScriptedRooms {
         if script.unknown.contains(&presenter.get()) {
             return ready(Err(RoomApiError::Refused("status 404".into()))).boxed_local();
         }
+        let live = !script.not_live.contains(&presenter.get());
+        let instead = script.room_idx_not_live.filter(|_| !live);
         let (takes, liveness) = (
             script.takes,
             Liveness {
-                live: !script.not_live.contains(&presenter.get()),
-                room_idx: script.room_idx.get(&presenter.get()).copied(),
+                live,
+                room_idx: instead.or(script.room_idx.get(&presenter.get()).copied()),
                 started_at_ms: script.started_at_ms.get(&presenter.get()).copied(),
                 ended_at_ms: script.ended_at_ms.get(&presenter.get()).copied(),
             },

@@ -302,6 +302,8 @@ impl Case {
         spool.script().asks_store = sizes.asks_store;
         if sizes.short_ttl {
             rooms.script().ttl = Duration::from_millis(3);
+            // Of a room that is not live it tells a number, too, which names nothing.
+            rooms.script().room_idx_not_live = Some(0);
         }
         let mut case = Self {
             sizes,
@@ -583,8 +585,9 @@ impl Case {
             }
             Op::Named(..) if !self.sizes.short_ttl => {}
             Op::Named(presenter, room_idx) => {
-                self.ended = true;
-                self.rooms.script().room_idx.insert(presenter, room_idx);
+                // A broadcast that had no number goes on with its first one.
+                let before = self.rooms.script().room_idx.insert(presenter, room_idx);
+                self.ended |= before.is_some_and(|before| before != room_idx);
             }
             Op::Act(presenter, commit) => {
                 self.settle().await;

@@ -44,7 +44,8 @@ impl Room {
 
     /// Hears a new verdict.
     pub fn renew(&mut self, liveness: Liveness, now: Instant, expires_at: Instant) {
-        let another = self.reached.names(liveness.room_idx);
+        // As the record has it: a room that is not live may have whatever number.
+        let another = liveness.live && self.reached.names(liveness.room_idx, self.broadcast.as_ref());
         let begins = self.standing.last_said_live() == Some(false);
         if !another {
             self.reached.hears(liveness.live);
@@ -95,6 +96,9 @@ impl Room {
     #[must_use]
     pub fn go_live(&mut self, before: Option<Uuid>) -> bool {
         let now = self.broadcast.as_ref().map(|broadcast| broadcast.id);
+        if let Some(record) = &self.broadcast {
+            self.reached.follows(record);
+        }
         let paused = self.reached.take_paused();
         if before.is_some() && before != now {
             // What names a broadcast may be its start, and what tells two apart may be time alone.

@@ -79,7 +79,7 @@ pub(super) struct Reached {
     paused: Option<Paused>,
     /// When the last session of this broadcast ended, while none has begun since (rule 12).
     session_ended: Option<Instant>,
-    /// The room server's own number of the broadcast's room, as far as it was ever named.
+    /// The room server's own number of the broadcast's room, as its record has it, or as it was last named while there is none.
     room_idx: Option<i64>,
     /// Whether where the room stood before was asked for.
     restored: bool,
@@ -305,19 +305,30 @@ impl Reached {
         self.session_ended = None;
     }
 
-    /// Hears how the room server numbers the broadcast's room, where it does. Returns whether that is another broadcast than the one
-    /// before, which then does not go on.
+    /// Hears how the room server numbers the room of the broadcast that is live, where it does. Returns whether that is another broadcast
+    /// than the one before, which then does not go on. The `record` of that one tells its number, where there is one.
     #[must_use]
-    pub fn names(&mut self, room_idx: Option<i64>) -> bool {
-        let another = !agree(self.room_idx, room_idx);
-        if room_idx.is_some() && room_idx != self.room_idx {
-            self.room_idx = room_idx;
-            self.saving.moves();
+    pub fn names(&mut self, room_idx: Option<i64>, record: Option<&Broadcast>) -> bool {
+        let another = !agree(record.map_or(self.room_idx, |record| record.room_idx), room_idx);
+        if room_idx.is_some() {
+            self.is_numbered(room_idx);
         }
         if another {
             self.paused = None;
         }
         another
+    }
+
+    /// The broadcast that is live has this record: its number is that of no broadcast before it.
+    pub fn follows(&mut self, record: &Broadcast) {
+        self.is_numbered(record.room_idx);
+    }
+
+    fn is_numbered(&mut self, room_idx: Option<i64>) {
+        if room_idx != self.room_idx {
+            self.room_idx = room_idx;
+            self.saving.moves();
+        }
     }
 
     /// Hears whether the broadcast's room is live. Where it is not, it may be so again in a moment, and the broadcast go on. What is saved
