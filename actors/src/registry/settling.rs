@@ -47,6 +47,10 @@ impl SessionRegistry {
         for of_room in slots.chunk_by_mut(|one, next| one.event.presenter_idx == next.event.presenter_idx) {
             self.publish_in_room(of_room, now);
         }
+        if slots.iter().any(|slot| slot.event.keyed.is_some()) {
+            // Keys age in the order of their messages' times, which is that of ids: the spool forgets what is older than the first.
+            slots.sort_by_key(|slot| slot.event.id);
+        }
         for slot in slots {
             self.answer(slot);
         }

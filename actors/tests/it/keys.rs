@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chatting_actors::{
+    clock::system_ms,
     outcome::{Accepted, Outcome, Refusal},
     registry::RoomView,
     types::Seq,
@@ -279,4 +280,53 @@ async fn rule_17_the_spool_keeps_the_keys_that_are_remembered_and_no_others_what
             .await;
         }
     }
+}
+
+#[actix::test]
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the lock is the brake of the scripted spool, and nothing here waits for it"
+)]
+async fn rule_17_the_spool_keeps_the_oldest_key_that_is_remembered_whichever_room_it_is_of() {
+    let stage = Stage::set();
+    let _readers = [stage.reader(1), stage.reader(2)];
+    for presenter in [1, 2] {
+        stage.accepted(presenter, "first").await;
+    }
+    stage.registry.ready().await;
+    let gate = Arc::clone(&stage.spool.script().gate);
+    let held = gate.lock().unwrap();
+    // What comes while this is under way is one commit.
+    let plug = stage.submit(1, "plug");
+    stage.has_in_flight(1, 1).await;
+    until("its commit", || Arc::strong_count(&gate) > 2).await;
+    let older = stage.submit_with(2, "older", Some("older"));
+    stage.has_in_flight(2, 1).await;
+    let numbered_ms = system_ms();
+    until("another millisecond", || system_ms() > numbered_ms).await;
+    let newer = stage.submit_with(1, "newer", Some("newer"));
+    stage.has_in_flight(1, 2).await;
+    drop(held);
+    plug.await.unwrap();
+    let mut sent_at_ms = Vec::new();
+    for keyed in [older, newer] {
+        match keyed.await.unwrap() {
+            Outcome::Accepted(accepted) => sent_at_ms.push(accepted.sent_at_ms),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(sent_at_ms[0] < sent_at_ms[1], "{sent_at_ms:?}");
+    let oldest_ms = Some(sent_at_ms[0]);
+    eventually("the keys to be trimmed", async || {
+        stage.accepted(1, "next").await;
+        let script = stage.spool.script();
+        // With what is freed, and with what is committed.
+        let both = [script.keys_before_ms.last().copied(), script.forgotten_before_ms];
+        assert!(
+            both.iter().all(|before_ms| *before_ms <= oldest_ms),
+            "{both:?} {sent_at_ms:?}"
+        );
+        both == [oldest_ms; 2]
+    })
+    .await;
 }
