@@ -149,7 +149,7 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
     let before = parameter("before", asked.before.as_deref(), "an id that an answer gave as next")?;
     // One more tells whether there is a next page.
     let found = state
-        .history_for(&caller)
+        .history_in(&caller, presenter)
         .broadcasts(presenter, before, limit + 1)
         .await;
     // What cannot be read is left out.
@@ -162,7 +162,7 @@ async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<
     })
 }
 
-/// The broadcast that a path names.
+/// The broadcast that a path names. Whose it is is not known before, so a moderator of some rooms is one among viewers here.
 pub(super) async fn find_broadcast(path: &str, caller: &Claims, state: &State) -> Result<StoredBroadcast, ApiError> {
     let found = state.history_for(caller).broadcast(id(path)?).await;
     read(state, found)?.ok_or_else(|| ApiError::new(Code::NotFound).with_detail("there is no such broadcast"))

@@ -2,7 +2,7 @@
 //!
 //! The first page is read before the answer begins, so that what can be refused is refused with a status. After that an error
 //! ends the connection without the body's end, which every client notices. At most `export.max` are under way,
-//! and one of each presenter.
+//! and one of each user who is no operator and no moderator of all rooms.
 
 #![expect(
     unused_qualifications,

@@ -180,7 +180,7 @@ async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Me
         limit: limit(asked.limit.as_deref(), state)?,
         scan_limit: state.limits.scan_limit,
     };
-    let page = state.history_for(&caller).page(&query).await;
+    let page = state.history_in(&caller, presenter).page(&query).await;
     let Page { mut events, mut next } = read(state, page)?;
     let newest_first = matches!(start, Start::Before(_));
     if newest_first {

@@ -95,7 +95,7 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
     };
     // Before the log is read: what settles meanwhile may not be in what was read.
     let goes_on = broadcast.goes_on_before(before_ms, state.health.writer.settled_ms());
-    let history = state.history_for(&caller);
+    let history = state.history_in(&caller, broadcast.presenter);
     let place = match &asked.cursor {
         Some(cursor) => read_cursor(cursor).ok_or_else(|| bad("cursor: one that an answer gave as next"))?,
         None => match broadcast.time_at(from, corrected_start_ms) {

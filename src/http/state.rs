@@ -17,7 +17,7 @@ use chatting_actors::{
     registry::{ReadLog, RegistryHandle},
     session::SessionConfig,
     supervise::Watch,
-    types::Role,
+    types::{PresenterIdx, Role},
     wire::legacy::Clock,
     writer::{StoreState, WriterHandle, WriterParts},
 };
@@ -26,7 +26,11 @@ use prometheus_client::{
     registry::Registry as MetricNames,
 };
 
-use super::{answers::Answers, client::AddressGate, stats::FiguresLimits};
+use super::{
+    answers::{Answers, Asker},
+    client::AddressGate,
+    stats::FiguresLimits,
+};
 use crate::{
     auth::{Claims, Gateway, Net, TokenVerifier},
     error::{ApiError, Code, DEFAULT_RETRY_AFTER_SECONDS},
@@ -132,20 +136,29 @@ pub struct State {
 }
 
 impl State {
-    /// What reads for a caller. Moderators and operators wait for their turn, and come before all others, who never wait, and have no
-    /// more than a share of the turns each. A presenter reads as a viewer does: everybody is the presenter of the room with their own
-    /// number, and could keep viewers out of all rooms.
+    /// What reads for a caller, in whatever room. Moderators of all rooms and operators wait for their turn, and come before all others,
+    /// who never wait, and have no more than a share of the turns each. A presenter reads as a viewer does, and so does a moderator of
+    /// some rooms or of none: everybody is the presenter of the room with their own number, and could keep viewers out of all rooms.
     pub fn history_for(&self, caller: &Claims) -> History {
-        match caller.role {
-            Role::Viewer | Role::Presenter => self.history.shared(caller.user_idx),
-            Role::Moderator | Role::Operator => self.history_of_staff(),
+        match Asker::of(caller) {
+            Asker::Staff => self.history_of_staff(),
+            _ => self.history.shared(caller.user_idx),
         }
     }
 
-    /// One at a time of what there are few places for, for whoever is neither moderator nor operator: everybody is the presenter of the
-    /// room with their own number, and could keep all others out. `what`, in English, is what is refused otherwise.
+    /// What reads for a caller in this room. Its own moderators wait for their turn as well, with no more than their share.
+    pub fn history_in(&self, caller: &Claims, room: PresenterIdx) -> History {
+        let history = self.history_for(caller);
+        match caller.role_in(room) {
+            Role::Moderator => history.patient(self.limits.staff_patience),
+            _ => history,
+        }
+    }
+
+    /// One at a time of what there are few places for, for whoever is neither a moderator of all rooms nor an operator: everybody is the
+    /// presenter of the room with their own number, and could keep all others out. `what`, in English, is what is refused otherwise.
     pub fn one_at_a_time(&self, caller: &Claims, each: &FewEach, what: &str) -> Result<Option<AtIt>, ApiError> {
-        if matches!(caller.role, Role::Moderator | Role::Operator) {
+        if Asker::of(caller) == Asker::Staff {
             return Ok(None);
         }
         each.begin(caller.user_idx).map(Some).ok_or_else(|| {
@@ -157,13 +170,13 @@ impl State {
     }
 
     /// What reads for a deletion, which waits for its turn whoever of the room's staff it is of: were viewers to fill every place, nobody
-    /// could delete what they say. Who is neither moderator nor operator has no more than a share of the turns here, too: else one user
-    /// could keep all others waiting behind what is asked for in the room with their own number.
+    /// could delete what they say. Who is neither a moderator of all rooms nor an operator has no more than a share of the turns here, too:
+    /// else one user could keep all others waiting behind what is asked for in the room with their own number.
     pub fn history_for_deletion(&self, caller: &Claims) -> History {
         self.history_for(caller).patient(self.limits.staff_patience)
     }
 
-    /// What reads for moderators and operators, and for an export, of which anybody else has one at a time.
+    /// What reads for moderators of all rooms and operators, and for an export, of which anybody else has one at a time.
     pub fn history_of_staff(&self) -> History {
         self.history.patient(self.limits.staff_patience)
     }

@@ -112,8 +112,8 @@ section! {
         /// Messages looked at for one page of a search; a long one counts once for each 200 characters begun.
         /// 검색 한 페이지를 위해 살펴보는 최대 메시지 수. 긴 메시지는 200자마다 한 번씩 센다.
         scan_limit: usize = 20_000, 1..=10_000_000;
-        /// Seconds that moderators, operators and a presenter who deletes wait for log.readers; 0 refuses at once.
-        /// 모더레이터와 운영자, 그리고 삭제하는 스트리머가 log.readers 차례를 기다리는 시간(초). 0이면 바로 거절한다.
+        /// Seconds that operators, moderators in their rooms and presenters who delete wait for log.readers; 0: none.
+        /// 운영자와 담당 방의 모더레이터, 그리고 삭제하는 스트리머가 log.readers 차례를 기다리는 시간(초). 0이면 바로 거절한다.
         staff_wait_seconds: u64 = 5, 0..=60;
         /// Corrections of broadcasts (PATCH) that the store writes at once; more are refused.
         /// 저장소에 동시에 쓰는 방송 수정(PATCH)의 최대 수. 넘치면 거절한다.

@@ -636,8 +636,8 @@ async fn who_takes_none_of_the_answers_to_their_corrections_has_a_share_and_leav
         eventually("a correction to be done", async || {
             let now = store.broadcast(over.id).await.unwrap().unwrap();
             // The next one of its user would be refused before.
-            let is_over = || app.state.correcting.begin(UserIdx::new(12).unwrap()).is_some();
-            (now.corrected_start_ms == Some(start_ms) && is_over()).then_some(())
+            let is_over = |user| app.state.correcting.begin(UserIdx::new(user).unwrap()).is_some();
+            (now.corrected_start_ms == Some(start_ms) && [12, 90].into_iter().all(is_over)).then_some(())
         })
         .await;
         assert!(gate.depth() > before, "its answer is left");

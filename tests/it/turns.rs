@@ -57,6 +57,14 @@ async fn so_many_wait(gate: &Gate, count: usize) {
     .await;
 }
 
+fn is_busy(path: &str, answer: &Response) {
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (503, &json!("overloaded")),
+        "{path}: {answer:?}"
+    );
+}
+
 /// Asks for a deletion on a connection of its own.
 fn delete(app: &TestApp, path: &str, token: String) -> JoinHandle<Response> {
     let (addr, path) = (app.addr, path.to_owned());
@@ -83,7 +91,8 @@ async fn staff_that_finds_every_turn_taken_waits_until_it_can_delete_and_a_viewe
 }
 
 #[actix_web::test]
-async fn while_somebody_waits_moderators_and_operators_read_what_they_want_and_a_presenter_only_deletes() {
+async fn while_somebody_waits_staff_of_all_rooms_reads_what_it_wants_a_moderator_of_some_in_them_and_a_presenter_only_deletes()
+ {
     let served = with_readers(2).await;
     let (app, broadcast) = (&served.app, &served.broadcast);
     // Both turns are free; one of them is for the one who waits.
@@ -100,21 +109,31 @@ async fn while_somebody_waits_moderators_and_operators_read_what_they_want_and_a
     ];
     let staff = [
         token_with(24, "operator", Value::Null),
-        token_with(23, "moderator", json!([12])),
+        token_with(23, "moderator", json!("*")),
+    ];
+    // Everybody is the presenter of a room, and anybody may be a moderator of some.
+    let others = [
+        app.token(8),
+        app.token(12),
+        token_with(22, "moderator", Value::Null),
+        token_with(22, "moderator", json!([13])),
     ];
     for path in &reads {
         for token in &staff {
             let answer = request(app, "GET", path, token, "").await;
             assert_eq!(answer.status, 200, "{path}: {answer:?}");
         }
-        // Everybody is the presenter of a room.
-        for user in [8, 12] {
-            let answer = request(app, "GET", path, &app.token(user), "").await;
-            assert_eq!(
-                (answer.status, &answer.json()["code"]),
-                (503, &json!("overloaded")),
-                "{path}: {answer:?}"
-            );
+        for token in &others {
+            is_busy(path, &request(app, "GET", path, token, "").await);
+        }
+    }
+    // The room's own moderator reads what the path tells to be of that room.
+    let own = token_with(22, "moderator", json!([12]));
+    for path in &reads {
+        let answer = request(app, "GET", path, &own, "").await;
+        match path.starts_with("/v1/rooms/12/") {
+            true => assert_eq!(answer.status, 200, "{path}: {answer:?}"),
+            false => is_busy(path, &answer),
         }
     }
     let own = request(app, "GET", "/v1/rooms/8/messages?q=zz", &app.token(8), "").await;
@@ -185,7 +204,16 @@ async fn one_user_has_half_of_the_turns_at_most_and_keeps_nobody_else_from_readi
             "{further:?}"
         );
         assert!(further.header("retry-after").is_some(), "{further:?}");
-        for token in [app.token(8), token_with(user, "moderator", json!([12]))] {
+        for rooms in [Value::Null, json!([13]), json!([12])] {
+            let moderator = token_with(user, "moderator", rooms);
+            let further = request(app, "GET", path, &moderator, "").await;
+            assert_eq!(
+                (further.status, &further.json()["code"]),
+                (429, &json!("rate_limited")),
+                "{further:?}"
+            );
+        }
+        for token in [app.token(8), token_with(user, "moderator", json!("*"))] {
             assert_eq!(request(app, "GET", path, &token, "").await.status, 200);
         }
         // That it was refused is not counted as a read of the user's.
