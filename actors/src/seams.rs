@@ -276,7 +276,7 @@ pub trait LogStore: Send + Sync {
 pub struct Grant {
     /// The presenter that it speaks for.
     pub presenter: PresenterIdx,
-    /// When its time is over, in milliseconds since 1970.
+    /// When its time is over, in milliseconds since 1970; what clocks may differ by is in it.
     pub expires_at_ms: i64,
 }
 

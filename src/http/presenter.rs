@@ -93,7 +93,7 @@ async fn upgrade(request: &HttpRequest, payload: web::Payload, state: &State) ->
         None => None,
         Some(token) => {
             let claims = admit(token, state).await.map_err(Unknown::Token)?;
-            let grant = grant(&claims).map_err(|error| Unknown::Token(refuse(error, state)))?;
+            let grant = grant(&claims, &state.tokens).map_err(|error| Unknown::Token(refuse(error, state)))?;
             damp(state, grant.presenter)?;
             Some(grant)
         }
@@ -177,11 +177,12 @@ pub(super) struct Place {
     _of_address: AddressPermit,
 }
 
-fn grant(claims: &Claims) -> Result<Grant, TokenError> {
+/// The session ends when the token would be refused, so that none that is still taken ends what it has just begun.
+fn grant(claims: &Claims, tokens: &TokenVerifier) -> Result<Grant, TokenError> {
     let presenter = PresenterIdx::new(claims.user_idx.get()).ok_or(TokenError::BadClaim("user"))?;
     Ok(Grant {
         presenter,
-        expires_at_ms: claims.expires_at_ms,
+        expires_at_ms: claims.expires_at_ms.saturating_add(tokens.leeway_ms()),
     })
 }
 
@@ -221,7 +222,7 @@ impl Authenticate for Tokens {
                 return Err(Denied::NotYet);
             }
         };
-        let granted = verdict.and_then(|claims| grant(&claims));
+        let granted = verdict.and_then(|claims| grant(&claims, &self.tokens));
         granted.map_err(|error| {
             self.tokens.count(error);
             log::debug!("a session's token is refused: {error:?}");

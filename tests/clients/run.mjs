@@ -463,6 +463,8 @@ async function scenario() {
     "server.bind": "127.0.0.1:0",
     "room.mode": "embedded",
     "auth.jwks_url": service.url,
+    // A session ends with its token, to the second.
+    "auth.leeway_seconds": 0,
     "log.path": join(work, "chat.db"),
     "cors.origins": JSON.stringify([page]),
     "session.credit_events": CREDIT,

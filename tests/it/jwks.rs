@@ -273,7 +273,11 @@ async fn a_session_that_waits_for_its_key_has_said_hello_in_time_and_goes_on_ack
 async fn a_refresh_that_waits_for_its_key_when_the_token_before_it_ends_has_come_in_time() {
     let old = es256("old");
     let server = JwksServer::start(jwk_set(&[&old])).await;
-    let app = app(&server, |settings| settings.auth.jwks_timeout_ms = 20_000).await;
+    let app = app(&server, |settings| {
+        settings.auth.jwks_timeout_ms = 20_000;
+        settings.auth.leeway_seconds = 0;
+    })
+    .await;
     app.go_live(21);
     app.go_live(22);
     app.go_live(23);
@@ -340,7 +344,7 @@ async fn a_refresh_by_a_key_that_is_published_only_later_leaves_the_session_as_i
 async fn a_refresh_by_a_key_that_is_published_only_later_counts_when_the_token_before_it_ends() {
     let (old, new, nobodys) = (es256("old"), es256("new"), es256("nobody's"));
     let server = JwksServer::start(jwk_set(&[&old])).await;
-    let app = app(&server, |_| {}).await;
+    let app = app(&server, |settings| settings.auth.leeway_seconds = 0).await;
     app.go_live(21);
     let expires_at = system_ms() / 1000 + 5;
     let mut sessions = Vec::new();

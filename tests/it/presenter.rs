@@ -343,13 +343,13 @@ fn token_for(seconds: i64) -> String {
 #[actix_web::test]
 async fn a_session_ends_with_its_token_unless_a_hello_refreshes_it() {
     let (app, other) = (app().await, app().await);
-    // Long enough to be refreshed in time on a busy machine, too; the other session ends meanwhile.
-    let (token, expired) = (token_for(10), tokio::time::sleep(Duration::from_millis(10_100)));
+    // With auth.leeway_seconds (5) long enough to be refreshed in time on a busy machine, too; the other session ends meanwhile.
+    let (token, expired) = (token_for(5), tokio::time::sleep(Duration::from_millis(10_100)));
     let mut session = V1::of(&app, 12, json!({ "token": token })).await;
     let refresh = json!({ "type": "hello", "token": token_for(3600) }).to_string();
     session.socket.send_text(&refresh).await;
     session.settle().await;
-    let mut unrefreshed = V1::of(&other, 12, json!({ "token": token_for(10) })).await;
+    let mut unrefreshed = V1::of(&other, 12, json!({ "token": token_for(5) })).await;
     assert_eq!(unrefreshed.end().await, ("token_expired".into(), 4002));
     expired.await;
     send(&app, 1..=1).await;
@@ -360,7 +360,11 @@ async fn a_session_ends_with_its_token_unless_a_hello_refreshes_it() {
 
 #[actix_web::test]
 async fn a_session_may_outlive_its_token_where_the_settings_say_so() {
-    let app = spawn_app(|settings| settings.session.close_on_expiry = false).await;
+    let app = spawn_app(|settings| {
+        settings.session.close_on_expiry = false;
+        settings.auth.leeway_seconds = 0;
+    })
+    .await;
     app.go_live(12);
     let mut session = V1::of(&app, 12, json!({ "token": token_for(1) })).await;
     tokio::time::sleep(Duration::from_millis(1200)).await;
@@ -369,12 +373,33 @@ async fn a_session_may_outlive_its_token_where_the_settings_say_so() {
 }
 
 #[actix_web::test]
+async fn a_session_lasts_for_the_leeway_behind_the_end_of_its_token_and_of_the_one_that_refreshes_it() {
+    // As by a clock that is half a minute behind.
+    let app = spawn_app(|settings| settings.auth.leeway_seconds = 60).await;
+    app.go_live(12);
+    let mut session = V1::of(&app, 12, json!({ "token": token_for(-30) })).await;
+    send(&app, 1..=1).await;
+    assert_eq!(session.chats(1).await, numbered(1..=1));
+    let refresh = json!({ "type": "hello", "token": token_for(-20) }).to_string();
+    session.socket.send_text(&refresh).await;
+    session.settle().await;
+    send(&app, 2..=2).await;
+    assert_eq!(session.chats(1).await, numbered(2..=2));
+    drop(session);
+    let bearer = format!("Bearer {}", token_for(-30));
+    let mut socket = upgrade(app.addr, &[("Authorization", &bearer)]).await.ok().unwrap();
+    socket.send_text(r#"{"type":"hello"}"#).await;
+    assert_eq!(socket.next_json().await["type"], "welcome");
+    socket.send_text(r#"{"type":"ping"}"#).await;
+    assert_eq!(socket.next_json().await["type"], "pong");
+}
+
+#[actix_web::test]
 async fn a_token_whose_time_is_over_takes_no_room_over() {
     let app = app().await;
     let mut session = V1::of(&app, 12, json!({})).await;
-    // Still good where a clock may be off, and too old for a session.
     let mut late = connect(app.addr).await;
-    late.send_text(&hello(12, json!({ "token": token_for(-2) }))).await;
+    late.send_text(&hello(12, json!({ "token": token_for(-60) }))).await;
     assert_eq!(end_of(&mut late).await, ("token_expired".into(), 4002));
     send(&app, 1..=1).await;
     assert_eq!(session.chats(1).await, numbered(1..=1));
