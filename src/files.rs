@@ -30,6 +30,15 @@ pub fn read_bounded(path: &str, max: usize) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// Whatever wrote a file may have ended its line, and the value of an environment variable may be a file's content. Only that is left
+/// out: a secret may well end in white space.
+pub fn without_line_break(bytes: &[u8]) -> &[u8] {
+    let Some(line) = bytes.strip_suffix(b"\n") else {
+        return bytes;
+    };
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
 /// The directory that has this name in it.
 pub fn directory_of(path: &Path) -> &Path {
     match path.parent() {

@@ -10,12 +10,9 @@ use actix_web::http::header::{HeaderMap, HeaderValue};
 use chatting_actors::types::{PresenterIdx, Role, UserIdx};
 use subtle::{Choice, ConstantTimeEq};
 
-use super::{
-    Claims, Net, Rooms,
-    key::{KEY_FILE_MAX_BYTES, without_line_break},
-};
+use super::{Claims, Net, Rooms, key::KEY_FILE_MAX_BYTES};
 use crate::{
-    files::read_bounded,
+    files::{read_bounded, without_line_break},
     settings::{Auth, Secret},
 };
 

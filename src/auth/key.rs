@@ -10,7 +10,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jsonwebtoken::DecodingKey;
 
 use crate::{
-    files::read_bounded,
+    files::{read_bounded, without_line_break},
     settings::{Algorithm, Auth},
 };
 
@@ -239,7 +239,7 @@ impl Source<'_> {
                 "it is HS256's, and the algorithm is {} ({}algorithm)",
                 self.algorithm, self.prefix
             )),
-            "hs256_secret" => Key::secret(text.as_bytes()),
+            "hs256_secret" => Key::secret(without_line_break(text.as_bytes())),
             "hs256_secret_base64" => STANDARD
                 .decode(text.trim())
                 .map_err(|_| "it is not base64".to_owned())
@@ -252,14 +252,6 @@ impl Source<'_> {
         };
         key.map(Some).map_err(named)
     }
-}
-
-/// Whatever wrote a file may have ended its line. Only that is left out: a secret may well end in white space.
-pub(super) fn without_line_break(bytes: &[u8]) -> &[u8] {
-    let Some(line) = bytes.strip_suffix(b"\n") else {
-        return bytes;
-    };
-    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 /// Whether an RSA modulus, big-endian, has 2048 to 8192 bits: fewer are too few (RFC 7518, 3.3), more cost too much.

@@ -48,8 +48,8 @@ section! {
         /// The one algorithm of auth's key; a token that names another is refused.
         /// 키의 알고리즘. 다른 알고리즘을 쓰는 토큰은 거절한다.
         algorithm: Algorithm = Algorithm::Hs256;
-        /// Key of HS256 tokens as plain text, at least 32 bytes (RFC 7518, 3.2).
-        /// HS256 토큰의 평문 키, 32바이트 이상(RFC 7518, 3.2).
+        /// Key of HS256 tokens as plain text, at least 32 bytes (RFC 7518, 3.2) but for a line break at its end.
+        /// HS256 토큰의 평문 키, 32바이트 이상(RFC 7518, 3.2). 끝의 줄바꿈 하나는 키에 들지 않는다.
         hs256_secret: Secret = "";
         /// Key of HS256 tokens in base64, at least 32 bytes once decoded.
         /// HS256 토큰의 base64 키, 디코딩 후 32바이트 이상.

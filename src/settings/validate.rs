@@ -6,6 +6,7 @@ use super::error::Problem;
 use super::layers::Layer;
 use super::value::one_line;
 use super::{AuthMode, Secret, Settings, join};
+use crate::files::without_line_break;
 
 /// The least length of an HS256 key in bytes (RFC 7518, 3.2).
 const HS256_MIN_BYTES: usize = 32;
@@ -81,10 +82,11 @@ impl Check<'_> {
         self.rule(&[parts, &[whole]].concat(), holds, || message);
     }
 
-    /// One key at most, and an HS256 secret that is long enough. What is in files and in PEM comes out where it is read.
+    /// One key at most, and an HS256 secret that is long enough without a line break at its end. What is in files and in PEM comes out where it is read.
     fn keys(&mut self) {
         let auth = &self.settings.auth;
-        let short = |secret: &Secret| secret.is_set() && secret.expose().len() < HS256_MIN_BYTES;
+        let short =
+            |secret: &Secret| secret.is_set() && without_line_break(secret.expose().as_bytes()).len() < HS256_MIN_BYTES;
         let too_short = [short(&auth.hs256_secret), short(&auth.previous_hs256_secret)];
         for (prefix, short) in ["auth.", "auth.previous_"].into_iter().zip(too_short) {
             let plain = format!("{prefix}hs256_secret");
@@ -313,6 +315,9 @@ mod tests {
         );
         assert_eq!(set(32, 0), [""; 0]);
         assert_eq!(set(0, 44), [""; 0]);
+        // The line break is none of the key.
+        let ended = wrong(|settings| settings.auth.hs256_secret = Secret::new("s".repeat(31) + "\r\n"));
+        assert_eq!(ended, set(31, 0));
         assert_eq!(set(32, 44).len(), 1);
         let twice = wrong(|settings| {
             settings.auth.previous_hs256_secret = Secret::new("s".repeat(32));

@@ -72,6 +72,27 @@ async fn each_algorithm_lets_its_own_tokens_through_every_door_and_no_other_algo
     }
 }
 
+/// The value of an environment variable is often a file's content, and a file ends its line.
+#[actix_web::test]
+async fn a_line_break_at_the_end_of_an_hs256_secret_is_none_of_the_key_the_previous_one_either() {
+    let old = "the secret before, of thirty-two bytes or more";
+    let by_old = sign_with(
+        r#"{"alg":"HS256","typ":"JWT"}"#,
+        &claims(7),
+        jsonwebtoken::Algorithm::HS256,
+        old,
+    );
+    for ending in ["\n", "\r\n"] {
+        let app = spawn_app(|settings| {
+            settings.auth.hs256_secret = Secret::new(format!("{KEY}{ending}"));
+            settings.auth.previous_hs256_secret = Secret::new(format!("{old}{ending}"));
+        })
+        .await;
+        assert_eq!(who(&app, &signed(&claims(8))).await, "8", "{ending:?}");
+        assert_eq!(who(&app, &by_old).await, "7", "{ending:?}");
+    }
+}
+
 #[actix_web::test]
 async fn a_previous_key_counts_beside_the_present_one_also_of_another_algorithm() {
     let pair = KeyPair::generate(Algorithm::EdDsa, "new");

@@ -170,8 +170,10 @@ fn a_file_holds_a_pem_or_a_secret_whose_line_may_be_ended() {
         keys_of_settings(&by_file).unwrap() == keys_of_settings(&by_text).unwrap()
     };
     assert!(same("secret", "a secret of thirty-two bytes or more"));
+    // By text as by file only one line break at the end is left out.
     for (ending, kept) in [
         ("", ""),
+        ("\n", ""),
         ("\r\n", ""),
         ("\n\n", "\n"),
         (" \n", " "),
@@ -179,8 +181,15 @@ fn a_file_holds_a_pem_or_a_secret_whose_line_may_be_ended() {
         ("\r", "\r"),
     ] {
         let secret = "a secret of thirty-two bytes or more";
-        std::fs::write(path("ended"), format!("{secret}{ending}")).unwrap();
-        assert!(same("ended", &format!("{secret}{kept}")), "{ending:?}");
+        let (ended, kept) = (format!("{secret}{ending}"), format!("{secret}{kept}"));
+        std::fs::write(path("ended"), &ended).unwrap();
+        assert!(same("ended", &ended), "{ending:?}");
+        let by_text = Auth {
+            hs256_secret: Secret::new(ended),
+            ..Auth::default()
+        };
+        let expected = Key::secret(kept.as_bytes()).unwrap();
+        assert!(keys_of_settings(&by_text).unwrap() == [expected], "{ending:?}");
     }
     for (name, why) in [
         ("short", "fewer than 32"),
