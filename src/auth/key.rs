@@ -2,6 +2,8 @@
 //!
 //! What is wrong with a key is told by its setting's name and never by what the setting holds.
 
+use std::cmp::Ordering;
+
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
     VerificationAlgorithm,
@@ -34,7 +36,7 @@ pub struct Key {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        (&self.kid, self.algorithm, &self.material) == (&other.kid, other.algorithm, &other.material)
+        self.content() == other.content()
     }
 }
 
@@ -83,6 +85,15 @@ impl Algorithm {
 }
 
 impl Key {
+    /// An order in which the same keys always stand.
+    pub(super) fn by_content(&self, other: &Self) -> Ordering {
+        self.content().cmp(&other.content())
+    }
+
+    fn content(&self) -> (Option<&str>, &str, &[u8]) {
+        (self.kid.as_deref(), self.algorithm.name(), &self.material)
+    }
+
     /// An HS256 key. The error says what is wrong, without the setting's name.
     pub fn secret(bytes: &[u8]) -> Result<Self, String> {
         if bytes.len() < HS256_MIN_BYTES {

@@ -148,9 +148,11 @@ impl TokenVerifier {
         self.replace(|now| (*now.of_settings != keys).then(|| (Arc::new(keys), Arc::clone(&now.published))))
     }
 
-    /// From now on these are the published keys. Returns whether they are others than before; what was verified is
+    /// From now on these are the published keys. Returns whether they are others than before, in whatever order; what was verified is
     /// forgotten then.
-    pub fn set_published(&self, keys: Vec<Key>) -> bool {
+    pub fn set_published(&self, mut keys: Vec<Key>) -> bool {
+        // No two have one name, so the order says nothing, and not every service keeps to one.
+        keys.sort_unstable_by(Key::by_content);
         let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
         self.metrics.jwks_keys.set(count);
         self.replace(|now| (*now.published != keys).then(|| (Arc::clone(&now.of_settings), Arc::new(keys))))

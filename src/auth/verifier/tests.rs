@@ -347,6 +347,40 @@ fn no_more_tokens_are_remembered_than_may_be() {
 }
 
 #[test]
+fn a_published_set_whose_keys_come_in_another_order_is_the_same_and_what_was_verified_is_kept() {
+    let verifier = with_rules(TokenRules {
+        published: Some(vec![crate::settings::Algorithm::Hs256]),
+        ..rules()
+    });
+    let published = |kid: Option<&str>, key: &[u8]| {
+        let mut key = Key::secret(key).unwrap();
+        key.kid = kid.map(str::to_owned);
+        key
+    };
+    let all = [
+        published(Some("old"), OLD),
+        published(Some("new"), KEY),
+        published(None, KEY),
+    ];
+    let [old, new, unnamed] = &all;
+    assert!(verifier.set_published(all.to_vec()));
+    assert!(verifier.verify(&token(good())).is_ok());
+    for same in [[unnamed, new, old], [new, old, unnamed]] {
+        assert!(!verifier.set_published(same.map(Clone::clone).to_vec()));
+        assert_eq!(verifier.remembered(), 1);
+    }
+    // As many keys, and not the same ones: a name has another key, or a key is there twice in place of one that is not.
+    let renamed = [
+        published(Some("old"), KEY),
+        published(Some("new"), OLD),
+        unnamed.clone(),
+    ];
+    assert!(verifier.set_published(renamed.to_vec()));
+    assert_eq!(verifier.remembered(), 0);
+    assert!(verifier.set_published(vec![old.clone(), unnamed.clone(), unnamed.clone()]));
+}
+
+#[test]
 fn a_token_is_not_refused_for_want_of_a_key_that_came_while_it_was_looked_at() {
     let verifier = with_rules(TokenRules {
         published: Some(vec![crate::settings::Algorithm::Hs256]),
