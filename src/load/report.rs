@@ -99,6 +99,9 @@ pub struct Report {
     pub trouble: Option<String>,
 }
 
+/// From more than one refusal in so many messages on, a run without a rate tells more of limits than of the server.
+const FEW_REFUSED: u64 = 100;
+
 /// From so much of a processor on, what was measured may be this tool.
 const BUSY: f64 = 0.9;
 
@@ -175,6 +178,14 @@ impl Report {
         if self.unsent > 0 {
             faults.extend(self.was_busy());
         }
+        if self.rate.is_some() && !absent && self.refused > 0 {
+            faults.push(format!(
+                "the rate was not held: {} of {} messages were refused ({})",
+                self.refused,
+                self.sent,
+                self.reasons()
+            ));
+        }
         let wrong = [
             ("lost", if absent { 0 } else { self.lost - self.missed }),
             ("doubled", self.doubled),
@@ -228,6 +239,12 @@ impl Report {
         })
     }
 
+    /// How often each refusal was answered.
+    fn reasons(&self) -> String {
+        let reasons = self.reasons.iter().map(|(reason, count)| format!("{count} × {reason}"));
+        reasons.collect::<Vec<_>>().join(", ")
+    }
+
     /// The report for people.
     pub fn table(&self) -> String {
         let rate = self
@@ -244,8 +261,12 @@ impl Report {
         };
         let mut notes = String::new();
         if !self.reasons.is_empty() {
-            let reasons = self.reasons.iter().map(|(reason, count)| format!("{count} × {reason}"));
-            notes += &format!("refused: {}\n", reasons.collect::<Vec<_>>().join(", "));
+            notes += &format!("refused: {}\n", self.reasons());
+        }
+        // Where none was accepted, that is a fault, or what was wanted.
+        if self.rate.is_none() && self.accepted > 0 && self.refused > self.sent / FEW_REFUSED {
+            notes +=
+                "some were refused: what was accepted a second may be what limits let through (limits.*, --users)\n";
         }
         if !self.presenters_ended.is_empty() {
             let how = self
@@ -417,5 +438,28 @@ mod tests {
         // Of a moment ticks tell nothing.
         report.seconds = 0.02;
         assert!(!report.table().contains("busy"));
+    }
+
+    #[test]
+    fn a_rate_of_which_some_were_refused_was_not_held_and_without_one_many_refusals_are_told() {
+        const NOTE: &str =
+            "some were refused: what was accepted a second may be what limits let through (limits.*, --users)";
+        let mut report = report();
+        (report.accepted, report.refused, report.delivered) = (7, 3, 7);
+        report.reasons = BTreeMap::from([("429 rate_limited".into(), 2), ("503 overloaded".into(), 1)]);
+        assert_eq!(
+            report.fault(false).unwrap(),
+            "the rate was not held: 3 of 10 messages were refused (2 × 429 rate_limited, 1 × 503 overloaded)"
+        );
+        report.rate = None;
+        assert_eq!(report.fault(false), None);
+        assert!(report.table().contains(NOTE), "{}", report.table());
+        // One in a hundred is not many.
+        (report.sent, report.accepted, report.refused) = (300, 297, 3);
+        assert!(!report.table().contains(NOTE));
+        // Where every message is to be refused, that is no fault at any rate.
+        (report.rate, report.accepted, report.refused) = (Some(10), 0, 300);
+        assert_eq!(report.fault(true), None);
+        assert!(!report.table().contains(NOTE));
     }
 }
