@@ -183,6 +183,25 @@ async fn what_comes_behind_a_bad_start_is_neither_obeyed_nor_answered() {
 }
 
 #[actix_web::test]
+async fn a_client_that_leaves_right_behind_what_it_is_closed_for_is_told_why() {
+    let app = spawn_app(|_| {}).await;
+    for (wrong, answer, code) in [
+        (start_frame("forged"), Some(TOKEN_EXCEPTION), 1000),
+        (r#"{"id":"start"}"#.into(), Some(NO_TOKEN), 1000),
+        ("no JSON".into(), None, 1011),
+    ] {
+        let mut socket = app.connect().await;
+        let leaves = Frame::new(CLOSE, 1000_u16.to_be_bytes());
+        let frames = [Frame::new(TEXT, wrong), leaves].map(|frame| frame.encode());
+        socket.send_bytes(&frames.concat()).await;
+        if let Some(answer) = answer {
+            assert_eq!(socket.next_text().await, answer);
+        }
+        assert_eq!(socket.next_close().await, Some(code));
+    }
+}
+
+#[actix_web::test]
 async fn an_unknown_id_is_named_and_the_socket_stays_open() {
     let app = spawn_app(|_| {}).await;
     app.go_live(12);

@@ -12,7 +12,7 @@ use crate::support::{
     http::get,
     presenter::{V1, app, connect, end_of, hello, leave, numbered, send, token, upgrade},
     tokens::{bad_tokens, claims, signed},
-    ws::{BINARY, Frame, Incoming, PING, PONG, TEXT, WsClient},
+    ws::{BINARY, CLOSE, Frame, Incoming, PING, PONG, TEXT, WsClient},
 };
 
 // ---- hello and welcome ---------------------------------------------------------------------------------------------
@@ -186,6 +186,16 @@ async fn a_page_that_is_not_allowed_opens_no_session() {
             "{origin}"
         );
     }
+}
+
+#[actix_web::test]
+async fn a_client_that_leaves_right_behind_a_bad_hello_is_told_what_was_wrong() {
+    let app = app().await;
+    let mut socket = connect(app.addr).await;
+    let hello = Frame::new(TEXT, r#"{"type":"hello","token":"forged"}"#);
+    let leaves = Frame::new(CLOSE, 1000_u16.to_be_bytes());
+    socket.send_bytes(&[hello.encode(), leaves.encode()].concat()).await;
+    assert_eq!(end_of(&mut socket).await, ("unauthenticated".into(), 4001));
 }
 
 #[actix_web::test]

@@ -417,6 +417,25 @@ async fn a_presenter_that_leaves_and_reads_slowly_gets_all_that_was_sent_and_its
 }
 
 #[actix_web::test]
+async fn a_presenter_that_is_closed_then_leaves_and_reads_slowly_gets_all_that_was_sent_and_why_it_was_closed() {
+    let app = spawn_to_stall(256, |settings| settings.session.stall_seconds = 300).await;
+    hold_long(&app, 50).await;
+    let mut session = little_at_once(&app).await;
+    session.socket.send_frame(&Frame::new(BINARY, vec![0])).await;
+    eventually("it to be closed", async || {
+        let closed = app.metric("chat_sessions_ended_total{reason=\"bad_frame\"}").await;
+        (closed == Some(1.0)).then_some(())
+    })
+    .await;
+    session.socket.send_close(1000, "").await;
+    for seq in 1..=50 {
+        assert_eq!(session.chat().await["seq"], seq);
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(session.end().await, ("bad_frame".into(), 4004));
+}
+
+#[actix_web::test]
 async fn a_presenter_that_was_closed_and_reads_nothing_is_gone_in_time_whatever_it_says() {
     // The metrics are no connection of the server's then.
     let app = spawn_to_stall(256, |settings| settings.ops.bind = "127.0.0.1:0".into()).await;

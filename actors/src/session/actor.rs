@@ -408,10 +408,9 @@ impl StreamHandler<Result<Frame, ProtocolError>> for PresenterSession {
                 if !self.closing {
                     self.parts.outbound.set_unread(self.written > self.acked);
                     ctx.close(reason);
-                } else if let Some(socket) = self.parts.socket.upgrade() {
-                    // The answer to our close: both sides are done, so the connection ends now (RFC 6455, 5.5.1).
-                    socket.shut();
                 }
+                // Not the connection's end: the client may have said so before it read our close, and that may have yet to go. The
+                // transport writes what is left and ends it.
                 return ctx.stop();
             }
             _ if self.closing => return,
