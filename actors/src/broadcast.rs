@@ -125,7 +125,7 @@ pub fn follow(open: &mut Option<Broadcast>, heard: &Heard<'_>, id: impl FnOnce()
 
 /// Nobody knows a room any more, and nothing waits there, or has for too long: its broadcast has ended when it was last seen to be live. `last` is the last
 /// number that was given in this numbering. Returns the record, to be kept.
-pub(crate) fn end_unheard(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option<Broadcast> {
+pub(crate) fn end_unknown(open: &mut Option<Broadcast>, epoch: &Epoch, last: Seq) -> Option<Broadcast> {
     let mut broadcast = open.take()?;
     broadcast.end(broadcast.last_live_ms(), epoch, last);
     broadcast.version += 1;

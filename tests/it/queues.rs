@@ -176,6 +176,24 @@ async fn actors_registry_room_share_leaves_permits_for_other_rooms() {
 }
 
 #[actix_web::test]
+async fn deletions_that_wait_for_a_rooms_number_are_of_its_share_and_seen_there() {
+    let (app, _presenters) = two_rooms(|settings| {
+        settings.actors.registry.room_share = 1;
+    })
+    .await;
+    let hold = app.state.health.writer.hold_spool();
+    let (staff, path) = (
+        token_with(99, "operator", Value::Null),
+        "/v1/rooms/15/messages?user_idx=7",
+    );
+    let (deleted, ()) = tokio::join!(request(&app, "DELETE", path, &staff, ""), async {
+        shows(&app, "room_share", 1, 1, ("refused", 0)).await;
+        drop(hold);
+    });
+    assert_eq!(deleted.status, 200, "{deleted:?}");
+}
+
+#[actix_web::test]
 async fn actors_checker_mailbox_bounds_room_checks() {
     let rooms = RoomServer::start().await;
     rooms.mode(Mode::Hang).await;

@@ -552,12 +552,12 @@ fn a_broadcast_that_is_given_up_has_ended_when_it_was_last_seen_to_be_live() {
     room.hear(live(), 1_000);
     room.hear(live(), 5_000);
     let version = room.open.as_ref().unwrap().version;
-    let ended = end_unheard(&mut room.open, &room.epoch, Seq(7)).unwrap();
+    let ended = end_unknown(&mut room.open, &room.epoch, Seq(7)).unwrap();
     assert_eq!(room.open, None);
     assert_eq!((ended.ended_at_ms, ended.version), (Some(5_000), version + 1));
     assert_eq!(ended.segments[0].to_ms, Some(5_000));
     assert_eq!(ended.spans[0].through, Some(Seq(7)));
-    assert_eq!(end_unheard(&mut room.open, &room.epoch, Seq(7)), None);
+    assert_eq!(end_unknown(&mut room.open, &room.epoch, Seq(7)), None);
 }
 
 #[test]

@@ -107,7 +107,7 @@ impl SessionRegistry {
         let room = rooms
             .entry(presenter)
             .or_insert_with(|| Box::new(Room::new(means.config)));
-        if room.in_flight() + room.waiters.submits.len() + room.waiters.acts.len() >= means.config.room_share {
+        if room.in_flight() + room.waiters.to_be_numbered() >= means.config.room_share {
             return self.refuse(pending, Refusal::Overloaded("room_share"));
         }
         if pending.submit.act.is_some() {
@@ -125,7 +125,7 @@ impl SessionRegistry {
                 self.append_or_refuse(pending, decided);
             }
             _ => {
-                if room.waiters.for_verdict() >= means.config.pending_max {
+                if room.waiters.undecided() >= means.config.pending_max {
                     return self.refuse(pending, Refusal::Overloaded("room_pending"));
                 }
                 // A room that somebody presents in is asked about anyway; others are asked about for this sender alone.
@@ -164,7 +164,7 @@ impl SessionRegistry {
         };
         match (room.verdict(now), room.numbering) {
             (None, _) => {
-                let waiting = room.waiters.for_verdict();
+                let waiting = room.waiters.undecided();
                 let why = match waiting {
                     0 => room.why_for_session(now),
                     _ => Why::Awaited,
@@ -183,7 +183,7 @@ impl SessionRegistry {
             }
             (Some(verdict), Numbering::Asked) if verdict.live => {}
             (Some(verdict), _) => {
-                let (submits, looks) = room.waiters.take_for_verdict();
+                let (submits, looks) = room.waiters.take_undecided();
                 let look = room.look(verdict.live);
                 for looking in looks {
                     let _ = looking.reply.send(Ok(look));
@@ -352,7 +352,7 @@ impl SessionRegistry {
         let Some(room) = self.rooms.get_mut(&presenter) else {
             return;
         };
-        let (submits, looks) = room.waiters.take_for_verdict();
+        let (submits, looks) = room.waiters.take_undecided();
         for looking in looks {
             self.count_refusal(refusal);
             let _ = looking.reply.send(Err(refusal));
@@ -368,7 +368,7 @@ impl SessionRegistry {
             .rooms
             .entry(presenter)
             .or_insert_with(|| Box::new(Room::new(&self.config)));
-        let refused = if room.waiters.for_verdict() >= self.config.pending_max {
+        let refused = if room.waiters.undecided() >= self.config.pending_max {
             Err(Refusal::Overloaded("room_pending"))
         } else if room.is_asked_about_anyway(now) {
             Ok(())

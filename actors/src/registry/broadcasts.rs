@@ -11,7 +11,7 @@ use super::{
     room::{Numbering, Room},
 };
 use crate::{
-    broadcast::{Broadcast, Heard, Watched, end_unheard, follow, take_up},
+    broadcast::{Broadcast, Heard, Watched, end_unknown, follow, take_up},
     clock::{boot_ms, millis, system_ms},
     types::PresenterIdx,
 };
@@ -120,7 +120,7 @@ impl SessionRegistry {
             Numbering::Known { .. } if !whatever_is_held && !room.holds_nothing() => None,
             Numbering::Known { .. } => {
                 let last = room.last_numbered();
-                let ended = end_unheard(&mut room.broadcast, &self.epoch, last);
+                let ended = end_unknown(&mut room.broadcast, &self.epoch, last);
                 room.follow_end();
                 // Before its record is, as at any other end.
                 let place = room.place_at_once(presenter, &self.config, now, system_ms());

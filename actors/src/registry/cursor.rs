@@ -297,10 +297,10 @@ impl Cursor {
         self.page.fetch = Fetch::Queued;
     }
 
-    /// The turn of what was queued has come: it is read, or nothing is, where nothing is lacked any more. Returns where in the spool to
-    /// begin to look.
-    pub fn take_turn(&mut self, lacks: bool) -> Pos {
-        self.page.fetch = match lacks {
+    /// The turn of what was queued has come: it is read, or nothing is, where there is nothing to ask for at the moment: whatever changes
+    /// that pumps. Returns where in the spool to begin to look.
+    pub fn take_turn(&mut self, reads: bool) -> Pos {
+        self.page.fetch = match reads {
             true => Fetch::Reading { void: false },
             false => Fetch::Idle,
         };

@@ -300,7 +300,7 @@ impl SessionRegistry {
             session: room.cursor.is_some(),
             last_seq: room.committed(),
             in_flight: room.in_flight(),
-            waiting: room.waiters.for_verdict(),
+            waiting: room.waiters.undecided(),
         })
     }
 

@@ -250,7 +250,7 @@ impl SessionRegistry {
             let Some(room) = room.filter(|room| room.is_read_through(&flow)) else {
                 continue;
             };
-            let lacks = room.lacks(&self.config);
+            let lacks = room.page_range(&self.config);
             let Some(cursor) = &mut room.cursor else {
                 continue;
             };

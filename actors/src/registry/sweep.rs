@@ -84,8 +84,8 @@ pub(super) struct Seen {
 
 impl Seen {
     fn add(&mut self, room: &Room) {
-        self.share = self.share.max(room.in_flight() + room.waiters.submits.len());
-        self.pending = self.pending.max(room.waiters.for_verdict());
+        self.share = self.share.max(room.in_flight() + room.waiters.to_be_numbered());
+        self.pending = self.pending.max(room.waiters.undecided());
         self.writer_share = self.writer_share.max(room.in_flight());
         self.ring = self.ring.max(room.events_waiting());
         if let Some(cursor) = &room.cursor {

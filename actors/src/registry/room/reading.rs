@@ -205,11 +205,12 @@ impl Room {
 
     /// Whether a page of the log is to be asked for now.
     pub fn wants_page(&self, config: &RegistryConfig) -> bool {
-        self.cursor.as_ref().is_some_and(Cursor::may_ask) && self.lacks(config).is_some()
+        self.cursor.as_ref().is_some_and(Cursor::may_ask) && self.page_range(config).is_some()
     }
 
-    /// Which events the attached session waits for that only the log has: those after the first of these, up to the second.
-    pub fn lacks(&self, config: &RegistryConfig) -> Option<(Seq, Seq)> {
+    /// What a page of the log is to have for the attached session: the events after the first of these, up to the second. `None` where
+    /// it waits for nothing that only the log has, or could not take it now.
+    pub fn page_range(&self, config: &RegistryConfig) -> Option<(Seq, Seq)> {
         let (cursor, committed) = (self.cursor.as_ref()?, self.committed()?);
         let sent = cursor.sent;
         let behind = sent < committed && cursor.credit(config) > 0 && !self.ring.has(sent.next());
