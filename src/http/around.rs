@@ -3,7 +3,8 @@
 //! From the outside in: a request is under way on its connection ([`UnderWay`]); CORS ([`Asked`]); a panic is answered
 //! ([`Panicked`]); a long answer has room in memory or is refused ([`super::answers`]). Innermost is the router, but for the one
 //! path that nearly every request has: `POST /v1/rooms/{n}/messages` is known by its text, without trying the router's patterns in
-//! turn.
+//! turn. The router reads what is encoded in a path. Of v1 it gets no such path: whoever decides by the path before us knows one way to
+//! write each, and nothing there needs to be encoded.
 
 use std::sync::Arc;
 
@@ -52,6 +53,10 @@ pub async fn around<B: MessageBody + 'static>(
             if request.method() == Method::POST && room_of_messages(request.path()).is_some() {
                 let answer = panicked.unless(Box::pin(message(request, state.clone())));
                 answer.await?.map_into_right_body()
+            } else if surface == Surface::V1 && request.path().contains('%') {
+                let lang = Lang::from_headers(request.headers());
+                let refusal = v1::not_plain(request.match_info().as_str()).response(lang);
+                request.into_response(refusal).map_into_right_body()
             } else {
                 panicked.unless(next.call(request)).await?.map_into_left_body()
             }

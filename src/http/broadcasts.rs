@@ -28,7 +28,7 @@ use super::{
     openapi::{Asking, Often, Querying, WithBody},
     pages::{bad, id, limit, parameter, query, read, unread},
     state::State,
-    v1::{read_body, room_in, wants_json},
+    v1::{read_body, room_of, wants_json},
 };
 use crate::{
     auth::Claims,
@@ -143,7 +143,7 @@ pub(super) async fn get_broadcasts(
 
 async fn broadcasts(request: &HttpRequest, path: &str, state: &State) -> Result<Broadcasts, ApiError> {
     let caller = who(request, state).await?;
-    let presenter = room_in(request, path)?;
+    let presenter = room_of(path)?;
     let asked: BroadcastsQuery = query(request)?;
     let limit = limit(asked.limit.as_deref(), state)?;
     let before = parameter("before", asked.before.as_deref(), "an id that an answer gave as next")?;

@@ -28,7 +28,7 @@ use super::{
     replay::get_replay,
     state::State,
     stats::get_stats,
-    v1::{only, room_in},
+    v1::{only, room_of},
 };
 use crate::{
     error::{ApiError, Lang},
@@ -152,7 +152,7 @@ pub(super) async fn get_messages(
 
 async fn messages(request: &HttpRequest, path: &str, state: &State) -> Result<Messages, ApiError> {
     let caller = who(request, state).await?;
-    let presenter = room_in(request, path)?;
+    let presenter = room_of(path)?;
     let asked: MessagesQuery = query(request)?;
     let start = match (
         seq("before", asked.before.as_deref())?,

@@ -24,7 +24,7 @@ use super::{
     openapi::{Acting, Asking, Querying},
     pages::{bad, id, query, read, time, user},
     state::State,
-    v1::{outcome, refused, room_in},
+    v1::{outcome, refused, room_of},
 };
 use crate::{
     auth::Claims,
@@ -137,7 +137,7 @@ async fn known_staff(request: &HttpRequest, room: &str, state: &State) -> Result
     let caller = who(request, state).await?;
     let within = state.rates.senders.take(caller.user_idx, Instant::now());
     within.map_err(|often| often.error("this user deletes too often"))?;
-    let presenter = room_in(request, room)?;
+    let presenter = room_of(room)?;
     if !caller.is_staff_of(presenter) {
         return Err(ApiError::new(Code::Forbidden).with_detail("staff of the room may delete messages"));
     }

@@ -7,7 +7,7 @@ use flate2::{Compression, write::GzEncoder};
 use serde_json::json;
 
 use crate::{
-    history::{request, token_with},
+    history::{read, request, token_with},
     support::{
         app::{KEY, TestApp, post_v1, spawn_app, spawn_with_rooms, token_of},
         eventually,
@@ -513,6 +513,7 @@ async fn two_idempotency_keys_that_differ_are_refused_in_either_dialect() {
 #[actix_web::test]
 async fn a_room_has_one_name_in_a_path_and_what_else_a_number_may_be_written_as_is_not_found() {
     let app = spawn_app(|_| {}).await;
+    app.go_live(12);
     let presenters = [app.presenter(12).await, app.presenter(0).await];
     let operator = token_with(90, "operator", json!([]));
     let ask = async |method: &str, path: &str| request(&app, method, path, &operator, r#"{"text":"hi"}"#).await;
@@ -559,6 +560,44 @@ async fn a_room_has_one_name_in_a_path_and_what_else_a_number_may_be_written_as_
         ("DELETE", "/v1/rooms/12/messages/%3019b76da-a800-7000-8000-000000000001"),
     ] {
         assert_eq!(ask(method, path).await.status, 404, "{method} {path}");
+    }
+    // Nor has a broadcast, or a session.
+    let id = eventually("the store to have one", async || {
+        let broadcasts = read(&app, "/v1/rooms/12/broadcasts", &operator).await;
+        let id = broadcasts["broadcasts"][0]["id"].as_str()?.to_owned();
+        let path = format!("/v1/broadcasts/{id}");
+        let answer = request(&app, "PATCH", &path, &operator, r#"{"legal_hold":true}"#).await;
+        (answer.status == 200).then_some(id)
+    })
+    .await;
+    for (method, rest) in [
+        ("GET", ""),
+        ("PATCH", ""),
+        ("GET", "/stats"),
+        ("GET", "/replay"),
+        ("GET", "/export?format=ndjson"),
+    ] {
+        let ask = async |path: &str| request(&app, method, path, &operator, r#"{"legal_hold":true}"#).await;
+        let (first, others) = id.split_at(1);
+        let mut paths = vec![
+            format!("/v1/broadcasts/%3{first}{others}{rest}"),
+            format!("/v1/broad%63asts/{id}{rest}"),
+            format!("/v%31/broadcasts/{id}{rest}"),
+        ];
+        if let Some(rest) = rest.strip_prefix('/') {
+            let (first, others) = rest.split_at(1);
+            paths.push(format!("/v1/broadcasts/{id}/%{:x}{others}", first.as_bytes()[0]));
+        }
+        for path in paths {
+            let answer = ask(&path).await;
+            assert_eq!(answer.status, 404, "{method} {path}: {answer:?}");
+            assert_eq!(answer.json()["code"], "not_found", "{method} {path}");
+        }
+        let plain = format!("/v1/broadcasts/{id}{rest}");
+        assert_eq!(ask(&plain).await.status, 200, "{method} {plain}");
+    }
+    for path in ["/v1/pres%65nter", "/v1/%70resenter"] {
+        assert_eq!(ask("GET", path).await.status, 404, "{path}");
     }
     for name in ["12", "0", "9223372036854775807"] {
         assert_eq!(ask("GET", &format!("/v1/rooms/{name}")).await.status, 200, "{name}");
