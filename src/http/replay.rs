@@ -130,13 +130,15 @@ async fn replay(request: &HttpRequest, path: &str, state: &State) -> Result<Repl
     for logged in shown {
         let mut item = Item::new(logged, staff);
         item.offset_ms = Some(offset_of(logged));
+        let seq = logged.event.seq;
+        // What has the same number stays together.
         if !space.takes(&item)
-            && let Some(after) = last
+            && let Some(after) = last.filter(|last| *last != seq)
         {
             next = Some(ReplayPlace { after, ..page.place });
             break;
         }
-        last = Some(logged.event.seq);
+        last = Some(seq);
         messages.push(item);
     }
     Ok(Replay {

@@ -1251,6 +1251,62 @@ async fn a_replay_has_all_of_a_broadcast_that_went_on_elsewhere_while_its_first_
     }
 }
 
+/// As when an old copy of a spool was put back while the store was away, and gave numbers again that the store has.
+#[actix_web::test]
+async fn a_replay_has_what_was_set_aside_because_the_store_has_its_number_already() {
+    for (name, store, _dir) in stores().await {
+        let mut clock = EventClock::after(0);
+        let mut epoch = String::new();
+        let (mut spool, dir) = spool(&mut epoch);
+        let [before, after] = [(1, 0), (2, 3)].map(|(n, after)| Broadcast {
+            spans: vec![Span {
+                epoch: Epoch(epoch.as_str().into()),
+                after: Seq(after),
+                through: Some(Seq(12)),
+            }],
+            ..broadcast(n, 1, 1, Some(90))
+        });
+        let mut said = |seqs: std::ops::RangeInclusive<u64>, of: Option<&Broadcast>| -> Vec<Arc<Event>> {
+            seqs.map(|seq| {
+                let said = event(&mut clock, 1, &epoch, seq, "x");
+                Arc::new(Event {
+                    broadcast_id: of.map(|of| of.id),
+                    sent_at_ms: seq.cast_signed() * 10,
+                    ..Arc::unwrap_or_clone(said)
+                })
+            })
+            .collect()
+        };
+        assert_eq!(
+            store.append(batch(&said(1..=10, Some(&before)))).await.unwrap(),
+            [],
+            "{name}"
+        );
+        park(&mut spool, &said(4..=9, Some(&after)));
+        // What names none is of both, beside what has its number.
+        park(&mut spool, &said(6..=7, None));
+        spool.commit(&said(11..=12, Some(&after))).unwrap();
+        let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+        for limit in 1..=15 {
+            let of = format!("{name}, {limit} a page");
+            let start = ReplayPlace::default();
+            let all = replayed(&history, &after, start, limit).await;
+            assert_eq!(all, [4, 5, 6, 6, 7, 7, 8, 9, 11, 12], "{of}");
+            let all = replayed(&history, &before, start, limit).await;
+            assert_eq!(all, [1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10], "{of}");
+            let some = replayed_before(65, &history, &before, start, limit).await;
+            assert_eq!(some, [1, 2, 3, 4, 5, 6, 6], "{of}");
+            // Nor does what was set aside end the one before, where nobody knows how far that went.
+            let mut open = before.clone();
+            open.spans[0].through = None;
+            let all = replayed(&history, &open, start, limit).await;
+            assert_eq!(all, [1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10], "{of}");
+        }
+        let page = history.replay(&before, ReplayPlace::default(), 55, 9).await.unwrap();
+        assert_eq!((page.events.len(), page.behind), (5, Behind::Later), "{name}");
+    }
+}
+
 #[actix_web::test]
 async fn a_replay_from_a_time_on_finds_what_is_of_the_broadcast_though_another_has_that_time_in_its_first_numbering() {
     for (name, store, _dir) in stores().await {

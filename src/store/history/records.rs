@@ -1,4 +1,6 @@
 //! Broadcasts and their replay: what the spool keeps of them is newer than what the store has.
+//!
+//! Two events of one numbering have the same number where the store refused one of them because of the other, and it was set aside.
 
 use std::collections::BTreeMap;
 
@@ -33,10 +35,22 @@ fn newer(spooled: Broadcast, stored: Option<StoredBroadcast>) -> StoredBroadcast
 /// What one stretch of a broadcast has behind a place.
 struct Stretch {
     events: Vec<Logged>,
-    /// The spool had more rows than were looked at.
+    /// There may be more than these.
     cut: bool,
     /// What comes next, in the stretches behind it too, was sent at the end of what is asked for, or later.
     over: bool,
+}
+
+/// Leaves no more than `limit` events, and what else has the last one's number: a place is a number. Returns whether there were more.
+fn cut(events: &mut Vec<Logged>, limit: usize) -> bool {
+    let Some(last) = events.get(limit.saturating_sub(1)) else {
+        return false;
+    };
+    let last = last.event.seq;
+    let end = events.partition_point(|logged| logged.event.seq <= last);
+    let more = end < events.len();
+    events.truncate(end);
+    more
 }
 
 impl History {
@@ -146,7 +160,8 @@ impl History {
 
 impl Reading {
     /// Events of one stretch of a broadcast, the one of `place`, in order: those behind the place, sent before `before_ms`; at most
-    /// `limit`, acts of moderation among them, and what is not of this broadcast.
+    /// `limit`, and what else has the last one's number. Acts of moderation are among them, and what is of another broadcast, but where
+    /// one that may be of this has the same number.
     async fn read_span(
         &self,
         broadcast: &Broadcast,
@@ -181,9 +196,19 @@ impl Reading {
         let stored = self.on_store(move |store| store.scan(scan)).await?;
         // Not one behind the other: what was set aside lies between what the store has.
         let spooled_events = spooled.events.into_iter().map(Logged::unmarked);
-        let all = spooled_events.chain(stored).map(|logged| (logged.event.seq, logged));
-        let all: BTreeMap<Seq, Logged> = all.collect();
-        let events = all.into_values().take(limit).collect();
+        let all = spooled_events.chain(stored).map(|logged| {
+            let event = &logged.event;
+            let of_another = event.broadcast_id.is_some_and(|of| of != broadcast.id);
+            ((event.seq, of_another, event.id), logged)
+        });
+        let all: BTreeMap<(Seq, bool, Uuid), Logged> = all.collect();
+        let mut events: Vec<Logged> = Vec::with_capacity(all.len());
+        for ((seq, of_another, _), logged) in all {
+            if !of_another || events.last().is_none_or(|last| last.event.seq != seq) {
+                events.push(logged);
+            }
+        }
+        let more = cut(&mut events, limit);
         let events = self.covered(events, spooled.acts).await?;
         let is_last = place.span + 1 >= broadcast.spans.len();
         let (is_open, mut over) = (span.through.is_none(), false);
@@ -199,9 +224,11 @@ impl Reading {
             over = !within && (is_last || of == Some(broadcast.id) || (of.is_none() && !is_open));
             within
         });
+        let events = events.collect();
         Ok(Stretch {
-            events: events.collect(),
-            cut: spooled.reach.is_some(),
+            events,
+            // Rows of the spool that cannot be read are left out, and there may be more behind them.
+            cut: (more && !over) || spooled.reach.is_some(),
             over,
         })
     }
@@ -218,10 +245,12 @@ impl Reading {
             // One more tells whether there is a next page.
             let rows = limit.saturating_add(1);
             let read = self.read_span(broadcast, span, place, before_ms, rows).await?;
-            let Stretch { mut events, cut, over } = read;
-            // Rows of the spool that cannot be read are left out, and there may be more behind them.
-            let more = cut || events.len() > limit;
-            events.truncate(limit);
+            let Stretch {
+                mut events,
+                cut: is_cut,
+                over,
+            } = read;
+            let more = cut(&mut events, limit) || is_cut;
             if let Some(last) = events.last() {
                 place.after = last.event.seq;
                 // A span is as wide as numbers had been given when it began and ended. Those of a commit that failed were
