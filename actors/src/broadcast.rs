@@ -245,6 +245,26 @@ impl Broadcast {
         afters.min().unwrap_or_default()
     }
 
+    /// Whether nobody knows how far it went in one of its spans, though it goes on there no more: it went on in another numbering, or
+    /// ended, and that was heard of by a server that has this numbering not. What is numbered there may be of any later one.
+    pub fn is_without_end(&self, span: usize) -> bool {
+        let is_over = self.ended_at_ms.is_some() || span + 1 < self.spans.len();
+        is_over && self.spans.get(span).is_some_and(|span| span.through.is_none())
+    }
+
+    /// Ends the spans of which nobody knows how far it went where a later broadcast of its room began in their numberings.
+    pub fn end_before(&mut self, later: &Self) {
+        for n in (0..self.spans.len())
+            .filter(|n| self.is_without_end(*n))
+            .collect::<Vec<_>>()
+        {
+            if let Some(span) = self.spans.get_mut(n) {
+                let same = |one: &&Span| one.epoch == span.epoch && one.after >= span.after;
+                span.through = later.spans.iter().filter(same).map(|one| one.after).min();
+            }
+        }
+    }
+
     /// Whether it was not live when it was last heard of, and may go on.
     pub(crate) fn is_away(&self) -> bool {
         self.segments.last().is_some_and(|last| last.to_ms.is_some())

@@ -298,6 +298,59 @@ async fn the_figures_have_nothing_of_another_broadcast_whatever_numbers_were_tak
 }
 
 #[actix_web::test]
+async fn the_figures_end_where_the_next_broadcast_begins_though_nobody_knows_how_far_this_one_went() {
+    let start = 1_700_000_000_000;
+    // It went on in another numbering; and there, too, nobody knows.
+    let record = broadcast(&[(start, Some(start + 60_000))], &[("a", 0, None), ("b", 5, None)]);
+    let next = Some(id_of(start + 70_000, 99));
+    let mut events = Vec::new();
+    for (epoch, own, rest) in [("a", 1..=5_u64, 6..=20_u64), ("b", 6..=8, 9..=20)] {
+        let numbering_ms = if epoch == "a" { 0 } else { 1 };
+        let one = |seq: u64, of| Event {
+            broadcast_id: of,
+            ..message(
+                start + i64::try_from(seq).unwrap() * 1_000 + numbering_ms,
+                12,
+                epoch,
+                seq,
+                7,
+                "안녕하세요",
+            )
+        };
+        events.extend(own.map(|seq| one(seq, (seq % 2 == 0).then_some(record.id))));
+        let mut later: Vec<_> = rest.map(|seq| one(seq, next)).collect();
+        // Staff delete something when that is over, too.
+        if let Some(last) = later.last_mut() {
+            let none = Act::Message {
+                id: Uuid::nil(),
+                seq: Seq(0),
+            };
+            (last.broadcast_id, last.act) = (None, Some(Arc::new(none)));
+        }
+        events.extend(later);
+    }
+    let known = broadcast(
+        &[(start, Some(start + 60_000))],
+        &[("a", 0, Some(5)), ("b", 5, Some(8))],
+    );
+    for (name, store, _dir) in stores().await {
+        assert_eq!(
+            store.append(batch(&shared(events.clone()))).await.unwrap(),
+            [],
+            "{name}"
+        );
+        let counted = count(&*store, query(&record, 60_000)).await;
+        assert_eq!(
+            counted,
+            by_hand(&query(&known, 60_000), &events, &BTreeSet::new()),
+            "{name}"
+        );
+        assert_eq!(counted.messages(), 8, "{name}");
+        assert_eq!(counted.through, Some((Epoch("b".into()), Seq(8))), "{name}");
+    }
+}
+
+#[actix_web::test]
 async fn who_changes_their_name_is_one_sender_with_the_newest_name() {
     let start = 1_700_000_000_000;
     let record = broadcast(&[(start, Some(start + 60_000))], &[("e", 0, Some(3))]);

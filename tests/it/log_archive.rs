@@ -14,9 +14,12 @@ use chatting_actors::{
     types::{Epoch, Event, MessageText, Seq, UserIdx},
     writer::SpoolInfo,
 };
-use chatting_server::store::{
-    Archive, Deleted, Durability, LateMessages, Scan, SpoolSettings, SqliteSpool, SqliteStore,
-    history::{Behind, Folded, History, HistoryError, Query, ReplayPlace, Start},
+use chatting_server::{
+    export::{Deletions, Export, Format, Options},
+    store::{
+        Archive, Deleted, Durability, LateMessages, Scan, SpoolSettings, SqliteSpool, SqliteStore, StoredBroadcast,
+        history::{Behind, Folded, History, HistoryError, Query, ReplayPlace, Start},
+    },
 };
 use mongodb::bson::{Document, doc};
 use uuid::Uuid;
@@ -1247,6 +1250,79 @@ async fn a_replay_has_all_of_a_broadcast_that_went_on_elsewhere_while_its_first_
                 assert_eq!(place.span, 1, "{of}: behind all of it");
                 assert_eq!(replayed(&history, &own, place, limit).await, [0_u64; 0], "{of}");
             }
+        }
+    }
+}
+
+/// As when it ended on another server, which never had a message of it, and the first one came back, deleted something, and had the
+/// next ones.
+#[actix_web::test]
+async fn a_replay_and_an_export_end_where_the_next_broadcast_begins_though_nobody_knows_how_far_this_one_went() {
+    for (name, store, _dir) in stores().await {
+        for (named, room_of) in [(true, 1), (false, 2)] {
+            let base = 1_800_000_000_000;
+            let mut clock = EventClock::after(base);
+            let mut epoch = String::new();
+            let (mut spool, dir) = spool(&mut epoch);
+            let own = Broadcast {
+                presenter: room(room_of),
+                spans: vec![Span {
+                    epoch: Epoch(epoch.as_str().into()),
+                    after: Seq(0),
+                    through: None,
+                }],
+                ..broadcast(1, room_of, 1, Some(90))
+            };
+            let mut said = |seq: u64, of: Option<Uuid>| {
+                let mut said = Arc::unwrap_or_clone(event(&mut clock, room_of, &epoch, seq, "x"));
+                (said.sent_at_ms, said.broadcast_id) = (base + seq.cast_signed() * 10, of);
+                if of.is_none() && seq > 5 {
+                    let none = Act::Message {
+                        id: Uuid::nil(),
+                        seq: Seq(0),
+                    };
+                    said.act = Some(Arc::new(none));
+                }
+                Arc::new(said)
+            };
+            let of = named.then_some(own.id);
+            let mut all: Vec<_> = (1..=5).map(|seq| said(seq, of)).collect();
+            all.push(said(6, None));
+            all.extend((7..=20).map(|seq| said(seq, Some(Uuid::from_u128(2)))));
+            all.push(said(21, None));
+            all.extend((22..=40).map(|seq| said(seq, Some(Uuid::from_u128(3)))));
+            assert_eq!(store.append(batch(&all[..15])).await.unwrap(), [], "{name}");
+            spool.commit(&all[15..]).unwrap();
+            let history = History::new(dir.path().join("chat.db"), Arc::clone(&store), 4);
+            let start = ReplayPlace::default();
+            for limit in 1..=10 {
+                let of = format!("{name}, named {named}, {limit} a page");
+                assert_eq!(replayed(&history, &own, start, limit).await, [1, 2, 3, 4, 5, 6], "{of}");
+                let last = ReplayPlace { span: 0, after: Seq(6) };
+                let page = history.replay(&own, last, i64::MAX, limit).await.unwrap();
+                assert_eq!((page.events.len(), page.behind), (0, Behind::Nothing), "{of}");
+                let place = history.replay_from(&own, base + 95).await.unwrap();
+                let page = history.replay(&own, place, i64::MAX, limit).await.unwrap();
+                assert_eq!((page.events.len(), page.behind), (0, Behind::Nothing), "{of}");
+            }
+            let record = StoredBroadcast {
+                broadcast: own,
+                corrected_start_ms: None,
+                legal_hold: false,
+            };
+            let options = Options {
+                format: Format::Ndjson,
+                deletions: Deletions::Mark,
+                page_rows: 3,
+                cue_ms: 4000,
+                now_ms: base,
+            };
+            let mut export = Export::begin(history, record, options).await.unwrap();
+            let mut events = 0;
+            while let Some(piece) = export.next().await.unwrap() {
+                events += piece.events;
+            }
+            assert_eq!(events, 6, "{name}, named {named}");
         }
     }
 }

@@ -1177,6 +1177,50 @@ async fn a_hold_does_not_cover_what_is_of_another_broadcast_in_a_numbering_that_
 }
 
 #[actix_web::test]
+async fn a_hold_ends_where_the_rooms_next_broadcast_begins_though_nobody_knows_how_far_the_held_one_went() {
+    for (name, store, _dir) in stores().await {
+        let (now, old) = (system_ms(), system_ms() - 10 * DAY_MS);
+        // In its last numbering, and in one before that.
+        let mut held = broadcast(&[(old, Some(old + 60_000))], &[("a", 0, None), ("b", 3, None)]);
+        held.presenter = room(15);
+        let next = |n: i64, presenter: i64, spans: &[(&str, u64, Option<u64>)]| {
+            let from_ms = old + n * 70_000;
+            let mut next = broadcast(&[(from_ms, Some(now))], spans);
+            next.presenter = room(presenter);
+            next
+        };
+        let records = [
+            held.clone(),
+            // Of another room, of another numbering, and of before it came back to this one.
+            next(1, 16, &[("a", 1, None)]),
+            next(2, 15, &[("c", 1, None)]),
+            next(3, 15, &[("a", 4, Some(6)), ("b", 1, Some(2)), ("b", 5, None)]),
+            next(4, 15, &[("a", 8, None)]),
+        ];
+        store.put_broadcasts(&records).await.unwrap();
+        assert!(store.hold_broadcast(held.id, true).await.unwrap());
+        let deleted = |epoch: &str, seq: u64| {
+            let at_ms = old + seq.cast_signed();
+            let user_idx = UserIdx::new(7).unwrap();
+            act(message(at_ms, 15, epoch, seq, 17, ""), Act::User { user_idx })
+        };
+        let mut acts: Vec<_> = (1..=9).map(|seq| deleted("a", seq)).collect();
+        acts.extend((4..=9).map(|seq| deleted("b", seq)));
+        // What names it is held wherever it is.
+        acts[6].broadcast_id = Some(held.id);
+        // The room's last one stays.
+        acts.push(message(now, 15, "c", 99, 17, "x"));
+        for (n, one) in acts.iter_mut().enumerate() {
+            one.id = Uuid::from_u128(one.id.as_u128() + ((n as u128) << 32));
+        }
+        assert_eq!(store.append(batch(&shared(acts))).await.unwrap(), [], "{name}");
+        retention(&store).sweep(now - DAY_MS).await.unwrap();
+        assert_eq!(seqs(&all(&*store, 15, "a").await), [1, 2, 3, 4, 7], "{name}");
+        assert_eq!(seqs(&all(&*store, 15, "b").await), [4, 5], "{name}");
+    }
+}
+
+#[actix_web::test]
 async fn what_is_held_and_was_deleted_stays_deleted_when_its_user_is_erased() {
     for mongodb in [false, true] {
         let site = Site::new(mongodb).await;

@@ -211,12 +211,13 @@ impl Reading {
         let more = cut(&mut events, limit);
         let events = self.covered(events, spooled.acts).await?;
         let is_last = place.span + 1 >= broadcast.spans.len();
-        let (is_open, mut over) = (span.through.is_none(), false);
+        let (is_open, without_end) = (span.through.is_none(), broadcast.is_without_end(place.span));
+        let (mut ended, mut over) = (false, false);
         let events = events.into_iter().take_while(|logged| {
             let of = logged.event.broadcast_id;
-            // It went on in another numbering, and nobody knows how far it went in this one, which may go on, too: it had ended
-            // here when a later broadcast began.
-            if is_open && !is_last && of.is_some_and(|of| of > broadcast.id) {
+            // It had ended here when a later broadcast began.
+            ended = without_end && of.is_some_and(|of| of > broadcast.id);
+            if ended {
                 return false;
             }
             let within = logged.event.sent_at_ms < before_ms;
@@ -228,7 +229,7 @@ impl Reading {
         Ok(Stretch {
             events,
             // Rows of the spool that cannot be read are left out, and there may be more behind them.
-            cut: (more && !over) || spooled.reach.is_some(),
+            cut: !ended && ((more && !over) || spooled.reach.is_some()),
             over,
         })
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use chatting_actors::{
-    broadcast::Broadcast,
     seams::StoreError,
     types::{Epoch, Seq, UserIdx},
 };
@@ -60,7 +59,7 @@ impl Mongo {
     }
 
     async fn count_all(&self, query: &FiguresQuery) -> Result<Counted, StoreError> {
-        let (stretches, through) = self.stretches(&query.broadcast).await?;
+        let (stretches, through) = self.stretches(query).await?;
         let mut counted = Counted {
             through,
             ..Counted::default()
@@ -132,18 +131,33 @@ impl Mongo {
     }
 
     /// The spans that have events, and the last event of all.
-    async fn stretches(&self, broadcast: &Broadcast) -> Result<(Vec<Stretch>, Option<(Epoch, Seq)>), StoreError> {
+    async fn stretches(&self, query: &FiguresQuery) -> Result<(Vec<Stretch>, Option<(Epoch, Seq)>), StoreError> {
+        let broadcast = &query.broadcast;
         let mut stretches = Vec::new();
         let mut through = None;
-        for span in &broadcast.spans {
+        for (n, span) in broadcast.spans.iter().enumerate() {
             let after = span.after.0.cast_signed();
-            let end = span.through.map_or(i64::MAX, |through| through.0.cast_signed());
-            let which = doc! {
+            let mut end = span.through.map_or(i64::MAX, |through| through.0.cast_signed());
+            let mut which = doc! {
                 "presenter_idx": broadcast.presenter.get(),
                 "epoch": &*span.epoch.0,
-                "seq": { "$gt": after, "$lte": end },
-                "broadcast_id": of(broadcast.id),
+                "seq": { "$gt": after },
             };
+            if broadcast.is_without_end(n) {
+                // It had ended here when a later broadcast began.
+                which.insert("broadcast_id", doc! { "$gt": bson_uuid(broadcast.id) });
+                let later = vec![
+                    doc! { "$match": which.clone() },
+                    doc! { "$sort": { "seq": 1 } },
+                    doc! { "$limit": 1 },
+                    doc! { "$project": { "seq": 1 } },
+                ];
+                for later in self.aggregate(later, SEQ_INDEX, query.patience).await? {
+                    end = whole(&later, "seq")? - 1;
+                }
+            }
+            which.insert("seq", doc! { "$gt": after, "$lte": end });
+            which.insert("broadcast_id", of(broadcast.id));
             let newest = self.documents();
             let newest = newest
                 .find_one(which)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use chatting_actors::{
+    broadcast::Broadcast,
     seams::StoreError,
     types::{Epoch, PresenterIdx, Role, Seq, UserIdx},
 };
@@ -76,7 +77,33 @@ impl Mongo {
         let records = self.records();
         let found = records.find(doc! { "legal_hold": true });
         let held = self.all(found, |found| Ok(broadcast(found).map_err(StoreError)?.broadcast));
-        Ok(Holds::new(held.await?))
+        let mut held = held.await?;
+        for held in &mut held {
+            self.find_ends(held).await?;
+        }
+        Ok(Holds::new(held))
+    }
+
+    /// Where nobody knows how far a broadcast went, it had ended when the next one of its room began there.
+    async fn find_ends(&self, held: &mut Broadcast) -> Result<(), StoreError> {
+        for n in 0..held.spans.len() {
+            if let Some(span) = held.spans.get(n).filter(|_| held.is_without_end(n)) {
+                let began = doc! { "epoch": &*span.epoch.0, "after": { "$gte": span.after.0.cast_signed() } };
+                let records = self.records();
+                let later = records.find_one(doc! {
+                    "presenter_idx": held.presenter.get(),
+                    "_id": { "$gt": bson_uuid(held.id) },
+                    "spans": { "$elemMatch": began },
+                });
+                let later = later.sort(doc! { "_id": 1 });
+                // One that cannot be read ends none.
+                let later = self.timed(later.into_future()).await.map_err(failed)?;
+                if let Some(Ok(later)) = later.as_ref().map(broadcast) {
+                    held.end_before(&later.broadcast);
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn change(&self, id: Uuid, change: RecordChange) -> Result<bool, StoreError> {

@@ -26,6 +26,11 @@ macro_rules! said {
     };
 }
 
+/// The first event of a later broadcast.
+const LATER: &str = "
+SELECT seq FROM chatting_log WHERE presenter_idx = :room AND epoch = :epoch AND seq > :after AND broadcast_id > :broadcast
+ORDER BY seq LIMIT 1";
+
 const LAST: &str = "
 SELECT epoch, seq FROM chatting_log WHERE presenter_idx = :room AND epoch = :epoch AND seq > :after AND seq <= :through
   AND IFNULL(broadcast_id, :broadcast) = :broadcast
@@ -79,10 +84,11 @@ impl Figures for SqliteStore {
     }
 }
 
-fn count(connection: &mut Connection, query: FiguresQuery) -> rusqlite::Result<Counted> {
+fn count(connection: &mut Connection, mut query: FiguresQuery) -> rusqlite::Result<Counted> {
     give_up_after(connection, query.patience)?;
     add_functions(connection, &query)?;
     let snapshot = connection.transaction()?;
+    find_ends(&snapshot, &mut query.broadcast)?;
     let mut counted = Counted {
         through: last(&snapshot, &query.broadcast)?,
         ..Counted::default()
@@ -149,6 +155,27 @@ fn add_functions(connection: &Connection, query: &FiguresQuery) -> rusqlite::Res
             Value::Text(format!("[\"{}\"]", found.join("\",\"")))
         })
     })
+}
+
+/// Where nobody knows how far it went, it had ended when a later broadcast began.
+fn find_ends(connection: &Connection, broadcast: &mut Broadcast) -> rusqlite::Result<()> {
+    for n in 0..broadcast.spans.len() {
+        let is_without_end = broadcast.is_without_end(n);
+        let (room, id) = (broadcast.presenter.get(), broadcast.id.into_bytes());
+        if let Some(span) = broadcast.spans.get_mut(n).filter(|_| is_without_end) {
+            let asked = named_params! {
+                ":room": room,
+                ":broadcast": &id[..],
+                ":epoch": &*span.epoch.0,
+                ":after": span.after.0.cast_signed(),
+            };
+            let later = connection.prepare(LATER)?.query_row(asked, |row| row.get::<_, i64>(0));
+            span.through = later
+                .optional()?
+                .map(|later| Seq(later.cast_unsigned().saturating_sub(1)));
+        }
+    }
+    Ok(())
 }
 
 /// The spans as JSON; one that has no end yet has the greatest number.

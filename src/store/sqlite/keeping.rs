@@ -8,7 +8,7 @@ use chatting_actors::{
     types::{PresenterIdx, Seq, UserIdx},
 };
 use futures_util::future::{BoxFuture, FutureExt};
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::{SqliteStore, about, count, last_seq};
@@ -50,13 +50,43 @@ const ERASE_MENTION: &str = concat!(
     " = ?2, json_set(act, '$.user_idx', ?3), act), deleted_by = IIF(deleted_by = ?2, ?3, deleted_by) WHERE id = ?1"
 );
 
+/// The first broadcast of a room behind another one that began in a numbering behind a number.
+const LATER: &str = "
+SELECT record, corrected_start, legal_hold FROM broadcasts
+WHERE presenter_idx = ?1 AND id > ?2 AND EXISTS (
+  SELECT 1 FROM json_each(IIF(json_valid(record), record, '{}'), '$.spans') AS span
+  WHERE IIF(span.type = 'object', span.value ->> 'epoch' = ?3 AND span.value ->> 'after' >= ?4, 0))
+ORDER BY id LIMIT 1";
+
 fn held(connection: &Connection) -> rusqlite::Result<Holds> {
     let mut statement =
         connection.prepare_cached("SELECT record, corrected_start, legal_hold FROM broadcasts WHERE legal_hold = 1")?;
-    let held: Vec<Broadcast> = statement
+    let mut held: Vec<Broadcast> = statement
         .query_map([], |row| Ok(super::broadcast(row)?.broadcast))?
         .collect::<rusqlite::Result<_>>()?;
+    for held in &mut held {
+        find_ends(connection, held)?;
+    }
     Ok(Holds::new(held))
+}
+
+/// Where nobody knows how far a broadcast went, it had ended when the next one of its room began there.
+fn find_ends(connection: &Connection, held: &mut Broadcast) -> rusqlite::Result<()> {
+    for n in 0..held.spans.len() {
+        if let Some(span) = held.spans.get(n).filter(|_| held.is_without_end(n)) {
+            let (room, after) = (held.presenter.get(), span.after.0.cast_signed());
+            let asked = params![room, &held.id.as_bytes()[..], &*span.epoch.0, after];
+            let mut later = connection.prepare_cached(LATER)?;
+            // One that cannot be read ends none.
+            let later = later
+                .query_row(asked, |row| Ok(super::broadcast(row).ok()))
+                .optional()?;
+            if let Some(later) = later.flatten() {
+                held.end_before(&later.broadcast);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where a step begins and ends among the ids.
