@@ -14,12 +14,16 @@ use rand::{
 
 use crate::power::Failing;
 
-/// OutOfDiskSpace, Unauthorized, ExceededTimeLimit, ShutdownInProgress, WriteConflict, and one that nobody knows.
-const REFUSALS: [i32; 6] = [14031, 13, 262, 91, 112, 99_999];
+pub const OUT_OF_DISK_SPACE: i32 = 14031;
+
+/// Besides Unauthorized, ExceededTimeLimit, ShutdownInProgress, WriteConflict, and one that nobody knows.
+const REFUSALS: [i32; 6] = [OUT_OF_DISK_SPACE, 13, 262, 91, 112, 99_999];
 
 /// Many times what a round's load can write, so that only the ballast fills the disk: the embedded log frees nothing, and a
 /// disk that it had filled by itself would stay full.
 const DISK_BYTES: u64 = 128 << 20;
+/// What `log.reserve_bytes` may be on it: nothing, too little for a small spool to grow by, and the default.
+const RESERVES: [u64; 3] = [0, 1 << 20, 16 << 20];
 
 /// What a round is about. As many seeds in a row as there are [`TURNS`] cover each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +128,7 @@ pub struct Planned {
     pub at: Duration,
     /// How long it lasts; with `until_refused`, from the first `log_unavailable` on.
     pub lasts: Duration,
-    /// It goes on until the server has refused a message for want of room.
+    /// It goes on until the server has refused a message for want of room, or given its reserve up so that it need not.
     pub until_refused: bool,
 }
 
@@ -136,6 +140,8 @@ pub struct Plan {
     pub store: StoreKind,
     /// Bytes of a file system for the spool alone.
     pub disk: Option<u64>,
+    /// How many of them the spool keeps in reserve; 0 also where it has no reserve.
+    pub reserve: u64,
     /// The server's disk can lose power and fail.
     pub power: bool,
     /// What was accepted is promised to be in the log: it is, but for a power cut under `log.durability = "os"`.
@@ -160,6 +166,7 @@ impl Plan {
             kind,
             store: StoreKind::Single,
             disk: None,
+            reserve: 0,
             power: false,
             promised: true,
             cold_start: None,
@@ -235,6 +242,11 @@ impl Plan {
         if rng.random_ratio(1, 3) {
             plan.add(&mut rng, Fault::CutSessions, 100..=2000, 0..=0);
         }
+        // Drawn last: what else a seed stands for stays as it was.
+        if plan.disk.is_some() && plan.store != StoreKind::Embedded {
+            plan.reserve = *RESERVES.choose(&mut rng).unwrap();
+            plan.settings.push(format!("log.reserve_bytes={}", plan.reserve));
+        }
         plan.faults.sort_by_key(|planned| planned.at);
         plan
     }
@@ -259,7 +271,7 @@ impl Plan {
         self.cold_start.is_none() && self.faults.iter().all(spared)
     }
 
-    /// Whether the server must have refused a message with `log_unavailable`.
+    /// Whether the server must have refused a message with `log_unavailable`, or given its reserve up so that it need not.
     pub fn must_refuse(&self) -> bool {
         matches!(self.kind, Kind::DiskFull | Kind::SpoolFull)
     }
