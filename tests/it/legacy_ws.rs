@@ -1,6 +1,9 @@
 //! The original server's WebSocket, to the byte (docs/LEGACY.md): `/chatting` from the upgrade to the close.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use chatting_actors::clock::system_ms;
 use chatting_server::{
@@ -13,7 +16,7 @@ use serde_json::json;
 use crate::support::{
     app::{KEY, TestApp, post_v1, spawn_app, spawn_in},
     eventually,
-    http::{HttpClient, Response},
+    http::{HttpClient, Response, get},
     tokens::bad_tokens,
     within,
     ws::{BINARY, CLOSE, CONTINUATION, Frame, Incoming, PING, TEXT, WsClient},
@@ -1582,34 +1585,63 @@ async fn a_start_has_what_the_socket_before_did_not_take_and_that_one_ends_its_f
     assert_nothing_came(&mut before).await;
 }
 
+/// How many sessions the server has ended, by reason.
+async fn ended_by_reason(app: &TestApp) -> BTreeMap<String, u64> {
+    let metrics = get(app.addr, "/metrics").await;
+    let counts = metrics.text().lines().filter_map(|line| {
+        let (reason, count) = line
+            .strip_prefix("chat_sessions_ended_total{reason=\"")?
+            .split_once("\"} ")?;
+        Some((reason.to_owned(), count.parse().unwrap()))
+    });
+    counts.collect()
+}
+
 #[actix_web::test]
 async fn no_legacy_session_is_ever_closed_with_a_code_of_v1() {
-    // Every way in which the server itself ends one, at once.
-    let app = spawn_app(|settings| {
+    // Every way in which a server that is not full ends one that has done nothing wrong.
+    let (app, _) = spawn_to_hold(160, |settings| {
+        settings.session.stall_seconds = 1;
         settings.session.detached_seconds = 1;
         settings.session.not_live_seconds = 1;
         settings.session.keepalive_seconds = 1;
-        settings.session.keepalive_missed = 1;
-        settings.room.sweep_ms = 20;
+        settings.session.keepalive_missed = 4;
     })
     .await;
-    app.go_live(12);
-    // Of the first two one is replaced, whichever comes first.
-    let replaced = started(&app, 12, None).await;
-    let silent = started(&app, 12, None).await;
-    let not_live = started(&app, 13, None).await;
-    for mut socket in [replaced, silent, not_live] {
+    app.go_live(13);
+    app.go_live(15);
+    let before = ended_by_reason(&app).await;
+    let mut stalled = started(&app, 12, Some(4096)).await;
+    let mut replaced = app.presenter(13).await;
+    let mut silent = app.presenter(13).await;
+    let mut not_live = started(&app, 14, None).await;
+    let silence = async {
         loop {
-            // No ping is answered, so that the keepalive ends those that nothing else has.
-            match socket.next().await {
+            match silent.next().await {
                 Incoming::Ping(_) => {}
-                Incoming::Close(code, _) => {
-                    assert_eq!(code, Some(1000));
-                    break;
-                }
-                Incoming::End | Incoming::Reset => break,
-                other => panic!("{other:?}"),
+                other => break other,
             }
         }
-    }
+    };
+    let (replaced, not_live, cut) = tokio::join!(replaced.next_close(), not_live.next_close(), silence);
+    assert_eq!((replaced, not_live), (Some(1000), Some(1000)));
+    // Who is silent would not hear of a close.
+    assert!(matches!(cut, Incoming::End | Incoming::Reset), "{cut:?}");
+    let ended = eventually("the stalled one to be ended as well", async || {
+        let mut ended = ended_by_reason(&app).await;
+        ended.retain(|reason, count| {
+            *count -= before.get(reason).unwrap_or(&0);
+            *count > 0
+        });
+        (ended.values().sum::<u64>() >= 4).then_some(ended)
+    })
+    .await;
+    let provoked = ["keepalive_missed", "not_live", "replaced", "too_slow"];
+    assert_eq!(ended, provoked.map(|reason| (reason.to_owned(), 1)).into());
+    let close = stalled.texts_to_the_end().await.1;
+    assert!(matches!(close, None | Some(1000)), "{close:?}");
+    let mut last = app.presenter(15).await;
+    let ((stopped, ..), close) = tokio::join!(app.stop(), last.next_close());
+    assert_eq!(stopped, chatting_server::app::Stopped::InOrder);
+    assert_eq!(close, Some(1001));
 }
