@@ -130,6 +130,7 @@ async fn a_connection_that_says_nothing_is_given_up_in_its_time() {
     // One that has had its answer, too.
     let ended = dribble_on(used(&app).await, b"", b"").await;
     assert_eq!(ended.answer, "");
+    assert!(ended.after >= AT_LEAST, "{ended:?}");
 }
 
 /// The framework times a connection's first head only: a later one is cut by our own list of lines.
