@@ -8,6 +8,7 @@
 import { spawn, execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -25,6 +26,22 @@ const portFile = join(work, "port");
 
 let output = "";
 let demo, ended;
+
+/**
+ * A port below those that the system gives to whoever connects: while no demo has it, the page, which tries it again, could
+ * otherwise be given that very port for its own end, and keep it.
+ */
+async function freePort() {
+  for (;;) {
+    const port = 20_000 + Math.floor(12_000 * Math.random());
+    const free = await new Promise((done) => {
+      const attempt = createServer();
+      attempt.once("error", () => done(false));
+      attempt.listen(port, "127.0.0.1", () => attempt.close(() => done(true)));
+    });
+    if (free) return `${port}`;
+  }
+}
 
 /** Starts it, and gives its address. */
 async function start(port) {
@@ -60,7 +77,8 @@ async function eventually(what, probe) {
 let browser;
 let failed = false;
 try {
-  const address = await start("0");
+  const port = await freePort();
+  const address = await start(port);
   browser = await chromium.launch({
     executablePath: browserPath,
     args: [
@@ -99,7 +117,7 @@ try {
 
   // Whatever has the port now is not the page's server: it is tried no more.
   await stop();
-  await start(address.split(":")[1]);
+  await start(port);
   await page.locator("#connection", { hasText: "reload" }).waitFor();
   await stop();
   console.log(`demo page: ok, screenshot in ${join(target, "demo.png")}`);
