@@ -3,8 +3,8 @@
 //! From the outside in: a request is under way on its connection ([`UnderWay`]); CORS ([`Asked`]); a panic is answered
 //! ([`Panicked`]); a long answer has room in memory or is refused ([`super::answers`]). Innermost is the router, but for the one
 //! path that nearly every request has: `POST /v1/rooms/{n}/messages` is known by its text, without trying the router's patterns in
-//! turn. The router reads what is encoded in a path. Of v1 it gets no such path: whoever decides by the path before us knows one way to
-//! write each, and nothing there needs to be encoded.
+//! turn. The router reads what is encoded in a path. Of v1 it gets no such path: whoever decides by the path before us sees the words that
+//! the router sees, and nothing there needs to be encoded. (Ids of broadcasts may be in capitals, as some clients write UUIDs.)
 
 use std::sync::Arc;
 
