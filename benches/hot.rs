@@ -45,6 +45,11 @@ fn chat() -> ChatMessage {
     }
 }
 
+/// A directory on a disk: where temporary files go may be memory.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
 /// So many events of a hundred rooms, in the order of a spool.
 fn events(count: u64) -> Vec<Arc<Event>> {
     let epoch = Epoch("0123456789abcdef".into());
@@ -137,7 +142,7 @@ fn spool(c: &mut Criterion) {
     let mut group = c.benchmark_group("spool");
     for (name, durability) in [("disk", Durability::Disk), ("os", Durability::Os)] {
         for count in [1, 32] {
-            let dir = tempfile::tempdir().unwrap();
+            let dir = scratch();
             let settings = SpoolSettings {
                 path: dir.path().join("chat.db"),
                 durability,
@@ -162,7 +167,7 @@ fn spool(c: &mut Criterion) {
 /// Messages handed to the registry and answered, with the hand-overs between its thread, the spool's and this one; written
 /// behind their answers, so that no disk is waited for.
 fn registry(c: &mut Criterion) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let mut settings = Settings::default();
     settings.server.bind = "127.0.0.1:0".into();
     settings.auth.hs256_secret = Secret::new(String::from_utf8(SECRET.to_vec()).unwrap());

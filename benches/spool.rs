@@ -61,7 +61,8 @@ fn events(epoch: &Epoch) -> Vec<Arc<Event>> {
 }
 
 fn measure(durability: Durability, per_commit: usize) {
-    let dir = tempfile::tempdir().unwrap();
+    // On a disk: where temporary files go may be memory.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (mut spool, info) = SqliteSpool::open(SpoolSettings {
         path: dir.path().join("spool.db"),
         durability,
