@@ -4,13 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![allow(missing_docs, reason = "made by macros")]
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::{
+    hint::black_box,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use chatting_actors::{
     clock::system_ms,
     metrics::Metrics,
-    outcome::{Accepted, Delivery, Submit},
+    outcome::{Accepted, Delivery, Outcome, Submit},
+    registry::{Batch, End, Reading, RegistryHandle, SessionId, Subscriber},
     seams::Spool,
+    session::Flow,
     types::{ChatMessage, Epoch, Event, MessageText, Nickname, PresenterIdx, Role, Seq, UserIdx},
     wire,
 };
@@ -48,6 +54,38 @@ fn chat() -> ChatMessage {
 /// A directory on a disk: where temporary files go may be memory.
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// A presenter without a socket, who takes everything at once.
+struct Taker {
+    registry: RegistryHandle,
+    session: OnceLock<SessionId>,
+}
+
+impl Taker {
+    fn attach(registry: &RegistryHandle, presenter: PresenterIdx) {
+        let taker = Arc::new(Self {
+            registry: registry.clone(),
+            session: OnceLock::new(),
+        });
+        let session = registry.connect(Arc::clone(&taker) as Arc<dyn Subscriber>);
+        taker.session.set(session).unwrap();
+        registry.attach(session, presenter, Arc::new(Flow::default()), Reading::Legacy);
+    }
+}
+
+impl Subscriber for Taker {
+    fn deliver(&self, batch: Batch) {
+        if batch.take() && batch.flow.flush(batch.entries.len() as u64) {
+            self.registry.flushed(*self.session.get().unwrap());
+        }
+    }
+
+    fn close(&self, _: End) {
+        self.registry.gone(*self.session.get().unwrap());
+    }
+
+    fn shut(&self) {}
 }
 
 /// So many events of a hundred rooms, in the order of a spool.
@@ -164,8 +202,8 @@ fn spool(c: &mut Criterion) {
     group.finish();
 }
 
-/// Messages handed to the registry and answered, with the hand-overs between its thread, the spool's and this one; written
-/// behind their answers, so that no disk is waited for.
+/// Messages handed to the registry, accepted, delivered and answered, with the hand-overs between its thread, the spool's and this one;
+/// written behind their answers, so that no disk is waited for.
 fn registry(c: &mut Criterion) {
     let dir = scratch();
     let mut settings = Settings::default();
@@ -179,6 +217,7 @@ fn registry(c: &mut Criterion) {
     let state = app.state();
     for n in 0..100 {
         state.rooms.as_ref().unwrap().blocking_start(room(n)).unwrap();
+        Taker::attach(&state.registry, room(n));
     }
     let mut group = c.benchmark_group("registry");
     for count in [1_i64, 32] {
@@ -198,7 +237,7 @@ fn registry(c: &mut Criterion) {
                         })
                         .collect();
                     for answer in answers {
-                        answer.await.unwrap();
+                        assert!(matches!(answer.await.unwrap(), Outcome::Accepted(_)));
                     }
                 });
             });
