@@ -110,6 +110,9 @@ fn main() {
         let tokens: Vec<_> = (0..TOKENS).map(token).collect();
         let verified = measure(&verifier(&key, 0), &tokens);
         let remembering = verifier(&key, 4 * TOKENS);
+        for token in &tokens {
+            remembering.verify(token).unwrap();
+        }
         let remembered = measure(&remembering, &tokens);
         // More tokens than it may remember, so that each is new when its turn comes.
         let new = measure(&verifier(&key, 64), &tokens);
