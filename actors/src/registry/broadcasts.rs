@@ -5,6 +5,8 @@
 
 use std::time::Instant;
 
+use uuid::Uuid;
+
 use super::{
     SessionRegistry,
     from_spool::FromSpool,
@@ -54,7 +56,13 @@ impl SessionRegistry {
             return;
         }
         let rooms = open.iter().map(|broadcast| broadcast.presenter).collect();
+        let before = open.iter().filter_map(|broadcast| {
+            let room = self.rooms.get(&broadcast.presenter)?;
+            Some((broadcast.presenter, room.broadcast.as_ref()?.id))
+        });
+        let before: Vec<_> = before.collect();
         let ended = self.take_up(open);
+        self.give_up_hold(&before, now);
         self.keep_and_follow(ended, rooms, now);
     }
 
@@ -97,6 +105,20 @@ impl SessionRegistry {
             }
         }
         ended
+    }
+
+    /// What was held in the broadcasts that rooms had `before` is not for those that they go on with now (rule 13).
+    fn give_up_hold(&mut self, before: &[(PresenterIdx, Uuid)], now: Instant) {
+        let mut places = Vec::new();
+        for (presenter, before) in before {
+            if let Some(room) = self.rooms.get_mut(presenter)
+                && room.follow_another(*before)
+            {
+                places.extend(room.place_at_once(*presenter, &self.config, now, system_ms()));
+            }
+        }
+        // Before the records that have ended are, as at any other end.
+        self.writer.keep_places(&places);
     }
 
     fn keep_and_follow(&mut self, mut changed: Vec<Broadcast>, rooms: Vec<PresenterIdx>, now: Instant) {

@@ -5,14 +5,17 @@ use std::time::Duration;
 use chatting_actors::{
     broadcast::{Broadcast, Segment, Span},
     clock::system_ms,
+    outcome::{Outcome, Refusal},
+    registry::RoomView,
     types::{Epoch, Seq},
     writer::WriterConfig,
 };
 use uuid::Uuid;
 
 use crate::{
-    resume::come,
-    script::{Call, ScriptedRooms, ScriptedSpool, ScriptedStore},
+    acts::act_as,
+    resume::{come, fine, is_live, legacy, quick_rooms, send},
+    script::{Call, Commit, ScriptedRooms, ScriptedSpool, ScriptedStore},
     stage::{Stage, registry_config, room, until, writer_config},
 };
 
@@ -244,6 +247,103 @@ async fn what_a_room_goes_on_with_is_not_ended_by_what_somebody_else_left_open_o
     let script = stage.store.script();
     assert_eq!(script.events[&(1, 1)].broadcast_id, Some(own.id));
     assert_eq!(script.broadcasts[&own.id].ended_at_ms, None);
+}
+
+/// What happens while the store gets to have a later broadcast open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meanwhile {
+    Nothing,
+    /// What the last commit wrote is not known just then.
+    Unsure,
+    /// The server restarts, and cannot tell yet how far the room got.
+    RestartsBefore,
+    /// The server restarts when it has heard of it.
+    RestartsBehind,
+}
+
+#[actix::test]
+async fn rule_13_what_is_held_is_not_for_a_later_broadcast_that_the_store_has_open_while_the_room_is_not_live() {
+    // Their numbers tell them apart, or time alone.
+    for numbers in [Some((7, 8)), None] {
+        for meanwhile in [
+            Meanwhile::Nothing,
+            Meanwhile::Unsure,
+            Meanwhile::RestartsBefore,
+            Meanwhile::RestartsBehind,
+        ] {
+            let rooms = quick_rooms();
+            rooms.script().started_at_ms.clear();
+            if let Some((before, _)) = numbers {
+                rooms.script().room_idx.insert(1, before);
+            }
+            let writer = WriterConfig {
+                adopt_every: Some(Duration::from_millis(5)),
+                ..writer_config()
+            };
+            let (spool, store) = new_spool(&[]);
+            let start = || {
+                let (rooms, spool, store) = (rooms.clone(), spool.clone(), store.clone());
+                Stage::among(rooms, spool, store, registry_config(), writer.clone())
+            };
+            let mut stage = start();
+            let first = legacy(&stage);
+            send(&stage, 1).await;
+            first.has(1).await;
+            first.leave();
+            send(&stage, 3).await;
+            is_live(&stage, false).await;
+            let own = || store.script().broadcasts.values().next().cloned();
+            until("its own broadcast in the store", || own().is_some()).await;
+            let before = own().unwrap().id.as_u128();
+            if meanwhile == Meanwhile::Unsure {
+                {
+                    let mut script = spool.script();
+                    script.commits.push_back(Commit::FailsUnknownWith);
+                    script.fails_behind = true;
+                }
+                let act = act_as(&stage, 1, "staff").await.unwrap();
+                assert_eq!(act, Outcome::Refused(Refusal::OutcomeUnknown));
+            }
+            let later = Broadcast {
+                room_idx: numbers.map(|(_, later)| later),
+                ..open(before + 1, 1, 7, 1000)
+            };
+            if meanwhile == Meanwhile::RestartsBefore {
+                stage.stop_well().await;
+                spool.script().failing = usize::MAX;
+                stage = start();
+                let told = |view: Option<RoomView>| view.is_some();
+                stage.keeps(1, "its own broadcast", told).await;
+            }
+            store.script().broadcasts.insert(later.id, later.clone());
+            until("an end", || stored(&store, before).ended_at_ms.is_some()).await;
+            if matches!(meanwhile, Meanwhile::Unsure | Meanwhile::RestartsBefore) {
+                assert_eq!(stage.registry.view(room(1)).await.unwrap().last_seq, None);
+                spool.script().failing = 0;
+                until("a spool that works", || stage.writer.writable()).await;
+            }
+            if meanwhile == Meanwhile::RestartsBehind {
+                stage.stop_well().await;
+                stage = start();
+            }
+            if let Some((_, later)) = numbers {
+                rooms.script().room_idx.insert(1, later);
+            }
+            is_live(&stage, true).await;
+            let refused = stage.refused(1, "nobody was there").await;
+            assert_eq!(refused, Refusal::PresenterDisconnected, "{numbers:?} {meanwhile:?}");
+            let next = legacy(&stage);
+            stage.has_session(1, true).await;
+            let new = stage.accepted(1, "new").await.seq.0;
+            assert_eq!(new, if meanwhile == Meanwhile::Unsure { 6 } else { 5 });
+            next.has(new).await;
+            assert_eq!(next.seqs(), [new], "{numbers:?} {meanwhile:?}");
+            stage.stored(1).await;
+            let said = store.script().events[&(1, new)].broadcast_id;
+            assert_eq!(said, Some(later.id), "{numbers:?} {meanwhile:?}");
+            fine(&[&first, &next]);
+        }
+    }
 }
 
 #[actix::test]

@@ -74,6 +74,22 @@ impl Room {
         self.end_broadcast();
     }
 
+    /// Has the room follow its record where that is of another broadcast than the one that it had `before`, without a
+    /// word of the room server's. Returns whether there may be something to save at once.
+    #[must_use]
+    pub fn follow_another(&mut self, before: Uuid) -> bool {
+        let Some(record) = self.broadcast.as_ref().filter(|record| record.id != before) else {
+            return false;
+        };
+        self.reached.is_overtaken();
+        if !self.reached.is_restored() {
+            return false;
+        }
+        self.reached.follows(record);
+        self.follow_end();
+        true
+    }
+
     /// What was accepted so far is of a broadcast that is over.
     fn end_broadcast(&mut self) {
         let last = match self.numbering {

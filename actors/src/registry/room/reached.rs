@@ -83,6 +83,8 @@ pub(super) struct Reached {
     room_idx: Option<i64>,
     /// Whether where the room stood before was asked for.
     restored: bool,
+    /// What is on disk, and was not read yet, is of a broadcast before this one.
+    overtaken: bool,
     /// The last session was legacy: whoever comes next is owed no act that came since.
     passes_acts: bool,
     /// What of all this is on disk.
@@ -167,6 +169,7 @@ impl Reached {
         let record = open.filter(|record| agree(self.room_idx, record.room_idx));
         let room_idx = self.room_idx.or(record.and_then(|record| record.room_idx));
         let saved = place
+            .filter(|_| !self.overtaken)
             .filter(|place| agree(room_idx, place.room_idx))
             .filter(|place| fresh(place) || open.is_some());
         if saved.is_none() && record.is_some() {
@@ -319,7 +322,12 @@ impl Reached {
         another
     }
 
-    /// The broadcast that is live has this record: its number is that of no broadcast before it.
+    /// Another broadcast goes on in place of the one before.
+    pub fn is_overtaken(&mut self) {
+        self.overtaken = !self.restored;
+    }
+
+    /// The broadcast that goes on has this record: its number is that of no broadcast before it.
     pub fn follows(&mut self, record: &Broadcast) {
         self.is_numbered(record.room_idx);
     }
