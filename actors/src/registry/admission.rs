@@ -49,11 +49,20 @@ impl Means<'_> {
             return Err(Refusal::LogUnavailable);
         }
         let permit = self.writer.reserve(bytes)?;
+        let record = room.broadcast.as_ref();
+        // What a room that is not live has names nothing.
+        let named = room.verdict(now).filter(|verdict| verdict.live);
+        let (room_idx, broadcast_id) = (
+            record
+                .and_then(|record| record.room_idx)
+                .or(named.and_then(|verdict| verdict.room_idx)),
+            record.map(|record| record.id),
+        );
         Ok(Numbered {
             seq: room.number(bytes).ok_or(Refusal::LogUnavailable)?,
             permit,
-            room_idx: room.verdict(now).and_then(|verdict| verdict.room_idx),
-            broadcast_id: room.broadcast.as_ref().map(|broadcast| broadcast.id),
+            room_idx,
+            broadcast_id,
         })
     }
 

@@ -280,9 +280,35 @@ async fn rule_13_an_act_while_its_broadcast_is_away_takes_nothing_held_from_a_se
     let stage = held_while_away(ScriptedStore::default()).await;
     let next = stage.reader(1);
     done(&stage, 1).await;
-    is_live(&stage, true).await;
+    is_live(&stage, 1, true).await;
     next.has_seen(1).await;
     assert_eq!(next.seen(), [(2, "held".to_owned())]);
+}
+
+#[actix::test]
+async fn an_act_has_the_number_of_its_broadcast_whatever_number_a_room_that_is_not_live_has() {
+    let rooms = ScriptedRooms::default();
+    {
+        let mut script = rooms.script();
+        script.ttl = Duration::from_millis(2);
+        script.room_idx.insert(1, 7);
+        script.room_idx_not_live = Some(0);
+        // Here nothing has begun.
+        script.not_live.insert(2);
+    }
+    let (spool, store) = (ScriptedSpool::default(), ScriptedStore::default());
+    let stage = Stage::among(rooms, spool, store, registry_config(), writer_config());
+    let _readers = [1, 2].map(|presenter| stage.reader(presenter));
+    stage.accepted(1, "seen").await;
+    is_live(&stage, 1, false).await;
+    is_live(&stage, 2, false).await;
+    for presenter in [1, 2] {
+        done(&stage, presenter).await;
+        stage.stored(presenter).await;
+    }
+    let room_idx = |at| stage.store.script().events[&at].room_idx;
+    assert_eq!((room_idx((1, 1)), room_idx((1, 2))), (Some(7), Some(7)));
+    assert_eq!(room_idx((2, 1)), None);
 }
 
 /// A room that is not live just now, and for whose broadcast a message is held, the second of it.
@@ -301,17 +327,17 @@ async fn held_while_away(store: ScriptedStore) -> Stage {
     first.leave();
     let held = stage.submit_as(8, "lee", 1, "held", None).await.unwrap();
     assert!(matches!(held, Outcome::Accepted(_)), "{held:?}");
-    is_live(&stage, false).await;
+    is_live(&stage, 1, false).await;
     stage
 }
 
-async fn is_live(stage: &Stage, live: bool) {
+async fn is_live(stage: &Stage, presenter: i64, live: bool) {
     match live {
-        true => stage.rooms.script().not_live.remove(&1),
-        false => stage.rooms.script().not_live.insert(1),
+        true => stage.rooms.script().not_live.remove(&presenter),
+        false => stage.rooms.script().not_live.insert(presenter),
     };
     let told = |view: Option<RoomView>| view.and_then(|view| view.live) == Some(live);
-    stage.keeps(1, "the verdict", told).await;
+    stage.keeps(presenter, "the verdict", told).await;
 }
 
 #[actix::test]
@@ -334,7 +360,7 @@ async fn rule_13_an_act_of_unknown_outcome_while_its_broadcast_is_away_takes_not
             // Where it comes later than this, the test is easier, not wrong.
             let _ = stage.registry.view(room(1)).await;
         }
-        is_live(&stage, true).await;
+        is_live(&stage, 1, true).await;
         stage.log.keep_back(false);
         next.has_seen(1).await;
         let fine = stage.submit_as(8, "lee", 1, "fine", None).await.unwrap();
