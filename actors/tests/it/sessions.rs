@@ -302,8 +302,6 @@ impl Case {
         spool.script().asks_store = sizes.asks_store;
         if sizes.short_ttl {
             rooms.script().ttl = Duration::from_millis(3);
-            // Of a room that is not live it tells a number, too, which names nothing.
-            rooms.script().room_idx_not_live = Some(0);
         }
         let mut case = Self {
             sizes,
