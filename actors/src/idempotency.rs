@@ -184,8 +184,9 @@ impl KeyTable {
         }
     }
 
-    /// The key's message was accepted at `now_ms`, and those of messages that were sent before it are told before: the answer is kept for the window from then on. The message's own time is no
-    /// measure: it is the system clock's, which may be set ahead and back.
+    /// The key's message was accepted at `now_ms`, and those of messages that were sent before it are told before: the
+    /// answer is kept for the window from then on. The message's own time is no measure: it is the system clock's, which
+    /// may be set ahead and back.
     pub fn accept(&mut self, keyed: &Keyed, accepted: Accepted, now_ms: i64) {
         if let Some(entry) = self.entries.get_mut(&keyed.id) {
             self.by_age.push_back((now_ms, keyed.id));
