@@ -34,7 +34,8 @@ pub struct Claims {
     pub role: Role,
     /// What a moderator is staff of.
     pub rooms: Rooms,
-    /// When its time is over, in milliseconds since 1970; what a gateway vouches for has no end of its own.
+    /// When its time is over, in milliseconds since 1970: the end of the second that `exp` names, in which it is still good. What
+    /// a gateway vouches for has no end of its own.
     pub expires_at_ms: i64,
 }
 
@@ -102,13 +103,15 @@ impl ClaimNames {
     }
 }
 
-/// `exp` in milliseconds; it may have a fraction, and may be so far off that milliseconds cannot tell (RFC 7519, 2).
+/// `exp` or `nbf` in whole seconds, rounded as the check of a fresh token rounds; it may have a fraction (RFC 7519, 2).
+pub(super) fn seconds(at: &Value) -> Option<u64> {
+    at.as_u64().or_else(|| Some(at.as_f64()?.round() as u64))
+}
+
+/// The end of the second `exp`, which may be so far off that milliseconds cannot tell.
 fn expiry_ms(exp: &Value) -> i64 {
-    match exp.as_i64() {
-        Some(seconds) => seconds.saturating_mul(1000),
-        // A float saturates.
-        None => exp.as_f64().map_or(i64::MAX, |seconds| (seconds * 1000.0) as i64),
-    }
+    let last = seconds(exp).and_then(|exp| i64::try_from(exp).ok());
+    last.map_or(i64::MAX, |last| last.saturating_add(1).saturating_mul(1000))
 }
 
 /// `"*"`, one number, or a list of numbers; numbers may be text.

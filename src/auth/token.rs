@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     cache::Good,
-    claims::{ClaimNames, Payload},
+    claims::{ClaimNames, Payload, seconds},
     key::Key,
     keys::Keys,
 };
@@ -45,8 +45,6 @@ pub struct Times {
 
 impl Times {
     fn of(claims: &Map<String, Value>) -> Self {
-        // Rounded as the check of a fresh token rounds.
-        let seconds = |value: &Value| value.as_u64().or_else(|| Some(value.as_f64()?.round() as u64));
         Self {
             exp: claims.get("exp").and_then(seconds).unwrap_or(0),
             nbf: claims.get("nbf").and_then(seconds),

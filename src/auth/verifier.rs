@@ -125,7 +125,7 @@ impl TokenVerifier {
         })
     }
 
-    /// `auth.leeway_seconds` in milliseconds: for so long behind its `exp` a token is good.
+    /// `auth.leeway_seconds` in milliseconds: for so long behind the second of its `exp` a token is good.
     pub fn leeway_ms(&self) -> i64 {
         i64::try_from(self.reader.rules.leeway_seconds.saturating_mul(1000)).unwrap_or(i64::MAX)
     }

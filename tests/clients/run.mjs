@@ -58,7 +58,8 @@ function kept(who, promise) {
 
 // ---- what each client goes through ----------------------------------------------------------------------------------
 
-const lifeOf = (token) => JSON.parse(Buffer.from(token.split(".")[1], "base64url")).exp * 1000;
+// The second of `exp` counts.
+const lifeOf = (token) => (JSON.parse(Buffer.from(token.split(".")[1], "base64url")).exp + 1) * 1000;
 
 async function goesLive(server, room) {
   const operator = await server.token(1, { more: ["--role", "operator"] });
@@ -463,7 +464,7 @@ async function scenario() {
     "server.bind": "127.0.0.1:0",
     "room.mode": "embedded",
     "auth.jwks_url": service.url,
-    // A session ends with its token, to the second.
+    // A session ends with the second of its token's `exp`.
     "auth.leeway_seconds": 0,
     "log.path": join(work, "chat.db"),
     "cors.origins": JSON.stringify([page]),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     app::{post_v1, spawn_app},
+    eventually,
     http::get,
     presenter::{V1, app, connect, end_of, hello, leave, numbered, send, token, upgrade},
     tokens::{bad_tokens, claims, signed},
@@ -354,7 +355,7 @@ fn token_for(seconds: i64) -> String {
 async fn a_session_ends_with_its_token_unless_a_hello_refreshes_it() {
     let (app, other) = (app().await, app().await);
     // With auth.leeway_seconds (5) long enough to be refreshed in time on a busy machine, too; the other session ends meanwhile.
-    let (token, expired) = (token_for(5), tokio::time::sleep(Duration::from_millis(10_100)));
+    let (token, expired) = (token_for(5), tokio::time::sleep(Duration::from_millis(11_100)));
     let mut session = V1::of(&app, 12, json!({ "token": token })).await;
     let refresh = json!({ "type": "hello", "token": token_for(3600) }).to_string();
     session.socket.send_text(&refresh).await;
@@ -377,7 +378,7 @@ async fn a_session_may_outlive_its_token_where_the_settings_say_so() {
     .await;
     app.go_live(12);
     let mut session = V1::of(&app, 12, json!({ "token": token_for(1) })).await;
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    tokio::time::sleep(Duration::from_millis(2200)).await;
     send(&app, 1..=1).await;
     assert_eq!(session.chats(1).await, numbered(1..=1));
 }
@@ -402,6 +403,26 @@ async fn a_session_lasts_for_the_leeway_behind_the_end_of_its_token_and_of_the_o
     assert_eq!(socket.next_json().await["type"], "welcome");
     socket.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(socket.next_json().await["type"], "pong");
+}
+
+#[actix_web::test]
+async fn a_session_begins_in_the_last_second_of_the_leeway_too() {
+    let app = spawn_app(|settings| settings.auth.leeway_seconds = 60).await;
+    app.go_live(12);
+    // `exp` is rounded, to this very second in all of them.
+    for fraction in [-0.5, 0.0, 0.4] {
+        let first = eventually("a hello and its answer in one second", async || {
+            let second = system_ms() / 1000;
+            let mut claims = claims(12);
+            claims["exp"] = json!((second - 60) as f64 + fraction);
+            let mut socket = connect(app.addr).await;
+            socket.send_text(&hello(12, json!({ "token": signed(&claims) }))).await;
+            let first = socket.next_json().await;
+            (system_ms() / 1000 == second).then_some(first)
+        })
+        .await;
+        assert_eq!(first["type"], "welcome", "{fraction}: {first}");
+    }
 }
 
 #[actix_web::test]
