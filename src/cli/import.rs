@@ -4,6 +4,9 @@
 //! which files an import is of, in which order, until it has ended, so one that was interrupted, however, is run again with the same
 //! files and writes what is missing; what is there already is not written twice. Where a broadcast is in two files, the newer of its records
 //! is kept, whichever comes first; the order counts for how its start was corrected, which the later file says.
+//!
+//! Two events of the files may have one number in one numbering, as where one was parked because of the other. The store takes the first,
+//! and the second under an epoch of its own.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -16,8 +19,8 @@ use std::{
 use chatting_actors::{
     broadcast::Broadcast,
     clock::system_ms,
-    seams::{NotPut, StoreError},
-    types::PresenterIdx,
+    seams::{NotPut, Poison, StoreError},
+    types::{Event, PresenterIdx},
 };
 use clap::Args;
 use futures_util::{FutureExt, future::LocalBoxFuture};
@@ -33,9 +36,9 @@ use super::{
     until_it_ends,
 };
 use crate::{
-    export::import::{Contents, Item, Lines, Tally, check},
+    export::import::{Contents, Item, Lines, Tally, apart, check},
     settings::Settings,
-    store::{Archive, LateMessages, Logged, SqliteSpool, StoredBroadcast},
+    store::{Archive, LateMessages, Logged, SqliteSpool, StoredBroadcast, is_numbering_conflict},
     telemetry,
 };
 
@@ -96,6 +99,7 @@ async fn write(
         batch_max: settings.log.batch_max,
         progress: Progress::new("events", contents.events),
         refused: 0,
+        apart: 0,
         goes_on,
         newest_acts: HashMap::new(),
         late: LateMessages::default(),
@@ -113,7 +117,7 @@ async fn write(
     }
     writing.flush().await?;
     writing.mark_late().await?;
-    let refused = writing.refused;
+    let (refused, apart) = (writing.refused, writing.apart);
     drop(writing);
     if refused > 0 {
         return Err(Failure::problem(format!(
@@ -135,6 +139,13 @@ async fn write(
         settings.log.backend,
         began.elapsed().as_secs_f64()
     ));
+    if apart > 0 {
+        print(&format!(
+            "apart: {} got an epoch of their own, because others have their numbers: in the room's history, but not in replays, \
+             figures and exports\n",
+            counted(apart, "event")
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -178,6 +189,8 @@ struct Writing {
     batch_max: usize,
     progress: Progress,
     refused: u64,
+    /// Events whose numbers others had, and which this run stored under an epoch of their own.
+    apart: u64,
     /// It goes on: a server that ran since it began may have deleted some of what comes only now.
     goes_on: bool,
     /// The newest act of each room so far. What is older and comes behind it, as where the file of a later broadcast is the first, it has
@@ -300,16 +313,37 @@ impl Writing {
             .iter()
             .filter_map(|logged| Some((logged.event.id, logged.deleted?)));
         let marks: Vec<_> = marks.collect();
-        let events: Arc<Vec<_>> = Arc::new(logged.into_iter().map(|logged| Arc::new(logged.event)).collect());
-        let poison = self.store.append(Arc::clone(&events)).await?;
-        for poison in &poison {
-            if let Some(event) = events.get(poison.index) {
+        let events = logged.into_iter().map(|logged| Arc::new(logged.event)).collect();
+        let refused = self.append(events).await?;
+        self.store.mark_deleted(marks).await?;
+        Ok(refused)
+    }
+
+    /// Returns how many of these the store refuses, but those whose numbers others have: what it refused so it is given again under an
+    /// epoch of its own, and what it has it takes under no other (rule 4). Each time fewer are left of those that have one number.
+    async fn append(&mut self, mut events: Vec<Arc<Event>>) -> Result<u64, StoreError> {
+        let (mut refused, mut first) = (0, true);
+        while !events.is_empty() {
+            let batch = Arc::new(events);
+            let mut again = Vec::new();
+            for Poison { index, reason } in self.store.append(Arc::clone(&batch)).await? {
+                let Some(event) = batch.get(index) else {
+                    continue;
+                };
+                if is_numbering_conflict(&reason) {
+                    again.push(Arc::new(apart(event)));
+                    continue;
+                }
+                refused += 1;
                 let (id, room, seq) = (event.id, event.presenter_idx, event.seq);
                 self.progress
-                    .say(&format!("refused {id}, room {room}, seq {seq}: {}", poison.reason));
+                    .say(&format!("refused {id}, room {room}, seq {seq}: {reason}"));
             }
+            if std::mem::take(&mut first) {
+                self.apart += again.len() as u64;
+            }
+            events = again;
         }
-        self.store.mark_deleted(marks).await?;
-        Ok(poison.len() as u64)
+        Ok(refused)
     }
 }

@@ -115,6 +115,23 @@ pub fn check(paths: &[PathBuf], now_ms: i64) -> Result<Contents, ImportError> {
     Ok(tally.contents())
 }
 
+/// The same event under an epoch of its own, for where another one has its number. The name is made of what the event had, so that each
+/// run of an import makes the same. What is of one broadcast stays together, and of two not: times grow with numbers in each numbering.
+pub fn apart(event: &Event) -> Event {
+    let mut of = Sha256::new();
+    of.update(event.epoch.0.as_bytes());
+    of.update(event.broadcast_id.unwrap_or_default().as_bytes());
+    let name = of
+        .finalize()
+        .iter()
+        .take(8)
+        .fold(String::new(), |name, byte| name + &format!("{byte:02x}"));
+    Event {
+        epoch: Epoch(name.into()),
+        ..event.clone()
+    }
+}
+
 /// What was read of files so far.
 #[derive(Default)]
 pub struct Tally {
@@ -158,8 +175,8 @@ struct Open {
     id: Uuid,
     presenter: PresenterIdx,
     events: u64,
-    /// The last event's numbering and place.
-    last: Option<(Epoch, Seq)>,
+    /// The last event's numbering and place. Two events have the same one where one was set aside because of the other.
+    last: Option<(Epoch, Seq, Uuid)>,
 }
 
 /// The contents of one file, in order.
@@ -304,13 +321,20 @@ impl Lines {
         if i64::try_from(event.id.as_u64_pair().0 >> 16) != Ok(event.sent_at_ms) {
             return Err(format!("the id {} is not of the time it was sent", event.id));
         }
-        if let Some((epoch, last)) = &open.last
+        if let Some((epoch, last, id)) = &open.last
             && *epoch == event.epoch
-            && *last >= event.seq
         {
-            return Err(format!("seq {} comes behind seq {last}", event.seq));
+            if *last > event.seq {
+                return Err(format!("seq {} comes behind seq {last}", event.seq));
+            }
+            if *last == event.seq && *id >= event.id {
+                return Err(format!(
+                    "seq {last} with the id {} comes behind that with {id}",
+                    event.id
+                ));
+            }
         }
-        open.last = Some((event.epoch.clone(), event.seq));
+        open.last = Some((event.epoch.clone(), event.seq, event.id));
         open.events += 1;
         self.open = Some(open);
         Ok(Item::Event(Box::new(logged)))

@@ -41,6 +41,15 @@ use rusqlite::{
     trace::{TraceEvent, TraceEventCodes},
 };
 
+/// How the reason begins why a store refuses an event whose number another one has in its room and numbering (rule 4). The rest of it is
+/// for people.
+const NUMBERING_CONFLICT: &str = "numbering conflict";
+
+/// Whether a store refused an event because another one has its number.
+pub fn is_numbering_conflict(reason: &str) -> bool {
+    reason.starts_with(NUMBERING_CONFLICT)
+}
+
 /// How durable an accepted event is when its sender is answered (`log.durability`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {

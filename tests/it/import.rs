@@ -9,9 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use chatting_actors::{seams::Spool, wire::v1::timestamp};
+use chatting_actors::{clock::system_ms, seams::Spool, types::Event, wire::v1::timestamp};
 use chatting_server::{
     app::App,
+    export::import::check,
     settings::{LogBackend, Settings},
     store::{Archive, Durability, SpoolSettings, SqliteSpool},
 };
@@ -23,6 +24,7 @@ use crate::{
     export::{START, broadcast_id, event, fill},
     figures::broadcast,
     history::{drained, read, request, seqs},
+    log_archive::park,
     log_store::mongo_in,
     retention::make_unreadable,
     support::{
@@ -416,6 +418,134 @@ async fn an_export_of_a_room_has_each_of_its_broadcasts_the_oldest_first_and_com
     }
 }
 
+/// As when an old copy of a spool was put back while the store was away, and gave numbers again that the store has.
+#[actix_web::test]
+async fn events_of_which_one_was_set_aside_because_the_other_has_its_number_are_both_imported_once() {
+    let from = Site::new(false);
+    let all = put_two_of_one_number(&from).await;
+    let (code, room, error) = from.run(&["export", "--room", "12"]);
+    assert_eq!(code, 0, "{error}");
+    let id = all.last().unwrap().broadcast_id.unwrap();
+    let (code, second, error) = from.run(&["export", "--broadcast", &id.to_string()]);
+    assert_eq!(code, 0, "{error}");
+    let of_second = |event: &&Arc<Event>| {
+        event.broadcast_id == Some(id) || (event.broadcast_id.is_none() && (6..=7).contains(&event.seq.0))
+    };
+    let second_only: Vec<_> = all.iter().filter(of_second).cloned().collect();
+    // No two of one number in one broadcast.
+    let is_named = |line: &&str| !line.contains("\"broadcast_id\":null");
+    let named = room.lines().filter(is_named).collect::<Vec<_>>().join("\n") + "\n";
+    let named = named
+        .replace("\"events\":10}", "\"events\":8}")
+        .replace("\"events\":12}", "\"events\":10}");
+    let named_only: Vec<_> = all
+        .iter()
+        .filter(|event| event.broadcast_id.is_some())
+        .cloned()
+        .collect();
+    for mongodb in [false, true] {
+        for (text, wanted, apart) in [(&room, &all, 8), (&second, &second_only, 2), (&named, &named_only, 6)] {
+            let site = Site::new(mongodb);
+            let file = site.path("file");
+            std::fs::write(&file, text).unwrap();
+            let (code, out, error) = site.import(&file);
+            assert_eq!(code, 0, "{error}");
+            let told = format!("\napart: {apart} events got an epoch of their own");
+            assert!(out.contains(&told), "{out}");
+            let page = page_of(&site).await;
+            let mut wanted: Vec<_> = wanted
+                .iter()
+                .map(|event| (event.seq.0, event.id, event.chat.text.as_str().to_owned()))
+                .collect();
+            wanted.sort();
+            let said = |message: &Value| {
+                let id: Uuid = message["id"].as_str().unwrap().parse().unwrap();
+                let text = message["text"].as_str().unwrap();
+                (message["seq"].as_u64().unwrap(), id, text.to_owned())
+            };
+            let got: Vec<_> = page.iter().map(said).collect();
+            assert_eq!(got, wanted, "mongodb: {mongodb}");
+            // As if it had been killed before it ended.
+            begin_again(&site, &file);
+            let (code, out, error) = site.import(&file);
+            assert_eq!(code, 0, "{error}");
+            assert!(!out.contains("apart"), "{out}");
+            assert_eq!(page_of(&site).await, page, "mongodb: {mongodb}");
+            let (code, _, error) = site.import(&file);
+            assert_eq!(code, 1, "{error}");
+            assert!(error.contains("the log is not empty"), "{error}");
+        }
+    }
+}
+
+/// Two broadcasts of one numbering: the first has 1 to 10, and the second 4 to 9 set aside, and 11 and 12. What names none is set aside, too,
+/// as 6 and 7. Returns all of it.
+async fn put_two_of_one_number(site: &Site) -> Vec<Arc<Event>> {
+    let begins = 1_767_225_600_000;
+    let spool_settings = || SpoolSettings {
+        path: site.path("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: true,
+    };
+    let (mut spool, info) = SqliteSpool::open(spool_settings()).unwrap();
+    spool.close();
+    drop(spool);
+    let epoch = info.epoch.0.to_string();
+    let first = broadcast(&[(begins, Some(begins + 20_000))], &[(&epoch, 0, Some(12))]);
+    let second = broadcast(&[(begins + 40_000, Some(begins + 60_000))], &[(&epoch, 3, Some(12))]);
+    let said = |seqs: std::ops::RangeInclusive<u64>, at_ms: i64, of: Option<Uuid>| -> Vec<Arc<Event>> {
+        seqs.map(|seq| {
+            let at_ms = at_ms + seq.cast_signed() * 1000;
+            let text = format!("{seq} at {at_ms}");
+            let said = crate::figures::message(at_ms, 12, &epoch, seq, 7, &text);
+            Arc::new(Event {
+                broadcast_id: of,
+                ..said
+            })
+        })
+        .collect()
+    };
+    let stored = said(1..=10, begins, Some(first.id));
+    let unnamed = said(6..=7, begins + 20_000, None);
+    let aside = said(4..=9, begins + 40_000, Some(second.id));
+    let last = said(11..=12, begins + 40_000, Some(second.id));
+    let batch = Arc::new(stored.clone());
+    site.with_log(async |store| {
+        store.put_broadcasts(&[first, second]).await.unwrap();
+        assert_eq!(store.append(batch).await.unwrap(), []);
+    })
+    .await;
+    let (mut spool, _) = SqliteSpool::open(spool_settings()).unwrap();
+    park(&mut spool, &unnamed);
+    park(&mut spool, &aside);
+    spool.commit(&last).unwrap();
+    spool.close();
+    [stored, unnamed, aside, last].concat()
+}
+
+/// All messages of the room, as a server gives them.
+async fn page_of(site: &Site) -> Vec<Value> {
+    let app = spawn_in(Arc::clone(&site.dir), site.settings()).await;
+    let page = read(&app, "/v1/rooms/12/messages?after=0&limit=50", &app.token(12)).await;
+    app.stop().await;
+    page["messages"].as_array().unwrap().clone()
+}
+
+/// The spool knows again of an import of this file that has not ended.
+fn begin_again(site: &Site, file: &Path) {
+    let (mut spool, _) = SqliteSpool::open(SpoolSettings {
+        path: site.path("chat.db"),
+        durability: Durability::Disk,
+        max_bytes: None,
+        embedded: !site.mongodb,
+    })
+    .unwrap();
+    let contents = check(&[file.to_owned()], system_ms()).unwrap();
+    spool.begin_import(&contents.digest, [], contents.newest_ms).unwrap();
+    spool.close();
+}
+
 #[actix_web::test]
 async fn a_deletion_comes_back_without_the_act_that_did_it() {
     let from = Site::new(true);
@@ -784,6 +914,21 @@ async fn an_event_that_mongodb_refuses_is_named_and_the_others_are_in_the_log() 
 }
 
 #[actix_web::test]
+async fn an_event_that_the_embedded_log_refuses_for_another_reason_than_its_number_is_named_and_given_no_other_epoch() {
+    let site = Site::new(false);
+    let file = long_file(&site, 10);
+    site.with_log(async |_| {}).await;
+    let log = rusqlite::Connection::open(site.path("chat.db")).unwrap();
+    let refuses = "CREATE TRIGGER theirs BEFORE INSERT ON chatting_log WHEN NEW.seq = 5 BEGIN SELECT RAISE(ABORT, 'not five'); END";
+    log.execute_batch(refuses).unwrap();
+    drop(log);
+    let (code, out, error) = site.import(&file);
+    assert_eq!((code, out.as_str()), (1, ""), "{error}");
+    assert!(error.contains("room 12, seq 5: not five"), "{error}");
+    assert_eq!(site.export(&[]).lines().count(), 11);
+}
+
+#[actix_web::test]
 async fn rule_07_no_server_with_another_spool_starts_while_an_import_writes_to_the_log() {
     let site = Site::new(true);
     let _long = long_file(&site, 20_000);
@@ -988,6 +1133,8 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
     let second = event("a", 2, 2000, 7, "kim", "x").id;
     let of_another_time = format!("line 3: the id {second} is not of the time it was sent");
     let first = event("a", 1, 1000, 12, "", "").id.to_string();
+    let twice = [lines[0], lines[1], lines[1]].join("\n");
+    let behind_itself = format!("line 3: seq 1 with the id {first} comes behind that with {first}");
     let version_4 = format!("{}4{}", &first[..14], &first[15..]);
     let no_version_7 = format!("line 2: the id {version_4} is no UUIDv7");
     let without = |what: &str| {
@@ -1000,6 +1147,7 @@ async fn a_file_that_no_export_wrote_changes_nothing_and_the_line_is_named() {
         (&good[..good.len() - 40], "line 10: "),
         (&without_header, "line 1: it belongs to no broadcast"),
         (&swapped, "line 3: seq 1 comes behind seq 2"),
+        (&twice, &behind_itself),
         ("{\"type\":\"chat\"}\n", "line 1: missing field"),
         (
             "hello\n",

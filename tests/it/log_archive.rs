@@ -593,7 +593,7 @@ async fn a_search_among_long_messages_looks_at_fewer_and_its_pages_find_every_on
 }
 
 /// Sets events aside, as what the store refused.
-fn park(spool: &mut SqliteSpool, events: &[Arc<Event>]) {
+pub fn park(spool: &mut SqliteSpool, events: &[Arc<Event>]) {
     let first = spool.commit(events).unwrap();
     let parked = (first..)
         .zip(events)

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{SpoolFile, epochs, has_table};
 use crate::store::{
-    lock,
+    NUMBERING_CONFLICT, lock,
     salvage::beside,
     spool::{BACKEND, LOG_ID, meta},
 };
@@ -306,7 +306,7 @@ fn records(connection: &Connection) -> rusqlite::Result<Records> {
 /// What reasons have in common: a conflict's names its place, so each is another text.
 fn kind(reason: &str) -> String {
     match reason.split_once(':') {
-        Some((kind @ "numbering conflict", _)) => kind.to_owned(),
+        Some((kind @ NUMBERING_CONFLICT, _)) => kind.to_owned(),
         _ => reason.chars().take(200).collect(),
     }
 }

@@ -9,6 +9,7 @@ use chatting_actors::{
 use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::{
+    super::NUMBERING_CONFLICT,
     Mongo, SEQ_INDEX,
     client::wtimeout,
     document::{self, bson_uuid},
@@ -84,7 +85,7 @@ impl Mongo {
                     continue;
                 }
                 match index_of(message) {
-                    SEQ_INDEX => format!("numbering conflict: {message}"),
+                    SEQ_INDEX => format!("{NUMBERING_CONFLICT}: {message}"),
                     // What MongoDB says behind the name may be what somebody wrote.
                     name => format!("{name} is a unique index that the server knows nothing of"),
                 }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, ff
 
 use super::{
     super::{
-        SYNCHRONOUS, open_at,
+        NUMBERING_CONFLICT, SYNCHRONOUS, open_at,
         shared::let_go,
         wal::{keep_wal, pass},
     },
@@ -142,7 +142,7 @@ fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Str
     statement.raw_bind_parameter(1, event.kind())?;
     statement.raw_bind_parameter(2, &*event.epoch.0)?;
     row::bind(&mut statement, 3, event)?;
-    let error = match statement.raw_execute() {
+    let (of_place, error) = match statement.raw_execute() {
         Ok(_) => {
             if event.is_erased() {
                 let mut mark = connection
@@ -156,7 +156,8 @@ fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Str
             return Ok(None);
         }
         Err(rusqlite::Error::SqliteFailure(error, why)) if error.code == ffi::ErrorCode::ConstraintViolation => {
-            why.unwrap_or_else(|| error.to_string())
+            let of_place = error.extended_code == ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
+            (of_place, why.unwrap_or_else(|| error.to_string()))
         }
         Err(error) => return Err(error),
     };
@@ -165,7 +166,9 @@ fn insert(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Str
     let found = stored.query_row([&event.id.as_bytes()[..]], |_| Ok(())).optional()?;
     Ok(match found {
         Some(()) => None,
-        None => Some(format!("numbering conflict: {error}")),
+        None if of_place => Some(format!("{NUMBERING_CONFLICT}: {error}")),
+        // For what somebody else built there.
+        None => Some(error),
     })
 }
 
