@@ -279,16 +279,26 @@ impl Broadcast {
             .max(self.started_at_ms())
     }
 
+    /// Whether these name this broadcast: when it started and the room's number, as the room server tells them. `None` where it has told
+    /// neither here and there.
+    fn is_named(&self, (started_at_ms, room_idx): (Option<i64>, Option<i64>)) -> Option<bool> {
+        let named = [(self.reported_start_ms, started_at_ms), (self.room_idx, room_idx)];
+        let mut told = named.iter().filter_map(|(ours, theirs)| ours.zip(*theirs)).peekable();
+        told.peek()?;
+        Some(told.all(|(ours, theirs)| ours == theirs))
+    }
+
+    /// Whether the room server has named this one and the other as the same, as where two servers heard of it.
+    pub fn is_named_as(&self, other: &Self) -> bool {
+        self.is_named((other.reported_start_ms, other.room_idx)) == Some(true)
+    }
+
     /// Whether the room server's word that the room is live means this broadcast. What names a broadcast decides; where
     /// nothing does, how long ago it was last live; that nobody answers, however often somebody is asked, ends none.
     fn is_meant_by(&self, heard: &Heard<'_>) -> bool {
-        let named = [
-            (self.reported_start_ms, heard.liveness.started_at_ms),
-            (self.room_idx, heard.liveness.room_idx),
-        ];
-        let mut told = named.iter().filter_map(|(ours, theirs)| ours.zip(*theirs)).peekable();
-        if told.peek().is_some() {
-            return told.all(|(ours, theirs)| ours == theirs);
+        let theirs = (heard.liveness.started_at_ms, heard.liveness.room_idx);
+        if let Some(same) = self.is_named(theirs) {
+            return same;
         }
         let watched_ms = heard.watched_ms.filter(|_| !self.is_away());
         heard.now_ms - self.last_live_ms().max(watched_ms.unwrap_or(i64::MIN)) <= heard.resume_ms

@@ -5,8 +5,6 @@
 
 use std::time::Instant;
 
-use uuid::Uuid;
-
 use super::{
     SessionRegistry,
     from_spool::FromSpool,
@@ -58,7 +56,7 @@ impl SessionRegistry {
         let rooms = open.iter().map(|broadcast| broadcast.presenter).collect();
         let before = open.iter().filter_map(|broadcast| {
             let room = self.rooms.get(&broadcast.presenter)?;
-            Some((broadcast.presenter, room.broadcast.as_ref()?.id))
+            Some((broadcast.presenter, room.broadcast.clone()?))
         });
         let before: Vec<_> = before.collect();
         let ended = self.take_up(open);
@@ -108,11 +106,11 @@ impl SessionRegistry {
     }
 
     /// What was held in the broadcasts that rooms had `before` is not for those that they go on with now (rule 13).
-    fn give_up_hold(&mut self, before: &[(PresenterIdx, Uuid)], now: Instant) {
+    fn give_up_hold(&mut self, before: &[(PresenterIdx, Broadcast)], now: Instant) {
         let mut places = Vec::new();
         for (presenter, before) in before {
             if let Some(room) = self.rooms.get_mut(presenter)
-                && room.follow_another(*before)
+                && room.follow_another(before)
             {
                 places.extend(room.place_at_once(*presenter, &self.config, now, system_ms()));
             }

@@ -263,8 +263,8 @@ enum Meanwhile {
 
 #[actix::test]
 async fn rule_13_what_is_held_is_not_for_a_later_broadcast_that_the_store_has_open_while_the_room_is_not_live() {
-    // Their numbers tell them apart, or time alone.
-    for numbers in [Some((7, 8)), None] {
+    // Their numbers tell them apart, or time alone; it began in the numbering of its server, below what is held here or above.
+    for (numbers, after) in [(Some((7, 8)), 7), (Some((7, 8)), 1), (None, 7), (None, 1)] {
         for meanwhile in [
             Meanwhile::Nothing,
             Meanwhile::Unsure,
@@ -306,7 +306,7 @@ async fn rule_13_what_is_held_is_not_for_a_later_broadcast_that_the_store_has_op
             }
             let later = Broadcast {
                 room_idx: numbers.map(|(_, later)| later),
-                ..open(before + 1, 1, 7, 1000)
+                ..open(before + 1, 1, after, 1000)
             };
             if meanwhile == Meanwhile::RestartsBefore {
                 stage.stop_well().await;
@@ -331,19 +331,59 @@ async fn rule_13_what_is_held_is_not_for_a_later_broadcast_that_the_store_has_op
             }
             is_live(&stage, true).await;
             let refused = stage.refused(1, "nobody was there").await;
-            assert_eq!(refused, Refusal::PresenterDisconnected, "{numbers:?} {meanwhile:?}");
+            assert_eq!(
+                refused,
+                Refusal::PresenterDisconnected,
+                "{numbers:?} {after} {meanwhile:?}"
+            );
             let next = legacy(&stage);
             stage.has_session(1, true).await;
             let new = stage.accepted(1, "new").await.seq.0;
             assert_eq!(new, if meanwhile == Meanwhile::Unsure { 6 } else { 5 });
             next.has(new).await;
-            assert_eq!(next.seqs(), [new], "{numbers:?} {meanwhile:?}");
+            assert_eq!(next.seqs(), [new], "{numbers:?} {after} {meanwhile:?}");
             stage.stored(1).await;
             let said = store.script().events[&(1, new)].broadcast_id;
-            assert_eq!(said, Some(later.id), "{numbers:?} {meanwhile:?}");
+            assert_eq!(said, Some(later.id), "{numbers:?} {after} {meanwhile:?}");
             fine(&[&first, &next]);
         }
     }
+}
+
+#[actix::test]
+async fn what_is_held_is_for_the_same_broadcast_also_where_another_server_has_a_later_record_of_it() {
+    let rooms = quick_rooms();
+    rooms.script().started_at_ms.clear();
+    rooms.script().room_idx.insert(1, 7);
+    let (spool, store) = new_spool(&[]);
+    let writer = WriterConfig {
+        adopt_every: Some(Duration::from_millis(5)),
+        ..writer_config()
+    };
+    let stage = Stage::among(rooms, spool, store.clone(), registry_config(), writer);
+    let first = legacy(&stage);
+    send(&stage, 1).await;
+    first.has(1).await;
+    first.leave();
+    send(&stage, 3).await;
+    is_live(&stage, false).await;
+    let own = || store.script().broadcasts.values().next().cloned();
+    until("its own record in the store", || own().is_some()).await;
+    let before = own().unwrap().id.as_u128();
+    let later = Broadcast {
+        room_idx: Some(7),
+        ..open(before + 1, 1, 7, 1000)
+    };
+    store.script().broadcasts.insert(later.id, later);
+    until("the later record to go on", || {
+        stored(&store, before).ended_at_ms.is_some()
+    })
+    .await;
+    is_live(&stage, true).await;
+    let next = legacy(&stage);
+    next.has(4).await;
+    assert_eq!(next.seqs(), [2, 3, 4]);
+    fine(&[&first, &next]);
 }
 
 #[actix::test]

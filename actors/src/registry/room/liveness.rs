@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{Numbering, Room, reached::Paused, refused::Refused};
 use crate::{
+    broadcast::Broadcast,
     checker::{CheckerHandle, Why},
     clock::millis,
     registry::{RegistryConfig, subscriber::Reading},
@@ -75,10 +76,12 @@ impl Room {
     }
 
     /// Has the room follow its record where that is of another broadcast than the one that it had `before`, without a
-    /// word of the room server's. Returns whether there may be something to save at once.
+    /// word of the room server's; a record of what that has named the same is of the same. Returns whether there may be something to
+    /// save at once.
     #[must_use]
-    pub fn follow_another(&mut self, before: Uuid) -> bool {
-        let Some(record) = self.broadcast.as_ref().filter(|record| record.id != before) else {
+    pub fn follow_another(&mut self, before: &Broadcast) -> bool {
+        let other = |record: &&Broadcast| record.id != before.id && !record.is_named_as(before);
+        let Some(record) = self.broadcast.as_ref().filter(other) else {
             return false;
         };
         self.reached.is_overtaken();

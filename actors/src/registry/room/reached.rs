@@ -175,6 +175,8 @@ impl Reached {
         if saved.is_none() && record.is_some() {
             self.saving.moves();
         }
+        // What it has reached of a broadcast that another one took the place of tells nothing of that one: it begins behind all.
+        let record = record.filter(|_| !self.overtaken);
         match saved.or_else(|| record.map(|record| unsaved(record, epoch, last))) {
             None => (self.position, self.legacy_from, self.over) = (last, last, last),
             Some(place) => {
