@@ -547,7 +547,7 @@ fn a_room_that_flips_makes_no_record_without_end() {
 }
 
 #[test]
-fn a_broadcast_that_is_given_up_has_ended_when_it_was_last_seen_to_be_live() {
+fn a_broadcast_that_nobody_knows_any_more_has_ended_when_it_was_last_seen_to_be_live() {
     let mut room = Room::new();
     room.hear(live(), 1_000);
     room.hear(live(), 5_000);
